@@ -1,0 +1,45 @@
+//! The protobufs that Tulle's halves speak, generated at build time without `protoc`.
+//!
+//! - [`discovery`]: the delta ADS envelope, byte for byte that of xDS v3.
+//! - [`v1`]: our resources, and what proxies report.
+//! - [`ca`]: Istio's certificate service.
+
+/// Laid out by package, since generated code of one package refers to another's by relative path.
+#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]
+mod generated {
+    pub mod envoy {
+        pub mod service {
+            pub mod discovery {
+                pub mod v3 {
+                    tonic::include_proto!("envoy.service.discovery.v3");
+                }
+            }
+        }
+    }
+    pub mod istio {
+        pub mod v1 {
+            pub mod auth {
+                tonic::include_proto!("istio.v1.auth");
+            }
+        }
+    }
+    pub mod tulle {
+        pub mod v1 {
+            tonic::include_proto!("tulle.v1");
+        }
+    }
+}
+
+pub use generated::envoy::service::discovery::v3 as discovery;
+pub use generated::istio::v1::auth as ca;
+pub use generated::tulle::v1;
+
+use prost::Name;
+
+/// The one name of the [`v1::Mesh`] resource.
+pub const MESH: &str = "mesh";
+
+/// `type.googleapis.com/<message>`: the type URL that ADS and `google.protobuf.Any` use for `M`.
+pub fn type_url<M: Name>() -> String {
+    M::type_url()
+}
