@@ -1,1 +1,8 @@
-//! See docs/architecture.md.
+//! Tulle's data plane: a small proxy beside every service.
+//!
+//! One way through, one room for each concern:
+//! `accept → detect → tls → policy → route → balance → endpoint → wire`, called in that order from
+//! `forward/outbound.rs` and `forward/inbound.rs`, the two files to read first. See docs/architecture.md.
+
+pub mod drain;
+pub mod io;

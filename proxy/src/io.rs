@@ -1,0 +1,208 @@
+//! Byte streams: a socket, bare or under TLS, that first replays what was already read from it.
+//!
+//! A leaf: it knows nothing of the rooms above it.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+
+use bytes::{Buf, Bytes};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+/// A stream that yields `head` before it yields what its inner stream has.
+///
+/// Detection *reads* the first bytes (peeking would spin on a partial head) and the next stage replays them.
+#[derive(Debug)]
+pub struct Replay<S> {
+    head: Bytes,
+    inner: S,
+}
+
+/// A connection's stream, whatever is underneath.
+#[derive(Debug)]
+pub struct Io {
+    inner: Inner,
+    meter: Option<Arc<Meter>>,
+}
+
+#[derive(Debug)]
+enum Inner {
+    Tcp(Replay<TcpStream>),
+    Tls(Box<tokio_rustls::TlsStream<Replay<TcpStream>>>),
+}
+
+/// Bytes that passed through an [`Io`], above TLS.
+#[derive(Debug, Default)]
+pub struct Meter {
+    pub received: AtomicU64,
+    pub sent: AtomicU64,
+}
+
+// === impl Replay ===
+
+impl<S> Replay<S> {
+    pub fn new(head: Bytes, inner: S) -> Self {
+        Self { head, inner }
+    }
+
+    pub fn get_ref(&self) -> &S {
+        &self.inner
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Replay<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.head.is_empty() {
+            return Pin::new(&mut self.inner).poll_read(cx, buf);
+        }
+        let n = self.head.len().min(buf.remaining());
+        buf.put_slice(&self.head[..n]);
+        self.head.advance(n);
+        if self.head.is_empty() {
+            self.head = Bytes::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Replay<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+}
+
+// === impl Io ===
+
+impl Io {
+    pub fn tcp(stream: TcpStream) -> Self {
+        Self::replay(Replay::new(Bytes::new(), stream))
+    }
+
+    pub fn replay(stream: Replay<TcpStream>) -> Self {
+        Self { inner: Inner::Tcp(stream), meter: None }
+    }
+
+    pub fn tls(stream: tokio_rustls::TlsStream<Replay<TcpStream>>) -> Self {
+        Self { inner: Inner::Tls(Box::new(stream)), meter: None }
+    }
+
+    /// Counts what passes from now on.
+    pub fn metered(mut self, meter: Arc<Meter>) -> Self {
+        self.meter = Some(meter);
+        self
+    }
+
+    pub fn socket(&self) -> &TcpStream {
+        match &self.inner {
+            Inner::Tcp(stream) => stream.get_ref(),
+            Inner::Tls(stream) => stream.get_ref().0.get_ref(),
+        }
+    }
+
+    /// Has the kernel answer the close with a reset instead of an orderly end.
+    pub fn reset_on_drop(&self) {
+        reset_on_drop(self.socket());
+    }
+
+    fn count_sent(&self, result: &Poll<io::Result<usize>>) {
+        if let (Some(meter), Poll::Ready(Ok(n))) = (&self.meter, result) {
+            meter.sent.fetch_add(*n as u64, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Has the kernel answer the drop of `socket` with a reset.
+pub fn reset_on_drop(socket: &TcpStream) {
+    // A socket that is already gone cannot be reset either.
+    drop(socket2::SockRef::from(socket).set_linger(Some(std::time::Duration::ZERO)));
+}
+
+impl AsyncRead for Io {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let result = match &mut self.inner {
+            Inner::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Inner::Tls(stream) => Pin::new(stream.as_mut()).poll_read(cx, buf),
+        };
+        if let Some(meter) = &self.meter {
+            meter.received.fetch_add((buf.filled().len() - before) as u64, Ordering::Relaxed);
+        }
+        result
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let result = match &mut self.inner {
+            Inner::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Inner::Tls(stream) => Pin::new(stream.as_mut()).poll_write(cx, buf),
+        };
+        self.count_sent(&result);
+        result
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.inner {
+            Inner::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Inner::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.inner {
+            Inner::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Inner::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),
+        }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = match &mut self.inner {
+            Inner::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Inner::Tls(stream) => Pin::new(stream.as_mut()).poll_write_vectored(cx, bufs),
+        };
+        self.count_sent(&result);
+        result
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.inner {
+            Inner::Tcp(stream) => stream.is_write_vectored(),
+            Inner::Tls(stream) => stream.is_write_vectored(),
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! What the control plane has told, decoded: plain data, one type for each kind of resource.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use tulle_certs::{SpiffeId, TrustDomain};
+
+use super::ObjectName;
+
+/// What a port speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// Not declared: told from the first bytes.
+    Detect,
+    /// HTTP/1, or HTTP/2 with prior knowledge.
+    Http,
+    Http2,
+    Grpc,
+    /// Opaque bytes.
+    Tcp,
+    /// The application's own TLS.
+    Tls,
+}
+
+/// Whom to expect behind an endpoint's port.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Peer {
+    /// TLS, always, and exactly this identity.
+    Mesh(SpiffeId),
+    Plaintext,
+}
+
+/// Whether inbound connections must be mutual TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Permissive,
+    Strict,
+    Off,
+}
+
+/// One endpoint of one port of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointInfo {
+    pub service_port: u16,
+    pub addr: SocketAddr,
+    pub peer: Peer,
+    pub workload: Option<ObjectName>,
+    pub zone: Option<Arc<str>>,
+    /// False while starting or draining.
+    pub ready: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointsInfo {
+    pub name: ObjectName,
+    pub endpoints: Vec<EndpointInfo>,
+}
+
+/// Who answers on an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AddressInfo {
+    pub ip: IpAddr,
+    pub target: AddressTarget,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AddressTarget {
+    /// The address is this service's virtual IP.
+    Service(ObjectName),
+    /// The address belongs to one or more workloads.
+    Host(Vec<HostPort>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPort {
+    pub port: u16,
+    pub workload: Option<ObjectName>,
+    pub protocol: Protocol,
+    pub peer: Peer,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceInfo {
+    pub name: ObjectName,
+    pub addresses: Vec<IpAddr>,
+    pub ports: Vec<ServicePort>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    pub port: u16,
+    pub name: String,
+    pub protocol: Protocol,
+}
+
+/// What the proxy knows about its own workload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkloadInfo {
+    pub name: ObjectName,
+    pub id: SpiffeId,
+    pub addresses: Vec<IpAddr>,
+    pub zone: Option<Arc<str>>,
+}
+
+/// What the whole mesh shares.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MeshInfo {
+    pub trust_domain: TrustDomain,
+    pub mode: Mode,
+    /// Where the mesh's workloads and virtual IPs live.
+    pub networks: Vec<IpNet>,
+}
+
+// === impl ServiceInfo ===
+
+impl ServiceInfo {
+    pub fn port(&self, port: u16) -> Option<&ServicePort> {
+        self.ports.iter().find(|p| p.port == port)
+    }
+}
+
+// === impl MeshInfo ===
+
+impl MeshInfo {
+    pub fn contains(&self, ip: IpAddr) -> bool {
+        self.networks.iter().any(|n| n.contains(&ip))
+    }
+}
