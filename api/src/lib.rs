@@ -30,9 +30,12 @@ mod generated {
     }
 }
 
+mod resource_type;
+
 pub use generated::envoy::service::discovery::v3 as discovery;
 pub use generated::istio::v1::auth as ca;
 pub use generated::tulle::v1;
+pub use resource_type::ResourceType;
 
 use prost::Name;
 
