@@ -1,1 +1,4 @@
 //! See docs/architecture.md.
+pub mod finding;
+pub mod kinds;
+pub mod object;

@@ -1,0 +1,138 @@
+//! What is wrong with what people wrote, and where.
+//!
+//! Decides how a complaint is worded and ordered, so that the log, the metrics and `tulle check` say the same.
+//! Holds no configuration and never stops anything: a finding is told, and the rest is served on. Made by
+//! [`crate::source`] (text, types, single objects) and by [`crate::model`] (how objects fit together).
+
+use std::fmt;
+
+use serde::Serialize;
+
+/// How bad it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Something that was asked for is not done; `tulle check` exits with 1.
+    Error,
+    /// Served as written, but probably not as meant.
+    Warning,
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Error => "error",
+            Self::Warning => "warning",
+        })
+    }
+}
+
+/// One complaint: what was wrong, where, and what to do.
+///
+/// Findings order by file, line and column, so a sorted list reads like the folder does.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Finding {
+    /// The file, as reached from the folder's own path; none for what came from no file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// From 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub line: Option<u32>,
+    /// From 1, in characters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub column: Option<u32>,
+    /// How bad it is.
+    pub severity: Severity,
+    /// `<Kind> <namespace>/<name>`, where that much could be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub object: Option<String>,
+    /// Path of the field, such as `spec.rules[0].backendRefs[1].weight`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub field: Option<String>,
+    /// What is wrong, and what is done about it meanwhile.
+    pub message: String,
+    /// What to do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+impl fmt::Display for Finding {
+    /// `file:line:column: error: Kind ns/name: field: message (hint)`, the shape that editors jump from.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(file) = &self.file {
+            f.write_str(file)?;
+            for number in [self.line, self.column].into_iter().flatten() {
+                write!(f, ":{number}")?;
+            }
+            f.write_str(": ")?;
+        }
+        write!(f, "{}: ", self.severity)?;
+        for part in [&self.object, &self.field].into_iter().flatten() {
+            write!(f, "{part}: ")?;
+        }
+        f.write_str(&self.message)?;
+        if let Some(hint) = &self.hint {
+            write!(f, " ({hint})")?;
+        }
+        Ok(())
+    }
+}
+
+/// A complaint about one object, before it is known where the object is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Note {
+    /// How bad it is.
+    pub severity: Severity,
+    /// Path of the field within the object; empty for the object as a whole.
+    pub field: String,
+    /// What is wrong.
+    pub message: String,
+    /// What to do.
+    pub hint: Option<String>,
+}
+
+/// Complaints gathered while one object is looked through.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Notes {
+    notes: Vec<Note>,
+    refused: bool,
+}
+
+// === impl Notes ===
+
+impl Notes {
+    /// The object cannot be used at all, as a Kubernetes API server would refuse it: its last good version stays.
+    pub fn refuse(&mut self, field: impl Into<String>, message: impl Into<String>, hint: &str) {
+        self.refused = true;
+        self.push(Severity::Error, field, message, hint);
+    }
+
+    /// A part of the object is not served, and what is done in its place is in the message.
+    pub fn error(&mut self, field: impl Into<String>, message: impl Into<String>, hint: &str) {
+        self.push(Severity::Error, field, message, hint);
+    }
+
+    /// Served, but probably not as meant.
+    pub fn warn(&mut self, field: impl Into<String>, message: impl Into<String>, hint: &str) {
+        self.push(Severity::Warning, field, message, hint);
+    }
+
+    /// Whether the object as a whole was refused.
+    pub fn refused(&self) -> bool {
+        self.refused
+    }
+
+    /// What was gathered, in the order in which it was seen.
+    pub fn into_inner(self) -> Vec<Note> {
+        self.notes
+    }
+
+    fn push(&mut self, severity: Severity, field: impl Into<String>, message: impl Into<String>, hint: &str) {
+        self.notes.push(Note {
+            severity,
+            field: field.into(),
+            message: message.into(),
+            hint: (!hint.is_empty()).then(|| hint.to_owned()),
+        });
+    }
+}

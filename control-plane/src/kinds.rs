@@ -1,0 +1,112 @@
+//! The kinds that are ours, as people write them: API group `policy.tulle.dev/v1alpha1`.
+//!
+//! Holds types and their documentation only; the same text becomes the custom resource definitions. What the
+//! fields mean to a proxy is decided in [`crate::object`] and [`crate::model`].
+
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What the whole mesh shares. There is one, named `mesh`; without it every field has its default.
+#[derive(CustomResource, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[kube(
+    group = "policy.tulle.dev",
+    version = "v1alpha1",
+    kind = "Mesh",
+    plural = "meshes",
+    derive = "PartialEq"
+)]
+#[serde(rename_all = "camelCase")]
+pub struct MeshSpec {
+    /// Whether connections between workloads of the mesh must be mutually authenticated. `permissive` by default.
+    #[serde(default)]
+    pub mtls: Mtls,
+    /// The trust domain of every identity in the mesh; `cluster.local` by default. It is read when the control
+    /// plane starts; changing it needs a restart and new certificates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trust_domain: Option<String>,
+    /// CIDR blocks where workloads and virtual IPs of the mesh live. An address in them that cannot be resolved
+    /// is refused rather than passed through.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub networks: Vec<String>,
+}
+
+/// How plaintext is treated.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Mtls {
+    /// Mutual TLS between workloads of the mesh; plaintext from others is accepted.
+    #[default]
+    Permissive,
+    /// Mutual TLS or nothing.
+    Strict,
+    /// Plaintext everywhere.
+    Off,
+}
+
+/// Who may connect to the workloads behind a Service. Once any rule speaks of a port, whatever no rule allows is
+/// refused there.
+#[derive(CustomResource, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[kube(
+    group = "policy.tulle.dev",
+    version = "v1alpha1",
+    kind = "AuthorizationPolicy",
+    plural = "authorizationpolicies",
+    namespaced,
+    derive = "PartialEq"
+)]
+#[serde(rename_all = "camelCase")]
+pub struct AuthorizationPolicySpec {
+    /// Services in the policy's own namespace (GEP-713).
+    pub target_refs: Vec<PolicyTargetRef>,
+    /// `ALLOW`, the only one so far.
+    #[serde(default)]
+    pub action: PolicyAction,
+    /// Any of them allows; none at all allows nobody.
+    #[serde(default)]
+    pub rules: Vec<PolicyRule>,
+}
+
+/// What a policy is attached to.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyTargetRef {
+    /// The API group; empty for a Service.
+    #[serde(default)]
+    pub group: String,
+    /// `Service`.
+    pub kind: String,
+    /// The name, in the policy's own namespace.
+    pub name: String,
+}
+
+/// What a policy does to what its rules describe.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum PolicyAction {
+    /// Lets through what a rule describes.
+    #[default]
+    Allow,
+}
+
+/// One thing that is allowed.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyRule {
+    /// Shown in logs and metrics; the rule's index by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Any of these sources. Required: a rule without sources would allow nobody.
+    pub from: Vec<PolicySource>,
+    /// Ports of the targeted Services, by number; every port by default.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub to_ports: Vec<i32>,
+}
+
+/// Who is allowed.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicySource {
+    /// Each a SPIFFE ID, or `<namespace>/<service account>` in the mesh's own trust domain.
+    pub identities: Vec<String>,
+}

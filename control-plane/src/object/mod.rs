@@ -1,0 +1,260 @@
+//! Objects as the control plane keeps them: read once from their Kubernetes form into only what is served.
+//!
+//! Decides what a single object means, looking at nothing but the object: what a Kubernetes API server would
+//! refuse is refused here too ([`Notes::refuse`]), and what this version cannot serve is told. How objects fit
+//! together is decided in [`crate::model`]. Called by every source; does no I/O and never panics on input.
+
+mod mesh;
+mod policy;
+mod route;
+mod service;
+mod slice;
+
+use std::fmt;
+use std::sync::Arc;
+
+use gateway_api::experimental::httproutes::HttpRoute;
+use gateway_api::experimental::referencegrants::ReferenceGrant;
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+pub use self::mesh::{DEFAULT_TRUST_DOMAIN, Mesh};
+pub use self::policy::{Identity, Policy, Rule as PolicyRule};
+pub use self::route::{Backend, Grant, GrantTarget, Match, Parent, Route, Rule};
+pub use self::service::{Port, Protocol, Service};
+pub use self::slice::{Slice, SliceEndpoint};
+
+use crate::finding::Notes;
+use crate::kinds;
+
+/// The namespace of an object that names none.
+pub const DEFAULT_NAMESPACE: &str = "default";
+
+/// `<namespace>/<name>`; the namespace is empty for kinds that have none.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NamespacedName {
+    /// Empty for cluster-wide kinds.
+    pub namespace: Arc<str>,
+    /// The name, unique by kind and namespace.
+    pub name: Arc<str>,
+}
+
+/// A kind of object that the control plane reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// `v1` Service.
+    Service,
+    /// `discovery.k8s.io/v1` EndpointSlice.
+    EndpointSlice,
+    /// `gateway.networking.k8s.io/v1` HTTPRoute.
+    HttpRoute,
+    /// `gateway.networking.k8s.io/v1` ReferenceGrant.
+    ReferenceGrant,
+    /// `policy.tulle.dev/v1alpha1` AuthorizationPolicy.
+    AuthorizationPolicy,
+    /// `policy.tulle.dev/v1alpha1` Mesh.
+    Mesh,
+}
+
+/// Which object: two of the same key are the same object.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectKey {
+    /// What it is.
+    pub kind: Kind,
+    /// What it is called.
+    pub name: NamespacedName,
+}
+
+/// One object, read.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Object {
+    /// A Service.
+    Service(Service),
+    /// An EndpointSlice.
+    EndpointSlice(Slice),
+    /// An HTTPRoute.
+    HttpRoute(Route),
+    /// A ReferenceGrant.
+    ReferenceGrant(Grant),
+    /// An AuthorizationPolicy.
+    AuthorizationPolicy(Policy),
+    /// The Mesh.
+    Mesh(Mesh),
+}
+
+// === impl NamespacedName ===
+
+impl NamespacedName {
+    /// Neither part is checked.
+    pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+
+    /// Reads `<namespace>/<name>`; none unless both parts are names as Kubernetes has them.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (namespace, name) = text.split_once('/')?;
+        (is_label(namespace) && is_subdomain(name)).then(|| Self::new(namespace, name))
+    }
+
+    fn of(meta: &ObjectMeta) -> Self {
+        Self::new(
+            meta.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE),
+            meta.name.as_deref().unwrap_or_default(),
+        )
+    }
+}
+
+impl fmt::Display for NamespacedName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.namespace.is_empty() {
+            write!(f, "{}/", self.namespace)?;
+        }
+        f.write_str(&self.name)
+    }
+}
+
+// === impl Kind ===
+
+impl Kind {
+    /// As written in `kind:`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::HttpRoute => "HTTPRoute",
+            Self::ReferenceGrant => "ReferenceGrant",
+            Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::Mesh => "Mesh",
+        }
+    }
+
+    /// False for kinds that belong to the whole cluster.
+    pub fn is_namespaced(self) -> bool {
+        self != Self::Mesh
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+// === impl ObjectKey ===
+
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.kind, self.name)
+    }
+}
+
+// === impl Object ===
+
+impl Object {
+    /// Reads a Service; none if it is refused.
+    pub fn service(object: &core::Service, notes: &mut Notes) -> Option<Self> {
+        let read = Service::read(object, notes);
+        finish(Self::Service(read), &object.metadata, notes)
+    }
+
+    /// Reads an EndpointSlice; none if it is refused.
+    pub fn endpoint_slice(object: &discovery::EndpointSlice, notes: &mut Notes) -> Option<Self> {
+        let read = Slice::read(object, notes);
+        finish(Self::EndpointSlice(read), &object.metadata, notes)
+    }
+
+    /// Reads an HTTPRoute; none if it is refused.
+    pub fn http_route(object: &HttpRoute, notes: &mut Notes) -> Option<Self> {
+        let read = Route::read(object, notes);
+        finish(Self::HttpRoute(read), &object.metadata, notes)
+    }
+
+    /// Reads a ReferenceGrant; none if it is refused.
+    pub fn reference_grant(object: &ReferenceGrant, notes: &mut Notes) -> Option<Self> {
+        let read = Grant::read(object);
+        finish(Self::ReferenceGrant(read), &object.metadata, notes)
+    }
+
+    /// Reads an AuthorizationPolicy; none if it is refused.
+    pub fn authorization_policy(object: &kinds::AuthorizationPolicy, notes: &mut Notes) -> Option<Self> {
+        let read = Policy::read(object, notes);
+        finish(Self::AuthorizationPolicy(read), &object.metadata, notes)
+    }
+
+    /// Reads the Mesh; none if it is refused.
+    pub fn mesh(object: &kinds::Mesh, notes: &mut Notes) -> Option<Self> {
+        let read = Mesh::read(object, notes);
+        finish(Self::Mesh(read), &object.metadata, notes)
+    }
+
+    /// What it is and what it is called.
+    pub fn key(&self) -> ObjectKey {
+        let (kind, name) = match self {
+            Self::Service(object) => (Kind::Service, &object.name),
+            Self::EndpointSlice(object) => (Kind::EndpointSlice, &object.name),
+            Self::HttpRoute(object) => (Kind::HttpRoute, &object.name),
+            Self::ReferenceGrant(object) => (Kind::ReferenceGrant, &object.name),
+            Self::AuthorizationPolicy(object) => (Kind::AuthorizationPolicy, &object.name),
+            Self::Mesh(object) => (Kind::Mesh, &object.name),
+        };
+        ObjectKey { kind, name: name.clone() }
+    }
+}
+
+/// The annotation on an EndpointSlice that makes its endpoints part of the mesh.
+pub const IDENTITY: &str = "tulle.dev/identity";
+/// The annotation that lists ports whose bytes are not looked into.
+pub const OPAQUE_PORTS: &str = "config.tulle.dev/opaque-ports";
+
+/// Annotations and labels of ours, on any object; those for pods are told elsewhere.
+const KNOWN_KEYS: [&str; 3] = [IDENTITY, OPAQUE_PORTS, "tulle.dev/inject"];
+
+/// What is the same for every kind: unknown keys of ours are told, and a refused object is dropped.
+fn finish(object: Object, meta: &ObjectMeta, notes: &mut Notes) -> Option<Object> {
+    for (part, keys) in [("annotations", &meta.annotations), ("labels", &meta.labels)] {
+        for key in keys.iter().flatten().map(|(key, _)| key) {
+            let ours = key.starts_with("tulle.dev/") || key.starts_with("config.tulle.dev/");
+            if ours && !KNOWN_KEYS.contains(&key.as_str()) {
+                notes.warn(
+                    format!("metadata.{part}[\"{key}\"]"),
+                    format!("`{key}` means nothing here and is ignored"),
+                    &format!("on these objects: {}", KNOWN_KEYS.join(", ")),
+                );
+            }
+        }
+    }
+    (!notes.refused()).then_some(object)
+}
+
+/// A port number as people write them; refused outside 1–65535.
+fn port(number: i32, field: impl Into<String>, notes: &mut Notes) -> u16 {
+    match u16::try_from(number) {
+        Ok(port) if port > 0 => port,
+        _ => {
+            let message = format!("{number} is not a port");
+            notes.refuse(field, message, "ports are 1 to 65535");
+            0
+        }
+    }
+}
+
+/// RFC 1123 label, as Kubernetes has it: the names of Services and namespaces.
+pub(crate) fn is_label(text: &str) -> bool {
+    text.len() <= 63 && is_subdomain(text) && !text.contains('.')
+}
+
+/// RFC 1123 subdomain, as Kubernetes has it: the names of most objects.
+pub(crate) fn is_subdomain(text: &str) -> bool {
+    (1..=253).contains(&text.len())
+        && text.split('.').all(|label| {
+            let bytes = label.as_bytes();
+            let ends = |byte: Option<&u8>| byte.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+            ends(bytes.first())
+                && ends(bytes.last())
+                && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
+        })
+}
+
+#[cfg(test)]
+mod tests;

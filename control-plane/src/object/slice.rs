@@ -1,0 +1,149 @@
+//! EndpointSlice: where a Service is answered.
+
+use std::net::IpAddr;
+
+use k8s_openapi::api::discovery::v1 as discovery;
+
+use super::policy::IDENTITY_HINT;
+use super::{DEFAULT_NAMESPACE, IDENTITY, Identity, NamespacedName, port};
+use crate::finding::Notes;
+
+/// The label that says which Service a slice belongs to.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// An EndpointSlice, read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slice {
+    /// Its own name.
+    pub name: NamespacedName,
+    /// The Service it belongs to, in the same namespace.
+    pub service: NamespacedName,
+    /// Whom to expect on every port; none: plaintext.
+    pub identity: Option<Identity>,
+    /// Port name (of the Service's port) and the port to dial.
+    pub ports: Vec<(String, u16)>,
+    /// In the order written.
+    pub endpoints: Vec<SliceEndpoint>,
+}
+
+/// One address of a slice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SliceEndpoint {
+    /// Where to dial.
+    pub address: IpAddr,
+    /// The pod, where it is named.
+    pub workload: Option<NamespacedName>,
+    /// Empty when unknown.
+    pub zone: String,
+    /// May be picked.
+    pub ready: bool,
+    /// Going away, and no longer answering.
+    pub gone: bool,
+}
+
+// === impl Slice ===
+
+impl Slice {
+    pub(super) fn read(object: &discovery::EndpointSlice, notes: &mut Notes) -> Self {
+        let name = NamespacedName::of(&object.metadata);
+        let label = |key: &str| object.metadata.labels.as_ref()?.get(key).map(String::as_str);
+        let service = label(SERVICE_NAME).unwrap_or_default();
+        if service.is_empty() {
+            notes.refuse(
+                "metadata.labels",
+                "the slice belongs to no Service",
+                &format!("add the label `{SERVICE_NAME}: <Service>`"),
+            );
+        }
+        Self {
+            service: NamespacedName::new(name.namespace.clone(), service),
+            identity: read_identity(object, notes),
+            ports: read_ports(object, notes),
+            endpoints: read_endpoints(&name, object, notes),
+            name,
+        }
+    }
+}
+
+/// An identity that cannot be read refuses the slice: it must not turn into plaintext.
+fn read_identity(object: &discovery::EndpointSlice, notes: &mut Notes) -> Option<Identity> {
+    let text = object.metadata.annotations.as_ref()?.get(IDENTITY)?;
+    let identity = Identity::parse(text);
+    if identity.is_none() {
+        notes.refuse(
+            format!("metadata.annotations[\"{IDENTITY}\"]"),
+            format!("`{text}` is not an identity"),
+            IDENTITY_HINT,
+        );
+    }
+    identity
+}
+
+fn read_ports(object: &discovery::EndpointSlice, notes: &mut Notes) -> Vec<(String, u16)> {
+    let mut ports: Vec<(String, u16)> = Vec::new();
+    for (index, entry) in object.ports.iter().flatten().enumerate() {
+        let at = format!("ports[{index}]");
+        if !matches!(entry.protocol.as_deref(), None | Some("TCP")) {
+            continue;
+        }
+        let name = entry.name.clone().unwrap_or_default();
+        let Some(number) = entry.port else {
+            notes.error(at, "a port without a number is not supported; it is left out", "write `port:`");
+            continue;
+        };
+        if ports.iter().any(|(known, _)| *known == name) {
+            notes.refuse(format!("{at}.name"), format!("two ports are called `{name}`"), "rename one");
+        }
+        ports.push((name, port(number, format!("{at}.port"), notes)));
+    }
+    ports
+}
+
+fn read_endpoints(
+    slice: &NamespacedName,
+    object: &discovery::EndpointSlice,
+    notes: &mut Notes,
+) -> Vec<SliceEndpoint> {
+    let wants_v6 = match object.address_type.as_str() {
+        "IPv4" => false,
+        "IPv6" => true,
+        other => {
+            notes.refuse("addressType", format!("`{other}` is not supported"), "`IPv4` or `IPv6`");
+            return Vec::new();
+        }
+    };
+    let mut endpoints = Vec::new();
+    for (index, endpoint) in object.endpoints.iter().flatten().enumerate() {
+        let conditions = endpoint.conditions.clone().unwrap_or_default();
+        let ready = conditions.ready.unwrap_or(true);
+        let serving = conditions.serving.unwrap_or(ready);
+        let terminating = conditions.terminating.unwrap_or(false);
+        let workload =
+            endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod")).and_then(
+                |target| {
+                    let namespace = target.namespace.as_deref().unwrap_or(&slice.namespace);
+                    let namespace = if namespace.is_empty() { DEFAULT_NAMESPACE } else { namespace };
+                    Some(NamespacedName::new(namespace, target.name.as_deref()?))
+                },
+            );
+        for (at, text) in endpoint.addresses.iter().enumerate() {
+            let parsed = text.parse::<IpAddr>().ok();
+            let Some(address) = parsed.filter(|address| address.is_ipv6() == wants_v6) else {
+                notes.refuse(
+                    format!("endpoints[{index}].addresses[{at}]"),
+                    format!("`{text}` is not an {} address", object.address_type),
+                    "a slice holds addresses of one family, which `addressType` names",
+                );
+                continue;
+            };
+            endpoints.push(SliceEndpoint {
+                address: address.to_canonical(),
+                workload: workload.clone(),
+                zone: endpoint.zone.clone().unwrap_or_default(),
+                ready: ready && !terminating,
+                gone: terminating && !serving,
+            });
+        }
+    }
+    endpoints
+}
