@@ -4,5 +4,7 @@
 //! `accept → detect → tls → policy → route → balance → endpoint → wire`, called in that order from
 //! `forward/outbound.rs` and `forward/inbound.rs`, the two files to read first. See docs/architecture.md.
 
+pub mod config;
 pub mod drain;
 pub mod io;
+pub mod telemetry;

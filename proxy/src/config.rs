@@ -1,0 +1,476 @@
+//! Every setting of the proxy, in one table: name, form, default, meaning.
+//!
+//! A setting is the variable `TULLE_PROXY_<NAME>` or the flag `--<name>`; the flag wins. A bad value stops the
+//! start, and the message names the setting, what it had and which form it takes. A variable with our prefix that
+//! no setting has is warned about, with the nearest name. Nothing else in the proxy reads the environment.
+//!
+//! [`Config`] is plain data: `main`, the `tulle` binary and tests make one, and `app` starts a proxy from it.
+//! `docs/reference/proxy.md` is made from the table ([`reference()`]), and a test compares the two.
+
+mod addresses;
+mod parse;
+mod table;
+mod workers;
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use tracing_subscriber::EnvFilter;
+
+pub use self::addresses::BoundAddresses;
+pub use self::table::{VARIABLES, Variable, reference};
+pub use self::workers::{CpuLimits, worker_count};
+
+/// What every variable's name begins with.
+pub const PREFIX: &str = "TULLE_PROXY_";
+
+/// The ports of the proxy and of its admin listeners: never an inbound destination (`loop_detected`).
+pub const RESERVED_PORTS: std::ops::RangeInclusive<u16> = 15000..=15090;
+
+/// Everything that a proxy can be told at its start. The meaning of each field is in [`VARIABLES`].
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Whose proxy this is. `None` only where there is no control plane (fixed configuration, tests).
+    pub workload: Option<Name>,
+    /// `region` and `region/zone`, told to the control plane with the registration.
+    pub locality: Locality,
+    /// `host:port` of the control plane. `None`: the proxy runs on what its state was given (tests).
+    pub control_plane_address: Option<HostPort>,
+    /// The join token, for the first certificate.
+    pub identity_token_file: Option<PathBuf>,
+    /// PEM roots to trust the control plane by, in place of the pin in the token file; with
+    /// [`Config::identity_cert_file`], the roots to trust peers by.
+    pub identity_trust_bundle_file: Option<PathBuf>,
+    /// PEM chain, leaf first, given from outside in place of the certificate authority.
+    pub identity_cert_file: Option<PathBuf>,
+    /// PEM private key of [`Config::identity_cert_file`].
+    pub identity_key_file: Option<PathBuf>,
+    /// Intercepting listeners: the destination comes from the kernel.
+    pub outbound_listen: Vec<SocketAddr>,
+    /// Listeners that each lead to one port of one service.
+    pub outbound_services: Vec<OutboundService>,
+    /// Intercepting listeners for what comes in.
+    pub inbound_listen: Vec<SocketAddr>,
+    /// Listeners that each lead to one address of the application.
+    pub inbound_ports: Vec<InboundPort>,
+    /// The address that other workloads dial. `None`: that of the inbound listener.
+    pub register_address: Option<IpAddr>,
+    /// Ports whose bytes are never looked at.
+    pub opaque_ports: PortSet,
+    /// How many worker threads. `None`: see [`worker_count`].
+    pub workers: Option<usize>,
+    /// The CPU request of the container, in thousandths of a core.
+    pub cpu_request_millis: Option<u64>,
+    /// How long a connect may take, TLS handshake included.
+    pub connect_timeout: Duration,
+    /// How long a pooled HTTP/1 connection may idle.
+    pub idle_timeout: Duration,
+    /// How long detection waits for the first bytes.
+    pub detect_timeout: Duration,
+    /// How long a request's head may take, from its first byte.
+    pub header_read_timeout: Duration,
+    /// How large a request's or response's head may be, in bytes.
+    pub max_head_bytes: usize,
+    /// How many accepted connections the proxy holds, over all workers. `None`: half of what its file
+    /// descriptors allow.
+    pub max_connections: Option<usize>,
+    /// The listen backlog.
+    pub listen_backlog: u32,
+    /// How long a drain may take before what is left is cut.
+    pub drain_grace: Duration,
+    /// How long the first use of an address is held for the control plane's answer.
+    pub discovery_timeout: Duration,
+    /// The loopback admin listener. `None`: none.
+    pub admin_address: Option<SocketAddr>,
+    /// A unix socket that serves what [`Config::admin_address`] does.
+    pub admin_socket: Option<PathBuf>,
+    /// The public listener: metrics and probes. `None`: none.
+    pub metrics_address: Option<SocketAddr>,
+    /// How many lines `/metrics` may have.
+    pub metrics_max_series: usize,
+    /// Upper bounds of the latency histograms' buckets, ascending.
+    pub metrics_latency_buckets: Vec<Duration>,
+    /// Where [`BoundAddresses`] are written.
+    pub addresses_file: Option<PathBuf>,
+    /// What diagnostics are written: a level, or directives as of `tracing_subscriber::EnvFilter`.
+    pub log_level: String,
+    /// How diagnostics are written.
+    pub log_format: LogFormat,
+    /// How the access log is written.
+    pub access_log: AccessLogFormat,
+}
+
+/// `<namespace>/<name>` of a workload or a service.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Name {
+    /// A DNS label.
+    pub namespace: String,
+    /// A DNS label (services) or name (workloads).
+    pub name: String,
+}
+
+/// A host name or IP address, and a port.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct HostPort {
+    /// Without brackets where it is an IPv6 address.
+    pub host: String,
+    /// 1–65535.
+    pub port: u16,
+}
+
+/// Where a workload runs; empty when unknown.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Locality {
+    /// As of `topology.kubernetes.io/region`.
+    pub region: String,
+    /// As of `topology.kubernetes.io/zone`.
+    pub zone: String,
+}
+
+/// `listen=namespace/service:port`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutboundService {
+    /// Where applications dial; port 0 for any free one.
+    pub listen: SocketAddr,
+    /// The service that the listener leads to.
+    pub service: Name,
+    /// The service's port.
+    pub port: u16,
+}
+
+/// `listen=application[/service:port]…`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InboundPort {
+    /// Where other workloads dial, and what is registered; port 0 for any free one.
+    pub listen: SocketAddr,
+    /// Where the application listens.
+    pub application: SocketAddr,
+    /// The services, in the workload's own namespace, and their ports, that this port is registered for.
+    pub services: Vec<ServicePort>,
+}
+
+/// A service of the workload's own namespace, and one of its ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    /// A DNS label.
+    pub service: String,
+    /// 1–65535.
+    pub port: u16,
+}
+
+/// A list of ports and ranges of ports.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PortSet(Vec<std::ops::RangeInclusive<u16>>);
+
+/// How diagnostics are written to standard output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object per line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// How the access log is written to standard error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccessLogFormat {
+    /// One JSON object per request or opaque connection.
+    Json,
+    /// Not at all.
+    None,
+}
+
+/// What [`load`] came to.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// Variables with our prefix that no setting has; to be logged once logging is there.
+    pub warnings: Vec<String>,
+}
+
+/// A setting that the proxy cannot start with.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The value does not parse.
+    #[error("{setting}: {problem} (got `{value}`); expected {form}")]
+    Bad {
+        /// The variable or the flag, whichever held the value.
+        setting: String,
+        /// What it held.
+        value: String,
+        /// What is wrong with it.
+        problem: String,
+        /// The accepted form.
+        form: &'static str,
+    },
+    /// Settings that each parse and do not go together.
+    #[error("{0}")]
+    Conflict(String),
+    /// The arguments are not ours, or are `--help` or `--version`: to be printed as clap prints it.
+    #[error(transparent)]
+    Arguments(#[from] clap::Error),
+}
+
+/// Reads the settings from the process's arguments and environment.
+///
+/// `command` is what is run, with its own arguments taken off: `tulle-proxy`, or a subcommand of `tulle`.
+///
+/// # Errors
+/// [`ConfigError::Arguments`] also for `--help`: call `clap::Error::exit` on it.
+pub fn load(
+    command: clap::Command,
+    arguments: impl IntoIterator<Item = std::ffi::OsString>,
+    environment: impl IntoIterator<Item = (std::ffi::OsString, std::ffi::OsString)>,
+) -> Result<Loaded, ConfigError> {
+    let matches = with_flags(command).try_get_matches_from(arguments)?;
+    from_matches(&matches, environment)
+}
+
+/// `command` with a flag for every setting.
+pub fn with_flags(command: clap::Command) -> clap::Command {
+    static FLAGS: LazyLock<Vec<String>> = LazyLock::new(|| VARIABLES.iter().map(Variable::flag).collect());
+    command.args(VARIABLES.iter().zip(FLAGS.iter()).map(|(variable, flag)| {
+        let help =
+            format!("{} [default: {}; {}]", variable.meaning, variable.default_text(), variable.variable());
+        clap::Arg::new(variable.name).long(flag.as_str()).value_name(variable.form).help(help)
+    }))
+}
+
+/// Reads the settings from the matches of a command made by [`with_flags`], and from `environment`.
+///
+/// # Errors
+/// The first setting that is bad, or a pair that does not go together.
+pub fn from_matches(
+    matches: &clap::ArgMatches,
+    environment: impl IntoIterator<Item = (std::ffi::OsString, std::ffi::OsString)>,
+) -> Result<Loaded, ConfigError> {
+    let mut warnings = Vec::new();
+    let mut from_environment: Vec<Option<String>> = vec![None; VARIABLES.len()];
+    for (name, value) in environment {
+        let Some(name) = name.to_str().and_then(|name| name.strip_prefix(PREFIX)) else { continue };
+        match VARIABLES.iter().position(|variable| variable.name == name) {
+            Some(index) => from_environment[index] = Some(value.to_string_lossy().into_owned()),
+            None => warnings.push(unknown_variable(name)),
+        }
+    }
+    let mut config = Config::default();
+    for (variable, from_environment) in VARIABLES.iter().zip(from_environment) {
+        let (setting, value) = match matches.get_one::<String>(variable.name) {
+            Some(value) => (format!("--{}", variable.flag()), value.clone()),
+            // Set to nothing means not set: what a template leaves behind.
+            None => match from_environment.filter(|value| !value.trim().is_empty()) {
+                Some(value) => (variable.variable(), value),
+                None => continue,
+            },
+        };
+        (variable.set)(&mut config, value.trim()).map_err(|problem| ConfigError::Bad {
+            setting,
+            value,
+            problem,
+            form: variable.form,
+        })?;
+    }
+    config.validate()?;
+    warnings.sort();
+    Ok(Loaded { config, warnings })
+}
+
+fn unknown_variable(name: &str) -> String {
+    let nearest =
+        VARIABLES.iter().map(|variable| (parse::distance(variable.name, name), variable.name)).min();
+    match nearest {
+        Some((distance, nearest)) if distance <= 3 => {
+            format!(
+                "{PREFIX}{name} is no setting of this proxy and is ignored; did you mean {PREFIX}{nearest}?"
+            )
+        }
+        _ => format!("{PREFIX}{name} is no setting of this proxy and is ignored; `--help` lists them"),
+    }
+}
+
+// === impl Config ===
+
+impl Default for Config {
+    /// The table's defaults.
+    fn default() -> Self {
+        let mut config = Self {
+            workload: None,
+            locality: Locality::default(),
+            control_plane_address: None,
+            identity_token_file: None,
+            identity_trust_bundle_file: None,
+            identity_cert_file: None,
+            identity_key_file: None,
+            outbound_listen: Vec::new(),
+            outbound_services: Vec::new(),
+            inbound_listen: Vec::new(),
+            inbound_ports: Vec::new(),
+            register_address: None,
+            opaque_ports: PortSet::default(),
+            workers: None,
+            cpu_request_millis: None,
+            connect_timeout: Duration::ZERO,
+            idle_timeout: Duration::ZERO,
+            detect_timeout: Duration::ZERO,
+            header_read_timeout: Duration::ZERO,
+            max_head_bytes: 0,
+            max_connections: None,
+            listen_backlog: 0,
+            drain_grace: Duration::ZERO,
+            discovery_timeout: Duration::ZERO,
+            admin_address: None,
+            admin_socket: None,
+            metrics_address: None,
+            metrics_max_series: 0,
+            metrics_latency_buckets: Vec::new(),
+            addresses_file: None,
+            log_level: String::new(),
+            log_format: LogFormat::Text,
+            access_log: AccessLogFormat::None,
+        };
+        for variable in VARIABLES {
+            // That every default parses is a test's business.
+            let _ = variable.default.map(|default| (variable.set)(&mut config, default));
+        }
+        config
+    }
+}
+
+impl Config {
+    /// What no single setting can know.
+    ///
+    /// # Errors
+    /// The settings that do not go together, and what to do.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let conflict = |text: String| Err(ConfigError::Conflict(text));
+        if self.control_plane_address.is_some() && self.workload.is_none() {
+            return conflict(format!(
+                "{PREFIX}WORKLOAD is not set; with a control plane it must be, as <namespace>/<name>"
+            ));
+        }
+        if self.identity_cert_file.is_some() != self.identity_key_file.is_some() {
+            return conflict(format!(
+                "{PREFIX}IDENTITY_CERT_FILE and {PREFIX}IDENTITY_KEY_FILE go together; set both or none"
+            ));
+        }
+        if self.identity_cert_file.is_some() && self.identity_trust_bundle_file.is_none() {
+            return conflict(format!(
+                "{PREFIX}IDENTITY_CERT_FILE needs {PREFIX}IDENTITY_TRUST_BUNDLE_FILE, the roots to trust peers by"
+            ));
+        }
+        if self.identity_cert_file.is_some() && self.identity_token_file.is_some() {
+            return conflict(format!(
+                "{PREFIX}IDENTITY_CERT_FILE and {PREFIX}IDENTITY_TOKEN_FILE are two sources of one identity; set one of them"
+            ));
+        }
+        if self.control_plane_address.is_some()
+            && self.identity_cert_file.is_none()
+            && self.identity_token_file.is_none()
+        {
+            return conflict(format!(
+                "no identity: set {PREFIX}IDENTITY_TOKEN_FILE (a token of `tulle token create`), or {PREFIX}IDENTITY_CERT_FILE"
+            ));
+        }
+        self.validate_listeners()
+    }
+
+    fn validate_listeners(&self) -> Result<(), ConfigError> {
+        let conflict = |text: String| Err(ConfigError::Conflict(text));
+        if let Some(address) = self.admin_address
+            && !address.ip().is_loopback()
+        {
+            return conflict(format!(
+                "{PREFIX}ADMIN_ADDRESS={address} is not a loopback address; what that listener serves is for this host only"
+            ));
+        }
+        for port in &self.inbound_ports {
+            if port.application == port.listen && port.listen.port() != 0 {
+                return conflict(format!(
+                    "{PREFIX}INBOUND_PORTS: {} would lead to itself; the application and the proxy need different ports",
+                    port.listen
+                ));
+            }
+            if !port.services.is_empty() && self.advertised_ip(port).is_none() {
+                return conflict(format!(
+                    "{PREFIX}INBOUND_PORTS: {} is registered, and listens on every address; set {PREFIX}REGISTER_ADDRESS to the \
+                     one that other workloads dial",
+                    port.listen
+                ));
+            }
+        }
+        let mut bound: Vec<(&'static str, SocketAddr)> = Vec::new();
+        bound.extend(self.outbound_listen.iter().map(|listen| ("OUTBOUND_LISTEN", *listen)));
+        bound.extend(self.inbound_listen.iter().map(|listen| ("INBOUND_LISTEN", *listen)));
+        bound.extend(self.outbound_services.iter().map(|service| ("OUTBOUND_SERVICES", service.listen)));
+        bound.extend(self.inbound_ports.iter().map(|port| ("INBOUND_PORTS", port.listen)));
+        bound.extend(self.admin_address.map(|address| ("ADMIN_ADDRESS", address)));
+        bound.extend(self.metrics_address.map(|address| ("METRICS_ADDRESS", address)));
+        bound.retain(|(_, address)| address.port() != 0);
+        for (index, (first, address)) in bound.iter().enumerate() {
+            if let Some((second, _)) = bound[index + 1..].iter().find(|(_, other)| other == address) {
+                return conflict(format!("{PREFIX}{first} and {PREFIX}{second} both listen on {address}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The address that other workloads dial to reach `port`; `None` if it is registered nowhere sensible.
+    pub fn advertised_ip(&self, port: &InboundPort) -> Option<IpAddr> {
+        self.register_address.or_else(|| Some(port.listen.ip()).filter(|ip| !ip.is_unspecified()))
+    }
+
+    /// How many worker threads to start: as set, else as the machine allows.
+    pub fn worker_count(&self) -> usize {
+        self.workers.unwrap_or_else(|| worker_count(&CpuLimits::read(), self.cpu_request_millis))
+    }
+
+    /// How many connections the proxy holds: as set, else half of `file_limit` less a reserve for the proxy
+    /// itself, since every connection has another one behind it.
+    pub fn connection_limit(&self, file_limit: u64) -> usize {
+        const RESERVE: u64 = 128;
+        self.max_connections.unwrap_or_else(|| {
+            usize::try_from(file_limit.saturating_sub(RESERVE) / 2).unwrap_or(usize::MAX).max(16)
+        })
+    }
+}
+
+// === impl Name ===
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+// === impl HostPort ===
+
+impl fmt::Display for HostPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+// === impl PortSet ===
+
+impl PortSet {
+    /// Whether `port` is in the list.
+    pub fn contains(&self, port: u16) -> bool {
+        self.0.iter().any(|range| range.contains(&port))
+    }
+}
+
+/// Whether `directives` are a level or filter that diagnostics can be set to.
+pub(crate) fn check_log_level(directives: &str) -> Result<EnvFilter, String> {
+    EnvFilter::try_new(directives).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,268 @@
+//! Parsers of single values. Each error says what is wrong; the caller adds where, and which form is accepted.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use super::table::MAX_DURATION;
+use super::{HostPort, InboundPort, Locality, Name, OutboundService, PortSet, ServicePort};
+
+type Parsed<T> = Result<T, String>;
+
+pub(super) fn name(value: &str) -> Parsed<Name> {
+    let (namespace, name) = value.split_once('/').ok_or("there is no `/`")?;
+    label(namespace)?;
+    for part in name.split('.') {
+        label(part)?;
+    }
+    if name.len() > 253 {
+        return Err(format!("`{name}` has more than 253 characters"));
+    }
+    Ok(Name { namespace: namespace.to_owned(), name: name.to_owned() })
+}
+
+/// A DNS label (RFC 1123 §2.1).
+fn label(value: &str) -> Parsed<()> {
+    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    let ends = !value.starts_with('-') && !value.ends_with('-');
+    if value.is_empty() || value.len() > 63 || !value.bytes().all(inner) || !ends {
+        return Err(format!(
+            "`{value}` is not a name (1 to 63 lower-case letters, digits and `-`, with a letter or digit at both ends)"
+        ));
+    }
+    Ok(())
+}
+
+pub(super) fn locality(value: &str) -> Parsed<Locality> {
+    let (region, zone) = value.split_once('/').unwrap_or((value, ""));
+    if region.is_empty() || zone.contains('/') {
+        return Err("there is no region, or more than one `/`".to_owned());
+    }
+    Ok(Locality { region: region.to_owned(), zone: zone.to_owned() })
+}
+
+pub(super) fn host_port(value: &str) -> Parsed<HostPort> {
+    let (host, port_text) = value.rsplit_once(':').ok_or("there is no port")?;
+    let port = port(port_text)?;
+    let host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(inside) => {
+            inside.parse::<std::net::Ipv6Addr>().map_err(|_| format!("`{inside}` is not an IPv6 address"))?;
+            inside
+        }
+        None if host.contains(':') => return Err("an IPv6 address needs brackets".to_owned()),
+        None => host,
+    };
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b':');
+    if host.is_empty() || host.len() > 253 || !host.bytes().all(allowed) {
+        return Err(format!("`{host}` is not a host name or address"));
+    }
+    Ok(HostPort { host: host.to_owned(), port })
+}
+
+fn port(value: &str) -> Parsed<u16> {
+    match value.parse::<u16>() {
+        Ok(port) if port > 0 => Ok(port),
+        _ => Err(format!("`{value}` is not a port from 1 to 65535")),
+    }
+}
+
+pub(super) fn ip(value: &str) -> Parsed<IpAddr> {
+    let ip = value.parse::<IpAddr>().map_err(|_| format!("`{value}` is not an IP address"))?;
+    if ip.is_unspecified() || ip.is_multicast() {
+        return Err(format!("`{value}` is not an address that can be dialled"));
+    }
+    Ok(ip)
+}
+
+fn address(value: &str) -> Parsed<SocketAddr> {
+    value.parse().map_err(|_| format!("`{value}` is not an IP address with a port"))
+}
+
+pub(super) fn address_or_none(value: &str) -> Parsed<Option<SocketAddr>> {
+    if value == "none" { Ok(None) } else { address(value).map(Some) }
+}
+
+pub(super) fn addresses(value: &str) -> Parsed<Vec<SocketAddr>> {
+    list(value, address)
+}
+
+/// Items between commas; `none` for none.
+pub(super) fn list<T>(value: &str, item: impl Fn(&str) -> Parsed<T>) -> Parsed<Vec<T>> {
+    if value == "none" {
+        return Ok(Vec::new());
+    }
+    // A comma at the end is what a template leaves behind.
+    value.trim_end_matches(',').split(',').map(|part| item(part.trim())).collect()
+}
+
+pub(super) fn outbound_service(value: &str) -> Parsed<OutboundService> {
+    let (listen, service) = value.split_once('=').ok_or_else(|| format!("`{value}` has no `=`"))?;
+    let (service, service_port) =
+        service.rsplit_once(':').ok_or_else(|| format!("`{service}` has no port"))?;
+    Ok(OutboundService { listen: address(listen)?, service: name(service)?, port: port(service_port)? })
+}
+
+pub(super) fn inbound_port(value: &str) -> Parsed<InboundPort> {
+    let (listen, rest) = value.split_once('=').ok_or_else(|| format!("`{value}` has no `=`"))?;
+    let mut parts = rest.split('/');
+    let application = address(parts.next().unwrap_or_default())?;
+    if application.port() == 0 {
+        return Err(format!("`{application}`: the application's port cannot be 0"));
+    }
+    let services = parts
+        .map(|part| {
+            let (service, service_port) =
+                part.rsplit_once(':').ok_or_else(|| format!("`{part}` has no port"))?;
+            label(service)?;
+            Ok(ServicePort { service: service.to_owned(), port: port(service_port)? })
+        })
+        .collect::<Parsed<Vec<_>>>()?;
+    Ok(InboundPort { listen: address(listen)?, application, services })
+}
+
+pub(super) fn ports(value: &str) -> Parsed<PortSet> {
+    let range = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last) = (port(first)?, port(last)?);
+        if first > last {
+            return Err(format!("`{part}` runs backwards"));
+        }
+        Ok(first..=last)
+    };
+    list(value, range).map(PortSet)
+}
+
+pub(super) fn auto<T>(value: &str, parse: impl Fn(&str) -> Parsed<T>) -> Parsed<Option<T>> {
+    if value == "auto" { Ok(None) } else { parse(value).map(Some) }
+}
+
+pub(super) fn number(value: &str, least: usize, most: usize) -> Parsed<usize> {
+    match value.parse::<usize>() {
+        Ok(number) if number < least => Err(format!("less than {least}")),
+        Ok(number) if number > most => Err(format!("more than {most}")),
+        Ok(number) => Ok(number),
+        Err(_) => Err("not a whole number".to_owned()),
+    }
+}
+
+/// `2`, `0.5` or `500m`, as Kubernetes writes CPU quantities.
+pub(super) fn millis_of_cpu(value: &str) -> Parsed<u64> {
+    let millis = match value.strip_suffix('m') {
+        Some(millis) => millis.parse::<u64>().map_err(|_| format!("`{millis}` is not a whole number"))?,
+        None => {
+            let (whole, fraction) = value.split_once('.').unwrap_or((value, ""));
+            let digits = |text: &str| text.len() <= 6 && text.bytes().all(|b| b.is_ascii_digit());
+            if whole.is_empty() || !digits(whole) || !digits(fraction) {
+                return Err("not a number of cores".to_owned());
+            }
+            let whole: u64 = whole.parse().map_err(|_| "not a number of cores")?;
+            let thousandths: u64 =
+                format!("{fraction:0<3}")[..3].parse().map_err(|_| "not a number of cores")?;
+            whole * 1000 + thousandths
+        }
+    };
+    if millis == 0 || millis > 1_024_000 {
+        return Err("not between 1m and 1024 cores".to_owned());
+    }
+    Ok(millis)
+}
+
+/// More than nothing, and at most a day.
+pub(super) fn duration(value: &str) -> Parsed<Duration> {
+    let duration = any_duration(value)?;
+    if duration.is_zero() {
+        return Err("it must be more than nothing".to_owned());
+    }
+    Ok(duration)
+}
+
+/// A whole number and a unit, or several (`1m30s`), as Gateway API durations (GEP-2257); at most a day.
+pub(super) fn any_duration(value: &str) -> Parsed<Duration> {
+    let mut total = Duration::ZERO;
+    let mut rest = value;
+    if rest.is_empty() {
+        return Err("it is empty".to_owned());
+    }
+    while !rest.is_empty() {
+        let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        let (number, tail) = rest.split_at(digits);
+        let letters = tail.len() - tail.trim_start_matches(|c: char| c.is_ascii_alphabetic()).len();
+        let (unit, tail) = tail.split_at(letters);
+        if unit.is_empty() {
+            return Err("there is no unit".to_owned());
+        }
+        let number: u32 = number.parse().map_err(|_| "there is no whole number before a unit")?;
+        let one = match unit {
+            "us" => Duration::from_micros(1),
+            "ms" => Duration::from_millis(1),
+            "s" => Duration::from_secs(1),
+            "m" => Duration::from_secs(60),
+            "h" => Duration::from_secs(3600),
+            _ => return Err(format!("`{unit}` is not a unit (us, ms, s, m, h)")),
+        };
+        total = one
+            .checked_mul(number)
+            .and_then(|part| total.checked_add(part))
+            .filter(|total| *total <= MAX_DURATION)
+            .ok_or("it is more than a day")?;
+        rest = tail;
+    }
+    Ok(total)
+}
+
+pub(super) fn buckets(value: &str) -> Parsed<Vec<Duration>> {
+    let bounds = list(value, duration)?;
+    if bounds.is_empty() || bounds.len() > 64 {
+        return Err(format!("{} bounds", bounds.len()));
+    }
+    if bounds.windows(2).any(|pair| pair[0] >= pair[1]) {
+        return Err("the bounds do not ascend".to_owned());
+    }
+    Ok(bounds)
+}
+
+/// Bytes; `KiB` and `MiB` are powers of 1024.
+pub(super) fn size(value: &str, least: usize, most: usize) -> Parsed<usize> {
+    let digits = value.len() - value.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = value.split_at(digits);
+    let number: usize = number.parse().map_err(|_| "there is no whole number")?;
+    let factor = match unit.trim_start() {
+        "" | "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        other => return Err(format!("`{other}` is not a unit (none, KiB, MiB)")),
+    };
+    let bytes = number.checked_mul(factor).ok_or("it is too large")?;
+    if bytes < least || bytes > most {
+        return Err(format!("{bytes} bytes is out of bounds"));
+    }
+    Ok(bytes)
+}
+
+pub(super) fn choice<T: Copy>(value: &str, choices: &[(&str, T)]) -> Parsed<T> {
+    choices
+        .iter()
+        .find(|(name, _)| *name == value)
+        .map(|(_, choice)| *choice)
+        .ok_or_else(|| "it is none of the choices".to_owned())
+}
+
+pub(super) fn log_level(value: &str) -> Parsed<String> {
+    super::check_log_level(value)?;
+    Ok(value.to_owned())
+}
+
+/// How many single-character edits lead from `a` to `b` (Levenshtein).
+pub(super) fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().take(64).collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.chars().take(64).enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, to) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(from != *to);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}

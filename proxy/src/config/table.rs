@@ -1,0 +1,210 @@
+//! The table of settings.
+
+use std::time::Duration;
+
+use super::{AccessLogFormat, Config, LogFormat, PREFIX, parse};
+
+/// One setting.
+#[derive(Debug)]
+pub struct Variable {
+    /// Without the prefix: `CONNECT_TIMEOUT`.
+    pub name: &'static str,
+    /// What it takes, for people and for error messages.
+    pub form: &'static str,
+    /// What holds when it is not set; `None`: nothing is.
+    pub default: Option<&'static str>,
+    /// One or two sentences.
+    pub meaning: &'static str,
+    /// Parses a value into the configuration; the error says what is wrong with it.
+    pub(super) set: fn(&mut Config, &str) -> Result<(), String>,
+}
+
+macro_rules! variables {
+    ($($name:literal, $form:literal, $default:expr, $meaning:literal, |$config:ident, $value:ident| $set:expr;)*) => {
+        /// Every setting, in the order of the reference page.
+        pub const VARIABLES: &[Variable] = &[$(Variable {
+            name: $name, form: $form, default: $default, meaning: $meaning,
+            set: |$config, $value| { $set; Ok(()) },
+        }),*];
+    };
+}
+
+const BUCKETS: &str = "5ms,10ms,25ms,50ms,75ms,100ms,250ms,500ms,750ms,1s,2500ms,5s,7500ms,10s";
+const OPAQUE_PORTS: &str = "25,587,3306,4444,5432,6379,9300,11211";
+
+variables! {
+    "WORKLOAD", "<namespace>/<name>", None,
+        "Whose proxy this is. Needed with a control plane.",
+        |config, value| config.workload = Some(parse::name(value)?);
+    "LOCALITY", "<region>[/<zone>]", None,
+        "Where the workload runs; told to the control plane with the registration.",
+        |config, value| config.locality = parse::locality(value)?;
+    "CONTROL_PLANE_ADDRESS", "<host>:<port>", None,
+        "The control plane's gRPC port. Not set: the proxy gets no configuration.",
+        |config, value| config.control_plane_address = Some(parse::host_port(value)?);
+    "IDENTITY_TOKEN_FILE", "a path", None,
+        "The join token of `tulle token create`: the token on the first line, the pin of the root on the second.",
+        |config, value| config.identity_token_file = Some(value.into());
+    "IDENTITY_TRUST_BUNDLE_FILE", "a path", None,
+        "PEM roots to trust, in place of the pin in the token file.",
+        |config, value| config.identity_trust_bundle_file = Some(value.into());
+    "IDENTITY_CERT_FILE", "a path", None,
+        "A PEM certificate chain, leaf first, in place of one from the control plane. Needs the key and the trust bundle.",
+        |config, value| config.identity_cert_file = Some(value.into());
+    "IDENTITY_KEY_FILE", "a path", None,
+        "The PEM private key of the certificate; readable by its owner only.",
+        |config, value| config.identity_key_file = Some(value.into());
+    "OUTBOUND_LISTEN", "<ip>:<port>[,…] or `none`", Some("[::]:15001"),
+        "Where intercepted connections of the application arrive; their destination comes from the kernel.",
+        |config, value| config.outbound_listen = parse::addresses(value)?;
+    "OUTBOUND_SERVICES", "<ip>:<port>=<namespace>/<service>:<port>[,…] or `none`", None,
+        "Listeners that each lead to one port of one service, for places without interception. Port 0 takes a free one.",
+        |config, value| config.outbound_services = parse::list(value, parse::outbound_service)?;
+    "INBOUND_LISTEN", "<ip>:<port>[,…] or `none`", Some("[::]:15006"),
+        "Where intercepted connections to the application arrive.",
+        |config, value| config.inbound_listen = parse::addresses(value)?;
+    "INBOUND_PORTS", "<ip>:<port>=<ip>:<port>[/<service>:<port>…][,…] or `none`", None,
+        "Listeners that each lead to one address of the application, for places without interception. What follows the \
+         address are the services of the workload's namespace, and their ports, that the listener is registered for.",
+        |config, value| config.inbound_ports = parse::list(value, parse::inbound_port)?;
+    "REGISTER_ADDRESS", "an IP address", None,
+        "The address that other workloads dial. Not set: that of the inbound listener.",
+        |config, value| config.register_address = Some(parse::ip(value)?);
+    "OPAQUE_PORTS", "<port>[-<port>][,…] or `none`", Some(OPAQUE_PORTS),
+        "Destination ports whose bytes are relayed without waiting for, or looking at, the first of them.",
+        |config, value| config.opaque_ports = parse::ports(value)?;
+    "WORKERS", "a number from 1 to 1024, or `auto`", Some("auto"),
+        "How many worker threads. Auto: the cgroup's CPU limit rounded up, else the CPU request rounded up, else 2, and never more than cores.",
+        |config, value| config.workers = parse::auto(value, |value| parse::number(value, 1, 1024))?;
+    "CPU_REQUEST", "cores (`2`, `0.5`) or thousandths (`500m`)", None,
+        "The container's CPU request, from the downward API, for `WORKERS=auto`.",
+        |config, value| config.cpu_request_millis = Some(parse::millis_of_cpu(value)?);
+    "CONNECT_TIMEOUT", "a duration (`300ms`, `10s`, `5m`, `1h`)", Some("1s"),
+        "How long it may take to connect to an endpoint, TLS handshake included.",
+        |config, value| config.connect_timeout = parse::duration(value)?;
+    "IDLE_TIMEOUT", "a duration (`300ms`, `10s`, `5m`, `1h`)", Some("3s"),
+        "How long a pooled HTTP/1 connection may idle before it is closed. A server's shorter `Keep-Alive: timeout=n` is obeyed.",
+        |config, value| config.idle_timeout = parse::duration(value)?;
+    "DETECT_TIMEOUT", "a duration (`300ms`, `10s`, `5m`, `1h`)", Some("10s"),
+        "How long to wait for bytes that tell the protocol.",
+        |config, value| config.detect_timeout = parse::duration(value)?;
+    "HEADER_READ_TIMEOUT", "a duration (`300ms`, `10s`, `5m`, `1h`)", Some("30s"),
+        "How long a request's head may take to arrive.",
+        |config, value| config.header_read_timeout = parse::duration(value)?;
+    "MAX_HEAD_BYTES", "a size (`65536`, `128KiB`, `1MiB`), from 8KiB to 16MiB", Some("128KiB"),
+        "How large a request line with its headers may be.",
+        |config, value| config.max_head_bytes = parse::size(value, 8 << 10, 16 << 20)?;
+    "MAX_CONNECTIONS", "a number of at least 1, or `auto`", Some("auto"),
+        "How many accepted connections the proxy holds, over all workers. Auto: half of what its file descriptors allow.",
+        |config, value| config.max_connections = parse::auto(value, |value| parse::number(value, 1, usize::MAX))?;
+    "LISTEN_BACKLOG", "a number from 1 to 65535", Some("4096"),
+        "How many connections the kernel holds for each listener until they are accepted (bounded by `net.core.somaxconn`).",
+        |config, value| config.listen_backlog = parse::number(value, 1, 65535)?.try_into().map_err(|_| "too large")?;
+    "DRAIN_GRACE", "a duration (`300ms`, `10s`, `5m`, `1h`)", Some("30s"),
+        "How long requests and connections may go on once the proxy is told to stop.",
+        |config, value| config.drain_grace = parse::any_duration(value)?;
+    "DISCOVERY_TIMEOUT", "a duration (`300ms`, `10s`, `5m`, `1h`)", Some("1s"),
+        "How long the first use of an address or service waits for the control plane's answer.",
+        |config, value| config.discovery_timeout = parse::duration(value)?;
+    "ADMIN_ADDRESS", "<ip>:<port> or `none`; a loopback address", Some("127.0.0.1:15000"),
+        "Where `/config_dump`, `/connections`, `/certs`, `/log-level`, `/drain` and `/shutdown` are served.",
+        |config, value| config.admin_address = parse::address_or_none(value)?;
+    "ADMIN_SOCKET", "a path", None,
+        "A unix socket that serves the same.",
+        |config, value| config.admin_socket = Some(value.into());
+    "METRICS_ADDRESS", "<ip>:<port> or `none`", Some("[::]:15020"),
+        "Where `/metrics`, `/ready` and `/live` are served, GET and HEAD only.",
+        |config, value| config.metrics_address = parse::address_or_none(value)?;
+    "METRICS_MAX_SERIES", "a number from 500 to 1000000", Some("2000"),
+        "How many lines `/metrics` may have. What comes beyond is counted under `overflow=\"true\"`.",
+        |config, value| config.metrics_max_series = parse::number(value, 500, 1_000_000)?;
+    "METRICS_LATENCY_BUCKETS", "ascending durations, at most 64", Some(BUCKETS),
+        "Upper bounds of the buckets of latency histograms.",
+        |config, value| config.metrics_latency_buckets = parse::buckets(value)?;
+    "ADDRESSES_FILE", "a path", None,
+        "Where the addresses of all listeners are written once they are bound, as one JSON object.",
+        |config, value| config.addresses_file = Some(value.into());
+    "LOG_LEVEL", "`error`, `warn`, `info`, `debug`, `trace`, or directives (`info,tulle_proxy::tls=debug`)", Some("info"),
+        "What diagnostics are written to standard output; can be changed at run time by `/log-level`.",
+        |config, value| config.log_level = parse::log_level(value)?;
+    "LOG_FORMAT", "`json` or `text`", Some("json"),
+        "How diagnostics are written.",
+        |config, value| config.log_format = parse::choice(value, &[("json", LogFormat::Json), ("text", LogFormat::Text)])?;
+    "ACCESS_LOG", "`json` or `none`", Some("json"),
+        "How requests and connections are written to standard error.",
+        |config, value| config.access_log = parse::choice(value, &[("json", AccessLogFormat::Json), ("none", AccessLogFormat::None)])?;
+}
+
+// === impl Variable ===
+
+impl Variable {
+    /// `TULLE_PROXY_CONNECT_TIMEOUT`.
+    pub fn variable(&self) -> String {
+        format!("{PREFIX}{}", self.name)
+    }
+
+    /// `connect-timeout`, without the dashes before it.
+    pub fn flag(&self) -> String {
+        self.name.to_ascii_lowercase().replace('_', "-")
+    }
+
+    /// The default, or `none`.
+    pub fn default_text(&self) -> &'static str {
+        self.default.unwrap_or("none")
+    }
+}
+
+/// The text of `docs/reference/proxy.md`.
+pub fn reference() -> String {
+    use std::fmt::Write as _;
+    let mut out = String::from(INTRODUCTION);
+    for variable in VARIABLES {
+        let default = variable
+            .default
+            .map_or_else(|| "—".to_owned(), |default| format!("`{}`", default.replace(',', ", ")));
+        let _ = writeln!(
+            out,
+            "| `{}` | {} | {default} | {} |",
+            variable.variable(),
+            variable.form.replace('|', "\\|").replace('<', "&lt;"),
+            variable.meaning
+        );
+    }
+    out.push_str(ADDRESSES);
+    out
+}
+
+const INTRODUCTION: &str = "# tulle-proxy: variables and flags
+
+Each setting is a variable and a flag: `TULLE_PROXY_CONNECT_TIMEOUT=300ms` is `--connect-timeout 300ms`. The flag wins. A bad value
+stops the start with a message that names the setting and the form that it takes. A variable that begins with
+`TULLE_PROXY_` and is none of these is warned about. Set to nothing is the same as not set.
+
+This page is made from the table in `proxy/src/config/table.rs`.
+
+| variable | takes | default | meaning |
+| --- | --- | --- | --- |
+";
+
+const ADDRESSES: &str = "
+## The file of addresses
+
+With `TULLE_PROXY_ADDRESSES_FILE`, once every listener is bound, one JSON object from listener to bound address is written beside the file
+and moved into its place, so that a reader sees all of it or nothing:
+
+```json
+{
+  \"admin\": \"127.0.0.1:40001\",
+  \"inbound\": \"[::]:15006\",
+  \"inbound/127.0.0.1:8080\": \"127.0.0.1:40002\",
+  \"metrics\": \"127.0.0.1:40003\",
+  \"outbound\": \"[::]:15001\",
+  \"outbound/default/orders:8080\": \"127.0.0.1:40004\"
+}
+```
+
+`inbound/…` names the application's address, `outbound/…` the service and its port. A second listener of the same name ends in `#2`.
+";
+
+/// A duration that bounds something: never zero, at most a day.
+pub(super) const MAX_DURATION: Duration = Duration::from_secs(24 * 3600);

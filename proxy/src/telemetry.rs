@@ -1,0 +1,10 @@
+//! What the proxy tells about itself: metrics, access log, diagnostics, reasons.
+//!
+//! A leaf: every room may call it, and it calls none.
+
+pub mod reason;
+
+#[cfg(test)]
+pub(crate) mod docs;
+
+pub use self::reason::Reason;

@@ -1,0 +1,308 @@
+//! Why the proxy answered by itself, refused or gave up: one stable table.
+//!
+//! The code of a [`Reason`] is the value of the header `x-tulle-error`, of the metric label `reason` and of the
+//! log field `reason`, so that a user who sees one finds the others. Codes are never renamed. This module holds
+//! data only: who decides on a reason is `forward`, `tls`, `policy` and `accept`. `docs/reference/errors.md` is
+//! made from this table ([`reference()`]), and a test compares the two.
+
+use std::fmt;
+
+/// gRPC status codes that the table uses (<https://grpc.io/docs/guides/status-codes/>).
+mod grpc {
+    pub(super) const CANCELLED: u8 = 1;
+    pub(super) const DEADLINE_EXCEEDED: u8 = 4;
+    pub(super) const PERMISSION_DENIED: u8 = 7;
+    pub(super) const RESOURCE_EXHAUSTED: u8 = 8;
+    pub(super) const UNIMPLEMENTED: u8 = 12;
+    pub(super) const INTERNAL: u8 = 13;
+    pub(super) const UNAVAILABLE: u8 = 14;
+}
+
+struct Entry {
+    code: &'static str,
+    status: Option<u16>,
+    grpc: u8,
+    message: &'static str,
+    cause: &'static str,
+    remedy: &'static str,
+}
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $variant:ident $code:literal $status:tt $grpc:ident $message:literal $cause:literal $remedy:literal;)*) => {
+        /// A stable reason; see the module.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u8)]
+        pub enum Reason {
+            $(#[doc = $cause] $variant,)*
+        }
+
+        impl Reason {
+            /// Every reason, in the order of the table.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
+        }
+
+        static TABLE: &[Entry] = &[$(Entry {
+            code: $code, status: reasons!(@status $status), grpc: grpc::$grpc,
+            message: $message, cause: $cause, remedy: $remedy,
+        }),*];
+    };
+    (@status none) => { None };
+    (@status $status:literal) => { Some($status) };
+}
+
+reasons! {
+    MalformedRequest "malformed_request" 400 INTERNAL
+        "the request's head is malformed or ambiguous"
+        "The client sent a head that RFC 9112 or RFC 9113 forbids, or whose length can be read in two ways (conflicting Content-Length and Transfer-Encoding, obsolete line folding, space before a colon, bare CR, NUL)."
+        "Mend the client. If the port does not speak HTTP, declare it opaque.";
+    RouteNotFound "route_not_found" 404 UNIMPLEMENTED
+        "no route matches the request"
+        "The service has routes, and none of them matches the request's host and path."
+        "Add a rule that matches, or one without matches as a default; `tulle check` shows what the routes say.";
+    RouteWithoutBackend "route_without_backend" 500 UNAVAILABLE
+        "the matching route has no backend"
+        "The rule that matches names no backend, or only backends of weight 0."
+        "Name a backend with a weight above 0 in the rule.";
+    BackendNotFound "backend_not_found" 500 UNAVAILABLE
+        "the route's backend does not exist"
+        "The rule names a Service, or a port of it, that does not exist or may not be referred to."
+        "Create the Service or its port, or correct the reference; `tulle check` names the line.";
+    NoHealthyEndpoint "no_healthy_endpoint" 503 UNAVAILABLE
+        "the backend has no endpoint that can be used"
+        "The Service exists, but has no endpoint, or none of them is ready."
+        "Start the workload, or see why it is not ready. With registration: see whether its proxy runs and is connected to the control plane.";
+    ConnectFailed "connect_failed" 503 UNAVAILABLE
+        "the connection could not be made"
+        "The endpoint or the application refused the connection, or cannot be reached."
+        "See whether the application listens on the port, on the address that was dialled, and whether a firewall is between.";
+    ConnectTimeout "connect_timeout" 503 UNAVAILABLE
+        "the connection was not made in time"
+        "The endpoint did not answer within the connect timeout."
+        "See whether the endpoint's address can be reached; raise TULLE_PROXY_CONNECT_TIMEOUT if the network is slow.";
+    TlsFailed "tls_failed" 503 UNAVAILABLE
+        "the TLS handshake with the endpoint failed"
+        "The endpoint's certificate is not from the mesh's roots or not valid now, or the endpoint does not speak TLS."
+        "See the log of both proxies; compare their clocks and, with `tulle identity`, their certificates and roots.";
+    PeerIdentityMismatch "peer_identity_mismatch" 503 UNAVAILABLE
+        "the endpoint is not who it should be"
+        "The endpoint's certificate is of the mesh, but names another identity than the control plane says lives at this address."
+        "Usually an address that was given to another workload a moment ago. If it lasts, see who listens there.";
+    PeerRefusedTls "peer_refused_tls" 503 UNAVAILABLE
+        "the endpoint's proxy refused our certificate"
+        "The endpoint's proxy ended the handshake with an alert: our certificate is expired, or from a root that it does not know."
+        "See the other proxy's log for `tls_…`; compare clocks and, with `tulle identity`, the roots on both sides.";
+    UpstreamReset "upstream_reset" 502 UNAVAILABLE
+        "the connection was reset before the response"
+        "The endpoint or the application closed the connection after the request was sent and before its response, so that nobody can say whether it was processed."
+        "See the application's log for a crash or a restart. Repeat the request if it may be repeated.";
+    UpstreamMalformed "upstream_malformed" 502 UNAVAILABLE
+        "the response is malformed"
+        "The application answered with something that is not a response of the protocol that it was asked in."
+        "See what the application speaks on the port; declare the port's protocol (`appProtocol`).";
+    RequestTimeout "request_timeout" 504 DEADLINE_EXCEEDED
+        "the request took longer than its route allows"
+        "The route's `timeouts.request` passed before the response was complete."
+        "See why the application is slow, or raise the route's timeout.";
+    BackendTimeout "backend_timeout" 504 DEADLINE_EXCEEDED
+        "the backend did not respond within its timeout"
+        "The route's `timeouts.backendRequest` passed before the response's head came."
+        "See why the application is slow, or raise the route's timeout.";
+    PolicyDenied "policy_denied" 403 PERMISSION_DENIED
+        "policy does not allow this client"
+        "The workload has AuthorizationPolicies for this port, and none of them allows the client's identity."
+        "Allow the identity that the access log shows as `source`, if it should be allowed.";
+    MtlsRequired "mtls_required" 403 PERMISSION_DENIED
+        "this port takes connections from the mesh only"
+        "The port is in strict mode, and the connection came in plain text or with TLS that is not the mesh's."
+        "Give the client a proxy, or set the mode to permissive while clients are being moved.";
+    IdentityRequired "identity_required" 403 PERMISSION_DENIED
+        "policy asks for an identity and the client has none"
+        "The workload has AuthorizationPolicies for this port, and the connection came without a certificate of the mesh (permissive mode)."
+        "Give the client a proxy.";
+    DiscoveryUnavailable "discovery_unavailable" 503 UNAVAILABLE
+        "the control plane did not say in time who lives at this address"
+        "The address is within the mesh's networks, was used for the first time, and the control plane did not answer."
+        "See whether the control plane runs (`tulle check`); what was used before goes on working.";
+    PolicyUnavailable "policy_unavailable" 503 UNAVAILABLE
+        "the policy of this workload is not known yet"
+        "The proxy has not received the workload's inbound policy, and does not guess it."
+        "See whether the control plane runs, and the proxy's log for a rejected InboundPolicy.";
+    NotReady "not_ready" 503 UNAVAILABLE
+        "the proxy has not received its first configuration"
+        "The proxy has just started, and is not connected to the control plane yet, or has no certificate."
+        "See `/ready` on port 15020 for what is missing, and the proxy's log.";
+    Overloaded "overloaded" 503 UNAVAILABLE
+        "a limit of the proxy is reached"
+        "The proxy holds as many connections as TULLE_PROXY_MAX_CONNECTIONS or its file descriptors allow."
+        "Add workloads, or raise the limit (and `ulimit -n`).";
+    HeadTooLarge "head_too_large" 431 RESOURCE_EXHAUSTED
+        "the request's head is too large"
+        "The request line and headers are larger than TULLE_PROXY_MAX_HEAD_BYTES."
+        "Usually a cookie that grows. Raise the limit if such heads are meant.";
+    LoopDetected "loop_detected" 508 INTERNAL
+        "the connection leads back to the proxy itself"
+        "The destination is one of the proxy's own listeners, or one of the ports 15000 to 15090."
+        "Dial the application's port. Without interception: use the listener that is configured for the service.";
+    DetectTimeout "detect_timeout" none UNAVAILABLE
+        "the client sent too little to tell the protocol"
+        "No protocol could be told from the first bytes within TULLE_PROXY_DETECT_TIMEOUT."
+        "Declare the port's protocol (`appProtocol`, or `config.tulle.dev/opaque-ports`).";
+    Draining "draining" 503 UNAVAILABLE
+        "the proxy is shutting down"
+        "The proxy was told to drain, and its grace period is over."
+        "Repeat the request. Raise TULLE_PROXY_DRAIN_GRACE if requests take longer.";
+    ClientClosed "client_closed" none CANCELLED
+        "the client went away"
+        "The client closed or reset before the response was complete. No answer was made; the reason stands in log and metrics only."
+        "Usually the client's own timeout.";
+    TlsNoCertificate "tls_no_certificate" none UNAVAILABLE
+        "the client sent no certificate"
+        "The client asked for TLS of the mesh (ALPN `tulle-…`) without a certificate. The handshake was refused."
+        "See who the client is: no Tulle proxy does this.";
+    TlsUnknownRoot "tls_unknown_root" none UNAVAILABLE
+        "the client's certificate is from an unknown root"
+        "The client's certificate does not lead to any root of the trust domain. The handshake was refused."
+        "See with `tulle identity` which roots both sides know; the client may belong to another mesh.";
+    TlsOtherTrustDomain "tls_other_trust_domain" none UNAVAILABLE
+        "the client is of another trust domain"
+        "The client's SPIFFE ID is of a trust domain that this mesh does not trust. The handshake was refused."
+        "Give both meshes the same trust domain and root if they should be one.";
+    TlsExpired "tls_expired" none UNAVAILABLE
+        "the client's certificate is expired or not valid yet"
+        "The client's certificate is not valid at this moment. The handshake was refused."
+        "Compare the clocks. See why the client's proxy could not renew.";
+    TlsWrongIdentity "tls_wrong_identity" none UNAVAILABLE
+        "the peer has another identity than expected"
+        "The certificate is from the right root, but names no single SPIFFE ID or not the one expected. The handshake was refused."
+        "See which certificate the peer presents: the log names what was expected and what came.";
+    TlsMalformed "tls_malformed" none UNAVAILABLE
+        "the TLS handshake is malformed"
+        "The bytes are not a TLS 1.3 handshake, or its certificate cannot be read. The connection was closed."
+        "See who the client is, and whether something between changes the bytes.";
+}
+
+// === impl Reason ===
+
+impl Reason {
+    /// How many reasons there are: the size of a table indexed by [`Reason::index`].
+    pub const COUNT: usize = Self::ALL.len();
+
+    fn entry(self) -> &'static Entry {
+        // One entry for each variant, by construction of the macro.
+        &TABLE[self as usize]
+    }
+
+    /// Its place in [`Reason::ALL`].
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+
+    /// The reason at `index` of [`Reason::ALL`].
+    pub fn from_index(index: usize) -> Option<Self> {
+        Self::ALL.get(index).copied()
+    }
+
+    /// The stable string: header `x-tulle-error`, metric label and log field `reason`.
+    pub fn code(self) -> &'static str {
+        self.entry().code
+    }
+
+    /// The reason whose code is `code`.
+    pub fn from_code(code: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|reason| reason.code() == code)
+    }
+
+    /// The status of the HTTP answer; `None` where no HTTP answer is made (the connection is closed or refused).
+    pub fn status(self) -> Option<u16> {
+        self.entry().status
+    }
+
+    /// The gRPC status that a gRPC client gets (with HTTP status 200 and trailers only).
+    pub fn grpc_status(self) -> u8 {
+        self.entry().grpc
+    }
+
+    /// One line in lower case, for `grpc-message`, bodies and logs. ASCII without `%`: needs no percent-encoding.
+    pub fn message(self) -> &'static str {
+        self.entry().message
+    }
+
+    /// What happened, for people.
+    pub fn cause(self) -> &'static str {
+        self.entry().cause
+    }
+
+    /// What to do, for people.
+    pub fn remedy(self) -> &'static str {
+        self.entry().remedy
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.code())
+    }
+}
+
+/// The text of `docs/reference/errors.md`.
+pub fn reference() -> String {
+    use fmt::Write as _;
+    let mut out = String::from(
+        "# Error reasons\n\n\
+         Every answer that a proxy makes itself carries two headers: `x-tulle-error` with a reason of this table,\n\
+         and `x-tulle-error-by` with `<namespace>/<workload>/<inbound|outbound>`, the proxy that made it. An answer without\n\
+         them is the application's. The same reason stands in the access log (`reason`) and in the metrics\n\
+         (`tulle_requests_total{reason=…}`, `tulle_refused_total{reason=…}`). A gRPC client gets HTTP status 200 with\n\
+         the gRPC status of the table. Where there is no HTTP status, no answer is made: the connection is refused or closed.\n\n\
+         This page is made from `proxy/src/telemetry/reason.rs`.\n\n\
+         | reason | HTTP | gRPC |\n| --- | --- | --- |\n",
+    );
+    for reason in Reason::ALL {
+        let status = reason.status().map_or_else(|| "—".to_owned(), |status| status.to_string());
+        let _ = writeln!(out, "| [`{0}`](#{0}) | {status} | {1} |", reason.code(), reason.grpc_status());
+    }
+    for reason in Reason::ALL {
+        let (code, message, cause, remedy) =
+            (reason.code(), reason.message(), reason.cause(), reason.remedy());
+        let _ = write!(
+            out,
+            "\n## {code}\n\nMessage: “{message}”.\n\n**Cause.** {cause}\n\n**What to do.** {remedy}\n"
+        );
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_unique_plain_and_found_again() {
+        for (index, reason) in Reason::ALL.iter().copied().enumerate() {
+            assert_eq!(reason.index(), index);
+            assert_eq!(Reason::from_code(reason.code()), Some(reason));
+            assert!(reason.code().bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{reason}");
+        }
+        assert_eq!(Reason::from_code("nonsense"), None);
+    }
+
+    #[test]
+    fn a_message_can_be_a_header_value_as_it_is() {
+        for reason in Reason::ALL {
+            assert!(reason.message().bytes().all(|b| (b' '..=b'~').contains(&b) && b != b'%'), "{reason}");
+        }
+    }
+
+    #[test]
+    fn statuses_are_errors() {
+        for reason in Reason::ALL {
+            assert!(reason.status().is_none_or(|status| (400..600).contains(&status)), "{reason}");
+            assert!((1..=16).contains(&reason.grpc_status()), "{reason}");
+        }
+    }
+
+    #[test]
+    fn the_reference_page_says_what_the_table_says() {
+        crate::telemetry::docs::compare("errors.md", &reference());
+    }
+}
