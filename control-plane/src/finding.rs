@@ -5,8 +5,13 @@
 //! [`crate::source`] (text, types, single objects) and by [`crate::model`] (how objects fit together).
 
 use std::fmt;
+use std::sync::Arc;
+
+use foldhash::HashMap;
 
 use serde::Serialize;
+
+use crate::object::ObjectKey;
 
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -91,11 +96,127 @@ pub struct Note {
     pub hint: Option<String>,
 }
 
+/// Where the fields of one document stand.
+///
+/// Paths read as in [`Finding::field`]: `spec.rules[0].weight`, and `metadata.annotations["a.b/c"]` for a key that is
+/// not a plain word.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Positions {
+    marks: HashMap<String, Mark>,
+}
+
+/// A place in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Mark {
+    /// From 1.
+    pub line: u32,
+    /// From 1, in characters.
+    pub column: u32,
+}
+
+/// Where an object is written.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    /// The file.
+    pub file: Arc<str>,
+    /// Path of the object within its document: empty, or `items[3]` in a list.
+    pub base: Arc<str>,
+    /// Of the whole document.
+    pub positions: Arc<Positions>,
+}
+
 /// Complaints gathered while one object is looked through.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Notes {
     notes: Vec<Note>,
     refused: bool,
+}
+
+// === impl Finding ===
+
+impl Finding {
+    /// Says where `note` about the object stands, as far as that is known.
+    pub fn new(note: Note, object: Option<&ObjectKey>, origin: Option<&Origin>) -> Self {
+        let mark = origin.and_then(|origin| origin.find(&note.field));
+        Self {
+            file: origin.map(|origin| origin.file.to_string()),
+            line: mark.map(|mark| mark.line),
+            column: mark.map(|mark| mark.column),
+            severity: note.severity,
+            object: object.map(ToString::to_string),
+            field: Some(note.field).filter(|field| !field.is_empty()),
+            message: note.message,
+            hint: note.hint,
+        }
+    }
+}
+
+// === impl Positions ===
+
+impl Positions {
+    /// Remembers where `field` stands; the first place wins.
+    pub fn insert(&mut self, field: &str, mark: Mark) {
+        if !self.marks.contains_key(field) {
+            self.marks.insert(field.to_owned(), mark);
+        }
+    }
+
+    /// Where `field` stands, or else the nearest field around it that is written.
+    pub fn find(&self, field: &str) -> Option<Mark> {
+        let mut path = field;
+        loop {
+            if let Some(mark) = self.marks.get(path) {
+                return Some(*mark);
+            }
+            if path.is_empty() {
+                return None;
+            }
+            path = parent(path);
+        }
+    }
+}
+
+/// The path without its last step.
+fn parent(path: &str) -> &str {
+    if let Some(rest) = path.strip_suffix("\"]") {
+        return rest.rfind("[\"").map_or("", |at| &rest[..at]);
+    }
+    path.rfind(['.', '[']).map_or("", |at| &path[..at])
+}
+
+/// `path` with the step into `key` added: `.key`, or `["key"]` where the key is not a plain word.
+pub(crate) fn push_key(path: &mut String, key: &str) {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'$');
+    if !key.is_empty() && key.bytes().all(plain) {
+        if !path.is_empty() {
+            path.push('.');
+        }
+        path.push_str(key);
+    } else {
+        path.push_str("[\"");
+        path.push_str(key);
+        path.push_str("\"]");
+    }
+}
+
+/// `path` with the step into a list's item added.
+pub(crate) fn push_index(path: &mut String, index: usize) {
+    path.push('[');
+    path.push_str(&index.to_string());
+    path.push(']');
+}
+
+// === impl Origin ===
+
+impl Origin {
+    /// Where a field of the object stands, or else the nearest field around it that is written.
+    pub fn find(&self, field: &str) -> Option<Mark> {
+        if self.base.is_empty() {
+            return self.positions.find(field);
+        }
+        let dot = if field.is_empty() || field.starts_with('[') { "" } else { "." };
+        self.positions.find(&format!("{}{dot}{field}", self.base))
+    }
 }
 
 // === impl Notes ===

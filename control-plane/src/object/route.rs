@@ -109,6 +109,17 @@ impl Route {
         (self.created.is_none(), self.created, self.name.clone())
     }
 
+    /// The Services that it is attached to; may name one more than once.
+    pub fn services(&self) -> impl Iterator<Item = &NamespacedName> {
+        self.parents.iter().map(|parent| &parent.service)
+    }
+
+    /// The Services that it sends requests to; may name one more than once.
+    pub fn backends(&self) -> impl Iterator<Item = &NamespacedName> {
+        let backends = self.rules.iter().flat_map(|rule| &rule.backends);
+        backends.map(|backend| &backend.service)
+    }
+
     /// Whether the route applies to every client of `service`, and not only to those in its own namespace (GEP-1426).
     pub fn is_producer_for(&self, service: &NamespacedName) -> bool {
         self.name.namespace == service.namespace

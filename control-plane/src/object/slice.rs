@@ -65,6 +65,18 @@ impl Slice {
     }
 }
 
+impl Slice {
+    /// Where its endpoints are; may name one more than once.
+    pub fn addresses(&self) -> impl Iterator<Item = &IpAddr> {
+        self.endpoints.iter().map(|endpoint| &endpoint.address)
+    }
+
+    /// The pods behind its endpoints, as far as they are named.
+    pub fn workloads(&self) -> impl Iterator<Item = &NamespacedName> {
+        self.endpoints.iter().filter_map(|endpoint| endpoint.workload.as_ref())
+    }
+}
+
 /// An identity that cannot be read refuses the slice: it must not turn into plaintext.
 fn read_identity(object: &discovery::EndpointSlice, notes: &mut Notes) -> Option<Identity> {
     let text = object.metadata.annotations.as_ref()?.get(IDENTITY)?;

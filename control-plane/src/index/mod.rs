@@ -1,0 +1,480 @@
+//! Everything that is known, and what a change to it may change for proxies.
+//!
+//! Pure: no client, no clock, no task. Sources tell it objects ([`Index::apply`], [`Index::delete`],
+//! [`Index::reset`]), the Report streams tell it workloads ([`Index::register`]), and [`crate::model`] reads it.
+//! It decides which resources must be looked at again ([`Dirty`]), always too many rather than too few; whether
+//! anything is really different, the model decides by comparing bytes.
+
+mod registration;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use bytes::Bytes;
+
+pub use self::registration::{Registration, RegistrationError};
+use crate::finding::Origin;
+use crate::object::{Grant, Kind, Mesh, NamespacedName, Object, ObjectKey, Policy, Route, Service, Slice};
+
+/// An object and where it is written.
+#[derive(Debug, Clone)]
+pub struct Stored<T> {
+    /// The object.
+    pub object: T,
+    /// None for what does not come from a file.
+    pub origin: Option<Origin>,
+}
+
+/// A change that a source has seen.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// New, or in place of what had the same key.
+    Apply(Box<Object>, Option<Origin>),
+    /// Gone.
+    Delete(ObjectKey),
+}
+
+type Objects<T> = BTreeMap<NamespacedName, Stored<T>>;
+type Links<K> = BTreeMap<K, BTreeSet<NamespacedName>>;
+
+/// What is known.
+#[derive(Debug, Default)]
+pub struct Index {
+    services: Objects<Service>,
+    slices: Objects<Slice>,
+    routes: Objects<Route>,
+    grants: Objects<Grant>,
+    policies: Objects<Policy>,
+    mesh: Option<Stored<Mesh>>,
+    registrations: BTreeMap<NamespacedName, Registration>,
+    bundles: BTreeMap<String, Vec<Bytes>>,
+    links: IndexLinks,
+    dirty: Dirty,
+}
+
+/// The same, found from the other end.
+#[derive(Debug, Default)]
+struct IndexLinks {
+    /// Service → its slices.
+    slices: Links<NamespacedName>,
+    /// Service → workloads registered for it.
+    registrations: Links<NamespacedName>,
+    /// Service → routes attached to it.
+    routes: Links<NamespacedName>,
+    /// Service → routes that send requests to it.
+    backends: Links<NamespacedName>,
+    /// Service → policies attached to it.
+    policies: Links<NamespacedName>,
+    /// Virtual IP → services.
+    services_at: Links<IpAddr>,
+    /// Address → slices with an endpoint there.
+    slices_at: Links<IpAddr>,
+    /// Address → workloads registered there.
+    registrations_at: Links<IpAddr>,
+    /// Workload → slices with an endpoint of it.
+    slices_of_workload: Links<NamespacedName>,
+}
+
+/// Resources that may have changed since the model was last built.
+#[derive(Debug, Default)]
+pub struct Dirty {
+    /// Everything, whatever else is said.
+    pub all: bool,
+    /// The trust bundles.
+    pub bundles: bool,
+    /// `Service` resources.
+    pub services: BTreeSet<NamespacedName>,
+    /// `Endpoints` resources.
+    pub endpoints: BTreeSet<NamespacedName>,
+    /// `Routes` resources, by service.
+    pub routes: BTreeSet<NamespacedName>,
+    /// `Address` resources.
+    pub addresses: BTreeSet<IpAddr>,
+    /// `Workload` and `InboundPolicy` resources.
+    pub workloads: BTreeSet<NamespacedName>,
+}
+
+// === impl Dirty ===
+
+impl Dirty {
+    /// Whether nothing can have changed.
+    pub fn is_empty(&self) -> bool {
+        !self.all
+            && !self.bundles
+            && self.services.is_empty()
+            && self.endpoints.is_empty()
+            && self.routes.is_empty()
+            && self.addresses.is_empty()
+            && self.workloads.is_empty()
+    }
+}
+
+// === impl Index: changes ===
+
+impl Index {
+    /// Takes in a source's changes, in order.
+    pub fn change(&mut self, changes: impl IntoIterator<Item = Change>) {
+        for change in changes {
+            match change {
+                Change::Apply(object, origin) => self.apply(*object, origin),
+                Change::Delete(key) => self.delete(&key),
+            }
+        }
+    }
+
+    /// Takes in an object, in place of the one with the same key.
+    pub fn apply(&mut self, object: Object, origin: Option<Origin>) {
+        self.delete(&object.key());
+        match object {
+            Object::Service(object) => {
+                let name = object.name.clone();
+                link(&mut self.links.services_at, &object.addresses, &name);
+                self.services.insert(name.clone(), Stored { object, origin });
+                self.touch_service(&name);
+            }
+            Object::EndpointSlice(object) => {
+                let name = object.name.clone();
+                link(&mut self.links.slices, [&object.service], &name);
+                link(&mut self.links.slices_at, object.addresses(), &name);
+                link(&mut self.links.slices_of_workload, object.workloads(), &name);
+                self.slices.insert(name.clone(), Stored { object, origin });
+                self.touch_slice(&name);
+            }
+            Object::HttpRoute(object) => {
+                let name = object.name.clone();
+                link(&mut self.links.routes, object.services(), &name);
+                link(&mut self.links.backends, object.backends(), &name);
+                self.routes.insert(name.clone(), Stored { object, origin });
+                self.touch_route(&name);
+            }
+            Object::ReferenceGrant(object) => {
+                self.grants.insert(object.name.clone(), Stored { object, origin });
+                self.touch_all_routes();
+            }
+            Object::AuthorizationPolicy(object) => {
+                let name = object.name.clone();
+                let targets = object.targets.iter().map(|target| &target.service);
+                link(&mut self.links.policies, targets, &name);
+                self.policies.insert(name.clone(), Stored { object, origin });
+                self.touch_policy(&name);
+            }
+            Object::Mesh(object) => {
+                self.mesh = Some(Stored { object, origin });
+                self.dirty.all = true;
+            }
+        }
+    }
+
+    /// Forgets an object; nothing happens if it is not known.
+    pub fn delete(&mut self, key: &ObjectKey) {
+        let name = &key.name;
+        match key.kind {
+            Kind::Service => {
+                self.touch_service(name);
+                if let Some(Stored { object, .. }) = self.services.remove(name) {
+                    unlink(&mut self.links.services_at, &object.addresses, name);
+                }
+            }
+            Kind::EndpointSlice => {
+                self.touch_slice(name);
+                if let Some(Stored { object, .. }) = self.slices.remove(name) {
+                    unlink(&mut self.links.slices, [&object.service], name);
+                    unlink(&mut self.links.slices_at, object.addresses(), name);
+                    unlink(&mut self.links.slices_of_workload, object.workloads(), name);
+                }
+            }
+            Kind::HttpRoute => {
+                self.touch_route(name);
+                if let Some(Stored { object, .. }) = self.routes.remove(name) {
+                    unlink(&mut self.links.routes, object.services(), name);
+                    unlink(&mut self.links.backends, object.backends(), name);
+                }
+            }
+            Kind::ReferenceGrant => {
+                if self.grants.remove(name).is_some() {
+                    self.touch_all_routes();
+                }
+            }
+            Kind::AuthorizationPolicy => {
+                self.touch_policy(name);
+                if let Some(Stored { object, .. }) = self.policies.remove(name) {
+                    let targets = object.targets.iter().map(|target| &target.service);
+                    unlink(&mut self.links.policies, targets, name);
+                }
+            }
+            Kind::Mesh => self.dirty.all |= self.mesh.take().is_some(),
+        }
+    }
+
+    /// Forgets every object and takes in these; registrations and bundles stay.
+    pub fn reset(&mut self, objects: impl IntoIterator<Item = (Object, Option<Origin>)>) {
+        let fresh = Self {
+            registrations: std::mem::take(&mut self.registrations),
+            bundles: std::mem::take(&mut self.bundles),
+            dirty: Dirty { all: true, ..Dirty::default() },
+            ..Self::default()
+        };
+        *self = fresh;
+        for registration in self.registrations.values() {
+            let workload = &registration.workload;
+            link(&mut self.links.registrations, registration.services(), workload);
+            link(&mut self.links.registrations_at, [&registration.address], workload);
+        }
+        for (object, origin) in objects {
+            self.apply(object, origin);
+        }
+    }
+
+    /// Makes a workload an endpoint of the services that it names, in place of what it said before.
+    pub fn register(&mut self, registration: Registration) {
+        let workload = registration.workload.clone();
+        self.unregister(&workload);
+        link(&mut self.links.registrations, registration.services(), &workload);
+        link(&mut self.links.registrations_at, [&registration.address], &workload);
+        self.registrations.insert(workload.clone(), registration);
+        self.touch_registration(&workload);
+    }
+
+    /// Forgets a workload; nothing happens if it is not registered.
+    pub fn unregister(&mut self, workload: &NamespacedName) {
+        self.touch_registration(workload);
+        if let Some(registration) = self.registrations.remove(workload) {
+            unlink(&mut self.links.registrations, registration.services(), workload);
+            unlink(&mut self.links.registrations_at, [&registration.address], workload);
+        }
+    }
+
+    /// Sets the DER certificates that vouch for a trust domain.
+    pub fn set_bundle(&mut self, trust_domain: &str, authorities: Vec<Bytes>) {
+        self.bundles.insert(trust_domain.to_owned(), authorities);
+        self.dirty.bundles = true;
+    }
+
+    /// What may have changed since this was last asked.
+    pub fn take_dirty(&mut self) -> Dirty {
+        std::mem::take(&mut self.dirty)
+    }
+}
+
+// === impl Index: what a change touches ===
+
+impl Index {
+    fn touch_service(&mut self, name: &NamespacedName) {
+        let dirty = &mut self.dirty;
+        dirty.services.insert(name.clone());
+        dirty.endpoints.insert(name.clone());
+        dirty.routes.insert(name.clone());
+        if let Some(service) = self.services.get(name) {
+            dirty.addresses.extend(&service.object.addresses);
+        }
+        // Protocols and port names come from the service.
+        for slice in linked(&self.links.slices, name).filter_map(|slice| self.slices.get(slice)) {
+            dirty.addresses.extend(slice.object.addresses());
+            dirty.workloads.extend(slice.object.workloads().cloned());
+        }
+        for workload in linked(&self.links.registrations, name) {
+            dirty.workloads.insert(workload.clone());
+            let registration = self.registrations.get(workload);
+            dirty.addresses.extend(registration.map(|known| known.address));
+        }
+        // A backend may have begun or ceased to resolve.
+        for route in linked(&self.links.backends, name).filter_map(|route| self.routes.get(route)) {
+            dirty.routes.extend(route.object.services().cloned());
+        }
+    }
+
+    fn touch_slice(&mut self, name: &NamespacedName) {
+        if let Some(Stored { object, .. }) = self.slices.get(name) {
+            self.dirty.endpoints.insert(object.service.clone());
+            self.dirty.addresses.extend(object.addresses());
+            self.dirty.workloads.extend(object.workloads().cloned());
+        }
+    }
+
+    fn touch_route(&mut self, name: &NamespacedName) {
+        if let Some(Stored { object, .. }) = self.routes.get(name) {
+            self.dirty.routes.extend(object.services().cloned());
+        }
+    }
+
+    fn touch_all_routes(&mut self) {
+        self.dirty.routes.extend(self.links.routes.keys().cloned());
+    }
+
+    fn touch_policy(&mut self, name: &NamespacedName) {
+        let Some(Stored { object, .. }) = self.policies.get(name) else {
+            return;
+        };
+        for target in &object.targets {
+            let service = &target.service;
+            for slice in linked(&self.links.slices, service).filter_map(|s| self.slices.get(s)) {
+                self.dirty.workloads.extend(slice.object.workloads().cloned());
+            }
+            let registered = linked(&self.links.registrations, service);
+            self.dirty.workloads.extend(registered.cloned());
+        }
+    }
+
+    fn touch_registration(&mut self, workload: &NamespacedName) {
+        if let Some(registration) = self.registrations.get(workload) {
+            self.dirty.endpoints.extend(registration.services().cloned());
+            self.dirty.addresses.insert(registration.address);
+            self.dirty.workloads.insert(workload.clone());
+        }
+    }
+}
+
+// === impl Index: reading ===
+
+impl Index {
+    /// Every Service.
+    pub fn services(&self) -> impl Iterator<Item = &Stored<Service>> {
+        self.services.values()
+    }
+
+    /// A Service by name.
+    pub fn service(&self, name: &NamespacedName) -> Option<&Service> {
+        self.services.get(name).map(|stored| &stored.object)
+    }
+
+    /// Every EndpointSlice.
+    pub fn slices(&self) -> impl Iterator<Item = &Stored<Slice>> {
+        self.slices.values()
+    }
+
+    /// Every HTTPRoute.
+    pub fn routes(&self) -> impl Iterator<Item = &Stored<Route>> {
+        self.routes.values()
+    }
+
+    /// Every AuthorizationPolicy.
+    pub fn policies(&self) -> impl Iterator<Item = &Stored<Policy>> {
+        self.policies.values()
+    }
+
+    /// The Mesh, if one is written.
+    pub fn mesh(&self) -> Option<&Stored<Mesh>> {
+        self.mesh.as_ref()
+    }
+
+    /// Every registered workload.
+    pub fn registrations(&self) -> impl Iterator<Item = &Registration> {
+        self.registrations.values()
+    }
+
+    /// A registered workload by name.
+    pub fn registration(&self, workload: &NamespacedName) -> Option<&Registration> {
+        self.registrations.get(workload)
+    }
+
+    /// Trust domains and their DER certificates.
+    pub fn bundles(&self) -> impl Iterator<Item = (&str, &[Bytes])> {
+        let bundles = self.bundles.iter();
+        bundles.map(|(domain, authorities)| (domain.as_str(), authorities.as_slice()))
+    }
+
+    /// The slices of a service, by name.
+    pub fn slices_of<'a>(&'a self, service: &NamespacedName) -> impl Iterator<Item = &'a Slice> + use<'a> {
+        let slices = linked(&self.links.slices, service);
+        slices.filter_map(|name| Some(&self.slices.get(name)?.object))
+    }
+
+    /// The workloads registered for a service, by name.
+    pub fn registrations_of<'a>(
+        &'a self,
+        service: &NamespacedName,
+    ) -> impl Iterator<Item = &'a Registration> + use<'a> {
+        let workloads = linked(&self.links.registrations, service);
+        workloads.filter_map(|name| self.registrations.get(name))
+    }
+
+    /// The routes attached to a service, in order of precedence.
+    pub fn routes_of(&self, service: &NamespacedName) -> Vec<&Route> {
+        let routes = linked(&self.links.routes, service);
+        let mut routes: Vec<&Route> =
+            routes.filter_map(|name| Some(&self.routes.get(name)?.object)).collect();
+        routes.sort_by_key(|route| route.precedence());
+        routes
+    }
+
+    /// The policies attached to a service, by name.
+    pub fn policies_of<'a>(&'a self, service: &NamespacedName) -> impl Iterator<Item = &'a Policy> + use<'a> {
+        let policies = linked(&self.links.policies, service);
+        policies.filter_map(|name| Some(&self.policies.get(name)?.object))
+    }
+
+    /// The services with this virtual IP, by name.
+    pub fn services_at(&self, address: IpAddr) -> impl Iterator<Item = &Service> {
+        let services = linked(&self.links.services_at, &address);
+        services.filter_map(|name| Some(&self.services.get(name)?.object))
+    }
+
+    /// The slices with an endpoint at this address, by name.
+    pub fn slices_at(&self, address: IpAddr) -> impl Iterator<Item = &Slice> {
+        let slices = linked(&self.links.slices_at, &address);
+        slices.filter_map(|name| Some(&self.slices.get(name)?.object))
+    }
+
+    /// The workloads registered at this address, by name.
+    pub fn registrations_at(&self, address: IpAddr) -> impl Iterator<Item = &Registration> {
+        let workloads = linked(&self.links.registrations_at, &address);
+        workloads.filter_map(|name| self.registrations.get(name))
+    }
+
+    /// The slices with an endpoint of this workload, by name.
+    pub fn slices_of_workload<'a>(
+        &'a self,
+        workload: &NamespacedName,
+    ) -> impl Iterator<Item = &'a Slice> + use<'a> {
+        let slices = linked(&self.links.slices_of_workload, workload);
+        slices.filter_map(|name| Some(&self.slices.get(name)?.object))
+    }
+
+    /// Every address that belongs to something.
+    pub fn addresses(&self) -> BTreeSet<IpAddr> {
+        let links = &self.links;
+        let at = [&links.services_at, &links.slices_at, &links.registrations_at];
+        at.into_iter().flat_map(|links| links.keys().copied()).collect()
+    }
+
+    /// Every workload, registered or named by a slice.
+    pub fn workloads(&self) -> BTreeSet<NamespacedName> {
+        let named = self.links.slices_of_workload.keys();
+        named.chain(self.registrations.keys()).cloned().collect()
+    }
+
+    /// Whether a route in `namespace` may send requests to a service of another namespace.
+    pub fn is_granted(&self, namespace: &str, service: &NamespacedName) -> bool {
+        let mut grants = self.grants.values();
+        grants.any(|grant| grant.object.allows(namespace, service))
+    }
+}
+
+fn link<'a, K: Ord + Clone + 'a>(
+    links: &mut Links<K>,
+    from: impl IntoIterator<Item = &'a K>,
+    to: &NamespacedName,
+) {
+    for key in from {
+        links.entry(key.clone()).or_default().insert(to.clone());
+    }
+}
+
+fn unlink<'a, K: Ord + Clone + 'a>(
+    links: &mut Links<K>,
+    from: impl IntoIterator<Item = &'a K>,
+    to: &NamespacedName,
+) {
+    for key in from {
+        if let Some(names) = links.get_mut(key) {
+            names.remove(to);
+            if names.is_empty() {
+                links.remove(key);
+            }
+        }
+    }
+}
+
+fn linked<'a, K: Ord>(links: &'a Links<K>, key: &K) -> impl Iterator<Item = &'a NamespacedName> + use<'a, K> {
+    links.get(key).into_iter().flatten()
+}
