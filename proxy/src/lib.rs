@@ -8,3 +8,4 @@ pub mod config;
 pub mod drain;
 pub mod io;
 pub mod telemetry;
+pub mod wire;

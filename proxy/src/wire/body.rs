@@ -1,0 +1,147 @@
+//! One body type for whatever a message's body comes from.
+
+use std::error::Error as StdError;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
+
+/// A message's body: streamed, with its trailers, as its receiver asks for it.
+#[derive(Debug, Default)]
+pub struct Body {
+    kind: Kind,
+    transfer: Option<Arc<Transfer>>,
+}
+
+#[derive(Debug, Default)]
+enum Kind {
+    #[default]
+    Empty,
+    Full(Bytes),
+    /// Sent after everything else: an answer that consists of nothing but trailers keeps them here.
+    Trailers(HeaderMap),
+    Http2(Incoming),
+}
+
+/// What has passed of a body so far, readable while it passes.
+#[derive(Debug, Default)]
+pub struct Transfer {
+    bytes: AtomicU64,
+    touched: AtomicBool,
+}
+
+/// Why a body ended before its end.
+#[derive(Debug, thiserror::Error)]
+#[error("the body broke off: {source}")]
+pub struct BodyError {
+    #[source]
+    source: Box<dyn StdError + Send + Sync>,
+}
+
+// === impl Body ===
+
+impl Body {
+    pub fn empty() -> Self {
+        Self::default()
+    }
+
+    pub fn full(bytes: Bytes) -> Self {
+        if bytes.is_empty() { Self::empty() } else { Self::of(Kind::Full(bytes)) }
+    }
+
+    pub fn trailers(trailers: HeaderMap) -> Self {
+        Self::of(Kind::Trailers(trailers))
+    }
+
+    pub(super) fn http2(incoming: Incoming) -> Self {
+        Self::of(Kind::Http2(incoming))
+    }
+
+    /// Counts what passes from now on in `transfer`.
+    pub fn counted(mut self, transfer: Arc<Transfer>) -> Self {
+        self.transfer = Some(transfer);
+        self
+    }
+
+    fn of(kind: Kind) -> Self {
+        Self { kind, transfer: None }
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(transfer) = &self.transfer {
+            transfer.touched.store(true, Ordering::Relaxed);
+        }
+        let frame = match &mut self.kind {
+            Kind::Empty => return Poll::Ready(None),
+            Kind::Full(bytes) => {
+                let bytes = std::mem::take(bytes);
+                self.kind = Kind::Empty;
+                Some(Ok(Frame::data(bytes)))
+            }
+            Kind::Trailers(trailers) => {
+                let trailers = std::mem::take(trailers);
+                self.kind = Kind::Empty;
+                Some(Ok(Frame::trailers(trailers)))
+            }
+            Kind::Http2(incoming) => {
+                ready!(Pin::new(incoming).poll_frame(cx)).map(|frame| frame.map_err(BodyError::new))
+            }
+        };
+        if let (Some(transfer), Some(Ok(frame))) = (&self.transfer, &frame) {
+            if let Some(data) = frame.data_ref() {
+                transfer.bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            Kind::Empty => true,
+            Kind::Full(_) | Kind::Trailers(_) => false,
+            Kind::Http2(incoming) => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Empty | Kind::Trailers(_) => SizeHint::with_exact(0),
+            Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Kind::Http2(incoming) => incoming.size_hint(),
+        }
+    }
+}
+
+// === impl Transfer ===
+
+impl Transfer {
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether anybody has asked the body for anything: an untouched body can still be sent elsewhere.
+    pub fn touched(&self) -> bool {
+        self.touched.load(Ordering::Relaxed)
+    }
+}
+
+// === impl BodyError ===
+
+impl BodyError {
+    pub fn new(source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self { source: source.into() }
+    }
+}

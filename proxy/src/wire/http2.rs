@@ -1,0 +1,163 @@
+//! HTTP/2 (RFC 9113) by hyper and h2.
+
+use std::error::Error as StdError;
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::http2::SendRequest;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+
+use super::{Body, BodyError, Processed};
+use crate::drain;
+use crate::io::Io;
+
+/// What a connection may ask of us.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Bytes of a decoded header block.
+    pub max_header_list: u32,
+    pub max_concurrent_streams: u32,
+    /// Bytes in flight for one stream and one connection: the bound on what a slow reader costs.
+    pub stream_window: u32,
+    pub connection_window: u32,
+    /// A peer that answers no ping for this long, asked every `keep_alive`, is gone.
+    pub keep_alive: Duration,
+}
+
+/// A connection that requests can be sent on, shared by cloning.
+#[derive(Clone, Debug)]
+pub struct Sender(SendRequest<Body>);
+
+/// A request that got no response.
+#[derive(Debug)]
+pub struct SendError {
+    pub source: hyper::Error,
+    pub processed: Processed,
+    /// The request, when nothing of it has been taken.
+    pub request: Option<Box<Request<Body>>>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_header_list: 128 * 1024,
+            max_concurrent_streams: 1024,
+            stream_window: 256 * 1024,
+            connection_window: 1024 * 1024,
+            keep_alive: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Serves requests on `io` until the client is done, or, once `drain` begins, until those under way are
+/// (GOAWAY in two phases, RFC 9113 §6.8).
+///
+/// # Errors
+/// What broke the connection.
+pub async fn serve<H, F, B>(io: Io, limits: &Limits, handler: H, drain: &drain::Watch) -> hyper::Result<()>
+where
+    H: Fn(Request<Body>) -> F,
+    F: Future<Output = Response<B>> + Send + 'static,
+    B: http_body::Body<Data = bytes::Bytes, Error = BodyError> + Send + 'static,
+{
+    let service = service_fn(|request: Request<Incoming>| {
+        let response = handler(request.map(Body::http2));
+        async move { Ok::<_, std::convert::Infallible>(response.await) }
+    });
+    let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .max_header_list_size(limits.max_header_list)
+        .max_concurrent_streams(limits.max_concurrent_streams)
+        .initial_stream_window_size(limits.stream_window)
+        .initial_connection_window_size(limits.connection_window)
+        .keep_alive_interval(limits.keep_alive)
+        .keep_alive_timeout(limits.keep_alive)
+        .auto_date_header(false)
+        .enable_connect_protocol()
+        .serve_connection(TokioIo::new(io), service);
+    let mut connection = std::pin::pin!(connection);
+    tokio::select! {
+        result = connection.as_mut() => return result,
+        () = drain.draining() => connection.as_mut().graceful_shutdown(),
+    }
+    connection.await
+}
+
+/// Opens HTTP/2 with prior knowledge on `io`; the connection's own task is spawned on the current runtime and
+/// calls `closed` when it ends.
+///
+/// # Errors
+/// When the peer does not speak HTTP/2.
+pub async fn connect(
+    io: Io,
+    limits: &Limits,
+    closed: impl FnOnce() + Send + 'static,
+) -> hyper::Result<Sender> {
+    let (sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .max_header_list_size(limits.max_header_list)
+        .initial_stream_window_size(limits.stream_window)
+        .initial_connection_window_size(limits.connection_window)
+        .keep_alive_interval(limits.keep_alive)
+        .keep_alive_timeout(limits.keep_alive)
+        .handshake(TokioIo::new(io))
+        .await?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "HTTP/2 connection to an endpoint ended");
+        }
+        closed();
+    });
+    Ok(Sender(sender))
+}
+
+// === impl Sender ===
+
+impl Sender {
+    /// Whether new requests can go on this connection.
+    pub fn is_open(&self) -> bool {
+        !self.0.is_closed()
+    }
+
+    /// Sends a request and returns the head of its response; the bodies stream on.
+    ///
+    /// # Errors
+    /// When no response came; it tells whether the request may be sent again.
+    pub async fn send(&mut self, request: Request<Body>) -> Result<Response<Body>, SendError> {
+        if let Err(source) = self.0.ready().await {
+            return Err(SendError { source, processed: Processed::No, request: Some(Box::new(request)) });
+        }
+        match self.0.try_send_request(request).await {
+            Ok(response) => Ok(response.map(Body::http2)),
+            Err(mut error) => {
+                let request = error.take_message().map(Box::new);
+                let source = error.into_error();
+                let processed =
+                    if request.is_some() || unprocessed(&source) { Processed::No } else { Processed::Maybe };
+                Err(SendError { source, processed, request })
+            }
+        }
+    }
+}
+
+/// Whether the server said that it did not look at the request: REFUSED_STREAM (RFC 9113 §8.7), or a GOAWAY
+/// whose last stream lies before it.
+fn unprocessed(error: &hyper::Error) -> bool {
+    h2_error(error).is_some_and(|h2| {
+        h2.is_remote()
+            && (h2.is_go_away() || (h2.is_reset() && h2.reason() == Some(h2::Reason::REFUSED_STREAM)))
+    })
+}
+
+fn h2_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a h2::Error> {
+    let mut source = Some(error);
+    while let Some(error) = source {
+        if let Some(h2) = error.downcast_ref() {
+            return Some(h2);
+        }
+        source = error.source();
+    }
+    None
+}

@@ -1,0 +1,25 @@
+//! HTTP framing: heads, bodies and trailers on a byte stream, and nothing above them.
+//!
+//! The seam behind which HTTP/1 (ours, in `h1`) and HTTP/2 (hyper's, in [`http2`]) stand. It decides nothing about
+//! where a request goes; `forward` calls it on both sides and sees only [`http`] types and [`Body`].
+
+mod body;
+pub mod http2;
+
+pub use body::{Body, BodyError, Transfer};
+
+/// How HTTP is framed on a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Framing {
+    Http1,
+    Http2,
+}
+
+/// What is known about how far a failed request got (`x-tulle-processed`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Processed {
+    /// Provably not looked at by the server: safe to send again.
+    No,
+    /// The server may have acted on it.
+    Maybe,
+}
