@@ -1,0 +1,62 @@
+//! What every TLS configuration of ours has in common: the provider, TLS 1.3 only, nothing resumed.
+//!
+//! Resumption is off on both sides: a resumed session would skip the verifiers, and the mesh keeps its
+//! connections anyway.
+
+use std::sync::Arc;
+
+use rustls::client::Resumption;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::crypto::CryptoProvider;
+use rustls::server::NoServerSessionStorage;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::time_provider::TimeProvider;
+use rustls::version::TLS13;
+use rustls::{ClientConfig, ServerConfig};
+
+use crate::verify::ClientVerifier;
+
+/// aws-lc-rs, X25519MLKEM768 offered first.
+pub(crate) fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}
+
+pub(crate) fn server(
+    provider: Arc<CryptoProvider>,
+    clock: Arc<dyn TimeProvider>,
+    key: Arc<CertifiedKey>,
+    clients: ClientVerifier,
+    alpn: &[&[u8]],
+) -> Result<Arc<ServerConfig>, rustls::Error> {
+    let mut config = ServerConfig::builder_with_details(provider, clock)
+        .with_protocol_versions(&[&TLS13])?
+        .with_client_cert_verifier(Arc::new(clients))
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    config.send_tls13_tickets = 0;
+    config.max_early_data_size = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    Ok(Arc::new(config))
+}
+
+pub(crate) fn client(
+    provider: Arc<CryptoProvider>,
+    clock: Arc<dyn TimeProvider>,
+    key: Option<Arc<CertifiedKey>>,
+    servers: Arc<dyn ServerCertVerifier>,
+    alpn: &[&[u8]],
+) -> Result<ClientConfig, rustls::Error> {
+    let builder = ClientConfig::builder_with_details(provider, clock)
+        .with_protocol_versions(&[&TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(servers);
+    let mut config = match key {
+        Some(key) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key))),
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    config.resumption = Resumption::disabled();
+    config.enable_early_data = false;
+    config.enable_sni = false;
+    Ok(config)
+}

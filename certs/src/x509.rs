@@ -1,0 +1,103 @@
+//! What we read of a certificate besides verifying it: validity, CA or not, self-issued, public key.
+//!
+//! Never decides trust; that is `verify`.
+
+use std::time::{Duration, SystemTime};
+
+use rustls_pki_types::CertificateDer;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer;
+
+/// The parsed parts of one certificate.
+pub(crate) struct Parsed<'a>(X509Certificate<'a>);
+
+/// Parses one certificate; the error is a phrase.
+pub(crate) fn parse(der: &[u8]) -> Result<Parsed<'_>, String> {
+    match X509Certificate::from_der(der) {
+        Ok(([], certificate)) => Ok(Parsed(certificate)),
+        Ok((rest, _)) => Err(format!("{} bytes follow the certificate", rest.len())),
+        Err(e) => Err(format!("not an X.509 certificate: {e}")),
+    }
+}
+
+impl Parsed<'_> {
+    pub(crate) fn not_before(&self) -> SystemTime {
+        system_time(self.0.validity().not_before.timestamp())
+    }
+
+    pub(crate) fn not_after(&self) -> SystemTime {
+        system_time(self.0.validity().not_after.timestamp())
+    }
+
+    /// Basic constraints say CA, and key usage (if any) allows signing certificates.
+    pub(crate) fn is_ca(&self) -> bool {
+        let signs = match self.0.key_usage() {
+            Ok(Some(usage)) => usage.value.key_cert_sign(),
+            Ok(None) => true,
+            Err(_) => false,
+        };
+        self.0.is_ca() && signs
+    }
+
+    /// Subject and issuer are the same: a root.
+    pub(crate) fn is_self_issued(&self) -> bool {
+        self.0.subject().as_raw() == self.0.issuer().as_raw()
+    }
+
+    /// The SubjectPublicKeyInfo in DER, tag and length included.
+    pub(crate) fn spki(&self) -> &[u8] {
+        self.0.public_key().raw
+    }
+
+    /// A name for messages.
+    pub(crate) fn subject(&self) -> String {
+        self.0.subject().to_string().chars().take(200).collect()
+    }
+}
+
+/// Whether `issuer` signed `certificate` (by name and by signature). A root is not counted as its own issuer.
+pub(crate) fn issued(issuer: &CertificateDer<'_>, certificate: &CertificateDer<'_>) -> bool {
+    let (Ok(Parsed(issuer)), Ok(Parsed(certificate))) = (parse(issuer), parse(certificate)) else {
+        return false;
+    };
+    issuer.subject().as_raw() == certificate.issuer().as_raw()
+        && issuer.tbs_certificate.as_ref() != certificate.tbs_certificate.as_ref()
+        && certificate.verify_signature(Some(issuer.public_key())).is_ok()
+}
+
+/// Whether the certificate is signed with its own key.
+pub(crate) fn is_root(certificate: &CertificateDer<'_>) -> bool {
+    parse(certificate).is_ok_and(|parsed| parsed.is_self_issued() && parsed.0.verify_signature(None).is_ok())
+}
+
+/// Seconds since the epoch as a time; years outside of what the platform can say are clamped.
+pub(crate) fn system_time(seconds: i64) -> SystemTime {
+    let distance = Duration::from_secs(seconds.unsigned_abs());
+    let time = if seconds < 0 {
+        SystemTime::UNIX_EPOCH.checked_sub(distance)
+    } else {
+        SystemTime::UNIX_EPOCH.checked_add(distance)
+    };
+    time.unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+/// Seconds since the epoch; 0 for earlier times.
+pub(crate) fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// `2026-03-01T12:00:00Z`, for messages.
+pub(crate) fn show(time: SystemTime) -> String {
+    let time = time::OffsetDateTime::from_unix_timestamp(i64::try_from(seconds(time)).unwrap_or(i64::MAX))
+        .unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
+    let (date, clock) = (time.date(), time.time());
+    format!(
+        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}Z",
+        date.year(),
+        u8::from(date.month()),
+        date.day(),
+        clock.hour(),
+        clock.minute(),
+        clock.second()
+    )
+}
