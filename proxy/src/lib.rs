@@ -4,8 +4,11 @@
 //! `accept → detect → tls → policy → route → balance → endpoint → wire`, called in that order from
 //! `forward/outbound.rs` and `forward/inbound.rs`, the two files to read first. See docs/architecture.md.
 
+pub mod accept;
 pub mod config;
 pub mod drain;
 pub mod io;
+pub mod state;
 pub mod telemetry;
+pub mod tls;
 pub mod wire;
