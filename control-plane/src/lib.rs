@@ -2,4 +2,5 @@
 pub mod finding;
 pub mod index;
 pub mod kinds;
+pub mod model;
 pub mod object;

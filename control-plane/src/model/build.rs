@@ -1,0 +1,394 @@
+//! One resource at a time, from the index: pure, total and deterministic (everything is sorted).
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use tulle_api::{ResourceType, v1};
+
+use super::Encoded;
+use crate::index::Index;
+use crate::object::{Mesh, NamespacedName, Policy, Service, Slice};
+
+/// What every resource is built from.
+pub(super) struct Context<'a> {
+    pub(super) index: &'a Index,
+    pub(super) trust_domain: Arc<str>,
+    pub(super) mode: v1::MtlsMode,
+}
+
+/// What tells endpoints apart: the address, and each service port with the port to dial.
+type EndpointKey = (IpAddr, Vec<(u16, u16)>);
+
+/// A port of a workload, and the service's port that it serves.
+struct Serving {
+    service: NamespacedName,
+    /// None where the slice's port name is none of the service's.
+    service_port: Option<u16>,
+    /// The port that clients dial.
+    port: u16,
+}
+
+// === impl Context ===
+
+impl Context<'_> {
+    pub(super) fn mesh(&self, mesh: &Mesh) -> Encoded {
+        let message = v1::Mesh {
+            trust_domain: self.trust_domain.to_string(),
+            mtls: self.mode.into(),
+            networks: mesh.networks.iter().map(ToString::to_string).collect(),
+        };
+        Encoded::new(ResourceType::Mesh, &message)
+    }
+
+    pub(super) fn bundles(&self) -> Vec<(String, Option<Arc<Encoded>>)> {
+        let bundles = self.index.bundles();
+        bundles
+            .map(|(domain, authorities)| {
+                let message = v1::TrustBundle {
+                    trust_domain: domain.to_owned(),
+                    x509_authorities: authorities.to_vec(),
+                };
+                (domain.to_owned(), encode(ResourceType::TrustBundle, &message))
+            })
+            .collect()
+    }
+
+    pub(super) fn service(&self, name: &NamespacedName) -> Option<Arc<Encoded>> {
+        let service = self.index.service(name)?;
+        let ports = service.ports.iter().map(|port| v1::ServicePort {
+            port: port.number.into(),
+            name: port.name.clone(),
+            protocol: port.protocol.into(),
+        });
+        let message = v1::Service {
+            name: Some(object_name(name)),
+            addresses: service.addresses.iter().map(ToString::to_string).collect(),
+            ports: ports.collect(),
+        };
+        encode(ResourceType::Service, &message)
+    }
+
+    /// An endpoint is told apart by its address and the ports to dial there. Where a slice and a registration speak of
+    /// the same one, the registration is believed: its workload has proved who it is.
+    pub(super) fn endpoints(&self, name: &NamespacedName) -> Option<Arc<Encoded>> {
+        let service = self.index.service(name)?;
+        let mut endpoints: BTreeMap<EndpointKey, v1::Endpoint> = BTreeMap::new();
+        for registration in self.index.registrations_of(name) {
+            let served = registration
+                .ports
+                .iter()
+                .filter(|(to, number, _)| to == name && service.port(*number).is_some());
+            let ports: Vec<(u16, u16)> = served.map(|(_, number, port)| (*number, *port)).collect();
+            if ports.is_empty() {
+                continue;
+            }
+            let endpoint = v1::Endpoint {
+                address: registration.address.to_string(),
+                ports: self.endpoint_ports(&ports, Some(&registration.spiffe_id)),
+                workload: registration.workload.to_string(),
+                locality: locality(&registration.region, &registration.zone),
+                ready: registration.ready || service.publish_not_ready,
+            };
+            endpoints.entry((registration.address, ports)).or_insert(endpoint);
+        }
+        let registered: BTreeSet<_> = endpoints.keys().cloned().collect();
+        for slice in self.index.slices_of(name) {
+            self.slice_endpoints(service, slice, &registered, &mut endpoints);
+        }
+        let message =
+            v1::Endpoints { name: Some(object_name(name)), endpoints: endpoints.into_values().collect() };
+        encode(ResourceType::Endpoints, &message)
+    }
+
+    fn slice_endpoints(
+        &self,
+        service: &Service,
+        slice: &Slice,
+        registered: &BTreeSet<EndpointKey>,
+        endpoints: &mut BTreeMap<EndpointKey, v1::Endpoint>,
+    ) {
+        let mut ports: Vec<(u16, u16)> = Vec::with_capacity(slice.ports.len());
+        for (name, number) in &slice.ports {
+            if let Some(port) = service.ports.iter().find(|port| port.name == *name) {
+                ports.push((port.number, *number));
+            }
+        }
+        ports.sort_unstable();
+        if ports.is_empty() {
+            return;
+        }
+        let identity = self.slice_identity(slice);
+        for one in slice.endpoints.iter().filter(|one| !one.gone) {
+            let key = (one.address, ports.clone());
+            if registered.contains(&key) {
+                continue;
+            }
+            let endpoint = v1::Endpoint {
+                address: one.address.to_string(),
+                ports: self.endpoint_ports(&ports, identity.as_deref()),
+                workload: text(one.workload.as_ref()),
+                locality: locality("", &one.zone),
+                ready: one.ready || service.publish_not_ready,
+            };
+            match endpoints.entry(key) {
+                Entry::Vacant(entry) => {
+                    entry.insert(endpoint);
+                }
+                // While slices are rewritten, an endpoint may stand in two of them.
+                Entry::Occupied(mut entry) if endpoint.ready && !entry.get().ready => {
+                    entry.insert(endpoint);
+                }
+                Entry::Occupied(_) => {}
+            }
+        }
+    }
+
+    fn endpoint_ports(&self, ports: &[(u16, u16)], spiffe_id: Option<&str>) -> Vec<v1::EndpointPort> {
+        let ports = ports.iter();
+        ports
+            .map(|(service_port, port)| v1::EndpointPort {
+                service_port: (*service_port).into(),
+                port: (*port).into(),
+                peer: Some(self.peer(spiffe_id)),
+            })
+            .collect()
+    }
+
+    pub(super) fn address(&self, ip: IpAddr) -> Option<Arc<Encoded>> {
+        let target = match self.index.services_at(ip).next() {
+            Some(service) => v1::address::Target::Service(object_name(&service.name)),
+            None => v1::address::Target::Host(self.host(ip)?),
+        };
+        let message = v1::Address { ip: ip.to_string(), target: Some(target) };
+        encode(ResourceType::Address, &message)
+    }
+
+    fn host(&self, ip: IpAddr) -> Option<v1::Host> {
+        let mut known = false;
+        let mut ports: BTreeMap<u16, v1::HostPort> = BTreeMap::new();
+        for registration in self.index.registrations_at(ip) {
+            known = true;
+            for (service, number, port) in &registration.ports {
+                let host_port = v1::HostPort {
+                    port: (*port).into(),
+                    workload: registration.workload.to_string(),
+                    protocol: self.protocol(service, Some(*number)).into(),
+                    peer: Some(self.peer(Some(&registration.spiffe_id))),
+                };
+                merge(&mut ports, *port, host_port);
+            }
+        }
+        for slice in self.index.slices_at(ip) {
+            known = true;
+            let identity = self.slice_identity(slice);
+            let endpoint = slice.endpoints.iter().find(|endpoint| endpoint.address == ip);
+            let workload = endpoint.and_then(|endpoint| endpoint.workload.as_ref());
+            for serving in self.serving(slice) {
+                let host_port = v1::HostPort {
+                    port: serving.port.into(),
+                    workload: text(workload),
+                    protocol: self.protocol(&serving.service, serving.service_port).into(),
+                    peer: Some(self.peer(identity.as_deref())),
+                };
+                merge(&mut ports, serving.port, host_port);
+            }
+        }
+        known.then(|| v1::Host { ports: ports.into_values().collect() })
+    }
+
+    pub(super) fn workload(&self, name: &NamespacedName) -> Option<Arc<Encoded>> {
+        let message = if let Some(registration) = self.index.registration(name) {
+            v1::Workload {
+                name: Some(object_name(name)),
+                spiffe_id: registration.spiffe_id.to_string(),
+                addresses: vec![registration.address.to_string()],
+                locality: locality(&registration.region, &registration.zone),
+            }
+        } else {
+            let mut addresses = BTreeSet::new();
+            let mut zone = "";
+            let mut spiffe_id = None;
+            for slice in self.index.slices_of_workload(name) {
+                spiffe_id = spiffe_id.or_else(|| self.slice_identity(slice));
+                for endpoint in slice.endpoints.iter().filter(|one| one.workload.as_ref() == Some(name)) {
+                    addresses.insert(endpoint.address);
+                    zone = &endpoint.zone;
+                }
+            }
+            if addresses.is_empty() {
+                return None;
+            }
+            v1::Workload {
+                name: Some(object_name(name)),
+                spiffe_id: spiffe_id.unwrap_or_default(),
+                addresses: addresses.iter().map(ToString::to_string).collect(),
+                locality: locality("", zone),
+            }
+        };
+        encode(ResourceType::Workload, &message)
+    }
+
+    pub(super) fn inbound(&self, name: &NamespacedName) -> Option<Arc<Encoded>> {
+        let registration = self.index.registration(name);
+        let mut serving: Vec<Serving> = Vec::new();
+        let mut known = registration.is_some();
+        for (service, number, port) in registration.iter().flat_map(|known| &known.ports) {
+            serving.push(Serving { service: service.clone(), service_port: Some(*number), port: *port });
+        }
+        for slice in self.index.slices_of_workload(name) {
+            known = true;
+            serving.extend(self.serving(slice));
+        }
+        if !known {
+            return None;
+        }
+        let mut ports: BTreeMap<u16, v1::Protocol> = BTreeMap::new();
+        for one in &serving {
+            let protocol = self.protocol(&one.service, one.service_port);
+            let slot = ports.entry(one.port).or_insert(protocol);
+            if *slot == v1::Protocol::Unspecified {
+                *slot = protocol;
+            }
+        }
+        let ports = ports.into_iter().map(|(port, protocol)| v1::InboundPort {
+            port: port.into(),
+            protocol: protocol.into(),
+            mode: self.mode.into(),
+        });
+        let message = v1::InboundPolicy {
+            workload: Some(object_name(name)),
+            mode: self.mode.into(),
+            ports: ports.collect(),
+            rules: self.rules(&serving),
+        };
+        encode(ResourceType::InboundPolicy, &message)
+    }
+
+    /// The rules of the policies attached to the services that a workload serves, on the ports that it serves them on.
+    fn rules(&self, serving: &[Serving]) -> Vec<v1::AllowRule> {
+        let mut rules: BTreeMap<String, (BTreeSet<u16>, BTreeSet<String>)> = BTreeMap::new();
+        let services: BTreeSet<&NamespacedName> = serving.iter().map(|one| &one.service).collect();
+        for service in services {
+            for policy in self.index.policies_of(service) {
+                for (name, to_ports, identities) in self.policy_rules(policy) {
+                    let spoken_of = serving.iter().filter(|one| {
+                        one.service == *service
+                            && (to_ports.is_empty()
+                                || one.service_port.is_some_and(|port| to_ports.contains(&port)))
+                    });
+                    let ports: BTreeSet<u16> = spoken_of.map(|one| one.port).collect();
+                    // A rule without ports would speak of every port.
+                    if !ports.is_empty() {
+                        let rule = rules.entry(name).or_default();
+                        rule.0.extend(ports);
+                        rule.1.extend(identities);
+                    }
+                }
+            }
+        }
+        let rules = rules.into_iter();
+        rules
+            .map(|(name, (ports, identities))| v1::AllowRule {
+                name,
+                ports: ports.into_iter().map(u32::from).collect(),
+                identities: identities.into_iter().collect(),
+            })
+            .collect()
+    }
+
+    /// (name, service ports, identities); a policy without rules allows nobody, which is a rule too.
+    fn policy_rules<'p>(&self, policy: &'p Policy) -> Vec<(String, &'p [u16], Vec<String>)> {
+        if policy.rules.is_empty() {
+            return vec![(format!("{}/none", policy.name), &[], Vec::new())];
+        }
+        let rules = policy.rules.iter();
+        rules
+            .map(|rule| {
+                let identities = rule.identities.iter();
+                let identities = identities.map(|who| who.spiffe_id(&self.trust_domain));
+                let name = format!("{}/{}", policy.name, rule.name);
+                (name, rule.ports.as_slice(), identities.collect())
+            })
+            .collect()
+    }
+
+    fn serving(&self, slice: &Slice) -> Vec<Serving> {
+        let service = self.index.service(&slice.service);
+        let ports = slice.ports.iter();
+        ports
+            .map(|(name, number)| Serving {
+                service: slice.service.clone(),
+                service_port: service
+                    .and_then(|service| service.ports.iter().find(|port| port.name == *name))
+                    .map(|port| port.number),
+                port: *number,
+            })
+            .collect()
+    }
+
+    fn protocol(&self, service: &NamespacedName, port: Option<u16>) -> v1::Protocol {
+        let service = self.index.service(service);
+        service
+            .and_then(|service| service.port(port?))
+            .map_or(v1::Protocol::Unspecified, |port| port.protocol)
+    }
+
+    fn slice_identity(&self, slice: &Slice) -> Option<String> {
+        let identity = slice.identity.as_ref()?;
+        Some(identity.spiffe_id(&self.trust_domain))
+    }
+
+    /// Without mTLS in the mesh nobody is asked for an identity.
+    fn peer(&self, spiffe_id: Option<&str>) -> v1::Peer {
+        let peer = match spiffe_id {
+            Some(id) if self.mode != v1::MtlsMode::Off => v1::peer::Peer::SpiffeId(id.to_owned()),
+            _ => v1::peer::Peer::Plaintext(v1::Plaintext {}),
+        };
+        v1::Peer { peer: Some(peer) }
+    }
+}
+
+/// The first to speak of a port is believed, but for a protocol that it did not know, and for plaintext where another
+/// names an identity.
+fn merge(ports: &mut BTreeMap<u16, v1::HostPort>, port: u16, new: v1::HostPort) {
+    match ports.entry(port) {
+        Entry::Vacant(entry) => {
+            entry.insert(new);
+        }
+        Entry::Occupied(mut entry) => {
+            let known = entry.get_mut();
+            if known.protocol == i32::from(v1::Protocol::Unspecified) {
+                known.protocol = new.protocol;
+            }
+            let plaintext = |port: &v1::HostPort| {
+                matches!(
+                    port.peer.as_ref().and_then(|peer| peer.peer.as_ref()),
+                    Some(v1::peer::Peer::Plaintext(_))
+                )
+            };
+            if plaintext(known) && !plaintext(&new) {
+                known.peer = new.peer;
+                known.workload = new.workload;
+            }
+        }
+    }
+}
+
+pub(super) fn object_name(name: &NamespacedName) -> v1::ObjectName {
+    v1::ObjectName { namespace: name.namespace.to_string(), name: name.name.to_string() }
+}
+
+pub(super) fn encode(resource_type: ResourceType, message: &impl prost::Message) -> Option<Arc<Encoded>> {
+    Some(Arc::new(Encoded::new(resource_type, message)))
+}
+
+fn locality(region: &str, zone: &str) -> Option<v1::Locality> {
+    (!region.is_empty() || !zone.is_empty())
+        .then(|| v1::Locality { region: region.to_owned(), zone: zone.to_owned() })
+}
+
+fn text(name: Option<&NamespacedName>) -> String {
+    name.map(ToString::to_string).unwrap_or_default()
+}

@@ -1,0 +1,186 @@
+//! How objects fail to fit together: the part of `tulle check` that no single object can tell.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use super::Settings;
+use super::routes::{attach, resolve};
+use crate::finding::{Finding, Notes, Origin};
+use crate::index::{Index, Stored};
+use crate::object::{Identity, Kind, Mesh, NamespacedName, ObjectKey, Policy, Route, Service, Slice};
+
+/// Everything that does not fit, sorted.
+pub fn findings(index: &Index, settings: &Settings) -> Vec<Finding> {
+    let mut all = Vec::new();
+    let mut tell = |kind: Kind, name: &NamespacedName, origin: Option<&Origin>, notes: Notes| {
+        let key = ObjectKey { kind, name: name.clone() };
+        let notes = notes.into_inner().into_iter();
+        all.extend(notes.map(|note| Finding::new(note, Some(&key), origin)));
+    };
+    let trust_domain = settings.trust_domain(index.mesh().map(|stored| &stored.object));
+    if let Some(Stored { object, origin }) = index.mesh() {
+        let notes = mesh(object, settings);
+        tell(Kind::Mesh, &object.name, origin.as_ref(), notes);
+    }
+    let mut virtual_ips = BTreeMap::new();
+    for Stored { object, origin } in index.services() {
+        let notes = service(object, &mut virtual_ips);
+        tell(Kind::Service, &object.name, origin.as_ref(), notes);
+    }
+    for Stored { object, origin } in index.slices() {
+        let notes = slice(index, object);
+        tell(Kind::EndpointSlice, &object.name, origin.as_ref(), notes);
+    }
+    for Stored { object, origin } in index.routes() {
+        let notes = route(index, object);
+        tell(Kind::HttpRoute, &object.name, origin.as_ref(), notes);
+    }
+    for Stored { object, origin } in index.policies() {
+        let notes = policy(index, object, &trust_domain);
+        tell(Kind::AuthorizationPolicy, &object.name, origin.as_ref(), notes);
+    }
+    all.sort();
+    all
+}
+
+fn mesh(mesh: &Mesh, settings: &Settings) -> Notes {
+    let mut notes = Notes::default();
+    if let (Some(running), Some(written)) = (&settings.trust_domain, &mesh.trust_domain)
+        && **running != **written
+    {
+        notes.error(
+            "spec.trustDomain",
+            format!("the control plane runs with the trust domain `{running}`, which stays in force"),
+            "a trust domain is chosen when the certificate authority is made; write that one here",
+        );
+    }
+    notes
+}
+
+fn service<'i>(service: &'i Service, seen: &mut BTreeMap<IpAddr, &'i NamespacedName>) -> Notes {
+    let mut notes = Notes::default();
+    for address in &service.addresses {
+        if let Some(first) = seen.get(address) {
+            notes.error(
+                "spec.clusterIP",
+                format!("{address} is the virtual IP of Service {first} too, which keeps it"),
+                "give each Service its own, or none",
+            );
+        } else {
+            seen.insert(*address, &service.name);
+        }
+    }
+    notes
+}
+
+fn slice(index: &Index, slice: &Slice) -> Notes {
+    let mut notes = Notes::default();
+    let Some(service) = index.service(&slice.service) else {
+        notes.warn(
+            "metadata.labels[\"kubernetes.io/service-name\"]",
+            format!("there is no Service {}, so nobody is sent here", slice.service),
+            "write the Service, or correct the label",
+        );
+        return notes;
+    };
+    let names: BTreeSet<&str> = service.ports.iter().map(|port| port.name.as_str()).collect();
+    for (at, (name, _)) in slice.ports.iter().enumerate() {
+        if !names.contains(name.as_str()) {
+            let called =
+                if name.is_empty() { "without a name".to_owned() } else { format!("called `{name}`") };
+            notes.error(
+                format!("ports[{at}]"),
+                format!("Service {} has no port {called}; nobody is sent here", slice.service),
+                "a slice's port has the name of the Service's port that it serves",
+            );
+        }
+    }
+    if slice.ports.is_empty() {
+        notes.error(
+            "ports",
+            "the slice has no TCP port, so nobody is sent to its endpoints",
+            "list the ports to dial, by the names of the Service's ports",
+        );
+    }
+    notes
+}
+
+fn route(index: &Index, route: &Route) -> Notes {
+    let mut notes = Notes::default();
+    for parent in &route.parents {
+        let at = format!("spec.parentRefs[{}]", parent.index);
+        match index.service(&parent.service) {
+            None => notes.error(
+                format!("{at}.name"),
+                format!("there is no Service {}; the route is not attached there", parent.service),
+                "write the Service, or correct the reference",
+            ),
+            Some(service) => {
+                if let Err(unresolved) = attach(service, parent) {
+                    let field = if parent.section.is_some() { "sectionName" } else { "port" };
+                    notes.error(format!("{at}.{field}"), unresolved.message, unresolved.hint);
+                }
+            }
+        }
+    }
+    for rule in &route.rules {
+        let at = format!("spec.rules[{}]", rule.index);
+        for backend in &rule.backends {
+            if let Err(unresolved) = resolve(index, route, backend) {
+                notes.error(
+                    format!("{at}.backendRefs[{}]", backend.index),
+                    format!("{}: its share of the requests gets 500 `backend_not_found`", unresolved.message),
+                    unresolved.hint,
+                );
+            }
+        }
+        if rule.backends.iter().all(|backend| backend.weight == 0) {
+            notes.warn(
+                format!("{at}.backendRefs"),
+                "no backend takes a request, so every request gets 500 `route_without_backend`",
+                "give one a weight above 0",
+            );
+        }
+    }
+    notes
+}
+
+fn policy(index: &Index, policy: &Policy, trust_domain: &str) -> Notes {
+    let mut notes = Notes::default();
+    let mut known = Vec::new();
+    for target in &policy.targets {
+        match index.service(&target.service) {
+            Some(service) => known.push(service),
+            None => notes.error(
+                format!("spec.targetRefs[{}].name", target.index),
+                format!("there is no Service {}; the policy is not attached there", target.service),
+                "write the Service, or correct the reference",
+            ),
+        }
+    }
+    for (at, rule) in policy.rules.iter().enumerate() {
+        for (index, port) in rule.ports.iter().enumerate() {
+            let served = known.iter().any(|service| service.port(*port).is_some());
+            if !known.is_empty() && !served {
+                notes.error(
+                    format!("spec.rules[{at}].toPorts[{index}]"),
+                    format!("no targeted Service has a port {port}"),
+                    "ports here are the Service's, not those that the program listens on",
+                );
+            }
+        }
+        let own = format!("spiffe://{trust_domain}/");
+        for who in &rule.identities {
+            if let Identity::Spiffe(id) = who
+                && !id.starts_with(&own)
+            {
+                notes.warn(
+                    format!("spec.rules[{at}].from"),
+                    format!("`{id}` is of another trust domain than `{trust_domain}`, so nobody can prove to be it"),
+                    "",
+                );
+            }
+        }
+    }
+    notes
+}

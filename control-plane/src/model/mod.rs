@@ -1,0 +1,260 @@
+//! What proxies should know: an immutable snapshot of every resource, encoded once and shared by all.
+//!
+//! Built from the [`Index`] by pure functions ([`build`]), whole or only as far as something may have changed
+//! ([`Model::next`]); both give the same. A resource keeps its version, and even its place in memory, for as long as its
+//! bytes stay the same, so ADS sends nothing that did not change. Versions are a hash of the bytes: equal on every
+//! replica and after every restart. [`Publisher`] hands the newest snapshot to the ADS sessions.
+//!
+//! # A new workload, in order
+//!
+//! A proxy asks for its own `InboundPolicy` before anybody knows it, since it must be configured before it is ready.
+//! The answer is the mesh's mode, no ports and no rules. Rules for it can exist as soon as it registers, so:
+//! 1. the proxy binds its inbound listeners and does not accept on them; connections wait in the backlog;
+//! 2. it registers; [`Publisher::register`] returns, and `Registered` is sent, only after a snapshot with the
+//!    registration is published. That very snapshot holds its policy, with every rule;
+//! 3. it subscribes to its `InboundPolicy` *again*. A server answers a repeated subscription with the resource as it is
+//!    now (xDS, "Subscribing to resources"), so the next `InboundPolicy` that arrives is from that snapshot or a later one;
+//! 4. only then it accepts.
+
+mod build;
+mod findings;
+mod publish;
+mod routes;
+mod table;
+
+use std::sync::Arc;
+
+use aws_lc_rs::digest;
+use bytes::Bytes;
+use prost::Message;
+use tulle_api::{MESH, ResourceType, v1};
+
+pub use self::findings::findings;
+pub use self::publish::{Publisher, Registered, RegistrationId};
+use self::routes::RouteSet;
+use self::table::Table;
+use crate::index::{Dirty, Index};
+use crate::object::{DEFAULT_TRUST_DOMAIN, Mesh, NamespacedName};
+
+/// A resource as it goes over the wire.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encoded {
+    /// The first 16 bytes of the SHA-256 of `bytes`, in hex.
+    pub version: Arc<str>,
+    /// What the bytes are.
+    pub resource_type: ResourceType,
+    /// The encoded message.
+    pub bytes: Bytes,
+}
+
+/// What the control plane was started with.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// The trust domain that the certificate authority issues in. None: what the Mesh says, for want of an authority.
+    pub trust_domain: Option<Arc<str>>,
+}
+
+/// Every resource, at one moment.
+#[derive(Debug, Clone)]
+pub struct Model {
+    settings: Settings,
+    mesh: Arc<Encoded>,
+    mode: v1::MtlsMode,
+    trust_domain: Arc<str>,
+    bundles: Table<Arc<Encoded>>,
+    addresses: Table<Arc<Encoded>>,
+    services: Table<Arc<Encoded>>,
+    endpoints: Table<Arc<Encoded>>,
+    workloads: Table<Arc<Encoded>>,
+    inbound: Table<Arc<Encoded>>,
+    /// By service.
+    routes: Table<Arc<RouteSet>>,
+}
+
+// === impl Encoded ===
+
+impl Encoded {
+    /// Encodes a message; the same message gives the same bytes and the same version, always and everywhere.
+    pub fn new(resource_type: ResourceType, message: &impl Message) -> Self {
+        let bytes = Bytes::from(message.encode_to_vec());
+        let hash = digest::digest(&digest::SHA256, &bytes);
+        let mut version = String::with_capacity(32);
+        for byte in hash.as_ref().iter().take(16) {
+            for digit in [byte >> 4, byte & 0xf] {
+                version.push(char::from_digit(u32::from(digit), 16).unwrap_or('0'));
+            }
+        }
+        Self { version: version.into(), resource_type, bytes }
+    }
+
+    /// As carried in the ADS envelope.
+    pub fn to_any(&self) -> prost_types::Any {
+        prost_types::Any { type_url: self.resource_type.type_url().to_owned(), value: self.bytes.to_vec() }
+    }
+}
+
+// === impl Settings ===
+
+impl Settings {
+    /// The trust domain in force: what the control plane was started with, else the Mesh's, else `cluster.local`.
+    pub fn trust_domain(&self, mesh: Option<&Mesh>) -> Arc<str> {
+        let written = || mesh?.trust_domain.as_deref().map(Arc::from);
+        let set = self.trust_domain.clone();
+        set.or_else(written).unwrap_or_else(|| DEFAULT_TRUST_DOMAIN.into())
+    }
+}
+
+// === impl Model ===
+
+impl Model {
+    /// Builds everything from nothing.
+    pub fn build(index: &Index, settings: Settings) -> Self {
+        let mesh = Arc::new(Encoded::new(ResourceType::Mesh, &v1::Mesh::default()));
+        let empty = Self {
+            mode: v1::MtlsMode::Unspecified,
+            trust_domain: settings.trust_domain(None),
+            settings,
+            mesh,
+            bundles: Table::default(),
+            addresses: Table::default(),
+            services: Table::default(),
+            endpoints: Table::default(),
+            workloads: Table::default(),
+            inbound: Table::default(),
+            routes: Table::default(),
+        };
+        let all = Dirty { all: true, ..Dirty::default() };
+        empty.next(index, &all)
+    }
+
+    /// The snapshot after this one: looks only at what may have changed, and keeps the rest.
+    pub fn next(&self, index: &Index, dirty: &Dirty) -> Self {
+        let mut next = self.clone();
+        if dirty.all {
+            next.rebuild(index);
+            return next;
+        }
+        let context = next.context(index);
+        for name in &dirty.services {
+            next.services.set(name.to_string(), context.service(name));
+        }
+        for name in &dirty.endpoints {
+            next.endpoints.set(name.to_string(), context.endpoints(name));
+        }
+        for name in &dirty.routes {
+            next.routes.set(name.to_string(), context.routes(name));
+        }
+        for address in &dirty.addresses {
+            next.addresses.set(address.to_string(), context.address(*address));
+        }
+        for workload in &dirty.workloads {
+            next.workloads.set(workload.to_string(), context.workload(workload));
+            next.inbound.set(workload.to_string(), context.inbound(workload));
+        }
+        if dirty.bundles {
+            next.bundles.replace(context.bundles());
+        }
+        next
+    }
+
+    fn rebuild(&mut self, index: &Index) {
+        let default = Mesh::default();
+        let mesh = index.mesh().map_or(&default, |stored| &stored.object);
+        self.mode = mesh.mode();
+        self.trust_domain = self.settings.trust_domain(Some(mesh));
+        let context = self.context(index);
+        let encoded = Arc::new(context.mesh(mesh));
+        if self.mesh != encoded {
+            self.mesh = encoded;
+        }
+        let services = || index.services().map(|stored| &stored.object.name);
+        let workloads = index.workloads();
+        self.services.replace(services().map(|name| (name.to_string(), context.service(name))));
+        self.endpoints.replace(services().map(|name| (name.to_string(), context.endpoints(name))));
+        self.routes.replace(services().map(|name| (name.to_string(), context.routes(name))));
+        let addresses = index.addresses().into_iter();
+        self.addresses.replace(addresses.map(|ip| (ip.to_string(), context.address(ip))));
+        self.workloads.replace(workloads.iter().map(|name| (name.to_string(), context.workload(name))));
+        self.inbound.replace(workloads.iter().map(|name| (name.to_string(), context.inbound(name))));
+        self.bundles.replace(context.bundles());
+    }
+
+    fn context<'a>(&self, index: &'a Index) -> build::Context<'a> {
+        build::Context { index, trust_domain: self.trust_domain.clone(), mode: self.mode }
+    }
+
+    /// A resource by name, or none if there is none of that name (and the name goes into `removed_resources`).
+    ///
+    /// Names are those of `resources.proto`, without the type. An `InboundPolicy` is there for every workload whose
+    /// name can be one, known or not (see the [module's documentation](self)).
+    pub fn get(&self, resource_type: ResourceType, name: &str) -> Option<Arc<Encoded>> {
+        match resource_type {
+            ResourceType::Mesh => (name == MESH).then(|| self.mesh.clone()),
+            ResourceType::TrustBundle => self.bundles.get(name).cloned(),
+            ResourceType::Workload => self.workloads.get(name).cloned(),
+            ResourceType::InboundPolicy => {
+                let known = self.inbound.get(name).cloned();
+                known.or_else(|| self.unknown_inbound(name))
+            }
+            ResourceType::Address => self.addresses.get(name).cloned(),
+            ResourceType::Service => self.services.get(name).cloned(),
+            ResourceType::Endpoints => self.endpoints.get(name).cloned(),
+            ResourceType::Routes => {
+                let (client, service) = name.split_once('/')?;
+                Some(self.routes.get(service)?.of(client))
+            }
+        }
+    }
+
+    /// What a workload is told that nobody knows yet.
+    fn unknown_inbound(&self, name: &str) -> Option<Arc<Encoded>> {
+        let policy = v1::InboundPolicy {
+            workload: Some(build::object_name(&NamespacedName::parse(name)?)),
+            mode: self.mode.into(),
+            ports: Vec::new(),
+            rules: Vec::new(),
+        };
+        Some(Arc::new(Encoded::new(ResourceType::InboundPolicy, &policy)))
+    }
+
+    /// Names of the resources of a type, sorted: for dumps. For [`ResourceType::Routes`], the services.
+    pub fn names(&self, resource_type: ResourceType) -> Vec<Arc<str>> {
+        match resource_type {
+            ResourceType::Mesh => vec![MESH.into()],
+            ResourceType::TrustBundle => self.bundles.names(),
+            ResourceType::Workload => self.workloads.names(),
+            ResourceType::InboundPolicy => self.inbound.names(),
+            ResourceType::Address => self.addresses.names(),
+            ResourceType::Service => self.services.names(),
+            ResourceType::Endpoints => self.endpoints.names(),
+            ResourceType::Routes => self.routes.names(),
+        }
+    }
+
+    /// The trust domain in force.
+    pub fn trust_domain(&self) -> &str {
+        &self.trust_domain
+    }
+
+    /// The mesh's mode.
+    pub fn mode(&self) -> v1::MtlsMode {
+        self.mode
+    }
+}
+
+impl PartialEq for Model {
+    /// Whether a proxy would see no difference.
+    fn eq(&self, other: &Self) -> bool {
+        self.mesh == other.mesh
+            && self.bundles == other.bundles
+            && self.addresses == other.addresses
+            && self.services == other.services
+            && self.endpoints == other.endpoints
+            && self.workloads == other.workloads
+            && self.inbound == other.inbound
+            && self.routes == other.routes
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,246 @@
+//! The shell around the index: takes changes in, rebuilds, and hands out the newest snapshot.
+//!
+//! Changes come from several sides (the source's thread, the Report streams, the certificate authority) and are taken
+//! in at once under a lock that is never held across an await. One task, [`Publisher::run`], rebuilds: at most once in
+//! [`COALESCE`], so a burst of changes costs one rebuild. A waiter learns when its change is published.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+
+use super::{Model, Settings, findings};
+use crate::finding::{Finding, Severity};
+use crate::index::{Change, Dirty, Index, Registration};
+use crate::object::NamespacedName;
+
+/// How long changes are gathered before they are published together.
+const COALESCE: Duration = Duration::from_millis(5);
+
+/// Owns the index; publishes models. Shared by everything that changes what is known.
+#[derive(Debug)]
+pub struct Publisher {
+    settings: Settings,
+    state: Mutex<State>,
+    changed: Notify,
+    model: watch::Sender<Arc<Model>>,
+    findings: watch::Sender<Arc<[Finding]>>,
+    /// The number of the newest change that the published model holds.
+    published: watch::Sender<u64>,
+}
+
+#[derive(Debug)]
+struct State {
+    index: Index,
+    /// Number of the last change.
+    changes: u64,
+    /// Whether objects have changed, and not only registrations.
+    objects_changed: bool,
+    source_findings: Vec<Finding>,
+    registrations: BTreeMap<NamespacedName, RegistrationId>,
+}
+
+/// Tells a registration from a later one of the same workload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RegistrationId(u64);
+
+/// A registration that is published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registered {
+    /// For [`Publisher::unregister`].
+    pub id: RegistrationId,
+    /// Services of the registration that exist in no source (yet), or lack the port (`<name>:<port>`).
+    pub pending: Vec<String>,
+}
+
+// === impl Publisher ===
+
+impl Publisher {
+    /// Publishes what the sources have read first; `found` is what they found wrong with it.
+    pub fn new(mut index: Index, settings: Settings, found: Vec<Finding>) -> Arc<Self> {
+        index.take_dirty();
+        let model = Arc::new(Model::build(&index, settings.clone()));
+        let all = gather(&index, &settings, &found);
+        log(&[], &all);
+        Arc::new(Self {
+            state: Mutex::new(State {
+                index,
+                changes: 0,
+                objects_changed: false,
+                source_findings: found,
+                registrations: BTreeMap::new(),
+            }),
+            settings,
+            changed: Notify::new(),
+            model: watch::Sender::new(model),
+            findings: watch::Sender::new(all),
+            published: watch::Sender::new(0),
+        })
+    }
+
+    /// The newest snapshot, and every later one; a slow reader skips to the newest.
+    pub fn models(&self) -> watch::Receiver<Arc<Model>> {
+        self.model.subscribe()
+    }
+
+    /// The newest snapshot.
+    pub fn model(&self) -> Arc<Model> {
+        self.model.borrow().clone()
+    }
+
+    /// What is wrong with what people wrote, sorted.
+    pub fn findings(&self) -> watch::Receiver<Arc<[Finding]>> {
+        self.findings.subscribe()
+    }
+
+    /// Takes in a source's changes, and everything that it now finds wrong.
+    pub fn apply(&self, changes: Vec<Change>, found: Vec<Finding>) {
+        self.update(|state| {
+            state.index.change(changes);
+            state.source_findings = found;
+            state.objects_changed = true;
+        });
+    }
+
+    /// Sets the DER certificates that vouch for a trust domain.
+    pub fn set_bundle(&self, trust_domain: &str, authorities: Vec<Bytes>) {
+        self.update(|state| state.index.set_bundle(trust_domain, authorities));
+    }
+
+    /// Takes a workload in, in place of what it said before, and returns once a snapshot with it is published.
+    ///
+    /// Cancelled, the registration stays: [`Publisher::unregister_workload`] removes it.
+    pub async fn register(&self, registration: Registration) -> Registered {
+        let workload = registration.workload.clone();
+        let ports = registration.ports.clone();
+        let (id, pending, number) = {
+            let mut state = self.state.lock();
+            state.changes += 1;
+            let id = RegistrationId(state.changes);
+            state.registrations.insert(workload, id);
+            state.index.register(registration);
+            (id, pending(&state.index, &ports), state.changes)
+        };
+        self.changed.notify_one();
+        self.wait_for(number).await;
+        Registered { id, pending }
+    }
+
+    /// Forgets a workload, unless it has registered again since `id` was given.
+    pub fn unregister(&self, workload: &NamespacedName, id: RegistrationId) {
+        self.update(|state| {
+            if state.registrations.get(workload) == Some(&id) {
+                state.registrations.remove(workload);
+                state.index.unregister(workload);
+            }
+        });
+    }
+
+    /// Forgets a workload, whoever registered it.
+    pub fn unregister_workload(&self, workload: &NamespacedName) {
+        self.update(|state| {
+            state.registrations.remove(workload);
+            state.index.unregister(workload);
+        });
+    }
+
+    /// The services of a registration that do not exist (yet), or lack the port (`<name>:<port>`).
+    pub fn pending(&self, registration: &Registration) -> Vec<String> {
+        pending(&self.state.lock().index, &registration.ports)
+    }
+
+    /// Returns once everything taken in so far is published.
+    pub async fn settle(&self) {
+        let number = self.state.lock().changes;
+        self.wait_for(number).await;
+    }
+
+    /// Publishes what changes, until it is dropped.
+    pub async fn run(&self) {
+        loop {
+            self.changed.notified().await;
+            tokio::time::sleep(COALESCE).await;
+            self.publish();
+        }
+    }
+
+    /// Publishes what has changed, now.
+    pub fn publish(&self) {
+        let mut state = self.state.lock();
+        let dirty: Dirty = state.index.take_dirty();
+        if !dirty.is_empty() {
+            let current = self.model();
+            let next = Arc::new(current.next(&state.index, &dirty));
+            if *current != *next {
+                self.model.send_replace(next);
+            }
+        }
+        let number = state.changes;
+        if std::mem::take(&mut state.objects_changed) {
+            let all = gather(&state.index, &self.settings, &state.source_findings);
+            let before = self.findings.borrow().clone();
+            if before != all {
+                log(&before, &all);
+                self.findings.send_replace(all);
+            }
+        }
+        drop(state);
+        self.published.send_if_modified(|reached| {
+            let later = number > *reached;
+            *reached = number.max(*reached);
+            later
+        });
+    }
+
+    fn update(&self, change: impl FnOnce(&mut State)) {
+        {
+            let mut state = self.state.lock();
+            state.changes += 1;
+            change(&mut state);
+        }
+        self.changed.notify_one();
+    }
+
+    async fn wait_for(&self, number: u64) {
+        let mut published = self.published.subscribe();
+        // The sender lives in self, so this ends only when the number is reached.
+        let _closed = published.wait_for(|reached| *reached >= number).await;
+    }
+}
+
+fn pending(index: &Index, ports: &[(NamespacedName, u16, u16)]) -> Vec<String> {
+    let mut pending: Vec<String> = ports
+        .iter()
+        .filter_map(|(name, port, _)| match index.service(name) {
+            None => Some(name.name.to_string()),
+            Some(service) if service.port(*port).is_none() => Some(format!("{}:{port}", name.name)),
+            Some(_) => None,
+        })
+        .collect();
+    pending.dedup();
+    pending
+}
+
+fn gather(index: &Index, settings: &Settings, found: &[Finding]) -> Arc<[Finding]> {
+    let mut all = findings(index, settings);
+    all.extend_from_slice(found);
+    all.sort();
+    all.dedup();
+    all.into()
+}
+
+/// Logs what is new, and that what was wrong is mended.
+fn log(before: &[Finding], after: &[Finding]) {
+    for finding in after.iter().filter(|finding| !before.contains(finding)) {
+        match finding.severity {
+            Severity::Error => tracing::error!("{finding}"),
+            Severity::Warning => tracing::warn!("{finding}"),
+        }
+    }
+    if !before.is_empty() && after.is_empty() {
+        tracing::info!("everything that was wrong with the configuration is mended");
+    }
+}
