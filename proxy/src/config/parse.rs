@@ -211,7 +211,7 @@ pub(super) fn any_duration(value: &str) -> Parsed<Duration> {
 
 pub(super) fn buckets(value: &str) -> Parsed<Vec<Duration>> {
     let bounds = list(value, duration)?;
-    if bounds.is_empty() || bounds.len() > 64 {
+    if bounds.is_empty() || bounds.len() > 32 {
         return Err(format!("{} bounds", bounds.len()));
     }
     if bounds.windows(2).any(|pair| pair[0] >= pair[1]) {

@@ -115,10 +115,10 @@ variables! {
     "METRICS_ADDRESS", "<ip>:<port> or `none`", Some("[::]:15020"),
         "Where `/metrics`, `/ready` and `/live` are served, GET and HEAD only.",
         |config, value| config.metrics_address = parse::address_or_none(value)?;
-    "METRICS_MAX_SERIES", "a number from 500 to 1000000", Some("2000"),
+    "METRICS_MAX_SERIES", "a number from 1000 to 1000000", Some("2000"),
         "How many lines `/metrics` may have. What comes beyond is counted under `overflow=\"true\"`.",
-        |config, value| config.metrics_max_series = parse::number(value, 500, 1_000_000)?;
-    "METRICS_LATENCY_BUCKETS", "ascending durations, at most 64", Some(BUCKETS),
+        |config, value| config.metrics_max_series = parse::number(value, 1000, 1_000_000)?;
+    "METRICS_LATENCY_BUCKETS", "ascending durations, at most 32", Some(BUCKETS),
         "Upper bounds of the buckets of latency histograms.",
         |config, value| config.metrics_latency_buckets = parse::buckets(value)?;
     "ADDRESSES_FILE", "a path", None,

@@ -1,0 +1,100 @@
+//! What is measured.
+//!
+//! Each worker thread counts in cells of its own ([`WorkerMetrics`]); a scrape adds them up ([`Metrics::render`]). A
+//! label set is looked up once, for a connection or a connection and route, and its cells are kept as an [`Arc`]:
+//! counting then takes a nanosecond. No label takes a value that a client chooses freely, and the number of lines is
+//! capped (R11). Families, their labels and meanings are in one table, from which `docs/reference/metrics.md` is made.
+
+mod budget;
+mod cells;
+mod control;
+mod families;
+mod labels;
+mod process;
+mod render;
+#[cfg(test)]
+mod tests;
+mod worker;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use self::budget::Budget;
+pub use self::cells::{ConnectionCells, Counter, Histogram, OpenConnection, RequestCells};
+pub use self::control::{CertKind, ControlMetrics};
+pub use self::families::{Family, Kind, reference};
+pub use self::labels::{
+    ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, Method, Outcome, PoolClose,
+    ReplayCause, RequestLabels, TlsKind, VerdictLabels,
+};
+pub use self::worker::{ActiveRequest, WorkerMetrics};
+
+/// Lines that may be there beside histograms whatever happens: every value of every bounded label.
+const FIXED_LINES: usize = 280;
+/// Histograms that may be there whatever happens: handshakes and overflow by direction, detection, dials, discovery.
+const FIXED_HISTOGRAMS: usize = 7;
+
+/// Everything that is measured. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    workers: Vec<WorkerMetrics>,
+    control: Arc<ControlMetrics>,
+    bounds: Arc<[u64]>,
+    extra: Arc<Mutex<Vec<ExtraFn>>>,
+}
+
+/// A value that is read when metrics are scraped, for what is counted elsewhere.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sample {
+    /// One of the table of families.
+    pub family: &'static Family,
+    /// The values of the family's labels, in order.
+    pub labels: Vec<String>,
+    /// The value.
+    pub value: f64,
+}
+
+struct ExtraFn(Box<dyn Fn(&mut Vec<Sample>) + Send + Sync>);
+
+// === impl Metrics ===
+
+impl Metrics {
+    /// For `workers` worker threads; `max_lines` and `buckets` as of the configuration.
+    pub fn new(workers: usize, max_lines: usize, buckets: &[Duration]) -> Self {
+        let bounds: Arc<[u64]> =
+            buckets.iter().map(|bound| u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX)).collect();
+        let budget = Arc::new(Budget::new(max_lines, bounds.len()));
+        let workers = (0..workers.max(1)).map(|_| WorkerMetrics::new(&bounds, &budget)).collect();
+        process::start();
+        Self { workers, control: Arc::default(), bounds, extra: Arc::default() }
+    }
+
+    /// The cells of the worker thread of that index. An index that is not there gets the last one's.
+    pub fn worker(&self, index: usize) -> WorkerMetrics {
+        // There is at least one, by construction.
+        self.workers[index.min(self.workers.len() - 1)].clone()
+    }
+
+    /// What the control thread counts.
+    pub fn control(&self) -> &Arc<ControlMetrics> {
+        &self.control
+    }
+
+    /// Adds values that `read` gives whenever metrics are scraped.
+    pub fn at_scrape(&self, read: impl Fn(&mut Vec<Sample>) + Send + Sync + 'static) {
+        self.extra.lock().push(ExtraFn(Box::new(read)));
+    }
+
+    /// Everything, in the Prometheus text format 0.0.4.
+    pub fn render(&self) -> String {
+        render::text(self)
+    }
+}
+
+impl std::fmt::Debug for ExtraFn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ExtraFn")
+    }
+}

@@ -1,0 +1,102 @@
+//! What the control thread counts: rare events, so a lock is fine.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
+
+use super::families::{self, Family};
+
+/// A certificate whose expiry is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CertKind {
+    /// This workload's.
+    Leaf,
+    /// That which signed it, if not the root itself.
+    Issuer,
+    /// The root that expires first.
+    Root,
+}
+
+/// What the control thread counts. May be called from any thread.
+#[derive(Debug, Default)]
+pub struct ControlMetrics {
+    values: Mutex<BTreeMap<(&'static str, Vec<String>), f64>>,
+}
+
+// === impl ControlMetrics ===
+
+impl ControlMetrics {
+    fn add(&self, family: &'static Family, labels: &[&str], amount: f64) {
+        *self.values.lock().entry(key(family, labels)).or_default() += amount;
+    }
+
+    fn set(&self, family: &'static Family, labels: &[&str], value: f64) {
+        self.values.lock().insert(key(family, labels), value);
+    }
+
+    /// The ADS stream is (or is no longer) up.
+    pub fn ads_connected(&self, connected: bool) {
+        self.set(&families::ADS_CONNECTED, &[], f64::from(u8::from(connected)));
+        if connected {
+            self.add(&families::ADS_CONNECTIONS, &[], 1.0);
+        }
+    }
+
+    /// A response was applied as it is. `kind`: the message's name, such as `Endpoints`.
+    pub fn ads_acked(&self, kind: &str) {
+        self.add(&families::ADS_ACKS, &[kind], 1.0);
+        self.set(&families::ADS_LAST_UPDATE, &[], seconds(SystemTime::now()));
+    }
+
+    /// A response held resources that were rejected; the others were applied.
+    pub fn ads_nacked(&self, kind: &str) {
+        self.add(&families::ADS_NACKS, &[kind], 1.0);
+        self.set(&families::ADS_LAST_UPDATE, &[], seconds(SystemTime::now()));
+    }
+
+    /// How many resources of a kind are held.
+    pub fn ads_resources(&self, kind: &str, count: usize) {
+        self.set(&families::ADS_RESOURCES, &[kind], count as f64);
+    }
+
+    /// How many names of a kind are subscribed to.
+    pub fn ads_subscriptions(&self, kind: &str, count: usize) {
+        self.set(&families::ADS_SUBSCRIPTIONS, &[kind], count as f64);
+    }
+
+    /// When a certificate in use expires.
+    pub fn identity_expires(&self, kind: CertKind, at: SystemTime) {
+        let kind = match kind {
+            CertKind::Leaf => "leaf",
+            CertKind::Issuer => "issuer",
+            CertKind::Root => "root",
+        };
+        self.set(&families::IDENTITY_EXPIRATION, &[kind], seconds(at));
+    }
+
+    /// A certificate was asked for.
+    pub fn identity_renewed(&self, success: bool) {
+        self.add(&families::IDENTITY_RENEWALS, &[if success { "ok" } else { "failed" }], 1.0);
+    }
+
+    /// The registration is (or is not) held by the control plane.
+    pub fn registered(&self, registered: bool) {
+        self.set(&families::REGISTERED, &[], f64::from(u8::from(registered)));
+    }
+
+    pub(super) fn read(&self, family: &Family) -> Vec<(Vec<String>, f64)> {
+        let values = self.values.lock();
+        let of_family =
+            values.range((family.name, Vec::new())..).take_while(|((name, _), _)| *name == family.name);
+        of_family.map(|((_, labels), value)| (labels.clone(), *value)).collect()
+    }
+}
+
+fn key(family: &'static Family, labels: &[&str]) -> (&'static str, Vec<String>) {
+    (family.name, labels.iter().map(|label| (*label).to_owned()).collect())
+}
+
+pub(super) fn seconds(time: SystemTime) -> f64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs_f64()
+}

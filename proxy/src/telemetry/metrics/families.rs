@@ -1,0 +1,182 @@
+//! The table of metric families.
+
+/// What a family's values are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows; starts at 0 when the proxy does.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Durations by bucket.
+    Histogram,
+}
+
+/// Metrics of one name.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Family {
+    /// The name.
+    pub name: &'static str,
+    /// What its values are.
+    pub kind: Kind,
+    /// The labels' names. A label whose value is empty is left out.
+    pub labels: &'static [&'static str],
+    /// One sentence.
+    pub help: &'static str,
+}
+
+macro_rules! families {
+    ($($constant:ident = $kind:ident $name:literal [$($label:literal),*] $help:literal;)*) => {
+        $(pub(crate) static $constant: Family =
+            Family { name: $name, kind: Kind::$kind, labels: &[$($label),*], help: $help };)*
+
+        /// Every family, in the order of `/metrics` and of the reference page.
+        pub(crate) static FAMILIES: &[&Family] = &[$(&$constant),*];
+    };
+}
+
+families! {
+    REQUESTS = Counter "tulle_requests_total"
+        ["direction", "tls", "peer", "service", "route", "backend", "method", "status", "grpc_status", "reason", "overflow"]
+        "Requests that ended, answered by whomever.";
+    REQUESTS_ACTIVE = Gauge "tulle_requests_active" ["direction"]
+        "Requests that have begun and not ended.";
+    SERVER_DURATION = Histogram "http_server_request_duration_seconds"
+        ["tls", "peer", "service", "route", "backend", "method", "status", "overflow"]
+        "Inbound: from a request's head to the response's end.";
+    CLIENT_DURATION = Histogram "http_client_request_duration_seconds"
+        ["tls", "peer", "service", "route", "backend", "method", "status", "overflow"]
+        "Outbound: from a request's head to the response's end, all tries together.";
+    CONNECTIONS = Counter "tulle_connections_total" ["direction", "tls", "peer", "service", "overflow"]
+        "Connections that were accepted.";
+    CONNECTIONS_ACTIVE = Gauge "tulle_connections_active" ["direction", "tls", "peer", "service", "overflow"]
+        "Accepted connections that are open.";
+    CONNECTION_BYTES = Counter "tulle_connection_bytes_total" ["direction", "tls", "peer", "service", "overflow", "way"]
+        "Bytes on accepted connections: received from the side that opened the connection, or sent to it.";
+    REFUSED = Counter "tulle_refused_total" ["direction", "reason"]
+        "Connections and requests that the proxy itself refused or answered; the reasons are in errors.md.";
+    POLICY_VERDICTS = Counter "tulle_policy_verdicts_total" ["verdict", "rule", "reason", "overflow"]
+        "What policy said, by the rule that decided.";
+    TLS_HANDSHAKES = Counter "tulle_tls_handshakes_total" ["direction", "result", "reason"]
+        "Handshakes of the mesh's TLS; result is ok or failed.";
+    TLS_HANDSHAKE_DURATION = Histogram "tulle_tls_handshake_duration_seconds" ["direction"]
+        "How long handshakes took, also failed ones.";
+    DETECT = Counter "tulle_detect_total" ["result", "protocol"]
+        "How the protocols of connections were found.";
+    DETECT_DURATION = Histogram "tulle_detect_duration_seconds" []
+        "From accept until the protocol was known.";
+    DISCOVERY = Counter "tulle_discovery_total" ["result"]
+        "First uses of an address or service.";
+    DISCOVERY_DURATION = Histogram "tulle_discovery_duration_seconds" []
+        "How long first uses were held for the control plane's answer.";
+    POOL_DIALS = Counter "tulle_pool_dials_total" ["result", "reason"]
+        "Connects to endpoints and to the application; result is ok or failed.";
+    POOL_DIAL_DURATION = Histogram "tulle_pool_dial_duration_seconds" []
+        "How long connects took, TLS included, also failed ones.";
+    POOL_CONNECTIONS = Gauge "tulle_pool_connections" []
+        "Connections in pools.";
+    POOL_IDLE = Gauge "tulle_pool_connections_idle" []
+        "Connections in pools that serve no request.";
+    POOL_CLOSED = Counter "tulle_pool_closed_total" ["cause"]
+        "Connections that left a pool.";
+    POOL_REUSED = Counter "tulle_pool_reused_total" []
+        "Requests sent on a connection that had served another.";
+    REPLAYS = Counter "tulle_replays_total" ["cause"]
+        "Requests sent once more without configuration.";
+    ACCEPT_ERRORS = Counter "tulle_accept_errors_total" []
+        "Accepts that failed, for want of file descriptors mostly.";
+    HANDED_OVER = Counter "tulle_accept_handed_over_total" []
+        "Accepted connections that went to a less loaded worker.";
+    ADS_CONNECTED = Gauge "tulle_ads_connected" []
+        "1 while the stream to the control plane is up.";
+    ADS_CONNECTIONS = Counter "tulle_ads_connections_total" []
+        "Streams to the control plane that came up.";
+    ADS_ACKS = Counter "tulle_ads_acks_total" ["type"]
+        "Responses that were applied as they are.";
+    ADS_NACKS = Counter "tulle_ads_nacks_total" ["type"]
+        "Responses with resources that were rejected.";
+    ADS_RESOURCES = Gauge "tulle_ads_resources" ["type"]
+        "Resources that are held.";
+    ADS_SUBSCRIPTIONS = Gauge "tulle_ads_subscriptions" ["type"]
+        "Names that are subscribed to.";
+    ADS_LAST_UPDATE = Gauge "tulle_ads_last_update_timestamp_seconds" []
+        "When the last response came.";
+    REGISTERED = Gauge "tulle_registered" []
+        "1 while the control plane holds this workload's registration.";
+    IDENTITY_EXPIRATION = Gauge "tulle_identity_cert_expiration_timestamp_seconds" ["kind"]
+        "When a certificate in use expires: leaf, issuer, root.";
+    IDENTITY_RENEWALS = Counter "tulle_identity_renewals_total" ["result"]
+        "Certificates that were asked for; result is ok or failed.";
+    LOG_DROPPED = Counter "tulle_log_lines_dropped_total" ["log"]
+        "Lines that were dropped because nobody read them fast enough.";
+    BUILD_INFO = Gauge "tulle_build_info" ["component", "version"]
+        "Always 1.";
+    WORKERS = Gauge "tulle_workers" []
+        "Worker threads.";
+    SERIES_LIMITED = Gauge "tulle_metrics_limited" []
+        "1 once the cap on lines has sent something to an overflow series.";
+    PROCESS_CPU = Counter "process_cpu_seconds_total" []
+        "CPU time, user and system.";
+    PROCESS_RSS = Gauge "process_resident_memory_bytes" []
+        "Resident memory.";
+    PROCESS_VIRTUAL = Gauge "process_virtual_memory_bytes" []
+        "Virtual memory.";
+    PROCESS_FDS = Gauge "process_open_fds" []
+        "Open file descriptors.";
+    PROCESS_MAX_FDS = Gauge "process_max_fds" []
+        "File descriptors that may be open.";
+    PROCESS_THREADS = Gauge "process_threads" []
+        "Threads.";
+    PROCESS_START = Gauge "process_start_time_seconds" []
+        "When the process started.";
+}
+
+/// The text of `docs/reference/metrics.md`.
+pub fn reference() -> String {
+    use std::fmt::Write as _;
+    let mut out = String::from(INTRODUCTION);
+    for family in FAMILIES {
+        let kind = match family.kind {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
+        };
+        let labels: Vec<_> = family.labels.iter().map(|label| format!("`{label}`")).collect();
+        let labels = if labels.is_empty() { "—".to_owned() } else { labels.join(", ") };
+        let _ = writeln!(out, "| `{}` | {kind} | {labels} | {} |", family.name, family.help);
+    }
+    out.push_str(LABELS);
+    out
+}
+
+const INTRODUCTION: &str = "# tulle-proxy: metrics
+
+`GET /metrics` on port 15020, in the Prometheus text format. Times are in seconds, sizes in bytes. Names and buckets of request durations are
+those of OpenTelemetry. This page is made from the table in `proxy/src/telemetry/metrics/families.rs`.
+
+| metric | kind | labels | meaning |
+| --- | --- | --- | --- |
+";
+
+const LABELS: &str = "
+## Labels
+
+A label whose value is empty is left out.
+
+| label | values |
+| --- | --- |
+| `direction` | `inbound`: to the application of this proxy; `outbound`: from it |
+| `tls` | on the way between workloads: `mtls`, of the mesh, with certificates on both sides; `none`, plain text; `app`, the application's own TLS, which the proxy does not look into |
+| `peer` | the SPIFFE ID of the other workload: inbound the client's, outbound the server's |
+| `service` | `<namespace>/<name>:<port>` of the service that was dialled; never the Host header |
+| `route` | `<namespace>/<name>` of the route that matched |
+| `backend` | `<namespace>/<name>:<port>` of the backend that was chosen |
+| `method` | a method of RFC 9110 or `PATCH`; any other is `_OTHER` |
+| `status` | the response's status; none if there was no response |
+| `grpc_status` | the number of gRPC's status, from trailers or head; `_OTHER` if it is not one |
+| `reason` | a reason of [errors.md](errors.md), if the proxy made the answer, refused or gave up |
+| `overflow` | `true` for what no longer fits, see below |
+
+No label takes a value that a client chooses freely. `/metrics` has at most `TULLE_PROXY_METRICS_MAX_SERIES` lines (2000): what comes beyond is counted
+in series of `overflow=\"true\"` with the direction only, and `tulle_metrics_limited` is 1. Histograms may take three quarters of the lines, so that
+counts of errors find room when latencies no longer do. No series is ever taken away: a counter starts anew only when the proxy does.
+";

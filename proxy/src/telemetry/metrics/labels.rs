@@ -1,0 +1,342 @@
+//! Labels, and how a set of them becomes a key.
+
+use smallvec::SmallVec;
+
+use crate::telemetry::Reason;
+
+/// Which of the proxy's two sides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// To the application.
+    Inbound,
+    /// From the application.
+    Outbound,
+}
+
+/// How the bytes are protected on the way between workloads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TlsKind {
+    /// Mutual TLS of the mesh.
+    Mtls,
+    /// Plain text.
+    None,
+    /// The application's own TLS, which the proxy does not look into.
+    App,
+}
+
+/// Of whom, to whom and by which way. Empty: unknown, or does not apply; the label is left out.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestLabels<'a> {
+    /// Which side.
+    pub direction: Direction,
+    /// On the leg between workloads.
+    pub tls: TlsKind,
+    /// The SPIFFE ID of the other workload: inbound the client's, outbound the server's.
+    pub peer: &'a str,
+    /// `<namespace>/<name>:<port>` of the service that was dialled. Never the Host header.
+    pub service: &'a str,
+    /// `<namespace>/<name>` of the route that matched.
+    pub route: &'a str,
+    /// `<namespace>/<name>:<port>` of the backend that was chosen.
+    pub backend: &'a str,
+}
+
+/// Of whom and to whom. Empty: unknown, or does not apply; the label is left out.
+#[derive(Clone, Copy, Debug)]
+pub struct ConnectionLabels<'a> {
+    /// Which side.
+    pub direction: Direction,
+    /// On the leg between workloads.
+    pub tls: TlsKind,
+    /// The SPIFFE ID of the other workload.
+    pub peer: &'a str,
+    /// `<namespace>/<name>:<port>` of the service that was dialled.
+    pub service: &'a str,
+}
+
+/// What policy said.
+#[derive(Clone, Copy, Debug)]
+pub struct VerdictLabels<'a> {
+    /// Whether the connection or request went on.
+    pub allowed: bool,
+    /// The rule that decided, `<namespace>/<policy>/<rule>`; empty if none did.
+    pub rule: &'a str,
+    /// Why it did not go on.
+    pub reason: Option<Reason>,
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The request's method.
+    pub method: Method,
+    /// The response's status; 0 if there was none.
+    pub status: u16,
+    /// The `grpc-status` of headers or trailers, if the request was gRPC.
+    pub grpc_status: Option<u32>,
+    /// Set if a proxy made the answer, or gave up.
+    pub reason: Option<Reason>,
+}
+
+macro_rules! label_enum {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal),* $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum $name { $($(#[$variant_doc])* $variant),* }
+
+        impl $name {
+            pub(super) const ALL: &'static [Self] = &[$(Self::$variant),*];
+
+            /// The label's value.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text),* }
+            }
+        }
+    };
+}
+
+label_enum! {
+    /// Methods that are told apart (RFC 9110 §9, RFC 5789); any other is `_OTHER`, since clients choose it.
+    Method {
+        /// RFC 9110 §9.3.1
+        Get = "GET",
+        /// RFC 9110 §9.3.3
+        Post = "POST",
+        /// RFC 9110 §9.3.4
+        Put = "PUT",
+        /// RFC 9110 §9.3.5
+        Delete = "DELETE",
+        /// RFC 9110 §9.3.2
+        Head = "HEAD",
+        /// RFC 9110 §9.3.7
+        Options = "OPTIONS",
+        /// RFC 9110 §9.3.6
+        Connect = "CONNECT",
+        /// RFC 9110 §9.3.8
+        Trace = "TRACE",
+        /// RFC 5789
+        Patch = "PATCH",
+        /// Anything else.
+        Other = "_OTHER",
+    }
+}
+
+label_enum! {
+    /// How detection of a connection's protocol ended.
+    DetectResult {
+        /// Told from the first bytes.
+        Detected = "detected",
+        /// Declared by configuration; nothing was waited for.
+        Declared = "declared",
+        /// Too little came in time.
+        Timeout = "timeout",
+        /// The client closed before.
+        Closed = "closed",
+        /// The buffer was full.
+        Limit = "limit",
+    }
+}
+
+label_enum! {
+    /// What a connection speaks, as far as the proxy looks.
+    DetectProtocol {
+        /// HTTP/1.0 or 1.1
+        Http1 = "http1",
+        /// HTTP/2 with prior knowledge
+        Http2 = "http2",
+        /// TLS of the mesh
+        MeshTls = "mesh_tls",
+        /// The application's own TLS
+        AppTls = "app_tls",
+        /// Anything else
+        Opaque = "opaque",
+    }
+}
+
+label_enum! {
+    /// Why a pooled connection was closed.
+    PoolClose {
+        /// Idle for too long.
+        Idle = "idle",
+        /// The server closed it, or said that it will.
+        Peer = "peer",
+        /// It failed, or its framing forbids reuse.
+        Broken = "broken",
+        /// Its endpoint went away, or the certificate was rotated.
+        Retired = "retired",
+    }
+}
+
+label_enum! {
+    /// How the first use of an address or service ended.
+    DiscoveryResult {
+        /// The control plane knows it.
+        Found = "found",
+        /// It does not: passed through as off-mesh.
+        Absent = "absent",
+        /// No answer in time: refused, the address being in the mesh's networks.
+        Refused = "refused",
+        /// No answer in time: passed through.
+        PassedThrough = "passed_through",
+    }
+}
+
+label_enum! {
+    /// Why a request was sent once more.
+    ReplayCause {
+        /// The first try was provably not processed.
+        Unprocessed = "unprocessed",
+        /// It is idempotent, and a reused connection failed before any response byte.
+        Idempotent = "idempotent",
+    }
+}
+
+// === impl Direction ===
+
+impl Direction {
+    pub(super) const ALL: [Self; 2] = [Self::Inbound, Self::Outbound];
+
+    /// The label's value.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Inbound => "inbound",
+            Self::Outbound => "outbound",
+        }
+    }
+}
+
+// === impl TlsKind ===
+
+impl TlsKind {
+    /// The label's value.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Mtls => "mtls",
+            Self::None => "none",
+            Self::App => "app",
+        }
+    }
+}
+
+// === impl Method ===
+
+impl From<&http::Method> for Method {
+    fn from(method: &http::Method) -> Self {
+        Self::ALL.iter().copied().find(|known| known.as_str() == method.as_str()).unwrap_or(Self::Other)
+    }
+}
+
+// === impl Outcome ===
+
+impl Outcome {
+    /// One number for each outcome that is told apart. `grpc-status` beyond 16 is no status of gRPC: 17, `_OTHER`.
+    #[inline]
+    pub(super) fn pack(self) -> u64 {
+        let grpc = self.grpc_status.map_or(0, |status| u64::from(status.min(17)) + 1);
+        let reason = self.reason.map_or(0, |reason| reason.index() as u64 + 1);
+        self.duration_key() | grpc << 8 | reason
+    }
+
+    /// The part of [`Outcome::pack`] by which durations are told apart.
+    #[inline]
+    pub(super) fn duration_key(self) -> u64 {
+        (self.method as u64) << 32 | u64::from(self.status) << 16
+    }
+
+    pub(super) fn unpack(packed: u64) -> Self {
+        let byte = |shift: u32| (packed >> shift & 0xff) as usize;
+        Self {
+            method: Method::ALL.get(byte(32)).copied().unwrap_or(Method::Other),
+            status: (packed >> 16 & 0xffff) as u16,
+            grpc_status: byte(8).checked_sub(1).map(|status| status as u32),
+            reason: byte(0).checked_sub(1).and_then(Reason::from_index),
+        }
+    }
+}
+
+/// A label set as bytes: values with a separator behind each.
+pub(super) type Key = SmallVec<[u8; 256]>;
+
+const SEPARATOR: u8 = 0x1f;
+/// No name of ours is longer; a value that is, is cut.
+const MAX_VALUE: usize = 512;
+
+fn key<const N: usize>(values: [&str; N]) -> Key {
+    let mut key = Key::new();
+    for value in values {
+        let value = value.as_bytes();
+        key.extend(value.iter().take(MAX_VALUE).map(|b| if b.is_ascii_control() { b'_' } else { *b }));
+        key.push(SEPARATOR);
+    }
+    key
+}
+
+/// The values of a key.
+pub(super) fn values(key: &[u8]) -> impl Iterator<Item = std::borrow::Cow<'_, str>> {
+    key.strip_suffix(&[SEPARATOR])
+        .into_iter()
+        .flat_map(|key| key.split(|b| *b == SEPARATOR))
+        .map(String::from_utf8_lossy)
+}
+
+impl RequestLabels<'_> {
+    pub(super) const NAMES: [&'static str; 6] = ["direction", "tls", "peer", "service", "route", "backend"];
+
+    pub(super) fn key(&self) -> Key {
+        key([self.direction.as_str(), self.tls.as_str(), self.peer, self.service, self.route, self.backend])
+    }
+}
+
+impl ConnectionLabels<'_> {
+    pub(super) const NAMES: [&'static str; 4] = ["direction", "tls", "peer", "service"];
+
+    pub(super) fn key(&self) -> Key {
+        key([self.direction.as_str(), self.tls.as_str(), self.peer, self.service])
+    }
+}
+
+impl VerdictLabels<'_> {
+    pub(super) const NAMES: [&'static str; 3] = ["verdict", "rule", "reason"];
+
+    pub(super) fn key(&self) -> Key {
+        let verdict = if self.allowed { "allow" } else { "deny" };
+        key([verdict, self.rule, self.reason.map_or("", Reason::code)])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outcomes_survive_packing() {
+        for reason in Reason::ALL.iter().copied().map(Some).chain([None]) {
+            for grpc_status in [None, Some(0), Some(16)] {
+                let outcome = Outcome { method: Method::Other, status: 599, grpc_status, reason };
+                assert_eq!(Outcome::unpack(outcome.pack()), outcome);
+            }
+        }
+        let strange = Outcome { method: Method::Get, status: 0, grpc_status: Some(u32::MAX), reason: None };
+        assert_eq!(Outcome::unpack(strange.pack()).grpc_status, Some(17));
+    }
+
+    #[test]
+    fn methods_outside_the_set_are_other() {
+        assert_eq!(Method::from(&http::Method::PATCH), Method::Patch);
+        assert_eq!(Method::from(&http::Method::from_bytes(b"BREW").unwrap()), Method::Other);
+        assert_eq!(Method::from(&http::Method::from_bytes(b"get").unwrap()), Method::Other);
+    }
+
+    #[test]
+    fn a_value_cannot_shift_the_others() {
+        let labels = ConnectionLabels {
+            direction: Direction::Inbound,
+            tls: TlsKind::Mtls,
+            peer: "a\u{1f}b",
+            service: "s",
+        };
+        let key = labels.key();
+        assert_eq!(values(&key).collect::<Vec<_>>(), ["inbound", "mtls", "a_b", "s"]);
+    }
+}

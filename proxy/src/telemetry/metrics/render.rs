@@ -1,0 +1,395 @@
+//! The scrape: all workers' cells added up, as families of the `prometheus` crate, and those as text.
+
+use std::collections::BTreeMap;
+
+use prometheus::proto;
+use prometheus::{Encoder as _, TextEncoder};
+
+use super::cells::Histogram;
+use super::families::{self, FAMILIES, Family, Kind};
+use super::labels::{
+    ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, Outcome, PoolClose,
+    ReplayCause, RequestLabels, VerdictLabels, values,
+};
+use super::worker::WorkerCells;
+use super::{Metrics, Sample, process};
+use crate::telemetry::Reason;
+
+/// Series of one scrape by family.
+#[derive(Default)]
+struct Scrape(BTreeMap<&'static str, Vec<proto::Metric>>);
+
+/// A histogram added up over workers.
+#[derive(Clone, Default)]
+struct Sum {
+    buckets: Vec<u64>,
+    nanos: u64,
+}
+
+type Labels<'a> = [(&'static str, &'a str)];
+
+pub(super) fn text(metrics: &Metrics) -> String {
+    let mut scrape = Scrape::default();
+    let workers: Vec<&WorkerCells> = metrics.workers.iter().map(|worker| worker.cells()).collect();
+    let limited = requests(&mut scrape, metrics, &workers)
+        | connections(&mut scrape, &workers)
+        | verdicts(&mut scrape, &workers);
+    bounded(&mut scrape, metrics, &workers);
+    scrape.value(&families::SERIES_LIMITED, &[], f64::from(u8::from(limited)));
+    scrape.value(&families::WORKERS, &[], workers.len() as f64);
+    let build = [("component", "proxy"), ("version", env!("CARGO_PKG_VERSION"))];
+    scrape.value(&families::BUILD_INFO, &build, 1.0);
+    for (family, value) in process::read() {
+        scrape.value(family, &[], value);
+    }
+    let mut samples = Vec::new();
+    for extra in metrics.extra.lock().iter() {
+        extra.0(&mut samples);
+    }
+    for Sample { family, labels, value } in &samples {
+        let labels: Vec<_> = family.labels.iter().copied().zip(labels.iter().map(String::as_str)).collect();
+        scrape.value(family, &labels, *value);
+    }
+    for family in FAMILIES {
+        for (labels, value) in metrics.control.read(family) {
+            let labels: Vec<_> =
+                family.labels.iter().copied().zip(labels.iter().map(String::as_str)).collect();
+            scrape.value(family, &labels, value);
+        }
+    }
+    scrape.encode()
+}
+
+/// Whether anything went to an overflow series.
+fn requests(scrape: &mut Scrape, metrics: &Metrics, workers: &[&WorkerCells]) -> bool {
+    let mut counts: BTreeMap<(Box<[u8]>, u64), u64> = BTreeMap::new();
+    let mut durations: BTreeMap<(Box<[u8]>, u64), Sum> = BTreeMap::new();
+    for worker in workers {
+        for cells in worker.requests.lock().values() {
+            for (outcome, count) in cells.counts() {
+                *counts.entry((cells.key().into(), outcome)).or_default() += count;
+            }
+            for (outcome, histogram) in cells.durations() {
+                durations.entry((cells.key().into(), outcome)).or_default().add(&histogram);
+            }
+        }
+    }
+    for ((key, outcome), count) in &counts {
+        let texts = OutcomeTexts::new(*outcome);
+        let values: Vec<_> = values(key).collect();
+        let labels: Vec<_> = names_and(&RequestLabels::NAMES, &values).chain(texts.all()).collect();
+        scrape.value(&families::REQUESTS, &labels, *count as f64);
+    }
+    for ((key, outcome), sum) in &durations {
+        let texts = OutcomeTexts::new(*outcome);
+        let values: Vec<_> = values(key).collect();
+        let mut labels: Vec<_> =
+            names_and(&RequestLabels::NAMES, &values).chain(texts.of_duration()).collect();
+        // The direction is in the family's name.
+        let (_, direction) = labels.remove(0);
+        let inbound = direction == Direction::Inbound.as_str();
+        let family = if inbound { &families::SERVER_DURATION } else { &families::CLIENT_DURATION };
+        scrape.histogram(family, &labels, sum, &metrics.bounds);
+    }
+    let mut limited = false;
+    for side in Direction::ALL {
+        let count: u64 = workers.iter().map(|worker| worker.overflow.get(side).count.get()).sum();
+        let sum = Sum::of(workers.iter().map(|worker| &worker.overflow.get(side).duration));
+        if count > 0 {
+            scrape.value(
+                &families::REQUESTS,
+                &[("direction", side.as_str()), ("overflow", "true")],
+                count as f64,
+            );
+        }
+        if sum.count() > 0 {
+            let family = match side {
+                Direction::Inbound => &families::SERVER_DURATION,
+                Direction::Outbound => &families::CLIENT_DURATION,
+            };
+            scrape.histogram(family, &[("overflow", "true")], &sum, &metrics.bounds);
+        }
+        limited |= count > 0 || sum.count() > 0;
+    }
+    limited
+}
+
+fn connections(scrape: &mut Scrape, workers: &[&WorkerCells]) -> bool {
+    let mut sums: BTreeMap<Box<[u8]>, [u64; 4]> = BTreeMap::new();
+    for worker in workers {
+        for (key, cells) in worker.connections.lock().iter() {
+            add(sums.entry(key.clone()).or_default(), cells.read());
+        }
+    }
+    for (key, sum) in &sums {
+        let values: Vec<_> = values(key).collect();
+        let labels: Vec<_> = names_and(&ConnectionLabels::NAMES, &values).collect();
+        scrape.connections(&labels, *sum);
+    }
+    let mut limited = false;
+    for side in Direction::ALL {
+        let mut sum = [0; 4];
+        workers.iter().for_each(|worker| add(&mut sum, worker.overflow_connections.get(side).read()));
+        if sum != [0; 4] {
+            limited = true;
+            scrape.connections(&[("direction", side.as_str()), ("overflow", "true")], sum);
+        }
+    }
+    limited
+}
+
+fn verdicts(scrape: &mut Scrape, workers: &[&WorkerCells]) -> bool {
+    let mut sums: BTreeMap<Box<[u8]>, u64> = BTreeMap::new();
+    for worker in workers {
+        for (key, counter) in worker.verdicts.lock().iter() {
+            *sums.entry(key.clone()).or_default() += counter.get();
+        }
+    }
+    for (key, count) in &sums {
+        let values: Vec<_> = values(key).collect();
+        let labels: Vec<_> = names_and(&VerdictLabels::NAMES, &values).collect();
+        scrape.value(&families::POLICY_VERDICTS, &labels, *count as f64);
+    }
+    let overflow: u64 = workers.iter().map(|worker| worker.overflow_verdicts.get()).sum();
+    if overflow > 0 {
+        scrape.value(&families::POLICY_VERDICTS, &[("overflow", "true")], overflow as f64);
+    }
+    overflow > 0
+}
+
+/// Families whose labels are bounded by themselves.
+fn bounded(scrape: &mut Scrape, metrics: &Metrics, workers: &[&WorkerCells]) {
+    let total = |read: &dyn Fn(&WorkerCells) -> u64| workers.iter().map(|worker| read(worker)).sum::<u64>();
+    for side in Direction::ALL {
+        let direction = ("direction", side.as_str());
+        let started = total(&|worker| worker.requests_started.get(side).get());
+        let ended = total(&|worker| worker.requests_ended.get(side).get());
+        scrape.value(&families::REQUESTS_ACTIVE, &[direction], started.saturating_sub(ended) as f64);
+        for reason in Reason::ALL {
+            let count = total(&|worker| worker.refused.get(side)[reason.index()].get());
+            scrape.nonzero(&families::REFUSED, &[direction, ("reason", reason.code())], count);
+        }
+        for (result, reason, index) in results() {
+            let count = total(&|worker| worker.handshakes.get(side)[index].get());
+            scrape.nonzero(
+                &families::TLS_HANDSHAKES,
+                &[direction, ("result", result), ("reason", reason)],
+                count,
+            );
+        }
+        let sum = Sum::of(workers.iter().map(|worker| worker.handshake_duration.get(side)));
+        scrape.histogram(&families::TLS_HANDSHAKE_DURATION, &[direction], &sum, &metrics.bounds);
+    }
+    for result in DetectResult::ALL {
+        for protocol in DetectProtocol::ALL {
+            let index = *result as usize * DetectProtocol::ALL.len() + *protocol as usize;
+            let count = total(&|worker| worker.detected[index].get());
+            let labels = [("result", result.as_str()), ("protocol", protocol.as_str())];
+            scrape.nonzero(&families::DETECT, &labels, count);
+        }
+    }
+    for (result, reason, index) in results() {
+        let count = total(&|worker| worker.dials[index].get());
+        scrape.nonzero(&families::POOL_DIALS, &[("result", result), ("reason", reason)], count);
+    }
+    for result in DiscoveryResult::ALL {
+        let count = total(&|worker| worker.discovered[*result as usize].get());
+        scrape.value(&families::DISCOVERY, &[("result", result.as_str())], count as f64);
+    }
+    let mut closed = 0;
+    for cause in PoolClose::ALL {
+        let count = total(&|worker| worker.pool_closed[*cause as usize].get());
+        closed += count;
+        scrape.value(&families::POOL_CLOSED, &[("cause", cause.as_str())], count as f64);
+    }
+    for cause in ReplayCause::ALL {
+        let count = total(&|worker| worker.replays[*cause as usize].get());
+        scrape.value(&families::REPLAYS, &[("cause", cause.as_str())], count as f64);
+    }
+    let opened = total(&|worker| worker.pool_opened.get());
+    scrape.value(&families::POOL_CONNECTIONS, &[], opened.saturating_sub(closed) as f64);
+    let idle = total(&|worker| worker.pool_idle_begun.get())
+        .saturating_sub(total(&|worker| worker.pool_idle_ended.get()));
+    scrape.value(&families::POOL_IDLE, &[], idle as f64);
+    scrape.value(&families::POOL_REUSED, &[], total(&|worker| worker.pool_reused.get()) as f64);
+    scrape.value(&families::ACCEPT_ERRORS, &[], total(&|worker| worker.accept_errors.get()) as f64);
+    scrape.value(&families::HANDED_OVER, &[], total(&|worker| worker.handed_over.get()) as f64);
+    let histograms: [(&'static Family, fn(&WorkerCells) -> &Histogram); 3] = [
+        (&families::DETECT_DURATION, |worker| &worker.detect_duration),
+        (&families::DISCOVERY_DURATION, |worker| &worker.discovery_duration),
+        (&families::POOL_DIAL_DURATION, |worker| &worker.dial_duration),
+    ];
+    for (family, read) in histograms {
+        let sum = Sum::of(workers.iter().map(|worker| read(worker)));
+        scrape.histogram(family, &[], &sum, &metrics.bounds);
+    }
+}
+
+/// Result, reason and index of tables that count failures by reason and success last.
+fn results() -> impl Iterator<Item = (&'static str, &'static str, usize)> {
+    let failed = Reason::ALL.iter().map(|reason| ("failed", reason.code(), reason.index()));
+    failed.chain([("ok", "", Reason::COUNT)])
+}
+
+fn add(sum: &mut [u64; 4], other: [u64; 4]) {
+    for (sum, other) in sum.iter_mut().zip(other) {
+        *sum += other;
+    }
+}
+
+fn names_and<'a>(
+    names: &'static [&'static str],
+    values: &'a [std::borrow::Cow<'_, str>],
+) -> impl Iterator<Item = (&'static str, &'a str)> {
+    names.iter().copied().zip(values.iter().map(AsRef::as_ref))
+}
+
+/// The label values of an outcome.
+struct OutcomeTexts {
+    method: &'static str,
+    status: String,
+    grpc_status: String,
+    reason: &'static str,
+}
+
+// === impl OutcomeTexts ===
+
+impl OutcomeTexts {
+    fn new(packed: u64) -> Self {
+        let outcome = Outcome::unpack(packed);
+        Self {
+            method: outcome.method.as_str(),
+            status: if outcome.status == 0 { String::new() } else { outcome.status.to_string() },
+            grpc_status: match outcome.grpc_status {
+                None => String::new(),
+                Some(status @ 0..=16) => status.to_string(),
+                Some(_) => "_OTHER".to_owned(),
+            },
+            reason: outcome.reason.map_or("", Reason::code),
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        self.of_duration().chain([("grpc_status", self.grpc_status.as_str()), ("reason", self.reason)])
+    }
+
+    fn of_duration(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        [("method", self.method), ("status", self.status.as_str())].into_iter()
+    }
+}
+
+// === impl Sum ===
+
+impl Sum {
+    fn of<'a>(histograms: impl Iterator<Item = &'a Histogram>) -> Self {
+        let mut sum = Self::default();
+        histograms.for_each(|histogram| sum.add(histogram));
+        sum
+    }
+
+    fn add(&mut self, histogram: &Histogram) {
+        let (buckets, nanos) = histogram.read();
+        self.nanos += nanos;
+        for (index, count) in buckets.enumerate() {
+            match self.buckets.get_mut(index) {
+                Some(bucket) => *bucket += count,
+                None => self.buckets.push(count),
+            }
+        }
+    }
+
+    fn count(&self) -> u64 {
+        self.buckets.iter().sum()
+    }
+}
+
+// === impl Scrape ===
+
+impl Scrape {
+    fn push(&mut self, family: &'static Family, labels: &Labels<'_>, fill: impl FnOnce(&mut proto::Metric)) {
+        let pair = |(name, value): &(&str, &str)| {
+            let mut pair = proto::LabelPair::default();
+            pair.set_name((*name).to_owned());
+            pair.set_value((*value).to_owned());
+            pair
+        };
+        let labels = labels.iter().filter(|(_, value)| !value.is_empty()).map(pair).collect();
+        let mut metric = proto::Metric::from_label(labels);
+        fill(&mut metric);
+        self.0.entry(family.name).or_default().push(metric);
+    }
+
+    fn value(&mut self, family: &'static Family, labels: &Labels<'_>, value: f64) {
+        self.push(family, labels, |metric| match family.kind {
+            Kind::Counter => {
+                let mut counter = proto::Counter::default();
+                counter.set_value(value);
+                metric.set_counter(counter);
+            }
+            Kind::Gauge | Kind::Histogram => {
+                let mut gauge = proto::Gauge::default();
+                gauge.set_value(value);
+                metric.set_gauge(gauge);
+            }
+        });
+    }
+
+    /// What may take many values, most of which never occur.
+    fn nonzero(&mut self, family: &'static Family, labels: &Labels<'_>, count: u64) {
+        if count > 0 {
+            self.value(family, labels, count as f64);
+        }
+    }
+
+    fn histogram(&mut self, family: &'static Family, labels: &Labels<'_>, sum: &Sum, bounds: &[u64]) {
+        self.push(family, labels, |metric| {
+            let mut histogram = proto::Histogram::default();
+            let mut cumulative = 0;
+            let bucket = |(bound, count): (&u64, &u64)| {
+                cumulative += count;
+                let mut bucket = proto::Bucket::default();
+                bucket.set_upper_bound(*bound as f64 / 1e9);
+                bucket.set_cumulative_count(cumulative);
+                bucket
+            };
+            let buckets: Vec<_> = bounds.iter().zip(&sum.buckets).map(bucket).collect();
+            histogram.set_bucket(buckets);
+            histogram.set_sample_count(sum.count());
+            histogram.set_sample_sum(sum.nanos as f64 / 1e9);
+            metric.set_histogram(histogram);
+        });
+    }
+
+    fn connections(&mut self, labels: &Labels<'_>, [opened, closed, sent, received]: [u64; 4]) {
+        self.value(&families::CONNECTIONS, labels, opened as f64);
+        self.value(&families::CONNECTIONS_ACTIVE, labels, opened.saturating_sub(closed) as f64);
+        for (way, bytes) in [("sent", sent), ("received", received)] {
+            let labels: Vec<_> = labels.iter().copied().chain([("way", way)]).collect();
+            self.value(&families::CONNECTION_BYTES, &labels, bytes as f64);
+        }
+    }
+
+    fn encode(mut self) -> String {
+        let families: Vec<_> = FAMILIES
+            .iter()
+            .filter_map(|family| {
+                let mut of_family = proto::MetricFamily::default();
+                of_family.set_name(family.name.to_owned());
+                of_family.set_help(family.help.to_owned());
+                of_family.set_field_type(match family.kind {
+                    Kind::Counter => proto::MetricType::COUNTER,
+                    Kind::Gauge => proto::MetricType::GAUGE,
+                    Kind::Histogram => proto::MetricType::HISTOGRAM,
+                });
+                of_family.set_metric(self.0.remove(family.name)?);
+                Some(of_family)
+            })
+            .collect();
+        let mut out = Vec::with_capacity(64 * 1024);
+        if let Err(error) = TextEncoder::new().encode(&families, &mut out) {
+            // Only a family without series or name fails, and there is none.
+            tracing::error!(%error, "metrics cannot be written");
+        }
+        String::from_utf8(out).unwrap_or_default()
+    }
+}

@@ -1,0 +1,302 @@
+use std::time::{Duration, SystemTime};
+
+use super::families::FAMILIES;
+use super::*;
+use crate::telemetry::Reason;
+
+const MESH: &str = "spiffe://cluster.local/ns/default/sa/web";
+
+fn metrics(workers: usize, max_lines: usize) -> Metrics {
+    Metrics::new(workers, max_lines, &crate::config::Config::default().metrics_latency_buckets)
+}
+
+fn labels<'a>(service: &'a str) -> RequestLabels<'a> {
+    let (direction, tls) = (Direction::Outbound, TlsKind::Mtls);
+    RequestLabels {
+        direction,
+        tls,
+        peer: MESH,
+        service,
+        route: "default/split",
+        backend: "default/payments-v1:80",
+    }
+}
+
+fn ok() -> Outcome {
+    Outcome { method: Method::Get, status: 200, grpc_status: None, reason: None }
+}
+
+/// The value of the one line that begins with `name` and holds every one of `parts`.
+fn value(text: &str, name: &str, parts: &[&str]) -> f64 {
+    let matches = |line: &&str| {
+        line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']))
+            && parts.iter().all(|part| line.contains(part))
+    };
+    let lines: Vec<_> = text.lines().filter(matches).collect();
+    assert_eq!(lines.len(), 1, "{name} {parts:?}: {lines:#?}");
+    lines[0].rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+fn lines(text: &str) -> usize {
+    text.lines().filter(|line| !line.starts_with('#')).count()
+}
+
+#[test]
+fn workers_are_added_up() {
+    let metrics = metrics(3, 2000);
+    for index in 0..3 {
+        let worker = metrics.worker(index);
+        let cells = worker.requests(&labels("default/payments:80"));
+        for _ in 0..=index {
+            cells.record(ok(), Duration::from_millis(7));
+        }
+        cells.record(
+            Outcome { status: 503, reason: Some(Reason::ConnectFailed), ..ok() },
+            Duration::from_secs(60),
+        );
+    }
+    let text = metrics.render();
+    let service = r#"service="default/payments:80""#;
+    assert_eq!(value(&text, "tulle_requests_total", &[service, r#"status="200""#]), 6.0);
+    assert_eq!(value(&text, "tulle_requests_total", &[service, r#"reason="connect_failed""#]), 3.0);
+    let duration = "http_client_request_duration_seconds";
+    let of_ok = [service, r#"status="200""#];
+    assert_eq!(value(&text, &format!("{duration}_count"), &of_ok), 6.0);
+    assert_eq!(value(&text, &format!("{duration}_bucket"), &[of_ok[0], of_ok[1], r#"le="0.005""#]), 0.0);
+    assert_eq!(value(&text, &format!("{duration}_bucket"), &[of_ok[0], of_ok[1], r#"le="0.01""#]), 6.0);
+    assert!((value(&text, &format!("{duration}_sum"), &of_ok) - 0.042).abs() < 1e-9);
+    let failed = [service, r#"status="503""#];
+    assert_eq!(value(&text, &format!("{duration}_bucket"), &[failed[0], failed[1], r#"le="10""#]), 0.0);
+    assert_eq!(value(&text, &format!("{duration}_bucket"), &[failed[0], failed[1], r#"le="+Inf""#]), 3.0);
+    assert!(!text.contains("http_server_request_duration_seconds"), "nothing came in");
+    assert_eq!(value(&text, "tulle_workers", &[]), 3.0);
+}
+
+#[test]
+fn the_labels_are_those_of_the_table_in_its_order() {
+    let metrics = metrics(1, 2000);
+    let inbound = RequestLabels {
+        direction: Direction::Inbound,
+        route: "",
+        backend: "",
+        ..labels("default/orders:8080")
+    };
+    let outcome =
+        Outcome { method: Method::Post, grpc_status: Some(14), reason: Some(Reason::PolicyDenied), ..ok() };
+    metrics.worker(0).requests(&inbound).record(outcome, Duration::ZERO);
+    let text = metrics.render();
+    let expected = format!(
+        "tulle_requests_total{{direction=\"inbound\",tls=\"mtls\",peer=\"{MESH}\",service=\"default/orders:8080\",\
+         method=\"POST\",status=\"200\",grpc_status=\"14\",reason=\"policy_denied\"}} 1\n"
+    );
+    assert!(text.contains(&expected), "{text}");
+    let expected = format!(
+        "http_server_request_duration_seconds_count{{tls=\"mtls\",peer=\"{MESH}\",service=\"default/orders:8080\",\
+         method=\"POST\",status=\"200\"}} 1\n"
+    );
+    assert!(text.contains(&expected), "{text}");
+}
+
+#[test]
+fn cells_are_found_again_and_keep_their_outcomes() {
+    let worker = metrics(1, 2000).worker(0);
+    let first = worker.requests(&labels("default/a:80"));
+    assert!(Arc::ptr_eq(&first, &worker.requests(&labels("default/a:80"))));
+    assert!(!Arc::ptr_eq(&first, &worker.requests(&labels("default/b:80"))));
+}
+
+#[test]
+fn connections_are_active_until_dropped() {
+    let metrics = metrics(2, 2000);
+    let labels =
+        ConnectionLabels { direction: Direction::Inbound, tls: TlsKind::None, peer: "", service: "" };
+    let cells = metrics.worker(0).connections(&labels);
+    let open = cells.open();
+    let kept = metrics.worker(1).connections(&labels).open();
+    drop(open);
+    cells.sent(10);
+    kept.cells().received(5);
+    let text = metrics.render();
+    assert_eq!(value(&text, "tulle_connections_total", &[r#"{direction="inbound",tls="none"}"#]), 2.0);
+    assert_eq!(value(&text, "tulle_connections_active", &["inbound"]), 1.0);
+    assert_eq!(value(&text, "tulle_connection_bytes_total", &[r#"way="sent""#]), 10.0);
+    assert_eq!(value(&text, "tulle_connection_bytes_total", &[r#"way="received""#]), 5.0);
+}
+
+#[test]
+fn what_a_worker_counts_by_itself_is_there() {
+    let metrics = metrics(1, 2000);
+    let worker = metrics.worker(0);
+    let active = worker.active_request(Direction::Outbound);
+    worker.handshake(Direction::Inbound, Err(Reason::TlsExpired), Duration::from_millis(2));
+    worker.handshake(Direction::Inbound, Ok(()), Duration::from_millis(2));
+    worker.refused(Direction::Inbound, Reason::TlsExpired);
+    worker.detect(DetectResult::Timeout, DetectProtocol::Opaque, Duration::from_secs(10));
+    worker.discovery(DiscoveryResult::Found, Duration::from_millis(3));
+    worker.dial(Err(Reason::ConnectTimeout), Duration::from_secs(1));
+    worker.dial(Ok(()), Duration::from_millis(1));
+    worker.pool_opened();
+    worker.pool_opened();
+    worker.pool_idle(true);
+    worker.pool_idle(true);
+    worker.pool_idle(false);
+    worker.pool_closed(PoolClose::Idle);
+    worker.pool_reused();
+    worker.replayed(ReplayCause::Idempotent);
+    worker.accept_error();
+    worker.handed_over();
+    let verdict = VerdictLabels { allowed: false, rule: "", reason: Some(Reason::PolicyDenied) };
+    worker.verdicts(&verdict).inc();
+    let text = metrics.render();
+    for (name, parts, expected) in [
+        ("tulle_requests_active", vec!["outbound"], 1.0),
+        ("tulle_requests_active", vec!["inbound"], 0.0),
+        ("tulle_tls_handshakes_total", vec![r#"result="failed",reason="tls_expired""#], 1.0),
+        ("tulle_tls_handshakes_total", vec![r#"direction="inbound",result="ok"}"#], 1.0),
+        ("tulle_tls_handshake_duration_seconds_count", vec!["inbound"], 2.0),
+        ("tulle_refused_total", vec!["tls_expired"], 1.0),
+        ("tulle_detect_total", vec![r#"{result="timeout",protocol="opaque"}"#], 1.0),
+        ("tulle_discovery_total", vec!["found"], 1.0),
+        ("tulle_pool_dials_total", vec!["connect_timeout"], 1.0),
+        ("tulle_pool_dials_total", vec![r#"{result="ok"}"#], 1.0),
+        ("tulle_pool_connections", vec![], 1.0),
+        ("tulle_pool_connections_idle", vec![], 1.0),
+        ("tulle_pool_closed_total", vec!["idle"], 1.0),
+        ("tulle_pool_reused_total", vec![], 1.0),
+        ("tulle_replays_total", vec!["idempotent"], 1.0),
+        ("tulle_accept_errors_total", vec![], 1.0),
+        ("tulle_accept_handed_over_total", vec![], 1.0),
+        ("tulle_policy_verdicts_total", vec![r#"{verdict="deny",reason="policy_denied"}"#], 1.0),
+        ("tulle_metrics_limited", vec![], 0.0),
+        ("tulle_build_info", vec![r#"component="proxy""#], 1.0),
+    ] {
+        assert_eq!(value(&text, name, &parts), expected, "{name} {parts:?}");
+    }
+    drop(active);
+    assert_eq!(value(&metrics.render(), "tulle_requests_active", &["outbound"]), 0.0);
+}
+
+#[test]
+fn the_control_threads_values_are_there() {
+    let metrics = metrics(1, 2000);
+    let control = metrics.control();
+    control.ads_connected(true);
+    control.ads_acked("Endpoints");
+    control.ads_acked("Endpoints");
+    control.ads_nacked("Routes");
+    control.ads_resources("Endpoints", 3);
+    control.ads_subscriptions("Address", 4);
+    control.identity_renewed(true);
+    control.registered(true);
+    control.identity_expires(CertKind::Leaf, SystemTime::UNIX_EPOCH + Duration::from_secs(1_900_000_000));
+    let text = metrics.render();
+    assert_eq!(value(&text, "tulle_ads_connected", &[]), 1.0);
+    assert_eq!(value(&text, "tulle_ads_acks_total", &[r#"type="Endpoints""#]), 2.0);
+    assert_eq!(value(&text, "tulle_ads_nacks_total", &["Routes"]), 1.0);
+    assert_eq!(value(&text, "tulle_ads_resources", &["Endpoints"]), 3.0);
+    assert_eq!(value(&text, "tulle_registered", &[]), 1.0);
+    assert!(value(&text, "tulle_ads_last_update_timestamp_seconds", &[]) > 1.7e9);
+    assert_eq!(
+        value(&text, "tulle_identity_cert_expiration_timestamp_seconds", &[r#"kind="leaf""#]),
+        1_900_000_000.0
+    );
+    control.ads_connected(false);
+    assert_eq!(value(&metrics.render(), "tulle_ads_connected", &[]), 0.0);
+}
+
+#[test]
+fn values_from_elsewhere_are_read_at_the_scrape() {
+    let metrics = metrics(1, 2000);
+    metrics.at_scrape(|samples| {
+        samples.push(Sample {
+            family: &families::LOG_DROPPED,
+            labels: vec!["access".to_owned()],
+            value: 7.0,
+        });
+    });
+    assert_eq!(value(&metrics.render(), "tulle_log_lines_dropped_total", &[r#"log="access""#]), 7.0);
+}
+
+#[test]
+fn r11_a_hundred_thousand_label_sets_stay_under_the_cap() {
+    let metrics = metrics(2, 2000);
+    let outcome = |n: u32| Outcome { status: 200 + (n % 400) as u16, grpc_status: Some(n % 30), ..ok() };
+    for n in 0..100_000_u32 {
+        let worker = metrics.worker(n as usize % 2);
+        let service = format!("default/s{n}:80");
+        worker.requests(&labels(&service)).record(outcome(n), Duration::from_millis(1));
+        let (direction, tls) = (Direction::Inbound, TlsKind::Mtls);
+        worker.connections(&ConnectionLabels { direction, tls, peer: &service, service: "" }).open();
+        worker.verdicts(&VerdictLabels { allowed: true, rule: &service, reason: None }).inc();
+        for reason in Reason::ALL {
+            worker.refused(Direction::Inbound, *reason);
+            worker.refused(Direction::Outbound, *reason);
+            worker.handshake(Direction::Inbound, Err(*reason), Duration::ZERO);
+            worker.handshake(Direction::Outbound, Err(*reason), Duration::ZERO);
+            worker.dial(Err(*reason), Duration::ZERO);
+        }
+    }
+    let text = metrics.render();
+    assert!(lines(&text) <= 2000, "{} lines", lines(&text));
+    assert_eq!(value(&text, "tulle_metrics_limited", &[]), 1.0);
+    let all = |name: &str| -> f64 {
+        let of_name = text.lines().filter(|line| line.starts_with(&format!("{name}{{")));
+        of_name.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+    };
+    assert_eq!(all("tulle_requests_total"), 100_000.0, "nothing is lost");
+    assert_eq!(all("http_client_request_duration_seconds_count"), 100_000.0);
+    assert_eq!(all("tulle_connections_total"), 100_000.0);
+    assert_eq!(all("tulle_policy_verdicts_total"), 100_000.0);
+    assert!(value(&text, "tulle_requests_total", &[r#"{direction="outbound",overflow="true"}"#]) > 0.0);
+}
+
+#[test]
+fn an_application_with_random_statuses_cannot_grow_its_own_series() {
+    let metrics = metrics(1, 1_000_000);
+    let cells = metrics.worker(0).requests(&labels("default/a:80"));
+    for status in 100..1000 {
+        cells.record(Outcome { status, ..ok() }, Duration::ZERO);
+    }
+    let text = metrics.render();
+    let series = text.lines().filter(|line| line.starts_with("tulle_requests_total")).count();
+    assert_eq!(series, 64 + 1);
+    assert_eq!(value(&text, "tulle_requests_total", &["overflow"]), 900.0 - 64.0);
+}
+
+#[test]
+fn the_same_series_on_two_workers_takes_the_room_of_one() {
+    let budget = Budget::new(1000, 0);
+    let admitted = |group, key: &str| budget.admit(group, key.as_bytes(), 0);
+    let mut taken = 0;
+    while admitted(budget::Group::Connections, &format!("k{taken}")) {
+        taken += 1;
+    }
+    assert!(taken > 0);
+    assert!(admitted(budget::Group::Connections, "k0"));
+    assert!(!admitted(budget::Group::Connections, "other"));
+}
+
+#[test]
+fn every_family_is_named_by_the_conventions() {
+    for (index, family) in FAMILIES.iter().enumerate() {
+        assert!(FAMILIES[index + 1..].iter().all(|other| other.name != family.name), "{}", family.name);
+        assert_eq!(family.name.ends_with("_total"), family.kind == Kind::Counter, "{}", family.name);
+        assert!(family.kind != Kind::Histogram || family.name.ends_with("_seconds"), "{}", family.name);
+        assert!(!family.labels.contains(&"le") && !family.help.contains('|'), "{}", family.name);
+    }
+}
+
+#[test]
+fn the_process_is_measured() {
+    let text = metrics(1, 2000).render();
+    for name in
+        ["process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds", "process_threads"]
+    {
+        assert!(value(&text, name, &[]) > 0.0, "{name}");
+    }
+}
+
+#[test]
+fn the_reference_page_says_what_the_table_says() {
+    crate::telemetry::docs::compare("metrics.md", &reference());
+}

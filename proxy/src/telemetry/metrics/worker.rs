@@ -1,0 +1,235 @@
+//! What one worker thread counts.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use foldhash::fast::RandomState;
+use parking_lot::Mutex;
+
+use super::budget::{Budget, Group};
+use super::cells::{ByDirection, ConnectionCells, Counter, Histogram, OverflowRequests, RequestCells};
+use super::labels::{
+    ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, PoolClose, ReplayCause,
+    RequestLabels, VerdictLabels,
+};
+use crate::telemetry::Reason;
+
+/// The cells of one worker thread. Cheap to clone. All that counts may be called on that thread only; what looks up
+/// (`requests`, `connections`, `verdicts`) is for once per connection or route, not for every request.
+#[derive(Clone, Debug)]
+pub struct WorkerMetrics(Arc<WorkerCells>);
+
+type Map<T> = Mutex<HashMap<Box<[u8]>, Arc<T>, RandomState>>;
+
+/// On cache lines that no other worker writes.
+#[derive(Debug)]
+#[repr(align(128))]
+pub(super) struct WorkerCells {
+    budget: Arc<Budget>,
+    // Locked by their own thread when looking up, and for a moment by a scrape.
+    pub(super) requests: Map<RequestCells>,
+    pub(super) connections: Map<ConnectionCells>,
+    pub(super) verdicts: Map<Counter>,
+
+    pub(super) overflow_requests: ByDirection<Arc<RequestCells>>,
+    pub(super) overflow: ByDirection<Arc<OverflowRequests>>,
+    pub(super) overflow_connections: ByDirection<Arc<ConnectionCells>>,
+    pub(super) overflow_verdicts: Arc<Counter>,
+
+    pub(super) requests_started: ByDirection<Counter>,
+    pub(super) requests_ended: ByDirection<Counter>,
+    /// The last one: success.
+    pub(super) handshakes: ByDirection<Vec<Counter>>,
+    pub(super) handshake_duration: ByDirection<Histogram>,
+    pub(super) refused: ByDirection<Vec<Counter>>,
+    pub(super) detected: Vec<Counter>,
+    pub(super) detect_duration: Histogram,
+    pub(super) discovered: Vec<Counter>,
+    pub(super) discovery_duration: Histogram,
+    /// The last one: success.
+    pub(super) dials: Vec<Counter>,
+    pub(super) dial_duration: Histogram,
+    pub(super) pool_opened: Counter,
+    pub(super) pool_closed: Vec<Counter>,
+    pub(super) pool_reused: Counter,
+    pub(super) pool_idle_begun: Counter,
+    pub(super) pool_idle_ended: Counter,
+    pub(super) replays: Vec<Counter>,
+    pub(super) accept_errors: Counter,
+    pub(super) handed_over: Counter,
+}
+
+/// A request that counts as active for as long as this lives.
+#[derive(Debug)]
+pub struct ActiveRequest(Arc<WorkerCells>, Direction);
+
+fn counters(count: usize) -> Vec<Counter> {
+    (0..count).map(|_| Counter::default()).collect()
+}
+
+// === impl WorkerMetrics ===
+
+impl WorkerMetrics {
+    pub(super) fn new(bounds: &Arc<[u64]>, budget: &Arc<Budget>) -> Self {
+        let overflow = ByDirection::new(|_| Arc::new(OverflowRequests::new(bounds)));
+        let histogram = || Histogram::new(bounds);
+        Self(Arc::new(WorkerCells {
+            budget: budget.clone(),
+            requests: Map::default(),
+            connections: Map::default(),
+            verdicts: Map::default(),
+            overflow_requests: ByDirection::new(|side| {
+                Arc::new(RequestCells::new_overflow(overflow.get(side).clone()))
+            }),
+            overflow,
+            overflow_connections: ByDirection::default(),
+            overflow_verdicts: Arc::default(),
+            requests_started: ByDirection::default(),
+            requests_ended: ByDirection::default(),
+            handshakes: ByDirection::new(|_| counters(Reason::COUNT + 1)),
+            handshake_duration: ByDirection::new(|_| histogram()),
+            refused: ByDirection::new(|_| counters(Reason::COUNT)),
+            detected: counters(DetectResult::ALL.len() * DetectProtocol::ALL.len()),
+            detect_duration: histogram(),
+            discovered: counters(DiscoveryResult::ALL.len()),
+            discovery_duration: histogram(),
+            dials: counters(Reason::COUNT + 1),
+            dial_duration: histogram(),
+            pool_opened: Counter::default(),
+            pool_closed: counters(PoolClose::ALL.len()),
+            pool_reused: Counter::default(),
+            pool_idle_begun: Counter::default(),
+            pool_idle_ended: Counter::default(),
+            replays: counters(ReplayCause::ALL.len()),
+            accept_errors: Counter::default(),
+            handed_over: Counter::default(),
+        }))
+    }
+
+    pub(super) fn cells(&self) -> &WorkerCells {
+        &self.0
+    }
+
+    /// Where requests of these labels are counted: those of the overflow, if there is no room for more.
+    pub fn requests(&self, labels: &RequestLabels<'_>) -> Arc<RequestCells> {
+        let key = labels.key();
+        let mut requests = self.0.requests.lock();
+        if let Some(cells) = requests.get(&*key) {
+            return cells.clone();
+        }
+        // A label set costs nothing until it has an outcome; a bound keeps those without any from piling up.
+        if requests.len() >= self.0.budget.most_label_sets() {
+            return self.0.overflow_requests.get(labels.direction).clone();
+        }
+        let overflow = self.0.overflow.get(labels.direction).clone();
+        let cells = Arc::new(RequestCells::new(Box::from(&*key), overflow, self.0.budget.clone()));
+        requests.insert(Box::from(&*key), cells.clone());
+        cells
+    }
+
+    /// Where connections of these labels are counted.
+    pub fn connections(&self, labels: &ConnectionLabels<'_>) -> Arc<ConnectionCells> {
+        let key = labels.key();
+        let mut connections = self.0.connections.lock();
+        if let Some(cells) = connections.get(&*key) {
+            return cells.clone();
+        }
+        if !self.0.budget.admit(Group::Connections, &key, 0) {
+            return self.0.overflow_connections.get(labels.direction).clone();
+        }
+        connections.entry(Box::from(&*key)).or_default().clone()
+    }
+
+    /// Where verdicts of these labels are counted.
+    pub fn verdicts(&self, labels: &VerdictLabels<'_>) -> Arc<Counter> {
+        let key = labels.key();
+        let mut verdicts = self.0.verdicts.lock();
+        if let Some(counter) = verdicts.get(&*key) {
+            return counter.clone();
+        }
+        if !self.0.budget.admit(Group::Verdicts, &key, 0) {
+            return self.0.overflow_verdicts.clone();
+        }
+        verdicts.entry(Box::from(&*key)).or_default().clone()
+    }
+
+    /// Counts a request as active until the result is dropped.
+    pub fn active_request(&self, direction: Direction) -> ActiveRequest {
+        self.0.requests_started.get(direction).inc();
+        ActiveRequest(self.0.clone(), direction)
+    }
+
+    /// A TLS handshake of the mesh, terminated (inbound) or begun (outbound) here.
+    pub fn handshake(&self, direction: Direction, result: Result<(), Reason>, duration: Duration) {
+        let index = result.err().map_or(Reason::COUNT, Reason::index);
+        self.0.handshakes.get(direction)[index].inc();
+        self.0.handshake_duration.get(direction).observe(duration);
+    }
+
+    /// A connection or request that the proxy itself refused or answered.
+    pub fn refused(&self, direction: Direction, reason: Reason) {
+        self.0.refused.get(direction)[reason.index()].inc();
+    }
+
+    /// How the protocol of a connection was found, and how long after accept.
+    pub fn detect(&self, result: DetectResult, protocol: DetectProtocol, duration: Duration) {
+        self.0.detected[result as usize * DetectProtocol::ALL.len() + protocol as usize].inc();
+        self.0.detect_duration.observe(duration);
+    }
+
+    /// The first use of an address or service, and how long it was held.
+    pub fn discovery(&self, result: DiscoveryResult, duration: Duration) {
+        self.0.discovered[result as usize].inc();
+        self.0.discovery_duration.observe(duration);
+    }
+
+    /// A connect to an endpoint or to the application, TLS included.
+    pub fn dial(&self, result: Result<(), Reason>, duration: Duration) {
+        self.0.dials[result.err().map_or(Reason::COUNT, Reason::index)].inc();
+        self.0.dial_duration.observe(duration);
+    }
+
+    /// A connection came into a pool.
+    pub fn pool_opened(&self) {
+        self.0.pool_opened.inc();
+    }
+
+    /// A connection left a pool.
+    pub fn pool_closed(&self, cause: PoolClose) {
+        self.0.pool_closed[cause as usize].inc();
+    }
+
+    /// A request went out on a connection that had served another.
+    pub fn pool_reused(&self) {
+        self.0.pool_reused.inc();
+    }
+
+    /// A pooled connection has nothing to do any more (`true`), or again has, or is closed (`false`).
+    pub fn pool_idle(&self, begins: bool) {
+        if begins { self.0.pool_idle_begun.inc() } else { self.0.pool_idle_ended.inc() }
+    }
+
+    /// A request was sent once more.
+    pub fn replayed(&self, cause: ReplayCause) {
+        self.0.replays[cause as usize].inc();
+    }
+
+    /// `accept` failed.
+    pub fn accept_error(&self) {
+        self.0.accept_errors.inc();
+    }
+
+    /// An accepted connection went to a less loaded worker.
+    pub fn handed_over(&self) {
+        self.0.handed_over.inc();
+    }
+}
+
+// === impl ActiveRequest ===
+
+impl Drop for ActiveRequest {
+    fn drop(&mut self) {
+        self.0.requests_ended.get(self.1).inc();
+    }
+}
