@@ -165,6 +165,48 @@ pub fn split_chain<T: AsRef<str>>(
     Ok((chain, TrustBundle::new(domain.clone(), roots)?))
 }
 
+/// The pin of the root that the stored issuer (PEM of key and certificates, as for [`Authority::from_pem`]) chains
+/// to, whatever its dates: for making token files beside a running control plane.
+pub fn root_pin(key: &str, certificates: &str) -> Result<Pin, AuthorityError> {
+    let path = IssuerPath::find(&PrivateKey::from_pem(key)?, pem::certificates(certificates)?)?;
+    Ok(Pin::of(path.root()).map_err(PemError::Chain)?)
+}
+
+/// An issuing certificate, those above it, its root, and further roots after it.
+struct IssuerPath {
+    ordered: Vec<CertificateDer<'static>>,
+    /// Where the root of the path is.
+    end: usize,
+}
+
+impl IssuerPath {
+    fn find(key: &PrivateKey, certificates: Vec<CertificateDer<'static>>) -> Result<Self, AuthorityError> {
+        let spki = key.public_key();
+        let own = certificates.iter().find(|der| x509::parse(der).is_ok_and(|parsed| parsed.spki() == spki));
+        let own = own.cloned().ok_or(AuthorityError::OtherKey(certificates.len()))?;
+        let subject = x509::parse(&own).map_err(PemError::Chain)?.subject();
+        let ordered = pem::chain_from(own, certificates);
+        let end = ordered.iter().position(|certificate| x509::is_root(certificate));
+        match end.filter(|end| ordered[..=*end].windows(2).all(|pair| x509::issued(&pair[1], &pair[0]))) {
+            Some(end) => Ok(Self { ordered, end }),
+            None => Err(AuthorityError::NoRoot(subject)),
+        }
+    }
+
+    fn issuer(&self) -> &CertificateDer<'static> {
+        &self.ordered[0]
+    }
+
+    fn root(&self) -> &CertificateDer<'static> {
+        &self.ordered[self.end]
+    }
+
+    /// The root first, then the further ones.
+    fn roots(&self) -> Vec<CertificateDer<'static>> {
+        self.ordered[self.end..].iter().filter(|der| x509::is_root(der)).cloned().collect()
+    }
+}
+
 /// A certificate authority for one trust domain.
 pub struct Authority {
     issuer: Issuer<'static, PrivateKey>,
@@ -222,18 +264,9 @@ impl Authority {
         domain: &TrustDomain,
         now: SystemTime,
     ) -> Result<Self, AuthorityError> {
-        let spki = key.public_key();
-        let own = certificates.iter().find(|der| x509::parse(der).is_ok_and(|parsed| parsed.spki() == spki));
-        let own = own.cloned().ok_or(AuthorityError::OtherKey(certificates.len()))?;
-        let ordered = pem::chain_from(own.clone(), certificates);
-        // The path ends at the first root; what follows are further roots.
-        let subject = x509::parse(&own).map_err(PemError::Chain)?.subject();
-        let on_path = ordered.iter().position(|certificate| x509::is_root(certificate));
-        let Some(end) = on_path.filter(|end| is_path(&ordered[..=*end])) else {
-            return Err(AuthorityError::NoRoot(subject));
-        };
+        let path = IssuerPath::find(&key, certificates)?;
         let (mut not_before, mut not_after) = (SystemTime::UNIX_EPOCH, now + ROOT_LIFETIME * 10);
-        for certificate in &ordered[..=end] {
+        for certificate in &path.ordered[..=path.end] {
             let parsed = x509::parse(certificate).map_err(PemError::Chain)?;
             if !parsed.is_ca() {
                 return Err(AuthorityError::NotCa(parsed.subject()));
@@ -248,12 +281,11 @@ impl Authority {
                 });
             }
         }
-        let roots: Vec<_> = ordered[end..].iter().filter(|der| x509::is_root(der)).cloned().collect();
         let authority = Self {
-            issuer: Issuer::from_ca_cert_der(&own, key).map_err(signing)?,
-            intermediates: ordered[..end].to_vec(),
-            root: ordered[end].clone(),
-            bundle: TrustBundle::new(domain.clone(), roots)?,
+            issuer: Issuer::from_ca_cert_der(path.issuer(), key).map_err(signing)?,
+            intermediates: path.ordered[..path.end].to_vec(),
+            root: path.root().clone(),
+            bundle: TrustBundle::new(domain.clone(), path.roots())?,
             not_before,
             not_after,
         };
@@ -372,11 +404,6 @@ impl fmt::Debug for Authority {
             .field("not_after", &x509::show(self.not_after))
             .finish_non_exhaustive()
     }
-}
-
-/// Whether each certificate was issued by the next.
-fn is_path(certificates: &[CertificateDer<'static>]) -> bool {
-    certificates.windows(2).all(|pair| x509::issued(&pair[1], &pair[0]))
 }
 
 /// The public key of a request, its algorithm as rcgen knows it.

@@ -171,7 +171,8 @@ pub fn encode_certificate(certificate: &CertificateDer<'_>) -> String {
 /// Puts certificates into the order of TLS (RFC 8446 §4.4.2): the leaf, then each one's issuer. Duplicates
 /// are dropped; what lies on no path from the leaf (further roots) comes last, in the order given.
 ///
-/// The leaf is the one certificate that is no CA; if all are CAs, the one that issued none of the others.
+/// The leaf is the one certificate that is no CA; if all are CAs, the one that issued none of the others (a root
+/// only if there is nothing else).
 pub fn order_chain(
     certificates: Vec<CertificateDer<'static>>,
 ) -> Result<Vec<CertificateDer<'static>>, PemError> {
@@ -188,10 +189,10 @@ fn find_leaf(certificates: &[CertificateDer<'static>]) -> Result<CertificateDer<
         }
     }
     if leaves.is_empty() {
+        let only_roots = certificates.iter().all(|certificate| x509::is_root(certificate));
         for certificate in certificates {
-            let issued_another =
-                certificates.iter().any(|other| other != certificate && x509::issued(certificate, other));
-            if !issued_another && !leaves.contains(&certificate) {
+            let above = certificates.iter().any(|other| x509::issued(certificate, other));
+            if !above && (only_roots || !x509::is_root(certificate)) && !leaves.contains(&certificate) {
                 leaves.push(certificate);
             }
         }

@@ -55,6 +55,12 @@ impl Parsed<'_> {
     }
 }
 
+/// First and last valid moment of a certificate; the error is a phrase.
+pub fn validity(certificate: &CertificateDer<'_>) -> Result<(SystemTime, SystemTime), String> {
+    let parsed = parse(certificate)?;
+    Ok((parsed.not_before(), parsed.not_after()))
+}
+
 /// Whether `issuer` signed `certificate` (by name and by signature). A root is not counted as its own issuer.
 pub(crate) fn issued(issuer: &CertificateDer<'_>, certificate: &CertificateDer<'_>) -> bool {
     let (Ok(Parsed(issuer)), Ok(Parsed(certificate))) = (parse(issuer), parse(certificate)) else {

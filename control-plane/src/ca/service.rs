@@ -1,0 +1,204 @@
+//! `istio.v1.auth.IstioCertificateService`: who is asking, and for which identity.
+//!
+//! A bearer token counts before a client certificate, and both together must agree. Nothing of the signing
+//! request but its public key has a say. Every refusal has a status that tells whose fault it is:
+//! `UNAUTHENTICATED` (no or bad proof), `PERMISSION_DENIED` (a proof of something else), `INVALID_ARGUMENT` (a bad
+//! request), `UNAVAILABLE` (the authority itself cannot issue).
+
+use std::time::{Duration, SystemTime};
+
+use tonic::{Request, Response, Status};
+use tulle_api::ca::istio_certificate_service_server::IstioCertificateService;
+use tulle_api::ca::{IstioCertificateRequest, IstioCertificateResponse};
+use tulle_certs::id::{CONTROL_PLANE_NAMESPACE, CONTROL_PLANE_SERVICE_ACCOUNT};
+use tulle_certs::issue::IssueError;
+use tulle_certs::{Refusal, SpiffeId, peer_id, validity};
+
+use super::Ca;
+
+/// Who is behind a request, by the client certificate that the TLS port has verified. The server puts it into the
+/// extensions of every request of such a connection; a request without it comes from an unknown caller.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    /// The verified identity.
+    pub id: SpiffeId,
+    /// When its certificate expires: a connection may live longer.
+    pub not_after: SystemTime,
+}
+
+impl Caller {
+    /// Of the certificates that a completed handshake has verified, the leaf first; `None` if there were none.
+    pub fn of(
+        certificates: Option<&[rustls::pki_types::CertificateDer<'_>]>,
+    ) -> Result<Option<Self>, Refusal> {
+        let Some(leaf) = certificates.and_then(<[_]>::first) else { return Ok(None) };
+        let id = peer_id(std::slice::from_ref(leaf))?;
+        let (_, not_after) = validity(leaf).map_err(|_| Refusal::Malformed)?;
+        Ok(Some(Self { id, not_after }))
+    }
+}
+
+/// What proved an identity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Proof {
+    /// A join token.
+    Token,
+    /// A client certificate of the same identity.
+    Certificate,
+}
+
+/// How a request for a certificate ended; the words are metric labels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// A certificate was issued.
+    Issued(Proof),
+    /// No proof of any identity, or a bad one.
+    Unauthenticated,
+    /// A proof of something else than what is asked for.
+    Denied,
+    /// The signing request is bad.
+    BadRequest,
+    /// The authority could not issue.
+    Failed,
+}
+
+impl Outcome {
+    /// The word for metrics.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Issued(Proof::Token) => "issued_by_token",
+            Self::Issued(Proof::Certificate) => "issued_by_certificate",
+            Self::Unauthenticated => "unauthenticated",
+            Self::Denied => "denied",
+            Self::BadRequest => "bad_request",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// The service; made by [`Ca::service`].
+#[derive(Debug, Clone)]
+pub struct CertificateService {
+    ca: Ca,
+}
+
+impl CertificateService {
+    pub(super) fn new(ca: Ca) -> Self {
+        Self { ca }
+    }
+
+    /// The whole decision, with the time passed in.
+    pub(super) fn answer(
+        &self,
+        request: &Request<IstioCertificateRequest>,
+        now: SystemTime,
+    ) -> Result<IstioCertificateResponse, Status> {
+        let result = self.decide(request, now);
+        let outcome = match &result {
+            Ok((_, outcome)) | Err((_, outcome)) => *outcome,
+        };
+        (self.ca.0.observer)(outcome);
+        match result {
+            Ok((response, _)) => Ok(response),
+            Err((status, _)) => {
+                tracing::warn!(outcome = outcome.word(), reason = status.message(), "no certificate issued");
+                Err(status)
+            }
+        }
+    }
+
+    fn decide(
+        &self,
+        request: &Request<IstioCertificateRequest>,
+        now: SystemTime,
+    ) -> Result<(IstioCertificateResponse, Outcome), (Status, Outcome)> {
+        let (id, proof) = self.authenticate(request, now)?;
+        self.permit(&id)?;
+        let body = request.get_ref();
+        let wanted = match body.validity_duration {
+            0 => None,
+            seconds => Some(Duration::from_secs(u64::try_from(seconds).map_err(|_| {
+                (Status::invalid_argument("validity_duration is negative"), Outcome::BadRequest)
+            })?)),
+        };
+        let issued = self.ca.issue(&body.csr, &id, wanted, now).map_err(|error| {
+            if error.is_callers_fault() {
+                (Status::invalid_argument(error.to_string()), Outcome::BadRequest)
+            } else {
+                tracing::error!(%error, "the certificate authority cannot issue");
+                (Status::unavailable(error.to_string()), Outcome::Failed)
+            }
+        })?;
+        tracing::info!(%id, ?proof, "issued a certificate");
+        Ok((IstioCertificateResponse { cert_chain: issued.to_pem() }, Outcome::Issued(proof)))
+    }
+
+    /// Who is asking, and how that is known.
+    fn authenticate(
+        &self,
+        request: &Request<IstioCertificateRequest>,
+        now: SystemTime,
+    ) -> Result<(SpiffeId, Proof), (Status, Outcome)> {
+        let unauthenticated = |why: String| (Status::unauthenticated(why), Outcome::Unauthenticated);
+        let caller = request.extensions().get::<Caller>();
+        let Some(authorization) = request.metadata().get("authorization") else {
+            let caller = caller.ok_or_else(|| {
+                unauthenticated(
+                    "a join token (authorization: Bearer …) or a client certificate is required".into(),
+                )
+            })?;
+            if caller.not_after < now {
+                return Err(unauthenticated(format!(
+                    "the client certificate of {} has expired; join again with a token",
+                    caller.id
+                )));
+            }
+            return Ok((caller.id.clone(), Proof::Certificate));
+        };
+        let token = authorization
+            .to_str()
+            .ok()
+            .and_then(|value| value.split_once(' '))
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+            .map(|(_, token)| token)
+            .ok_or_else(|| {
+                unauthenticated("the authorization is not of the form Bearer <join token>".into())
+            })?;
+        let claims = self.ca.tokens().verify(token, now).map_err(|e| unauthenticated(e.to_string()))?;
+        match caller {
+            Some(caller) if caller.id != claims.sub => Err((
+                Status::permission_denied(format!(
+                    "the join token is for {}, the client certificate for {}",
+                    claims.sub, caller.id
+                )),
+                Outcome::Denied,
+            )),
+            _ => Ok((claims.sub, Proof::Token)),
+        }
+    }
+
+    /// Identities that nobody is given.
+    fn permit(&self, id: &SpiffeId) -> Result<(), (Status, Outcome)> {
+        let denied = |why: String| Err((Status::permission_denied(why), Outcome::Denied));
+        let domain = self.ca.trust_domain();
+        if id.trust_domain_str() != domain.as_str() {
+            let error = IssueError::OtherTrustDomain { id: id.clone(), domain: domain.clone() };
+            return denied(error.to_string());
+        }
+        if id.namespace() == CONTROL_PLANE_NAMESPACE && id.service_account() == CONTROL_PLANE_SERVICE_ACCOUNT
+        {
+            return denied("the control plane's own identity is given to nobody".into());
+        }
+        Ok(())
+    }
+}
+
+#[tonic::async_trait]
+impl IstioCertificateService for CertificateService {
+    async fn create_certificate(
+        &self,
+        request: Request<IstioCertificateRequest>,
+    ) -> Result<Response<IstioCertificateResponse>, Status> {
+        self.answer(&request, SystemTime::now()).map(Response::new)
+    }
+}
