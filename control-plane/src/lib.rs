@@ -5,3 +5,4 @@ pub mod index;
 pub mod kinds;
 pub mod model;
 pub mod object;
+pub mod source;

@@ -1,0 +1,377 @@
+//! Documents → objects.
+//!
+//! Decides which kinds are read, and how serde's complaints are told: with file, line and the path of the field.
+
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use serde_path_to_error::Segment;
+
+use super::yaml::{self, Broken, Chunk, Document};
+use crate::finding::{Finding, Mark, Note, Notes, Origin, Severity, push_index, push_key};
+use crate::kinds::{AuthorizationPolicy, Mesh, PolicyTargetRef};
+use crate::object::{
+    DEFAULT_NAMESPACE, Kind, NamespacedName, Object, ObjectKey, Policy, is_label, is_subdomain,
+};
+
+/// Lists within lists are not read.
+const MAX_LIST_DEPTH: usize = 2;
+
+/// What a file holds.
+#[derive(Debug, Default)]
+pub(super) struct Contents {
+    pub(super) entries: Vec<Entry>,
+    /// Some document could not be read so far as to say what it is: what the file held before may be in it.
+    pub(super) unreadable: bool,
+    pub(super) findings: Vec<Finding>,
+}
+
+/// One object of a file.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) key: ObjectKey,
+    pub(super) origin: Origin,
+    pub(super) content: Content,
+}
+
+#[derive(Debug)]
+pub(super) enum Content {
+    Good(Object),
+    /// Told; the last good version holds, or else this.
+    Refused {
+        fallback: Option<Object>,
+    },
+    /// A version that is not read, of a kind that is; what was of that name in the file before stays.
+    Unknown,
+}
+
+/// Reads a file's text.
+pub(super) fn decode(file: &str, text: &str) -> Contents {
+    let mut decoder = Decoder { file: file.into(), contents: Contents::default() };
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let is_json = file.ends_with(".json");
+    let chunks = if is_json { vec![Chunk { first_line: 1, text }] } else { yaml::split(text) };
+    for chunk in chunks {
+        let parsed = if is_json { parse_json(chunk) } else { yaml::parse(chunk) };
+        match parsed {
+            Ok(Some(document)) => decoder.document(document),
+            Ok(None) => {}
+            Err(broken) => decoder.broken(broken),
+        }
+    }
+    decoder.contents
+}
+
+/// JSON is nearly YAML, but for escapes: the value comes from a JSON parser, positions from the YAML one.
+fn parse_json(chunk: Chunk<'_>) -> Result<Option<Document>, Broken> {
+    if chunk.text.trim().is_empty() {
+        return Ok(None);
+    }
+    let value = serde_json::from_str(chunk.text).map_err(|error| Broken {
+        mark: Mark {
+            line: u32::try_from(error.line()).unwrap_or(1),
+            column: u32::try_from(error.column()).unwrap_or(1),
+        },
+        message: error.to_string(),
+    })?;
+    let positions = yaml::parse(chunk).ok().flatten();
+    Ok(Some(Document { value, positions: positions.map(|document| document.positions).unwrap_or_default() }))
+}
+
+struct Decoder {
+    file: Arc<str>,
+    contents: Contents,
+}
+
+// === impl Decoder ===
+
+impl Decoder {
+    fn broken(&mut self, broken: Broken) {
+        self.contents.unreadable = true;
+        self.contents.findings.push(Finding {
+            file: Some(self.file.to_string()),
+            line: Some(broken.mark.line),
+            column: Some(broken.mark.column),
+            severity: Severity::Error,
+            object: None,
+            field: None,
+            message: format!(
+                "this document cannot be read: {}; what was last read from it is served on",
+                broken.message
+            ),
+            hint: None,
+        });
+    }
+
+    fn document(&mut self, document: Document) {
+        let origin =
+            Origin { file: self.file.clone(), base: "".into(), positions: Arc::new(document.positions) };
+        self.object(document.value, origin, 0);
+    }
+
+    fn object(&mut self, value: Value, origin: Origin, list_depth: usize) {
+        let text = |field: &str| value.get(field).and_then(Value::as_str).unwrap_or_default();
+        let (version, kind_text) = (text("apiVersion").to_owned(), text("kind").to_owned());
+        if version.is_empty() || kind_text.is_empty() {
+            let field = if version.is_empty() { "apiVersion" } else { "kind" };
+            let message = if value.is_object() {
+                format!("this is no object: `{field}` is missing; it is left out")
+            } else {
+                "this is no object but a bare value; it is left out".to_owned()
+            };
+            let hint = "every document begins with `apiVersion:` and `kind:`";
+            self.unreadable(&origin, field, message, hint);
+            return;
+        }
+        if kind_text.ends_with("List") && value.get("items").is_some_and(Value::is_array) {
+            self.list(value, &origin, list_depth);
+            return;
+        }
+        let kind = match find_kind(&version, &kind_text) {
+            Ok(kind) => kind,
+            Err(known) => {
+                self.unknown(&value, &version, &kind_text, known, origin);
+                return;
+            }
+        };
+        let Some(key) = self.name(&value, kind, &origin) else {
+            return;
+        };
+        let (content, notes) = read(kind, &key, value);
+        self.tell(notes, &key, &origin);
+        self.contents.entries.push(Entry { key, origin, content });
+    }
+
+    fn list(&mut self, mut value: Value, origin: &Origin, depth: usize) {
+        if depth >= MAX_LIST_DEPTH {
+            self.unreadable(origin, "items", "lists are nested too deeply".to_owned(), "");
+            return;
+        }
+        let items = value.get_mut("items").map(Value::take);
+        let Some(Value::Array(items)) = items else {
+            return;
+        };
+        for (index, item) in items.into_iter().enumerate() {
+            let mut base = origin.base.to_string();
+            push_key(&mut base, "items");
+            push_index(&mut base, index);
+            let origin = Origin { base: base.into(), ..origin.clone() };
+            self.object(item, origin, depth + 1);
+        }
+    }
+
+    /// What the object is called; none, told, if it cannot be called that.
+    fn name(&mut self, value: &Value, kind: Kind, origin: &Origin) -> Option<ObjectKey> {
+        let metadata = value.get("metadata");
+        let text = |field: &str| match metadata.and_then(|metadata| metadata.get(field)) {
+            None | Some(Value::Null) => Some(None),
+            Some(Value::String(text)) => Some(Some(text.as_str())),
+            Some(_) => None,
+        };
+        let Some(Some(name)) = text("name").filter(|name| name.is_some_and(|n| !n.is_empty())) else {
+            let message = format!("this {kind} has no name (it must be text); it is left out");
+            self.unreadable(origin, "metadata.name", message, "write `metadata: {name: …}`");
+            return None;
+        };
+        let namespace = match text("namespace") {
+            _ if !kind.is_namespaced() => Some(""),
+            Some(namespace) => Some(namespace.unwrap_or(DEFAULT_NAMESPACE)).filter(|n| is_label(n)),
+            None => None,
+        };
+        let Some(namespace) = namespace else {
+            let message = format!("the namespace of {kind} `{name}` cannot be one; it is left out");
+            let hint = "lower case letters, digits and `-`, at most 63";
+            self.unreadable(origin, "metadata.namespace", message, hint);
+            return None;
+        };
+        let valid = if kind == Kind::Service { is_label(name) } else { is_subdomain(name) };
+        if !valid {
+            let message = format!("`{name}` cannot be the name of a {kind}; it is left out");
+            let hint = "lower case letters, digits and `-`";
+            self.unreadable(origin, "metadata.name", message, hint);
+            return None;
+        }
+        Some(ObjectKey { kind, name: NamespacedName::new(namespace, name) })
+    }
+
+    fn unknown(&mut self, value: &Value, version: &str, kind: &str, known: Option<Kind>, origin: Origin) {
+        let (field, hint) = match known {
+            Some(known) => {
+                let field = if known.as_str() == kind { "apiVersion" } else { "kind" };
+                let versions = versions(known).join("` or `");
+                (field, format!("`{known}` is read, as `{versions}`"))
+            }
+            None => ("kind", format!("read are: {}", ALL.map(Kind::as_str).join(", "))),
+        };
+        let note = Note {
+            severity: Severity::Warning,
+            field: field.to_owned(),
+            message: format!("`{version}` `{kind}` means nothing to the mesh and is left out"),
+            hint: Some(hint),
+        };
+        self.contents.findings.push(Finding::new(note, None, Some(&origin)));
+        // A slip of the pen must not remove what is served: whatever was of that kind and name stays.
+        let metadata = |field: &str| value.get("metadata")?.get(field)?.as_str();
+        if let (Some(kind), Some(name)) = (known, metadata("name")) {
+            let namespace = metadata("namespace").unwrap_or(DEFAULT_NAMESPACE);
+            let namespace = if kind.is_namespaced() { namespace } else { "" };
+            self.contents.entries.push(Entry {
+                key: ObjectKey { kind, name: NamespacedName::new(namespace, name) },
+                origin,
+                content: Content::Unknown,
+            });
+        }
+    }
+
+    fn unreadable(&mut self, origin: &Origin, field: &str, message: String, hint: &str) {
+        self.contents.unreadable = true;
+        let mut notes = Notes::default();
+        notes.error(field, message, hint);
+        for note in notes.into_inner() {
+            self.contents.findings.push(Finding::new(note, None, Some(origin)));
+        }
+    }
+
+    fn tell(&mut self, notes: Notes, key: &ObjectKey, origin: &Origin) {
+        for note in notes.into_inner() {
+            self.contents.findings.push(Finding::new(note, Some(key), Some(origin)));
+        }
+    }
+}
+
+/// Every kind that is read.
+const ALL: [Kind; 6] = [
+    Kind::Service,
+    Kind::EndpointSlice,
+    Kind::HttpRoute,
+    Kind::ReferenceGrant,
+    Kind::AuthorizationPolicy,
+    Kind::Mesh,
+];
+
+/// The versions in which a kind is read; they are alike in all that is read.
+fn versions(kind: Kind) -> &'static [&'static str] {
+    match kind {
+        Kind::Service => &["v1"],
+        Kind::EndpointSlice => &["discovery.k8s.io/v1"],
+        Kind::HttpRoute | Kind::ReferenceGrant => {
+            &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"]
+        }
+        Kind::AuthorizationPolicy | Kind::Mesh => &["policy.tulle.dev/v1alpha1"],
+    }
+}
+
+/// The kind, or the one that was probably meant, in another version.
+fn find_kind(version: &str, kind: &str) -> Result<Kind, Option<Kind>> {
+    let mut all = ALL.into_iter();
+    let Some(named) = all.find(|known| known.as_str().eq_ignore_ascii_case(kind)) else {
+        return Err(None);
+    };
+    if named.as_str() == kind && versions(named).contains(&version) {
+        return Ok(named);
+    }
+    let group = |version: &str| version.split_once('/').map(|(group, _)| group.to_owned());
+    let same_group = versions(named).iter().any(|known| group(known) == group(version));
+    Err(same_group.then_some(named))
+}
+
+fn read(kind: Kind, key: &ObjectKey, value: Value) -> (Content, Notes) {
+    let mut notes = Notes::default();
+    let fallback = (kind == Kind::AuthorizationPolicy).then(|| closed(key, &value)).flatten();
+    let has_fallback = fallback.is_some();
+    let object = match kind {
+        Kind::Service => typed(value, &mut notes).and_then(|v| Object::service(&v, &mut notes)),
+        Kind::EndpointSlice => typed(value, &mut notes).and_then(|v| Object::endpoint_slice(&v, &mut notes)),
+        Kind::HttpRoute => typed(value, &mut notes).and_then(|v| Object::http_route(&v, &mut notes)),
+        Kind::ReferenceGrant => {
+            typed(value, &mut notes).and_then(|v| Object::reference_grant(&v, &mut notes))
+        }
+        Kind::AuthorizationPolicy => typed::<AuthorizationPolicy>(value, &mut notes)
+            .and_then(|v| Object::authorization_policy(&v, &mut notes)),
+        Kind::Mesh => typed::<Mesh>(value, &mut notes).and_then(|v| Object::mesh(&v, &mut notes)),
+    };
+    let content = match object {
+        Some(object) => Content::Good(object),
+        None => {
+            if kind == Kind::AuthorizationPolicy {
+                let (meanwhile, hint) = match has_fallback {
+                    true => ("nobody is allowed to reach its targets", ""),
+                    false => ("it protects nothing", "its targetRefs cannot be read either"),
+                };
+                let message =
+                    format!("until it is mended its last good version holds; without one, {meanwhile}");
+                notes.error("", message, hint);
+            }
+            Content::Refused { fallback }
+        }
+    };
+    (content, notes)
+}
+
+/// What holds in place of a policy that cannot be read, if it says at least what it is attached to.
+fn closed(key: &ObjectKey, value: &Value) -> Option<Object> {
+    let refs = value.get("spec")?.get("targetRefs")?.as_array()?.iter();
+    let refs: Vec<PolicyTargetRef> =
+        refs.filter_map(|one| serde_json::from_value(one.clone()).ok()).collect();
+    let policy = Policy::closed(key.name.clone(), &refs);
+    (!policy.targets.is_empty()).then_some(Object::AuthorizationPolicy(policy))
+}
+
+/// Fields that every object has, and that its type does not name.
+const ENVELOPE: [&str; 2] = ["apiVersion", "kind"];
+
+/// Reads a value as a type: what does not fit is refused, what is not known is told.
+fn typed<T: DeserializeOwned>(value: Value, notes: &mut Notes) -> Option<T> {
+    let mut unknown = Vec::new();
+    let mut track = serde_path_to_error::Track::new();
+    let result = {
+        let tracked = serde_path_to_error::Deserializer::new(value, &mut track);
+        let mut ignored = |path: serde_ignored::Path<'_>| {
+            let mut field = String::new();
+            ignored_path(&path, &mut field);
+            unknown.push(field);
+        };
+        T::deserialize(serde_ignored::Deserializer::new(tracked, &mut ignored))
+    };
+    for field in unknown.into_iter().filter(|field| !ENVELOPE.contains(&field.as_str())) {
+        notes.warn(
+            field,
+            "this field is not known and is ignored",
+            "look for a slip of the pen, or for a field of a newer version",
+        );
+    }
+    match result {
+        Ok(read) => Some(read),
+        Err(error) => {
+            let mut field = String::new();
+            for segment in track.path().iter() {
+                match segment {
+                    Segment::Seq { index } => push_index(&mut field, *index),
+                    Segment::Map { key } => push_key(&mut field, key),
+                    Segment::Enum { .. } | Segment::Unknown => {}
+                }
+            }
+            notes.refuse(field, error.to_string(), "");
+            None
+        }
+    }
+}
+
+fn ignored_path(path: &serde_ignored::Path<'_>, field: &mut String) {
+    use serde_ignored::Path;
+    match path {
+        Path::Root => {}
+        Path::Seq { parent, index } => {
+            ignored_path(parent, field);
+            push_index(field, *index);
+        }
+        Path::Map { parent, key } => {
+            ignored_path(parent, field);
+            push_key(field, key);
+        }
+        Path::Some { parent } | Path::NewtypeStruct { parent } | Path::NewtypeVariant { parent } => {
+            ignored_path(parent, field)
+        }
+    }
+}

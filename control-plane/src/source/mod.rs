@@ -1,0 +1,41 @@
+//! Where objects come from: a folder of YAML, so far.
+//!
+//! A source reads, says what changed ([`crate::index::Change`]) and what is wrong ([`Finding`]); it never decides what
+//! that means to a proxy. One broken document takes nothing down: the last good version of what it held is served on.
+//!
+//! - [`yaml`]: text → documents, with the line and column of every field;
+//! - [`decode`]: documents → objects;
+//! - [`folder`]: files → what changed, keeping the last good version of what is broken;
+//! - [`watch`]: the thread that looks when something happens, and now and then anyway.
+
+mod decode;
+mod folder;
+mod watch;
+mod yaml;
+
+use std::path::Path;
+
+pub use self::folder::{Folder, FolderError, Read};
+pub use self::watch::Watch;
+use crate::finding::Finding;
+use crate::index::Index;
+use crate::model::{Settings, findings};
+
+/// Everything that is wrong with a folder, sorted by file and line: what `tulle check --config-dir` prints, by the
+/// same code that the control plane runs.
+///
+/// # Errors
+/// The folder is missing or cannot be read.
+pub fn check(dir: &Path) -> Result<Vec<Finding>, FolderError> {
+    let (_, read) = Folder::open(dir)?;
+    let mut index = Index::default();
+    index.change(read.changes);
+    let mut all = findings(&index, &Settings::default());
+    all.extend(read.findings);
+    all.sort();
+    all.dedup();
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests;
