@@ -2,6 +2,7 @@
 //!
 //! Resumption is off on both sides: a resumed session would skip the verifiers, and the mesh keeps its
 //! connections anyway.
+#![allow(clippy::disallowed_methods, reason = "this is the one place where TLS configurations are built")]
 
 use std::sync::Arc;
 

@@ -99,7 +99,9 @@ struct Wire {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     nbf: Option<u64>,
     jti: String,
-    aud: String,
+    /// One or a list (RFC 7519 §4.1.3); compared by the library.
+    #[serde(default)]
+    aud: serde_json::Value,
 }
 
 /// Mints and verifies join tokens with one ES256 key.
@@ -161,7 +163,7 @@ impl JoinTokens {
             exp: x509::seconds(now).saturating_add(lifetime.as_secs()),
             nbf: None,
             jti: URL_SAFE_NO_PAD.encode(jti),
-            aud: AUDIENCE.to_owned(),
+            aud: AUDIENCE.into(),
         };
         jsonwebtoken::encode(&Header::new(Algorithm::ES256), &claims, &self.encoding)
             .map_err(|_| TokenError::Signing)
@@ -173,11 +175,8 @@ impl JoinTokens {
         if token.len() > MAX_TOKEN {
             return Err(TokenError::Malformed(format!("it is longer than {MAX_TOKEN} bytes")));
         }
+        check_header(token)?;
         let data = jsonwebtoken::decode::<Wire>(token, &self.decoding, &self.validation).map_err(refused)?;
-        // RFC 7515 §4.1.11: an extension that we do not know must be understood; we know none.
-        if data.header.crit.is_some() {
-            return Err(TokenError::Malformed("it has critical extensions".into()));
-        }
         let claims = data.claims;
         let now = x509::seconds(now);
         if claims.exp.saturating_add(LEEWAY.as_secs()) < now {
@@ -199,6 +198,28 @@ impl fmt::Debug for JoinTokens {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("JoinTokens").field("key", &self.key).finish_non_exhaustive()
     }
+}
+
+/// ES256 is asked for before anything else is looked at, so that even an algorithm that nobody knows is told as
+/// what it is. Critical extensions must be understood (RFC 7515 §4.1.11), and we know none.
+fn check_header(token: &str) -> Result<(), TokenError> {
+    #[derive(Deserialize)]
+    struct Head {
+        alg: String,
+        crit: Option<serde_json::Value>,
+    }
+    let malformed = |why: &str| TokenError::Malformed(why.to_owned());
+    let (header, _) = token.split_once('.').ok_or_else(|| malformed("it does not have three parts"))?;
+    let json = URL_SAFE_NO_PAD.decode(header).map_err(|_| malformed("a part is not base64url"))?;
+    let head: Head =
+        serde_json::from_slice(&json).map_err(|_| malformed("its header is not that of a JWT"))?;
+    if head.alg != "ES256" {
+        return Err(TokenError::Algorithm);
+    }
+    if head.crit.is_some() {
+        return Err(malformed("it has critical extensions"));
+    }
+    Ok(())
 }
 
 fn time(seconds: u64) -> SystemTime {
