@@ -23,6 +23,7 @@ use tracing_subscriber::EnvFilter;
 pub use self::addresses::BoundAddresses;
 pub use self::table::{VARIABLES, Variable, reference};
 pub use self::workers::{CpuLimits, worker_count};
+use crate::state::ObjectName;
 
 /// What every variable's name begins with.
 pub const PREFIX: &str = "TULLE_PROXY_";
@@ -34,7 +35,7 @@ pub const RESERVED_PORTS: std::ops::RangeInclusive<u16> = 15000..=15090;
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Whose proxy this is. `None` only where there is no control plane (fixed configuration, tests).
-    pub workload: Option<Name>,
+    pub workload: Option<ObjectName>,
     /// `region` and `region/zone`, told to the control plane with the registration.
     pub locality: Locality,
     /// `host:port` of the control plane. `None`: the proxy runs on what its state was given (tests).
@@ -103,15 +104,6 @@ pub struct Config {
     pub access_log: AccessLogFormat,
 }
 
-/// `<namespace>/<name>` of a workload or a service.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Name {
-    /// A DNS label.
-    pub namespace: String,
-    /// A DNS label (services) or name (workloads).
-    pub name: String,
-}
-
 /// A host name or IP address, and a port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct HostPort {
@@ -136,7 +128,7 @@ pub struct OutboundService {
     /// Where applications dial; port 0 for any free one.
     pub listen: SocketAddr,
     /// The service that the listener leads to.
-    pub service: Name,
+    pub service: ObjectName,
     /// The service's port.
     pub port: u16,
 }
@@ -435,14 +427,6 @@ impl Config {
         self.max_connections.unwrap_or_else(|| {
             usize::try_from(file_limit.saturating_sub(RESERVE) / 2).unwrap_or(usize::MAX).max(16)
         })
-    }
-}
-
-// === impl Name ===
-
-impl fmt::Display for Name {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
     }
 }
 

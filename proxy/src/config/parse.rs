@@ -4,11 +4,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::table::MAX_DURATION;
-use super::{HostPort, InboundPort, Locality, Name, OutboundService, PortSet, ServicePort};
+use super::{HostPort, InboundPort, Locality, OutboundService, PortSet, ServicePort};
+use crate::state::ObjectName;
 
 type Parsed<T> = Result<T, String>;
 
-pub(super) fn name(value: &str) -> Parsed<Name> {
+pub(super) fn name(value: &str) -> Parsed<ObjectName> {
     let (namespace, name) = value.split_once('/').ok_or("there is no `/`")?;
     label(namespace)?;
     for part in name.split('.') {
@@ -17,7 +18,7 @@ pub(super) fn name(value: &str) -> Parsed<Name> {
     if name.len() > 253 {
         return Err(format!("`{name}` has more than 253 characters"));
     }
-    Ok(Name { namespace: namespace.to_owned(), name: name.to_owned() })
+    Ok(ObjectName::new(namespace, name))
 }
 
 /// A DNS label (RFC 1123 §2.1).

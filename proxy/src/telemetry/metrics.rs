@@ -32,7 +32,7 @@ pub use self::labels::{
 pub use self::worker::{ActiveRequest, WorkerMetrics};
 
 /// Lines that may be there beside histograms whatever happens: every value of every bounded label.
-const FIXED_LINES: usize = 280;
+const FIXED_LINES: usize = 300;
 /// Histograms that may be there whatever happens: handshakes and overflow by direction, detection, dials, discovery.
 const FIXED_HISTOGRAMS: usize = 7;
 
@@ -90,6 +90,15 @@ impl Metrics {
     /// Everything, in the Prometheus text format 0.0.4.
     pub fn render(&self) -> String {
         render::text(self)
+    }
+}
+
+// === impl Sample ===
+
+impl Sample {
+    /// Lines of a log that were dropped so far.
+    pub(super) fn lines_dropped(log: &str, count: u64) -> Self {
+        Self { family: &families::LOG_DROPPED, labels: vec![log.to_owned()], value: count as f64 }
     }
 }
 

@@ -7,6 +7,8 @@
 
 use std::fmt;
 
+use tulle_certs::Refusal;
+
 /// gRPC status codes that the table uses (<https://grpc.io/docs/guides/status-codes/>).
 mod grpc {
     pub(super) const CANCELLED: u8 = 1;
@@ -168,13 +170,29 @@ reasons! {
         "The client's SPIFFE ID is of a trust domain that this mesh does not trust. The handshake was refused."
         "Give both meshes the same trust domain and root if they should be one.";
     TlsExpired "tls_expired" none UNAVAILABLE
-        "the client's certificate is expired or not valid yet"
-        "The client's certificate is not valid at this moment. The handshake was refused."
-        "Compare the clocks. See why the client's proxy could not renew.";
+        "the client's certificate has expired"
+        "The client's certificate, or one above it, has expired. The handshake was refused."
+        "See why the client's proxy could not renew (`tulle identity` there), and compare the clocks.";
+    TlsNotYetValid "tls_not_yet_valid" none UNAVAILABLE
+        "the client's certificate is not valid yet"
+        "The client's certificate, or one above it, begins to be valid only later. The handshake was refused."
+        "Compare the clocks of both sides and of the control plane: leaves are back-dated by five minutes.";
     TlsWrongIdentity "tls_wrong_identity" none UNAVAILABLE
         "the peer has another identity than expected"
-        "The certificate is from the right root, but names no single SPIFFE ID or not the one expected. The handshake was refused."
+        "The certificate is from the right root, but of someone else than was expected. The handshake was refused."
         "See which certificate the peer presents: the log names what was expected and what came.";
+    TlsNoSpiffeId "tls_no_spiffe_id" none UNAVAILABLE
+        "the client's certificate names no SPIFFE ID"
+        "The certificate is from the right root, but carries no SPIFFE ID of the form spiffe://<trust domain>/ns/<namespace>/sa/<account>. The handshake was refused."
+        "See who issued it: Tulle's certificate authority and SPIFFE implementations put one in.";
+    TlsSeveralUris "tls_several_uris" none UNAVAILABLE
+        "the client's certificate names several URIs"
+        "An X.509-SVID has exactly one URI (X509-SVID, section 2). The handshake was refused."
+        "See who issued it.";
+    TlsBadSignature "tls_bad_signature" none UNAVAILABLE
+        "the client could not prove that it holds its certificate's key"
+        "The handshake's signature does not fit the certificate. The handshake was refused."
+        "See whether the client's key belongs to its certificate; otherwise somebody shows a certificate that is not theirs.";
     TlsMalformed "tls_malformed" none UNAVAILABLE
         "the TLS handshake is malformed"
         "The bytes are not a TLS 1.3 handshake, or its certificate cannot be read. The connection was closed."
@@ -238,6 +256,24 @@ impl Reason {
     }
 }
 
+impl From<Refusal> for Reason {
+    /// Of a peer that *we* refused.
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::NoCertificate => Self::TlsNoCertificate,
+            Refusal::UnknownRoot => Self::TlsUnknownRoot,
+            Refusal::OtherTrustDomain => Self::TlsOtherTrustDomain,
+            Refusal::Expired => Self::TlsExpired,
+            Refusal::NotYetValid => Self::TlsNotYetValid,
+            Refusal::WrongIdentity => Self::TlsWrongIdentity,
+            Refusal::NoSpiffeId => Self::TlsNoSpiffeId,
+            Refusal::SeveralUris => Self::TlsSeveralUris,
+            Refusal::Malformed => Self::TlsMalformed,
+            Refusal::BadSignature => Self::TlsBadSignature,
+        }
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.code())
@@ -284,6 +320,13 @@ mod tests {
             assert!(reason.code().bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{reason}");
         }
         assert_eq!(Reason::from_code("nonsense"), None);
+    }
+
+    #[test]
+    fn refusals_keep_their_words() {
+        for refusal in Refusal::ALL {
+            assert_eq!(Reason::from(refusal).code(), refusal.reason());
+        }
     }
 
     #[test]

@@ -1,0 +1,362 @@
+//! The access log: one JSON object per request, or per connection that is not HTTP, on standard error.
+//!
+//! Written by hand into the worker's queue ([`Lines`]): no allocation per record and no detour through `tracing`. The
+//! queue never waits for a reader; see there. What is logged never holds headers, bodies or the query of a path, which
+//! may be secret.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::lines::Lines;
+use super::metrics::{Direction, TlsKind};
+use super::reason::Reason;
+
+/// The access log of one worker thread. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct AccessLog(Option<Arc<Lines>>);
+
+/// One request, or one connection that is not HTTP. What is empty, `None` or unknown is left out.
+#[derive(Clone, Copy, Debug)]
+pub struct Record<'a> {
+    /// When it ended.
+    pub time: SystemTime,
+    /// Which side.
+    pub direction: Direction,
+    /// `HTTP/1.1`, `HTTP/2`, `gRPC`, `TCP` or `TLS`.
+    pub protocol: &'a str,
+    /// The request's method, as it came.
+    pub method: &'a str,
+    /// The request's path; a query is cut off.
+    pub path: &'a str,
+    /// The request's Host or `:authority`.
+    pub authority: &'a str,
+    /// The response's status; `None` if there was none.
+    pub status: Option<u16>,
+    /// The `grpc-status`.
+    pub grpc_status: Option<u32>,
+    /// If the proxy made the answer, refused, or gave up.
+    pub reason: Option<Reason>,
+    /// Who did, as in `x-tulle-error-by`; may be the other proxy.
+    pub by: &'a str,
+    /// Details for people, such as the error that lies behind the reason.
+    pub detail: &'a str,
+    /// Who opened the connection.
+    pub client: Option<SocketAddr>,
+    /// The client's SPIFFE ID.
+    pub source: &'a str,
+    /// The server's SPIFFE ID.
+    pub destination: &'a str,
+    /// `<namespace>/<name>:<port>` of the service that was dialled.
+    pub service: &'a str,
+    /// `<namespace>/<name>` of the route that matched.
+    pub route: &'a str,
+    /// `<namespace>/<name>:<port>` of the backend that was chosen.
+    pub backend: &'a str,
+    /// Where it was sent.
+    pub endpoint: Option<SocketAddr>,
+    /// The rule that decided, `<namespace>/<policy>/<rule>`.
+    pub rule: &'a str,
+    /// On the leg between workloads.
+    pub tls: TlsKind,
+    /// Body bytes (connections: all bytes) from the client.
+    pub bytes_in: u64,
+    /// Body bytes (connections: all bytes) to the client.
+    pub bytes_out: u64,
+    /// From the first byte of the head, or accept, until the end.
+    pub duration: Duration,
+    /// The proxy's own part of it, if known.
+    pub processing: Option<Duration>,
+    /// How often it was sent; 0 if never.
+    pub attempts: u32,
+    /// The accepted connection, unique in this process.
+    pub connection: u64,
+}
+
+/// How many bytes of a value are written: a path can be as long as a head.
+const MAX_VALUE: usize = 1024;
+
+// === impl AccessLog ===
+
+impl AccessLog {
+    pub(super) fn new(lines: Arc<Lines>) -> Self {
+        Self(Some(lines))
+    }
+
+    /// One that writes nothing.
+    pub fn disabled() -> Self {
+        Self(None)
+    }
+
+    /// Whether a record would be written: lets the caller spare the work of gathering one.
+    pub fn is_enabled(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Writes a record.
+    pub fn write(&self, record: &Record<'_>) {
+        if let Some(lines) = &self.0 {
+            lines.append(|out| record.write_json(out));
+        }
+    }
+}
+
+// === impl Record ===
+
+impl Default for Record<'_> {
+    fn default() -> Self {
+        Self {
+            time: UNIX_EPOCH,
+            direction: Direction::Inbound,
+            protocol: "",
+            method: "",
+            path: "",
+            authority: "",
+            status: None,
+            grpc_status: None,
+            reason: None,
+            by: "",
+            detail: "",
+            client: None,
+            source: "",
+            destination: "",
+            service: "",
+            route: "",
+            backend: "",
+            endpoint: None,
+            rule: "",
+            tls: TlsKind::None,
+            bytes_in: 0,
+            bytes_out: 0,
+            duration: Duration::ZERO,
+            processing: None,
+            attempts: 0,
+            connection: 0,
+        }
+    }
+}
+
+impl Record<'_> {
+    /// Appends the record as one line.
+    pub fn write_json(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"{\"timestamp\":\"");
+        write_rfc3339(out, self.time);
+        out.extend_from_slice(b"\",\"target\":\"access\"");
+        text(out, "direction", self.direction.as_str());
+        text(out, "protocol", self.protocol);
+        text(out, "method", self.method);
+        text(out, "path", self.path.split('?').next().unwrap_or_default());
+        text(out, "authority", self.authority);
+        number(out, "status", self.status.map(u64::from));
+        number(out, "grpc_status", self.grpc_status.map(u64::from));
+        text(out, "reason", self.reason.map_or("", Reason::code));
+        text(out, "by", self.by);
+        text(out, "detail", self.detail);
+        address(out, "client", self.client);
+        text(out, "source", self.source);
+        text(out, "destination", self.destination);
+        text(out, "service", self.service);
+        text(out, "route", self.route);
+        text(out, "backend", self.backend);
+        address(out, "endpoint", self.endpoint);
+        text(out, "rule", self.rule);
+        text(out, "tls", self.tls.as_str());
+        number(out, "bytes_in", Some(self.bytes_in));
+        number(out, "bytes_out", Some(self.bytes_out));
+        number(out, "duration_ns", Some(nanos(self.duration)));
+        number(out, "processing_ns", self.processing.map(nanos));
+        number(out, "attempts", Some(self.attempts.into()));
+        number(out, "connection", Some(self.connection));
+        out.extend_from_slice(b"}\n");
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn name(out: &mut Vec<u8>, name: &str) {
+    out.extend_from_slice(b",\"");
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b"\":");
+}
+
+fn text(out: &mut Vec<u8>, field: &str, value: &str) {
+    if !value.is_empty() {
+        name(out, field);
+        out.push(b'"');
+        escape(out, &value[..value.floor_char_boundary(MAX_VALUE)]);
+        out.push(b'"');
+    }
+}
+
+fn number(out: &mut Vec<u8>, field: &str, value: Option<u64>) {
+    if let Some(value) = value {
+        name(out, field);
+        // Writing to a Vec cannot fail.
+        let _ = write!(out, "{value}");
+    }
+}
+
+fn address(out: &mut Vec<u8>, field: &str, value: Option<SocketAddr>) {
+    if let Some(value) = value {
+        name(out, field);
+        let _ = write!(out, "\"{value}\"");
+    }
+}
+
+/// RFC 8259 §7.
+fn escape(out: &mut Vec<u8>, value: &str) {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    let bytes = value.as_bytes();
+    let mut clean = 0;
+    for (index, b) in bytes.iter().copied().enumerate() {
+        if b >= b' ' && b != b'"' && b != b'\\' && b != 0x7f {
+            continue;
+        }
+        out.extend_from_slice(&bytes[clean..index]);
+        clean = index + 1;
+        match b {
+            b'"' | b'\\' => out.extend_from_slice(&[b'\\', b]),
+            _ => {
+                let (high, low) = (HEX[usize::from(b >> 4)], HEX[usize::from(b & 15)]);
+                out.extend_from_slice(&[b'\\', b'u', b'0', b'0', high, low]);
+            }
+        }
+    }
+    out.extend_from_slice(&bytes[clean..]);
+}
+
+/// `2026-11-21T05:01:39.123456Z` (RFC 3339 §5.6).
+fn write_rfc3339(out: &mut Vec<u8>, time: SystemTime) {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    let (days, seconds) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
+    let (year, month, day) = civil(days);
+    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    let micros = since.subsec_micros();
+    let _ = write!(out, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{micros:06}Z");
+}
+
+/// Days since 1970-01-01 as year, month and day of the Gregorian calendar, counting years from March so that the leap
+/// day comes last (Hinnant, “chrono-compatible low-level date algorithms”).
+fn civil(days: u64) -> (u64, u64, u64) {
+    const DAYS_TO_MARCH_OF_YEAR_0: u64 = 719_468;
+    const DAYS_IN_400_YEARS: u64 = 146_097;
+    let days = days + DAYS_TO_MARCH_OF_YEAR_0;
+    let (era, day) = (days / DAYS_IN_400_YEARS, days % DAYS_IN_400_YEARS);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day_of_year = day - (365 * year + year / 4 - year / 100);
+    let from_march = (5 * day_of_year + 2) / 153;
+    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
+    let year = era * 400 + year + u64::from(month <= 2);
+    (year, month, day_of_year - (153 * from_march + 2) / 5 + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn json(record: &Record<'_>) -> serde_json::Value {
+        let mut out = Vec::new();
+        record.write_json(&mut out);
+        assert_eq!(out.iter().filter(|b| **b == b'\n').count(), 1);
+        assert_eq!(out.last(), Some(&b'\n'));
+        serde_json::from_slice(&out).unwrap()
+    }
+
+    #[test]
+    fn a_full_record_has_every_field() {
+        let record = Record {
+            time: UNIX_EPOCH + Duration::from_micros(1_795_237_299_123_456),
+            direction: Direction::Outbound,
+            protocol: "HTTP/1.1",
+            method: "POST",
+            path: "/pay?card=4111",
+            authority: "payments",
+            status: Some(503),
+            grpc_status: Some(14),
+            reason: Some(Reason::ConnectFailed),
+            by: "default/orders/outbound",
+            detail: "connection refused",
+            client: Some("127.0.0.1:4000".parse().unwrap()),
+            source: "spiffe://cluster.local/ns/default/sa/orders",
+            destination: "spiffe://cluster.local/ns/default/sa/payments",
+            service: "default/payments:80",
+            route: "default/split",
+            backend: "default/payments-v1:80",
+            endpoint: Some("[::1]:5000".parse().unwrap()),
+            rule: "default/allow/web",
+            tls: TlsKind::Mtls,
+            bytes_in: 1,
+            bytes_out: 2,
+            duration: Duration::from_millis(3),
+            processing: Some(Duration::from_micros(4)),
+            attempts: 1,
+            connection: 7,
+        };
+        assert_eq!(
+            json(&record),
+            serde_json::json!({
+                "timestamp": "2026-11-21T05:01:39.123456Z", "target": "access", "direction": "outbound", "protocol": "HTTP/1.1",
+                "method": "POST", "path": "/pay", "authority": "payments", "status": 503, "grpc_status": 14,
+                "reason": "connect_failed", "by": "default/orders/outbound", "detail": "connection refused",
+                "client": "127.0.0.1:4000", "source": "spiffe://cluster.local/ns/default/sa/orders",
+                "destination": "spiffe://cluster.local/ns/default/sa/payments", "service": "default/payments:80",
+                "route": "default/split", "backend": "default/payments-v1:80", "endpoint": "[::1]:5000",
+                "rule": "default/allow/web", "tls": "mtls", "bytes_in": 1, "bytes_out": 2, "duration_ns": 3_000_000,
+                "processing_ns": 4000, "attempts": 1, "connection": 7,
+            })
+        );
+    }
+
+    #[test]
+    fn what_clients_send_cannot_break_the_line() {
+        let nasty: String = (0..=0x7f_u8)
+            .map(char::from)
+            .chain(['\u{2028}', 'ß', '\u{10ffff}'])
+            .filter(|c| *c != '?')
+            .collect();
+        let value = json(&Record { path: &nasty, authority: "\"}\n{\"", ..Record::default() });
+        assert_eq!(value["path"], nasty);
+        assert_eq!(value["authority"], "\"}\n{\"");
+    }
+
+    #[test]
+    fn long_values_are_cut_between_characters() {
+        let long = "ß".repeat(MAX_VALUE);
+        let value = json(&Record { path: &long, ..Record::default() });
+        assert_eq!(value["path"].as_str().unwrap().len(), MAX_VALUE);
+        let value = json(&Record { path: &format!("x{long}"), ..Record::default() });
+        assert_eq!(value["path"].as_str().unwrap().len(), MAX_VALUE - 1);
+    }
+
+    #[test]
+    fn what_is_unknown_is_left_out() {
+        let value = json(&Record::default());
+        for field in ["method", "status", "grpc_status", "reason", "client", "endpoint", "processing_ns"] {
+            assert!(value.get(field).is_none(), "{field}");
+        }
+    }
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        for (seconds, expected) in [
+            (0, "1970-01-01T00:00:00.000000Z"),
+            (951_782_400, "2000-02-29T00:00:00.000000Z"),
+            (951_868_800, "2000-03-01T00:00:00.000000Z"),
+            (1_735_689_599, "2024-12-31T23:59:59.000000Z"),
+            (4_107_542_400, "2100-03-01T00:00:00.000000Z"),
+        ] {
+            let mut out = Vec::new();
+            write_rfc3339(&mut out, UNIX_EPOCH + Duration::from_secs(seconds));
+            assert_eq!(String::from_utf8(out).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn a_disabled_log_writes_nothing() {
+        assert!(!AccessLog::disabled().is_enabled());
+        AccessLog::disabled().write(&Record::default());
+    }
+}

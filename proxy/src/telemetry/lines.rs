@@ -1,0 +1,294 @@
+//! Lines of text on their way out of the process, without ever waiting for whoever reads them.
+//!
+//! Workers append to a queue in memory; the control thread writes it out a few milliseconds later. Where the reader is
+//! too slow, lines are dropped and counted: neither a request nor the control plane's stream may wait for a full pipe.
+//! No thread is spent on it, and standard error is never made non-blocking, since others may share it: a pipe that
+//! polls as writable takes `PIPE_BUF` bytes at once (pipe(7)), and no more than that is written.
+
+use std::fmt;
+use std::mem;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::FileType;
+use tokio::sync::Notify;
+
+/// How many bytes of lines a queue holds.
+const CAPACITY: usize = 256 * 1024;
+/// How large a buffer is kept for reuse.
+const KEPT: usize = 32 * 1024;
+/// How long lines are gathered before they are written.
+const GATHER: Duration = Duration::from_millis(20);
+/// What a writable pipe takes at once.
+const PIPE_BUF: usize = 4096;
+
+/// Where lines are appended. One per worker thread, so that appending waits for nobody.
+pub struct Lines {
+    buffer: Mutex<Vec<u8>>,
+    dropped: AtomicU64,
+    wake: Arc<Notify>,
+}
+
+/// One destination and the queues that lead to it. Cheap to clone.
+#[derive(Clone)]
+pub struct LineOutput(Arc<Inner>);
+
+struct Inner {
+    destination: Box<dyn AsFd + Send + Sync>,
+    /// The destination takes any amount without waiting for anybody.
+    is_file: bool,
+    queues: Mutex<Vec<Arc<Lines>>>,
+    pending: Mutex<Pending>,
+    wake: Arc<Notify>,
+}
+
+/// Taken from the queues and not written yet.
+#[derive(Default)]
+struct Pending {
+    bytes: Vec<u8>,
+    written: usize,
+    lost: u64,
+}
+
+// === impl Lines ===
+
+impl Lines {
+    /// Appends what `write` writes, which must end in a line feed; drops and counts it if the queue is full.
+    pub fn append(&self, write: impl FnOnce(&mut Vec<u8>)) {
+        let mut buffer = self.buffer.lock();
+        if buffer.len() >= CAPACITY {
+            self.dropped.fetch_add(1, Relaxed);
+            return;
+        }
+        let was_empty = buffer.is_empty();
+        write(&mut buffer);
+        drop(buffer);
+        if was_empty {
+            self.wake.notify_one();
+        }
+    }
+
+    fn take(&self, into: &mut Vec<u8>) {
+        let mut buffer = self.buffer.lock();
+        if into.is_empty() {
+            mem::swap(&mut *buffer, into);
+        } else {
+            into.append(&mut buffer);
+        }
+    }
+}
+
+// === impl LineOutput ===
+
+impl LineOutput {
+    /// To `destination`: standard output or error, or a file.
+    pub fn new(destination: impl AsFd + Send + Sync + 'static) -> Self {
+        let is_file = rustix::fs::fstat(&destination)
+            .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile);
+        Self(Arc::new(Inner {
+            destination: Box::new(destination),
+            is_file,
+            queues: Mutex::default(),
+            pending: Mutex::default(),
+            wake: Arc::default(),
+        }))
+    }
+
+    /// A new queue to this destination.
+    pub fn queue(&self) -> Arc<Lines> {
+        let (buffer, dropped) = (Mutex::default(), AtomicU64::default());
+        let lines = Arc::new(Lines { buffer, dropped, wake: self.0.wake.clone() });
+        self.0.queues.lock().push(lines.clone());
+        lines
+    }
+
+    /// How many lines were dropped so far.
+    pub fn dropped(&self) -> u64 {
+        let queues: u64 = self.0.queues.lock().iter().map(|lines| lines.dropped.load(Relaxed)).sum();
+        queues + self.0.pending.lock().lost
+    }
+
+    /// Writes what is appended, for ever. For the control thread; never waits for the destination's reader.
+    pub async fn run(&self) {
+        loop {
+            self.0.wake.notified().await;
+            tokio::time::sleep(GATHER).await;
+            while !self.0.write_some(Duration::ZERO) {
+                tokio::time::sleep(GATHER).await;
+            }
+        }
+    }
+
+    /// Writes what is there, waiting at most `limit` for the reader. For the end of the process.
+    pub fn flush(&self, limit: Duration) {
+        let end = Instant::now() + limit;
+        while !self.0.write_some(end.saturating_duration_since(Instant::now())) {
+            if Instant::now() >= end {
+                return;
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Lines {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lines").field("dropped", &self.dropped).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for LineOutput {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LineOutput").field("is_file", &self.0.is_file).finish_non_exhaustive()
+    }
+}
+
+// === impl Inner ===
+
+impl Inner {
+    /// Takes what is in the queues and writes it, waiting up to `wait` once. False: the reader is behind.
+    fn write_some(&self, wait: Duration) -> bool {
+        let mut pending = self.pending.lock();
+        if pending.is_empty() {
+            for lines in self.queues.lock().iter() {
+                lines.take(&mut pending.bytes);
+            }
+        }
+        while !pending.is_empty() {
+            if !self.is_file && !self.writable(wait) {
+                return false;
+            }
+            let rest = &pending.bytes[pending.written..];
+            let piece = if self.is_file { rest } else { &rest[..rest.len().min(PIPE_BUF)] };
+            match rustix::io::write(&*self.destination, piece) {
+                Ok(0) => return false,
+                Ok(written) => pending.written += written,
+                Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => return false,
+                // Nobody reads it any more, or the disk is full.
+                Err(_) => pending.lose(),
+            }
+        }
+        pending.clear();
+        true
+    }
+
+    fn writable(&self, wait: Duration) -> bool {
+        let mut fds = [PollFd::new(&self.destination, PollFlags::OUT)];
+        let wait = Timespec::try_from(wait).ok();
+        // An error counts as writable: writing then tells which.
+        rustix::event::poll(&mut fds, wait.as_ref()).is_ok_and(|ready| ready > 0)
+    }
+}
+
+// === impl Pending ===
+
+impl Pending {
+    fn is_empty(&self) -> bool {
+        self.written >= self.bytes.len()
+    }
+
+    fn lose(&mut self) {
+        let rest = &self.bytes[self.written..];
+        self.lost += rest.iter().filter(|b| **b == b'\n').count() as u64;
+        self.written = self.bytes.len();
+    }
+
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.bytes.shrink_to(KEPT);
+        self.written = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead as _, BufReader, Read as _};
+
+    use super::*;
+
+    fn line(text: &str) -> impl FnOnce(&mut Vec<u8>) {
+        move |out| out.extend_from_slice(format!("{text}\n").as_bytes())
+    }
+
+    #[tokio::test]
+    async fn lines_of_all_queues_come_out_whole() {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let output = LineOutput::new(writer);
+        let (first, second) = (output.queue(), output.queue());
+        let run = tokio::spawn({
+            let output = output.clone();
+            async move { output.run().await }
+        });
+        for n in 0..100 {
+            first.append(line(&format!("first {n}")));
+            second.append(line(&format!("second {n}")));
+        }
+        let read = tokio::task::spawn_blocking(move || {
+            let lines: Vec<_> = BufReader::new(reader).lines().take(200).map(Result::unwrap).collect();
+            lines
+        });
+        let read = read.await.unwrap();
+        let of =
+            |queue: &str| read.iter().filter(|line| line.starts_with(queue)).cloned().collect::<Vec<_>>();
+        assert_eq!(of("first"), (0..100).map(|n| format!("first {n}")).collect::<Vec<_>>());
+        assert_eq!(of("second").len(), 100);
+        run.abort();
+    }
+
+    #[test]
+    fn r21_a_reader_that_never_reads_costs_lines_and_nothing_else() {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let output = LineOutput::new(writer);
+        let lines = output.queue();
+        let text = "x".repeat(999);
+        let before = Instant::now();
+        for _ in 0..2000 {
+            lines.append(line(&text));
+            output.0.write_some(Duration::ZERO);
+        }
+        assert!(before.elapsed() < Duration::from_secs(30), "it never waited");
+        let dropped = output.dropped();
+        assert!(dropped > 1000, "{dropped}");
+        // Whatever was not dropped comes out whole once somebody reads.
+        let drain = std::thread::spawn(move || {
+            let mut all = String::new();
+            reader.read_to_string(&mut all).unwrap();
+            all
+        });
+        output.flush(Duration::from_secs(30));
+        output.flush(Duration::from_secs(30));
+        drop((output, lines));
+        let all = drain.join().unwrap();
+        assert_eq!(all.lines().count() as u64, 2000 - dropped);
+        assert!(all.lines().all(|line| line == text));
+    }
+
+    #[test]
+    fn a_reader_that_is_gone_is_counted() {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = LineOutput::new(writer);
+        let lines = output.queue();
+        lines.append(line("one"));
+        lines.append(line("two"));
+        output.flush(Duration::from_secs(1));
+        assert_eq!(output.dropped(), 2);
+    }
+
+    #[test]
+    fn a_file_takes_everything_at_once() {
+        let mut file = tempfile::tempfile().unwrap();
+        let output = LineOutput::new(file.try_clone().unwrap());
+        let lines = output.queue();
+        let text = "y".repeat(10_000);
+        lines.append(line(&text));
+        output.flush(Duration::ZERO);
+        let mut read = String::new();
+        std::io::Seek::rewind(&mut file).unwrap();
+        file.read_to_string(&mut read).unwrap();
+        assert_eq!(read, format!("{text}\n"));
+    }
+}
