@@ -75,7 +75,10 @@ fn parse_json(chunk: Chunk<'_>) -> Result<Option<Document>, Broken> {
         },
         message: error.to_string(),
     })?;
-    let positions = yaml::parse(chunk).ok().flatten();
+    // YAML does not pair surrogates; what the text says does not matter here, only where it stands.
+    let text = chunk.text.replace("\\u", "uu");
+    let positions = yaml::parse(Chunk { text: &text, ..chunk });
+    let positions = positions.ok().flatten();
     Ok(Some(Document { value, positions: positions.map(|document| document.positions).unwrap_or_default() }))
 }
 

@@ -85,7 +85,11 @@ pub(super) fn parse(chunk: Chunk<'_>) -> Result<Option<Document>, Broken> {
         match next {
             Ok((event, span)) => builder.event(event, span.start)?,
             Err(error) => {
-                return Err(Broken { mark: builder.mark(*error.marker()), message: error.info().to_owned() });
+                let mut mark = builder.mark(*error.marker());
+                // What is missing at the end is missed there, and not in the next document.
+                let lines = u32::try_from(chunk.text.lines().count()).unwrap_or(u32::MAX);
+                mark.line = mark.line.min(chunk.first_line.saturating_add(lines).saturating_sub(1));
+                return Err(Broken { mark, message: error.info().to_owned() });
             }
         }
     }
