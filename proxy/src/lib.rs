@@ -5,9 +5,13 @@
 //! `forward/outbound.rs` and `forward/inbound.rs`, the two files to read first. See docs/architecture.md.
 
 pub mod accept;
+pub mod balance;
 pub mod config;
+pub mod detect;
 pub mod drain;
 pub mod io;
+pub mod policy;
+pub mod route;
 pub mod state;
 pub mod telemetry;
 pub mod tls;

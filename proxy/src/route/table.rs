@@ -1,0 +1,220 @@
+//! The routes to one service, compiled.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use foldhash::fast::RandomState;
+
+use super::host::{Hostname, RequestHost};
+use super::paths::Paths;
+use crate::state::ObjectName;
+
+/// The routes that this proxy's clients follow to one service, before they are compiled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Routes {
+    /// Empty where the routes are the same for clients of every namespace.
+    pub client_namespace: Arc<str>,
+    pub service: ObjectName,
+    /// Oldest first.
+    pub routes: Vec<Route>,
+}
+
+/// One `HTTPRoute`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    pub name: ObjectName,
+    /// The service's ports that it is attached to; empty: every port.
+    pub ports: Vec<u16>,
+    /// Empty: any host.
+    pub hostnames: Vec<Hostname>,
+    pub rules: Vec<RouteRule>,
+}
+
+/// When a rule applies, and what it does then.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteRule {
+    /// Any of them; empty: every request.
+    pub matches: Vec<PathMatch>,
+    pub rule: Arc<Rule>,
+}
+
+/// Which paths match; queries never count.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum PathMatch {
+    /// Byte for byte.
+    Exact(Box<str>),
+    /// Element by element: `/a` matches `/a`, `/a/` and `/a/b`, not `/ab`. A slash at its end does not matter.
+    /// `/` matches every request, also those for `*` and CONNECT's.
+    Prefix(Box<str>),
+}
+
+/// What is done with a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Its name in the route, or empty.
+    pub name: Arc<str>,
+    /// The route that it belongs to.
+    pub route: ObjectName,
+    pub backends: Box<[Backend]>,
+    /// The whole request, from its head to the response's end.
+    pub request_timeout: Option<Duration>,
+    /// One try at one backend, until the response's head.
+    pub backend_timeout: Option<Duration>,
+}
+
+/// Where a rule sends a share of its requests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backend {
+    pub service: ObjectName,
+    pub port: u16,
+    /// Its share is `weight` of the sum of all; 0 takes nothing.
+    pub weight: u32,
+    /// Why the reference does not resolve: its share is answered with `backend_not_found`.
+    pub invalid: Option<Arc<str>>,
+}
+
+/// What [`Table::find`] found.
+#[derive(Clone, Copy, Debug)]
+pub enum Match<'a> {
+    /// No route is attached to the port: the request goes to the service itself.
+    NoRoutes,
+    Rule(&'a Arc<Rule>),
+    /// There are routes, and none takes the request: 404 `route_not_found`.
+    NotFound,
+}
+
+/// [`Routes`], compiled.
+#[derive(Debug)]
+pub struct Table {
+    routes: Routes,
+    rules: Vec<Arc<Rule>>,
+    /// Ports that some route names, with the routes of every port.
+    named: HashMap<u16, Hosts, RandomState>,
+    /// All other ports.
+    every: Hosts,
+}
+
+/// The routes of one port, by host.
+#[derive(Debug, Default)]
+struct Hosts {
+    attached: bool,
+    exact: HashMap<Box<str>, Paths, RandomState>,
+    suffixes: HashMap<Box<str>, Paths, RandomState>,
+    any: Paths,
+}
+
+// === impl Table ===
+
+impl Table {
+    pub fn new(routes: Routes) -> Self {
+        let rules: Vec<_> =
+            routes.routes.iter().flat_map(|route| &route.rules).map(|rule| rule.rule.clone()).collect();
+        let every = Hosts::new(&routes.routes, |route| route.ports.is_empty());
+        let mut named: HashMap<u16, Hosts, RandomState> = HashMap::default();
+        for port in routes.routes.iter().flat_map(|route| &route.ports) {
+            named.entry(*port).or_insert_with(|| {
+                Hosts::new(&routes.routes, |route| route.ports.is_empty() || route.ports.contains(port))
+            });
+        }
+        Self { routes, rules, named, every }
+    }
+
+    /// What this was compiled from.
+    pub fn routes(&self) -> &Routes {
+        &self.routes
+    }
+
+    /// The rule for a request to `port` of the service.
+    ///
+    /// `host` is the request's authority as it was sent: its port and a dot at its end are left out, and letters
+    /// compare without case. `path` is the path without its query, `*`, or empty for CONNECT.
+    pub fn find(&self, port: u16, host: &str, path: &str) -> Match<'_> {
+        let hosts = self.named.get(&port).unwrap_or(&self.every);
+        if !hosts.attached {
+            return Match::NoRoutes;
+        }
+        match hosts.find(host, path).and_then(|rule| self.rules.get(rule as usize)) {
+            Some(rule) => Match::Rule(rule),
+            None => Match::NotFound,
+        }
+    }
+}
+
+// === impl Hosts ===
+
+impl Hosts {
+    fn new(routes: &[Route], attached: impl Fn(&Route) -> bool) -> Self {
+        let mut hosts = Self::default();
+        let mut first = 0_u32;
+        for route in routes {
+            if attached(route) {
+                hosts.attached = true;
+                hosts.insert(route, first);
+            }
+            first += route.rules.len() as u32;
+        }
+        hosts
+    }
+
+    /// Adds a route whose first rule has the number `first`.
+    fn insert(&mut self, route: &Route, first: u32) {
+        let insert = |paths: &mut Paths| {
+            for (number, rule) in (first..).zip(&route.rules) {
+                if rule.matches.is_empty() {
+                    paths.insert(&PathMatch::Prefix("/".into()), number);
+                }
+                for path in &rule.matches {
+                    paths.insert(path, number);
+                }
+            }
+        };
+        for hostname in &route.hostnames {
+            match hostname {
+                Hostname::Exact(name) => insert(self.exact.entry(name.clone()).or_default()),
+                Hostname::Suffix(name) => insert(self.suffixes.entry(name.clone()).or_default()),
+            }
+        }
+        if route.hostnames.is_empty() {
+            insert(&mut self.any);
+        }
+    }
+
+    fn find(&self, host: &str, path: &str) -> Option<u32> {
+        if (self.exact.is_empty() && self.suffixes.is_empty()) || host.is_empty() {
+            return self.any.find(path);
+        }
+        let host = RequestHost::new(host);
+        let named = host.as_ref().and_then(|host| self.find_named(host.as_str(), path));
+        named.or_else(|| self.any.find(path))
+    }
+
+    fn find_named(&self, host: &str, path: &str) -> Option<u32> {
+        if let Some(rule) = self.exact.get(host).and_then(|paths| paths.find(path)) {
+            return Some(rule);
+        }
+        if self.suffixes.is_empty() {
+            return None;
+        }
+        // From the longest: everything after the first dot, after the second, and so on.
+        host.match_indices('.')
+            .filter(|(dot, _)| *dot > 0)
+            .find_map(|(dot, _)| self.suffixes.get(&host[dot + 1..])?.find(path))
+    }
+}
+
+// === impl Rule ===
+
+impl Rule {
+    /// A backend by weight, from a uniformly random number; `None` if there is none with a weight.
+    pub fn pick(&self, random: u64) -> Option<&Backend> {
+        let total: u64 = self.backends.iter().map(|backend| u64::from(backend.weight)).sum();
+        let mut at = ((u128::from(random) * u128::from(total)) >> 64) as u64;
+        self.backends.iter().find(|backend| {
+            let weight = u64::from(backend.weight);
+            let here = at < weight;
+            at = at.saturating_sub(weight);
+            here
+        })
+    }
+}
