@@ -24,6 +24,7 @@ pub struct Replay<S> {
 /// A connection's stream, whatever is underneath.
 #[derive(Debug)]
 pub struct Io {
+    head: Bytes,
     inner: Inner,
     meter: Option<Arc<Meter>>,
 }
@@ -39,6 +40,21 @@ enum Inner {
 pub struct Meter {
     pub received: AtomicU64,
     pub sent: AtomicU64,
+}
+
+/// Puts what is left of `head` into `buf`; false when nothing is.
+fn replay(head: &mut Bytes, buf: &mut ReadBuf<'_>) -> bool {
+    if head.is_empty() {
+        return false;
+    }
+    let n = head.len().min(buf.remaining());
+    buf.put_slice(&head[..n]);
+    head.advance(n);
+    if head.is_empty() {
+        // Gives the memory back.
+        *head = Bytes::new();
+    }
+    true
 }
 
 // === impl Replay ===
@@ -59,16 +75,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Replay<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.head.is_empty() {
-            return Pin::new(&mut self.inner).poll_read(cx, buf);
+        if replay(&mut self.head, buf) {
+            return Poll::Ready(Ok(()));
         }
-        let n = self.head.len().min(buf.remaining());
-        buf.put_slice(&self.head[..n]);
-        self.head.advance(n);
-        if self.head.is_empty() {
-            self.head = Bytes::new();
-        }
-        Poll::Ready(Ok(()))
+        Pin::new(&mut self.inner).poll_read(cx, buf)
     }
 }
 
@@ -106,11 +116,17 @@ impl Io {
     }
 
     pub fn replay(stream: Replay<TcpStream>) -> Self {
-        Self { inner: Inner::Tcp(stream), meter: None }
+        Self { head: Bytes::new(), inner: Inner::Tcp(stream), meter: None }
     }
 
     pub fn tls(stream: tokio_rustls::TlsStream<Replay<TcpStream>>) -> Self {
-        Self { inner: Inner::Tls(Box::new(stream)), meter: None }
+        Self { head: Bytes::new(), inner: Inner::Tls(Box::new(stream)), meter: None }
+    }
+
+    /// Yields `head` before anything else: bytes that were read from it to see what it carries.
+    pub fn rewind(mut self, head: Bytes) -> Self {
+        self.head = head;
+        self
     }
 
     /// Counts what passes from now on.
@@ -151,7 +167,9 @@ impl AsyncRead for Io {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        let result = match &mut self.inner {
+        let Self { head, inner, .. } = &mut *self;
+        let result = match inner {
+            _ if replay(head, buf) => Poll::Ready(Ok(())),
             Inner::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Inner::Tls(stream) => Pin::new(stream.as_mut()).poll_read(cx, buf),
         };

@@ -1,13 +1,17 @@
 //! Plain data that the rooms read: what the control plane has told this proxy, as a snapshot.
 //!
-//! `control` is the only writer; everything here is replaced, never changed in place, except what a
-//! service and its endpoints must carry across updates.
+//! `control` is the only writer. A snapshot is replaced, never changed in place; what must survive an update (a
+//! service's endpoints with their load and connections) lives in [`ServiceState`], which stays the same object.
 
 mod info;
 mod name;
+mod service;
+mod store;
 
 pub use info::{
     AddressInfo, AddressTarget, EndpointInfo, EndpointsInfo, HostPort, MeshInfo, Mode, Peer, Protocol,
     ServiceInfo, ServicePort, WorkloadInfo,
 };
 pub use name::{InvalidName, ObjectName};
+pub use service::{Answer, ServiceState};
+pub use store::{Snapshot, Store, Unanswered, Want};

@@ -1,6 +1,7 @@
 //! One body type for whatever a message's body comes from.
 
 use std::error::Error as StdError;
+use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,7 +17,10 @@ use hyper::body::Incoming;
 pub struct Body {
     kind: Kind,
     transfer: Option<Arc<Transfer>>,
+    then: Option<Then>,
 }
+
+struct Then(Box<dyn FnOnce() + Send>);
 
 #[derive(Debug, Default)]
 enum Kind {
@@ -25,7 +29,7 @@ enum Kind {
     Full(Bytes),
     /// Sent after everything else: an answer that consists of nothing but trailers keeps them here.
     Trailers(HeaderMap),
-    Http2(Incoming),
+    Incoming(Incoming),
 }
 
 /// What has passed of a body so far, readable while it passes.
@@ -58,8 +62,8 @@ impl Body {
         Self::of(Kind::Trailers(trailers))
     }
 
-    pub(super) fn http2(incoming: Incoming) -> Self {
-        Self::of(Kind::Http2(incoming))
+    pub(super) fn incoming(incoming: Incoming) -> Self {
+        Self::of(Kind::Incoming(incoming))
     }
 
     /// Counts what passes from now on in `transfer`.
@@ -68,8 +72,23 @@ impl Body {
         self
     }
 
+    /// Calls `then` once the whole body has passed.
+    pub(super) fn then(mut self, then: impl FnOnce() + Send + 'static) -> Self {
+        self.then = Some(Then(Box::new(then)));
+        self.at_end();
+        self
+    }
+
+    fn at_end(&mut self) {
+        if http_body::Body::is_end_stream(self) {
+            if let Some(Then(then)) = self.then.take() {
+                then();
+            }
+        }
+    }
+
     fn of(kind: Kind) -> Self {
-        Self { kind, transfer: None }
+        Self { kind, transfer: None, then: None }
     }
 }
 
@@ -96,7 +115,7 @@ impl http_body::Body for Body {
                 self.kind = Kind::Empty;
                 Some(Ok(Frame::trailers(trailers)))
             }
-            Kind::Http2(incoming) => {
+            Kind::Incoming(incoming) => {
                 ready!(Pin::new(incoming).poll_frame(cx)).map(|frame| frame.map_err(BodyError::new))
             }
         };
@@ -105,6 +124,10 @@ impl http_body::Body for Body {
                 transfer.bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
             }
         }
+        if frame.is_none() {
+            self.kind = Kind::Empty;
+        }
+        self.at_end();
         Poll::Ready(frame)
     }
 
@@ -112,7 +135,7 @@ impl http_body::Body for Body {
         match &self.kind {
             Kind::Empty => true,
             Kind::Full(_) | Kind::Trailers(_) => false,
-            Kind::Http2(incoming) => incoming.is_end_stream(),
+            Kind::Incoming(incoming) => incoming.is_end_stream(),
         }
     }
 
@@ -120,8 +143,14 @@ impl http_body::Body for Body {
         match &self.kind {
             Kind::Empty | Kind::Trailers(_) => SizeHint::with_exact(0),
             Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Kind::Http2(incoming) => incoming.size_hint(),
+            Kind::Incoming(incoming) => incoming.size_hint(),
         }
+    }
+}
+
+impl fmt::Debug for Then {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Then")
     }
 }
 

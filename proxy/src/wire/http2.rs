@@ -63,7 +63,7 @@ where
     B: http_body::Body<Data = bytes::Bytes, Error = BodyError> + Send + 'static,
 {
     let service = service_fn(|request: Request<Incoming>| {
-        let response = handler(request.map(Body::http2));
+        let response = handler(request.map(Body::incoming));
         async move { Ok::<_, std::convert::Infallible>(response.await) }
     });
     let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
@@ -85,16 +85,11 @@ where
     connection.await
 }
 
-/// Opens HTTP/2 with prior knowledge on `io`; the connection's own task is spawned on the current runtime and
-/// calls `closed` when it ends.
+/// Opens HTTP/2 with prior knowledge on `io`; the connection's own task is spawned on the current runtime.
 ///
 /// # Errors
 /// When the peer does not speak HTTP/2.
-pub async fn connect(
-    io: Io,
-    limits: &Limits,
-    closed: impl FnOnce() + Send + 'static,
-) -> hyper::Result<Sender> {
+pub async fn connect(io: Io, limits: &Limits) -> hyper::Result<Sender> {
     let (sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .max_header_list_size(limits.max_header_list)
@@ -108,7 +103,6 @@ pub async fn connect(
         if let Err(error) = connection.await {
             tracing::debug!(%error, "HTTP/2 connection to an endpoint ended");
         }
-        closed();
     });
     Ok(Sender(sender))
 }
@@ -130,7 +124,7 @@ impl Sender {
             return Err(SendError { source, processed: Processed::No, request: Some(Box::new(request)) });
         }
         match self.0.try_send_request(request).await {
-            Ok(response) => Ok(response.map(Body::http2)),
+            Ok(response) => Ok(response.map(Body::incoming)),
             Err(mut error) => {
                 let request = error.take_message().map(Box::new);
                 let source = error.into_error();

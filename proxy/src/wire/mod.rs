@@ -4,9 +4,12 @@
 //! where a request goes; `forward` calls it on both sides and sees only [`http`] types and [`Body`].
 
 mod body;
+pub mod h1;
 pub mod http2;
+mod upgrade;
 
 pub use body::{Body, BodyError, Transfer};
+pub use upgrade::{Upgrade, tunnel};
 
 /// How HTTP is framed on a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -1,0 +1,92 @@
+//! Making a connection to an endpoint: TCP, then TLS if it is in the mesh, within one time limit.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpSocket, TcpStream};
+use tulle_certs::{Alpn, Creds};
+
+use super::Endpoint;
+use crate::accept;
+use crate::io::Io;
+use crate::state::Peer;
+use crate::tls;
+use crate::wire::{h1, http2};
+
+/// What a dial needs besides the endpoint.
+#[derive(Clone, Debug)]
+pub struct Dial<'a> {
+    /// Ours; without them no mesh endpoint is dialled.
+    pub creds: Option<Arc<Creds>>,
+    pub timeout: Duration,
+    pub http1: &'a h1::Limits,
+    pub http2: &'a http2::Limits,
+}
+
+/// Why there is no connection. No request was sent.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    #[error("cannot connect to {address}: {source}")]
+    Tcp { address: std::net::SocketAddr, source: io::Error },
+    #[error("no connection to {0} within {1:?}")]
+    TimedOut(std::net::SocketAddr, Duration),
+    #[error("no certificate of our own yet, and {0} must be dialled with one")]
+    NoIdentity(std::net::SocketAddr),
+    #[error("{address}: {source}")]
+    Tls { address: std::net::SocketAddr, source: tls::ConnectError },
+    #[error("{address} does not speak HTTP/1: {source}")]
+    Http1 { address: std::net::SocketAddr, source: hyper::Error },
+    #[error("{address} does not speak HTTP/2: {source}")]
+    Http2 { address: std::net::SocketAddr, source: hyper::Error },
+}
+
+// === impl Dial ===
+
+impl Dial<'_> {
+    pub async fn http1(&self, endpoint: &Endpoint) -> Result<h1::Client, ConnectError> {
+        let io = self.open(endpoint, Alpn::Http1).await?;
+        h1::Client::new(io, self.http1)
+            .await
+            .map_err(|source| ConnectError::Http1 { address: endpoint.address, source })
+    }
+
+    pub async fn http2(&self, endpoint: &Endpoint) -> Result<http2::Sender, ConnectError> {
+        let io = self.open(endpoint, Alpn::H2).await?;
+        http2::connect(io, self.http2)
+            .await
+            .map_err(|source| ConnectError::Http2 { address: endpoint.address, source })
+    }
+
+    pub async fn opaque(&self, endpoint: &Endpoint) -> Result<Io, ConnectError> {
+        self.open(endpoint, Alpn::Tcp).await
+    }
+
+    async fn open(&self, endpoint: &Endpoint, alpn: Alpn) -> Result<Io, ConnectError> {
+        let address = endpoint.address;
+        tokio::time::timeout(self.timeout, self.dial(endpoint, alpn))
+            .await
+            .unwrap_or(Err(ConnectError::TimedOut(address, self.timeout)))
+    }
+
+    async fn dial(&self, endpoint: &Endpoint, alpn: Alpn) -> Result<Io, ConnectError> {
+        let address = endpoint.address;
+        let stream = connect(address).await.map_err(|source| ConnectError::Tcp { address, source })?;
+        match &endpoint.peer {
+            Peer::Plaintext => Ok(Io::tcp(stream)),
+            Peer::Mesh(id) => {
+                let creds = self.creds.as_ref().ok_or(ConnectError::NoIdentity(address))?;
+                tls::connect(stream, creds, id, alpn)
+                    .await
+                    .map_err(|source| ConnectError::Tls { address, source })
+            }
+        }
+    }
+}
+
+async fn connect(address: std::net::SocketAddr) -> io::Result<TcpStream> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    let stream = socket.connect(address).await?;
+    accept::tune(&stream);
+    Ok(stream)
+}

@@ -1,0 +1,148 @@
+//! What every connection is served with: the proxy's shared state, and one worker's own.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
+use foldhash::fast::RandomState;
+use parking_lot::Mutex;
+use tulle_certs::Creds;
+
+use super::fault::Speaker;
+use crate::drain;
+use crate::endpoint::Endpoint;
+use crate::policy;
+use crate::state::{Peer, Store};
+use crate::telemetry::metrics::{Direction, WorkerMetrics};
+use crate::telemetry::{AccessLog, Telemetry};
+use crate::wire::{h1, http2};
+
+/// What the configuration says about forwarding.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub connect_timeout: Duration,
+    pub idle_timeout: Duration,
+    pub detect_timeout: Duration,
+    pub http1: h1::Limits,
+    pub http2: http2::Limits,
+    /// Ports whose bytes are never looked at, whatever the control plane says.
+    pub opaque_ports: crate::config::PortSet,
+}
+
+/// Shared by all threads.
+#[derive(Debug)]
+pub struct Proxy {
+    pub store: Store,
+    pub creds: Arc<ArcSwapOption<Creds>>,
+    pub connections: policy::Connections,
+    pub settings: Settings,
+    pub telemetry: Telemetry,
+    pub drain: drain::Watch,
+    workload: Option<String>,
+    speakers: [Arc<Speaker>; 2],
+    started: Instant,
+    next_connection: AtomicU64,
+}
+
+/// What one worker thread has of its own.
+#[derive(Debug)]
+pub struct Worker {
+    pub index: usize,
+    pub proxy: Arc<Proxy>,
+    pub metrics: WorkerMetrics,
+    pub access: AccessLog,
+    /// Endpoints that belong to no service: the application's ports, addresses dialled directly.
+    loose: Mutex<HashMap<(SocketAddr, Peer), Arc<Endpoint>, RandomState>>,
+}
+
+/// Loose endpoints that one worker remembers; those without connections go first.
+const MAX_LOOSE: usize = 1024;
+
+// === impl Proxy ===
+
+impl Proxy {
+    pub fn new(
+        store: Store,
+        creds: Arc<ArcSwapOption<Creds>>,
+        settings: Settings,
+        telemetry: Telemetry,
+        drain: drain::Watch,
+        workload: Option<String>,
+    ) -> Self {
+        let speaker = |direction| Speaker::new(workload.as_deref(), direction);
+        Self {
+            store,
+            creds,
+            connections: policy::Connections::new(),
+            settings,
+            telemetry,
+            drain,
+            speakers: [speaker(Direction::Inbound), speaker(Direction::Outbound)],
+            workload,
+            started: Instant::now(),
+            next_connection: AtomicU64::new(1),
+        }
+    }
+
+    /// `<namespace>/<name>`, when there is one.
+    pub fn workload(&self) -> Option<&str> {
+        self.workload.as_deref()
+    }
+
+    /// Nanoseconds on the proxy's own monotonic clock.
+    pub(super) fn now(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// Who speaks in `x-tulle-error-by` and in the log.
+    pub(super) fn speaker(&self, direction: Direction) -> &Speaker {
+        match direction {
+            Direction::Inbound => &self.speakers[0],
+            Direction::Outbound => &self.speakers[1],
+        }
+    }
+
+    pub(super) fn connection_id(&self) -> u64 {
+        self.next_connection.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+// === impl Worker ===
+
+impl Worker {
+    pub fn new(index: usize, proxy: Arc<Proxy>) -> Arc<Self> {
+        let telemetry = proxy.telemetry.worker(index);
+        let (metrics, access) = (telemetry.metrics, telemetry.access);
+        Arc::new(Self { index, proxy, metrics, access, loose: Mutex::default() })
+    }
+
+    /// The endpoint at an address that belongs to no service, with its pooled connections.
+    pub(super) fn loose_endpoint(&self, address: SocketAddr, peer: &Peer) -> Arc<Endpoint> {
+        let mut loose = self.loose.lock();
+        if loose.len() >= MAX_LOOSE {
+            loose.retain(|_, endpoint| Arc::strong_count(endpoint) > 1 || endpoint.pooled() > 0);
+        }
+        let endpoint = loose
+            .entry((address, peer.clone()))
+            .or_insert_with(|| Endpoint::new(address, peer.clone(), None, self.index + 1));
+        Arc::clone(endpoint)
+    }
+
+    /// Closes pooled connections that have idled too long; the worker calls it once a second.
+    pub fn sweep(&self) {
+        let limit = self.proxy.settings.idle_timeout;
+        for service in self.proxy.store.load().services.values() {
+            if let Some(endpoints) = service.endpoints() {
+                for member in endpoints.all() {
+                    member.endpoint.sweep(self.index, limit);
+                }
+            }
+        }
+        for endpoint in self.loose.lock().values() {
+            endpoint.sweep(self.index, limit);
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! One request to one endpoint and its answer; what both directions share.
+//!
+//! Decides whether a request that failed may be sent again: only when it is provably unprocessed, or when it is
+//! idempotent and a *reused* connection failed before any byte of an answer.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use http::{Method, Request, Response, StatusCode};
+use tokio_util::sync::CancellationToken;
+
+use super::context::Worker;
+use super::fault::Fault;
+use super::headers;
+use super::record::Tracked;
+use crate::drain;
+use crate::endpoint::{ConnectError, Dial, Endpoint};
+use crate::io::{Io, Meter};
+use crate::telemetry::Reason;
+use crate::telemetry::metrics::{Direction, OpenConnection, ReplayCause};
+use crate::tls;
+use crate::wire::{self, Body, Framing, Processed, Upgrade, h1, http2};
+
+/// A request that got no answer from its endpoint.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub fault: Fault,
+    /// The request itself, if it may be sent once more.
+    pub again: Option<Again>,
+}
+
+#[derive(Debug)]
+pub(super) struct Again {
+    pub request: Request<Body>,
+    pub cause: ReplayCause,
+}
+
+/// What a dial from this worker goes by.
+pub(super) fn dial(worker: &Worker) -> Dial<'_> {
+    let settings = &worker.proxy.settings;
+    Dial {
+        creds: worker.proxy.creds.load_full(),
+        timeout: settings.connect_timeout,
+        http1: &settings.http1,
+        http2: &settings.http2,
+    }
+}
+
+/// Sends a request to `endpoint` in the framing that the application uses and returns its answer's head. `limit`
+/// is how long the head may take.
+pub(super) async fn send(
+    worker: &Worker,
+    endpoint: &Arc<Endpoint>,
+    framing: Framing,
+    mut request: Request<Body>,
+    limit: Option<Duration>,
+    revoked: Option<CancellationToken>,
+) -> Result<Response<Body>, Failed> {
+    let upgrade = framing == Framing::Http1 && headers::is_upgrade(request.headers());
+    headers::strip_hop(request.headers_mut(), upgrade);
+    let method = request.method().clone();
+    let client = (framing == Framing::Http1 && (upgrade || method == Method::CONNECT))
+        .then(|| Upgrade::of_request(&mut request));
+    let send = async {
+        match framing {
+            Framing::Http1 => send_http1(worker, endpoint, request).await,
+            Framing::Http2 => send_http2(worker, endpoint, request).await,
+        }
+    };
+    let mut response = match limit {
+        None => send.await?,
+        Some(limit) => tokio::time::timeout(limit, send).await.unwrap_or_else(|_| {
+            let fault =
+                Fault::maybe(Reason::BackendTimeout, format!("{} within {limit:?}", endpoint.address));
+            Err(Failed { fault, again: None })
+        })?,
+    };
+    let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    headers::strip_hop(response.headers_mut(), upgraded);
+    if let Some(client) = client.filter(|_| Upgrade::is_agreed(&method, response.status())) {
+        tunnel(worker, client, Upgrade::of_response(&mut response), revoked);
+    }
+    Ok(response)
+}
+
+/// Relays what is no longer HTTP in a task of its own, which the drain counts and a revocation ends.
+fn tunnel(worker: &Worker, client: Upgrade, server: Upgrade, revoked: Option<CancellationToken>) {
+    let work = worker.proxy.drain.work();
+    tokio::spawn(async move {
+        let _counted = work;
+        let revoked = async {
+            match revoked {
+                Some(revoked) => revoked.cancelled_owned().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            ended = wire::tunnel(client, server) => if let Err(error) = ended {
+                tracing::debug!(%error, "an upgraded connection was reset");
+            },
+            () = revoked => tracing::warn!("an upgraded connection is no longer allowed"),
+        }
+    });
+}
+
+async fn send_http1(
+    worker: &Worker,
+    endpoint: &Arc<Endpoint>,
+    request: Request<Body>,
+) -> Result<Response<Body>, Failed> {
+    let idle = endpoint.idle_http1(worker.index, worker.proxy.settings.idle_timeout);
+    let reused = idle.is_some();
+    let client = match idle {
+        Some(client) => {
+            worker.metrics.pool_reused();
+            client
+        }
+        None => match connect(worker, dial(worker).http1(endpoint)).await {
+            Ok(client) => client,
+            Err(fault) => return Err(unsent(fault, Some(request))),
+        },
+    };
+    let done = {
+        let (endpoint, index) = (Arc::clone(endpoint), worker.index);
+        move |client| endpoint.keep_http1(index, client)
+    };
+    let idempotent = request.method().is_idempotent();
+    match client.send(request, done).await {
+        Ok(response) => Ok(response),
+        Err(error) => {
+            let refused = tls::refused_by_peer(&error.source);
+            let processed = if refused { Processed::No } else { error.processed };
+            let cause = match processed {
+                Processed::No => Some(ReplayCause::Unprocessed),
+                Processed::Maybe if reused && idempotent && !error.answered => Some(ReplayCause::Idempotent),
+                Processed::Maybe => None,
+            };
+            let reason = match error.malformed {
+                _ if refused => Reason::PeerRefusedTls,
+                true => Reason::UpstreamMalformed,
+                false => Reason::UpstreamReset,
+            };
+            let detail = format!("{}: {}", endpoint.address, error.source);
+            let fault = Fault { reason, processed, detail: detail.into() };
+            let again = cause.zip(error.request).map(|(cause, request)| Again { request: *request, cause });
+            Err(Failed { fault, again })
+        }
+    }
+}
+
+async fn send_http2(
+    worker: &Worker,
+    endpoint: &Arc<Endpoint>,
+    request: Request<Body>,
+) -> Result<Response<Body>, Failed> {
+    let mut sender = match connect(worker, endpoint.http2(worker.index, dial(worker))).await {
+        Ok(sender) => sender,
+        Err(fault) => return Err(unsent(fault, Some(request))),
+    };
+    // hyper does not give back what it has taken; a request without a body is copied cheaply.
+    let copy = http_body::Body::is_end_stream(request.body()).then(|| copy(&request));
+    sender.send(request).await.map_err(|error| {
+        let refused = tls::refused_by_peer(&error.source);
+        let processed = if refused { Processed::No } else { error.processed };
+        let reason = if refused { Reason::PeerRefusedTls } else { Reason::UpstreamReset };
+        let detail = format!("{}: {}", endpoint.address, Chain(&error.source));
+        let request = error.request.map(|request| *request).or(copy);
+        let again = (processed == Processed::No)
+            .then_some(request)
+            .flatten()
+            .map(|request| Again { request, cause: ReplayCause::Unprocessed });
+        Failed { fault: Fault { reason, processed, detail: detail.into() }, again }
+    })
+}
+
+async fn connect<T>(
+    worker: &Worker,
+    dial: impl Future<Output = Result<T, ConnectError>>,
+) -> Result<T, Fault> {
+    let started = Instant::now();
+    let dialled = dial.await.map_err(|error| connect_fault(&error));
+    worker.metrics.dial(dialled.as_ref().map(drop).map_err(|fault| fault.reason), started.elapsed());
+    dialled
+}
+
+fn unsent(fault: Fault, request: Option<Request<Body>>) -> Failed {
+    let again = request.map(|request| Again { request, cause: ReplayCause::Unprocessed });
+    Failed { fault, again }
+}
+
+fn copy(request: &Request<Body>) -> Request<Body> {
+    let mut copy = Request::new(Body::empty());
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.version_mut() = request.version();
+    *copy.headers_mut() = request.headers().clone();
+    copy
+}
+
+/// The fault of a request or connection that could not be made because its endpoint could not be reached.
+pub(super) fn connect_fault(error: &ConnectError) -> Fault {
+    let reason = match error {
+        ConnectError::Tcp { .. } => Reason::ConnectFailed,
+        ConnectError::TimedOut(..) => Reason::ConnectTimeout,
+        ConnectError::NoIdentity(_) => Reason::NotReady,
+        ConnectError::Http2 { source, .. } if tls::refused_by_peer(source) => Reason::PeerRefusedTls,
+        ConnectError::Http1 { .. } | ConnectError::Http2 { .. } => Reason::UpstreamMalformed,
+        ConnectError::Tls { source, .. } => match source {
+            tls::ConnectError::Refused { refusal: tulle_certs::Refusal::WrongIdentity, .. } => {
+                Reason::PeerIdentityMismatch
+            }
+            tls::ConnectError::RefusedByPeer(_) => Reason::PeerRefusedTls,
+            _ => Reason::TlsFailed,
+        },
+    };
+    Fault::unsent(reason, error.to_string())
+}
+
+/// Serves the requests of one connection, until it ends or the drain does.
+pub(super) async fn serve<H, F>(
+    worker: &Worker,
+    direction: Direction,
+    framing: Framing,
+    io: Io,
+    handler: H,
+    drain: &drain::Watch,
+) where
+    H: Fn(Request<Body>) -> F,
+    F: Future<Output = Response<Tracked>> + Send + 'static,
+{
+    let settings = &worker.proxy.settings;
+    match framing {
+        Framing::Http2 => {
+            if let Err(error) = http2::serve(io, &settings.http2, handler, drain).await {
+                tracing::debug!(error = %Chain(&error), direction = direction.as_str(), "HTTP/2 connection ended");
+            }
+        }
+        Framing::Http1 => {
+            if let Err(error) = h1::serve(io, &settings.http1, handler, drain).await {
+                if error.is_parse() {
+                    worker.metrics.refused(direction, Reason::MalformedRequest);
+                }
+                tracing::debug!(error = %Chain(&error), direction = direction.as_str(), "HTTP/1 connection ended");
+            }
+        }
+    }
+}
+
+/// Adds what a connection carried to its metrics; returns the bytes from and to the client.
+pub(super) fn count(open: &OpenConnection, meter: &Meter) -> (u64, u64) {
+    let (received, sent) = (meter.received.load(Ordering::Relaxed), meter.sent.load(Ordering::Relaxed));
+    open.cells().received(received);
+    open.cells().sent(sent);
+    (received, sent)
+}
+
+/// An error with all its causes, for people.
+struct Chain<'a>(&'a (dyn std::error::Error + 'static));
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut source = self.0.source();
+        while let Some(error) = source {
+            write!(f, ": {error}")?;
+            source = error.source();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,135 @@
+//! Header fields of ours and of the hop.
+
+use http::{HeaderMap, HeaderName, HeaderValue, Request, header};
+
+pub(super) const ERROR: HeaderName = HeaderName::from_static("x-tulle-error");
+pub(super) const ERROR_BY: HeaderName = HeaderName::from_static("x-tulle-error-by");
+pub(super) const PROCESSED: HeaderName = HeaderName::from_static("x-tulle-processed");
+
+/// Removes every field under a name of ours: nobody but a proxy of the mesh may say these things.
+pub(super) fn strip_ours(fields: &mut HeaderMap) {
+    while let Some(name) = fields.keys().find(|name| name.as_str().starts_with("x-tulle-")).cloned() {
+        fields.remove(name);
+    }
+}
+
+/// Removes what belongs to the hop it came over (RFC 9110 §7.6.1) and is made anew for the next: the fields that
+/// `Connection` names, and those that are always the hop's. `Upgrade` stays where the message is an upgrade.
+pub(super) fn strip_hop(fields: &mut HeaderMap, upgrade: bool) {
+    let named: Vec<HeaderName> = fields
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
+        .collect();
+    for name in named {
+        // Framing is the codec's; a client must not talk it out of the length by naming the field here.
+        if name != header::CONTENT_LENGTH && name != header::HOST && !(upgrade && name == header::UPGRADE) {
+            fields.remove(name);
+        }
+    }
+    for name in [header::CONNECTION, KEEP_ALIVE, PROXY_CONNECTION] {
+        fields.remove(name);
+    }
+    if fields.get(header::TE).is_some_and(|value| value != "trailers") {
+        fields.remove(header::TE);
+    }
+    if upgrade {
+        fields.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    } else {
+        fields.remove(header::UPGRADE);
+    }
+}
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// Whether `Connection` names `Upgrade` (RFC 9110 §7.8).
+pub(super) fn is_upgrade(fields: &HeaderMap) -> bool {
+    fields.contains_key(header::UPGRADE)
+        && fields
+            .get_all(header::CONNECTION)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .any(|name| name.trim().eq_ignore_ascii_case("upgrade"))
+}
+
+/// Whether a message is gRPC's.
+pub(super) fn is_grpc(fields: &HeaderMap) -> bool {
+    fields.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// The host that a request names, without its port: from its target, else from `Host`. Empty when there is none.
+pub(super) fn host<B>(request: &Request<B>) -> &str {
+    let authority = match request.uri().authority() {
+        Some(authority) => authority.as_str(),
+        None => request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or(""),
+    };
+    without_port(authority)
+}
+
+fn without_port(authority: &str) -> &str {
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    if let Some(end) = host.strip_prefix('[').and_then(|rest| rest.find(']')) {
+        return &host[1..=end];
+    }
+    host.split_once(':').map_or(host, |(host, _)| host)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fields(lines: &[(&str, &str)]) -> HeaderMap {
+        lines
+            .iter()
+            .map(|(name, value)| {
+                (HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap())
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_hops_own_fields_do_not_reach_the_next_hop() {
+        let mut fields = fields(&[
+            ("connection", "close, X-Mine, content-length"),
+            ("x-mine", "1"),
+            ("content-length", "3"),
+            ("keep-alive", "timeout=5"),
+            ("te", "gzip"),
+            ("upgrade", "h2c"),
+            ("accept", "*/*"),
+        ]);
+        strip_hop(&mut fields, false);
+        let mut left: Vec<_> = fields.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["accept", "content-length"]);
+    }
+
+    #[test]
+    fn an_upgrade_keeps_what_it_needs() {
+        let mut fields = fields(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")]);
+        assert!(is_upgrade(&fields));
+        strip_hop(&mut fields, true);
+        assert_eq!(fields["connection"], "upgrade");
+        assert_eq!(fields["upgrade"], "websocket");
+    }
+
+    #[test]
+    fn names_of_ours_are_removed_however_often_they_come() {
+        let mut fields = fields(&[("x-tulle-error", "a"), ("x-tulle-error", "b"), ("x-tulle-x", "c")]);
+        strip_ours(&mut fields);
+        assert!(fields.is_empty());
+    }
+
+    #[test]
+    fn a_host_is_told_without_its_port() {
+        for (authority, host) in
+            [("a:80", "a"), ("a", "a"), ("[::1]:80", "::1"), ("[::1]", "::1"), ("u:p@a:1", "a"), ("", "")]
+        {
+            assert_eq!(without_port(authority), host, "{authority}");
+        }
+    }
+}

@@ -1,0 +1,351 @@
+//! From the mesh, or from outside it, to the application.
+//!
+//! A connection: is it another proxy's TLS, the application's own, or plaintext ([`Peek`])? The mesh's is terminated
+//! here, and who the peer is known from then on. The connection is registered, *then* judged, so that no change of
+//! policy slips between. Opaque bytes are relayed to the application; each HTTP request is judged again and sent
+//! ([`Connection::request`]). Nothing is let in before the workload's policy is known.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::{Request, Response};
+
+use super::context::Worker;
+use super::exchange::{self, Failed};
+use super::fault::Fault;
+use super::headers;
+use super::opaque::{self, Ended};
+use super::record::{ConnectionRecord, InFlight, Record, Tracked};
+use super::sniff;
+use crate::accept::{Accepted, Destination};
+use crate::detect::Detection;
+use crate::endpoint::Endpoint;
+use crate::io::{Io, Meter, Replay};
+use crate::policy::{self, Denial, Inbound, Open, PortPolicy, Verdict};
+use crate::state::{Mode, Peer, Protocol};
+use crate::telemetry::Reason;
+use crate::telemetry::metrics::{ConnectionLabels, DetectResult, Direction, TlsKind, VerdictLabels};
+use crate::tls;
+use crate::wire::{Body, Framing};
+use tulle_certs::{Alpn, Refusal};
+
+/// One connection to the application, from wherever.
+#[derive(Debug)]
+struct Connection {
+    worker: Arc<Worker>,
+    id: u64,
+    client: SocketAddr,
+    application: Arc<Endpoint>,
+    framing: Framing,
+    guard: policy::Guard,
+}
+
+/// A stream whose protection is known, and what it seems to carry.
+struct Arrived {
+    io: Io,
+    peer: Option<tulle_certs::SpiffeId>,
+    tls: policy::TlsKind,
+    framing: Option<Framing>,
+}
+
+/// Serves one connection to the application until it ends.
+pub async fn serve(worker: &Arc<Worker>, accepted: Accepted) {
+    let Accepted { stream, client, destination } = accepted;
+    let (application, port) = match destination {
+        Destination::Application { application, port } => (application, port),
+        Destination::Address(address) => (address, address.port()),
+        Destination::Service { .. } => return,
+    };
+    let Some(inbound) = worker.proxy.store.load().inbound.clone() else {
+        refuse(worker, client, Reason::PolicyUnavailable, "no InboundPolicy has been received yet");
+        return crate::io::reset_on_drop(&stream);
+    };
+    let Some(arrived) = arrive(worker, stream, client, inbound.port(port)).await else { return };
+    let Arrived { io, peer, tls, framing } = arrived;
+    let guard = worker.proxy.connections.register(Open { port, peer, tls, client: client.ip() });
+    let application = worker.loose_endpoint(application, &Peer::Plaintext);
+    match framing {
+        Some(framing) => {
+            let id = worker.proxy.connection_id();
+            let connection =
+                Connection { worker: Arc::clone(worker), id, client, application, framing, guard };
+            Arc::new(connection).serve(io).await;
+        }
+        None => match judge(worker, &guard) {
+            Ok(_) => relay(worker, io, &application, &guard, client).await,
+            Err(fault) => {
+                relayed(worker, &guard, client).refused(fault.reason, &fault.detail).write(worker);
+                io.reset_on_drop();
+            }
+        },
+    }
+}
+
+/// Reads as far as is needed to know how the connection is protected and framed; `None` when it is over already.
+async fn arrive(
+    worker: &Worker,
+    mut stream: tokio::net::TcpStream,
+    client: SocketAddr,
+    policy: PortPolicy,
+) -> Option<Arrived> {
+    let started = Instant::now();
+    // A plaintext client of a server that speaks first sends nothing; where only the mesh is let in, or HTTP is
+    // spoken, the client does.
+    let patience = match (policy.mode, policy.protocol) {
+        (Mode::Strict, _) | (_, Protocol::Http | Protocol::Http2 | Protocol::Grpc | Protocol::Tls) => None,
+        _ => Some(worker.proxy.settings.detect_timeout),
+    };
+    let sniffed = sniff::sniff(&mut stream, patience).await.ok()?;
+    worker.metrics.detect(sniffed.result, sniff::protocol(&sniffed.detection), started.elapsed());
+    if sniffed.head.is_empty() && sniffed.result == DetectResult::Closed {
+        return None;
+    }
+    let stream = Replay::new(sniffed.head, stream);
+    let opaque = matches!(policy.protocol, Protocol::Tcp | Protocol::Tls);
+    Some(match sniffed.detection {
+        Detection::Tls(hello) if hello.is_mesh.is_some() => {
+            return terminate(worker, stream, client, opaque).await;
+        }
+        Detection::Tls(_) => Arrived {
+            io: Io::replay(stream),
+            peer: None,
+            tls: policy::TlsKind::ApplicationTls,
+            framing: None,
+        },
+        detection => {
+            let framing = framing(&detection).filter(|_| !opaque);
+            Arrived { io: Io::replay(stream), peer: None, tls: policy::TlsKind::None, framing }
+        }
+    })
+}
+
+fn framing(detection: &Detection) -> Option<Framing> {
+    match detection {
+        Detection::Http1 => Some(Framing::Http1),
+        Detection::Http2 => Some(Framing::Http2),
+        Detection::Tls(_) | Detection::Opaque | Detection::NeedMore => None,
+    }
+}
+
+/// Terminates the mesh's TLS. What a `tulle-tcp` stream carries is told from its bytes, unless the port is opaque:
+/// a peer does not choose by which rules it is judged.
+async fn terminate(
+    worker: &Worker,
+    stream: Replay<tokio::net::TcpStream>,
+    client: SocketAddr,
+    opaque: bool,
+) -> Option<Arrived> {
+    let started = Instant::now();
+    let Some(creds) = worker.proxy.creds.load_full() else {
+        refuse(worker, client, Reason::NotReady, "no certificate yet");
+        crate::io::reset_on_drop(stream.get_ref());
+        return None;
+    };
+    let accepted = tokio::time::timeout(HANDSHAKE, tls::accept(stream, &creds)).await;
+    let terminated = match accepted {
+        Ok(Ok(terminated)) => terminated,
+        Ok(Err(error)) => {
+            let reason = refusal(&error);
+            worker.metrics.handshake(Direction::Inbound, Err(reason), started.elapsed());
+            refuse(worker, client, reason, &error.to_string());
+            return None;
+        }
+        Err(_) => {
+            worker.metrics.handshake(Direction::Inbound, Err(Reason::TlsMalformed), started.elapsed());
+            refuse(worker, client, Reason::TlsMalformed, "the handshake was not finished in time");
+            return None;
+        }
+    };
+    worker.metrics.handshake(Direction::Inbound, Ok(()), started.elapsed());
+    let tls::Terminated { mut io, peer, alpn } = terminated;
+    let framing = match alpn {
+        Alpn::H2 => Some(Framing::Http2),
+        Alpn::Http1 => Some(Framing::Http1),
+        _ if opaque => None,
+        _ => {
+            let sniffed = sniff::sniff(&mut io, Some(worker.proxy.settings.detect_timeout)).await.ok()?;
+            io = io.rewind(sniffed.head);
+            framing(&sniffed.detection)
+        }
+    };
+    Some(Arrived { io, peer: Some(peer), tls: policy::TlsKind::Mesh, framing })
+}
+
+/// How long a handshake may take before its peer is given up.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+fn refusal(error: &tls::AcceptError) -> Reason {
+    match error {
+        tls::AcceptError::Refused { refusal, .. } => match refusal {
+            Refusal::NoCertificate => Reason::TlsNoCertificate,
+            Refusal::UnknownRoot => Reason::TlsUnknownRoot,
+            Refusal::OtherTrustDomain => Reason::TlsOtherTrustDomain,
+            Refusal::Expired | Refusal::NotYetValid => Reason::TlsExpired,
+            Refusal::WrongIdentity | Refusal::NoSpiffeId | Refusal::SeveralUris => Reason::TlsWrongIdentity,
+            Refusal::Malformed | Refusal::BadSignature => Reason::TlsMalformed,
+        },
+        tls::AcceptError::Failed(_) | tls::AcceptError::NoProtocol => Reason::TlsMalformed,
+    }
+}
+
+/// Tells of a connection that was refused before it was known what it is.
+fn refuse(worker: &Worker, client: SocketAddr, reason: Reason, detail: &str) {
+    ConnectionRecord::new(worker, Direction::Inbound, client).refused(reason, detail).write(worker);
+}
+
+/// The record of a connection that was registered.
+fn relayed<'a>(worker: &Worker, guard: &'a policy::Guard, client: SocketAddr) -> ConnectionRecord<'a> {
+    let open = guard.open();
+    let record = ConnectionRecord::new(worker, Direction::Inbound, client);
+    ConnectionRecord { source: open.peer.as_ref(), tls: metrics_tls(open.tls), ..record }
+}
+
+/// Judges a registered connection by the policy of this moment.
+fn judge(worker: &Worker, guard: &policy::Guard) -> Result<Arc<str>, Fault> {
+    let Some(inbound) = worker.proxy.store.load().inbound.clone() else {
+        return Err(Fault::unsent(Reason::PolicyUnavailable, "the workload's InboundPolicy is gone"));
+    };
+    match guard.judge(&inbound) {
+        Verdict::Allow { rule } => {
+            worker.metrics.verdicts(&VerdictLabels { allowed: true, rule: &rule, reason: None }).inc();
+            Ok(rule)
+        }
+        Verdict::Deny { reason, rule } => {
+            let fault = denied(reason, guard, &inbound);
+            let rule = rule.as_deref().unwrap_or("");
+            let labels = VerdictLabels { allowed: false, rule, reason: Some(fault.reason) };
+            worker.metrics.verdicts(&labels).inc();
+            Err(fault)
+        }
+    }
+}
+
+fn denied(denial: Denial, guard: &policy::Guard, inbound: &Inbound) -> Fault {
+    let open = guard.open();
+    match (denial, &open.peer) {
+        (Denial::MtlsRequired, _) => {
+            Fault::unsent(Reason::MtlsRequired, format!("port {} of {}", open.port, inbound.workload()))
+        }
+        (Denial::PolicyDenied, Some(peer)) => Fault::unsent(
+            Reason::PolicyDenied,
+            format!("no rule of port {} of {} allows {peer}", open.port, inbound.workload()),
+        ),
+        (Denial::PolicyDenied, None) => Fault::unsent(
+            Reason::IdentityRequired,
+            format!("the rules of port {} of {} name identities", open.port, inbound.workload()),
+        ),
+    }
+}
+
+fn metrics_tls(tls: policy::TlsKind) -> TlsKind {
+    match tls {
+        policy::TlsKind::Mesh => TlsKind::Mtls,
+        policy::TlsKind::None => TlsKind::None,
+        policy::TlsKind::ApplicationTls => TlsKind::App,
+    }
+}
+
+fn labels(open: &Open) -> ConnectionLabels<'_> {
+    ConnectionLabels {
+        direction: Direction::Inbound,
+        tls: metrics_tls(open.tls),
+        peer: open.peer.as_ref().map_or("", |peer| peer.as_str()),
+        service: "",
+    }
+}
+
+/// Relays opaque bytes to the application.
+async fn relay(
+    worker: &Arc<Worker>,
+    io: Io,
+    application: &Arc<Endpoint>,
+    guard: &policy::Guard,
+    client: SocketAddr,
+) {
+    let mut record =
+        ConnectionRecord { endpoint: Some(application.address), ..relayed(worker, guard, client) };
+    let server = match exchange::dial(worker).opaque(application).await {
+        Ok(server) => server,
+        Err(error) => {
+            let fault = exchange::connect_fault(&error);
+            record.refused(fault.reason, &fault.detail).write(worker);
+            return io.reset_on_drop();
+        }
+    };
+    let meter = Arc::new(Meter::default());
+    let open = worker.metrics.connections(&labels(guard.open())).open();
+    let ended = opaque::relay(io.metered(Arc::clone(&meter)), server, Some(guard)).await;
+    record.bytes = exchange::count(&open, &meter);
+    if matches!(ended, Ended::Revoked) {
+        record =
+            record.refused(Reason::PolicyDenied, "policy has changed and no longer allows the connection");
+    }
+    record.write(worker);
+}
+
+// === impl Connection ===
+
+impl Connection {
+    async fn serve(self: Arc<Self>, io: Io) {
+        let worker = Arc::clone(&self.worker);
+        let open = worker.metrics.connections(&labels(self.guard.open())).open();
+        let meter = Arc::new(Meter::default());
+        let io = io.metered(Arc::clone(&meter));
+        let framing = self.framing;
+        let handler = move |request| Arc::clone(&self).request(request);
+        exchange::serve(&worker, Direction::Inbound, framing, io, handler, &worker.proxy.drain).await;
+        exchange::count(&open, &meter);
+    }
+
+    /// One request to the application: its whole life.
+    async fn request(self: Arc<Self>, mut request: Request<Body>) -> Response<Tracked> {
+        let mut record = Record::new(&self.worker, Direction::Inbound, self.id, self.client, &mut request);
+        record.tls = metrics_tls(self.guard.open().tls);
+        if let Some(peer) = &self.guard.open().peer {
+            record.from_mesh(peer.clone());
+        }
+        headers::strip_ours(request.headers_mut());
+        match self.forward(&mut record, request).await {
+            Ok((mut response, in_flight)) => {
+                headers::strip_ours(response.headers_mut());
+                record.answer(response, in_flight, None)
+            }
+            Err(fault) => record.fault(&fault),
+        }
+    }
+
+    async fn forward(
+        &self,
+        record: &mut Record,
+        mut request: Request<Body>,
+    ) -> Result<(Response<Body>, InFlight), Fault> {
+        record.rule = judge(&self.worker, &self.guard)?;
+        record.endpoint = Some(self.application.address);
+        loop {
+            record.attempts += 1;
+            let mut in_flight = InFlight::start(&self.worker, &self.application);
+            let asked = Instant::now();
+            let revoked = Some(self.guard.token());
+            let sent =
+                exchange::send(&self.worker, &self.application, self.framing, request, None, revoked).await;
+            record.waited(asked.elapsed());
+            match sent {
+                Ok(response) => {
+                    in_flight.answered(!response.status().is_server_error());
+                    return Ok((response, in_flight));
+                }
+                Err(Failed { fault, again }) => {
+                    in_flight.answered(false);
+                    match again {
+                        Some(again) if record.attempts == 1 => {
+                            self.worker.metrics.replayed(again.cause);
+                            request = again.request;
+                        }
+                        _ => return Err(fault),
+                    }
+                }
+            }
+        }
+    }
+}

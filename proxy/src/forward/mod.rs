@@ -1,0 +1,17 @@
+//! A connection's and a request's whole way, from accept to the last byte.
+//!
+//! Read [`outbound`] and [`inbound`] first: they call the rooms in order. What both share lies beside them: sending a
+//! request to an endpoint ([`exchange`]), relaying opaque bytes ([`opaque`]), what is told about a request when it is
+//! over ([`record`]), and what the proxy answers itself ([`fault`]). Called by `runtime`; nothing imports this room.
+
+mod context;
+mod exchange;
+mod fault;
+mod headers;
+pub mod inbound;
+mod opaque;
+pub mod outbound;
+mod record;
+mod sniff;
+
+pub use context::{Proxy, Settings, Worker};

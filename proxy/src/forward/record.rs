@@ -1,0 +1,425 @@
+//! What is told about a request once it is over: one metric, one line in the access log, one update of the load.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use http_body::{Body as _, Frame, SizeHint};
+use tokio::time::Sleep;
+use tulle_certs::SpiffeId;
+
+use super::context::Worker;
+use super::fault::{Fault, GRPC_STATUS};
+use super::headers;
+use crate::endpoint::Endpoint;
+use crate::state::ObjectName;
+use crate::telemetry::metrics::{Direction, Outcome, RequestLabels, TlsKind};
+use crate::telemetry::{Reason, access};
+use crate::wire::{Body, BodyError, Transfer};
+
+/// One request, from its head to the end of its response.
+#[derive(Debug)]
+pub(super) struct Record {
+    worker: Arc<Worker>,
+    direction: Direction,
+    connection: u64,
+    started: Instant,
+    client: SocketAddr,
+    method: http::Method,
+    path: Box<str>,
+    authority: Box<str>,
+    version: http::Version,
+    grpc: bool,
+    /// The fault's answer tells the peer's proxy whether the request was processed.
+    to_mesh: bool,
+    uploaded: Arc<Transfer>,
+    pub(super) source: Option<SpiffeId>,
+    pub(super) service: Arc<str>,
+    pub(super) route: Option<ObjectName>,
+    pub(super) backend: Arc<str>,
+    pub(super) destination: Option<SpiffeId>,
+    pub(super) endpoint: Option<SocketAddr>,
+    pub(super) tls: TlsKind,
+    pub(super) attempts: u32,
+    status: u16,
+    grpc_status: Option<u32>,
+    reason: Option<Reason>,
+    detail: Box<str>,
+    pub(super) rule: Arc<str>,
+    upstream: Duration,
+    ended: bool,
+}
+
+/// A request under way at an endpoint: its load counts it until this is dropped.
+#[derive(Debug)]
+pub(super) struct InFlight {
+    endpoint: Arc<Endpoint>,
+    worker: Arc<Worker>,
+    started: u64,
+    answered: bool,
+}
+
+/// A response's body that ends its [`Record`] when it ends, breaks, or is dropped.
+#[derive(Debug)]
+pub(super) struct Tracked {
+    body: Body,
+    downloaded: Arc<Transfer>,
+    record: Option<Box<Record>>,
+    /// When the whole response must be over.
+    deadline: Option<Pin<Box<Sleep>>>,
+    _in_flight: Option<InFlight>,
+}
+
+// === impl Record ===
+
+impl Record {
+    pub(super) fn new(
+        worker: &Arc<Worker>,
+        direction: Direction,
+        connection: u64,
+        client: SocketAddr,
+        request: &mut Request<Body>,
+    ) -> Box<Self> {
+        let uploaded = Arc::new(Transfer::default());
+        let body = std::mem::take(request.body_mut());
+        *request.body_mut() = body.counted(Arc::clone(&uploaded));
+        Box::new(Self {
+            worker: Arc::clone(worker),
+            direction,
+            connection,
+            started: Instant::now(),
+            client,
+            method: request.method().clone(),
+            path: request.uri().path().into(),
+            authority: headers::host(request).into(),
+            version: request.version(),
+            grpc: headers::is_grpc(request.headers()),
+            to_mesh: false,
+            uploaded,
+            source: None,
+            service: Arc::from(""),
+            route: None,
+            backend: Arc::from(""),
+            destination: None,
+            endpoint: None,
+            tls: TlsKind::None,
+            attempts: 0,
+            status: 0,
+            grpc_status: None,
+            reason: None,
+            detail: Box::default(),
+            rule: Arc::from(""),
+            upstream: Duration::ZERO,
+            ended: false,
+        })
+    }
+
+    /// The request came from another proxy, which a fault's answer may tell more than an application.
+    pub(super) fn from_mesh(&mut self, peer: SpiffeId) {
+        self.source = Some(peer);
+        self.tls = TlsKind::Mtls;
+        self.to_mesh = true;
+    }
+
+    pub(super) fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// Time spent waiting for others: it is not the proxy's own.
+    pub(super) fn waited(&mut self, duration: Duration) {
+        self.upstream += duration;
+    }
+
+    /// The proxy's own answer.
+    pub(super) fn fault(mut self: Box<Self>, fault: &Fault) -> Response<Tracked> {
+        self.reason = Some(fault.reason);
+        self.detail = fault.detail.clone();
+        self.worker.metrics.refused(self.direction, fault.reason);
+        let speaker = self.worker.proxy.speaker(self.direction);
+        let response = fault.response(speaker, self.grpc, self.to_mesh);
+        self.track(response, None, None)
+    }
+
+    /// The answer of whoever the request went to.
+    pub(super) fn answer(
+        self: Box<Self>,
+        response: Response<Body>,
+        in_flight: InFlight,
+        deadline: Option<Instant>,
+    ) -> Response<Tracked> {
+        let deadline = deadline.map(|at| Box::pin(tokio::time::sleep_until(at.into())));
+        self.track(response, Some(in_flight), deadline)
+    }
+
+    fn track(
+        mut self: Box<Self>,
+        response: Response<Body>,
+        in_flight: Option<InFlight>,
+        deadline: Option<Pin<Box<Sleep>>>,
+    ) -> Response<Tracked> {
+        self.status = response.status().as_u16();
+        if self.grpc {
+            self.grpc_status = grpc_status(response.headers());
+        }
+        let downloaded = Arc::new(Transfer::default());
+        response.map(|body| Tracked {
+            body: body.counted(Arc::clone(&downloaded)),
+            downloaded,
+            record: Some(self),
+            deadline,
+            _in_flight: in_flight,
+        })
+    }
+
+    fn end(&mut self, downloaded: u64) {
+        self.ended = true;
+        let duration = self.started.elapsed();
+        let peer = match self.direction {
+            Direction::Inbound => &self.source,
+            Direction::Outbound => &self.destination,
+        };
+        let route = self.route.as_ref().map(ToString::to_string).unwrap_or_default();
+        let cells = self.worker.metrics.requests(&RequestLabels {
+            direction: self.direction,
+            tls: self.tls,
+            peer: peer.as_ref().map_or("", SpiffeId::as_str),
+            service: &self.service,
+            route: &route,
+            backend: &self.backend,
+        });
+        let outcome = Outcome {
+            method: (&self.method).into(),
+            status: self.status,
+            grpc_status: self.grpc_status,
+            reason: self.reason,
+        };
+        cells.record(outcome, duration);
+        let access = &self.worker.access;
+        if !access.is_enabled() {
+            return;
+        }
+        let id = |id: &Option<SpiffeId>| id.as_ref().map(|id| id.as_str().to_owned()).unwrap_or_default();
+        let (source, destination) = (id(&self.source), id(&self.destination));
+        access.write(&access::Record {
+            time: SystemTime::now(),
+            direction: self.direction,
+            protocol: protocol(self.version, self.grpc),
+            method: self.method.as_str(),
+            path: &self.path,
+            authority: &self.authority,
+            status: (self.status != 0).then_some(self.status),
+            grpc_status: self.grpc_status,
+            reason: self.reason,
+            by: self.reason.map_or("", |_| self.worker.proxy.speaker(self.direction).as_str()),
+            detail: &self.detail,
+            client: Some(self.client),
+            source: &source,
+            destination: &destination,
+            service: &self.service,
+            route: &route,
+            backend: &self.backend,
+            endpoint: self.endpoint,
+            rule: &self.rule,
+            tls: self.tls,
+            bytes_in: self.uploaded.bytes(),
+            bytes_out: downloaded,
+            duration,
+            processing: Some(duration.saturating_sub(self.upstream)),
+            attempts: self.attempts,
+            connection: self.connection,
+        });
+    }
+}
+
+fn protocol(version: http::Version, grpc: bool) -> &'static str {
+    match version {
+        _ if grpc => "gRPC",
+        http::Version::HTTP_2 => "HTTP/2",
+        http::Version::HTTP_10 => "HTTP/1.0",
+        _ => "HTTP/1.1",
+    }
+}
+
+/// What is told about a connection that carried no HTTP, or was refused.
+#[derive(Debug)]
+pub(super) struct ConnectionRecord<'a> {
+    pub direction: Direction,
+    pub id: u64,
+    pub client: SocketAddr,
+    pub source: Option<&'a SpiffeId>,
+    pub destination: Option<&'a SpiffeId>,
+    pub service: &'a str,
+    pub endpoint: Option<SocketAddr>,
+    pub tls: TlsKind,
+    pub started: Instant,
+    /// Bytes from and to the client.
+    pub bytes: (u64, u64),
+    pub refused: Option<(Reason, &'a str)>,
+}
+
+impl<'a> ConnectionRecord<'a> {
+    /// Of a connection about which nothing more is known.
+    pub(super) fn new(worker: &Worker, direction: Direction, client: SocketAddr) -> Self {
+        Self {
+            direction,
+            id: worker.proxy.connection_id(),
+            client,
+            source: None,
+            destination: None,
+            service: "",
+            endpoint: None,
+            tls: TlsKind::None,
+            started: Instant::now(),
+            bytes: (0, 0),
+            refused: None,
+        }
+    }
+
+    pub(super) fn refused(self, reason: Reason, detail: &'a str) -> Self {
+        Self { refused: Some((reason, detail)), ..self }
+    }
+
+    /// Counts the refusal, if it is one, and writes the line.
+    pub(super) fn write(&self, worker: &Worker) {
+        let (reason, detail) = self.refused.unzip();
+        if let Some(reason) = reason {
+            worker.metrics.refused(self.direction, reason);
+            let (client, reason, direction) = (self.client, reason.code(), self.direction.as_str());
+            tracing::warn!(%client, direction, reason, detail, service = self.service, "refused a connection");
+        }
+        worker.access.write(&access::Record {
+            time: SystemTime::now(),
+            direction: self.direction,
+            protocol: if self.tls == TlsKind::App { "TLS" } else { "TCP" },
+            method: "",
+            path: "",
+            authority: "",
+            status: None,
+            grpc_status: None,
+            reason,
+            by: reason.map_or("", |_| worker.proxy.speaker(self.direction).as_str()),
+            detail: detail.unwrap_or_default(),
+            client: Some(self.client),
+            source: self.source.map_or("", SpiffeId::as_str),
+            destination: self.destination.map_or("", SpiffeId::as_str),
+            service: self.service,
+            route: "",
+            backend: "",
+            endpoint: self.endpoint,
+            rule: "",
+            tls: self.tls,
+            bytes_in: self.bytes.0,
+            bytes_out: self.bytes.1,
+            duration: self.started.elapsed(),
+            processing: None,
+            attempts: u32::from(self.endpoint.is_some()),
+            connection: self.id,
+        });
+    }
+}
+
+impl Drop for Record {
+    /// The client went away before there was an answer.
+    fn drop(&mut self) {
+        if !self.ended {
+            self.reason = Some(Reason::ClientClosed);
+            self.end(0);
+        }
+    }
+}
+
+fn grpc_status(fields: &HeaderMap) -> Option<u32> {
+    fields.get(GRPC_STATUS)?.to_str().ok()?.parse().ok()
+}
+
+// === impl InFlight ===
+
+impl InFlight {
+    pub(super) fn start(worker: &Arc<Worker>, endpoint: &Arc<Endpoint>) -> Self {
+        let started = worker.proxy.now();
+        endpoint.load.start(started);
+        Self { endpoint: Arc::clone(endpoint), worker: Arc::clone(worker), started, answered: false }
+    }
+
+    /// The response's head is there, or the request failed.
+    pub(super) fn answered(&mut self, success: bool) {
+        if !std::mem::replace(&mut self.answered, true) {
+            let now = self.worker.proxy.now();
+            self.endpoint.load.answer(now, now.saturating_sub(self.started), success);
+        }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        if self.answered {
+            self.endpoint.load.end();
+        } else {
+            let now = self.worker.proxy.now();
+            self.endpoint.load.abandon(now, now.saturating_sub(self.started));
+        }
+    }
+}
+
+// === impl Tracked ===
+
+impl Tracked {
+    fn end(&mut self, reason: Option<Reason>) {
+        if let Some(mut record) = self.record.take() {
+            if record.reason.is_none() {
+                record.reason = reason;
+            }
+            record.end(self.downloaded.bytes());
+        }
+    }
+}
+
+impl http_body::Body for Tracked {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(deadline) = &mut self.deadline {
+            if deadline.as_mut().poll(cx).is_ready() {
+                self.end(Some(Reason::RequestTimeout));
+                return Poll::Ready(Some(Err(BodyError::new(Reason::RequestTimeout.message()))));
+            }
+        }
+        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
+        match &frame {
+            Some(Ok(frame)) => {
+                if let (Some(trailers), Some(record)) = (frame.trailers_ref(), &mut self.record) {
+                    if record.grpc {
+                        record.grpc_status = grpc_status(trailers);
+                    }
+                }
+            }
+            Some(Err(_)) => self.end(Some(Reason::UpstreamReset)),
+            None => self.end(None),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Tracked {
+    fn drop(&mut self) {
+        // A codec that knows the length need not ask for the end.
+        let over = self.body.is_end_stream() || self.body.size_hint().exact() == Some(0);
+        self.end((!over).then_some(Reason::ClientClosed));
+    }
+}

@@ -1,0 +1,96 @@
+//! Reading a connection's first bytes until it is clear what it speaks.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+use crate::detect::{self, Detection};
+use crate::telemetry::metrics::{DetectProtocol, DetectResult};
+
+/// What a connection turned out to speak, and what was read to find out.
+#[derive(Debug)]
+pub(super) struct Sniffed {
+    pub detection: Detection,
+    pub result: DetectResult,
+    /// To be replayed to whatever comes next.
+    pub head: Bytes,
+}
+
+/// Reads from `stream` until its protocol is told, for at most `patience` (`None`: as long as it takes). What
+/// cannot be told is opaque.
+///
+/// # Errors
+/// When the connection breaks.
+pub(super) async fn sniff<S>(stream: &mut S, patience: Option<Duration>) -> io::Result<Sniffed>
+where
+    S: AsyncRead + Unpin,
+{
+    let mut head = BytesMut::with_capacity(4096);
+    let read = read(stream, &mut head);
+    let (detection, result) = match patience {
+        None => read.await?,
+        Some(patience) => match tokio::time::timeout(patience, read).await {
+            Ok(read) => read?,
+            Err(_) => (Detection::Opaque, DetectResult::Timeout),
+        },
+    };
+    Ok(Sniffed { detection, result, head: head.freeze() })
+}
+
+async fn read<S>(stream: &mut S, head: &mut BytesMut) -> io::Result<(Detection, DetectResult)>
+where
+    S: AsyncRead + Unpin,
+{
+    loop {
+        let eof = stream.read_buf(head).await? == 0;
+        match detect::detect(head, eof) {
+            Detection::NeedMore => {}
+            Detection::Opaque if eof => return Ok((Detection::Opaque, DetectResult::Closed)),
+            Detection::Opaque if head.len() >= detect::MAX => {
+                return Ok((Detection::Opaque, DetectResult::Limit));
+            }
+            detection => return Ok((detection, DetectResult::Detected)),
+        }
+    }
+}
+
+/// The metric's word for what was detected.
+pub(super) fn protocol(detection: &Detection) -> DetectProtocol {
+    match detection {
+        Detection::Tls(hello) if hello.is_mesh.is_some() => DetectProtocol::MeshTls,
+        Detection::Tls(_) => DetectProtocol::AppTls,
+        Detection::Http1 => DetectProtocol::Http1,
+        Detection::Http2 => DetectProtocol::Http2,
+        Detection::NeedMore | Detection::Opaque => DetectProtocol::Opaque,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt;
+
+    #[tokio::test]
+    async fn a_request_line_in_pieces_is_told_and_replayed_whole() {
+        let (mut client, mut server) = tokio::io::duplex(64);
+        let write = async {
+            for piece in ["GE", "T / HT", "TP/1.1\r\n"] {
+                client.write_all(piece.as_bytes()).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+        };
+        let ((), sniffed) = tokio::join!(write, sniff(&mut server, None));
+        let sniffed = sniffed.unwrap();
+        assert_eq!(sniffed.detection, Detection::Http1);
+        assert_eq!(&sniffed.head[..], b"GET / HTTP/1.1\r\n");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_client_is_opaque_after_the_patience_and_says_so() {
+        let (_client, mut server) = tokio::io::duplex(64);
+        let sniffed = sniff(&mut server, Some(Duration::from_secs(1))).await.unwrap();
+        assert_eq!((sniffed.detection, sniffed.result), (Detection::Opaque, DetectResult::Timeout));
+    }
+}
