@@ -5,6 +5,7 @@
 //! `forward/outbound.rs` and `forward/inbound.rs`, the two files to read first. See docs/architecture.md.
 
 pub mod accept;
+pub mod admin;
 pub mod balance;
 pub mod config;
 pub mod detect;

@@ -8,6 +8,7 @@ pub mod diagnostics;
 pub mod lines;
 pub mod metrics;
 pub mod reason;
+pub(crate) mod timestamp;
 
 #[cfg(test)]
 pub(crate) mod docs;
