@@ -1,6 +1,6 @@
 //! When to renew a certificate: pure arithmetic on times.
 //!
-//! At two thirds of its lifetime, up to 5 % of the lifetime earlier by chance, so that proxies started together
+//! When two thirds of the life that was left have passed, up to 5 % of the lifetime earlier by chance, so that proxies started together
 //! do not come together; after a failure with a growing, jittered delay. The current certificate serves on
 //! meanwhile.
 
@@ -13,11 +13,12 @@ const MAX_BACKOFF: Duration = Duration::from_secs(60);
 
 /// How long to wait from `now` before the next try.
 ///
-/// `failures` counts those since the last success; `jitter` is a random number in 0..1 (others are clamped).
+/// `since` is when the certificate was obtained, not its first valid moment: leaves are back-dated, and a short life
+/// would seem to be over at once. `failures` counts those since the last success; `jitter` is a random number in 0..1 (others are clamped).
 /// Without failures: the time until two thirds of the lifetime, less up to 5 % of it; zero when past.
 /// With failures: 1 s, 2 s, 4 s … 60 s, of which between half and all by `jitter`.
 pub fn next(
-    not_before: SystemTime,
+    since: SystemTime,
     not_after: SystemTime,
     now: SystemTime,
     failures: u32,
@@ -26,9 +27,9 @@ pub fn next(
     if failures > 0 {
         return backoff(failures, jitter);
     }
-    let lifetime = not_after.duration_since(not_before).unwrap_or_default();
+    let lifetime = not_after.duration_since(since).unwrap_or_default();
     let share = 2.0 / 3.0 - 0.05 * clamp(jitter);
-    (not_before + lifetime.mul_f64(share)).duration_since(now).unwrap_or_default()
+    (since + lifetime.mul_f64(share)).duration_since(now).unwrap_or_default()
 }
 
 /// The delay after so many failures (at least one).

@@ -8,6 +8,7 @@ pub mod accept;
 pub mod admin;
 pub mod balance;
 pub mod config;
+pub mod control;
 pub mod detect;
 pub mod drain;
 pub mod endpoint;

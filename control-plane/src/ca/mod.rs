@@ -139,7 +139,7 @@ impl Ca {
         let tokens = store::tokens(state_dir)?;
         let pin = authority.pin().map_err(|why| store::in_authority(state_dir, why))?;
         let creds = own_creds(&authority, options.lifetime, now)?;
-        let due = now + renewal::next(creds.not_before(), creds.not_after(), now, 0, 0.0);
+        let due = now + renewal::next(now, creds.not_after(), now, 0, 0.0);
         tracing::info!(trust_domain = %domain, root = %pin, state_dir = %state_dir.display(), "certificate authority open");
         Ok(Self(Arc::new(Inner {
             bundle: Arc::new(authority.bundle().clone()),
@@ -175,7 +175,7 @@ impl Ca {
         {
             match own_creds(&inner.authority, inner.lifetime, now) {
                 Ok(creds) => {
-                    let wait = renewal::next(creds.not_before(), creds.not_after(), now, 0, 0.0);
+                    let wait = renewal::next(now, creds.not_after(), now, 0, 0.0);
                     *renewal = Renewal { failures: 0, due: now + wait.max(Duration::from_secs(1)) };
                     tracing::info!(?creds, "renewed the control plane's own certificate");
                     inner.creds.store(Arc::new(creds));

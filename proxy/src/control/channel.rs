@@ -1,0 +1,114 @@
+//! The way to the control plane: a name or address, TLS as the current identity (or none yet), gRPC on top.
+//!
+//! Decides which certificate a new connection shows: the one that is current when it is dialled. A connection
+//! that has been made keeps its own. Called by `identity` and by the ADS and report streams.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hickory_resolver::TokioResolver;
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use tokio::net::TcpStream;
+use tokio::sync::OnceCell;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tulle_certs::{creds, refusal};
+
+use crate::config::HostPort;
+
+/// How long dialling, TLS included, may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A ping goes out after so long, and its answer must come within the next.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why the control plane could not be reached.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// The name leads nowhere.
+    #[error("the name {0} of the control plane cannot be resolved: {1}")]
+    Resolve(String, String),
+    /// No address answers.
+    #[error("the control plane at {0} cannot be reached: {1}")]
+    Connect(String, #[source] io::Error),
+    /// It is someone else, or it refuses us.
+    #[error("TLS with the control plane at {0} failed: {1}")]
+    Tls(String, #[source] io::Error),
+    /// There is no certificate to show yet.
+    #[error("there is no identity yet")]
+    NoIdentity,
+}
+
+impl DialError {
+    /// Why we refused the control plane, if we did.
+    pub fn refusal(&self) -> Option<refusal::Refusal> {
+        match self {
+            Self::Tls(_, error) => refusal::refusal_of_io(error),
+            _ => None,
+        }
+    }
+}
+
+/// A channel that dials `address` when it is first used and whenever it has lost its connection; `tls` says with
+/// which configuration.
+///
+/// The names of both ends are in the configuration's verifier; nothing is told from the URI.
+pub fn lazy<F>(address: &HostPort, tls: F) -> Result<Channel, tonic::transport::Error>
+where
+    F: Fn() -> Option<Arc<ClientConfig>> + Clone + Send + Sync + 'static,
+{
+    let host = if address.host.contains(':') { format!("[{}]", address.host) } else { address.host.clone() };
+    // The scheme is http because the connector does TLS itself.
+    let endpoint = Endpoint::from_shared(format!("http://{host}:{}", address.port))?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+        .keep_alive_while_idle(true);
+    let address = address.clone();
+    Ok(endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
+        let (address, tls) = (address.clone(), tls.clone());
+        async move {
+            let config = tls().ok_or(DialError::NoIdentity)?;
+            dial(&address, config).await.map(TokioIo::new)
+        }
+    })))
+}
+
+/// Dials every address of the name in turn, then does TLS.
+async fn dial(address: &HostPort, config: Arc<ClientConfig>) -> Result<TlsStream<TcpStream>, DialError> {
+    let name = format!("{}:{}", address.host, address.port);
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for ip in resolve(&address.host).await? {
+        match TcpStream::connect(SocketAddr::new(ip, address.port)).await {
+            Ok(stream) => {
+                // Small messages both ways: waiting to fill a segment only delays them.
+                stream.set_nodelay(true).map_err(|e| DialError::Connect(name.clone(), e))?;
+                return TlsConnector::from(config)
+                    .connect(creds::server_name(), stream)
+                    .await
+                    .map_err(|e| DialError::Tls(name, e));
+            }
+            Err(error) => last = error,
+        }
+    }
+    Err(DialError::Connect(name, last))
+}
+
+/// By our own resolver: a static binary cannot use that of glibc.
+async fn resolve(host: &str) -> Result<Vec<IpAddr>, DialError> {
+    static RESOLVER: OnceCell<TokioResolver> = OnceCell::const_new();
+    if let Ok(ip) = host.parse() {
+        return Ok(vec![ip]);
+    }
+    let error = |e: String| DialError::Resolve(host.to_owned(), e);
+    let resolver = RESOLVER
+        .get_or_try_init(|| async { TokioResolver::builder_tokio()?.build() })
+        .await
+        .map_err(|e| error(e.to_string()))?;
+    let addresses = resolver.lookup_ip(host).await.map_err(|e| error(e.to_string()))?;
+    Ok(addresses.iter().collect())
+}

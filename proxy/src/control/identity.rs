@@ -1,0 +1,190 @@
+//! This workload's identity: obtained, published, renewed.
+//!
+//! Decides when a certificate is asked for and by which proof: the join token once, then the certificate itself.
+//! A new one replaces the old one only after it has been checked; while the control plane is away, the old one
+//! serves on. Never writes a key anywhere. Started by `app`; read by everything that speaks TLS.
+
+mod files;
+mod source;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::{ArcSwapOption, Guard};
+use parking_lot::Mutex;
+use rustls::pki_types::CertificateDer;
+use tokio::sync::watch;
+use tulle_certs::creds::CredsError;
+use tulle_certs::{Creds, TrustBundle, renewal};
+
+use crate::telemetry::metrics::{CertKind, ControlMetrics};
+
+pub use source::{IdentityError, Source};
+
+/// No two tries come closer than this, whatever the clocks say.
+const LEAST_WAIT: Duration = Duration::from_secs(1);
+
+/// The current credentials, published by one task and read by all threads.
+pub struct Identity {
+    current: ArcSwapOption<Creds>,
+    changed: watch::Sender<Option<Arc<Creds>>>,
+    /// Held while a change is made from what is current; never across an await.
+    writing: Mutex<()>,
+}
+
+// === impl Identity ===
+
+impl Identity {
+    /// Without credentials yet.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            current: ArcSwapOption::empty(),
+            changed: watch::Sender::new(None),
+            writing: Mutex::new(()),
+        })
+    }
+
+    /// With these credentials (fixed configuration, tests).
+    pub fn fixed(creds: Creds) -> Arc<Self> {
+        let identity = Self::new();
+        identity.publish(creds);
+        identity
+    }
+
+    /// The current credentials, to keep.
+    pub fn current(&self) -> Option<Arc<Creds>> {
+        self.current.load_full()
+    }
+
+    /// The current credentials, for the moment: no reference count is touched.
+    pub fn load(&self) -> Guard<Option<Arc<Creds>>> {
+        self.current.load()
+    }
+
+    /// Told of every change, the first credentials included.
+    pub fn subscribe(&self) -> watch::Receiver<Option<Arc<Creds>>> {
+        self.changed.subscribe()
+    }
+
+    /// Waits for the first credentials.
+    pub async fn ready(&self) -> Arc<Creds> {
+        let mut changes = self.subscribe();
+        loop {
+            if let Some(creds) = self.current() {
+                return creds;
+            }
+            if changes.changed().await.is_err() {
+                // The sender lives in `self`: it cannot be gone.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Takes the bundle that the control plane has sent. Refused, and the old one kept, if our own certificate
+    /// would not verify against it. Without credentials there is nothing to do: joining brings a bundle.
+    pub fn set_bundle(&self, bundle: TrustBundle, now: SystemTime) -> Result<(), CredsError> {
+        let _writing = self.writing.lock();
+        let Some(current) = self.current() else { return Ok(()) };
+        if **current.bundle() == bundle {
+            return Ok(());
+        }
+        let creds = current.with_bundle(Arc::new(bundle), now)?;
+        tracing::info!(bundle = ?creds.bundle(), "the trust bundle has changed");
+        self.publish(creds);
+        Ok(())
+    }
+
+    fn publish(&self, creds: Creds) {
+        let creds = Arc::new(creds);
+        self.current.store(Some(creds.clone()));
+        self.changed.send_replace(Some(creds));
+    }
+
+    /// Obtains credentials from `source` and renews them, forever. Failures are logged and tried again with a
+    /// growing delay.
+    pub async fn keep(self: Arc<Self>, source: Source, metrics: Arc<ControlMetrics>) {
+        let mut failures = 0;
+        let mut obtained = SystemTime::now();
+        loop {
+            match self.obtain(&source).await {
+                Ok(changed) => {
+                    failures = 0;
+                    if changed {
+                        obtained = SystemTime::now();
+                        metrics.identity_renewed(true);
+                    }
+                }
+                Err(error) => {
+                    failures += 1;
+                    metrics.identity_renewed(false);
+                    self.report(&error, failures);
+                }
+            }
+            if let Some(creds) = &*self.load() {
+                show_expiry(&metrics, creds);
+            }
+            tokio::time::sleep(self.wait(&source, obtained, failures)).await;
+        }
+    }
+
+    /// One try. Says whether there are new credentials.
+    async fn obtain(&self, source: &Source) -> Result<bool, IdentityError> {
+        let current = self.current();
+        let now = SystemTime::now();
+        let Some(obtained) = source.obtain(current.as_ref(), now).await? else { return Ok(false) };
+        let _writing = self.writing.lock();
+        let creds = obtained.check(self.current().as_deref(), SystemTime::now())?;
+        tracing::info!(?creds, "obtained a certificate");
+        self.publish(creds);
+        Ok(true)
+    }
+
+    fn wait(&self, source: &Source, obtained: SystemTime, failures: u32) -> Duration {
+        let jitter = rand::random();
+        if let Some(interval) = source.poll_interval() {
+            return interval;
+        }
+        match &*self.load() {
+            Some(creds) => renewal::next(obtained, creds.not_after(), SystemTime::now(), failures, jitter)
+                .max(LEAST_WAIT),
+            None => renewal::backoff(failures.max(1), jitter),
+        }
+    }
+
+    fn report(&self, error: &IdentityError, failures: u32) {
+        match &*self.load() {
+            None => tracing::warn!(%error, failures, "no certificate yet; trying again"),
+            Some(creds) if creds.is_expired(SystemTime::now()) => {
+                tracing::error!(%error, failures, id = %creds.id(), "the certificate has expired: peers refuse this workload; trying again");
+            }
+            Some(creds) => {
+                let left = creds.not_after().duration_since(SystemTime::now()).unwrap_or_default();
+                tracing::warn!(%error, failures, id = %creds.id(), valid_for = ?left, "renewing the certificate failed; the old one serves on");
+            }
+        }
+    }
+}
+
+/// When the leaf, its issuer below the root, and the first of the roots expire.
+fn show_expiry(metrics: &ControlMetrics, creds: &Creds) {
+    metrics.identity_expires(CertKind::Leaf, creds.not_after());
+    let ends = |certificates: &[CertificateDer<'_>]| {
+        certificates.iter().filter_map(|der| Some(tulle_certs::validity(der).ok()?.1)).min()
+    };
+    if let Some(at) = creds.chain().get(1..).and_then(ends) {
+        metrics.identity_expires(CertKind::Issuer, at);
+    }
+    if let Some(at) = ends(creds.bundle().roots()) {
+        metrics.identity_expires(CertKind::Root, at);
+    }
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Identity").field("current", &*self.load()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

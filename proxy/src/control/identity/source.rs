@@ -1,0 +1,292 @@
+//! Where certificates come from: the control plane (a join token first, the certificate itself after that) or
+//! files that something else keeps.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rustls::ClientConfig;
+use rustls::pki_types::CertificateDer;
+use tonic::metadata::MetadataValue;
+use tonic::{Code, Request, Status};
+use tulle_api::ca::IstioCertificateRequest;
+use tulle_api::ca::istio_certificate_service_client::IstioCertificateServiceClient;
+use tulle_certs::bundle::BundleError;
+use tulle_certs::creds::CredsError;
+use tulle_certs::issue::split_chain;
+use tulle_certs::key::{KeyError, csr};
+use tulle_certs::token::{TokenError, TokenFile};
+use tulle_certs::{Alpn, Creds, PrivateKey, SpiffeId, TrustBundle, TrustDomain, bootstrap, control_plane_id};
+
+use super::files;
+use crate::config::{Config, HostPort};
+use crate::control::channel::{self, DialError};
+
+/// How long one request for a certificate may take, dialling included.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often certificate files are looked at.
+const FILES_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Why there is no (new) certificate. Says what to look at; never shows the token or a key.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// The token file.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// The trust bundle, in a file or in the answer.
+    #[error("{whence}: {why}")]
+    Bundle {
+        /// Which file, or the control plane.
+        whence: String,
+        /// What is wrong.
+        why: BundleError,
+    },
+    /// A file.
+    #[error("{path}: {why}", path = path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What the system or the parser said.
+        why: String,
+    },
+    /// Our own key or request.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The control plane's address.
+    #[error("the control plane's address is not usable: {0}")]
+    Address(#[source] tonic::transport::Error),
+    /// It did not issue.
+    #[error("the control plane issued no certificate: {0}")]
+    Refused(String),
+    /// It could not be asked.
+    #[error("the control plane could not be asked: {why}")]
+    Unreachable {
+        /// The innermost reason.
+        why: String,
+        /// Whether one side refused the other's certificate.
+        tls: bool,
+    },
+    /// No answer in time.
+    #[error("the control plane did not answer within {REQUEST_TIMEOUT:?}")]
+    TimedOut,
+    /// What came is not usable.
+    #[error(transparent)]
+    Creds(#[from] CredsError),
+    /// A certificate, but another's.
+    #[error("the certificate is for {got}, this workload is {expected}")]
+    OtherIdentity {
+        /// Who we are.
+        expected: SpiffeId,
+        /// Whom it names.
+        got: SpiffeId,
+    },
+    /// TLS.
+    #[error("TLS configuration: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+impl IdentityError {
+    /// Whether another proof of who we are, or other roots, could help.
+    fn is_about_identity(&self) -> bool {
+        matches!(self, Self::Refused(_) | Self::Unreachable { tls: true, .. })
+    }
+}
+
+/// Where certificates come from.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// The control plane's certificate service.
+    ControlPlane {
+        /// Where it listens.
+        address: HostPort,
+        /// The join token; read anew whenever it is needed.
+        token_file: PathBuf,
+        /// Roots to trust, in place of the token file's pin.
+        bundle_file: Option<PathBuf>,
+    },
+    /// Files that something else renews; looked at every 10 s.
+    Files {
+        /// PEM chain.
+        cert: PathBuf,
+        /// PEM key.
+        key: PathBuf,
+        /// PEM roots.
+        bundle: PathBuf,
+    },
+}
+
+/// What a source gave, not yet checked as a whole.
+pub(super) struct Obtained {
+    pub(super) chain: Vec<CertificateDer<'static>>,
+    pub(super) key: PrivateKey,
+    pub(super) bundle: TrustBundle,
+    /// Who it must be for, where that is known before.
+    pub(super) expected: Option<SpiffeId>,
+    /// Whether roots that are already trusted stay so beside the new ones.
+    pub(super) keep_roots: bool,
+}
+
+// === impl Obtained ===
+
+impl Obtained {
+    pub(super) fn check(self, current: Option<&Creds>, now: SystemTime) -> Result<Creds, IdentityError> {
+        let mut bundle = self.bundle;
+        if let Some(current) = current.filter(|_| self.keep_roots) {
+            // What is trusted is the control plane's to say, by its bundle: a renewal only adds.
+            let mut merged = (**current.bundle()).clone();
+            merged
+                .merge(&bundle)
+                .map_err(|why| IdentityError::Bundle { whence: "the control plane's answer".into(), why })?;
+            bundle = merged;
+        }
+        let creds = Creds::new(self.chain, self.key, Arc::new(bundle), now)?;
+        match self.expected {
+            Some(expected) if &expected != creds.id() => {
+                Err(IdentityError::OtherIdentity { expected, got: creds.id().clone() })
+            }
+            _ => Ok(creds),
+        }
+    }
+}
+
+// === impl Source ===
+
+impl Source {
+    /// Of the configuration; `None` where it names no source (fixed configuration, tests).
+    ///
+    /// Errors name the settings that are missing or do not go together.
+    pub fn of(config: &Config) -> Result<Option<Self>, &'static str> {
+        let bundle_file = config.identity_trust_bundle_file.clone();
+        match (&config.identity_cert_file, &config.identity_key_file, &config.identity_token_file) {
+            (Some(cert), Some(key), _) => Ok(Some(Self::Files {
+                cert: cert.clone(),
+                key: key.clone(),
+                bundle: bundle_file.ok_or("IDENTITY_CERT_FILE needs IDENTITY_TRUST_BUNDLE_FILE")?,
+            })),
+            (Some(_), None, _) => Err("IDENTITY_CERT_FILE needs IDENTITY_KEY_FILE"),
+            (None, Some(_), _) => Err("IDENTITY_KEY_FILE needs IDENTITY_CERT_FILE"),
+            (None, None, Some(token_file)) => Ok(Some(Self::ControlPlane {
+                address: config
+                    .control_plane_address
+                    .clone()
+                    .ok_or("IDENTITY_TOKEN_FILE needs CONTROL_PLANE_ADDRESS")?,
+                token_file: token_file.clone(),
+                bundle_file,
+            })),
+            (None, None, None) if config.control_plane_address.is_some() => Err(
+                "CONTROL_PLANE_ADDRESS needs IDENTITY_TOKEN_FILE, or IDENTITY_CERT_FILE with its key and bundle",
+            ),
+            (None, None, None) => Ok(None),
+        }
+    }
+
+    /// For a source that is looked at rather than asked when due.
+    pub(super) fn poll_interval(&self) -> Option<Duration> {
+        matches!(self, Self::Files { .. }).then_some(FILES_INTERVAL)
+    }
+
+    /// One try; `None` if there is nothing new.
+    pub(super) async fn obtain(
+        &self,
+        current: Option<&Arc<Creds>>,
+        now: SystemTime,
+    ) -> Result<Option<Obtained>, IdentityError> {
+        match self {
+            Self::Files { cert, key, bundle } => files::load(cert, key, bundle, current.map(Arc::as_ref)),
+            Self::ControlPlane { address, token_file, bundle_file } => {
+                if let Some(creds) = current.filter(|creds| !creds.is_expired(now)) {
+                    match renew(address, creds).await {
+                        // The certificate is not taken, or leads to another control plane than before: the token
+                        // file may be newer.
+                        Err(error) if error.is_about_identity() => {
+                            tracing::warn!(%error, "the certificate does not renew itself; trying the join token");
+                        }
+                        result => return result.map(Some),
+                    }
+                }
+                join(address, token_file, bundle_file.as_deref()).await.map(Some)
+            }
+        }
+    }
+}
+
+/// By the certificate that is still valid.
+async fn renew(address: &HostPort, creds: &Arc<Creds>) -> Result<Obtained, IdentityError> {
+    let domain = creds.id().trust_domain();
+    let config = creds.client(&control_plane_id(&domain), Alpn::Grpc);
+    request(address, config, None, creds.id(), &domain).await
+}
+
+/// By the join token.
+async fn join(
+    address: &HostPort,
+    token_file: &std::path::Path,
+    bundle_file: Option<&std::path::Path>,
+) -> Result<Obtained, IdentityError> {
+    let file = TokenFile::read(token_file)?;
+    let id = file.subject()?;
+    let domain = id.trust_domain();
+    let given = bundle_file.map(|path| files::bundle(path, &domain)).transpose()?;
+    let config = match &given {
+        Some(bundle) => bootstrap::with_bundle(Arc::new(bundle.clone()))?,
+        None => bootstrap::pinned(file.pin, &domain)?,
+    };
+    let mut obtained = request(address, config, Some(&file.token), &id, &domain).await?;
+    if let Some(bundle) = given {
+        obtained.bundle = bundle;
+    }
+    Ok(obtained)
+}
+
+/// A new key, a request for it, and what was answered.
+async fn request(
+    address: &HostPort,
+    config: Arc<ClientConfig>,
+    token: Option<&str>,
+    id: &SpiffeId,
+    domain: &TrustDomain,
+) -> Result<Obtained, IdentityError> {
+    let key = PrivateKey::generate()?;
+    let mut request = Request::new(IstioCertificateRequest {
+        csr: csr(&key, Some(id))?,
+        validity_duration: 0,
+        metadata: None,
+    });
+    if let Some(token) = token {
+        let mut value: MetadataValue<_> =
+            format!("Bearer {token}").parse().map_err(|_| TokenError::Malformed("it is not ASCII".into()))?;
+        value.set_sensitive(true);
+        request.metadata_mut().insert("authorization", value);
+    }
+    let channel = channel::lazy(address, move || Some(config.clone())).map_err(IdentityError::Address)?;
+    let mut client = IstioCertificateServiceClient::new(channel);
+    let answer = tokio::time::timeout(REQUEST_TIMEOUT, client.create_certificate(request))
+        .await
+        .map_err(|_| IdentityError::TimedOut)?
+        .map_err(|status| refused(&status))?
+        .into_inner();
+    let (chain, bundle) = split_chain(&answer.cert_chain, domain)
+        .map_err(|why| IdentityError::Bundle { whence: "the control plane's answer".into(), why })?;
+    Ok(Obtained { chain, key, bundle, expected: Some(id.clone()), keep_roots: token.is_none() })
+}
+
+/// An answer of the authority, or no answer at all; the reason is at the end of the error's sources.
+fn refused(status: &Status) -> IdentityError {
+    match status.code() {
+        Code::Unauthenticated | Code::PermissionDenied | Code::InvalidArgument => {
+            IdentityError::Refused(format!("{} ({:?})", status.message(), status.code()))
+        }
+        _ => {
+            let mut why = status.message().to_owned();
+            let mut tls = false;
+            let mut source = std::error::Error::source(status);
+            while let Some(error) = source {
+                why = error.to_string();
+                tls |= matches!(error.downcast_ref(), Some(DialError::Tls(..)));
+                source = error.source();
+            }
+            tls |= crate::tls::refused_by_peer(status);
+            IdentityError::Unreachable { why, tls }
+        }
+    }
+}
