@@ -27,7 +27,7 @@ const LEAST_WAIT: Duration = Duration::from_secs(1);
 
 /// The current credentials, published by one task and read by all threads.
 pub struct Identity {
-    current: ArcSwapOption<Creds>,
+    current: Arc<ArcSwapOption<Creds>>,
     changed: watch::Sender<Option<Arc<Creds>>>,
     /// Held while a change is made from what is current; never across an await.
     writing: Mutex<()>,
@@ -38,11 +38,7 @@ pub struct Identity {
 impl Identity {
     /// Without credentials yet.
     pub fn new() -> Arc<Self> {
-        Arc::new(Self {
-            current: ArcSwapOption::empty(),
-            changed: watch::Sender::new(None),
-            writing: Mutex::new(()),
-        })
+        Arc::new(Self { current: Arc::default(), changed: watch::Sender::new(None), writing: Mutex::new(()) })
     }
 
     /// With these credentials (fixed configuration, tests).
@@ -55,6 +51,11 @@ impl Identity {
     /// The current credentials, to keep.
     pub fn current(&self) -> Option<Arc<Creds>> {
         self.current.load_full()
+    }
+
+    /// The cell that the workers read, always the current credentials.
+    pub fn cell(&self) -> Arc<ArcSwapOption<Creds>> {
+        self.current.clone()
     }
 
     /// The current credentials, for the moment: no reference count is touched.
