@@ -13,9 +13,6 @@ use super::build::{Context, object_name};
 use crate::index::Index;
 use crate::object::{Backend, Match, NamespacedName, Parent, Route, Rule, Service};
 
-/// The stable reason that a share of requests without a backend is answered with.
-const BACKEND_NOT_FOUND: &str = "backend_not_found";
-
 /// The routes to one service.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct RouteSet {
@@ -111,7 +108,7 @@ impl Context<'_> {
             weight: backend.weight,
             invalid: match resolve(self.index, route, backend) {
                 Ok(()) => String::new(),
-                Err(_) => BACKEND_NOT_FOUND.to_owned(),
+                Err(unresolved) => unresolved.message,
             },
         });
         v1::HttpRule {

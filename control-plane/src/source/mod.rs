@@ -37,5 +37,12 @@ pub fn check(dir: &Path) -> Result<Vec<Finding>, FolderError> {
     Ok(all)
 }
 
+/// What a folder with one file of this text would give.
+#[cfg(test)]
+pub(crate) fn read_text(text: &str) -> Read {
+    let files = [("conf/a.yaml".to_owned(), Ok(text.as_bytes().to_vec()))];
+    Folder::empty(Path::new("conf")).update(files.into())
+}
+
 #[cfg(test)]
 mod tests;
