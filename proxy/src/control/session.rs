@@ -1,0 +1,299 @@
+//! The proxy's end of delta ADS, without I/O: what is wanted, what is held, what to say next.
+//!
+//! Decides what a [`DeltaDiscoveryRequest`] says; never what a resource means. [`super::ads`] carries the messages and
+//! hands each [`Update`] to whoever decodes it, who answers with what it rejected ([`Session::answer`]): an ACK, or a
+//! NACK that names every rejected resource. A rejected resource's version is not remembered as held, so that a
+//! reconnect asks for it again; its last good version, if there is one, stays in use.
+//!
+//! After a reconnect ([`Session::open`]) everything wanted is asked for again, with the versions that are held: what
+//! has not changed is not sent again, and what is gone is told as removed.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use prost::Message;
+use prost_types::Any;
+use tulle_api::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource, Status};
+use tulle_api::v1::Rejection;
+
+/// A resource's type URL and name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ResourceName {
+    pub type_url: String,
+    pub name: String,
+}
+
+/// What one response says, to be decoded and answered.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Update {
+    pub type_url: String,
+    pub resources: Vec<Received>,
+    /// Names that do not exist (any more); they stay subscribed.
+    pub removed: Vec<String>,
+    nonce: String,
+}
+
+/// One resource as it came.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Received {
+    pub name: String,
+    version: String,
+    pub resource: Any,
+}
+
+/// One proxy's session with its control plane, over all its streams.
+#[derive(Debug)]
+pub struct Session {
+    node: Node,
+    types: BTreeMap<String, Subscription>,
+    /// Whether the stream's first message, which alone carries the node, is still to be sent.
+    first: bool,
+}
+
+#[derive(Debug, Default)]
+struct Subscription {
+    wanted: BTreeSet<String>,
+    /// Versions of what has been accepted.
+    held: HashMap<String, String>,
+    /// Wanted, and not said on this stream yet.
+    subscribe: BTreeSet<String>,
+    /// No longer wanted, and not said yet.
+    unsubscribe: BTreeSet<String>,
+    /// Whether this stream has heard of this type.
+    opened: bool,
+}
+
+/// `INVALID_ARGUMENT`, the code of a NACK.
+const INVALID_ARGUMENT: i32 = 3;
+
+// === impl Session ===
+
+impl Session {
+    pub fn new(node: Node) -> Self {
+        Self { node, types: BTreeMap::new(), first: true }
+    }
+
+    /// Begins a stream: everything is to be said anew.
+    pub fn open(&mut self) {
+        self.first = true;
+        for subscription in self.types.values_mut() {
+            subscription.opened = false;
+            subscription.unsubscribe.clear();
+            subscription.subscribe = subscription.wanted.clone();
+        }
+    }
+
+    pub fn subscribe(&mut self, resource: ResourceName) {
+        let ResourceName { type_url, name } = resource;
+        let subscription = self.types.entry(type_url).or_default();
+        if subscription.wanted.insert(name.clone()) {
+            subscription.unsubscribe.remove(&name);
+            subscription.subscribe.insert(name);
+        }
+    }
+
+    /// Forgets a resource, with its version.
+    pub fn unsubscribe(&mut self, resource: &ResourceName) {
+        let Some(subscription) = self.types.get_mut(&resource.type_url) else { return };
+        if subscription.wanted.remove(&resource.name) {
+            subscription.held.remove(&resource.name);
+            if !subscription.subscribe.remove(&resource.name) {
+                subscription.unsubscribe.insert(resource.name.clone());
+            }
+        }
+    }
+
+    /// What is to be said now; to be sent in order.
+    pub fn requests(&mut self) -> Vec<DeltaDiscoveryRequest> {
+        let mut requests = Vec::new();
+        for (type_url, subscription) in &mut self.types {
+            let news = !subscription.subscribe.is_empty() || !subscription.unsubscribe.is_empty();
+            if !news {
+                continue;
+            }
+            let initial = if std::mem::replace(&mut subscription.opened, true) {
+                HashMap::new()
+            } else {
+                subscription.held.clone()
+            };
+            requests.push(DeltaDiscoveryRequest {
+                node: std::mem::take(&mut self.first).then(|| self.node.clone()),
+                type_url: type_url.clone(),
+                resource_names_subscribe: std::mem::take(&mut subscription.subscribe).into_iter().collect(),
+                resource_names_unsubscribe: std::mem::take(&mut subscription.unsubscribe)
+                    .into_iter()
+                    .collect(),
+                initial_resource_versions: initial,
+                ..DeltaDiscoveryRequest::default()
+            });
+        }
+        requests
+    }
+
+    /// Takes a response. What is not wanted (any more) is left out.
+    pub fn receive(&mut self, response: DeltaDiscoveryResponse) -> Update {
+        let DeltaDiscoveryResponse { type_url, nonce, resources, mut removed_resources, .. } = response;
+        let wanted = self.types.get(&type_url).map(|subscription| &subscription.wanted);
+        let is_wanted = |name: &String| wanted.is_some_and(|wanted| wanted.contains(name));
+        removed_resources.retain(is_wanted);
+        let resources = resources
+            .into_iter()
+            .filter(|resource| is_wanted(&resource.name))
+            .map(|Resource { name, version, resource, .. }| Received {
+                name,
+                version,
+                resource: resource.unwrap_or_default(),
+            })
+            .collect();
+        Update { type_url, resources, removed: removed_resources, nonce }
+    }
+
+    /// The answer to an update of which `rejected` could not be used and all else is in use now: an ACK when
+    /// nothing was rejected, else a NACK.
+    pub fn answer(&mut self, update: &Update, rejected: &[Rejection]) -> DeltaDiscoveryRequest {
+        if let Some(subscription) = self.types.get_mut(&update.type_url) {
+            for name in &update.removed {
+                subscription.held.remove(name);
+            }
+            for resource in &update.resources {
+                if rejected.iter().any(|rejection| rejection.resource == resource.name) {
+                    subscription.held.remove(&resource.name);
+                } else {
+                    subscription.held.insert(resource.name.clone(), resource.version.clone());
+                }
+            }
+        }
+        DeltaDiscoveryRequest {
+            node: std::mem::take(&mut self.first).then(|| self.node.clone()),
+            type_url: update.type_url.clone(),
+            response_nonce: update.nonce.clone(),
+            error_detail: (!rejected.is_empty()).then(|| nack(rejected)),
+            ..DeltaDiscoveryRequest::default()
+        }
+    }
+
+    /// How many resources of a type are wanted.
+    pub fn wanted(&self, type_url: &str) -> usize {
+        self.types.get(type_url).map_or(0, |subscription| subscription.wanted.len())
+    }
+
+    /// The version that is held of a resource.
+    pub fn held(&self, type_url: &str, name: &str) -> Option<&str> {
+        self.types.get(type_url)?.held.get(name).map(String::as_str)
+    }
+}
+
+fn nack(rejected: &[Rejection]) -> Status {
+    let told: Vec<String> = rejected
+        .iter()
+        .map(|Rejection { resource, field, reason }| format!("{resource}: {field}: {reason}"))
+        .collect();
+    Status {
+        code: INVALID_ARGUMENT,
+        message: told.join("; "),
+        details: rejected
+            .iter()
+            .map(|rejection| Any {
+                type_url: tulle_api::type_url::<Rejection>(),
+                value: rejection.encode_to_vec(),
+            })
+            .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SERVICE: &str = "type.googleapis.com/tulle.v1.Service";
+
+    fn named(name: &str) -> ResourceName {
+        ResourceName { type_url: SERVICE.to_owned(), name: name.to_owned() }
+    }
+
+    fn session() -> Session {
+        Session::new(Node { id: "shop/web".to_owned(), ..Node::default() })
+    }
+
+    fn response(nonce: &str, resources: &[(&str, &str)], removed: &[&str]) -> DeltaDiscoveryResponse {
+        DeltaDiscoveryResponse {
+            type_url: SERVICE.to_owned(),
+            nonce: nonce.to_owned(),
+            resources: resources
+                .iter()
+                .map(|(name, version)| Resource {
+                    name: (*name).to_owned(),
+                    version: (*version).to_owned(),
+                    ..Resource::default()
+                })
+                .collect(),
+            removed_resources: removed.iter().map(|name| (*name).to_owned()).collect(),
+            ..DeltaDiscoveryResponse::default()
+        }
+    }
+
+    #[test]
+    fn only_a_streams_first_message_carries_the_node() {
+        let mut session = session();
+        session.subscribe(named("a/a"));
+        assert!(session.requests()[0].node.is_some());
+        session.subscribe(named("a/b"));
+        let later = session.requests();
+        assert_eq!(later[0].resource_names_subscribe, ["a/b"]);
+        assert!(later[0].node.is_none());
+        assert!(session.requests().is_empty(), "nothing is said twice");
+        session.open();
+        assert!(session.requests()[0].node.is_some());
+    }
+
+    #[test]
+    fn a_new_stream_tells_what_is_held_and_asks_again_for_what_was_rejected() {
+        let mut session = session();
+        session.subscribe(named("a/good"));
+        session.subscribe(named("a/bad"));
+        session.requests();
+        let update = session.receive(response("1", &[("a/good", "v1"), ("a/bad", "v2")], &[]));
+        let rejected = [Rejection {
+            resource: "a/bad".to_owned(),
+            field: "ports[0].port".to_owned(),
+            reason: "is 0".to_owned(),
+        }];
+        let nack = session.answer(&update, &rejected);
+        assert_eq!(nack.response_nonce, "1");
+        let status = nack.error_detail.expect("is a NACK");
+        assert!(status.message.contains("a/bad: ports[0].port: is 0"));
+        assert_eq!(Rejection::decode(&status.details[0].value[..]).unwrap(), rejected[0]);
+        session.open();
+        let again = &session.requests()[0];
+        assert_eq!(again.resource_names_subscribe, ["a/bad", "a/good"]);
+        assert_eq!(
+            again.initial_resource_versions,
+            HashMap::from([("a/good".to_owned(), "v1".to_owned())])
+        );
+    }
+
+    #[test]
+    fn what_is_no_longer_wanted_is_unsubscribed_and_ignored() {
+        let mut session = session();
+        session.subscribe(named("a/a"));
+        session.requests();
+        session.unsubscribe(&named("a/a"));
+        assert_eq!(session.requests()[0].resource_names_unsubscribe, ["a/a"]);
+        let late = session.receive(response("1", &[("a/a", "v1")], &["a/b"]));
+        assert!(late.resources.is_empty() && late.removed.is_empty());
+        assert!(session.answer(&late, &[]).error_detail.is_none());
+        assert_eq!(session.held(SERVICE, "a/a"), None);
+    }
+
+    #[test]
+    fn a_removed_resource_stays_wanted() {
+        let mut session = session();
+        session.subscribe(named("a/a"));
+        session.requests();
+        let update = session.receive(response("1", &[("a/a", "v1")], &[]));
+        session.answer(&update, &[]);
+        let gone = session.receive(response("2", &[], &["a/a"]));
+        assert_eq!(gone.removed, ["a/a"]);
+        session.answer(&gone, &[]);
+        assert_eq!((session.wanted(SERVICE), session.held(SERVICE, "a/a")), (1, None));
+    }
+}
