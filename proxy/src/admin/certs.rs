@@ -36,3 +36,38 @@ fn certificate(certificate: &rustls::pki_types::CertificateDer<'_>) -> Value {
         "not_after": dates.map(|(_, not_after)| rfc3339(not_after)),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use tulle_certs::issue::Authority;
+    use tulle_certs::key::csr;
+    use tulle_certs::{PrivateKey, SpiffeId, TrustDomain};
+
+    use super::*;
+
+    #[test]
+    fn everything_is_shown_but_the_key() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let day = Duration::from_secs(86_400);
+        let domain = TrustDomain::default();
+        let authority = Authority::generate(&domain, day * 365, now).unwrap();
+        let id = SpiffeId::new(&domain, "shop", "web").unwrap();
+        let key = PrivateKey::generate().unwrap();
+        let issued = authority.issue(&csr(&key, None).unwrap(), &id, day, now).unwrap();
+        let key_pem = key.to_pem();
+        let creds = Creds::new(issued.chain, key, Arc::new(authority.bundle().clone()), now).unwrap();
+
+        let shown = certs(&creds, now);
+        assert_eq!(shown["identity"], "spiffe://cluster.local/ns/shop/sa/web");
+        assert_eq!(shown["expires_in_seconds"], 86_400);
+        assert!(shown["not_after"].as_str().unwrap().starts_with("2027-01-16T08:00:00"), "{shown}");
+        let root = &shown["trust_bundles"][0]["roots"][0];
+        assert_eq!(root["pin"].as_str().unwrap(), authority.bundle().pins()[0].to_string());
+        let text = shown.to_string();
+        assert!(key_pem.lines().filter(|line| line.len() > 40).all(|line| !text.contains(line)));
+        assert_eq!(certs(&creds, now + day * 2)["expires_in_seconds"], -86_400);
+    }
+}

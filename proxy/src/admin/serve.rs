@@ -7,7 +7,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
@@ -130,5 +129,5 @@ async fn respond(request: Request<Incoming>, face: Face, state: &dyn AdminState)
         Ok(Err(_)) => return text(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large\n"),
         Err(_) => return text(StatusCode::REQUEST_TIMEOUT, "the body did not come in time\n"),
     };
-    answer(face, &Request::from_parts(head, Bytes::from(body)), state)
+    answer(face, &Request::from_parts(head, body), state)
 }

@@ -56,7 +56,9 @@ pub struct Sample {
     pub value: f64,
 }
 
-struct ExtraFn(Box<dyn Fn(&mut Vec<Sample>) + Send + Sync>);
+struct ExtraFn(ReadSamples);
+
+type ReadSamples = Box<dyn Fn(&mut Vec<Sample>) + Send + Sync>;
 
 // === impl Metrics ===
 

@@ -26,6 +26,7 @@ struct Sum {
     nanos: u64,
 }
 
+type ReadHistogram = fn(&WorkerCells) -> &Histogram;
 type Labels<'a> = [(&'static str, &'a str)];
 
 pub(super) fn text(metrics: &Metrics) -> String {
@@ -214,7 +215,7 @@ fn bounded(scrape: &mut Scrape, metrics: &Metrics, workers: &[&WorkerCells]) {
     scrape.value(&families::POOL_REUSED, &[], total(&|worker| worker.pool_reused.get()) as f64);
     scrape.value(&families::ACCEPT_ERRORS, &[], total(&|worker| worker.accept_errors.get()) as f64);
     scrape.value(&families::HANDED_OVER, &[], total(&|worker| worker.handed_over.get()) as f64);
-    let histograms: [(&'static Family, fn(&WorkerCells) -> &Histogram); 3] = [
+    let histograms: [(&'static Family, ReadHistogram); 3] = [
         (&families::DETECT_DURATION, |worker| &worker.detect_duration),
         (&families::DISCOVERY_DURATION, |worker| &worker.discovery_duration),
         (&families::POOL_DIAL_DURATION, |worker| &worker.dial_duration),
