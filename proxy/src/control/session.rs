@@ -265,10 +265,7 @@ mod tests {
         session.open();
         let again = &session.requests()[0];
         assert_eq!(again.resource_names_subscribe, ["a/bad", "a/good"]);
-        assert_eq!(
-            again.initial_resource_versions,
-            HashMap::from([("a/good".to_owned(), "v1".to_owned())])
-        );
+        assert_eq!(again.initial_resource_versions, HashMap::from([("a/good".to_owned(), "v1".to_owned())]));
     }
 
     #[test]
