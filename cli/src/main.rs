@@ -1,1 +1,105 @@
-fn main() {}
+//! `tulle`: the command that makes the mesh pleasant, and a whole mesh in one binary for the demo.
+//!
+//! Decides nothing about the mesh: each verb is a module that asks the libraries (`tulle-certs`, `tulle-control-plane`,
+//! `tulle-proxy`) or a running proxy. Exit status: 0 done, 1 failed or found something wrong, 2 wrong arguments.
+
+mod check;
+mod demo;
+mod duration;
+mod http;
+mod identity;
+mod internal;
+mod output;
+mod service;
+mod token;
+mod version;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
+
+const EXAMPLES: &str = "\
+Examples:
+  tulle demo                        a mesh of three services on this machine, live
+  tulle demo --for 10s              the same with an end and a verdict
+  tulle check --config-dir mesh/    look over a folder of YAML
+  source <(tulle completion bash)
+
+Exit status: 0 done; 1 failed, or something is wrong; 2 wrong arguments.";
+
+#[derive(Debug, Parser)]
+#[command(name = "tulle", version, about = "A service mesh at the weight of a library", after_help = EXAMPLES)]
+#[command(subcommand_required = true, arg_required_else_help = true)]
+struct Tulle {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run a control plane and three small services with their proxies on this machine, with traffic.
+    Demo(demo::DemoArgs),
+    /// Look over a folder of YAML as the control plane would.
+    Check(check::CheckArgs),
+    /// Show the certificate of a running proxy.
+    Identity(identity::IdentityArgs),
+    /// Make what workloads outside Kubernetes join with.
+    #[command(subcommand)]
+    Token(token::TokenCommand),
+    /// Print the version.
+    Version(version::VersionArgs),
+    /// Print a shell's completion script.
+    #[command(
+        after_help = "Examples:\n  source <(tulle completion bash)\n  tulle completion fish > ~/.config/fish/completions/tulle.fish"
+    )]
+    Completion {
+        /// For which shell.
+        #[arg(value_enum)]
+        shell: Shell,
+    },
+    /// The demo's own processes.
+    #[command(hide = true)]
+    Internal(internal::InternalArgs),
+}
+
+fn main() -> ExitCode {
+    let verb = Tulle::parse().verb;
+    match run(verb) {
+        Ok(status) => status,
+        Err(error) => {
+            eprintln!("tulle: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: Verb) -> Result<ExitCode> {
+    let done = |()| ExitCode::SUCCESS;
+    match verb {
+        Verb::Demo(arguments) => demo::run(&arguments),
+        Verb::Check(arguments) => check::run(&arguments),
+        Verb::Identity(arguments) => identity::run(&arguments).map(done),
+        Verb::Token(command) => token::run(&command).map(done),
+        Verb::Version(arguments) => version::run(&arguments).map(done),
+        Verb::Completion { shell } => completion(shell).map(done),
+        Verb::Internal(arguments) => internal::run(arguments),
+    }
+}
+
+fn completion(shell: Shell) -> Result<()> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Tulle::command(), "tulle", &mut script);
+    output::print(String::from_utf8_lossy(&script).trim_end())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_arguments_fit_together() {
+        Tulle::command().debug_assert();
+    }
+}

@@ -1,0 +1,86 @@
+//! `tulle check`: what the control plane would say about a folder of YAML, before it has to.
+//!
+//! The findings are the control plane's own, made by the code that it runs; only printing and the exit status are here.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use serde::Serialize;
+use tulle_control_plane::finding::{Finding, Severity};
+use tulle_control_plane::source;
+
+use crate::output::{self, Format};
+
+const EXAMPLES: &str = "\
+Examples:
+  tulle check --config-dir mesh/
+  tulle check --config-dir mesh/ -o json | jq '.findings[] | select(.severity == \"error\")'
+
+Prints a line for each finding, in the form that editors jump from:
+  <file>:<line>:<column>: error|warning: <Kind> <namespace>/<name>: <field>: <message> (<what to do>)
+
+Exit status:
+  0  no errors (there may be warnings)
+  1  errors, or the folder cannot be read
+  2  wrong arguments";
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct CheckArgs {
+    /// The folder of YAML that the control plane is to serve.
+    #[arg(long, value_name = "DIR")]
+    config_dir: PathBuf,
+    /// How to print the findings.
+    #[arg(long, short, value_enum, default_value = "table")]
+    output: Format,
+}
+
+#[derive(Debug, Serialize)]
+struct Checked {
+    ok: bool,
+    errors: usize,
+    warnings: usize,
+    findings: Vec<Finding>,
+}
+
+/// Checks the folder.
+///
+/// # Errors
+/// It cannot be read.
+pub(crate) fn run(arguments: &CheckArgs) -> Result<ExitCode> {
+    let findings = source::check(&arguments.config_dir)?;
+    let errors = findings.iter().filter(|finding| finding.severity == Severity::Error).count();
+    let warnings = findings.len() - errors;
+    let checked = Checked { ok: errors == 0, errors, warnings, findings };
+    match arguments.output {
+        Format::Json => output::print_json(&checked)?,
+        Format::Table => {
+            let mut lines: Vec<String> = checked.findings.iter().map(ToString::to_string).collect();
+            lines.push(summary(errors, warnings));
+            output::print(&lines.join("\n"))?;
+        }
+    }
+    Ok(if checked.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn summary(errors: usize, warnings: usize) -> String {
+    let count = |number: usize, noun: &str| format!("{number} {noun}{}", if number == 1 { "" } else { "s" });
+    match (errors, warnings) {
+        (0, 0) => "ok: nothing found".to_owned(),
+        (0, _) => format!("ok: no errors, {}", count(warnings, "warning")),
+        _ => format!("{}, {}", count(errors, "error"), count(warnings, "warning")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_line_says_what_it_came_to() {
+        assert_eq!(summary(0, 0), "ok: nothing found");
+        assert_eq!(summary(0, 2), "ok: no errors, 2 warnings");
+        assert_eq!(summary(1, 0), "1 error, 0 warnings");
+    }
+}

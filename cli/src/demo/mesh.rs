@@ -1,0 +1,361 @@
+//! Starts the demo's mesh, waits until it is ready and keeps watch over its processes.
+//!
+//! Every process comes from this binary and takes free ports: applications' sockets are bound here and handed down as
+//! standard input; proxies and the control plane bind port 0 and tell where in their addresses files.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use http::HeaderMap;
+
+use super::process::{Process, Program};
+use super::scrape;
+use super::topology::{self, NAMESPACE, PORT, WORKLOADS, Workload};
+use crate::http::Origin;
+use crate::token;
+
+/// How long any one thing may take to get ready. Generous: a debug build on a busy machine is meant too.
+const READY_WITHIN: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(25);
+const SCRAPE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Latencies on one machine are far below the first of the default buckets.
+const BUCKETS: &str = "100us,250us,500us,750us,1ms,1500us,2ms,3ms,4ms,5ms,7500us,10ms,15ms,25ms,50ms,75ms,100ms,\
+                       250ms,500ms,1s,2500ms,5s,10s";
+
+/// The folders of one demo.
+#[derive(Debug, Clone)]
+pub(crate) struct Folders {
+    pub(crate) config: PathBuf,
+    pub(crate) logs: PathBuf,
+    state: PathBuf,
+    run: PathBuf,
+}
+
+/// The running demo. Dropping it ends every process.
+#[derive(Debug)]
+pub(crate) struct Mesh {
+    pub(crate) folders: Folders,
+    /// `web`'s application.
+    pub(crate) front: SocketAddr,
+    control_plane: Process,
+    proxies: Vec<Proxy>,
+    services: Vec<Process>,
+    /// What happened to the control plane, for people.
+    pub(crate) notices: Vec<String>,
+}
+
+#[derive(Debug)]
+struct Proxy {
+    workload: Workload,
+    process: Process,
+    metrics: Origin,
+    addresses: Addresses,
+}
+
+/// What an addresses file says: listener → address.
+#[derive(Debug, Clone, serde::Deserialize)]
+#[serde(transparent)]
+struct Addresses(BTreeMap<String, SocketAddr>);
+
+// === impl Folders ===
+
+impl Folders {
+    /// Makes the folders, and writes the YAML, under `root`.
+    pub(crate) fn create(root: &Path) -> Result<Self> {
+        let folders = Self {
+            config: root.join("config"),
+            logs: root.join("logs"),
+            state: root.join("state"),
+            run: root.join("run"),
+        };
+        for folder in [&folders.logs, &folders.run] {
+            fs::create_dir(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        }
+        topology::write_yaml(&folders.config)
+            .with_context(|| format!("cannot write {}", folders.config.display()))?;
+        Ok(folders)
+    }
+
+    /// Where the HTTPRoute with the weights is.
+    pub(crate) fn route(&self) -> PathBuf {
+        self.config.join(topology::ROUTE_FILE)
+    }
+
+    fn addresses(&self, name: &str) -> PathBuf {
+        self.run.join(format!("{name}.addresses.json"))
+    }
+
+    fn token(&self, name: &str) -> PathBuf {
+        self.run.join(format!("{name}.token"))
+    }
+}
+
+// === impl Mesh ===
+
+impl Mesh {
+    /// Starts everything and returns once a request to `web` is answered by every service on its way.
+    ///
+    /// # Errors
+    /// What did not start, with the end of its log. All that had started has ended by then.
+    pub(crate) async fn start(folders: Folders) -> Result<Self> {
+        let (mut control_plane, addresses) = start_control_plane(&folders).await?;
+        let grpc = addresses.get("grpc")?;
+        let mut started = Vec::new();
+        for workload in WORKLOADS {
+            let listener = TcpListener::bind("127.0.0.1:0").context("no free port on 127.0.0.1")?;
+            let application = listener.local_addr().context("a listener's address")?;
+            let process = start_proxy(&folders, &workload, grpc, application)?;
+            started.push((workload, process, listener, application));
+        }
+        let front = started.first().map(|(_, _, _, application)| *application).context("no workload")?;
+        let (mut proxies, mut services) = (Vec::new(), Vec::new());
+        for (workload, mut process, listener, _) in started {
+            let addresses = addresses_of(&mut process, &folders.addresses(&proxy_name(&workload))).await?;
+            let metrics = Origin::new(addresses.get("metrics")?, None)?;
+            ready(&mut process, &metrics).await?;
+            services.push(start_service(&folders, &workload, &addresses, listener)?);
+            proxies.push(Proxy { workload, process, metrics, addresses });
+        }
+        if control_plane.ended().is_some() {
+            bail!("the control plane ended\n{}", control_plane.log_tail());
+        }
+        let mut mesh = Self { folders, front, control_plane, proxies, services, notices: Vec::new() };
+        mesh.answered().await?;
+        Ok(mesh)
+    }
+
+    /// The address that a workload's proxy takes mTLS on.
+    pub(crate) fn inbound_of(&self, workload: &str) -> Option<SocketAddr> {
+        let proxy = self.proxies.iter().find(|proxy| proxy.workload.name == workload)?;
+        proxy.addresses.0.iter().find(|(name, _)| name.starts_with("inbound/")).map(|(_, address)| *address)
+    }
+
+    /// The address of a workload's proxy's admin listener.
+    pub(crate) fn admin_of(&self, workload: &str) -> Option<SocketAddr> {
+        let proxy = self.proxies.iter().find(|proxy| proxy.workload.name == workload)?;
+        proxy.addresses.0.get("admin").copied()
+    }
+
+    pub(crate) fn control_plane_pid(&self) -> u32 {
+        self.control_plane.id()
+    }
+
+    /// What every proxy counts now, by workload.
+    ///
+    /// # Errors
+    /// A proxy that does not answer, with the end of its log.
+    pub(crate) async fn scrape(&self) -> Result<Vec<(&'static str, Vec<scrape::Line>)>> {
+        let mut scrapes = Vec::new();
+        for proxy in self.proxies.iter().filter(|proxy| proxy.workload.upstream.is_some()) {
+            let answer = proxy.metrics.get("/metrics", &HeaderMap::new(), SCRAPE_TIMEOUT).await;
+            let answer = answer.with_context(|| proxy.process.log_tail())?;
+            scrapes.push((proxy.workload.name, scrape::parse(&String::from_utf8_lossy(answer.body()))));
+        }
+        Ok(scrapes)
+    }
+
+    /// Looks after the processes. The control plane may go: the proxies carry on, and it is started again, as whatever
+    /// supervises it elsewhere would do.
+    ///
+    /// # Errors
+    /// Any other process that ended, with the end of its log.
+    pub(crate) fn watch(&mut self) -> Result<()> {
+        let proxies = self.proxies.iter_mut().map(|proxy| &mut proxy.process);
+        for process in proxies.chain(&mut self.services) {
+            if let Some(status) = process.ended() {
+                bail!("{} ended ({status}); {}", process.name(), process.log_tail());
+            }
+        }
+        if let Some(status) = self.control_plane.ended() {
+            let program = self.control_plane.program().clone();
+            self.control_plane = Process::start(program, None, &self.folders.logs)?;
+            let pid = self.control_plane.id();
+            self.notices.push(format!("the control plane ended ({status}); started again as pid {pid}"));
+        }
+        Ok(())
+    }
+
+    /// Waits until requests to `web` come back from both versions of payments: from then on none may fail.
+    async fn answered(&mut self) -> Result<()> {
+        let web = Origin::new(self.front, None)?;
+        let begun = Instant::now();
+        let mut seen = Vec::new();
+        loop {
+            let answer = web.get("/", &HeaderMap::new(), READY_WITHIN).await?;
+            if answer.status().is_success() {
+                let body: serde_json::Value =
+                    serde_json::from_slice(answer.body()).context("web's answer")?;
+                let version = body["upstream"]["upstream"]["version"].as_str().unwrap_or_default().to_owned();
+                if !seen.contains(&version) {
+                    seen.push(version);
+                }
+                if seen.len() == 2 {
+                    return Ok(());
+                }
+                continue;
+            }
+            seen.clear();
+            self.watch()?;
+            if begun.elapsed() > READY_WITHIN {
+                let status = answer.status().as_u16();
+                let body = String::from_utf8_lossy(answer.body()).into_owned();
+                let proxies: Vec<_> = self.proxies.iter().map(|proxy| proxy.process.log_tail()).collect();
+                bail!("web still answers {status} after {READY_WITHIN:?}: {body}\n{}", proxies.join("\n"));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+}
+
+// === impl Addresses ===
+
+impl Addresses {
+    fn get(&self, name: &str) -> Result<SocketAddr> {
+        let known = || self.0.keys().cloned().collect::<Vec<_>>().join(", ");
+        self.0.get(name).copied().with_context(|| format!("no listener `{name}` among {}", known()))
+    }
+}
+
+async fn start_control_plane(folders: &Folders) -> Result<(Process, Addresses)> {
+    let program = |grpc: SocketAddr, metrics: SocketAddr| Program {
+        name: "control-plane".to_owned(),
+        arguments: strings(&[
+            "control-plane",
+            "--config-dir",
+            &folders.config.to_string_lossy(),
+            "--state-dir",
+            &folders.state.to_string_lossy(),
+            "--grpc-address",
+            &grpc.to_string(),
+            "--metrics-address",
+            &metrics.to_string(),
+            "--addresses-file",
+            &folders.addresses("control-plane").to_string_lossy(),
+            "--log-format",
+            "text",
+        ]),
+    };
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let mut process = Process::start(program(any, any), None, &folders.logs)?;
+    let addresses = addresses_of(&mut process, &folders.addresses("control-plane")).await?;
+    ready(&mut process, &Origin::new(addresses.get("metrics")?, None)?).await?;
+    // Started again, it must be found where it was.
+    process.set_program(program(addresses.get("grpc")?, addresses.get("metrics")?));
+    Ok((process, addresses))
+}
+
+fn start_proxy(
+    folders: &Folders,
+    workload: &Workload,
+    control_plane: SocketAddr,
+    application: SocketAddr,
+) -> Result<Process> {
+    let Workload { name, services, upstream, .. } = workload;
+    let token_file = folders.token(name);
+    let token = token::create(&token::Request {
+        state_dir: &folders.state,
+        trust_domain: topology::TRUST_DOMAIN,
+        identity: &format!("{NAMESPACE}/{name}"),
+        services: &strings(services),
+        lifetime: Duration::from_secs(3600),
+    })?;
+    token::write(&token, &token_file)?;
+    let registered: String = services.iter().map(|name| format!("/{name}:{PORT}")).collect();
+    let mut arguments = strings(&[
+        "proxy",
+        "--workload",
+        &format!("{NAMESPACE}/{name}"),
+        "--control-plane-address",
+        &control_plane.to_string(),
+        "--identity-token-file",
+        &token_file.to_string_lossy(),
+        "--inbound-listen",
+        "none",
+        "--outbound-listen",
+        "none",
+        "--inbound-ports",
+        &format!("127.0.0.1:0={application}{registered}"),
+        "--admin-address",
+        "127.0.0.1:0",
+        "--metrics-address",
+        "127.0.0.1:0",
+        "--metrics-latency-buckets",
+        BUCKETS,
+        "--workers",
+        "1",
+        "--addresses-file",
+        &folders.addresses(&proxy_name(workload)).to_string_lossy(),
+        "--log-format",
+        "text",
+        "--access-log",
+        "none",
+    ]);
+    if let Some(upstream) = upstream {
+        let listener = format!("127.0.0.1:0={NAMESPACE}/{upstream}:{PORT}");
+        arguments.extend(strings(&["--outbound-services", &listener]));
+    }
+    Process::start(Program { name: proxy_name(workload), arguments }, None, &folders.logs)
+}
+
+fn start_service(
+    folders: &Folders,
+    workload: &Workload,
+    addresses: &Addresses,
+    listener: TcpListener,
+) -> Result<Process> {
+    let mut arguments = strings(&["service", "--name", workload.application, "--version", workload.version]);
+    if let Some(upstream) = workload.upstream {
+        let address = addresses.get(&format!("outbound/{NAMESPACE}/{upstream}:{PORT}"))?;
+        arguments.extend(strings(&["--upstream", &format!("{upstream}:{PORT}={address}")]));
+    }
+    Process::start(Program { name: workload.name.to_owned(), arguments }, Some(listener), &folders.logs)
+}
+
+fn proxy_name(workload: &Workload) -> String {
+    format!("{}-proxy", workload.name)
+}
+
+fn strings(texts: &[&str]) -> Vec<String> {
+    texts.iter().map(|&text| text.to_owned()).collect()
+}
+
+/// Waits for the addresses file, which is moved into its place whole.
+async fn addresses_of(process: &mut Process, file: &Path) -> Result<Addresses> {
+    let begun = Instant::now();
+    loop {
+        if let Ok(text) = fs::read(file) {
+            return serde_json::from_slice(&text).with_context(|| format!("{}", file.display()));
+        }
+        still_starting(process, begun, "it did not say where it listens")?;
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Waits until `/ready` is answered with 200.
+async fn ready(process: &mut Process, origin: &Origin) -> Result<()> {
+    let begun = Instant::now();
+    loop {
+        let why = match origin.get("/ready", &HeaderMap::new(), READY_WITHIN).await {
+            Ok(answer) if answer.status().is_success() => return Ok(()),
+            Ok(answer) => String::from_utf8_lossy(answer.body()).trim().to_owned(),
+            Err(error) => format!("{error:#}"),
+        };
+        still_starting(process, begun, &format!("http://{}/ready says: {why}", origin.address()))?;
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+fn still_starting(process: &mut Process, begun: Instant, why: &str) -> Result<()> {
+    let name = process.name().to_owned();
+    if let Some(status) = process.ended() {
+        bail!("{name} ended while it started ({status}); {}", process.log_tail());
+    }
+    if begun.elapsed() > READY_WITHIN {
+        bail!("{name} is not ready after {READY_WITHIN:?}: {why}; {}", process.log_tail());
+    }
+    Ok(())
+}

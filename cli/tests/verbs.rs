@@ -1,0 +1,184 @@
+//! The command as its users run it: arguments in, output and exit status out.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::SystemTime;
+
+use tulle_certs::TrustDomain;
+use tulle_certs::token::TokenFile;
+use tulle_control_plane::ca::Ca;
+
+fn tulle(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_tulle")).args(arguments).stdin(Stdio::null()).output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+fn status(output: &Output) -> i32 {
+    output.status.code().unwrap()
+}
+
+#[test]
+fn version_is_one_line_or_one_object() {
+    let output = tulle(&["version"]);
+    assert_eq!((status(&output), stdout(&output)), (0, format!("tulle {}\n", env!("CARGO_PKG_VERSION"))));
+    let json: serde_json::Value = serde_json::from_str(&stdout(&tulle(&["version", "-o", "json"]))).unwrap();
+    assert_eq!(json["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(stdout(&tulle(&["--version"])), stdout(&output));
+}
+
+#[test]
+fn completion_knows_the_verbs_of_each_shell() {
+    for shell in ["bash", "zsh", "fish"] {
+        let output = tulle(&["completion", shell]);
+        assert_eq!(status(&output), 0, "{shell}");
+        for verb in ["demo", "check", "identity", "token"] {
+            assert!(stdout(&output).contains(verb), "{shell}: {verb}");
+        }
+    }
+    assert_eq!(status(&tulle(&["completion", "cobol"])), 2);
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_error() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_tulle"))
+        .args(["completion", "bash"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((status(&output), stderr(&output)), (0, String::new()));
+}
+
+#[test]
+fn wrong_arguments_are_2_and_say_what_is_meant() {
+    for arguments in [&["dmeo"][..], &["demo", "--for", "10"], &["demo", "--rps", "0"], &["check"], &[]] {
+        assert_eq!(status(&tulle(arguments)), 2, "{arguments:?}");
+    }
+    assert!(stderr(&tulle(&["demo", "--for", "10"])).contains("a number with a unit"));
+    assert!(stderr(&tulle(&["dmeo"])).contains("demo"));
+}
+
+#[test]
+fn help_has_examples_and_exit_status_and_hides_the_internals() {
+    assert!(!stdout(&tulle(&["--help"])).contains("internal"));
+    for verb in [&["demo"][..], &["check"], &["identity"], &["token", "create"]] {
+        let help = stdout(&tulle(&[verb, &["--help"]].concat()));
+        assert!(help.contains("Examples:") && help.contains("Exit status:"), "{verb:?}: {help}");
+    }
+}
+
+fn check(folder: &Path, more: &[&str]) -> Output {
+    tulle(&[&["check", "--config-dir", folder.to_str().unwrap()], more].concat())
+}
+
+const SERVICE: &str = "apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec:
+  ports: [{port: 80}]
+";
+
+#[test]
+fn check_of_a_good_folder_is_0() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("web.yaml"), SERVICE).unwrap();
+    let output = check(folder.path(), &[]);
+    assert_eq!((status(&output), stdout(&output)), (0, "ok: nothing found\n".to_owned()));
+    let json: serde_json::Value =
+        serde_json::from_str(&stdout(&check(folder.path(), &["-o", "json"]))).unwrap();
+    assert_eq!(json, serde_json::json!({ "ok": true, "errors": 0, "warnings": 0, "findings": [] }));
+}
+
+#[test]
+fn check_of_a_broken_folder_is_1_with_file_and_line() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("web.yaml"), SERVICE.replace("port: 80", "port: 80000")).unwrap();
+    let output = check(folder.path(), &[]);
+    assert_eq!(status(&output), 1);
+    let expected = format!("{}:5:", folder.path().join("web.yaml").display());
+    assert!(stdout(&output).contains(&expected), "{}", stdout(&output));
+    assert!(stdout(&output).contains("error: Service shop/web: spec.ports[0].port"), "{}", stdout(&output));
+    assert!(stdout(&output).ends_with("1 error, 0 warnings\n"), "{}", stdout(&output));
+    let json: serde_json::Value =
+        serde_json::from_str(&stdout(&check(folder.path(), &["-o", "json"]))).unwrap();
+    assert_eq!((&json["ok"], &json["findings"][0]["line"]), (&false.into(), &5.into()));
+}
+
+#[test]
+fn check_of_no_folder_names_it() {
+    let output = tulle(&["check", "--config-dir", "/no/such/folder"]);
+    assert_eq!(status(&output), 1);
+    assert!(stderr(&output).contains("/no/such/folder"), "{}", stderr(&output));
+}
+
+fn token_create(state: &Path, more: &[&str]) -> Output {
+    tulle(&[&["token", "create", "--state-dir", state.to_str().unwrap()], more].concat())
+}
+
+#[test]
+fn a_token_is_what_the_control_plane_takes() {
+    let state = tempfile::tempdir().unwrap();
+    fs::set_permissions(state.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    let domain = TrustDomain::new("cluster.local").unwrap();
+    let ca = Ca::open(state.path(), &domain, SystemTime::now()).unwrap();
+    let out = state.path().join("orders.token");
+    fs::write(&out, "of old, and readable by all").unwrap();
+    fs::set_permissions(&out, fs::Permissions::from_mode(0o644)).unwrap();
+    let identity = ["--workload-identity", "shop/orders", "--service", "orders", "--service", "orders-v2"];
+    let output = token_create(state.path(), &[&identity[..], &["--out", out.to_str().unwrap()]].concat());
+    assert_eq!((status(&output), stdout(&output)), (0, String::new()), "{}", stderr(&output));
+    assert_eq!(fs::metadata(&out).unwrap().permissions().mode() & 0o777, 0o600);
+    let file = TokenFile::read(&out).unwrap();
+    assert_eq!(file.pin, ca.pin());
+    let claims = ca.tokens().verify(&file.token, SystemTime::now()).unwrap();
+    assert_eq!(claims.sub.as_str(), "spiffe://cluster.local/ns/shop/sa/orders");
+    assert_eq!(claims.services, ["orders", "orders-v2"]);
+    let lifetime = claims.exp.duration_since(SystemTime::now()).unwrap().as_secs();
+    assert!((86_000..=86_400).contains(&lifetime), "{lifetime}");
+
+    let printed = token_create(state.path(), &identity);
+    assert!(TokenFile::parse(&stdout(&printed)).is_ok(), "{}", stdout(&printed));
+}
+
+#[test]
+fn a_token_that_cannot_be_made_says_why_and_leaves_nothing() {
+    let state = tempfile::tempdir().unwrap();
+    let out = state.path().join("token");
+    let out = out.to_str().unwrap();
+    let cases: [(&[&str], &str); 3] = [
+        (&["--workload-identity", "shop/orders", "--out", out], "state folder"),
+        (&["--workload-identity", "orders", "--out", out], "<namespace>/<service account>"),
+        (&["--workload-identity", "shop/orders", "--service", "Orders", "--out", out], "--service `Orders`"),
+    ];
+    for (arguments, expected) in cases {
+        let output = token_create(state.path(), arguments);
+        assert_eq!(status(&output), 1, "{arguments:?}");
+        assert!(stderr(&output).contains(expected), "{arguments:?}: {}", stderr(&output));
+    }
+    assert_eq!(fs::read_dir(state.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn identity_of_nobody_names_the_address() {
+    let output = tulle(&["identity", "--admin", "127.0.0.1:1"]);
+    assert_eq!(status(&output), 1);
+    assert!(stderr(&output).contains("no proxy's admin listener at 127.0.0.1:1"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_process_of_the_demo_ends_when_its_parent_has_gone() {
+    let output = tulle(&["internal", "--parent", "1", "service", "--name", "a", "--version", "v1"]);
+    assert_eq!(status(&output), 1);
+    assert!(stderr(&output).contains("has ended"), "{}", stderr(&output));
+}
