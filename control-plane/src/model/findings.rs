@@ -2,12 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 use super::Settings;
 use super::routes::{attach, resolve};
 use crate::finding::{Finding, Notes, Origin};
 use crate::index::{Index, Stored};
 use crate::object::{Identity, Kind, Mesh, NamespacedName, ObjectKey, Policy, Route, Service, Slice};
+
+/// Ports that an inbound proxy refuses as a destination: the proxy's own, and some to spare.
+const OWN_PORTS: RangeInclusive<u16> = 15_000..=15_090;
 
 /// Everything that does not fit, sorted.
 pub fn findings(index: &Index, settings: &Settings) -> Vec<Finding> {
@@ -92,6 +96,17 @@ fn slice(index: &Index, slice: &Slice) -> Notes {
                 format!("ports[{at}]"),
                 format!("Service {} has no port {called}; nobody is sent here", slice.service),
                 "a slice's port has the name of the Service's port that it serves",
+            );
+        }
+    }
+    for (at, (_, number)) in slice.ports.iter().enumerate() {
+        if OWN_PORTS.contains(number) {
+            notes.warn(
+                format!("ports[{at}].port"),
+                format!(
+                    "{number} is among the proxy's own ports, where an inbound proxy refuses connections"
+                ),
+                "let the program listen outside 15000–15090",
             );
         }
     }

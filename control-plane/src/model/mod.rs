@@ -1,6 +1,6 @@
 //! What proxies should know: an immutable snapshot of every resource, encoded once and shared by all.
 //!
-//! Built from the [`Index`] by pure functions ([`build`]), whole or only as far as something may have changed
+//! Built from the [`Index`] by pure functions (`build`), whole or only as far as something may have changed
 //! ([`Model::next`]); both give the same. A resource keeps its version, and even its place in memory, for as long as its
 //! bytes stay the same, so ADS sends nothing that did not change. Versions are a hash of the bytes: equal on every
 //! replica and after every restart. [`Publisher`] hands the newest snapshot to the ADS sessions.

@@ -121,6 +121,7 @@ impl Publisher {
             state.changes += 1;
             let id = RegistrationId(state.changes);
             state.registrations.insert(workload, id);
+            warn_of_rivals(&state.index, &registration);
             state.index.register(registration);
             (id, pending(&state.index, &ports), state.changes)
         };
@@ -222,6 +223,22 @@ fn pending(index: &Index, ports: &[(NamespacedName, u16, u16)]) -> Vec<String> {
         .collect();
     pending.dedup();
     pending
+}
+
+/// Two workloads on one address and port: one of them is mistaken, and clients can be told of one only.
+fn warn_of_rivals(index: &Index, registration: &Registration) {
+    let others = index.registrations_at(registration.address);
+    for other in others.filter(|other| other.workload != registration.workload) {
+        let shared = |port: u16| other.ports.iter().any(|(_, _, theirs)| *theirs == port);
+        if let Some((_, _, port)) = registration.ports.iter().find(|(_, _, port)| shared(*port)) {
+            tracing::warn!(
+                workload = %registration.workload,
+                other = %other.workload,
+                "both say that they are at {} port {port}; one of them is mistaken",
+                registration.address
+            );
+        }
+    }
 }
 
 fn gather(index: &Index, settings: &Settings, found: &[Finding]) -> Arc<[Finding]> {

@@ -1,1 +1,78 @@
+use super::*;
 
+#[test]
+fn names_are_those_of_kubernetes() {
+    let cases = [
+        ("a", true, true),
+        ("web-1", true, true),
+        ("a.b", false, true),
+        ("", false, false),
+        ("-a", false, false),
+        ("a-", false, false),
+        ("a..b", false, false),
+        ("A", false, false),
+        ("a_b", false, false),
+        ("a/b", false, false),
+        ("é", false, false),
+    ];
+    for (text, label, subdomain) in cases {
+        assert_eq!((is_label(text), is_subdomain(text)), (label, subdomain), "{text:?}");
+    }
+    assert!(is_label(&"a".repeat(63)) && !is_label(&"a".repeat(64)));
+    assert!(!is_subdomain(&"a".repeat(254)));
+}
+
+#[test]
+fn identities_are_spiffe_ids_or_service_accounts() {
+    let id = |text: &str| Identity::parse(text).map(|identity| identity.spiffe_id("cluster.local"));
+    let cases = [
+        ("shop/web", Some("spiffe://cluster.local/ns/shop/sa/web")),
+        ("spiffe://example.org/a/B_c.d", Some("spiffe://example.org/a/B_c.d")),
+        ("web", None),
+        ("shop/web/x", None),
+        ("Shop/web", None),
+        ("spiffe://example.org", None),
+        ("spiffe://example.org/", None),
+        ("spiffe://Example.org/a", None),
+        ("spiffe://example.org/a//b", None),
+        ("spiffe://example.org/a/../b", None),
+        ("spiffe://example.org/a%20b", None),
+        ("spiffe:///a", None),
+        ("", None),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(id(text).as_deref(), expected, "{text:?}");
+    }
+}
+
+#[test]
+fn a_grant_is_for_the_kinds_that_it_names() {
+    use gateway_api::experimental::referencegrants::{
+        ReferenceGrantFrom, ReferenceGrantSpec, ReferenceGrantTo,
+    };
+    let from = |kind: &str| ReferenceGrantFrom {
+        group: "gateway.networking.k8s.io".to_owned(),
+        kind: kind.to_owned(),
+        namespace: "shop".to_owned(),
+    };
+    let to = |kind: &str, name: Option<&str>| ReferenceGrantTo {
+        group: String::new(),
+        kind: kind.to_owned(),
+        name: name.map(str::to_owned),
+    };
+    let cases = [
+        (from("HTTPRoute"), to("Service", None), true),
+        (from("HTTPRoute"), to("Service", Some("cups")), true),
+        (from("HTTPRoute"), to("Service", Some("plates")), false),
+        (from("HTTPRoute"), to("Secret", None), false),
+        (from("Gateway"), to("Service", None), false),
+    ];
+    for (from, to, allowed) in cases {
+        let mut object = ReferenceGrant::new("g", ReferenceGrantSpec { from: vec![from], to: vec![to] });
+        object.metadata.namespace = Some("cafe".to_owned());
+        let grant = Grant::read(&object);
+        assert_eq!(grant.allows("shop", &NamespacedName::new("cafe", "cups")), allowed, "{grant:?}");
+        assert!(!grant.allows("elsewhere", &NamespacedName::new("cafe", "cups")));
+        assert!(!grant.allows("shop", &NamespacedName::new("bar", "cups")));
+    }
+}

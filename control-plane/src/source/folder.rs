@@ -50,6 +50,8 @@ pub struct Folder {
 struct Held {
     object: Object,
     origin: Origin,
+    /// False for what stands in for a version that never was good.
+    good: bool,
 }
 
 #[derive(Debug)]
@@ -201,12 +203,15 @@ impl Folder {
 
     /// The version of an entry that holds.
     fn held(&self, entry: &Entry) -> Option<Held> {
-        let new = |object: &Object| Held { object: object.clone(), origin: entry.origin.clone() };
+        let new =
+            |object: &Object, good: bool| Held { object: object.clone(), origin: entry.origin.clone(), good };
         match &entry.content {
-            Content::Good(object) => Some(new(object)),
+            Content::Good(object) => Some(new(object, true)),
+            // The old version, but the new place: that is where people will look.
             Content::Refused { fallback } => {
-                let before = self.objects.get(&entry.key).cloned();
-                before.or_else(|| fallback.as_ref().map(new))
+                let before = self.objects.get(&entry.key).filter(|held| held.good);
+                let before = before.map(|held| new(&held.object, true));
+                before.or_else(|| fallback.as_ref().map(|object| new(object, false)))
             }
             Content::Unknown => None,
         }

@@ -3,10 +3,10 @@
 //! A source reads, says what changed ([`crate::index::Change`]) and what is wrong ([`Finding`]); it never decides what
 //! that means to a proxy. One broken document takes nothing down: the last good version of what it held is served on.
 //!
-//! - [`yaml`]: text → documents, with the line and column of every field;
-//! - [`decode`]: documents → objects;
-//! - [`folder`]: files → what changed, keeping the last good version of what is broken;
-//! - [`watch`]: the thread that looks when something happens, and now and then anyway.
+//! - `yaml`: text → documents, with the line and column of every field;
+//! - `decode`: documents → objects;
+//! - `folder`: files → what changed, keeping the last good version of what is broken;
+//! - `watch`: the thread that looks when something happens, and now and then anyway.
 
 mod decode;
 mod folder;
@@ -17,7 +17,7 @@ use std::path::Path;
 
 pub use self::folder::{Folder, FolderError, Read};
 pub use self::watch::Watch;
-use crate::finding::Finding;
+use crate::finding::{Finding, Severity};
 use crate::index::Index;
 use crate::model::{Settings, findings};
 
@@ -29,8 +29,21 @@ use crate::model::{Settings, findings};
 pub fn check(dir: &Path) -> Result<Vec<Finding>, FolderError> {
     let (_, read) = Folder::open(dir)?;
     let mut index = Index::default();
+    let empty = read.changes.is_empty() && read.findings.is_empty();
     index.change(read.changes);
     let mut all = findings(&index, &Settings::default());
+    if empty {
+        all.push(Finding {
+            file: Some(dir.display().to_string()),
+            line: None,
+            column: None,
+            severity: Severity::Warning,
+            object: None,
+            field: None,
+            message: "there is no configuration in this folder".to_owned(),
+            hint: Some("it is read from *.yaml, *.yml and *.json, here and one folder down".to_owned()),
+        });
+    }
     all.extend(read.findings);
     all.sort();
     all.dedup();

@@ -191,6 +191,12 @@ fn a_policy_that_never_could_be_read_allows_nobody() {
             .collect()
     };
     assert_eq!(rules(&world), [("unreadable".to_owned(), 0)]);
+    // Still broken, but attached elsewhere: that is what is closed now.
+    let target =
+        |world: &World| world.index.policies().next().unwrap().object.targets[0].service.name.to_string();
+    assert_eq!(target(&world), "web");
+    world.write("conf/a.yaml", &broken.replace("name: web", "name: api"));
+    assert_eq!(target(&world), "api");
     world.write("conf/a.yaml", policy);
     assert_eq!(rules(&world), [("0".to_owned(), 1)]);
     // Broken again, but now there is a last good version.
@@ -213,7 +219,8 @@ fn an_unchanged_folder_changes_nothing() {
 #[test]
 fn findings_name_field_and_line() {
     let mesh = "apiVersion: policy.tulle.dev/v1alpha1\nkind: Mesh\nmetadata: {name: mesh}\n";
-    let cases: &[(&str, &str, &[(&str, u32)])] = &[
+    type Case<'a> = (&'a str, &'a str, &'a [(&'a str, u32)]);
+    let cases: &[Case<'_>] = &[
         ("comments before", "# one\n\n# two\nkind: Service\nmetadata: {name: a}\n", &[("apiVersion", 4)]),
         ("a bare value", "just text\n", &[("apiVersion", 1)]),
         ("no name", "apiVersion: v1\nkind: Service\nmetadata:\n  labels: {}\n", &[("metadata.name", 3)]),
@@ -407,6 +414,9 @@ fn only_configuration_is_read_from_a_folder() {
         write(ignored, "kind: [");
     }
     assert_eq!(check(dir.path()).unwrap(), []);
+    assert_eq!(check(&dir.path().join(".hidden")).unwrap().len(), 1);
+    let empty = tempfile::tempdir().unwrap();
+    assert!(check(empty.path()).unwrap()[0].message.contains("no configuration"));
     std::os::unix::fs::symlink("nowhere.yaml", dir.path().join("broken.yaml")).unwrap();
     let found = check(dir.path()).unwrap();
     assert_eq!(found.len(), 1, "{found:#?}");

@@ -1,0 +1,140 @@
+//! Seeded: whatever changes in whatever order, a kept model is a built one.
+
+use super::*;
+
+/// A xorshift, so that a failure can be replayed by its seed.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+
+    fn pick<'a>(&mut self, of: &[&'a str]) -> &'a str {
+        of[usize::try_from(self.below(of.len() as u64)).unwrap()]
+    }
+}
+
+const NAMESPACES: [&str; 2] = ["default", "shop"];
+const SERVICES: [&str; 3] = ["a", "b", "c"];
+const IPS: [&str; 3] = ["10.0.0.1", "10.0.0.2", "10.0.0.3"];
+
+/// One object of any kind, in few enough places that they meet.
+fn random_object(random: &mut Random) -> String {
+    let (namespace, service, other) =
+        (random.pick(&NAMESPACES), random.pick(&SERVICES), random.pick(&SERVICES));
+    let (ip, port) = (random.pick(&IPS), random.pick(&["80", "81"]));
+    let named = random.pick(&["http", "web", ""]);
+    match random.below(6) {
+        0 | 1 => format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {service}, namespace: {namespace}}}\nspec: {{clusterIP: {ip}, ports: [{{port: {port}, name: '{named}'}}]}}\n"
+        ),
+        2 => format!(
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: s-{other}, namespace: {namespace}, labels: {{kubernetes.io/service-name: {service}}}}}\naddressType: IPv4\nports: [{{name: '{named}', port: 8080}}]\nendpoints: [{{addresses: [{ip}], targetRef: {{kind: Pod, name: pod-{other}}}}}]\n"
+        ),
+        3 => {
+            let parent = random.pick(&NAMESPACES);
+            format!(
+                "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: r-{other}, namespace: {namespace}}}\nspec:\n  parentRefs: [{{group: '', kind: Service, name: {service}, namespace: {parent}}}]\n  rules: [{{backendRefs: [{{name: {other}, namespace: {parent}, port: {port}}}]}}]\n"
+            )
+        }
+        4 => format!(
+            "apiVersion: policy.tulle.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{name: p-{other}, namespace: {namespace}}}\nspec: {{targetRefs: [{{kind: Service, name: {service}}}], rules: [{{from: [{{identities: [x/{other}]}}], toPorts: [{port}]}}]}}\n"
+        ),
+        _ if random.below(3) == 0 => format!(
+            "apiVersion: policy.tulle.dev/v1alpha1\nkind: Mesh\nmetadata: {{name: mesh}}\nspec: {{mtls: {}}}\n",
+            random.pick(&["strict", "permissive", "'off'"])
+        ),
+        _ => format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: ReferenceGrant\nmetadata: {{name: g, namespace: {namespace}}}\nspec: {{from: [{{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: {}}}], to: [{{group: '', kind: Service}}]}}\n",
+            random.pick(&NAMESPACES)
+        ),
+    }
+}
+
+fn parse(text: &str) -> Object {
+    let read = read_text(text);
+    match read.changes.into_iter().next() {
+        Some(crate::index::Change::Apply(object, _)) => *object,
+        other => panic!("{other:?}: {text}\n{:#?}", read.findings),
+    }
+}
+
+/// Everything that can be asked for, by type and name.
+fn dump(model: &Model) -> BTreeMap<String, Arc<str>> {
+    let mut all = BTreeMap::new();
+    for kind in ResourceType::ALL {
+        for name in model.names(kind) {
+            let clients: &[&str] = if kind == ResourceType::Routes { &["default/", "shop/"] } else { &[""] };
+            for client in clients {
+                let name = format!("{client}{name}");
+                all.insert(format!("{kind}/{name}"), model.get(kind, &name).unwrap().version.clone());
+            }
+        }
+    }
+    all
+}
+
+#[test]
+fn a_model_kept_through_changes_equals_one_built_from_scratch() {
+    for seed in 1..=60_u64 {
+        let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let mut kept = Index::default();
+        let mut objects: BTreeMap<ObjectKey, Object> = BTreeMap::new();
+        let mut registrations: BTreeMap<NamespacedName, Registration> = BTreeMap::new();
+        let mut model = Model::build(&kept, Settings::default());
+        for step in 0..30 {
+            for _ in 0..=random.below(3) {
+                change(&mut random, &mut kept, &mut objects, &mut registrations);
+            }
+            let dirty = kept.take_dirty();
+            model = model.next(&kept, &dirty);
+
+            let mut fresh = Index::default();
+            for registration in registrations.values() {
+                fresh.register(registration.clone());
+            }
+            fresh.reset(objects.values().map(|object| (object.clone(), None)));
+            let scratch = Model::build(&fresh, Settings::default());
+            assert_eq!(dump(&model), dump(&scratch), "seed {seed}, step {step}");
+            assert!(model == scratch, "seed {seed}, step {step}");
+        }
+    }
+}
+
+fn change(
+    random: &mut Random,
+    index: &mut Index,
+    objects: &mut BTreeMap<ObjectKey, Object>,
+    registrations: &mut BTreeMap<NamespacedName, Registration>,
+) {
+    match random.below(10) {
+        0..=4 => {
+            let object = parse(&random_object(random));
+            objects.insert(object.key(), object.clone());
+            index.apply(object, None);
+        }
+        5 | 6 => {
+            let at = random.below(objects.len().max(1) as u64);
+            let key = objects.keys().nth(usize::try_from(at).unwrap()).cloned();
+            let key = key.unwrap_or_else(|| ObjectKey { kind: Kind::Service, name: name("x/y") });
+            objects.remove(&key);
+            index.delete(&key);
+        }
+        7 | 8 => {
+            let workload = random.pick(&["w1", "w2"]);
+            let port = u32::try_from(80 + random.below(2)).unwrap();
+            let new = registration(workload, random.pick(&IPS), &[(random.pick(&SERVICES), port, 8080)]);
+            registrations.insert(new.workload.clone(), new.clone());
+            index.register(new);
+        }
+        _ => {
+            let workload = NamespacedName::new("default", random.pick(&["w1", "w2"]));
+            registrations.remove(&workload);
+            index.unregister(&workload);
+        }
+    }
+}

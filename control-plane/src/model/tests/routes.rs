@@ -1,0 +1,208 @@
+//! Routes: whose they are, and what becomes of what is written in them.
+
+use super::*;
+
+fn route_names(routes: &v1::Routes) -> Vec<(&str, Vec<u32>)> {
+    let http = routes.http.iter();
+    http.map(|route| (route.name.as_ref().unwrap().name.as_str(), route.ports.clone())).collect()
+}
+
+#[test]
+fn a_consumers_routes_take_the_producers_place_for_its_namespace_only() {
+    let text = format!(
+        "{ORDERS}{}{}{}",
+        route("default", "produced", "", TO_ORDERS),
+        route("shop", "consumed", "", TO_ORDERS),
+        route("cafe", "partly", ", port: 81", TO_ORDERS),
+    );
+    let (index, found) = index(&text);
+    assert_eq!(found, []);
+    let model = Model::build(&index, Settings::default());
+    let all = routes(&model, "default/default/orders");
+    assert_eq!(route_names(&all), [("produced", vec![])]);
+    assert_eq!(all.client_namespace, "");
+    let shop = routes(&model, "shop/default/orders");
+    assert_eq!(route_names(&shop), [("consumed", vec![])]);
+    assert_eq!(shop.client_namespace, "shop");
+    // On the port that the consumer leaves alone, the producer's route stays.
+    let cafe = routes(&model, "cafe/default/orders");
+    assert_eq!(route_names(&cafe), [("partly", vec![81]), ("produced", vec![80])]);
+    // Everybody else shares one encoded resource.
+    let of = |client: &str| model.get(ResourceType::Routes, &format!("{client}/default/orders")).unwrap();
+    assert!(Arc::ptr_eq(&of("default"), &of("elsewhere")));
+    assert_ne!(of("default").version, of("shop").version);
+}
+
+#[test]
+fn older_routes_come_first_and_those_without_an_age_last() {
+    let aged = |name: &str, created: &str| {
+        route("default", name, "", TO_ORDERS)
+            .replace("metadata: {", &format!("metadata: {{creationTimestamp: {created}, "))
+    };
+    let text = format!(
+        "{ORDERS}{}{}{}",
+        route("default", "a", "", TO_ORDERS),
+        aged("b", "2024-05-01T00:00:00Z"),
+        aged("c", "2023-05-01T00:00:00Z")
+    );
+    let all = routes(&model(&text), "x/default/orders");
+    let names: Vec<_> = route_names(&all).into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["c", "b", "a"]);
+}
+
+#[test]
+fn weights_matches_and_timeouts_are_passed_on() {
+    let rules = "
+  - name: split
+    matches: [{path: {value: /a}}, {path: {type: Exact, value: /b}}, {}]
+    backendRefs: [{name: orders, port: 80, weight: 9}, {name: orders, port: 81}, {name: orders, port: 81, weight: 0}]
+    timeouts: {request: 1m30s, backendRequest: 300ms}
+  - backendRefs: [{name: orders, port: 80}]
+    timeouts: {request: 0s}
+";
+    let all = routes(
+        &model(&format!("{ORDERS}{}", route("default", "r", ", sectionName: admin", rules))),
+        "x/default/orders",
+    );
+    let route = &all.http[0];
+    assert_eq!(route.ports, [81]);
+    let rule = &route.rules[0];
+    assert_eq!(rule.name, "split");
+    let paths: Vec<_> = rule.matches.iter().map(|one| one.path.clone().unwrap()).collect();
+    use v1::http_match::Path;
+    assert_eq!(paths, [Path::Prefix("/a".into()), Path::Exact("/b".into()), Path::Prefix("/".into())]);
+    let weights: Vec<_> = rule.backends.iter().map(|one| (one.port, one.weight)).collect();
+    assert_eq!(weights, [(80, 9), (81, 1), (81, 0)]);
+    let seconds = |duration: &Option<prost_types::Duration>| duration.as_ref().map(|d| (d.seconds, d.nanos));
+    assert_eq!(seconds(&rule.request_timeout), Some((90, 0)));
+    assert_eq!(seconds(&rule.backend_request_timeout), Some((0, 300_000_000)));
+    assert_eq!(seconds(&route.rules[1].request_timeout), None);
+    assert_eq!(route.rules[1].matches.len(), 1);
+}
+
+/// What a rule says, the fields that are found wrong, and how many rules are served (none: the route is refused).
+#[test]
+fn a_rule_is_served_as_written_or_not_at_all() {
+    const BACKEND: &str = "backendRefs: [{name: orders, port: 80}]";
+    let cases: &[(&str, &[&str], Option<usize>)] = &[
+        ("{BACKEND}", &[], Some(1)),
+        (
+            "{matches: [{path: {value: /}, headers: [{name: a, value: b}]}], BACKEND}",
+            &["spec.rules[0].matches[0].headers"],
+            Some(0),
+        ),
+        (
+            "{matches: [{queryParams: [{name: a, value: b}]}], BACKEND}",
+            &["spec.rules[0].matches[0].queryParams"],
+            Some(0),
+        ),
+        ("{matches: [{method: GET}], BACKEND}", &["spec.rules[0].matches[0].method"], Some(0)),
+        (
+            "{matches: [{path: {value: /}}, {path: {type: RegularExpression, value: /.*}}], BACKEND}",
+            &["spec.rules[0].matches[1].path.type"],
+            Some(0),
+        ),
+        (
+            "{filters: [{type: RequestMirror, requestMirror: {backendRef: {name: a, port: 1}}}], BACKEND}",
+            &["spec.rules[0].filters"],
+            Some(0),
+        ),
+        (
+            "{backendRefs: [{name: orders, port: 80, filters: [{type: RequestHeaderModifier, requestHeaderModifier: {remove: [a]}}]}]}",
+            &["spec.rules[0].backendRefs[0].filters"],
+            Some(0),
+        ),
+        ("{retry: {attempts: 2}, BACKEND}", &["spec.rules[0].retry"], Some(1)),
+        ("{}", &["spec.rules[0].backendRefs"], Some(1)),
+        ("{matches: [{path: {value: a}}], BACKEND}", &["spec.rules[0].matches[0].path.value"], None),
+        ("{matches: [{path: {value: /a//b}}], BACKEND}", &["spec.rules[0].matches[0].path.value"], None),
+        ("{matches: [{path: {value: /a/..}}], BACKEND}", &["spec.rules[0].matches[0].path.value"], None),
+        ("{backendRefs: [{name: orders}]}", &["spec.rules[0].backendRefs[0].port"], None),
+        (
+            "{backendRefs: [{name: orders, port: 80, weight: 1000001}]}",
+            &["spec.rules[0].backendRefs[0].weight"],
+            None,
+        ),
+        (
+            "{backendRefs: [{name: orders, port: 80, weight: 1.5}]}",
+            &["spec.rules[0].backendRefs[0].weight"],
+            None,
+        ),
+        ("{timeouts: {request: 10}, BACKEND}", &["spec.rules[0].timeouts.request"], None),
+        ("{timeouts: {request: 1d}, BACKEND}", &["spec.rules[0].timeouts.request"], None),
+        (
+            "{timeouts: {request: 1s, backendRequest: 2s}, BACKEND}",
+            &["spec.rules[0].timeouts.backendRequest"],
+            None,
+        ),
+        ("{name: a, BACKEND}, {name: a, BACKEND}", &["spec.rules[1].name"], None),
+    ];
+    for (rule, fields, served) in cases {
+        let rules = format!("[{}]", rule.replace("BACKEND", BACKEND));
+        let (index, found) = index(&format!("{ORDERS}{}", route("default", "r", "", &rules)));
+        let seen: Vec<_> = found.iter().map(|finding| finding.field.clone().unwrap_or_default()).collect();
+        assert_eq!(seen, *fields, "{rule}: {found:#?}");
+        assert!(found.iter().all(|finding| finding.line == Some(16)), "{rule}: {found:#?}");
+        let all = routes(&Model::build(&index, Settings::default()), "x/default/orders");
+        assert_eq!(all.http.first().map(|route| route.rules.len()), *served, "{rule}");
+    }
+}
+
+#[test]
+fn a_reference_that_does_not_resolve_is_an_invalid_backend() {
+    let cases = [
+        ("name: gone, port: 80", Some("spec.rules[0].backendRefs[0]")),
+        ("name: orders, port: 82", Some("spec.rules[0].backendRefs[0]")),
+        ("name: orders, port: 80, kind: Secret", Some("spec.rules[0].backendRefs[0]")),
+        ("name: cups, namespace: cafe, port: 1", Some("spec.rules[0].backendRefs[0]")),
+        ("name: plates, namespace: cafe, port: 1", None),
+        ("name: orders, namespace: default, port: 80", None),
+    ];
+    let cafe = "
+---
+{apiVersion: v1, kind: Service, metadata: {name: cups, namespace: cafe}, spec: {ports: [{port: 1}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: plates, namespace: cafe}, spec: {ports: [{port: 1}]}}
+---
+apiVersion: gateway.networking.k8s.io/v1beta1
+kind: ReferenceGrant
+metadata: {name: g, namespace: cafe}
+spec:
+  from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: default}]
+  to: [{group: '', kind: Service, name: plates}]
+";
+    for (backend, field) in cases {
+        let rules = format!("[{{backendRefs: [{{{backend}}}, {{name: orders, port: 80}}]}}]");
+        let (index, found) = index(&format!("{ORDERS}{}{cafe}", route("default", "r", "", &rules)));
+        let seen: Vec<_> = found.iter().filter_map(|finding| finding.field.as_deref()).collect();
+        assert_eq!(seen, Vec::from_iter(field), "{backend}: {found:#?}");
+        let all = routes(&Model::build(&index, Settings::default()), "x/default/orders");
+        let backends = &all.http[0].rules[0].backends;
+        assert_eq!(backends[0].invalid.is_empty(), field.is_none(), "{backend}");
+        assert_eq!(backends[1].invalid, "");
+    }
+    // A consumer's route may send requests back to the service that its clients dialled.
+    let (index, found) = index(&format!("{ORDERS}{}", route("shop", "r", "", TO_ORDERS)));
+    assert_eq!(found, []);
+    let all = routes(&Model::build(&index, Settings::default()), "shop/default/orders");
+    assert_eq!(all.http[0].rules[0].backends[0].invalid, "");
+}
+
+#[test]
+fn a_parent_that_does_not_resolve_is_told() {
+    let cases = [
+        (", port: 82", "spec.parentRefs[0].port"),
+        (", sectionName: nope", "spec.parentRefs[0].sectionName"),
+        (", sectionName: admin, port: 80", "spec.parentRefs[0].sectionName"),
+    ];
+    for (port, field) in cases {
+        let (index, found) = index(&format!("{ORDERS}{}", route("default", "r", port, TO_ORDERS)));
+        assert_eq!(found.len(), 1, "{found:#?}");
+        assert_eq!(found[0].field.as_deref(), Some(field));
+        let all = routes(&Model::build(&index, Settings::default()), "x/default/orders");
+        assert_eq!(all.http, []);
+    }
+    let (_, found) = index(&route("default", "r", "", "[{backendRefs: [{name: orders, port: 80}]}]"));
+    let fields: Vec<_> = found.iter().filter_map(|finding| finding.field.as_deref()).collect();
+    assert_eq!(fields, ["spec.parentRefs[0].name", "spec.rules[0].backendRefs[0]"]);
+}
