@@ -73,7 +73,7 @@ impl fmt::Display for Refusal {
 }
 
 /// A refusal with what a human needs to know: which identity, which time.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{refusal}: {detail}")]
 pub struct Refused {
     /// The reason.
@@ -85,6 +85,13 @@ pub struct Refused {
 impl Refused {
     pub(crate) fn new(refusal: Refusal, detail: impl Into<String>) -> Self {
         Self { refusal, detail: detail.into() }
+    }
+}
+
+impl fmt::Debug for Refused {
+    /// As `Display`: rustls shows what it carries for us by `Debug`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 
@@ -125,6 +132,18 @@ pub fn refusal_of(error: &rustls::Error) -> Option<Refusal> {
 /// [`refusal_of`] for the `io::Error` that a TLS stream over tokio fails with.
 pub fn refusal_of_io(error: &io::Error) -> Option<Refusal> {
     tls_error(error).and_then(refusal_of)
+}
+
+/// A handshake's failure for humans: the stable word first if we refused the peer, then what was seen.
+pub fn describe_io(error: &io::Error) -> String {
+    let Some(tls) = tls_error(error) else { return error.to_string() };
+    match (tls, refusal_of(tls)) {
+        (rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(other))), Some(_)) => {
+            other.to_string()
+        }
+        (_, Some(refusal)) => format!("{refusal}: {tls}"),
+        (_, None) => tls.to_string(),
+    }
 }
 
 /// The TLS error inside an `io::Error`, if there is one.
@@ -175,6 +194,16 @@ mod tests {
         assert_eq!(refusal_of(&rustls::Error::HandshakeNotComplete), None);
         assert_eq!(refusal_of_io(&io::Error::from(io::ErrorKind::UnexpectedEof)), None);
         assert_eq!(refusal_of_io(&io::Error::other("x")), None);
+    }
+
+    #[test]
+    fn descriptions_begin_with_the_word() {
+        for refusal in Refusal::ALL {
+            let error = io::Error::other(rustls::Error::from(Refused::new(refusal, "this and that")));
+            let text = describe_io(&error);
+            assert!(text.starts_with(refusal.reason()) && !text.contains("OtherError"), "{text}");
+        }
+        assert_eq!(describe_io(&io::Error::other("x")), "x");
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub enum DialError {
     #[error("the control plane at {0} cannot be reached: {1}")]
     Connect(String, #[source] io::Error),
     /// It is someone else, or it refuses us.
-    #[error("TLS with the control plane at {0} failed: {1}")]
+    #[error("TLS with the control plane at {0} failed: {why}", why = refusal::describe_io(.1))]
     Tls(String, #[source] io::Error),
     /// There is no certificate to show yet.
     #[error("there is no identity yet")]

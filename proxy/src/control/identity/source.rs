@@ -282,7 +282,11 @@ fn refused(status: &Status) -> IdentityError {
             let mut source = std::error::Error::source(status);
             while let Some(error) = source {
                 why = error.to_string();
-                tls |= matches!(error.downcast_ref(), Some(DialError::Tls(..)));
+                // What we said ourselves is said best; below it come the library's words.
+                if let Some(dial) = error.downcast_ref::<DialError>() {
+                    tls |= matches!(dial, DialError::Tls(..));
+                    break;
+                }
                 source = error.source();
             }
             tls |= crate::tls::refused_by_peer(status);
