@@ -70,7 +70,11 @@ impl Metrics {
         let budget = Arc::new(Budget::new(max_lines, bounds.len()));
         let workers = (0..workers.max(1)).map(|_| WorkerMetrics::new(&bounds, &budget)).collect();
         process::start();
-        Self { workers, control: Arc::default(), bounds, extra: Arc::default() }
+        let control = Arc::<ControlMetrics>::default();
+        // Never connected is a 0 that an alert can see, not a gap.
+        control.ads_connected(false);
+        control.registered(false);
+        Self { workers, control, bounds, extra: Arc::default() }
     }
 
     /// The cells of the worker thread of that index. An index that is not there gets the last one's.

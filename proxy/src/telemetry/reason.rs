@@ -323,6 +323,17 @@ mod tests {
     }
 
     #[test]
+    fn remedies_name_settings_that_there_are() {
+        for reason in Reason::ALL {
+            let words = reason.cause().split(' ').chain(reason.remedy().split(' '));
+            for word in words.filter_map(|word| word.strip_prefix(crate::config::PREFIX)) {
+                let name = word.trim_end_matches(|c: char| !c.is_ascii_uppercase());
+                assert!(crate::config::VARIABLES.iter().any(|known| known.name == name), "{reason}: {name}");
+            }
+        }
+    }
+
+    #[test]
     fn refusals_keep_their_words() {
         for refusal in Refusal::ALL {
             assert_eq!(Reason::from(refusal).code(), refusal.reason());

@@ -180,6 +180,7 @@ fn what_a_worker_counts_by_itself_is_there() {
 fn the_control_threads_values_are_there() {
     let metrics = metrics(1, 2000);
     let control = metrics.control();
+    assert_eq!(value(&metrics.render(), "tulle_ads_connected", &[]), 0.0, "from the start");
     control.ads_connected(true);
     control.ads_acked("Endpoints");
     control.ads_acked("Endpoints");
