@@ -511,3 +511,14 @@ fn a_folder_that_is_replaced_is_followed_and_one_that_is_gone_is_served_on() {
     assert_eq!(next(&changes), [("default/a".to_owned(), true)]);
     drop(watch);
 }
+
+#[test]
+fn the_examples_of_the_reference_are_without_fault() {
+    let reference = include_str!("../../../docs/reference/yaml.md");
+    let blocks = reference.split("```yaml\n").skip(1).filter_map(|rest| rest.split_once("```"));
+    let texts: Vec<&str> = blocks.map(|(text, _)| text).collect();
+    assert_eq!(texts.len(), 5);
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("all.yaml"), texts.join("---\n")).unwrap();
+    assert_eq!(check(dir.path()).unwrap(), []);
+}
