@@ -146,10 +146,13 @@ impl Identity {
         if let Some(interval) = source.poll_interval() {
             return interval;
         }
+        let now = SystemTime::now();
         match &*self.load() {
-            Some(creds) => renewal::next(obtained, creds.not_after(), SystemTime::now(), failures, jitter)
-                .max(LEAST_WAIT),
-            None => renewal::backoff(failures.max(1), jitter),
+            Some(creds) if !creds.is_expired(now) => {
+                renewal::next(obtained, creds.not_after(), now, failures, jitter).max(LEAST_WAIT)
+            }
+            // Nothing works without one: at most 4 s between tries.
+            _ => renewal::backoff(failures.clamp(1, 3), jitter),
         }
     }
 

@@ -198,8 +198,11 @@ async fn the_old_certificate_serves_on_while_the_control_plane_is_away() {
     let error = identity.obtain(&source).await.unwrap_err();
     assert!(matches!(error, IdentityError::Unreachable { .. } | IdentityError::TimedOut), "{error}");
     assert!(Arc::ptr_eq(&first, &identity.current().unwrap()));
-    let wait = identity.wait(&source, now(), 1);
-    assert!(wait >= LEAST_WAIT && wait <= Duration::from_secs(1), "{wait:?}");
+    let wait = |failures| identity.wait(&source, now(), failures);
+    assert_eq!(wait(1), LEAST_WAIT);
+    assert!(wait(20) >= Duration::from_secs(30) && wait(20) <= Duration::from_secs(60));
+    let waits_less_without = Identity::new().wait(&source, now(), 20);
+    assert!(waits_less_without <= Duration::from_secs(4), "{waits_less_without:?}");
 }
 
 #[tokio::test]
