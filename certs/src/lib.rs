@@ -44,4 +44,4 @@ pub use id::{SpiffeId, TrustDomain, control_plane_id};
 pub use key::PrivateKey;
 pub use refusal::{Refusal, refusal_of, refusal_of_io, refused_by_peer};
 pub use verify::peer_id;
-pub use x509::validity;
+pub use x509::{Names, names, validity};

@@ -61,6 +61,24 @@ pub fn validity(certificate: &CertificateDer<'_>) -> Result<(SystemTime, SystemT
     Ok((parsed.not_before(), parsed.not_after()))
 }
 
+/// Who a certificate names, for people: nothing is decided by it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Names {
+    /// Distinguished name of the issuer (RFC 4514).
+    pub issuer: String,
+    /// Distinguished name of the subject; often empty in an SVID, which is named by its SAN.
+    pub subject: String,
+    /// Hexadecimal, two digits per byte, with colons.
+    pub serial: String,
+}
+
+/// The names in a certificate, cut at 200 characters; the error is a phrase.
+pub fn names(certificate: &CertificateDer<'_>) -> Result<Names, String> {
+    let parsed = parse(certificate)?;
+    let issuer = parsed.0.issuer().to_string().chars().take(200).collect();
+    Ok(Names { issuer, subject: parsed.subject(), serial: parsed.0.raw_serial_as_string() })
+}
+
 /// Whether `issuer` signed `certificate` (by name and by signature). A root is not counted as its own issuer.
 pub(crate) fn issued(issuer: &CertificateDer<'_>, certificate: &CertificateDer<'_>) -> bool {
     let (Ok(Parsed(issuer)), Ok(Parsed(certificate))) = (parse(issuer), parse(certificate)) else {

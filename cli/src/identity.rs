@@ -54,34 +54,53 @@ async fn ask(admin: SocketAddr) -> Result<Value> {
     let answer = answer.with_context(|| format!("no proxy's admin listener at {admin} (see --admin)"))?;
     let text = String::from_utf8_lossy(answer.body());
     if !answer.status().is_success() {
-        bail!("the proxy at {admin} answers {}: {}", answer.status(), text.trim());
+        bail!("{admin} answers /certs with {}; is it a proxy's admin listener?", answer.status());
     }
-    serde_json::from_str(&text)
-        .with_context(|| format!("{admin} is not a proxy's admin listener: /certs is not JSON"))
+    let not_json = || format!("{admin} is not a proxy's admin listener: its /certs is not JSON");
+    let certificates: Value = serde_json::from_str(&text).with_context(not_json)?;
+    if certificates.is_null() {
+        bail!(
+            "the proxy at {admin} has no certificate (yet): is its control plane there, its join token good?"
+        );
+    }
+    Ok(certificates)
 }
 
-/// A line for each fact, in the proxy's order.
+/// A line for each fact; the object's shape is `tulle_proxy::admin::certs`.
 fn lines(certificates: &Value) -> String {
-    let mut lines = Vec::new();
-    flatten("", certificates, &mut lines);
-    let width = lines.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
-    lines.iter().map(|(name, value)| format!("{name:<width$}  {value}")).collect::<Vec<_>>().join("\n")
+    let text = |value: &Value| value.as_str().unwrap_or("unknown").to_owned();
+    let leaf = &certificates["chain"][0];
+    let mut facts = vec![
+        ("identity", text(&certificates["identity"])),
+        ("issuer", text(&leaf["issuer"])),
+        ("serial", text(&leaf["serial"])),
+        ("valid from", text(&certificates["not_before"])),
+        (
+            "valid until",
+            format!("{} ({})", text(&certificates["not_after"]), left(&certificates["expires_in_seconds"])),
+        ),
+        ("key", text(&leaf["pin"])),
+    ];
+    for bundle in certificates["trust_bundles"].as_array().into_iter().flatten() {
+        for root in bundle["roots"].as_array().into_iter().flatten() {
+            let (domain, pin, until) =
+                (text(&bundle["trust_domain"]), text(&root["pin"]), text(&root["not_after"]));
+            facts.push(("trusts", format!("{domain} by {pin}, valid until {until}")));
+        }
+    }
+    let lines = facts.iter().map(|(name, value)| format!("{name:<11}  {value}"));
+    lines.collect::<Vec<_>>().join("\n")
 }
 
-fn flatten(name: &str, value: &Value, lines: &mut Vec<(String, String)>) {
-    let below = |part: &str| if name.is_empty() { part.to_owned() } else { format!("{name}.{part}") };
-    match value {
-        Value::Object(fields) => {
-            fields.iter().for_each(|(field, value)| flatten(&below(field), value, lines))
-        }
-        Value::Array(items) => {
-            items
-                .iter()
-                .enumerate()
-                .for_each(|(index, value)| flatten(&below(&index.to_string()), value, lines));
-        }
-        Value::String(text) => lines.push((name.to_owned(), text.clone())),
-        other => lines.push((name.to_owned(), other.to_string())),
+/// How long the certificate still lasts.
+fn left(seconds: &Value) -> String {
+    let Some(seconds) = seconds.as_i64() else { return "unknown".to_owned() };
+    let (hours, minutes) = (seconds.unsigned_abs() / 3600, seconds.unsigned_abs() / 60 % 60);
+    match seconds {
+        ..0 => format!("expired {hours} h {minutes} min ago"),
+        0..60 => format!("{seconds} s left"),
+        60..3600 => format!("{minutes} min left"),
+        _ => format!("{hours} h {minutes} min left"),
     }
 }
 
@@ -92,7 +111,37 @@ mod tests {
 
     #[test]
     fn a_line_for_each_fact() {
-        let certificates = json!({ "spiffe_id": "spiffe://td/ns/a/sa/b", "roots": [{ "serial": 7 }] });
-        assert_eq!(lines(&certificates), "roots.0.serial  7\nspiffe_id       spiffe://td/ns/a/sa/b");
+        let root = json!({ "pin": "sha256:00", "not_after": "2036-11-19T00:00:00.000Z" });
+        let certificates = json!({
+            "identity": "spiffe://td/ns/a/sa/b",
+            "not_before": "2026-11-21T00:00:00.000Z",
+            "not_after": "2026-11-22T00:00:00.000Z",
+            "expires_in_seconds": 86_100,
+            "chain": [{ "issuer": "CN=td root", "serial": "01:02", "pin": "sha256:11" }],
+            "trust_bundles": [{ "trust_domain": "td", "roots": [root] }],
+        });
+        let expected = "\
+identity     spiffe://td/ns/a/sa/b
+issuer       CN=td root
+serial       01:02
+valid from   2026-11-21T00:00:00.000Z
+valid until  2026-11-22T00:00:00.000Z (23 h 55 min left)
+key          sha256:11
+trusts       td by sha256:00, valid until 2036-11-19T00:00:00.000Z";
+        assert_eq!(lines(&certificates), expected);
+    }
+
+    #[test]
+    fn what_is_left_is_told_in_the_largest_unit_that_matters() {
+        let cases = [
+            (59, "59 s left"),
+            (60, "1 min left"),
+            (3_660, "1 h 1 min left"),
+            (-7_200, "expired 2 h 0 min ago"),
+        ];
+        for (seconds, expected) in cases {
+            assert_eq!(left(&json!(seconds)), expected);
+        }
+        assert_eq!(left(&Value::Null), "unknown");
     }
 }

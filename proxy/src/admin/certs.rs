@@ -7,8 +7,8 @@ use tulle_certs::{Creds, Pin};
 
 use crate::telemetry::timestamp::rfc3339;
 
-/// The identity, its chain (leaf first) and the roots it trusts, each certificate by the SHA-256 of its public key
-/// and its dates. `now` only tells how long the leaf still lasts: `expires_in_seconds`, negative once it has expired.
+/// The identity, its chain (leaf first) and the roots it trusts, each certificate by its names, the SHA-256 of its
+/// public key and its dates. `now` only tells how long the leaf still lasts: `expires_in_seconds`, negative once it has expired.
 pub fn certs(creds: &Creds, now: SystemTime) -> Value {
     let expires_in = match creds.not_after().duration_since(now) {
         Ok(left) => i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
@@ -30,7 +30,11 @@ pub fn certs(creds: &Creds, now: SystemTime) -> Value {
 
 fn certificate(certificate: &rustls::pki_types::CertificateDer<'_>) -> Value {
     let dates = tulle_certs::validity(certificate).ok();
+    let names = tulle_certs::names(certificate).ok();
     json!({
+        "subject": names.as_ref().map(|names| &names.subject),
+        "issuer": names.as_ref().map(|names| &names.issuer),
+        "serial": names.as_ref().map(|names| &names.serial),
         "pin": Pin::of(certificate).ok().map(|pin| pin.to_string()),
         "not_before": dates.map(|(not_before, _)| rfc3339(not_before)),
         "not_after": dates.map(|(_, not_after)| rfc3339(not_after)),
@@ -66,6 +70,8 @@ mod tests {
         assert!(shown["not_after"].as_str().unwrap().starts_with("2027-01-16T08:00:00"), "{shown}");
         let root = &shown["trust_bundles"][0]["roots"][0];
         assert_eq!(root["pin"].as_str().unwrap(), authority.bundle().pins()[0].to_string());
+        assert_eq!(shown["chain"][0]["issuer"], root["subject"]);
+        assert!(shown["chain"][0]["serial"].as_str().unwrap().contains(':'), "{shown}");
         let text = shown.to_string();
         assert!(key_pem.lines().filter(|line| line.len() > 40).all(|line| !text.contains(line)));
         assert_eq!(certs(&creds, now + day * 2)["expires_in_seconds"], -86_400);
