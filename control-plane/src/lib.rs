@@ -1,4 +1,5 @@
 //! See docs/architecture.md.
+pub mod ads;
 pub mod ca;
 pub mod finding;
 pub mod index;
