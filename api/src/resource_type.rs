@@ -1,3 +1,5 @@
+//! The types of resource, by name.
+
 use prost::Name;
 
 use crate::v1;

@@ -1,1 +1,38 @@
-//! See docs/architecture.md.
+//! The harness of the end-to-end tests: real binaries, real sockets, free ports, nothing left behind.
+//!
+//! A test makes a [`World`], writes YAML into its folder, starts workloads (an application of the test's own and a real
+//! proxy before it) and talks to them by [`Wire`] (bytes as they are), by hyper, or by a peer that somebody else wrote
+//! ([`peer`]). Everything that a world started ends when it is dropped; when the test fails, its logs are printed.
+//!
+//! Nothing here waits for time to pass: [`eventually`] asks until something holds, and says what did not.
+
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "a harness says what went wrong by failing the test"
+)]
+
+pub mod app;
+mod binaries;
+pub mod identity;
+pub mod memory;
+mod metrics;
+pub mod peer;
+mod process;
+mod wait;
+mod wire;
+mod workload;
+mod world;
+
+pub use self::binaries::binary;
+pub use self::metrics::Metrics;
+pub use self::process::{Process, Program};
+pub use self::wait::{DEADLINE, eventually, within};
+pub use self::wire::{Head, Wire, chunked};
+pub use self::workload::{Workload, WorkloadBuilder};
+pub use self::world::{Mode, NAMESPACE, World};
+
+/// Whether long tests go to their full length: `TULLE_TEST_DEEP=full`, which `.ci/run` sets.
+pub fn deep() -> bool {
+    std::env::var_os("TULLE_TEST_DEEP").is_some_and(|value| value == "full")
+}

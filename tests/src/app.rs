@@ -1,0 +1,136 @@
+//! Applications of the tests' own.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+
+use crate::Wire;
+
+/// The body of an application's answer.
+pub type Body = BoxBody<Bytes, Infallible>;
+
+/// A listener and whatever it does with its connections. Ends when dropped, its connections with it.
+#[derive(Debug)]
+pub struct App {
+    address: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+/// A body of these bytes.
+pub fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).boxed()
+}
+
+// === impl App ===
+
+impl App {
+    /// Calls `serve` for each connection.
+    pub async fn tcp<F, R>(serve: F) -> Self
+    where
+        F: Fn(TcpStream) -> R + Send + Sync + 'static,
+        R: Future<Output = ()> + Send + 'static,
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("a bound address");
+        let task = tokio::spawn(async move {
+            let mut connections = tokio::task::JoinSet::new();
+            loop {
+                let Ok((stream, _)) = listener.accept().await else { continue };
+                let _ = stream.set_nodelay(true);
+                connections.spawn(serve(stream));
+                while connections.try_join_next().is_some() {}
+            }
+        });
+        Self { address, task }
+    }
+
+    /// As [`App::tcp`], with bytes as they are.
+    pub async fn wire<F, R>(serve: F) -> Self
+    where
+        F: Fn(Wire) -> R + Send + Sync + 'static,
+        R: Future<Output = ()> + Send + 'static,
+    {
+        Self::tcp(move |stream| serve(Wire::new(stream))).await
+    }
+
+    /// Sends back whatever comes, and ends when the client does.
+    pub async fn echo() -> Self {
+        Self::tcp(async move |mut stream: TcpStream| {
+            let (mut reader, mut writer) = stream.split();
+            let _ = tokio::io::copy(&mut reader, &mut writer).await;
+            let _ = tokio::io::AsyncWriteExt::shutdown(&mut writer).await;
+        })
+        .await
+    }
+
+    /// HTTP/1.1 by hyper.
+    pub async fn http1<F, R>(answer: F) -> Self
+    where
+        F: Fn(Request<Incoming>) -> R + Send + Sync + 'static,
+        R: Future<Output = Response<Body>> + Send + 'static,
+    {
+        let answer = Arc::new(answer);
+        Self::tcp(move |stream| {
+            let answer = Arc::clone(&answer);
+            async move {
+                let service = service_fn(move |request| {
+                    let response = answer(request);
+                    async move { Ok::<_, Infallible>(response.await) }
+                });
+                let connection = hyper::server::conn::http1::Builder::new()
+                    .preserve_header_case(true)
+                    .serve_connection(TokioIo::new(stream), service);
+                let _ = connection.with_upgrades().await;
+            }
+        })
+        .await
+    }
+
+    /// HTTP/2 with prior knowledge, by hyper.
+    pub async fn http2<F, R>(answer: F) -> Self
+    where
+        F: Fn(Request<Incoming>) -> R + Send + Sync + 'static,
+        R: Future<Output = Response<Body>> + Send + 'static,
+    {
+        let answer = Arc::new(answer);
+        Self::tcp(move |stream| {
+            let answer = Arc::clone(&answer);
+            async move {
+                let service = service_fn(move |request| {
+                    let response = answer(request);
+                    async move { Ok::<_, Infallible>(response.await) }
+                });
+                let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                    .serve_connection(TokioIo::new(stream), service)
+                    .await;
+            }
+        })
+        .await
+    }
+
+    /// HTTP/1.1; answers every request with `text`.
+    pub async fn saying(text: &'static str) -> Self {
+        Self::http1(move |_| async move { Response::new(full(text)) }).await
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for App {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}

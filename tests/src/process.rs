@@ -1,0 +1,212 @@
+//! One process under test.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::wait::eventually;
+
+/// What to run, and under which name its logs are kept.
+#[derive(Clone, Debug)]
+pub struct Program {
+    /// For messages and file names.
+    pub name: String,
+    /// The executable.
+    pub path: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<OsString>,
+    /// Its variables, beside `PATH` and `TMPDIR`; nothing else is inherited.
+    pub environment: Vec<(String, OsString)>,
+}
+
+/// A started process. It is killed when dropped, and its logs are printed if the test is failing then.
+#[derive(Debug)]
+pub struct Process {
+    program: Program,
+    child: Child,
+    /// Where its logs are.
+    folder: PathBuf,
+    ended: Option<ExitStatus>,
+}
+
+// === impl Program ===
+
+impl Program {
+    /// A program without arguments.
+    pub fn new(name: impl Into<String>, path: impl Into<PathBuf>) -> Self {
+        Self { name: name.into(), path: path.into(), arguments: Vec::new(), environment: Vec::new() }
+    }
+
+    /// Adds an argument.
+    #[must_use]
+    pub fn arg(mut self, argument: impl Into<OsString>) -> Self {
+        self.arguments.push(argument.into());
+        self
+    }
+
+    /// Adds a flag and its value.
+    #[must_use]
+    pub fn flag(self, flag: &str, value: impl Into<OsString>) -> Self {
+        self.arg(flag).arg(value)
+    }
+
+    /// Sets a variable.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: impl Into<OsString>) -> Self {
+        self.environment.push((name.to_owned(), value.into()));
+        self
+    }
+
+    /// Where the process tells its bound addresses, when it was started with `--addresses-file` on this.
+    pub fn addresses_file(&self, folder: &Path) -> PathBuf {
+        folder.join(format!("{}.addresses.json", self.name))
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.path);
+        command.args(&self.arguments).env_clear();
+        for name in ["PATH", "TMPDIR"] {
+            if let Some(value) = std::env::var_os(name) {
+                command.env(name, value);
+            }
+        }
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command
+    }
+
+    /// Runs it to its end.
+    pub fn output(&self) -> std::process::Output {
+        let output = self.command().stdin(Stdio::null()).output();
+        output.unwrap_or_else(|error| panic!("{} does not start: {error}", self.path.display()))
+    }
+}
+
+// === impl Process ===
+
+impl Process {
+    /// Starts it, with its logs in `folder`. Logs are added to: a second start does not lose those of the first.
+    pub fn start(program: Program, folder: &Path) -> Self {
+        let log = |kind: &str| {
+            let path = folder.join(format!("{}.{kind}", program.name));
+            File::options().create(true).append(true).open(path).expect("a log file")
+        };
+        let child = program
+            .command()
+            .stdin(Stdio::null())
+            .stdout(log("out"))
+            .stderr(log("err"))
+            .spawn()
+            .unwrap_or_else(|error| panic!("{} does not start: {error}", program.path.display()));
+        Self { program, child, folder: folder.to_owned(), ended: None }
+    }
+
+    /// What was started.
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+
+    /// Its process ID.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Everything that it and its forerunners of the same name wrote to standard output.
+    pub fn stdout(&self) -> String {
+        self.log("out")
+    }
+
+    /// Everything that it and its forerunners of the same name wrote to standard error.
+    pub fn stderr(&self) -> String {
+        self.log("err")
+    }
+
+    fn log(&self, kind: &str) -> String {
+        let path = self.folder.join(format!("{}.{kind}", self.program.name));
+        String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()
+    }
+
+    /// How it ended, if it did.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        if self.ended.is_none() {
+            self.ended = self.child.try_wait().expect("a child's status");
+        }
+        self.ended
+    }
+
+    /// Waits for its end.
+    pub async fn wait(&mut self) -> ExitStatus {
+        let what = format!("{} ends", self.program.name);
+        eventually(&what, async || self.ended().ok_or_else(|| "it still runs".to_owned())).await
+    }
+
+    /// Sends a signal; nothing happens if it has ended.
+    pub fn signal(&mut self, signal: Signal) {
+        if self.ended().is_none()
+            && let Some(pid) = i32::try_from(self.pid()).ok().and_then(Pid::from_raw)
+        {
+            let _ = kill_process(pid, signal);
+        }
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub async fn stop(&mut self) -> ExitStatus {
+        self.signal(Signal::TERM);
+        self.wait().await
+    }
+
+    /// SIGKILL, and waits for the end.
+    pub async fn kill(&mut self) {
+        self.signal(Signal::KILL);
+        self.wait().await;
+    }
+
+    /// The addresses that it bound, once it tells them.
+    pub async fn addresses(&mut self) -> BTreeMap<String, SocketAddr> {
+        let path = self.program.addresses_file(&self.folder);
+        let what = format!("{} tells its addresses", self.program.name);
+        eventually(&what, async || {
+            if let Some(status) = self.ended() {
+                panic!("{} ended while starting: {status}\n{}", self.program.name, self.tail());
+            }
+            let text = fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+            let addresses: BTreeMap<String, String> =
+                serde_json::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))?;
+            let parse = |(name, address): (String, String)| {
+                address
+                    .parse()
+                    .map(|address| (name, address))
+                    .map_err(|_| format!("not an address: {address}"))
+            };
+            addresses.into_iter().map(parse).collect()
+        })
+        .await
+    }
+
+    /// The last lines of both logs.
+    pub fn tail(&self) -> String {
+        let mut text = String::new();
+        for (kind, log) in [("stdout", self.stdout()), ("stderr", self.stderr())] {
+            let lines: Vec<_> = log.lines().collect();
+            let last = &lines[lines.len().saturating_sub(40)..];
+            text.push_str(&format!("--- {} {kind}\n{}\n", self.program.name, last.join("\n")));
+        }
+        text
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.ended().is_none() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+        if std::thread::panicking() {
+            eprintln!("{}", self.tail());
+        }
+    }
+}

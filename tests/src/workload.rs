@@ -1,0 +1,207 @@
+//! A workload: a proxy, and the application that the test put behind it.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use serde_json::Value;
+
+use crate::process::{Process, Program};
+use crate::wait::eventually;
+use crate::world::{NAMESPACE, World, scrape};
+use crate::{Metrics, Wire, binary};
+
+/// What a workload's proxy is to be started with.
+#[derive(Debug)]
+pub struct WorkloadBuilder<'a> {
+    world: &'a World,
+    name: String,
+    services: Vec<String>,
+    application: Option<SocketAddr>,
+    outbound: Vec<String>,
+    program: Program,
+}
+
+/// A proxy that runs, and is ready.
+#[derive(Debug)]
+pub struct Workload {
+    name: String,
+    process: Process,
+    addresses: BTreeMap<String, SocketAddr>,
+    application: Option<SocketAddr>,
+}
+
+/// Waits until `/ready` says 200.
+pub(crate) async fn ready(process: &mut Process, metrics: SocketAddr) {
+    let name = process.program().name.clone();
+    eventually(&format!("{name} is ready"), async || {
+        if let Some(status) = process.ended() {
+            panic!("{name} ended while starting: {status}\n{}", process.tail());
+        }
+        let mut wire = Wire::connect(metrics).await;
+        wire.send("GET /ready HTTP/1.1\r\nhost: ready\r\nconnection: close\r\n\r\n").await;
+        let (head, body) = wire.response().await;
+        let said = String::from_utf8_lossy(&body).into_owned();
+        if head.status() == 200 { Ok(()) } else { Err(said) }
+    })
+    .await;
+}
+
+// === impl WorkloadBuilder ===
+
+impl<'a> WorkloadBuilder<'a> {
+    pub(crate) fn new(world: &'a World, name: &str) -> Self {
+        let program = Program::new(name, binary("tulle-proxy"));
+        let (services, outbound) = (Vec::new(), Vec::new());
+        Self { world, name: name.to_owned(), services, application: None, outbound, program }
+    }
+
+    /// Makes it an endpoint of port 8080 of a service.
+    #[must_use]
+    pub fn serves(mut self, service: &str, application: SocketAddr) -> Self {
+        self.services.push(service.to_owned());
+        self.application = Some(application);
+        self
+    }
+
+    /// Gives it a listener that leads to port 8080 of a service.
+    #[must_use]
+    pub fn calls(mut self, service: &str) -> Self {
+        self.outbound.push(format!("127.0.0.1:0={NAMESPACE}/{service}:8080"));
+        self
+    }
+
+    /// Adds a setting: a flag of the proxy's.
+    #[must_use]
+    pub fn setting(mut self, flag: &str, value: &str) -> Self {
+        self.program = self.program.flag(flag, value);
+        self
+    }
+
+    /// Starts the proxy, and waits until it is ready.
+    pub async fn start(self) -> Workload {
+        let mut workload = self.start_unready().await;
+        ready(&mut workload.process, workload.addresses["metrics"]).await;
+        workload
+    }
+
+    /// Starts the proxy, and waits until its listeners are bound.
+    pub async fn start_unready(self) -> Workload {
+        let Self { world, name, services, application, outbound, program } = self;
+        let folder = world.run_folder();
+        let addresses = program.addresses_file(&folder);
+        let registered: String = services.iter().map(|service| format!("/{service}:8080")).collect();
+        let inbound = application.map(|application| format!("127.0.0.1:0={application}{registered}"));
+        let list = |items: Vec<String>| if items.is_empty() { "none".to_owned() } else { items.join(",") };
+        let has = |flag: &str| program.arguments.iter().any(|argument| argument == flag);
+        let mut defaults = vec![
+            ("--workload", format!("{NAMESPACE}/{name}")),
+            ("--control-plane-address", world.grpc().to_string()),
+            ("--inbound-listen", "none".to_owned()),
+            ("--outbound-listen", "none".to_owned()),
+            ("--inbound-ports", list(inbound.into_iter().collect())),
+            ("--outbound-services", list(outbound)),
+            ("--admin-address", "127.0.0.1:0".to_owned()),
+            ("--metrics-address", "127.0.0.1:0".to_owned()),
+            ("--workers", "2".to_owned()),
+            ("--log-format", "text".to_owned()),
+        ];
+        defaults.retain(|(flag, _)| !has(flag));
+        let token = (!has("--identity-cert-file") && !has("--identity-token-file"))
+            .then(|| world.token(&name, &services));
+        let mut program = program.flag("--addresses-file", addresses);
+        for (flag, value) in defaults {
+            program = program.flag(flag, value);
+        }
+        if let Some(token) = token {
+            program = program.flag("--identity-token-file", token);
+        }
+        let mut process = Process::start(program, &folder);
+        let addresses = process.addresses().await;
+        Workload { name, process, addresses, application }
+    }
+}
+
+// === impl Workload ===
+
+impl Workload {
+    /// Its name, which is also its service account's.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its SPIFFE ID.
+    pub fn identity(&self) -> String {
+        format!("spiffe://cluster.local/ns/{NAMESPACE}/sa/{}", self.name)
+    }
+
+    /// The proxy's process.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// Where the application dials a service.
+    pub fn outbound(&self, service: &str) -> SocketAddr {
+        self.listener(&format!("outbound/{NAMESPACE}/{service}:8080"))
+    }
+
+    /// Where other workloads dial.
+    pub fn inbound(&self) -> SocketAddr {
+        let application = self.application.expect("a workload that serves something");
+        self.listener(&format!("inbound/{application}"))
+    }
+
+    /// The loopback admin listener.
+    pub fn admin(&self) -> SocketAddr {
+        self.listener("admin")
+    }
+
+    fn listener(&self, name: &str) -> SocketAddr {
+        *self.addresses.get(name).unwrap_or_else(|| panic!("no listener {name} in {:?}", self.addresses))
+    }
+
+    /// What the proxy counts.
+    pub async fn metrics(&self) -> Metrics {
+        scrape(self.listener("metrics")).await
+    }
+
+    /// Waits until the sum of samples is at least `least`.
+    pub async fn counts(&self, name: &str, labels: &[(&str, &str)], least: f64) {
+        eventually(&format!("{} counts {name}{labels:?} to {least}", self.name), async || {
+            let sum = self.metrics().await.sum(name, labels);
+            if sum >= least { Ok(()) } else { Err(format!("{sum}")) }
+        })
+        .await;
+    }
+
+    /// The access log so far.
+    pub fn access_log(&self) -> Vec<Value> {
+        let log = self.process.stderr();
+        log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// Waits for a record of the access log whose fields have these values.
+    pub async fn logs(&self, fields: &[(&str, Value)]) -> Value {
+        eventually(&format!("{} logs {fields:?}", self.name), async || {
+            let log = self.access_log();
+            let has = |record: &&Value| fields.iter().all(|(field, value)| record[*field] == *value);
+            log.iter().find(has).cloned().ok_or_else(|| format!("{log:#?}"))
+        })
+        .await
+    }
+
+    /// A connection to a service, as the application makes it.
+    pub async fn connect(&self, service: &str) -> Wire {
+        Wire::connect(self.outbound(service)).await
+    }
+
+    /// Waits until a GET of the service is answered by an application: from then on none may fail.
+    pub async fn reaches(&self, service: &str) {
+        eventually(&format!("{} reaches {service}", self.name), async || {
+            let mut wire = self.connect(service).await;
+            wire.send(format!("GET / HTTP/1.1\r\nhost: {service}\r\nconnection: close\r\n\r\n")).await;
+            let (head, _) = wire.response().await;
+            head.reason().map_or(Ok(()), |reason| Err(format!("{} {reason}", head.line)))
+        })
+        .await;
+    }
+}

@@ -1,0 +1,226 @@
+//! Guards that read the source: what the compiler does not say, and review forgets.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Rooms of the proxy that every room may use.
+const FOR_ALL: &[&str] = &["config", "state", "telemetry", "io"];
+
+/// Room → the rooms beside [`FOR_ALL`] that it may use. Who is not here may use none. What calls the rooms (`forward`) and
+/// what wires them (`app`, `main`, `lib`) comes last and may use what it lists.
+const EDGES: &[(&str, &[&str])] = &[
+    ("state", &["balance", "endpoint", "policy", "route"]),
+    ("accept", &["drain"]),
+    // accept: for the options that every socket gets.
+    ("endpoint", &["accept", "balance", "drain", "tls", "wire"]),
+    ("balance", &["endpoint"]),
+    ("policy", &["drain"]),
+    ("wire", &["drain"]),
+    ("control", &["drain", "policy", "route", "balance", "endpoint"]),
+    ("admin", &["control", "drain", "policy"]),
+    ("forward", &["accept", "balance", "detect", "drain", "endpoint", "policy", "route", "tls", "wire"]),
+];
+
+/// Rooms that import nobody but the standard library, crates and these.
+const LEAVES: &[(&str, &[&str])] =
+    &[("telemetry", &["config"]), ("io", &[]), ("drain", &[]), ("config", &["state", "telemetry"])];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// Every file of the tree that git would keep, with `extensions`.
+fn files(extensions: &[&str]) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![root()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            if path.is_dir() {
+                if name != "target" && (!name.starts_with('.') || name == ".ci") {
+                    folders.push(path);
+                }
+            } else if extensions.contains(&path.extension().unwrap_or_default().to_string_lossy().as_ref()) {
+                found.push(path);
+            }
+        }
+    }
+    assert!(!found.is_empty());
+    found.sort();
+    found
+}
+
+fn shown(path: &Path) -> String {
+    path.strip_prefix(root()).unwrap().display().to_string()
+}
+
+/// Code without comments, and without what `#[cfg(test)] mod tests {` begins at the end of a file.
+fn code(text: &str) -> String {
+    let end = text.find("#[cfg(test)]\nmod tests {").unwrap_or(text.len());
+    let lines = text[..end].lines().map(|line| {
+        let trimmed = line.trim_start();
+        if trimmed.starts_with("//") { "" } else { line }
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// The room of the proxy that a file belongs to.
+fn room(path: &Path) -> String {
+    let within = path.strip_prefix(root().join("proxy/src")).unwrap();
+    let first = within.components().next().unwrap().as_os_str().to_string_lossy().into_owned();
+    first.trim_end_matches(".rs").to_owned()
+}
+
+/// The names that follow `crate::`, also inside braces, and what of each is used.
+fn imports(code: &str) -> BTreeSet<(String, Vec<String>)> {
+    let mut found = BTreeSet::new();
+    for (at, _) in code.match_indices("crate::") {
+        let before = code[..at].chars().next_back();
+        if before.is_some_and(|character| character.is_alphanumeric() || matches!(character, '_' | '$' | ':'))
+        {
+            continue;
+        }
+        let rest = &code[at + "crate::".len()..];
+        let paths = match rest.strip_prefix('{') {
+            Some(list) => list[..list.find("};").unwrap_or(list.len())].split(',').map(str::trim).collect(),
+            None => vec![rest],
+        };
+        for path in paths {
+            let end =
+                path.find(|c: char| !(c.is_alphanumeric() || matches!(c, '_' | ':'))).unwrap_or(path.len());
+            let mut names = path[..end].split("::").filter(|name| !name.is_empty()).map(str::to_owned);
+            if let Some(room) = names.next() {
+                found.insert((room, names.collect()));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn rooms_of_the_proxy_use_only_the_rooms_that_they_may() {
+    let rooms: BTreeSet<String> = fs::read_dir(root().join("proxy/src"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().trim_end_matches(".rs").to_owned())
+        .collect();
+    let mut wrong = Vec::new();
+    for path in files(&["rs"]).iter().filter(|path| path.starts_with(root().join("proxy/src"))) {
+        let own = room(path);
+        if matches!(own.as_str(), "main" | "lib" | "app" | "runtime" | "testing") || is_test(path) {
+            continue;
+        }
+        let leaf = LEAVES.iter().find(|(leaf, _)| *leaf == own).map(|(_, may)| *may);
+        let may = EDGES.iter().find(|(from, _)| *from == own).map_or(&[] as &[&str], |(_, may)| may);
+        for (other, _) in imports(&code(&fs::read_to_string(path).unwrap())) {
+            if other == own || !rooms.contains(&other) {
+                continue;
+            }
+            let allowed = match leaf {
+                Some(may) => may.contains(&other.as_str()),
+                None => FOR_ALL.contains(&other.as_str()) || may.contains(&other.as_str()),
+            };
+            if !allowed {
+                wrong.push(format!("{}: {own} → {other}", shown(path)));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "not among the allowed edges (tests/tests/guards.rs):\n{}", wrong.join("\n"));
+}
+
+fn is_test(path: &Path) -> bool {
+    let text = path.display().to_string();
+    text.ends_with("/tests.rs") || text.contains("/tests/") || text.contains("/simulation")
+}
+
+#[test]
+fn the_proxy_does_not_know_kubernetes() {
+    let manifest = fs::read_to_string(root().join("proxy/Cargo.toml")).unwrap();
+    for dependency in ["kube", "k8s-openapi", "gateway-api", "tulle-control-plane"] {
+        assert!(!manifest.contains(&format!("\n{dependency}.")), "proxy depends on {dependency}");
+    }
+}
+
+#[test]
+fn no_file_of_code_is_longer_than_800_lines() {
+    let mut long = Vec::new();
+    for path in files(&["rs", "py", "proto"]) {
+        let lines = fs::read_to_string(&path).unwrap().lines().count();
+        if lines > 800 {
+            long.push(format!("{}: {lines} lines", shown(&path)));
+        }
+    }
+    assert!(long.is_empty(), "asking to be split:\n{}", long.join("\n"));
+}
+
+#[test]
+fn nothing_is_left_to_be_done() {
+    // In two halves, so that this file does not find itself.
+    let forbidden = [("todo", "!("), ("unimplemented", "!("), ("dbg", "!("), ("FIX", "ME"), ("XX", "X:")];
+    let mut found = Vec::new();
+    for path in files(&["rs", "py", "proto", "toml", "md"]) {
+        let text = fs::read_to_string(&path).unwrap();
+        for (index, line) in text.lines().enumerate() {
+            for (first, second) in forbidden {
+                if line.contains(&format!("{first}{second}")) {
+                    found.push(format!("{}: line {}: {}", shown(&path), index + 1, line.trim()));
+                }
+            }
+        }
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
+fn no_path_of_somebodys_machine_is_in_the_tree() {
+    let forbidden = [("/ho", "me/"), ("/ro", "ot/"), ("/Us", "ers/"), ("/wo", "rk/"), ("/tmp", "/h/")];
+    let mut found = Vec::new();
+    for path in files(&["rs", "py", "proto", "toml", "md", "yaml", "yml", "sh", "lock", "json"]) {
+        let text = fs::read_to_string(&path).unwrap();
+        for (first, second) in forbidden {
+            if text.contains(&format!("{first}{second}")) {
+                found.push(format!("{}: {first}{second}", shown(&path)));
+            }
+        }
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
+fn every_module_says_what_it_is_for() {
+    let mut silent = Vec::new();
+    for path in files(&["rs"]) {
+        let text = fs::read_to_string(&path).unwrap();
+        if !is_test(&path) && !text.starts_with("//!") {
+            silent.push(shown(&path));
+        }
+    }
+    assert!(silent.is_empty(), "no module documentation:\n{}", silent.join("\n"));
+}
+
+#[test]
+fn every_version_of_a_dependency_is_in_the_workspaces_table() {
+    let mut wrong = Vec::new();
+    for path in files(&["toml"]).iter().filter(|path| path.ends_with("Cargo.toml")) {
+        if path.parent() == Some(&root()) {
+            continue;
+        }
+        let text = fs::read_to_string(path).unwrap();
+        let mut dependencies = false;
+        for line in text.lines() {
+            if line.starts_with('[') {
+                dependencies = line.contains("dependencies");
+            } else if dependencies
+                && !line.trim().is_empty()
+                && !line.contains("workspace = true")
+                && !line.starts_with('#')
+            {
+                wrong.push(format!("{}: {line}", shown(path)));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
