@@ -136,8 +136,8 @@ impl World {
             .arg("token")
             .arg("create")
             .flag("--state-dir", self.state_folder())
-            .flag("--identity", format!("{NAMESPACE}/{name}"))
-            .flag("--output", &path);
+            .flag("--workload-identity", format!("{NAMESPACE}/{name}"))
+            .flag("--out", &path);
         for service in services {
             program = program.flag("--service", service);
         }
