@@ -3,28 +3,26 @@
 use tulle_api::ResourceType;
 
 use super::session::Refusal;
+use crate::object::NamespacedName;
 
 /// A proxy that has said which workload it stands beside.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
-    /// Of its SPIFFE ID and of its node alike.
-    namespace: String,
     /// `<namespace>/<workload>`, as in `Node.id`.
     node: String,
+    /// The same, taken apart; its namespace is that of the SPIFFE ID.
+    workload: NamespacedName,
 }
 
 impl Caller {
     /// `namespace` is the certificate's, `node_id` the caller's own word, which must fit it.
-    pub(super) fn new(namespace: &str, node_id: &str) -> Result<Self, Refusal> {
-        let malformed = || Refusal::NodeMalformed(node_id.chars().take(128).collect());
-        let (node_namespace, workload) = node_id.split_once('/').ok_or_else(malformed)?;
-        if node_namespace.is_empty() || !is_name(workload) || !is_name(node_namespace) {
-            return Err(malformed());
-        }
-        if node_namespace != namespace {
+    pub(crate) fn new(namespace: &str, node_id: &str) -> Result<Self, Refusal> {
+        let workload = NamespacedName::parse(node_id)
+            .ok_or_else(|| Refusal::NodeMalformed(node_id.chars().take(128).collect()))?;
+        if &*workload.namespace != namespace {
             return Err(Refusal::NodeForeign { node: node_id.to_owned(), namespace: namespace.to_owned() });
         }
-        Ok(Self { namespace: namespace.to_owned(), node: node_id.to_owned() })
+        Ok(Self { node: node_id.to_owned(), workload })
     }
 
     /// `<namespace>/<workload>`.
@@ -32,18 +30,18 @@ impl Caller {
         &self.node
     }
 
-    /// Its namespace.
-    pub fn namespace(&self) -> &str {
-        &self.namespace
+    /// The same, taken apart.
+    pub fn workload(&self) -> &NamespacedName {
+        &self.workload
     }
 
     /// What concerns one workload is for that workload, routes are for the clients that follow them, and the
     /// rest is what anybody may know who wants to call anybody.
-    pub(super) fn may(&self, resource_type: ResourceType, name: &str) -> bool {
+    pub(crate) fn may(&self, resource_type: ResourceType, name: &str) -> bool {
         match resource_type {
             ResourceType::Workload | ResourceType::InboundPolicy => name == self.node,
             ResourceType::Routes => {
-                name.split_once('/').is_some_and(|(client_namespace, _)| client_namespace == self.namespace)
+                name.split_once('/').is_some_and(|(client, _)| client == &*self.workload.namespace)
             }
             ResourceType::Mesh
             | ResourceType::TrustBundle
@@ -52,14 +50,6 @@ impl Caller {
             | ResourceType::Endpoints => true,
         }
     }
-}
-
-/// What Kubernetes accepts as an object's name (RFC 1123 subdomain).
-pub(crate) fn is_name(text: &str) -> bool {
-    (1..=253).contains(&text.len())
-        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.')
-        && !text.starts_with(['-', '.'])
-        && !text.ends_with(['-', '.'])
 }
 
 #[cfg(test)]

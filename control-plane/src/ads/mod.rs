@@ -8,19 +8,11 @@ pub mod session;
 
 use std::sync::Arc;
 
-use prost_types::Any;
 use tulle_api::ResourceType;
 
-pub use session::Session;
-
-/// A resource as it goes out.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Encoded {
-    /// A hash of the bytes: equal on all replicas and across restarts.
-    pub version: Arc<str>,
-    /// The message with its type URL.
-    pub body: Any,
-}
+pub use self::caller::Caller;
+pub use self::session::Session;
+use crate::model::{Encoded, Model};
 
 /// The model as a stream sees it: resources by type and name.
 pub trait View {
@@ -28,9 +20,8 @@ pub trait View {
     fn get(&self, resource_type: ResourceType, name: &str) -> Option<Arc<Encoded>>;
 }
 
-impl Encoded {
-    /// Bytes on the wire, nearly.
-    fn len(&self) -> usize {
-        self.body.value.len() + self.body.type_url.len() + self.version.len()
+impl View for Model {
+    fn get(&self, resource_type: ResourceType, name: &str) -> Option<Arc<Encoded>> {
+        Self::get(self, resource_type, name)
     }
 }

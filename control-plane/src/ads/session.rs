@@ -17,8 +17,9 @@ use prost::{Message, Name};
 use tulle_api::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource, Status};
 use tulle_api::{ResourceType, v1};
 
+use super::View;
 use super::caller::Caller;
-use super::{Encoded, View};
+use crate::model::Encoded;
 
 /// A response stops growing here and the rest follows in the next one, so that a client's limit on the size of
 /// a message is never met. A single larger resource still goes out, alone.
@@ -391,8 +392,8 @@ impl Channel {
             subscription.told = now.clone();
             match encoded {
                 Some(encoded) => {
-                    bytes += encoded.len() + name.len();
-                    batch.resources.push(encoded.to_resource(&name));
+                    bytes += encoded.bytes.len() + name.len();
+                    batch.resources.push(to_resource(&encoded, &name));
                 }
                 None => {
                     bytes += name.len();
@@ -465,14 +466,12 @@ fn cut(text: &str, max: usize) -> &str {
     &text[..text.floor_char_boundary(max)]
 }
 
-impl Encoded {
-    fn to_resource(&self, name: &str) -> Resource {
-        Resource {
-            version: self.version.to_string(),
-            resource: Some(self.body.clone()),
-            name: name.to_owned(),
-            aliases: Vec::new(),
-        }
+fn to_resource(encoded: &Encoded, name: &str) -> Resource {
+    Resource {
+        version: encoded.version.to_string(),
+        resource: Some(encoded.to_any()),
+        name: name.to_owned(),
+        aliases: Vec::new(),
     }
 }
 
