@@ -18,7 +18,7 @@ Examples:
   tulle check --config-dir mesh/ -o json | jq '.findings[] | select(.severity == \"error\")'
 
 Prints a line for each finding, in the form that editors jump from:
-  <file>:<line>:<column>: error|warning: <Kind> <namespace>/<name>: <field>: <message> (<what to do>)
+  FILE:LINE:COLUMN: error: KIND NAMESPACE/NAME: FIELD: MESSAGE (WHAT TO DO)
 
 Exit status:
   0  no errors (there may be warnings)

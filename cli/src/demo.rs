@@ -40,15 +40,17 @@ const PRINT_INTERVAL: Duration = Duration::from_secs(5);
 
 const EXAMPLES: &str = "\
 Examples:
-  tulle demo                            until Ctrl-C; edit the YAML that it names and watch the table
-  tulle demo --for 10s                  ends by itself, with a verdict
-  tulle demo --for 5s --output json     one JSON object on standard output
-  tulle demo --rps 500 --keep-dir       more traffic; YAML and logs stay
+  tulle demo                          until Ctrl-C; edit its YAML and watch
+  tulle demo --for 10s                ends by itself, with a verdict
+  tulle demo --for 5s --output json   one JSON object on standard output
+  tulle demo --rps 500 --keep-dir     more traffic; YAML and logs stay
 
 Exit status:
-  0  every edge carried traffic over mutual TLS and no request failed (without --for: ended by you)
-  1  it did not start, or an edge failed; standard output or standard error says why
-  2  wrong arguments";
+  0    every edge carried traffic over mutual TLS and no request failed;
+       without --for: it was ended by you
+  1    it did not start, or an edge failed; the last lines say why
+  2    wrong arguments
+  130  ended by you before it had started";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]

@@ -96,10 +96,43 @@ fn completion(shell: Shell) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
+    use std::path::Path;
+
     use super::*;
 
     #[test]
     fn the_arguments_fit_together() {
         Tulle::command().debug_assert();
+    }
+
+    fn reference(command: &mut clap::Command, path: &str, out: &mut String) {
+        let help = command.clone().term_width(100).render_long_help().to_string();
+        let help: Vec<_> = help.lines().map(str::trim_end).collect();
+        let _ = write!(out, "\n## {path}\n\n```text\n{}\n```\n", help.join("\n").trim_end());
+        for verb in
+            command.get_subcommands_mut().filter(|verb| !verb.is_hide_set() && verb.get_name() != "help")
+        {
+            let path = format!("{path} {}", verb.get_name());
+            reference(verb, &path, out);
+        }
+    }
+
+    #[test]
+    fn the_reference_page_is_what_help_says() {
+        let mut text =
+            "# tulle: verbs and flags\n\nWhat `--help` says; this page is made from it.\n".to_owned();
+        let mut command = Tulle::command();
+        command.build();
+        reference(&mut command, "tulle", &mut text);
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/tulle.md");
+        if std::env::var_os("TULLE_UPDATE_DOCS").is_some() {
+            std::fs::write(&path, &text).unwrap();
+        }
+        let found = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(
+            found == text,
+            "docs/reference/tulle.md is not what --help says; run `TULLE_UPDATE_DOCS=1 cargo test -p tulle-cli`"
+        );
     }
 }

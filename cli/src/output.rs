@@ -28,7 +28,7 @@ pub(crate) fn print(text: &str) -> Result<()> {
 /// Prints `value` as JSON, for people and programs alike.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<()> {
     print(&serde_json::to_string_pretty(value).context("JSON")?)
 }

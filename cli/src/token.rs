@@ -18,11 +18,13 @@ use crate::{duration, output};
 
 const EXAMPLES: &str = "\
 Examples:
-  tulle token create --state-dir /var/lib/tulle --workload-identity shop/orders --service orders --out orders.token
-  tulle token create --state-dir state --workload-identity shop/orders --service orders --service orders-v2 --lifetime 1h
+  tulle token create --state-dir state --workload-identity shop/orders \\
+      --service orders --out orders.token
+  tulle token create --state-dir state --workload-identity shop/payments-v2 \\
+      --service payments --service payments-v2 --lifetime 1h
 
-The file is for the proxy's --identity-token-file. Its first line is the token, a secret until it expires; its second
-line pins the control plane's root certificate.
+The file is for the proxy's --identity-token-file. Its first line is the token,
+a secret until it expires; its second line pins the control plane's root.
 
 Exit status:
   0  the token was written
@@ -72,7 +74,7 @@ pub(crate) struct Request<'a> {
 /// The `token` verb.
 ///
 /// # Errors
-/// As [`create`] and [`write`].
+/// As [`create()`] and [`write()`].
 pub(crate) fn run(command: &TokenCommand) -> Result<()> {
     let TokenCommand::Create(arguments) = command;
     let file = create(&Request {
