@@ -138,3 +138,72 @@ impl Traffic {
         (self.requests > 0).then(|| Duration::from_micros(self.latency.value_at_quantile(q)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    /// Answers every request on every connection with `answer`.
+    async fn server(answer: &'static str) -> Origin {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let mut buffer = [0; 1024];
+                    while stream.read(&mut buffer).await.is_ok_and(|length| length > 0) {
+                        stream.write_all(answer.as_bytes()).await.unwrap();
+                    }
+                });
+            }
+        });
+        Origin::new(address, None).unwrap()
+    }
+
+    async fn drive(answer: &'static str, requests: u64) -> Traffic {
+        let driver = Driver::new(server(answer).await, 1000.0).unwrap();
+        let enough = async {
+            while driver.traffic().requests < requests {
+                tokio::task::yield_now().await;
+            }
+        };
+        driver.run(enough).await;
+        driver.traffic()
+    }
+
+    #[tokio::test]
+    async fn every_request_that_was_sent_is_counted_once() {
+        let traffic = drive("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", 20).await;
+        assert!(traffic.requests >= 20);
+        assert_eq!((traffic.failed, traffic.skipped, traffic.last_failure), (0, 0, None));
+        assert!(traffic.latency.len() == traffic.requests);
+    }
+
+    #[tokio::test]
+    async fn a_failure_names_the_innermost_service_that_tells_why() {
+        let traffic = drive(
+            "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 102\r\n\r\n\
+             {\"service\":\"web\",\"upstream\":{\"service\":\"orders\",\"error\":\"no_healthy_endpoint\",\"upstream\":\"no text\"}}  ",
+            3,
+        )
+        .await;
+        assert_eq!(traffic.failed, traffic.requests);
+        assert_eq!(traffic.last_failure.unwrap(), "status 503: orders says no_healthy_endpoint");
+    }
+
+    #[tokio::test]
+    async fn nobody_there_is_a_failure() {
+        let unused = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let driver = Driver::new(Origin::new(unused, None).unwrap(), 1000.0).unwrap();
+        let one = async {
+            while driver.traffic().requests == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        driver.run(one).await;
+        let traffic = driver.traffic();
+        assert_eq!(traffic.failed, traffic.requests);
+        assert!(traffic.last_failure.unwrap().contains("connect"));
+    }
+}
