@@ -1,9 +1,20 @@
-//! See docs/architecture.md.
+//! Tulle's control plane: what people write, as what proxies need to know.
+//!
+//! One direction: `source → index → model → ads`. Beside it the certificate authority and the registrations; `app`
+//! wires them. See docs/architecture.md.
+
+pub mod admin;
 pub mod ads;
+pub mod app;
 pub mod ca;
+pub mod config;
 pub mod finding;
 pub mod index;
 pub mod kinds;
+pub mod metrics;
 pub mod model;
 pub mod object;
+pub mod report;
+pub mod server;
 pub mod source;
+pub mod state_dir;

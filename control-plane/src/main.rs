@@ -1,1 +1,18 @@
-fn main() {}
+//! The control plane's binary: configuration in, exit status out.
+
+use std::process::ExitCode;
+
+use tulle_control_plane::app;
+use tulle_control_plane::config::Config;
+
+fn main() -> ExitCode {
+    let config = Config::load(std::env::args_os()).unwrap_or_else(|error| error.exit());
+    let ended = app::install_log(&config).and_then(|()| app::run(&config));
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tulle-control-plane: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

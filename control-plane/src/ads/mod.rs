@@ -4,6 +4,7 @@
 //! every stream that is told about it.
 
 pub mod caller;
+mod serve;
 pub mod session;
 
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use tulle_api::ResourceType;
 
 pub use self::caller::Caller;
+pub use self::serve::Ads;
 pub use self::session::Session;
 use crate::model::{Encoded, Model};
 

@@ -1,0 +1,168 @@
+//! Every setting of the control plane: a flag, and a variable `TULLE_CONTROL_PLANE_<NAME>`; the flag wins.
+//!
+//! A bad value stops the start and names the setting. Nothing else in the control plane reads the environment.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::error::{ContextKind, ContextValue};
+use clap::{Args, CommandFactory, FromArgMatches, Parser};
+use tulle_certs::TrustDomain;
+
+/// What a control plane is told at its start.
+#[derive(Args, Clone, Debug)]
+pub struct Config {
+    /// The folder of YAML to serve: Services, EndpointSlices, HTTPRoutes, Mesh, AuthorizationPolicies.
+    #[arg(long, env = "TULLE_CONTROL_PLANE_CONFIG_DIR", value_name = "DIR")]
+    pub config_dir: PathBuf,
+    /// Where the CA's keys and the registrations are kept; made if it is not there, and locked.
+    #[arg(long, env = "TULLE_CONTROL_PLANE_STATE_DIR", value_name = "DIR")]
+    pub state_dir: PathBuf,
+    /// The TLS port of ADS, registrations and the certificate service.
+    #[arg(
+        long,
+        env = "TULLE_CONTROL_PLANE_GRPC_ADDRESS",
+        value_name = "IP:PORT",
+        default_value = "[::]:15012"
+    )]
+    pub grpc_address: SocketAddr,
+    /// The HTTP port of /metrics, /ready and /live.
+    #[arg(
+        long,
+        env = "TULLE_CONTROL_PLANE_METRICS_ADDRESS",
+        value_name = "IP:PORT",
+        default_value = "[::]:15014"
+    )]
+    pub metrics_address: SocketAddr,
+    /// The trust domain of every identity that the built-in CA issues.
+    #[arg(long, env = "TULLE_CONTROL_PLANE_TRUST_DOMAIN", value_name = "NAME", default_value = "cluster.local", value_parser = trust_domain)]
+    pub trust_domain: TrustDomain,
+    /// How long leaf certificates live.
+    #[arg(long, env = "TULLE_CONTROL_PLANE_LEAF_LIFETIME", value_name = "DURATION", default_value = "24h", value_parser = lifetime)]
+    pub leaf_lifetime: Duration,
+    /// After a restart, how long known registrations are served before their workloads must have come back.
+    #[arg(long, env = "TULLE_CONTROL_PLANE_REGISTRATION_GRACE", value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    pub registration_grace: Duration,
+    /// A file that the addresses of all listeners are written to once they are bound, as JSON.
+    #[arg(long, env = "TULLE_CONTROL_PLANE_ADDRESSES_FILE", value_name = "FILE")]
+    pub addresses_file: Option<PathBuf>,
+    /// What is logged: a level, or directives such as `info,tulle_control_plane::ads=debug`.
+    #[arg(long, env = "TULLE_CONTROL_PLANE_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
+    pub log_level: String,
+    /// How it is logged, on standard output.
+    #[arg(long, env = "TULLE_CONTROL_PLANE_LOG_FORMAT", value_name = "FORMAT", default_value = "json")]
+    pub log_format: LogFormat,
+}
+
+/// The form of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// Lines for people.
+    Text,
+}
+
+#[derive(Parser)]
+#[command(
+    name = "tulle-control-plane",
+    version,
+    about = "Tulle's control plane: tells proxies what they use"
+)]
+struct Command {
+    #[command(flatten)]
+    config: Config,
+}
+
+impl Config {
+    /// Of flags (the program's name first) and the environment.
+    ///
+    /// # Errors
+    /// The first setting that is bad, by its flag and its variable; also `--help` and `--version`, for
+    /// `clap::Error::exit`.
+    pub fn load(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<Self, clap::Error> {
+        let command = Command::command();
+        let parsed = command.clone().try_get_matches_from(arguments);
+        let parsed = parsed.and_then(|matches| Command::from_arg_matches(&matches));
+        parsed.map(|command| command.config).map_err(|error| name_variable(error, &command))
+    }
+}
+
+/// Adds the variable to an error that names only the flag.
+fn name_variable(mut error: clap::Error, command: &clap::Command) -> clap::Error {
+    let Some(ContextValue::String(said)) = error.get(ContextKind::InvalidArg) else { return error };
+    let flag = said.trim_start_matches("--").split([' ', '=']).next().unwrap_or_default();
+    let variable = command
+        .get_arguments()
+        .find(|argument| argument.get_long() == Some(flag))
+        .and_then(|argument| argument.get_env())
+        .map(|variable| variable.to_string_lossy().into_owned());
+    if let Some(variable) = variable {
+        let said = ContextValue::String(format!("{said} (variable {variable})"));
+        error.insert(ContextKind::InvalidArg, said);
+    }
+    error
+}
+
+fn trust_domain(text: &str) -> Result<TrustDomain, String> {
+    TrustDomain::new(text).map_err(|error| error.to_string())
+}
+
+fn lifetime(text: &str) -> Result<Duration, String> {
+    let lifetime = duration(text)?;
+    if lifetime < Duration::from_secs(10) {
+        return Err("shorter than 10s: certificates could not be renewed in time".to_owned());
+    }
+    Ok(lifetime)
+}
+
+/// A number with a unit: `300ms`, `10s`, `5m`, `24h`, `30d`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let form = "is not a number with a unit, such as 300ms, 10s, 5m, 24h or 30d";
+    let end = text.find(|c: char| !c.is_ascii_digit()).ok_or(form)?;
+    let (number, unit) = text.split_at(end);
+    let number: u64 = number.parse().map_err(|_| form)?;
+    let millis: u64 = match unit {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return Err(form.to_owned()),
+    };
+    number.checked_mul(millis).map(Duration::from_millis).ok_or_else(|| "is too long".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(arguments: &[&str]) -> Result<Config, clap::Error> {
+        let program = ["control-plane", "--config-dir", "a", "--state-dir", "b"];
+        Config::load(program.iter().chain(arguments).map(std::ffi::OsString::from))
+    }
+
+    #[test]
+    fn defaults_are_the_conventions() {
+        let config = load(&[]).unwrap();
+        assert_eq!(config.grpc_address.port(), 15012);
+        assert_eq!(config.metrics_address.port(), 15014);
+        assert_eq!(config.trust_domain.as_str(), "cluster.local");
+        assert_eq!(config.leaf_lifetime, Duration::from_secs(24 * 3600));
+    }
+
+    #[test]
+    fn a_bad_value_names_its_flag_and_its_variable() {
+        for (flag, value) in [
+            ("--leaf-lifetime", "soon"),
+            ("--leaf-lifetime", "1s"),
+            ("--grpc-address", "15012"),
+            ("--trust-domain", "Not A Domain"),
+        ] {
+            let error = load(&[flag, value]).unwrap_err().to_string();
+            let variable = flag.trim_start_matches("--").replace('-', "_").to_uppercase();
+            assert!(error.contains(flag) && error.contains(&variable), "{error}");
+        }
+    }
+}
