@@ -21,6 +21,8 @@ pub(crate) struct InternalArgs {
 
 #[derive(Debug, Subcommand)]
 enum Program {
+    /// A control plane.
+    ControlPlane(Box<tulle_control_plane::config::Config>),
     /// One of the demo's small services.
     Service(service::ServiceArgs),
 }
@@ -34,11 +36,15 @@ pub(crate) fn run(arguments: InternalArgs) -> Result<ExitCode> {
         demo::follow_parent(parent)?;
     }
     match arguments.program {
+        Program::ControlPlane(config) => {
+            tulle_control_plane::app::install_log(&config)?;
+            tulle_control_plane::app::run(&config)?;
+        }
         Program::Service(arguments) => {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().context("the runtime")?;
             runtime.block_on(service::run(arguments))?;
-            Ok(ExitCode::SUCCESS)
         }
     }
+    Ok(ExitCode::SUCCESS)
 }

@@ -61,7 +61,13 @@ impl Process {
         let output = OpenOptions::new().create(true).append(true).open(&log);
         let output = output.with_context(|| format!("cannot write {}", log.display()))?;
         let errors = output.try_clone().context("the log's descriptor")?;
-        let child = Command::new(executable())
+        let mut command = Command::new(executable());
+        // Settings of a mesh that is run in earnest from the same shell are not meant for this one.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TULLE_"))
+        {
+            command.env_remove(name);
+        }
+        let child = command
             .arg0("tulle")
             .args(["internal", "--parent", &getpid().as_raw_nonzero().to_string()])
             .args(&program.arguments)
