@@ -6,6 +6,7 @@
 
 pub mod accept;
 pub mod admin;
+pub mod app;
 pub mod balance;
 pub mod config;
 pub mod control;

@@ -1,1 +1,28 @@
-fn main() {}
+//! The proxy's binary: configuration in, exit status out.
+
+use std::process::ExitCode;
+
+use tulle_proxy::{app, config, telemetry};
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tulle-proxy: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<()> {
+    let command = clap::Command::new("tulle-proxy")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Tulle's data plane: a small proxy beside every service");
+    let matches = config::with_flags(command).get_matches();
+    let config::Loaded { config, warnings } = config::from_matches(&matches, std::env::vars_os())?;
+    let diagnostics = telemetry::diagnostics::install(&config.log_level, config.log_format)?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    app::run(&config, Some(diagnostics))
+}

@@ -32,7 +32,7 @@ pub(super) struct Failed {
 
 #[derive(Debug)]
 pub(super) struct Again {
-    pub request: Request<Body>,
+    pub request: Box<Request<Body>>,
     pub cause: ReplayCause,
 }
 
@@ -70,11 +70,13 @@ pub(super) async fn send(
     };
     let mut response = match limit {
         None => send.await?,
-        Some(limit) => tokio::time::timeout(limit, send).await.unwrap_or_else(|_| {
-            let fault =
-                Fault::maybe(Reason::BackendTimeout, format!("{} within {limit:?}", endpoint.address));
-            Err(Failed { fault, again: None })
-        })?,
+        Some(limit) => match tokio::time::timeout(limit, send).await {
+            Ok(sent) => sent?,
+            Err(_) => {
+                let detail = format!("{} within {limit:?}", endpoint.address);
+                return Err(Failed { fault: Fault::maybe(Reason::BackendTimeout, detail), again: None });
+            }
+        },
     };
     let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     headers::strip_hop(response.headers_mut(), upgraded);
@@ -143,7 +145,7 @@ async fn send_http1(
             };
             let detail = format!("{}: {}", endpoint.address, error.source);
             let fault = Fault { reason, processed, detail: detail.into() };
-            let again = cause.zip(error.request).map(|(cause, request)| Again { request: *request, cause });
+            let again = cause.zip(error.request).map(|(cause, request)| Again { request, cause });
             Err(Failed { fault, again })
         }
     }
@@ -169,7 +171,7 @@ async fn send_http2(
         let again = (processed == Processed::No)
             .then_some(request)
             .flatten()
-            .map(|request| Again { request, cause: ReplayCause::Unprocessed });
+            .map(|request| Again { request: Box::new(request), cause: ReplayCause::Unprocessed });
         Failed { fault: Fault { reason, processed, detail: detail.into() }, again }
     })
 }
@@ -185,7 +187,7 @@ async fn connect<T>(
 }
 
 fn unsent(fault: Fault, request: Option<Request<Body>>) -> Failed {
-    let again = request.map(|request| Again { request, cause: ReplayCause::Unprocessed });
+    let again = request.map(|request| Again { request: Box::new(request), cause: ReplayCause::Unprocessed });
     Failed { fault, again }
 }
 

@@ -303,7 +303,7 @@ impl Connection {
         let mut record = Record::new(&self.worker, Direction::Inbound, self.id, self.client, &mut request);
         record.tls = metrics_tls(self.guard.open().tls);
         if let Some(peer) = &self.guard.open().peer {
-            record.from_mesh(peer.clone());
+            record.set_peer(peer.clone());
         }
         headers::strip_ours(request.headers_mut());
         match self.forward(&mut record, request).await {
@@ -340,7 +340,7 @@ impl Connection {
                     match again {
                         Some(again) if record.attempts == 1 => {
                             self.worker.metrics.replayed(again.cause);
-                            request = again.request;
+                            request = *again.request;
                         }
                         _ => return Err(fault),
                     }

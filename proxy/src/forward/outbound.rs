@@ -347,7 +347,7 @@ impl Connection {
                     match again {
                         Some(again) if tried.is_empty() => {
                             self.worker.metrics.replayed(again.cause);
-                            request = again.request;
+                            request = *again.request;
                             tried.push(endpoint);
                         }
                         _ => return Err(fault),

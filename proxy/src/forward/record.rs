@@ -119,7 +119,7 @@ impl Record {
     }
 
     /// The request came from another proxy, which a fault's answer may tell more than an application.
-    pub(super) fn from_mesh(&mut self, peer: SpiffeId) {
+    pub(super) fn set_peer(&mut self, peer: SpiffeId) {
         self.source = Some(peer);
         self.tls = TlsKind::Mtls;
         self.to_mesh = true;
@@ -386,19 +386,17 @@ impl http_body::Body for Tracked {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if let Some(deadline) = &mut self.deadline {
-            if deadline.as_mut().poll(cx).is_ready() {
-                self.end(Some(Reason::RequestTimeout));
-                return Poll::Ready(Some(Err(BodyError::new(Reason::RequestTimeout.message()))));
-            }
+        if self.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready()) {
+            self.end(Some(Reason::RequestTimeout));
+            return Poll::Ready(Some(Err(BodyError::new(Reason::RequestTimeout.message()))));
         }
         let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
         match &frame {
             Some(Ok(frame)) => {
-                if let (Some(trailers), Some(record)) = (frame.trailers_ref(), &mut self.record) {
-                    if record.grpc {
-                        record.grpc_status = grpc_status(trailers);
-                    }
+                if let (Some(trailers), Some(record)) = (frame.trailers_ref(), &mut self.record)
+                    && record.grpc
+                {
+                    record.grpc_status = grpc_status(trailers);
                 }
             }
             Some(Err(_)) => self.end(Some(Reason::UpstreamReset)),

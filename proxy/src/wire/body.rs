@@ -80,10 +80,10 @@ impl Body {
     }
 
     fn at_end(&mut self) {
-        if http_body::Body::is_end_stream(self) {
-            if let Some(Then(then)) = self.then.take() {
-                then();
-            }
+        if http_body::Body::is_end_stream(self)
+            && let Some(Then(then)) = self.then.take()
+        {
+            then();
         }
     }
 
@@ -119,10 +119,10 @@ impl http_body::Body for Body {
                 ready!(Pin::new(incoming).poll_frame(cx)).map(|frame| frame.map_err(BodyError::new))
             }
         };
-        if let (Some(transfer), Some(Ok(frame))) = (&self.transfer, &frame) {
-            if let Some(data) = frame.data_ref() {
-                transfer.bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
-            }
+        if let (Some(transfer), Some(Ok(frame))) = (&self.transfer, &frame)
+            && let Some(data) = frame.data_ref()
+        {
+            transfer.bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
         }
         if frame.is_none() {
             self.kind = Kind::Empty;

@@ -1,0 +1,417 @@
+//! The wiring: a configuration becomes a running proxy. `main`, the `tulle` binary and tests call it.
+//!
+//! The calling thread becomes the control thread: certificates, ADS, the admin listeners, the logs. Workers get threads
+//! of their own. Nothing here decides about traffic.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tulle_api::discovery::Node;
+use tulle_api::v1::{Locality, RegisteredPort, RegisteredService, Registration};
+use tulle_certs::Alpn;
+
+use crate::accept::{self, OriginalDst};
+use crate::admin::{self, AdminState, Face};
+use crate::config::{BoundAddresses, Config};
+use crate::control::ads::Ads;
+use crate::control::apply::Applier;
+use crate::control::channel;
+use crate::control::identity::{Identity, Source};
+use crate::control::report::Report;
+use crate::control::session::Session;
+use crate::drain;
+use crate::forward::{Proxy, Settings};
+use crate::runtime::{self, Listener, Workers};
+use crate::state::{ObjectName, Store, Want};
+use crate::telemetry::metrics::Direction;
+use crate::telemetry::{Diagnostics, Telemetry};
+use crate::wire::{h1, http2};
+
+/// Runs a proxy until it is told to end: by SIGTERM, SIGINT or `/shutdown`, after a drain.
+///
+/// # Errors
+/// What keeps it from starting.
+pub fn run(config: &Config, diagnostics: Option<Diagnostics>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(control(config, diagnostics))
+}
+
+async fn control(config: &Config, diagnostics: Option<Diagnostics>) -> anyhow::Result<()> {
+    let files = raise_file_limit();
+    let workers = config.worker_count();
+    let telemetry = Telemetry::new(config, workers, diagnostics);
+    let (signal, watch) = drain::channel();
+    let signal = Arc::new(signal);
+    let (store, wants) = Store::new(config.discovery_timeout);
+    let identity = Identity::new();
+    let proxy = Arc::new(Proxy::new(
+        store,
+        identity.cell(),
+        settings(config),
+        telemetry.clone(),
+        watch,
+        config.workload.as_ref().map(ToString::to_string),
+    ));
+    let mut bound = BoundAddresses::default();
+    let listeners = bind(config, workers, &mut bound)?;
+    let (shutdown, stop) = watch::channel(false);
+    let admin = Arc::new(Admin {
+        proxy: Arc::clone(&proxy),
+        telemetry: telemetry.clone(),
+        drain: Arc::clone(&signal),
+        shutdown,
+        controlled: config.control_plane_address.is_some(),
+    });
+    serve_admin(config, &admin, &mut bound).await?;
+    let logs = tokio::spawn({
+        let telemetry = telemetry.clone();
+        async move { telemetry.run_logs().await }
+    });
+    let registration = start_control(config, workers, &proxy, &identity, wants, &bound, &admin)?;
+    let threads = runtime::start(&proxy, listeners, config.connection_limit(files))
+        .context("cannot start the workers")?;
+    if let Some(path) = &config.addresses_file {
+        bound.write(path).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    tracing::info!(workers, addresses = %bound.to_json(), "the proxy runs");
+    until_told(&signal, stop, &threads).await?;
+    drain(config, &signal, registration.as_ref()).await;
+    threads.stop();
+    logs.abort();
+    telemetry.flush();
+    Ok(())
+}
+
+fn settings(config: &Config) -> Settings {
+    Settings {
+        connect_timeout: config.connect_timeout,
+        idle_timeout: config.idle_timeout,
+        detect_timeout: config.detect_timeout,
+        http1: h1::Limits { max_head: config.max_head_bytes, head_timeout: config.header_read_timeout },
+        http2: http2::Limits {
+            max_header_list: u32::try_from(config.max_head_bytes).unwrap_or(u32::MAX),
+            ..http2::Limits::default()
+        },
+        opaque_ports: config.opaque_ports.clone(),
+    }
+}
+
+/// Takes as many file descriptors as the kernel will give; returns how many.
+fn raise_file_limit() -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum.unwrap_or(u64::MAX),
+        Err(_) => limit.current.unwrap_or(1024),
+    }
+}
+
+/// Binds every data listener, for each worker.
+fn bind(
+    config: &Config,
+    workers: usize,
+    bound: &mut BoundAddresses,
+) -> Result<Vec<Vec<Listener>>, accept::ListenError> {
+    let mut listeners: Vec<Vec<Listener>> = (0..workers).map(|_| Vec::new()).collect();
+    let mut add = |name: &str, address: SocketAddr, direction: Direction, original: &OriginalDst| {
+        let sockets = accept::bind(address, workers, config.listen_backlog, name)?;
+        if let Some(address) = sockets.first().and_then(|socket| socket.local_addr().ok()) {
+            bound.insert(name, address);
+        }
+        for (worker, socket) in listeners.iter_mut().zip(sockets) {
+            worker.push(Listener { socket, original: original.clone(), direction });
+        }
+        Ok(())
+    };
+    for address in &config.outbound_listen {
+        add(BoundAddresses::OUTBOUND, *address, Direction::Outbound, &OriginalDst::Kernel)?;
+    }
+    for service in &config.outbound_services {
+        let name = ObjectName::new(&service.service.namespace, &service.service.name);
+        let original = OriginalDst::Service { service: name, port: service.port };
+        add(&BoundAddresses::outbound_service(service), service.listen, Direction::Outbound, &original)?;
+    }
+    for address in &config.inbound_listen {
+        add(BoundAddresses::INBOUND, *address, Direction::Inbound, &OriginalDst::Kernel)?;
+    }
+    for port in &config.inbound_ports {
+        let original = OriginalDst::Application { application: port.application };
+        add(&BoundAddresses::inbound_port(port), port.listen, Direction::Inbound, &original)?;
+    }
+    Ok(listeners)
+}
+
+/// Starts the tasks that speak with the control plane; returns the registration, if there is anything to register.
+fn start_control(
+    config: &Config,
+    workers: usize,
+    proxy: &Arc<Proxy>,
+    identity: &Arc<Identity>,
+    wants: mpsc::UnboundedReceiver<Want>,
+    bound: &BoundAddresses,
+    admin: &Arc<Admin>,
+) -> anyhow::Result<Option<watch::Sender<Option<Registration>>>> {
+    let metrics = proxy.telemetry.metrics.control();
+    if let Some(source) = Source::of(config).map_err(anyhow::Error::msg)? {
+        tokio::spawn(Arc::clone(identity).keep(source, Arc::clone(metrics)));
+    }
+    let (Some(address), Some(workload)) = (&config.control_plane_address, &config.workload) else {
+        return Ok(None);
+    };
+    let channel = {
+        let identity = Arc::clone(identity);
+        channel::lazy(address, move || {
+            let creds = identity.current()?;
+            Some(creds.client(&tulle_certs::control_plane_id(&creds.id().trust_domain()), Alpn::Grpc))
+        })?
+    };
+    let workload = ObjectName::new(&workload.namespace, &workload.name);
+    let node = Node {
+        id: workload.to_string(),
+        user_agent_name: "tulle-proxy".to_owned(),
+        user_agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        ..Node::default()
+    };
+    let applier = Applier::new(Arc::clone(proxy), Arc::clone(identity), workload, workers);
+    let ads = Ads {
+        channel: channel.clone(),
+        identity: Arc::clone(identity),
+        session: Session::new(node.clone()),
+        applier,
+        wants,
+        metrics: Arc::clone(metrics),
+    };
+    tokio::spawn(ads.run());
+    let Some(registration) = registration(config, bound) else { return Ok(None) };
+    let (sender, receiver) = watch::channel(None);
+    let report = Report { channel, node, registration: receiver, metrics: Arc::clone(metrics) };
+    tokio::spawn(report.run());
+    let (ready, register) = (Arc::clone(admin), sender.clone());
+    tokio::spawn(async move {
+        let mut changes = ready.proxy.store.changes();
+        while ready.readiness().is_err() {
+            // Readiness also waits for the certificate, of which the store knows nothing.
+            drop(tokio::time::timeout(Duration::from_millis(100), changes.changed()).await);
+        }
+        register.send_replace(Some(registration));
+    });
+    Ok(Some(sender))
+}
+
+/// This workload as an endpoint, if it has inbound ports that belong to services.
+fn registration(config: &Config, bound: &BoundAddresses) -> Option<Registration> {
+    let mut services: Vec<RegisteredService> = Vec::new();
+    let mut address = None;
+    for port in &config.inbound_ports {
+        let Some(listener) = bound.get(&BoundAddresses::inbound_port(port)) else { continue };
+        for service in &port.services {
+            address = address.or_else(|| config.advertised_ip(port));
+            let registered =
+                RegisteredPort { service_port: u32::from(service.port), port: u32::from(listener.port()) };
+            match services.iter_mut().find(|known| known.name == service.service) {
+                Some(known) => known.ports.push(registered),
+                None => services
+                    .push(RegisteredService { name: service.service.clone(), ports: vec![registered] }),
+            }
+        }
+    }
+    let locality = Locality { region: config.locality.region.clone(), zone: config.locality.zone.clone() };
+    Some(Registration { address: address?.to_string(), services, locality: Some(locality), ready: true })
+}
+
+async fn serve_admin(config: &Config, admin: &Arc<Admin>, bound: &mut BoundAddresses) -> anyhow::Result<()> {
+    let faces = [
+        (BoundAddresses::ADMIN, config.admin_address, Face::Local),
+        (BoundAddresses::METRICS, config.metrics_address, Face::Public),
+    ];
+    for (name, address, face) in faces {
+        let Some(address) = address else { continue };
+        let listener = TcpListener::bind(address)
+            .await
+            .with_context(|| format!("cannot listen on {address} ({name})"))?;
+        bound.insert(name, listener.local_addr()?);
+        let state: Arc<dyn AdminState> = Arc::clone(admin) as _;
+        tokio::spawn(admin::serve(admin::Listener::Tcp(listener), face, state));
+    }
+    if let Some(path) = &config.admin_socket {
+        let listener =
+            admin::bind_unix(path).with_context(|| format!("cannot listen on {}", path.display()))?;
+        let state: Arc<dyn AdminState> = Arc::clone(admin) as _;
+        tokio::spawn(admin::serve(admin::Listener::Unix(listener), Face::LocalSocket, state));
+    }
+    Ok(())
+}
+
+/// Waits for a reason to end.
+async fn until_told(
+    drain: &drain::Signal,
+    mut stop: watch::Receiver<bool>,
+    threads: &Workers,
+) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut look = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = stop.wait_for(|stop| *stop) => break,
+            _ = look.tick() => if threads.is_broken() {
+                anyhow::bail!("a worker thread has ended; see the log above");
+            },
+        }
+    }
+    drain.start();
+    Ok(())
+}
+
+/// Lets what is under way come to its end, for as long as the grace period.
+async fn drain(
+    config: &Config,
+    signal: &drain::Signal,
+    registration: Option<&watch::Sender<Option<Registration>>>,
+) {
+    tracing::info!(grace = ?config.drain_grace, "draining");
+    signal.start();
+    if let Some(registration) = registration {
+        registration.send_modify(|registration| {
+            if let Some(registration) = registration {
+                registration.ready = false;
+            }
+        });
+    }
+    match tokio::time::timeout(config.drain_grace, signal.drained()).await {
+        Ok(()) => tracing::info!("drained"),
+        Err(_) => tracing::warn!("the grace period is over; closing what is left"),
+    }
+}
+
+/// What the admin listeners show and do.
+struct Admin {
+    proxy: Arc<Proxy>,
+    telemetry: Telemetry,
+    drain: Arc<drain::Signal>,
+    shutdown: watch::Sender<bool>,
+    /// Whether a control plane is to be waited for.
+    controlled: bool,
+}
+
+impl AdminState for Admin {
+    fn readiness(&self) -> Result<(), String> {
+        let snapshot = self.proxy.store.load();
+        let missing: Vec<&str> = [
+            (self.drain.is_draining(), "the proxy is draining"),
+            (self.proxy.creds.load().is_none() && self.controlled, "no certificate yet"),
+            (snapshot.mesh.is_none() && self.controlled, "no Mesh received yet"),
+            (snapshot.inbound.is_none() && self.controlled, "no InboundPolicy received yet"),
+        ]
+        .into_iter()
+        .filter_map(|(is_missing, what)| is_missing.then_some(what))
+        .collect();
+        if missing.is_empty() { Ok(()) } else { Err(missing.join("; ")) }
+    }
+
+    fn metrics(&self) -> String {
+        self.telemetry.metrics.render()
+    }
+
+    fn config_dump(&self) -> Value {
+        dump(&self.proxy)
+    }
+
+    fn connections(&self) -> Value {
+        let open = self.proxy.connections.list();
+        open.into_iter()
+            .map(|open| {
+                json!({
+                    "port": open.port,
+                    "client": open.client.to_string(),
+                    "peer": open.peer.map(|peer| peer.to_string()),
+                    "tls": format!("{:?}", open.tls),
+                })
+            })
+            .collect()
+    }
+
+    fn certs(&self) -> Value {
+        match self.proxy.creds.load().as_deref() {
+            Some(creds) => admin::certs(creds, std::time::SystemTime::now()),
+            None => Value::Null,
+        }
+    }
+
+    fn log_level(&self) -> Option<String> {
+        self.telemetry.log_level().map(crate::telemetry::LogLevel::get)
+    }
+
+    fn set_log_level(&self, directives: &str) -> Result<(), String> {
+        match self.telemetry.log_level() {
+            Some(level) => level.set(directives),
+            None => Err("the log level of this proxy cannot be changed".to_owned()),
+        }
+    }
+
+    fn drain(&self) {
+        self.drain.start();
+    }
+
+    fn shutdown(&self) {
+        self.shutdown.send_replace(true);
+    }
+}
+
+/// The snapshot, for people.
+fn dump(proxy: &Proxy) -> Value {
+    let snapshot = proxy.store.load();
+    let services: Value = snapshot
+        .services
+        .values()
+        .map(|service| {
+            let endpoints: Vec<Value> = service
+                .endpoints()
+                .iter()
+                .flat_map(|set| {
+                    set.all()
+                        .map(|member| {
+                            json!({
+                                "address": member.endpoint.address.to_string(),
+                                "peer": format!("{:?}", member.endpoint.peer),
+                                "ready": member.ready,
+                                "in_flight": member.endpoint.load.in_flight(),
+                            })
+                        })
+                        .collect::<Vec<_>>()
+                })
+                .collect();
+            json!({
+                "name": service.name.to_string(),
+                "service": format!("{:?}", service.info()),
+                "routes": format!("{:?}", service.routes().map(|table| table.routes().clone())),
+                "endpoints": endpoints,
+            })
+        })
+        .collect();
+    json!({
+        "workload": format!("{:?}", snapshot.workload),
+        "mesh": format!("{:?}", snapshot.mesh),
+        "inbound_policy": format!("{:?}", snapshot.inbound.as_ref().map(|inbound| inbound.spec())),
+        "addresses": snapshot.addresses.iter()
+            .map(|(ip, info)| (ip.to_string(), format!("{info:?}").into()))
+            .collect::<serde_json::Map<_, _>>(),
+        "services": services,
+    })
+}
+
+impl From<accept::ListenError> for io::Error {
+    fn from(error: accept::ListenError) -> Self {
+        Self::other(error)
+    }
+}

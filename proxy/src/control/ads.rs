@@ -1,0 +1,174 @@
+//! The ADS stream: connects, carries the [`Session`]'s messages, and connects again.
+//!
+//! Runs on the control thread. While the control plane is away, what was applied stays in use; the applier's
+//! questions wait in the session and are asked when a stream is up.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tulle_api::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use tulle_api::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use tulle_certs::renewal;
+
+use super::apply::Applier;
+use super::identity::Identity;
+use super::session::Session;
+use crate::state::Want;
+use crate::telemetry::metrics::ControlMetrics;
+
+/// Largest response that is taken, in bytes.
+const MAX_MESSAGE: usize = 64 * 1024 * 1024;
+/// Unused services and addresses are looked for so often.
+const FORGET: Duration = Duration::from_secs(60);
+
+/// Everything that the stream needs, over all its reconnects.
+pub struct Ads {
+    pub channel: Channel,
+    pub identity: Arc<Identity>,
+    pub session: Session,
+    pub applier: Applier,
+    pub wants: mpsc::UnboundedReceiver<Want>,
+    pub metrics: Arc<ControlMetrics>,
+}
+
+type Responses =
+    Pin<Box<dyn futures_util::Stream<Item = Result<DeltaDiscoveryResponse, tonic::Status>> + Send>>;
+
+impl Ads {
+    /// Keeps the stream up, for ever.
+    pub async fn run(mut self) {
+        let creds = self.identity.ready().await;
+        for resource in self.applier.always(creds.id().trust_domain().to_string()) {
+            self.session.subscribe(resource);
+        }
+        let mut failures = 0;
+        loop {
+            let ended = match self.open().await {
+                Ok((requests, responses)) => {
+                    self.metrics.ads_connected(true);
+                    tracing::info!("connected to the control plane");
+                    let heard = self.carry(&requests, responses, &mut failures).await;
+                    self.metrics.ads_connected(false);
+                    heard
+                }
+                Err(status) => status,
+            };
+            failures += 1;
+            let wait = renewal::backoff(failures, rand::random());
+            tracing::warn!(error = %describe(&ended), retry_in = ?wait, "the control plane is away; what is known stays in use");
+            self.wait(wait).await;
+        }
+    }
+
+    async fn open(&mut self) -> Result<(mpsc::Sender<DeltaDiscoveryRequest>, Responses), tonic::Status> {
+        let (requests, outgoing) = mpsc::channel(64);
+        self.session.open();
+        // The server may answer only once it has heard who asks.
+        for request in self.session.requests() {
+            drop(requests.send(request).await);
+        }
+        let mut client = AggregatedDiscoveryServiceClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE);
+        let responses = client.delta_aggregated_resources(ReceiverStream::new(outgoing)).await?;
+        Ok((requests, Box::pin(responses.into_inner())))
+    }
+
+    /// Carries messages both ways until the stream ends; returns why it did.
+    async fn carry(
+        &mut self,
+        requests: &mpsc::Sender<DeltaDiscoveryRequest>,
+        mut responses: Responses,
+        failures: &mut u32,
+    ) -> tonic::Status {
+        let mut forget = tokio::time::interval(FORGET);
+        loop {
+            for request in self.session.requests() {
+                if requests.send(request).await.is_err() {
+                    return tonic::Status::unavailable("the stream was closed");
+                }
+            }
+            tokio::select! {
+                response = responses.next() => match response {
+                    Some(Ok(response)) => {
+                        *failures = 0;
+                        let answer = self.apply(response);
+                        if requests.send(answer).await.is_err() {
+                            return tonic::Status::unavailable("the stream was closed");
+                        }
+                    }
+                    Some(Err(status)) => return status,
+                    None => return tonic::Status::unavailable("the control plane ended the stream"),
+                },
+                Some(want) = self.wants.recv() => self.want(want),
+                _ = forget.tick() => self.forget(),
+            }
+        }
+    }
+
+    fn apply(&mut self, response: DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
+        let update = self.session.receive(response);
+        let applied = self.applier.apply(&update);
+        for resource in applied.wanted {
+            self.session.subscribe(resource);
+        }
+        let kind = update.type_url.rsplit('.').next().unwrap_or_default();
+        if applied.rejected.is_empty() {
+            self.metrics.ads_acked(kind);
+        } else {
+            self.metrics.ads_nacked(kind);
+            for rejection in &applied.rejected {
+                let (resource, field, reason) = (&rejection.resource, &rejection.field, &rejection.reason);
+                tracing::error!(
+                    kind,
+                    resource,
+                    field,
+                    reason,
+                    "rejected a resource; its last good version stays"
+                );
+            }
+        }
+        let answer = self.session.answer(&update, &applied.rejected);
+        self.metrics.ads_subscriptions(kind, self.session.wanted(&update.type_url));
+        answer
+    }
+
+    fn want(&mut self, want: Want) {
+        for resource in self.applier.want(&want) {
+            self.session.subscribe(resource);
+        }
+    }
+
+    fn forget(&mut self) {
+        for resource in self.applier.forget() {
+            self.session.unsubscribe(&resource);
+        }
+    }
+
+    /// Waits before the next try, noting what is asked for in the meantime.
+    async fn wait(&mut self, wait: Duration) {
+        let timer = tokio::time::sleep(wait);
+        tokio::pin!(timer);
+        loop {
+            tokio::select! {
+                () = &mut timer => return,
+                Some(want) = self.wants.recv() => self.want(want),
+            }
+        }
+    }
+}
+
+/// A status with the causes that tonic hides behind "transport error".
+pub(super) fn describe(status: &tonic::Status) -> String {
+    let mut text = format!("{:?}: {}", status.code(), status.message());
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        text.push_str(&format!(": {error}"));
+        source = error.source();
+    }
+    text
+}

@@ -1,0 +1,333 @@
+//! Protobuf → compiled model. Total: any bytes give a value or a rejection that names resource, field and reason.
+//!
+//! Pure; called by `apply`, and by other programs that read what the control plane serves. Nothing is guessed: a value
+//! that is missing, unknown or out of range is rejected rather than replaced, and the resource's name must be the one
+//! that it was subscribed by. Fields that this version does not know are passed over (a newer control plane's).
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use prost::{Message, Name};
+use tulle_api::v1::{self, Rejection};
+use tulle_certs::{SpiffeId, TrustBundle, TrustDomain};
+
+use crate::policy::{Allow, InboundSpec, PortPolicy};
+use crate::route::{Backend, Hostname, PathMatch, Route, RouteRule, Routes, Rule};
+use crate::state::{
+    AddressInfo, AddressTarget, EndpointInfo, EndpointsInfo, HostPort, MeshInfo, Mode, ObjectName, Peer,
+    Protocol, ServiceInfo, ServicePort, WorkloadInfo,
+};
+
+/// A resource, decoded and checked.
+#[derive(Clone, Debug)]
+pub enum Decoded {
+    Address(AddressInfo),
+    Service(ServiceInfo),
+    Endpoints(EndpointsInfo),
+    Routes(Routes),
+    Workload(WorkloadInfo),
+    InboundPolicy(InboundSpec),
+    Mesh(MeshInfo),
+    TrustBundle(TrustBundle),
+}
+
+/// What is wrong, and where in the message.
+#[derive(Debug)]
+struct Fault {
+    field: String,
+    reason: String,
+}
+
+type Result<T, E = Fault> = std::result::Result<T, E>;
+
+/// Decodes the resource `name` of a type.
+///
+/// # Errors
+/// The first thing that is wrong with it.
+pub fn decode(type_url: &str, name: &str, bytes: &[u8]) -> Result<Decoded, Rejection> {
+    let decoded = match type_url {
+        url if url == v1::Address::type_url() => message(bytes).and_then(|m| address(m, name)),
+        url if url == v1::Service::type_url() => message(bytes).and_then(|m| service(m, name)),
+        url if url == v1::Endpoints::type_url() => message(bytes).and_then(|m| endpoints(m, name)),
+        url if url == v1::Routes::type_url() => message(bytes).and_then(|m| routes(m, name)),
+        url if url == v1::Workload::type_url() => message(bytes).and_then(|m| workload(m, name)),
+        url if url == v1::InboundPolicy::type_url() => message(bytes).and_then(|m| inbound_policy(m, name)),
+        url if url == v1::Mesh::type_url() => message(bytes).and_then(mesh),
+        url if url == v1::TrustBundle::type_url() => message(bytes).and_then(|m| trust_bundle(m, name)),
+        other => Err(fault("", format!("resources of type {other:?} are not known to this version"))),
+    };
+    decoded.map_err(|Fault { field, reason }| Rejection { resource: name.to_owned(), field, reason })
+}
+
+fn fault(field: impl Into<String>, reason: impl Into<String>) -> Fault {
+    Fault { field: field.into(), reason: reason.into() }
+}
+
+fn message<M: Message + Default>(bytes: &[u8]) -> Result<M> {
+    M::decode(bytes).map_err(|error| fault("", format!("is not a valid message: {error}")))
+}
+
+// === impl each resource ===
+
+fn address(message: v1::Address, name: &str) -> Result<Decoded> {
+    use v1::address::Target;
+    named(&message.ip, name, "ip")?;
+    let ip = ip(&message.ip, "ip")?;
+    let target = match message.target.ok_or_else(|| fault("target", "is missing"))? {
+        Target::Service(service) => AddressTarget::Service(object(Some(service), "service")?),
+        Target::Host(host) => AddressTarget::Host(each(host.ports, "host.ports", |port, at| {
+            Ok(HostPort {
+                port: self::port(port.port, &format!("{at}.port"))?,
+                workload: optional_object(&port.workload, &format!("{at}.workload"))?,
+                protocol: protocol(port.protocol, &format!("{at}.protocol"))?,
+                peer: peer(port.peer, &format!("{at}.peer"))?,
+            })
+        })?),
+    };
+    Ok(Decoded::Address(AddressInfo { ip, target }))
+}
+
+fn service(message: v1::Service, name: &str) -> Result<Decoded> {
+    Ok(Decoded::Service(ServiceInfo {
+        name: named_object(message.name, name)?,
+        addresses: each(message.addresses, "addresses", |address, at| ip(&address, at))?,
+        ports: each(message.ports, "ports", |port, at| {
+            Ok(ServicePort {
+                port: self::port(port.port, &format!("{at}.port"))?,
+                protocol: protocol(port.protocol, &format!("{at}.protocol"))?,
+                name: port.name,
+            })
+        })?,
+    }))
+}
+
+fn endpoints(message: v1::Endpoints, name: &str) -> Result<Decoded> {
+    let name = named_object(message.name, name)?;
+    let mut endpoints = Vec::new();
+    for (i, endpoint) in message.endpoints.into_iter().enumerate() {
+        let at = format!("endpoints[{i}]");
+        let ip = ip(&endpoint.address, &format!("{at}.address"))?;
+        let workload = optional_object(&endpoint.workload, &format!("{at}.workload"))?;
+        let zone = zone(endpoint.locality);
+        for (j, port) in endpoint.ports.into_iter().enumerate() {
+            let at = format!("{at}.ports[{j}]");
+            endpoints.push(EndpointInfo {
+                service_port: self::port(port.service_port, &format!("{at}.service_port"))?,
+                addr: SocketAddr::new(ip, self::port(port.port, &format!("{at}.port"))?),
+                peer: peer(port.peer, &format!("{at}.peer"))?,
+                workload: workload.clone(),
+                zone: zone.clone(),
+                ready: endpoint.ready,
+            });
+        }
+    }
+    Ok(Decoded::Endpoints(EndpointsInfo { name, endpoints }))
+}
+
+fn routes(message: v1::Routes, name: &str) -> Result<Decoded> {
+    let (client_namespace, service_name) = name
+        .split_once('/')
+        .ok_or_else(|| fault("", "is not named <client namespace>/<namespace>/<name>"))?;
+    let service = named_object(message.service, service_name)?;
+    // Content that is the same for all clients says nothing about whose it is.
+    if !message.client_namespace.is_empty() {
+        named(&message.client_namespace, client_namespace, "client_namespace")?;
+    }
+    let routes = each(message.http, "http", |http, at| {
+        let route = object(http.name, &format!("{at}.name"))?;
+        Ok(Route {
+            ports: each(http.ports, &format!("{at}.ports"), port)?,
+            hostnames: each(http.hostnames, &format!("{at}.hostnames"), |hostname, at| {
+                hostname.parse::<Hostname>().map_err(|error| fault(at, error.to_string()))
+            })?,
+            rules: each(http.rules, &format!("{at}.rules"), |rule, at| self::rule(rule, &route, at))?,
+            name: route,
+        })
+    })?;
+    Ok(Decoded::Routes(Routes { client_namespace: client_namespace.into(), service, routes }))
+}
+
+fn rule(rule: v1::HttpRule, route: &ObjectName, at: &str) -> Result<RouteRule> {
+    let matches = each(rule.matches, &format!("{at}.matches"), |one, at| {
+        use v1::http_match::Path;
+        let (path, field) = match &one.path {
+            None => return Ok(PathMatch::Prefix("/".into())),
+            Some(Path::Exact(path)) => (path, "exact"),
+            Some(Path::Prefix(path)) => (path, "prefix"),
+        };
+        if !path.starts_with('/') {
+            return Err(fault(format!("{at}.{field}"), format!("{path:?} does not begin with a slash")));
+        }
+        let path = path.as_str().into();
+        Ok(if field == "exact" { PathMatch::Exact(path) } else { PathMatch::Prefix(path) })
+    })?;
+    let backends = each(rule.backends, &format!("{at}.backends"), |backend, at| {
+        let invalid = (!backend.invalid.is_empty()).then(|| Arc::from(backend.invalid.as_str()));
+        let port = match (&invalid, backend.port) {
+            // What does not resolve need not have a port.
+            (Some(_), 0) => 0,
+            _ => port(backend.port, &format!("{at}.port"))?,
+        };
+        if backend.weight > MAX_WEIGHT {
+            return Err(fault(format!("{at}.weight"), format!("{} is above {MAX_WEIGHT}", backend.weight)));
+        }
+        let service = object(backend.service, &format!("{at}.service"))?;
+        Ok(Backend { service, port, weight: backend.weight, invalid })
+    })?;
+    let rule = Rule {
+        name: rule.name.into(),
+        route: route.clone(),
+        backends: backends.into(),
+        request_timeout: duration(rule.request_timeout, &format!("{at}.request_timeout"))?,
+        backend_timeout: duration(rule.backend_request_timeout, &format!("{at}.backend_request_timeout"))?,
+    };
+    Ok(RouteRule { matches, rule: Arc::new(rule) })
+}
+
+const MAX_WEIGHT: u32 = 1_000_000;
+
+fn workload(message: v1::Workload, name: &str) -> Result<Decoded> {
+    Ok(Decoded::Workload(WorkloadInfo {
+        name: named_object(message.name, name)?,
+        id: spiffe_id(&message.spiffe_id, "spiffe_id")?,
+        addresses: each(message.addresses, "addresses", |address, at| ip(&address, at))?,
+        zone: zone(message.locality),
+    }))
+}
+
+fn inbound_policy(message: v1::InboundPolicy, name: &str) -> Result<Decoded> {
+    Ok(Decoded::InboundPolicy(InboundSpec {
+        workload: named_object(message.workload, name)?,
+        mode: mode(message.mode, "mode")?,
+        ports: each(message.ports, "ports", |port, at| {
+            let policy = PortPolicy {
+                protocol: protocol(port.protocol, &format!("{at}.protocol"))?,
+                mode: mode(port.mode, &format!("{at}.mode"))?,
+            };
+            Ok((self::port(port.port, &format!("{at}.port"))?, policy))
+        })?,
+        rules: each(message.rules, "rules", |rule, at| {
+            Ok(Allow {
+                name: rule.name.into(),
+                ports: each(rule.ports, &format!("{at}.ports"), port)?,
+                identities: each(rule.identities, &format!("{at}.identities"), |id, at| spiffe_id(&id, at))?,
+            })
+        })?,
+    }))
+}
+
+fn mesh(message: v1::Mesh) -> Result<Decoded> {
+    Ok(Decoded::Mesh(MeshInfo {
+        trust_domain: trust_domain(&message.trust_domain)?,
+        mode: mode(message.mtls, "mtls")?,
+        networks: each(message.networks, "networks", |network, at| {
+            network.parse().map_err(|_| fault(at, format!("{network:?} is not a CIDR block")))
+        })?,
+    }))
+}
+
+fn trust_bundle(message: v1::TrustBundle, name: &str) -> Result<Decoded> {
+    named(&message.trust_domain, name, "trust_domain")?;
+    let domain = trust_domain(&message.trust_domain)?;
+    TrustBundle::from_der(domain, &message.x509_authorities)
+        .map(Decoded::TrustBundle)
+        .map_err(|error| fault("x509_authorities", error.to_string()))
+}
+
+// === impl the parts ===
+
+/// Decodes each element; the closure gets its path.
+fn each<T, U>(items: Vec<T>, field: &str, decode: impl Fn(T, &str) -> Result<U>) -> Result<Vec<U>> {
+    items.into_iter().enumerate().map(|(i, item)| decode(item, &format!("{field}[{i}]"))).collect()
+}
+
+fn port(number: u32, at: &str) -> Result<u16> {
+    u16::try_from(number)
+        .ok()
+        .filter(|port| *port != 0)
+        .ok_or_else(|| fault(at, format!("{number} is not a port from 1 to 65535")))
+}
+
+fn ip(text: &str, at: &str) -> Result<IpAddr> {
+    text.parse().map_err(|_| fault(at, format!("{text:?} is not an IP address")))
+}
+
+fn named(said: &str, name: &str, at: &str) -> Result<()> {
+    if said == name { Ok(()) } else { Err(fault(at, format!("is {said:?} in the resource named {name:?}"))) }
+}
+
+fn object(name: Option<v1::ObjectName>, at: &str) -> Result<ObjectName> {
+    let v1::ObjectName { namespace, name } = name.ok_or_else(|| fault(at, "is missing"))?;
+    let whole = |part: &str| !part.is_empty() && !part.contains('/');
+    if !whole(&namespace) || !whole(&name) {
+        return Err(fault(at, format!("{namespace:?} and {name:?} are not a namespace and a name")));
+    }
+    Ok(ObjectName::new(&namespace, &name))
+}
+
+fn named_object(said: Option<v1::ObjectName>, name: &str) -> Result<ObjectName> {
+    let said = object(said, "name")?;
+    named(&said.to_string(), name, "name")?;
+    Ok(said)
+}
+
+fn optional_object(text: &str, at: &str) -> Result<Option<ObjectName>> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|error| fault(at, format!("{error}")))
+}
+
+fn spiffe_id(text: &str, at: &str) -> Result<SpiffeId> {
+    SpiffeId::parse(text).map_err(|error| fault(at, error.to_string()))
+}
+
+fn trust_domain(text: &str) -> Result<TrustDomain> {
+    TrustDomain::new(text).map_err(|error| fault("trust_domain", error.to_string()))
+}
+
+fn peer(peer: Option<v1::Peer>, at: &str) -> Result<Peer> {
+    use v1::peer::Peer as P;
+    // Silence is never taken for plaintext.
+    match peer.and_then(|peer| peer.peer).ok_or_else(|| fault(at, "is missing"))? {
+        P::SpiffeId(id) => spiffe_id(&id, at).map(Peer::Mesh),
+        P::Plaintext(_) => Ok(Peer::Plaintext),
+    }
+}
+
+fn protocol(number: i32, at: &str) -> Result<Protocol> {
+    let known = v1::Protocol::try_from(number).map_err(|_| fault(at, format!("{number} is not known")))?;
+    Ok(match known {
+        v1::Protocol::Unspecified => Protocol::Detect,
+        v1::Protocol::Http => Protocol::Http,
+        v1::Protocol::Http2 => Protocol::Http2,
+        v1::Protocol::Grpc => Protocol::Grpc,
+        v1::Protocol::Tcp => Protocol::Tcp,
+        v1::Protocol::Tls => Protocol::Tls,
+    })
+}
+
+fn mode(number: i32, at: &str) -> Result<Mode> {
+    match v1::MtlsMode::try_from(number) {
+        Ok(v1::MtlsMode::Permissive) => Ok(Mode::Permissive),
+        Ok(v1::MtlsMode::Strict) => Ok(Mode::Strict),
+        Ok(v1::MtlsMode::Off) => Ok(Mode::Off),
+        Ok(v1::MtlsMode::Unspecified) => Err(fault(at, "is not set")),
+        Err(_) => Err(fault(at, format!("{number} is not known"))),
+    }
+}
+
+fn duration(duration: Option<prost_types::Duration>, at: &str) -> Result<Option<Duration>> {
+    let Some(duration) = duration else { return Ok(None) };
+    let duration =
+        Duration::try_from(duration).map_err(|error| fault(at, format!("is not a duration: {error}")))?;
+    Ok((!duration.is_zero()).then_some(duration))
+}
+
+fn zone(locality: Option<v1::Locality>) -> Option<Arc<str>> {
+    locality.map(|locality| locality.zone).filter(|zone| !zone.is_empty()).map(Arc::from)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,95 @@
+//! Telling the control plane that this workload is an endpoint, for as long as the stream lives.
+//!
+//! The first registration is sent once the proxy could serve; while it drains it says that it is not ready. A lost
+//! stream is opened again, and the registration with it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tulle_api::discovery::Node;
+use tulle_api::v1::proxy_client::ProxyClient;
+use tulle_api::v1::{Registration, ReportRequest, report_request, report_response};
+use tulle_certs::renewal;
+
+use super::ads::describe;
+use crate::telemetry::metrics::ControlMetrics;
+
+/// What is reported, and over what.
+pub struct Report {
+    pub channel: Channel,
+    pub node: Node,
+    /// The registration as it should stand; `None`: not yet.
+    pub registration: watch::Receiver<Option<Registration>>,
+    pub metrics: Arc<ControlMetrics>,
+}
+
+impl Report {
+    /// Keeps the registration up, for ever.
+    pub async fn run(mut self) {
+        let mut failures = 0;
+        loop {
+            if self.registration.wait_for(Option::is_some).await.is_err() {
+                return;
+            }
+            let ended = self.stream(&mut failures).await;
+            self.metrics.registered(false);
+            failures += 1;
+            let wait = renewal::backoff(failures, rand::random());
+            tracing::warn!(error = %describe(&ended), retry_in = ?wait, "the registration's stream is down");
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    async fn stream(&mut self, failures: &mut u32) -> tonic::Status {
+        let (requests, outgoing) = mpsc::channel(4);
+        let mut node = Some(self.node.clone());
+        let mut next = |registration: Option<Registration>| {
+            registration.map(|registration| ReportRequest {
+                node: node.take(),
+                report: Some(report_request::Report::Registration(registration)),
+            })
+        };
+        let registration = self.registration.borrow_and_update().clone();
+        if let Some(first) = next(registration) {
+            drop(requests.send(first).await);
+        }
+        let mut client = ProxyClient::new(self.channel.clone());
+        let mut responses = match client.report(ReceiverStream::new(outgoing)).await {
+            Ok(responses) => responses.into_inner(),
+            Err(status) => return status,
+        };
+        loop {
+            tokio::select! {
+                response = responses.next() => match response {
+                    Some(Ok(response)) => {
+                        *failures = 0;
+                        if let Some(report_response::Response::Registered(registered)) = response.response {
+                            self.metrics.registered(true);
+                            if registered.pending.is_empty() {
+                                tracing::info!("registered");
+                            } else {
+                                tracing::warn!(pending = ?registered.pending, "registered for services, or ports of them, that no source has yet");
+                            }
+                        }
+                    }
+                    Some(Err(status)) => return status,
+                    None => return tonic::Status::unavailable("the control plane ended the stream"),
+                },
+                changed = self.registration.changed() => {
+                    if changed.is_err() {
+                        return tonic::Status::cancelled("the proxy is going");
+                    }
+                    let registration = self.registration.borrow_and_update().clone();
+                    let request = next(registration);
+                    if let Some(request) = request {
+                        drop(tokio::time::timeout(Duration::from_secs(1), requests.send(request)).await);
+                    }
+                }
+            }
+        }
+    }
+}
