@@ -161,7 +161,11 @@ impl Run {
             }
         };
         tokio::pin!(end);
-        let mut printed: Option<Instant> = None;
+        // Where nothing can be redrawn, what does not change is said once.
+        let mut printed = Instant::now();
+        if arguments.output == Format::Table && !screen.is_live() && screen.draw(&self.hints()).is_err() {
+            return None;
+        }
         loop {
             tokio::select! {
                 biased;
@@ -172,13 +176,18 @@ impl Run {
             if let Err(error) = self.look().await {
                 return Some(format!("{error:#}"));
             }
-            let due = screen.is_live() || printed.is_none_or(|at| at.elapsed() >= PRINT_INTERVAL);
-            if arguments.output == Format::Table && due {
-                printed = Some(Instant::now());
-                if screen.draw(&self.lines()).is_err() {
-                    // Nobody looks on.
-                    return None;
-                }
+            if arguments.output == Format::Json || !screen.is_live() && printed.elapsed() < PRINT_INTERVAL {
+                continue;
+            }
+            printed = Instant::now();
+            let mut lines = self.lines();
+            if screen.is_live() {
+                lines.push(String::new());
+                lines.extend(self.hints());
+            }
+            if screen.draw(&lines).is_err() {
+                // Nobody looks on.
+                return None;
             }
         }
     }
@@ -204,36 +213,43 @@ impl Run {
         Report::new(&self.history.total(), &self.driver.traffic(), self.history.elapsed(), problems)
     }
 
-    /// The table, and below it what can be done with it.
+    /// What flows now.
     fn lines(&self) -> Vec<String> {
         let traffic = self.driver.traffic();
-        let seconds = self.history.elapsed().as_secs();
-        let mut lines = vec![format!("tulle demo: {} requests/s for {seconds} s", self.rps), String::new()];
-        lines.extend(table::lines(&self.history.live()));
-        lines.push(String::new());
         let latency = |q| traffic.quantile(q).map_or_else(|| "–".to_owned(), milliseconds);
-        lines.push(format!(
-            "client   {} requests, {} failed, p50 {}, p99 {}",
-            traffic.requests,
-            traffic.failed,
-            latency(0.5),
-            latency(0.99)
-        ));
-        lines.push(format!("web      curl http://{}/", self.mesh.front));
-        if let Some(address) = self.mesh.inbound_of("payments-v1") {
-            lines.push(format!("refused  curl http://{address}/    (payments-v1's proxy: who shows no certificate gets nothing)"));
-        }
+        let mut lines = vec![
+            format!(
+                "{} requests/s for {} s: {} answered, {} failed, p50 {}, p99 {}",
+                self.rps,
+                self.history.elapsed().as_secs(),
+                traffic.requests - traffic.failed,
+                traffic.failed,
+                latency(0.5),
+                latency(0.99)
+            ),
+            String::new(),
+        ];
+        lines.extend(table::lines(&self.history.live()));
+        lines.extend(self.mesh.notices.iter().rev().take(3).map(|notice| format!("note: {notice}")));
+        lines
+    }
+
+    /// What can be done meanwhile.
+    fn hints(&self) -> Vec<String> {
+        let mut lines = vec![
+            format!("web       curl http://{}/", self.mesh.front),
+            format!("YAML      {}    change the weights", self.mesh.folders.route().display()),
+            format!("check     tulle check --config-dir {}", self.mesh.folders.config.display()),
+        ];
         if let Some(address) = self.mesh.admin_of("orders") {
-            lines.push(format!("identity tulle identity --admin {address}    (of orders)"));
+            lines.push(format!("identity  tulle identity --admin {address}    of orders"));
         }
-        lines.push(format!("YAML     {}    (change the weights)", self.mesh.folders.route().display()));
-        lines.push(format!("check    tulle check --config-dir {}", self.mesh.folders.config.display()));
-        lines.push(format!("logs     {}", self.mesh.folders.logs.display()));
-        lines.push(format!(
-            "control  kill -9 {}    (the control plane: traffic goes on)",
-            self.mesh.control_plane_pid()
-        ));
-        lines.extend(self.mesh.notices.iter().rev().take(3).map(|notice| format!("note     {notice}")));
+        if let Some(address) = self.mesh.inbound_of("payments-v1") {
+            lines.push(format!("refused   curl http://{address}/    payments-v1 without a certificate"));
+        }
+        let pid = self.mesh.control_plane_pid();
+        lines.push(format!("control   kill -9 {pid}    the control plane: traffic goes on"));
+        lines.push(format!("logs      {}", self.mesh.folders.logs.display()));
         lines
     }
 }

@@ -3,10 +3,13 @@
 //! Hidden: who runs a proxy or a control plane in earnest has `tulle-proxy` and `tulle-control-plane`, with the same
 //! flags.
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use clap::Subcommand;
+use tulle_proxy::config::{self, ConfigError};
+use tulle_proxy::{app, telemetry};
 
 use crate::{demo, service};
 
@@ -23,6 +26,13 @@ pub(crate) struct InternalArgs {
 enum Program {
     /// A control plane.
     ControlPlane(Box<tulle_control_plane::config::Config>),
+    /// A proxy.
+    #[command(disable_help_flag = true)]
+    Proxy {
+        /// The flags of `tulle-proxy`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        flags: Vec<OsString>,
+    },
     /// One of the demo's small services.
     Service(service::ServiceArgs),
 }
@@ -40,6 +50,7 @@ pub(crate) fn run(arguments: InternalArgs) -> Result<ExitCode> {
             tulle_control_plane::app::install_log(&config)?;
             tulle_control_plane::app::run(&config)?;
         }
+        Program::Proxy { flags } => proxy(flags)?,
         Program::Service(arguments) => {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().context("the runtime")?;
@@ -47,4 +58,17 @@ pub(crate) fn run(arguments: InternalArgs) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The proxy's binary with flags only: the environment speaks of other proxies.
+fn proxy(flags: Vec<OsString>) -> Result<()> {
+    let name = "tulle internal proxy";
+    let arguments = std::iter::once(name.into()).chain(flags);
+    let loaded = match config::load(clap::Command::new(name), arguments, []) {
+        Ok(loaded) => loaded,
+        Err(ConfigError::Arguments(error)) => error.exit(),
+        Err(error) => return Err(error.into()),
+    };
+    let diagnostics = telemetry::diagnostics::install(&loaded.config.log_level, loaded.config.log_format)?;
+    app::run(&loaded.config, Some(diagnostics))
 }

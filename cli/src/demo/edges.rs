@@ -3,7 +3,7 @@
 //! Pure: times and the text of `/metrics` come in, [`Row`]s go out. The live table looks at the last seconds, so that a
 //! changed weight shows at once; the summary and the verdict look at everything since traffic began.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::histogram::Histogram;
@@ -32,10 +32,10 @@ pub(crate) struct Counters {
     failed: f64,
     mutual_tls: f64,
     latency: Histogram,
-    /// What answers the peers gave as their identity.
-    identities: BTreeSet<String>,
-    /// Why requests failed: the proxy's reasons and statuses.
-    failures: BTreeSet<String>,
+    /// Requests by the identity that the peer proved.
+    identities: BTreeMap<String, f64>,
+    /// Failed requests by the proxy's reason, else by status.
+    failures: BTreeMap<String, f64>,
 }
 
 /// All edges' counters at one time, in the order of the edges.
@@ -109,32 +109,34 @@ impl Counters {
         let (status, reason) = (line.label("status"), line.label("reason"));
         if !reason.is_empty() || !matches!(status.parse(), Ok(100..500)) {
             self.failed += line.value;
-            self.failures.insert(if reason.is_empty() {
-                format!("status {status}")
-            } else {
-                reason.to_owned()
-            });
+            let why = if reason.is_empty() { format!("status {status}") } else { reason.to_owned() };
+            *self.failures.entry(why).or_default() += line.value;
         }
         if line.label("tls") == "mtls" {
             self.mutual_tls += line.value;
         }
         let peer = line.label("peer");
         if !peer.is_empty() {
-            self.identities.insert(peer.to_owned());
+            *self.identities.entry(peer.to_owned()).or_default() += line.value;
         }
     }
 
     fn since(&self, earlier: &Self) -> Self {
         // A proxy that began anew counts from zero: all of it is new.
-        let restarted = self.requests < earlier.requests;
-        let difference = |now: f64, then: f64| if restarted { now } else { (now - then).max(0.0) };
+        if self.requests < earlier.requests {
+            return self.clone();
+        }
+        let of_each = |now: &BTreeMap<String, f64>, then: &BTreeMap<String, f64>| {
+            let since = now.iter().map(|(key, count)| (key.clone(), count - then.get(key).unwrap_or(&0.0)));
+            since.filter(|(_, count)| *count > 0.0).collect()
+        };
         Self {
-            requests: difference(self.requests, earlier.requests),
-            failed: difference(self.failed, earlier.failed),
-            mutual_tls: difference(self.mutual_tls, earlier.mutual_tls),
+            requests: self.requests - earlier.requests,
+            failed: self.failed - earlier.failed,
+            mutual_tls: self.mutual_tls - earlier.mutual_tls,
             latency: self.latency.since(&earlier.latency),
-            identities: self.identities.clone(),
-            failures: self.failures.clone(),
+            identities: of_each(&self.identities, &earlier.identities),
+            failures: of_each(&self.failures, &earlier.failures),
         }
     }
 }
@@ -197,7 +199,7 @@ impl History {
             let siblings = || self.edges.iter().zip(&recent).filter(|(other, _)| other.from == edge.from);
             let leaving: f64 = siblings().map(|(_, requests)| requests).sum();
             let share = (siblings().count() > 1 && leaving > 0.0).then(|| recent[index] / leaving);
-            let only_expected = total.identities.iter().all(|identity| *identity == edge.identity);
+            let only_expected = total.identities.keys().all(|identity| *identity == edge.identity);
             rows.push(Row {
                 from: edge.from.clone(),
                 to: edge.to.clone(),
@@ -212,8 +214,8 @@ impl History {
                     && total.mutual_tls >= total.requests
                     && !total.identities.is_empty()
                     && only_expected,
-                identity: total.identities.iter().cloned().collect::<Vec<_>>().join(","),
-                failures: total.failures.into_iter().collect(),
+                identity: total.identities.into_keys().collect::<Vec<_>>().join(","),
+                failures: total.failures.into_keys().collect(),
             });
         }
         rows
