@@ -134,7 +134,7 @@ impl Load {
             let old = f64::from_bits(bits);
             let sample = if success { latency as f64 } else { failure(latency as f64, old * kept) };
             // True also for the first, when `old` is NaN.
-            let risen = !(sample <= old * kept);
+            let risen = old.is_nan() || sample > old * kept;
             Some(if risen { sample } else { old * kept + sample * (1.0 - kept) }.to_bits())
         };
         // Never fails: `next` always answers.

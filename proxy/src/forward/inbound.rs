@@ -1,6 +1,6 @@
 //! From the mesh, or from outside it, to the application.
 //!
-//! A connection: is it another proxy's TLS, the application's own, or plaintext ([`Peek`])? The mesh's is terminated
+//! A connection: is it another proxy's TLS, the application's own, or plaintext ([`arrive`])? The mesh's is terminated
 //! here, and who the peer is known from then on. The connection is registered, *then* judged, so that no change of
 //! policy slips between. Opaque bytes are relayed to the application; each HTTP request is judged again and sent
 //! ([`Connection::request`]). Nothing is let in before the workload's policy is known.

@@ -183,7 +183,7 @@ reasons! {
         "See which certificate the peer presents: the log names what was expected and what came.";
     TlsNoSpiffeId "tls_no_spiffe_id" none UNAVAILABLE
         "the client's certificate names no SPIFFE ID"
-        "The certificate is from the right root, but carries no SPIFFE ID of the form spiffe://<trust domain>/ns/<namespace>/sa/<account>. The handshake was refused."
+        "The certificate is from the right root, but carries no SPIFFE ID of the form `spiffe://<trust domain>/ns/<namespace>/sa/<account>`. The handshake was refused."
         "See who issued it: Tulle's certificate authority and SPIFFE implementations put one in.";
     TlsSeveralUris "tls_several_uris" none UNAVAILABLE
         "the client's certificate names several URIs"
