@@ -14,7 +14,7 @@ use tulle_api::ResourceType;
 use tulle_api::discovery::aggregated_discovery_service_server::AggregatedDiscoveryService;
 use tulle_api::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 
-use super::session::{Received, Session, Verdict};
+use super::session::{Received, Refusal, Session, Verdict};
 use crate::ca;
 use crate::metrics::Metrics;
 use crate::model::Model;
@@ -82,6 +82,10 @@ impl ServedStream {
 
     async fn serve(&mut self, requests: &mut Streaming<DeltaDiscoveryRequest>) -> Result<(), Status> {
         loop {
+            // A model that comes with a request must not count as seen before the session knows of it.
+            if self.models.has_changed().unwrap_or(false) {
+                self.session.model_changed();
+            }
             let model = self.models.borrow_and_update().clone();
             while let Some(response) = self.session.poll(&*model) {
                 let kind = kind(&response.type_url);
@@ -98,6 +102,7 @@ impl ServedStream {
                     Some(Err(_)) | None => return Ok(()),
                 },
                 changed = self.models.changed() => match changed {
+                    // `changed` marks it as seen.
                     Ok(()) => self.session.model_changed(),
                     Err(_) => return Err(Status::unavailable("the control plane is ending")),
                 },
@@ -108,8 +113,7 @@ impl ServedStream {
     fn receive(&mut self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
         let type_url = request.type_url.clone();
         let error = request.error_detail.as_ref().map(|detail| detail.message.clone());
-        let received =
-            self.session.receive(request).map_err(|refusal| Status::invalid_argument(refusal.to_string()))?;
+        let received = self.session.receive(request).map_err(|refusal| status(&refusal))?;
         let Received { verdict, refused, .. } = received;
         let node = self.session.caller().map(super::caller::Caller::node).unwrap_or_default();
         match verdict {
@@ -136,6 +140,15 @@ impl ServedStream {
             );
         }
         Ok(())
+    }
+}
+
+fn status(refusal: &Refusal) -> Status {
+    let text = refusal.to_string();
+    match refusal {
+        Refusal::NodeForeign { .. } => Status::permission_denied(text),
+        Refusal::TooManySubscriptions => Status::resource_exhausted(text),
+        Refusal::NodeMissing | Refusal::NodeMalformed(_) => Status::invalid_argument(text),
     }
 }
 
