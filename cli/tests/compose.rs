@@ -78,6 +78,18 @@ fn proxies_take_their_flags_and_stand_beside_their_applications() {
 }
 
 #[test]
+fn the_control_plane_takes_its_flags_and_listens_where_proxies_look_for_it() {
+    let containers = containers();
+    let (command, _) = &containers["control-plane"];
+    assert_eq!(command[0], "/bin/tulle-control-plane");
+    let config = tulle_control_plane::config::Config::load(command.iter().map(OsString::from)).unwrap();
+    for (command, _) in containers.values().filter(|(command, _)| command[0] == "/bin/tulle-proxy") {
+        let address: SocketAddr = flag(command, "--control-plane-address").unwrap().parse().unwrap();
+        assert_eq!(address.port(), config.grpc_address.port());
+    }
+}
+
+#[test]
 fn the_command_takes_its_arguments() {
     for (name, (command, _)) in containers().iter().filter(|(_, (command, _))| command[0] == "/bin/tulle") {
         // What cannot be parsed is 2; a token cannot be made here, and a service would not end.
