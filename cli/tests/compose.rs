@@ -1,5 +1,6 @@
 //! `docs/examples/compose` cannot be run in every place where tests are; what can be said of it without Docker is
 //! here: it is YAML, its flags are flags, its addresses fit together, and its configuration has no findings.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
 use std::collections::HashMap;
 use std::ffi::OsString;
