@@ -2,13 +2,13 @@
 //!
 //! Decides what a [`DeltaDiscoveryRequest`] says; never what a resource means. [`super::ads`] carries the messages and
 //! hands each [`Update`] to whoever decodes it, who answers with what it rejected ([`Session::answer`]): an ACK, or a
-//! NACK that names every rejected resource. A rejected resource's version is not remembered as held, so that a
-//! reconnect asks for it again; its last good version, if there is one, stays in use.
+//! NACK that names every rejected resource. A rejected resource's version is not remembered as held: its last good
+//! version, if there is one, stays in use and is what a reconnect says to hold.
 //!
 //! After a reconnect ([`Session::open`]) everything wanted is asked for again, with the versions that are held: what
 //! has not changed is not sent again, and what is gone is told as removed.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use prost::Message;
 use prost_types::Any;
@@ -30,6 +30,8 @@ pub struct Update {
     /// Names that do not exist (any more); they stay subscribed.
     pub removed: Vec<String>,
     nonce: String,
+    /// What the envelope itself got wrong.
+    malformed: Vec<Rejection>,
 }
 
 /// One resource as it came.
@@ -64,6 +66,10 @@ struct Subscription {
 
 /// `INVALID_ARGUMENT`, the code of a NACK.
 const INVALID_ARGUMENT: i32 = 3;
+/// How much of a rejection's text is sent, in bytes.
+const MAX_TEXT: usize = 512;
+/// Rejections that a NACK's message spells out; its details list all of them.
+const TOLD: usize = 8;
 
 // === impl Session ===
 
@@ -96,9 +102,24 @@ impl Session {
         let Some(subscription) = self.types.get_mut(&resource.type_url) else { return };
         if subscription.wanted.remove(&resource.name) {
             subscription.held.remove(&resource.name);
-            if !subscription.subscribe.remove(&resource.name) {
+            subscription.subscribe.remove(&resource.name);
+            // It may be asked for anew and still be subscribed to from before: that must end too.
+            if subscription.opened {
                 subscription.unsubscribe.insert(resource.name.clone());
             }
+        }
+    }
+
+    /// Asks for a resource once more, wanted already or not: the answer says how it is now, even if that is how it
+    /// was already.
+    pub fn ask_again(&mut self, resource: ResourceName) {
+        if let Some(subscription) = self.types.get_mut(&resource.type_url)
+            && subscription.wanted.contains(&resource.name)
+        {
+            subscription.held.remove(&resource.name);
+            subscription.subscribe.insert(resource.name);
+        } else {
+            self.subscribe(resource);
         }
     }
 
@@ -135,29 +156,35 @@ impl Session {
         let wanted = self.types.get(&type_url).map(|subscription| &subscription.wanted);
         let is_wanted = |name: &String| wanted.is_some_and(|wanted| wanted.contains(name));
         removed_resources.retain(is_wanted);
-        let resources = resources
-            .into_iter()
-            .filter(|resource| is_wanted(&resource.name))
-            .map(|Resource { name, version, resource, .. }| Received {
-                name,
-                version,
-                resource: resource.unwrap_or_default(),
-            })
-            .collect();
-        Update { type_url, resources, removed: removed_resources, nonce }
+        let mut received: Vec<Received> = Vec::new();
+        let mut malformed = Vec::new();
+        for Resource { name, version, resource, .. } in resources {
+            if !is_wanted(&name) {
+                continue;
+            }
+            match resource.filter(|body| body.type_url == type_url) {
+                Some(resource) => received.push(Received { name, version, resource }),
+                None => {
+                    let reason = format!("its body is not a {type_url}");
+                    malformed.push(Rejection { resource: name, field: String::new(), reason });
+                }
+            }
+        }
+        Update { type_url, resources: received, removed: removed_resources, nonce, malformed }
     }
 
     /// The answer to an update of which `rejected` could not be used and all else is in use now: an ACK when
     /// nothing was rejected, else a NACK.
     pub fn answer(&mut self, update: &Update, rejected: &[Rejection]) -> DeltaDiscoveryRequest {
+        let rejected: Vec<&Rejection> = update.malformed.iter().chain(rejected).collect();
+        let bad: HashSet<&str> = rejected.iter().map(|rejection| &*rejection.resource).collect();
         if let Some(subscription) = self.types.get_mut(&update.type_url) {
             for name in &update.removed {
                 subscription.held.remove(name);
             }
             for resource in &update.resources {
-                if rejected.iter().any(|rejection| rejection.resource == resource.name) {
-                    subscription.held.remove(&resource.name);
-                } else {
+                let is_wanted = subscription.wanted.contains(&resource.name);
+                if is_wanted && !bad.contains(&*resource.name) {
                     subscription.held.insert(resource.name.clone(), resource.version.clone());
                 }
             }
@@ -166,7 +193,7 @@ impl Session {
             node: std::mem::take(&mut self.first).then(|| self.node.clone()),
             type_url: update.type_url.clone(),
             response_nonce: update.nonce.clone(),
-            error_detail: (!rejected.is_empty()).then(|| nack(rejected)),
+            error_detail: (!rejected.is_empty()).then(|| nack(&rejected)),
             ..DeltaDiscoveryRequest::default()
         }
     }
@@ -182,14 +209,17 @@ impl Session {
     }
 }
 
-fn nack(rejected: &[Rejection]) -> Status {
-    let told: Vec<String> = rejected
-        .iter()
-        .map(|Rejection { resource, field, reason }| format!("{resource}: {field}: {reason}"))
-        .collect();
+fn nack(rejected: &[&Rejection]) -> Status {
+    let rejected: Vec<Rejection> = rejected.iter().map(|rejection| shortened(rejection)).collect();
+    let told = rejected.iter().take(TOLD);
+    let mut message: Vec<String> =
+        told.map(|Rejection { resource, field, reason }| format!("{resource}: {field}: {reason}")).collect();
+    if rejected.len() > TOLD {
+        message.push(format!("and {} more", rejected.len() - TOLD));
+    }
     Status {
         code: INVALID_ARGUMENT,
-        message: told.join("; "),
+        message: message.join("; "),
         details: rejected
             .iter()
             .map(|rejection| Any {
@@ -197,6 +227,16 @@ fn nack(rejected: &[Rejection]) -> Status {
                 value: rejection.encode_to_vec(),
             })
             .collect(),
+    }
+}
+
+/// A NACK must fit into a message, however much is wrong.
+fn shortened(rejection: &Rejection) -> Rejection {
+    let cut = |text: &str| text[..text.floor_char_boundary(MAX_TEXT)].to_owned();
+    Rejection {
+        resource: rejection.resource.clone(),
+        field: cut(&rejection.field),
+        reason: cut(&rejection.reason),
     }
 }
 
@@ -223,6 +263,7 @@ mod tests {
                 .map(|(name, version)| Resource {
                     name: (*name).to_owned(),
                     version: (*version).to_owned(),
+                    resource: Some(Any { type_url: SERVICE.to_owned(), value: Vec::new() }),
                     ..Resource::default()
                 })
                 .collect(),
@@ -292,5 +333,58 @@ mod tests {
         assert_eq!(gone.removed, ["a/a"]);
         session.answer(&gone, &[]);
         assert_eq!((session.wanted(SERVICE), session.held(SERVICE, "a/a")), (1, None));
+    }
+
+    #[test]
+    fn the_last_good_version_of_what_is_rejected_stays_held() {
+        let mut session = session();
+        session.subscribe(named("a/a"));
+        session.requests();
+        let good = session.receive(response("1", &[("a/a", "v1")], &[]));
+        session.answer(&good, &[]);
+        let bad = session.receive(response("2", &[("a/a", "v2")], &[]));
+        let rejected = Rejection { resource: "a/a".to_owned(), ..Rejection::default() };
+        assert!(session.answer(&bad, &[rejected]).error_detail.is_some());
+        assert_eq!(session.held(SERVICE, "a/a"), Some("v1"));
+    }
+
+    #[test]
+    fn a_want_that_comes_and_goes_between_requests_ends_the_subscription_from_before() {
+        let mut session = session();
+        session.subscribe(named("a/a"));
+        session.requests();
+        session.unsubscribe(&named("a/a"));
+        session.subscribe(named("a/a"));
+        session.unsubscribe(&named("a/a"));
+        assert_eq!(session.requests()[0].resource_names_unsubscribe, ["a/a"]);
+    }
+
+    #[test]
+    fn what_is_asked_for_again_is_subscribed_to_again_and_not_said_to_be_held() {
+        let mut session = session();
+        session.subscribe(named("a/a"));
+        session.requests();
+        let update = session.receive(response("1", &[("a/a", "v1")], &[]));
+        session.answer(&update, &[]);
+        session.ask_again(named("a/a"));
+        assert_eq!(session.requests()[0].resource_names_subscribe, ["a/a"]);
+        session.ask_again(named("a/a"));
+        session.open();
+        assert!(session.requests()[0].initial_resource_versions.is_empty());
+    }
+
+    #[test]
+    fn a_body_of_another_type_is_rejected() {
+        let mut session = session();
+        session.subscribe(named("a/a"));
+        session.subscribe(named("a/b"));
+        session.requests();
+        let mut response = response("1", &[("a/a", "v1"), ("a/b", "v1")], &[]);
+        response.resources[0].resource = None;
+        let update = session.receive(response);
+        assert_eq!(update.resources.len(), 1);
+        let status = session.answer(&update, &[]).error_detail.expect("is a NACK");
+        assert!(status.message.contains("a/a"), "{}", status.message);
+        assert_eq!((session.held(SERVICE, "a/a"), session.held(SERVICE, "a/b")), (None, Some("v1")));
     }
 }
