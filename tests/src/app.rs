@@ -123,6 +123,18 @@ impl App {
         Self::http1(move |_| async move { Response::new(full(text)) }).await
     }
 
+    /// Closes the listener and every connection.
+    pub async fn stop(&self) {
+        self.task.abort();
+        crate::eventually("the application's port is closed", async || {
+            match TcpStream::connect(self.address).await {
+                Ok(_) => Err("it still listens".to_owned()),
+                Err(_) => Ok(()),
+            }
+        })
+        .await;
+    }
+
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address

@@ -59,6 +59,18 @@ impl Identity {
         Self { chain: issued.chain, key }
     }
 
+    /// Signed by the authority of this key and certificate, for TLS clients, naming nobody.
+    pub fn nameless(authority_key: &str, authority: &str) -> Self {
+        let signer = rcgen::KeyPair::from_pem(authority_key).expect("the authority's key");
+        let issuer = rcgen::Issuer::from_ca_cert_pem(authority, signer).expect("the authority's certificate");
+        let own = rcgen::KeyPair::generate().expect("a key");
+        let mut params = rcgen::CertificateParams::new(vec!["nobody.example".to_owned()]).expect("a name");
+        params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+        let certificate = params.signed_by(&own, &issuer).expect("a certificate");
+        let key = PrivateKey::from_pem(&own.serialize_pem()).expect("a key of ours");
+        Self { chain: vec![certificate.der().clone()], key }
+    }
+
     fn key_der(&self) -> PrivateKeyDer<'static> {
         let pem = self.key.to_pem();
         let block = tulle_certs::pem::blocks(&pem).expect("PEM").remove(0);

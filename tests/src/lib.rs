@@ -26,7 +26,7 @@ mod world;
 
 pub use self::binaries::binary;
 pub use self::metrics::Metrics;
-pub use self::process::{Process, Program};
+pub use self::process::{Folder, Process, Program};
 pub use self::wait::{DEADLINE, eventually, within};
 pub use self::wire::{Head, Wire, chunked};
 pub use self::workload::{Workload, WorkloadBuilder};

@@ -6,8 +6,10 @@ use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 
 use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
 
 use crate::wait::eventually;
 
@@ -24,14 +26,39 @@ pub struct Program {
     pub environment: Vec<(String, OsString)>,
 }
 
+/// A world's folder. It goes with the last one who holds it: a process's logs outlive the process.
+#[derive(Clone, Debug)]
+pub struct Folder(Arc<TempDir>);
+
 /// A started process. It is killed when dropped, and its logs are printed if the test is failing then.
 #[derive(Debug)]
 pub struct Process {
     program: Program,
     child: Child,
     /// Where its logs are.
-    folder: PathBuf,
+    folder: Folder,
     ended: Option<ExitStatus>,
+}
+
+// === impl Folder ===
+
+impl Folder {
+    /// A new one, with a folder for logs, tokens and addresses files in it.
+    pub(crate) fn new() -> Self {
+        let folder = tempfile::Builder::new().prefix("tulle-test.").tempdir().expect("a temporary folder");
+        fs::create_dir(folder.path().join("run")).expect("a folder");
+        Self(Arc::new(folder))
+    }
+
+    /// A path in it.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Where logs, tokens and addresses files are.
+    pub fn run(&self) -> PathBuf {
+        self.path("run")
+    }
 }
 
 // === impl Program ===
@@ -53,6 +80,15 @@ impl Program {
     #[must_use]
     pub fn flag(self, flag: &str, value: impl Into<OsString>) -> Self {
         self.arg(flag).arg(value)
+    }
+
+    /// Takes a flag and its value away.
+    #[must_use]
+    pub fn without(mut self, flag: &str) -> Self {
+        if let Some(at) = self.arguments.iter().position(|argument| argument == flag) {
+            self.arguments.drain(at..(at + 2).min(self.arguments.len()));
+        }
+        self
     }
 
     /// Sets a variable.
@@ -90,9 +126,9 @@ impl Program {
 
 impl Process {
     /// Starts it, with its logs in `folder`. Logs are added to: a second start does not lose those of the first.
-    pub fn start(program: Program, folder: &Path) -> Self {
+    pub fn start(program: Program, folder: &Folder) -> Self {
         let log = |kind: &str| {
-            let path = folder.join(format!("{}.{kind}", program.name));
+            let path = folder.run().join(format!("{}.{kind}", program.name));
             File::options().create(true).append(true).open(path).expect("a log file")
         };
         let child = program
@@ -102,7 +138,7 @@ impl Process {
             .stderr(log("err"))
             .spawn()
             .unwrap_or_else(|error| panic!("{} does not start: {error}", program.path.display()));
-        Self { program, child, folder: folder.to_owned(), ended: None }
+        Self { program, child, folder: folder.clone(), ended: None }
     }
 
     /// What was started.
@@ -126,7 +162,7 @@ impl Process {
     }
 
     fn log(&self, kind: &str) -> String {
-        let path = self.folder.join(format!("{}.{kind}", self.program.name));
+        let path = self.folder.run().join(format!("{}.{kind}", self.program.name));
         String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()
     }
 
@@ -167,7 +203,7 @@ impl Process {
 
     /// The addresses that it bound, once it tells them.
     pub async fn addresses(&mut self) -> BTreeMap<String, SocketAddr> {
-        let path = self.program.addresses_file(&self.folder);
+        let path = self.program.addresses_file(&self.folder.run());
         let what = format!("{} tells its addresses", self.program.name);
         eventually(&what, async || {
             if let Some(status) = self.ended() {
@@ -192,7 +228,7 @@ impl Process {
         let mut text = String::new();
         for (kind, log) in [("stdout", self.stdout()), ("stderr", self.stderr())] {
             let lines: Vec<_> = log.lines().collect();
-            let last = &lines[lines.len().saturating_sub(40)..];
+            let last = &lines[lines.len().saturating_sub(12)..];
             text.push_str(&format!("--- {} {kind}\n{}\n", self.program.name, last.join("\n")));
         }
         text

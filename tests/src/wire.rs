@@ -182,6 +182,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         (head, body)
     }
 
+    /// Some bytes: of what was read ahead, if there is any; 0 at the end.
+    pub async fn take_or_read(&mut self, buffer: &mut [u8]) -> usize {
+        if self.read.is_empty() {
+            return within("a read", self.stream.read(buffer)).await.expect("the connection lives");
+        }
+        let count = buffer.len().min(self.read.len());
+        buffer[..count].copy_from_slice(&self.read[..count]);
+        self.read.drain(..count);
+        count
+    }
+
     /// Everything until the end.
     pub async fn to_end(&mut self) -> Vec<u8> {
         while self.more().await.unwrap_or_else(|error| panic!("{error}, after {:?}", self.shown())) {}

@@ -87,8 +87,8 @@ impl<'a> WorkloadBuilder<'a> {
     /// Starts the proxy, and waits until its listeners are bound.
     pub async fn start_unready(self) -> Workload {
         let Self { world, name, services, application, outbound, program } = self;
-        let folder = world.run_folder();
-        let addresses = program.addresses_file(&folder);
+        let folder = world.folder();
+        let addresses = program.addresses_file(&folder.run());
         let registered: String = services.iter().map(|service| format!("/{service}:8080")).collect();
         let inbound = application.map(|application| format!("127.0.0.1:0={application}{registered}"));
         let list = |items: Vec<String>| if items.is_empty() { "none".to_owned() } else { items.join(",") };
@@ -115,7 +115,7 @@ impl<'a> WorkloadBuilder<'a> {
         if let Some(token) = token {
             program = program.flag("--identity-token-file", token);
         }
-        let mut process = Process::start(program, &folder);
+        let mut process = Process::start(program, folder);
         let addresses = process.addresses().await;
         Workload { name, process, addresses, application }
     }
@@ -187,6 +187,26 @@ impl Workload {
             log.iter().find(has).cloned().ok_or_else(|| format!("{log:#?}"))
         })
         .await
+    }
+
+    /// What the proxy said of itself so far.
+    pub fn diagnostics(&self) -> String {
+        self.process.stdout()
+    }
+
+    /// Waits until `/ready` says no, or nothing any more.
+    pub async fn unready(&self) {
+        let address = self.listener("metrics");
+        eventually(&format!("{} is not ready", self.name), async || {
+            let Ok(stream) = tokio::net::TcpStream::connect(address).await else { return Ok(()) };
+            let mut wire = Wire::new(stream);
+            wire.send("GET /ready HTTP/1.1\r\nhost: ready\r\nconnection: close\r\n\r\n").await;
+            match wire.try_head().await {
+                Some(head) if head.status() == 200 => Err("it is ready".to_owned()),
+                _ => Ok(()),
+            }
+        })
+        .await;
     }
 
     /// A connection to a service, as the application makes it.

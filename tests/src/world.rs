@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::time::SystemTime;
 
-use tempfile::TempDir;
+use tulle_certs::issue::Authority;
 
-use crate::process::{Process, Program};
+use crate::identity::{Identity, trust_domain};
+use crate::process::{Folder, Process, Program};
 use crate::wait::eventually;
 use crate::workload::{WorkloadBuilder, ready};
 use crate::{Metrics, binary};
@@ -26,7 +28,7 @@ pub enum Mode {
 /// A mesh. Everything in it ends when it is dropped.
 #[derive(Debug)]
 pub struct World {
-    folder: TempDir,
+    folder: Folder,
     control_plane: Process,
     grpc: SocketAddr,
     metrics: SocketAddr,
@@ -47,10 +49,8 @@ impl World {
 
     /// As [`World::start`], with settings of the test's own.
     pub async fn start_with(mode: Mode, settings: impl FnOnce(Program) -> Program) -> Self {
-        let folder = tempfile::Builder::new().prefix("tulle-test.").tempdir().expect("a temporary folder");
-        for name in ["config", "run"] {
-            fs::create_dir(folder.path().join(name)).expect("a folder");
-        }
+        let folder = Folder::new();
+        fs::create_dir(folder.path("config")).expect("a folder");
         let mode = match mode {
             Mode::Strict => "strict",
             Mode::Permissive => "permissive",
@@ -59,30 +59,29 @@ impl World {
             "apiVersion: policy.tulle.dev/v1alpha1\nkind: Mesh\nmetadata:\n  name: mesh\nspec:\n  mtls: {mode}\n  \
              trustDomain: cluster.local\n  networks: [127.0.0.0/8]\n"
         );
-        fs::write(folder.path().join("config/mesh.yaml"), mesh).expect("a file");
+        fs::write(folder.path("config/mesh.yaml"), mesh).expect("a file");
 
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut control_plane =
-            Process::start(settings(control_plane(folder.path(), any, any)), &folder.path().join("run"));
+        let mut control_plane = Process::start(settings(control_plane(&folder, any, any)), &folder);
         let addresses = control_plane.addresses().await;
         let (grpc, metrics) = (addresses["grpc"], addresses["metrics"]);
         ready(&mut control_plane, metrics).await;
         Self { folder, control_plane, grpc, metrics }
     }
 
-    /// Where logs, tokens and addresses files are.
-    pub fn run_folder(&self) -> PathBuf {
-        self.folder.path().join("run")
+    /// Everything of this world.
+    pub fn folder(&self) -> &Folder {
+        &self.folder
     }
 
     /// The folder of YAML.
     pub fn config_folder(&self) -> PathBuf {
-        self.folder.path().join("config")
+        self.folder.path("config")
     }
 
     /// Where the control plane keeps its keys.
     pub fn state_folder(&self) -> PathBuf {
-        self.folder.path().join("state")
+        self.folder.path("state")
     }
 
     /// The control plane.
@@ -98,7 +97,7 @@ impl World {
     /// Writes a file of YAML, whole at once, as editors and `kubectl` do.
     pub fn yaml(&self, name: &str, text: &str) {
         let path = self.config_folder().join(name);
-        let temporary = self.folder.path().join(format!("{name}.new"));
+        let temporary = self.folder.path(&format!("{name}.new"));
         fs::write(&temporary, text).expect("a file");
         fs::rename(temporary, path).expect("a file in the config folder");
     }
@@ -131,7 +130,7 @@ impl World {
 
     /// Writes a join token as `tulle token create` makes it, and says where.
     pub fn token(&self, name: &str, services: &[String]) -> PathBuf {
-        let path = self.run_folder().join(format!("{name}.token"));
+        let path = self.folder.run().join(format!("{name}.token"));
         let mut program = Program::new("token", binary("tulle"))
             .arg("token")
             .arg("create")
@@ -146,6 +145,25 @@ impl World {
         path
     }
 
+    /// The mesh's own certificate authority, by its key: what a thief of it could issue.
+    pub fn authority(&self) -> Authority {
+        let (key, certificates) = self.authority_pem();
+        Authority::from_pem(&key, &certificates, &trust_domain(), SystemTime::now()).expect("the mesh's root")
+    }
+
+    /// A certificate that the mesh's root signed and that names nobody.
+    pub fn certificate_without_spiffe_id(&self) -> Identity {
+        let (key, certificates) = self.authority_pem();
+        Identity::nameless(&key, &certificates)
+    }
+
+    fn authority_pem(&self) -> (String, String) {
+        let read = |name: &str| {
+            fs::read_to_string(self.state_folder().join(name)).expect("a file of the state folder")
+        };
+        (read("ca-key.pem"), read("ca.pem"))
+    }
+
     /// `kill -9` for the control plane.
     pub async fn kill_control_plane(&mut self) {
         self.control_plane.kill().await;
@@ -153,8 +171,8 @@ impl World {
 
     /// Starts the control plane again, on the same ports and folders, and waits until it is ready.
     pub async fn restart_control_plane(&mut self) {
-        let program = control_plane(self.folder.path(), self.grpc, self.metrics);
-        self.control_plane = Process::start(program, &self.run_folder());
+        let program = control_plane(&self.folder, self.grpc, self.metrics);
+        self.control_plane = Process::start(program, &self.folder);
         ready(&mut self.control_plane, self.metrics).await;
     }
 
@@ -174,12 +192,12 @@ impl World {
     }
 }
 
-fn control_plane(folder: &Path, grpc: SocketAddr, metrics: SocketAddr) -> Program {
+fn control_plane(folder: &Folder, grpc: SocketAddr, metrics: SocketAddr) -> Program {
     let program = Program::new("control-plane", binary("tulle-control-plane"));
-    let addresses = program.addresses_file(&folder.join("run"));
+    let addresses = program.addresses_file(&folder.run());
     program
-        .flag("--config-dir", folder.join("config"))
-        .flag("--state-dir", folder.join("state"))
+        .flag("--config-dir", folder.path("config"))
+        .flag("--state-dir", folder.path("state"))
         .flag("--grpc-address", grpc.to_string())
         .flag("--metrics-address", metrics.to_string())
         .flag("--addresses-file", addresses)

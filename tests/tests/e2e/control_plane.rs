@@ -1,0 +1,186 @@
+//! The control plane comes and goes; its YAML breaks and is mended.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use serde_json::json;
+use tulle_tests::app::App;
+use tulle_tests::{Wire, Workload, eventually};
+
+use super::Pair;
+
+const GET: &str = "GET / HTTP/1.1\r\nhost: orders\r\n\r\n";
+
+/// Requests without a pause, on connections that live long and on new ones, until told to stop.
+struct Load {
+    stop: Arc<AtomicBool>,
+    answered: Arc<AtomicUsize>,
+    tasks: tokio::task::JoinSet<()>,
+}
+
+impl Load {
+    fn start(address: std::net::SocketAddr) -> Self {
+        let (stop, answered) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
+        let mut tasks = tokio::task::JoinSet::new();
+        for long in [true, true, false] {
+            let (stop, answered) = (Arc::clone(&stop), Arc::clone(&answered));
+            tasks.spawn(async move {
+                let mut wire = Wire::connect(address).await;
+                while !stop.load(Ordering::SeqCst) {
+                    if !long {
+                        wire = Wire::connect(address).await;
+                    }
+                    wire.send(GET).await;
+                    let (head, body) = wire.response().await;
+                    assert_eq!((head.status(), body.as_slice()), (200, b"ok".as_slice()), "{head:?}");
+                    answered.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+        }
+        Self { stop, answered, tasks }
+    }
+
+    /// Waits for so many more answers.
+    async fn more(&self, count: usize) {
+        let wanted = self.answered.load(Ordering::SeqCst) + count;
+        eventually(&format!("{count} more answers"), async || {
+            let answered = self.answered.load(Ordering::SeqCst);
+            if answered >= wanted { Ok(()) } else { Err(format!("{answered} of {wanted}")) }
+        })
+        .await;
+    }
+
+    /// Stops; no request may have failed.
+    async fn end(mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        while let Some(ended) = self.tasks.join_next().await {
+            ended.unwrap();
+        }
+    }
+}
+
+async fn connected(workload: &Workload, wanted: bool) {
+    eventually(&format!("{} is connected: {wanted}", workload.name()), async || {
+        let connected = workload.metrics().await.sum("tulle_ads_connected", &[]);
+        if (connected > 0.5) == wanted { Ok(()) } else { Err(connected.to_string()) }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_request_fails_while_the_control_plane_is_killed_and_comes_back() {
+    let mut pair = Pair::start(App::saying("ok").await, "http").await;
+    let load = Load::start(pair.web.outbound("orders"));
+    load.more(50).await;
+    for _ in 0..2 {
+        pair.world.kill_control_plane().await;
+        connected(&pair.web, false).await;
+        connected(&pair.orders, false).await;
+        load.more(100).await;
+        pair.world.restart_control_plane().await;
+        connected(&pair.web, true).await;
+        connected(&pair.orders, true).await;
+        load.more(100).await;
+    }
+    // What came back serves: a change still arrives.
+    pair.world.yaml("route.yaml", &route("orders", "/only"));
+    load.end().await;
+    let mut wire = pair.web.connect("orders").await;
+    eventually("the new route holds", async || {
+        wire.send(GET).await;
+        let (head, _) = wire.response().await;
+        if head.reason() == Some("route_not_found") { Ok(()) } else { Err(head.line) }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_whose_proxy_ends_is_taken_off_without_a_failed_request() {
+    let mut pair = Pair::start(App::saying("ok").await, "http").await;
+    let app = App::saying("ok").await;
+    let mut second = pair.world.workload("orders-2").serves("orders", app.address()).start().await;
+    let load = Load::start(pair.web.outbound("orders"));
+    let labels = [("direction", "inbound"), ("status", "200")];
+    second.counts("tulle_requests_total", &labels, 10.0).await;
+    // Told to end, it drains: it leaves the endpoints first, and what was sent to it is answered.
+    let status = second.process().stop().await;
+    assert!(status.success(), "{status}");
+    load.more(100).await;
+    load.end().await;
+    assert!(pair.orders.process().ended().is_none());
+}
+
+fn route(service: &str, prefix: &str) -> String {
+    format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata:\n  name: {service}\n  namespace: default\n\
+         spec:\n  parentRefs:\n    - {{group: \"\", kind: Service, name: {service}, port: 8080}}\n  rules:\n    - \
+         matches:\n        - path: {{type: PathPrefix, value: {prefix}}}\n      backendRefs:\n        - {{name: {service}, \
+         port: 8080}}\n"
+    )
+}
+
+async fn status_of(wire: &mut Wire, path: &str) -> (u16, Option<String>) {
+    wire.send(format!("GET {path} HTTP/1.1\r\nhost: orders\r\n\r\n")).await;
+    let (head, _) = wire.response().await;
+    (head.status(), head.reason().map(str::to_owned))
+}
+
+async fn answers(pair: &Pair, path: &str, status: u16) {
+    let mut wire = pair.web.connect("orders").await;
+    eventually(&format!("{path} is answered with {status}"), async || {
+        let answer = status_of(&mut wire, path).await;
+        if answer.0 == status { Ok(()) } else { Err(format!("{answer:?}")) }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn broken_yaml_is_reported_and_what_was_good_serves_on() {
+    let pair = Pair::start(App::saying("ok").await, "http").await;
+    pair.world.yaml("route.yaml", &route("orders", "/a"));
+    answers(&pair, "/a", 200).await;
+    answers(&pair, "/b", 404).await;
+
+    // Not YAML at all. The line is told.
+    pair.world
+        .yaml("route.yaml", "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: [oops\n");
+    pair.world.control_plane_says(&["route.yaml"]).await;
+    answers(&pair, "/a", 200).await;
+    answers(&pair, "/b", 404).await;
+
+    // YAML, but a field is wrong. Other files are read on.
+    pair.world
+        .yaml("route.yaml", &route("orders", "/a").replace("port: 8080}}\n  rules", "port: many}}\n  rules"));
+    pair.world.yaml("bad.yaml", &route("orders", "no-slash"));
+    pair.world.service("later", "http");
+    pair.world.control_plane_says(&["bad.yaml", "value"]).await;
+    answers(&pair, "/a", 200).await;
+
+    // Mended.
+    pair.world.remove_yaml("bad.yaml");
+    pair.world.yaml("route.yaml", &route("orders", "/b"));
+    answers(&pair, "/b", 200).await;
+    answers(&pair, "/a", 404).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_starts_without_a_control_plane_is_not_ready_and_says_why() {
+    let mut pair = Pair::start(App::saying("ok").await, "http").await;
+    pair.world.kill_control_plane().await;
+    let late = {
+        // The token is made from the state folder: it needs no control plane that runs.
+        let builder = pair.world.workload("late").calls("orders");
+        builder.start_unready().await
+    };
+    let mut wire = late.connect("orders").await;
+    let (status, reason) = status_of(&mut wire, "/").await;
+    assert_eq!((status, reason.as_deref()), (503, Some("discovery_unavailable")));
+    late.logs(&[("reason", json!("discovery_unavailable"))]).await;
+    pair.world.restart_control_plane().await;
+    eventually("the late proxy is served", async || {
+        let mut wire = late.connect("orders").await;
+        let answer = status_of(&mut wire, "/").await;
+        if answer.0 == 200 { Ok(()) } else { Err(format!("{answer:?}")) }
+    })
+    .await;
+}
