@@ -53,7 +53,7 @@ async fn control(config: &Config, diagnostics: Option<Diagnostics>) -> anyhow::R
     let (store, wants) = Store::new(config.discovery_timeout);
     let identity = Identity::new();
     let proxy = Arc::new(Proxy::new(
-        store,
+        Arc::new(store),
         identity.cell(),
         settings(config),
         telemetry.clone(),
@@ -180,7 +180,13 @@ fn start_control(
         user_agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         ..Node::default()
     };
-    let applier = Applier::new(Arc::clone(proxy), Arc::clone(identity), workload, workers);
+    let applier = Applier::new(
+        Arc::clone(&proxy.store),
+        Arc::clone(&proxy.connections),
+        Arc::clone(identity),
+        workload,
+        workers,
+    );
     let ads = Ads {
         channel: channel.clone(),
         identity: Arc::clone(identity),

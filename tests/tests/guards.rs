@@ -19,7 +19,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("balance", &["endpoint"]),
     ("policy", &["drain"]),
     ("wire", &["drain"]),
-    ("control", &["drain", "policy", "route", "balance", "endpoint"]),
+    ("control", &["drain", "policy", "route", "balance", "endpoint", "tls"]),
     ("admin", &["control", "drain", "policy"]),
     ("forward", &["accept", "balance", "detect", "drain", "endpoint", "policy", "route", "tls", "wire"]),
 ];

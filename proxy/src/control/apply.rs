@@ -15,14 +15,14 @@ use super::decode::{self, Decoded};
 use super::identity::Identity;
 use super::session::{ResourceName, Update};
 use crate::endpoint::EndpointSet;
-use crate::forward::Proxy;
 use crate::policy;
 use crate::route;
-use crate::state::{ObjectName, ServiceState, Want};
+use crate::state::{ObjectName, ServiceState, Store, Want};
 
 /// Writes the state of one proxy.
 pub struct Applier {
-    proxy: Arc<Proxy>,
+    store: Arc<Store>,
+    connections: Arc<policy::Connections>,
     identity: Arc<Identity>,
     workload: ObjectName,
     workers: usize,
@@ -42,8 +42,14 @@ const UNUSED: u64 = 600;
 const MAX_ADDRESSES: usize = 10_000;
 
 impl Applier {
-    pub fn new(proxy: Arc<Proxy>, identity: Arc<Identity>, workload: ObjectName, workers: usize) -> Self {
-        Self { proxy, identity, workload, workers }
+    pub fn new(
+        store: Arc<Store>,
+        connections: Arc<policy::Connections>,
+        identity: Arc<Identity>,
+        workload: ObjectName,
+        workers: usize,
+    ) -> Self {
+        Self { store, connections, identity, workload, workers }
     }
 
     /// What a proxy of `trust_domain` subscribes to before anything is used.
@@ -62,10 +68,10 @@ impl Applier {
         match want {
             Want::Address(ip) => vec![resource::<v1::Address>(ip.to_string())],
             Want::Service(name) => {
-                if !self.proxy.store.load().services.contains_key(name) {
+                if !self.store.load().services.contains_key(name) {
                     let state = Arc::new(ServiceState::new(name.clone()));
-                    state.touch(self.proxy.store.now());
-                    self.proxy.store.update(|snapshot| {
+                    state.touch(self.store.now());
+                    self.store.update(|snapshot| {
                         snapshot.services.insert(name.clone(), state);
                     });
                 }
@@ -84,8 +90,8 @@ impl Applier {
 
     /// Forgets what has not been used for long; returns what to unsubscribe from.
     pub fn forget(&self) -> Vec<ResourceName> {
-        let now = self.proxy.store.now();
-        let snapshot = self.proxy.store.load();
+        let now = self.store.now();
+        let snapshot = self.store.load();
         let unused: Vec<ObjectName> = snapshot
             .services
             .values()
@@ -103,7 +109,7 @@ impl Applier {
         }
         drop(snapshot);
         if !forgotten.is_empty() {
-            self.proxy.store.update(|snapshot| {
+            self.store.update(|snapshot| {
                 for name in &unused {
                     snapshot.services.remove(name);
                 }
@@ -132,12 +138,12 @@ impl Applier {
         for name in &update.removed {
             self.remove(&update.type_url, name);
         }
-        self.proxy.store.announce();
+        self.store.announce();
         applied
     }
 
     fn put(&self, decoded: Decoded, wanted: &mut Vec<ResourceName>) -> Result<(), String> {
-        let store = &self.proxy.store;
+        let store = &*self.store;
         match decoded {
             Decoded::Mesh(mesh) => store.update(|snapshot| snapshot.mesh = Some(Arc::new(mesh))),
             Decoded::Workload(workload) => {
@@ -146,7 +152,7 @@ impl Applier {
             Decoded::InboundPolicy(spec) => {
                 let inbound = Arc::new(policy::Inbound::new(spec));
                 store.update(|snapshot| snapshot.inbound = Some(Arc::clone(&inbound)));
-                let cut = self.proxy.connections.rejudge(&inbound);
+                let cut = self.connections.rejudge(&inbound);
                 if cut > 0 {
                     tracing::info!(connections = cut, "a change of policy has cut open connections");
                 }
@@ -187,7 +193,7 @@ impl Applier {
 
     /// The control plane has no such resource (any more).
     fn remove(&self, type_url: &str, name: &str) {
-        let store = &self.proxy.store;
+        let store = &*self.store;
         let service = |name: &str| name.parse().ok().and_then(|name| self.service(&name));
         if type_url == v1::Address::type_url() {
             if let Ok(ip) = name.parse() {
@@ -222,7 +228,7 @@ impl Applier {
     }
 
     fn service(&self, name: &ObjectName) -> Option<Arc<ServiceState>> {
-        self.proxy.store.load().services.get(name).cloned()
+        self.store.load().services.get(name).cloned()
     }
 }
 

@@ -35,9 +35,9 @@ pub struct Settings {
 /// Shared by all threads.
 #[derive(Debug)]
 pub struct Proxy {
-    pub store: Store,
+    pub store: Arc<Store>,
     pub creds: Arc<ArcSwapOption<Creds>>,
-    pub connections: policy::Connections,
+    pub connections: Arc<policy::Connections>,
     pub settings: Settings,
     pub telemetry: Telemetry,
     pub drain: drain::Watch,
@@ -65,7 +65,7 @@ const MAX_LOOSE: usize = 1024;
 
 impl Proxy {
     pub fn new(
-        store: Store,
+        store: Arc<Store>,
         creds: Arc<ArcSwapOption<Creds>>,
         settings: Settings,
         telemetry: Telemetry,
@@ -76,7 +76,7 @@ impl Proxy {
         Self {
             store,
             creds,
-            connections: policy::Connections::new(),
+            connections: Arc::new(policy::Connections::new()),
             settings,
             telemetry,
             drain,
