@@ -37,7 +37,8 @@ pub(crate) async fn ready(process: &mut Process, metrics: SocketAddr) {
         if let Some(status) = process.ended() {
             panic!("{name} ended while starting: {status}\n{}", process.tail());
         }
-        let mut wire = Wire::connect(metrics).await;
+        let stream = tokio::net::TcpStream::connect(metrics).await.map_err(|error| error.to_string())?;
+        let mut wire = Wire::new(stream);
         wire.send("GET /ready HTTP/1.1\r\nhost: ready\r\nconnection: close\r\n\r\n").await;
         let (head, body) = wire.response().await;
         let said = String::from_utf8_lossy(&body).into_owned();

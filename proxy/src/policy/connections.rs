@@ -155,11 +155,12 @@ impl Guard {
         &self.registered.open
     }
 
-    /// The verdict on this connection: `policy`'s, which must have been loaded after registering, unless a change
-    /// has revoked the connection in the meantime.
+    /// `policy`'s verdict on this connection; it must have been loaded after registering.
+    ///
+    /// Asked for each request anew, so that a connection that was revoked and is allowed again serves again. What is
+    /// judged once and then relayed ends by [`Guard::revoked`], also when that came before the verdict.
     pub fn judge(&self, policy: &Inbound) -> Verdict {
-        let verdict = policy.evaluate(&self.open().as_connection());
-        self.revoked_by().cloned().unwrap_or(verdict)
+        policy.evaluate(&self.open().as_connection())
     }
 
     /// Resolves when a change of policy no longer allows the connection.

@@ -208,7 +208,10 @@ async fn malformed_http2_ends_its_connection_and_nothing_else() {
             "HPACK nonsense",
             b"\x00\x00\x00\x04\x00\x00\x00\x00\x00\x00\x00\x02\x01\x05\x00\x00\x00\x01\xff\xff",
         ),
-        ("no SETTINGS first", b"\x00\x00\x08\x06\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"),
+        (
+            "a PING of the wrong length",
+            b"\x00\x00\x00\x04\x00\x00\x00\x00\x00\x00\x00\x03\x06\x00\x00\x00\x00\x00abc",
+        ),
     ];
     for (what, bytes) in frames {
         let mut wire = Wire::connect(pair.web.outbound("orders")).await;

@@ -89,6 +89,7 @@ async fn an_applications_own_tls_passes_inside_ours() {
     }
     wire.send("ping").await;
     assert_eq!(wire.to_end().await, b"ping");
+    drop(wire);
     let record = pair.orders.logs(&[("direction", json!("inbound"))]).await;
     assert_eq!(record["tls"], "mtls", "{record}");
 }
@@ -100,7 +101,7 @@ async fn a_reset_is_passed_on_as_a_reset() {
         stream.read_exact(&mut buffer).await.unwrap();
         stream.write_all(b"half").await.unwrap();
         // Data that nobody has read makes the close a reset.
-        stream.readable().await.unwrap();
+        stream.peek(&mut buffer).await.unwrap();
         drop(stream);
     })
     .await;
