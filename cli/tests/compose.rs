@@ -1,5 +1,6 @@
 //! `docs/examples/compose` cannot be run in every place where tests are; what can be said of it without Docker is
 //! here: it is YAML, its flags are flags, its addresses fit together, and its configuration has no findings.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -75,6 +76,18 @@ fn proxies_take_their_flags_and_stand_beside_their_applications() {
         );
     }
     assert_eq!(proxies, 4);
+}
+
+#[test]
+fn the_control_plane_takes_its_flags_and_listens_where_proxies_look_for_it() {
+    let containers = containers();
+    let (command, _) = &containers["control-plane"];
+    assert_eq!(command[0], "/bin/tulle-control-plane");
+    let config = tulle_control_plane::config::Config::load(command.iter().map(OsString::from)).unwrap();
+    for (command, _) in containers.values().filter(|(command, _)| command[0] == "/bin/tulle-proxy") {
+        let address: SocketAddr = flag(command, "--control-plane-address").unwrap().parse().unwrap();
+        assert_eq!(address.port(), config.grpc_address.port());
+    }
 }
 
 #[test]

@@ -1,4 +1,5 @@
 //! The demo as a stranger runs it: traffic over mutual TLS in the YAML's proportion, and nothing left behind.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};

@@ -1,4 +1,5 @@
 //! The command as its users run it: arguments in, output and exit status out.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
