@@ -18,7 +18,7 @@ pub struct StateDir {
 #[derive(Debug, thiserror::Error)]
 pub enum StateDirError {
     #[error(
-        "the state folder {path} is in use by another control plane{}: stop that one, or give this one a folder of its own (--state-dir)",
+        "the state folder {path} is locked by another control plane{}: stop that one, or give this one a folder of its own (--state-dir)",
         holder(pid)
     )]
     Locked { path: PathBuf, pid: String },

@@ -13,9 +13,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tulle_api::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use tulle_api::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
-use tulle_certs::renewal;
 
 use super::apply::Applier;
+use super::channel::reconnect_delay;
 use super::identity::Identity;
 use super::session::Session;
 use crate::state::Want;
@@ -59,7 +59,7 @@ impl Ads {
                 Err(status) => status,
             };
             failures += 1;
-            let wait = renewal::backoff(failures, rand::random());
+            let wait = reconnect_delay(failures, rand::random());
             tracing::warn!(error = %describe(&ended), retry_in = ?wait, "the control plane is away; what is known stays in use");
             self.wait(wait).await;
         }

@@ -13,9 +13,9 @@ use tonic::transport::Channel;
 use tulle_api::discovery::Node;
 use tulle_api::v1::proxy_client::ProxyClient;
 use tulle_api::v1::{Registration, ReportRequest, report_request, report_response};
-use tulle_certs::renewal;
 
 use super::ads::describe;
+use super::channel::reconnect_delay;
 use crate::telemetry::metrics::ControlMetrics;
 
 /// What is reported, and over what.
@@ -38,7 +38,7 @@ impl Report {
             let ended = self.stream(&mut failures).await;
             self.metrics.registered(false);
             failures += 1;
-            let wait = renewal::backoff(failures, rand::random());
+            let wait = reconnect_delay(failures, rand::random());
             tracing::warn!(error = %describe(&ended), retry_in = ?wait, "the registration's stream is down");
             tokio::time::sleep(wait).await;
         }

@@ -128,6 +128,8 @@ async fn send_http1(
         move |client| endpoint.keep_http1(index, client)
     };
     let idempotent = request.method().is_idempotent();
+    // What has been sent is not given back; a request without a body is copied cheaply. Only where it may matter.
+    let copy = (reused && is_bodyless(&request)).then(|| copy(&request));
     match client.send(request, done).await {
         Ok(response) => Ok(response),
         Err(error) => {
@@ -145,7 +147,8 @@ async fn send_http1(
             };
             let detail = format!("{}: {}", endpoint.address, error.source);
             let fault = Fault { reason, processed, detail: detail.into() };
-            let again = cause.zip(error.request).map(|(cause, request)| Again { request, cause });
+            let request = error.request.or_else(|| copy.map(Box::new));
+            let again = cause.zip(request).map(|(cause, request)| Again { request, cause });
             Err(Failed { fault, again })
         }
     }
@@ -161,7 +164,7 @@ async fn send_http2(
         Err(fault) => return Err(unsent(fault, Some(request))),
     };
     // hyper does not give back what it has taken; a request without a body is copied cheaply.
-    let copy = http_body::Body::is_end_stream(request.body()).then(|| copy(&request));
+    let copy = is_bodyless(&request).then(|| copy(&request));
     sender.send(request).await.map_err(|error| {
         let refused = tls::refused_by_peer(&error.source);
         let processed = if refused { Processed::No } else { error.processed };
@@ -191,12 +194,17 @@ fn unsent(fault: Fault, request: Option<Request<Body>>) -> Failed {
     Failed { fault, again }
 }
 
+fn is_bodyless(request: &Request<Body>) -> bool {
+    http_body::Body::is_end_stream(request.body())
+}
+
 fn copy(request: &Request<Body>) -> Request<Body> {
     let mut copy = Request::new(Body::empty());
     *copy.method_mut() = request.method().clone();
     *copy.uri_mut() = request.uri().clone();
     *copy.version_mut() = request.version();
     *copy.headers_mut() = request.headers().clone();
+    *copy.extensions_mut() = request.extensions().clone();
     copy
 }
 
