@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use http::{Method, Request, Response, StatusCode};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::context::Worker;
 use super::fault::Fault;
@@ -36,6 +37,15 @@ pub(super) struct Again {
     pub cause: ReplayCause,
 }
 
+/// The connections that one client's connection has turned into, by upgrade or CONNECT. They are part of it: while any
+/// lasts, it counts as open, is bound by the limit on connections and registered with the policy.
+#[derive(Debug, Default)]
+pub(super) struct Tunnels {
+    tasks: TaskTracker,
+    /// Ends them.
+    revoked: Option<CancellationToken>,
+}
+
 /// What a dial from this worker goes by.
 pub(super) fn dial(worker: &Worker) -> Dial<'_> {
     let settings = &worker.proxy.settings;
@@ -55,7 +65,7 @@ pub(super) async fn send(
     framing: Framing,
     mut request: Request<Body>,
     limit: Option<Duration>,
-    revoked: Option<CancellationToken>,
+    tunnels: &Tunnels,
 ) -> Result<Response<Body>, Failed> {
     let upgrade = framing == Framing::Http1 && headers::is_upgrade(request.headers());
     headers::strip_hop(request.headers_mut(), upgrade);
@@ -81,29 +91,9 @@ pub(super) async fn send(
     let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     headers::strip_hop(response.headers_mut(), upgraded);
     if let Some(client) = client.filter(|_| Upgrade::is_agreed(&method, response.status())) {
-        tunnel(worker, client, Upgrade::of_response(&mut response), revoked);
+        tunnels.open(client, Upgrade::of_response(&mut response));
     }
     Ok(response)
-}
-
-/// Relays what is no longer HTTP in a task of its own, which the drain counts and a revocation ends.
-fn tunnel(worker: &Worker, client: Upgrade, server: Upgrade, revoked: Option<CancellationToken>) {
-    let work = worker.proxy.drain.work();
-    tokio::spawn(async move {
-        let _counted = work;
-        let revoked = async {
-            match revoked {
-                Some(revoked) => revoked.cancelled_owned().await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            ended = wire::tunnel(client, server) => if let Err(error) = ended {
-                tracing::debug!(%error, "an upgraded connection was reset");
-            },
-            () = revoked => tracing::warn!("an upgraded connection is no longer allowed"),
-        }
-    });
 }
 
 async fn send_http1(
@@ -263,6 +253,40 @@ pub(super) fn count(open: &OpenConnection, meter: &Meter) -> (u64, u64) {
     open.cells().received(received);
     open.cells().sent(sent);
     (received, sent)
+}
+
+// === impl Tunnels ===
+
+impl Tunnels {
+    /// Tunnels that end once `revoked` says so.
+    pub(super) fn until(revoked: CancellationToken) -> Self {
+        Self { revoked: Some(revoked), ..Self::default() }
+    }
+
+    /// Relays what is no longer HTTP.
+    fn open(&self, client: Upgrade, server: Upgrade) {
+        let revoked = self.revoked.clone();
+        self.tasks.spawn(async move {
+            let revoked = async {
+                match revoked {
+                    Some(revoked) => revoked.cancelled_owned().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                ended = wire::tunnel(client, server) => if let Err(error) = ended {
+                    tracing::debug!(%error, "an upgraded connection was reset");
+                },
+                () = revoked => tracing::warn!("an upgraded connection is no longer allowed"),
+            }
+        });
+    }
+
+    /// Waits for the end of all, once their connection is no longer HTTP.
+    pub(super) async fn ended(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
 }
 
 /// An error with all its causes, for people.

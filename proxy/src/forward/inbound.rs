@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use http::{Request, Response};
 
 use super::context::Worker;
-use super::exchange::{self, Failed};
+use super::exchange::{self, Failed, Tunnels};
 use super::fault::Fault;
 use super::headers;
 use super::opaque::{self, Ended};
@@ -39,6 +39,7 @@ struct Connection {
     application: Arc<Endpoint>,
     framing: Framing,
     guard: policy::Guard,
+    tunnels: Tunnels,
 }
 
 /// A stream whose protection is known, and what it seems to carry.
@@ -68,8 +69,8 @@ pub async fn serve(worker: &Arc<Worker>, accepted: Accepted) {
     match framing {
         Some(framing) => {
             let id = worker.proxy.connection_id();
-            let connection =
-                Connection { worker: Arc::clone(worker), id, client, application, framing, guard };
+            let (worker, tunnels) = (Arc::clone(worker), Tunnels::until(guard.token()));
+            let connection = Connection { worker, id, client, application, framing, guard, tunnels };
             Arc::new(connection).serve(io).await;
         }
         None => match judge(worker, &guard) {
@@ -128,8 +129,8 @@ fn framing(detection: &Detection) -> Option<Framing> {
     }
 }
 
-/// Terminates the mesh's TLS. What a `tulle-tcp` stream carries is told from its bytes, unless the port is opaque:
-/// a peer does not choose by which rules it is judged.
+/// Terminates the mesh's TLS. An opaque port's streams are opaque whatever protocol the peer names, and what a
+/// `tulle-tcp` stream carries to another port is told from its bytes: a peer does not choose by which rules it is judged.
 async fn terminate(
     worker: &Worker,
     stream: Replay<tokio::net::TcpStream>,
@@ -160,9 +161,9 @@ async fn terminate(
     worker.metrics.handshake(Direction::Inbound, Ok(()), started.elapsed());
     let tls::Terminated { mut io, peer, alpn } = terminated;
     let framing = match alpn {
+        _ if opaque => None,
         Alpn::H2 => Some(Framing::Http2),
         Alpn::Http1 => Some(Framing::Http1),
-        _ if opaque => None,
         _ => {
             let sniffed = sniff::sniff(&mut io, Some(worker.proxy.settings.detect_timeout)).await.ok()?;
             io = io.rewind(sniffed.head);
@@ -292,9 +293,10 @@ impl Connection {
         let open = worker.metrics.connections(&labels(self.guard.open())).open();
         let meter = Arc::new(Meter::default());
         let io = io.metered(Arc::clone(&meter));
-        let framing = self.framing;
-        let handler = move |request| Arc::clone(&self).request(request);
-        exchange::serve(&worker, Direction::Inbound, framing, io, handler, &worker.proxy.drain).await;
+        let connection = Arc::clone(&self);
+        let handler = move |request| Arc::clone(&connection).request(request);
+        exchange::serve(&worker, Direction::Inbound, self.framing, io, handler, &worker.proxy.drain).await;
+        self.tunnels.ended().await;
         exchange::count(&open, &meter);
     }
 
@@ -326,9 +328,8 @@ impl Connection {
             record.attempts += 1;
             let mut in_flight = InFlight::start(&self.worker, &self.application);
             let asked = Instant::now();
-            let revoked = Some(self.guard.token());
-            let sent =
-                exchange::send(&self.worker, &self.application, self.framing, request, None, revoked).await;
+            let (to, tunnels) = (&self.application, &self.tunnels);
+            let sent = exchange::send(&self.worker, to, self.framing, request, None, tunnels).await;
             record.waited(asked.elapsed());
             match sent {
                 Ok(response) => {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use http::{Request, Response};
 
 use super::context::Worker;
-use super::exchange::{self, Failed};
+use super::exchange::{self, Failed, Tunnels};
 use super::fault::Fault;
 use super::headers;
 use super::opaque::{self, Ended};
@@ -50,6 +50,7 @@ struct Connection {
     /// `<namespace>/<name>:<port>`, for metrics and logs.
     service: Arc<str>,
     framing: Framing,
+    tunnels: Tunnels,
 }
 
 /// Serves one connection of the application until it ends.
@@ -78,7 +79,8 @@ pub async fn serve(worker: &Arc<Worker>, accepted: Accepted) {
     let worker = Arc::clone(worker);
     match framing {
         Some(framing) => {
-            let connection = Connection { worker, id, client, target, service, framing };
+            let tunnels = Tunnels::default();
+            let connection = Connection { worker, id, client, target, service, framing, tunnels };
             Arc::new(connection).serve(io).await;
         }
         None => relay(&worker, io, client, &target, &service).await,
@@ -242,7 +244,6 @@ fn pick(
 
 impl Connection {
     async fn serve(self: Arc<Self>, io: Io) {
-        let proxy = Arc::clone(&self.worker.proxy);
         let labels = ConnectionLabels {
             direction: Direction::Outbound,
             tls: TlsKind::None,
@@ -252,9 +253,18 @@ impl Connection {
         let open = self.worker.metrics.connections(&labels).open();
         let meter = Arc::new(Meter::default());
         let io = io.metered(Arc::clone(&meter));
-        let (framing, worker) = (self.framing, Arc::clone(&self.worker));
-        let handler = move |request| Arc::clone(&self).request(request);
-        exchange::serve(&worker, Direction::Outbound, framing, io, handler, &proxy.drain).await;
+        let connection = Arc::clone(&self);
+        let handler = move |request| Arc::clone(&connection).request(request);
+        exchange::serve(
+            &self.worker,
+            Direction::Outbound,
+            self.framing,
+            io,
+            handler,
+            &self.worker.proxy.drain,
+        )
+        .await;
+        self.tunnels.ended().await;
         exchange::count(&open, &meter);
     }
 
@@ -335,7 +345,8 @@ impl Connection {
             record.attempts += 1;
             let mut in_flight = InFlight::start(&self.worker, &endpoint);
             let asked = Instant::now();
-            let sent = exchange::send(&self.worker, &endpoint, self.framing, request, limit, None).await;
+            let sent =
+                exchange::send(&self.worker, &endpoint, self.framing, request, limit, &self.tunnels).await;
             record.waited(asked.elapsed());
             match sent {
                 Ok(response) => {
