@@ -20,5 +20,7 @@ pub mod route;
 pub mod runtime;
 pub mod state;
 pub mod telemetry;
+#[cfg(test)]
+mod testing;
 pub mod tls;
 pub mod wire;

@@ -81,21 +81,18 @@ impl Paths {
         if self.nodes.is_empty() {
             self.nodes.push(Node::default());
         }
-        let prefix = prefix.strip_prefix('/').unwrap_or(prefix);
         let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
         let mut at = 0;
-        if !prefix.is_empty() {
-            for element in prefix.split('/') {
-                let next = self.nodes.len();
-                at = match self.nodes[at].children.get(element) {
-                    Some(child) => *child as usize,
-                    None => {
-                        self.nodes[at].children.insert(element.into(), next as u32);
-                        self.nodes.push(Node::default());
-                        next
-                    }
-                };
-            }
+        for element in prefix.split('/').skip(1) {
+            let next = self.nodes.len();
+            at = match self.nodes[at].children.get(element) {
+                Some(child) => *child as usize,
+                None => {
+                    self.nodes[at].children.insert(element.into(), next as u32);
+                    self.nodes.push(Node::default());
+                    next
+                }
+            };
         }
         &mut self.nodes[at]
     }

@@ -44,7 +44,7 @@ pub struct RouteRule {
 pub enum PathMatch {
     /// Byte for byte.
     Exact(Box<str>),
-    /// Element by element: `/a` matches `/a`, `/a/` and `/a/b`, not `/ab`. A slash at its end does not matter.
+    /// Begins with a slash. Element by element: `/a` matches `/a`, `/a/` and `/a/b`, not `/ab`. A slash at its end does not matter.
     /// `/` matches every request, also those for `*` and CONNECT's.
     Prefix(Box<str>),
 }

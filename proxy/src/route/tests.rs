@@ -1,1 +1,338 @@
-//! Tests.
+use std::sync::Arc;
+
+use super::host::RequestHost;
+use super::*;
+use crate::state::ObjectName;
+use crate::testing::{Rng, seeds};
+
+fn rule(route: &str, name: &str, matches: Vec<PathMatch>, weights: &[u32]) -> RouteRule {
+    let backends = weights.iter().enumerate().map(|(i, weight)| Backend {
+        service: ObjectName::new("shop", &format!("v{i}")),
+        port: 80,
+        weight: *weight,
+        invalid: None,
+    });
+    let rule = Rule {
+        name: name.into(),
+        route: ObjectName::new("shop", route),
+        backends: backends.collect(),
+        request_timeout: None,
+        backend_timeout: None,
+    };
+    RouteRule { matches, rule: Arc::new(rule) }
+}
+
+fn exact(path: &str) -> PathMatch {
+    PathMatch::Exact(path.into())
+}
+
+fn prefix(path: &str) -> PathMatch {
+    PathMatch::Prefix(path.into())
+}
+
+/// A route whose rules are named by their one match: `=/a` is exact, `/a` a prefix, `` takes everything.
+fn route(name: &str, ports: &[u16], hostnames: &[&str], rules: &[&str]) -> Route {
+    let matches = |text: &str| match text.strip_prefix('=') {
+        Some(path) => vec![exact(path)],
+        None if text.is_empty() => vec![],
+        None => vec![prefix(text)],
+    };
+    Route {
+        name: ObjectName::new("shop", name),
+        ports: ports.to_vec(),
+        hostnames: hostnames.iter().map(|name| name.parse().unwrap()).collect(),
+        rules: rules.iter().map(|text| rule(name, text, matches(text), &[1])).collect(),
+    }
+}
+
+fn table(routes: Vec<Route>) -> Table {
+    Table::new(Routes { client_namespace: "".into(), service: ObjectName::new("shop", "orders"), routes })
+}
+
+/// `<route><rule>`, or how there is none.
+fn find(table: &Table, port: u16, host: &str, path: &str) -> String {
+    match table.find(port, host, path) {
+        Match::NoRoutes => "no routes".to_owned(),
+        Match::NotFound => "not found".to_owned(),
+        Match::Rule(rule) => format!("{}{}", rule.route.name, rule.name),
+    }
+}
+
+#[test]
+fn an_exact_path_comes_before_the_longest_prefix() {
+    let table = table(vec![route("r", &[], &[], &["/", "/a", "/a/b", "=/a/b", "=/a/b/", "/a/b/c/"])]);
+    for (path, expected) in [
+        ("/", "r/"),
+        ("/x", "r/"),
+        ("/a", "r/a"),
+        ("/a/", "r/a"),
+        ("/ab", "r/"),
+        ("/a/x/b", "r/a"),
+        ("/a/b", "r=/a/b"),
+        ("/a/b/", "r=/a/b/"),
+        ("/a/bc", "r/a"),
+        ("/a/b/x", "r/a/b"),
+        ("/a/b/c", "r/a/b/c/"),
+        ("/a/b/c/d", "r/a/b/c/"),
+        ("/A", "r/"),
+        ("//a", "r/"),
+        ("/a//b", "r/a"),
+        ("*", "r/"),
+        ("", "r/"),
+    ] {
+        assert_eq!(find(&table, 80, "any", path), expected, "{path}");
+    }
+}
+
+#[test]
+fn without_a_match_it_is_not_found_and_without_a_route_there_is_nothing_to_find() {
+    let some = table(vec![route("r", &[8080], &[], &["/a"])]);
+    assert_eq!(find(&some, 8080, "any", "/a"), "r/a");
+    for path in ["/", "/b", "*", "", "a"] {
+        assert_eq!(find(&some, 8080, "any", path), "not found");
+    }
+    assert_eq!(find(&some, 80, "any", "/a"), "no routes");
+    assert_eq!(find(&table(vec![]), 80, "any", "/a"), "no routes");
+    // A route without rules is attached all the same.
+    assert_eq!(find(&table(vec![route("r", &[], &[], &[])]), 80, "any", "/"), "not found");
+}
+
+#[test]
+fn hosts_go_from_exact_over_the_longest_wildcard_to_none() {
+    let table = table(vec![
+        route("any", &[], &[], &["/", "=/exact"]),
+        route("com", &[], &["*.com"], &["/a"]),
+        route("example", &[], &["*.example.com"], &["/a", "/b"]),
+        route("exact", &[], &["www.example.com"], &["/a"]),
+    ]);
+    for (host, path, expected) in [
+        ("www.example.com", "/a", "exact/a"),
+        ("WWW.Example.COM:8080", "/a", "exact/a"),
+        ("www.example.com.", "/a", "exact/a"),
+        // What the most specific host has no rule for goes to the next.
+        ("www.example.com", "/b", "example/b"),
+        ("www.example.com", "/exact", "any=/exact"),
+        ("x.example.com", "/a", "example/a"),
+        ("x.y.example.com", "/a", "example/a"),
+        ("example.com", "/a", "com/a"),
+        ("example.com", "/b", "any/"),
+        (".example.com", "/a", "com/a"),
+        ("com", "/a", "any/"),
+        ("orders", "/a", "any/"),
+        ("", "/a", "any/"),
+        ("[::1]:80", "/a", "any/"),
+        (&"a".repeat(300), "/a", "any/"),
+    ] {
+        assert_eq!(find(&table, 80, host, path), expected, "{host} {path}");
+    }
+}
+
+#[test]
+fn of_equal_matches_the_older_route_and_the_earlier_rule_win() {
+    let table = table(vec![
+        route("old", &[], &[], &["/a"]),
+        route("new", &[], &[], &["/a", "/b", "=/b"]),
+        route("newest", &[], &[], &["/b", "=/b", ""]),
+    ]);
+    assert_eq!(find(&table, 80, "any", "/a"), "old/a");
+    assert_eq!(find(&table, 80, "any", "/b"), "new=/b");
+    assert_eq!(find(&table, 80, "any", "/b/"), "new/b");
+    assert_eq!(find(&table, 80, "any", "/c"), "newest");
+}
+
+#[test]
+fn routes_of_a_port_are_joined_by_those_of_every_port() {
+    let table = table(vec![route("every", &[], &[], &["/a"]), route("named", &[80, 81], &[], &["/"])]);
+    assert_eq!(find(&table, 80, "any", "/a"), "every/a");
+    assert_eq!(find(&table, 81, "any", "/"), "named/");
+    assert_eq!(find(&table, 82, "any", "/a"), "every/a");
+    assert_eq!(find(&table, 82, "any", "/"), "not found");
+}
+
+#[test]
+fn host_names_are_read_strictly() {
+    for good in ["a", "a.b", "*.a", "*.a.b-c_d", "A.B", "a.b."] {
+        assert!(good.parse::<Hostname>().is_ok(), "{good}");
+    }
+    assert_eq!("*.A.b.".parse::<Hostname>().unwrap().to_string(), "*.a.b");
+    for bad in [
+        "",
+        "*",
+        "*.",
+        "*a",
+        "a.*",
+        "a..b",
+        ".a",
+        "a:80",
+        "[::1]",
+        "a b",
+        "ä",
+        &"a.".repeat(200),
+        &"a".repeat(64),
+    ] {
+        assert!(bad.parse::<Hostname>().is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn a_requests_host_is_compared_without_port_case_and_final_dot() {
+    for (authority, host) in [
+        ("A.b:80", "a.b"),
+        ("a.b:", "a.b"),
+        ("a.b.", "a.b"),
+        ("a.b.:80", "a.b"),
+        ("[::1]:80", "[::1]"),
+        ("[::1]", "[::1]"),
+        ("::1", "::1"),
+        ("a:b", "a:b"),
+        ("10.0.0.1:80", "10.0.0.1"),
+        ("ä", "ä"),
+    ] {
+        assert_eq!(RequestHost::new(authority).unwrap().as_str(), host, "{authority}");
+    }
+    assert!(
+        RequestHost::new("").is_none()
+            && RequestHost::new(":80").is_none()
+            && RequestHost::new(".").is_none()
+    );
+}
+
+#[test]
+fn backends_are_picked_by_weight() {
+    let rule = rule("r", "", vec![], &[0, 3, 1, 0]).rule;
+    let mut counts = [0; 4];
+    const N: u64 = 40_000;
+    for i in 0..N {
+        let backend = rule.pick(i * (u64::MAX / N)).unwrap();
+        counts[backend.service.name[1..].parse::<usize>().unwrap()] += 1;
+    }
+    assert_eq!((counts[0], counts[3]), (0, 0));
+    assert!((29_990..=30_010).contains(&counts[1]), "{counts:?}");
+    assert!(
+        rule.pick(0).is_some_and(|b| b.weight == 3) && rule.pick(u64::MAX).is_some_and(|b| b.weight == 1)
+    );
+}
+
+#[test]
+fn nothing_is_picked_without_weight() {
+    for weights in [&[] as &[u32], &[0], &[0, 0]] {
+        for random in [0, 1, u64::MAX] {
+            assert!(rule("r", "", vec![], weights).rule.pick(random).is_none());
+        }
+    }
+    assert!(rule("r", "", vec![], &[1_000_000; 4096]).rule.pick(u64::MAX).is_some());
+}
+
+// === against the letter of the specification, by seed ===
+
+/// Whether `path` has `prefix`, element by element.
+fn has_prefix(path: &str, prefix: &str) -> bool {
+    let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
+    prefix.is_empty() || path == prefix || path.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/'))
+}
+
+/// Every match of every route, compared by Gateway API's criteria: slow and plain.
+fn reference(routes: &[Route], port: u16, host: &str, path: &str) -> String {
+    let host = host.to_ascii_lowercase();
+    let mut attached = false;
+    let mut best: Option<((usize, usize, bool, usize), String)> = None;
+    for route in routes.iter().filter(|route| route.ports.is_empty() || route.ports.contains(&port)) {
+        attached = true;
+        let none: &[Hostname] = &[];
+        let mut hosts: Vec<(usize, usize)> = route
+            .hostnames
+            .iter()
+            .filter_map(|name| match name {
+                Hostname::Exact(name) => (**name == *host).then_some((2, 0)),
+                Hostname::Suffix(name) => host
+                    .strip_suffix(&**name)
+                    .is_some_and(|labels| labels.len() > 1 && labels.ends_with('.'))
+                    .then_some((1, name.len())),
+            })
+            .collect();
+        if route.hostnames == none {
+            hosts.push((0, 0));
+        }
+        let Some(host) = hosts.into_iter().max() else { continue };
+        for rule in &route.rules {
+            let all = [prefix("/")];
+            let matches = if rule.matches.is_empty() { &all[..] } else { &rule.matches };
+            for one in matches {
+                let key = match one {
+                    PathMatch::Exact(exact) if **exact == *path => (host.0, host.1, true, 0),
+                    PathMatch::Prefix(prefix) if has_prefix(path, prefix) => {
+                        (host.0, host.1, false, prefix.len())
+                    }
+                    _ => continue,
+                };
+                // Only better, not equal: the earlier stays.
+                if best.as_ref().is_none_or(|(known, _)| key > *known) {
+                    best = Some((key, format!("{}{}", rule.rule.route.name, rule.rule.name)));
+                }
+            }
+        }
+    }
+    match best {
+        _ if !attached => "no routes".to_owned(),
+        None => "not found".to_owned(),
+        Some((_, name)) => name,
+    }
+}
+
+#[test]
+fn the_table_finds_what_the_specification_says() {
+    const PATHS: &[&str] = &["/", "/a", "/a/", "/a/b", "/a/b/", "/a/b/c", "/ab", "/b", "/a//b", "//", "/b/a"];
+    const HOSTNAMES: &[&str] = &["a.b.c", "b.c", "c", "*.c", "*.b.c", "*.a.b.c"];
+    const HOSTS: &[&str] = &["a.b.c", "b.c", "c", "x.a.b.c", "X.c", "y.x.b.c", "z", ".c"];
+    seeds(500, |_, mut rng: Rng| {
+        let routes: Vec<Route> = (0..rng.below(5))
+            .map(|i| {
+                let name = format!("r{i}");
+                let some = |rng: &mut Rng, from: &[&str]| -> Vec<String> {
+                    (0..rng.below(3)).map(|_| (*rng.choose(from)).to_owned()).collect()
+                };
+                Route {
+                    name: ObjectName::new("shop", &name),
+                    ports: (0..rng.below(3)).map(|_| 80 + rng.below(2) as u16).collect(),
+                    hostnames: some(&mut rng, HOSTNAMES).iter().map(|name| name.parse().unwrap()).collect(),
+                    rules: (0..rng.below(4))
+                        .map(|j| {
+                            let matches = some(&mut rng, PATHS);
+                            let matches = matches
+                                .iter()
+                                .map(|path| if rng.one_in(2) { exact(path) } else { prefix(path) });
+                            rule(&name, &format!("-{j}"), matches.collect(), &[1])
+                        })
+                        .collect(),
+                }
+            })
+            .collect();
+        let table = table(routes.clone());
+        for _ in 0..40 {
+            let (port, host, path) = (80 + rng.below(3) as u16, *rng.choose(HOSTS), *rng.choose(PATHS));
+            let found = find(&table, port, host, path);
+            assert_eq!(found, reference(&routes, port, host, path), "{port} {host} {path}\n{routes:#?}");
+        }
+    });
+}
+
+#[test]
+fn any_text_is_matched_without_harm() {
+    let table = table(vec![route("r", &[], &["*.b.c", "a.b.c"], &["/a/b", "=/c", "/"])]);
+    seeds(300, |_, mut rng: Rng| {
+        for sample in ["a.b.c:80", "[::1]:80", "/a/b/c?d", "x.b.c.", "äöü.b.c"] {
+            let mut bytes = sample.as_bytes().to_vec();
+            rng.mutate(&mut bytes);
+            let text = String::from_utf8_lossy(&bytes).into_owned();
+            assert_ne!(find(&table, 80, &text, "/a/b"), "no routes");
+            assert_ne!(find(&table, 80, "a.b.c", &text), "no routes");
+        }
+    });
+}
+
+#[test]
+fn a_path_of_thousands_of_slashes_is_no_work() {
+    let table = table(vec![route("r", &[], &[], &["/", "/a/b/c/d/e/f"])]);
+    let path = "/".repeat(64 * 1024);
+    assert_eq!(find(&table, 80, "any", &path), "r/");
+}
