@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::{Request, Response};
+use parking_lot::Mutex;
 
 use super::context::Worker;
 use super::exchange::{self, Failed, Tunnels};
@@ -38,6 +39,8 @@ enum Target {
     },
     /// To an address as such: a pod's, or one outside the mesh.
     Address(Arc<Endpoint>),
+    /// Not known when the connection came, for a reason that its first request is told. Later ones ask again.
+    Unknown(Destination, Mutex<Option<Fault>>),
 }
 
 /// One connection from the application.
@@ -58,16 +61,12 @@ pub async fn serve(worker: &Arc<Worker>, accepted: Accepted) {
     let Accepted { mut stream, client, destination } = accepted;
     let (target, protocol) = match target(worker, &destination).await {
         Ok(found) => found,
-        Err(fault) => {
-            let record = ConnectionRecord::new(worker, Direction::Outbound, client);
-            record.refused(fault.reason, &fault.detail).write(worker);
-            return crate::io::reset_on_drop(&stream);
-        }
+        Err(fault) => (Target::Unknown(destination, Mutex::new(Some(fault))), Protocol::Detect),
     };
     let Ok(sniffed) = speaks(worker, &mut stream, protocol).await else { return };
     let service: Arc<str> = match &target {
         Target::Service { service, port } => format!("{}:{port}", service.name).into(),
-        Target::Address(_) => Arc::from(""),
+        Target::Address(_) | Target::Unknown(..) => Arc::from(""),
     };
     let framing = match sniffed.detection {
         Detection::Http1 => Some(Framing::Http1),
@@ -173,6 +172,7 @@ async fn relay(worker: &Arc<Worker>, io: Io, client: SocketAddr, target: &Target
     let endpoint = match target {
         Target::Address(endpoint) => Ok(Arc::clone(endpoint)),
         Target::Service { service, port } => pick(worker, service, *port, &[]),
+        Target::Unknown(destination, fault) => Err(unknown(destination, fault)),
     };
     let connected = match endpoint {
         Ok(endpoint) => match exchange::dial(worker).opaque(&endpoint).await {
@@ -214,6 +214,12 @@ fn tls_kind(endpoint: &Endpoint) -> TlsKind {
         Peer::Mesh(_) => TlsKind::Mtls,
         Peer::Plaintext => TlsKind::None,
     }
+}
+
+/// Why it was not known where a connection goes.
+fn unknown(destination: &Destination, fault: &Mutex<Option<Fault>>) -> Fault {
+    let fault = fault.lock().take();
+    fault.unwrap_or_else(|| Fault::unsent(Reason::DiscoveryUnavailable, format!("{destination:?}")))
 }
 
 /// One ready endpoint of a service's port, by the balancer.
@@ -284,7 +290,19 @@ impl Connection {
         record: &mut Record,
         request: Request<Body>,
     ) -> Result<(Response<Body>, InFlight, Option<Instant>), Fault> {
-        let (service, port) = match &self.target {
+        let found;
+        let target = match &self.target {
+            Target::Unknown(destination, fault) if fault.lock().is_some() => {
+                return Err(unknown(destination, fault));
+            }
+            Target::Unknown(destination, _) => {
+                found = target(&self.worker, destination).await?.0;
+                &found
+            }
+            known => known,
+        };
+        let (service, port) = match target {
+            Target::Unknown(destination, fault) => return Err(unknown(destination, fault)),
             Target::Address(endpoint) => {
                 let endpoint = Arc::clone(endpoint);
                 let (response, in_flight) =

@@ -177,8 +177,8 @@ async fn a_proxy_that_starts_without_a_control_plane_is_not_ready_and_says_why()
     assert_eq!((status, reason.as_deref()), (503, Some("discovery_unavailable")));
     late.logs(&[("reason", json!("discovery_unavailable"))]).await;
     pair.world.restart_control_plane().await;
+    // On the same connection.
     eventually("the late proxy is served", async || {
-        let mut wire = late.connect("orders").await;
         let answer = status_of(&mut wire, "/").await;
         if answer.0 == 200 { Ok(()) } else { Err(format!("{answer:?}")) }
     })
