@@ -10,7 +10,7 @@
 //! Called by [the shell](super::serve), which owns the stream and the clock, and by the simulation that runs
 //! it against the proxy's own end.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 
 use prost::{Message, Name};
@@ -135,10 +135,14 @@ struct Channel {
     /// The model changed: every name is due.
     all_due: bool,
     in_flight: Option<InFlight>,
+    /// Of the last subscription.
+    serial: u64,
 }
 
 #[derive(Debug)]
 struct Subscription {
+    /// Tells it from an earlier one to the same name.
+    serial: u64,
     permitted: bool,
     told: Told,
     /// The version that the client last accepted.
@@ -164,13 +168,22 @@ struct Rejection {
 #[derive(Debug)]
 struct InFlight {
     nonce: u64,
-    sent: Vec<(Arc<str>, Told)>,
+    sent: Vec<Sent>,
+}
+
+/// One name in a response.
+#[derive(Debug)]
+struct Sent {
+    name: Arc<str>,
+    told: Told,
+    /// Of the subscription that it answers.
+    serial: u64,
 }
 
 /// What one response tells.
 #[derive(Default)]
 struct Batch {
-    sent: Vec<(Arc<str>, Told)>,
+    sent: Vec<Sent>,
     resources: Vec<Resource>,
     removed: Vec<String>,
 }
@@ -321,19 +334,19 @@ impl Session {
 // === impl Channel ===
 
 impl Channel {
-    /// A name that is already subscribed to is answered again, in full: the client may have dropped it. A new
-    /// one that the client says to hold is answered only if it holds something else.
+    /// A name that is already subscribed to is answered again, in full: the client may have dropped it, so nothing is
+    /// known any more of what it holds. A new one that the client says to hold is answered only if it holds something
+    /// else.
     fn subscribe(&mut self, name: &str, permitted: bool, held: Option<&String>) {
         let name: Arc<str> = name.into();
         self.due.insert(Arc::clone(&name));
-        if let Some(subscription) = self.subscriptions.get_mut(&name) {
-            subscription.told = Told::Nothing;
-            return;
-        }
         let held = held.filter(|version| !version.is_empty() && version.len() <= MAX_NAME_BYTES);
+        let held = held.filter(|_| !self.subscriptions.contains_key(&name));
         let held = held.map(|version| Arc::<str>::from(version.as_str()));
         let told = held.clone().map_or(Told::Nothing, Told::Version);
-        self.subscriptions.insert(name, Subscription { permitted, told, acked: held, rejected: None });
+        self.serial += 1;
+        let subscription = Subscription { serial: self.serial, permitted, told, acked: held, rejected: None };
+        self.subscriptions.insert(name, subscription);
     }
 
     fn unsubscribe(&mut self, name: &str) {
@@ -347,9 +360,10 @@ impl Channel {
             return Verdict::None;
         };
         let mut faults = error.map(|error| Faults::read(error, &in_flight.sent));
-        for (name, told) in in_flight.sent {
+        for Sent { name, told, serial } in in_flight.sent {
             // Gone, or subscribed anew since the response left: then the answer is not about what it holds now.
-            let Some(subscription) = self.subscriptions.get_mut(&name) else { continue };
+            let subscription = self.subscriptions.get_mut(&name);
+            let Some(subscription) = subscription.filter(|now| now.serial == serial) else { continue };
             match (faults.as_mut().and_then(|faults| faults.take(&name)), told) {
                 (Some(faults), Told::Version(version)) => {
                     subscription.rejected = Some(Rejection { version, faults });
@@ -400,7 +414,7 @@ impl Channel {
                     batch.removed.push(name.to_string());
                 }
             }
-            batch.sent.push((name, now));
+            batch.sent.push(Sent { name, told: now, serial: subscription.serial });
             if bytes >= RESPONSE_BYTES {
                 break;
             }
@@ -420,14 +434,16 @@ enum Faults {
 
 impl Faults {
     /// A NACK that names no resource of the response, as other clients send them, rejects all of it.
-    fn read(error: &Status, sent: &[(Arc<str>, Told)]) -> Self {
+    fn read(error: &Status, sent: &[Sent]) -> Self {
+        let offered = sent.iter().filter(|sent| sent.told != Told::Absent);
+        let offered: HashSet<&str> = offered.map(|sent| &*sent.name).collect();
         let mut named: BTreeMap<String, Vec<Fault>> = BTreeMap::new();
         for detail in &error.details {
             if detail.type_url != v1::Rejection::type_url() {
                 continue;
             }
             let Ok(rejection) = v1::Rejection::decode(&*detail.value) else { continue };
-            if !sent.iter().any(|(name, told)| **name == *rejection.resource && *told != Told::Absent) {
+            if !offered.contains(&*rejection.resource) {
                 continue;
             }
             let faults = named.entry(rejection.resource).or_default();

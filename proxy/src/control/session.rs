@@ -60,6 +60,8 @@ struct Subscription {
     subscribe: BTreeSet<String>,
     /// No longer wanted, and not said yet.
     unsubscribe: BTreeSet<String>,
+    /// To be answered in any case, and so not said to be held.
+    again: BTreeSet<String>,
     /// Whether this stream has heard of this type.
     opened: bool,
 }
@@ -102,6 +104,7 @@ impl Session {
         let Some(subscription) = self.types.get_mut(&resource.type_url) else { return };
         if subscription.wanted.remove(&resource.name) {
             subscription.held.remove(&resource.name);
+            subscription.again.remove(&resource.name);
             subscription.subscribe.remove(&resource.name);
             // It may be asked for anew and still be subscribed to from before: that must end too.
             if subscription.opened {
@@ -116,7 +119,7 @@ impl Session {
         if let Some(subscription) = self.types.get_mut(&resource.type_url)
             && subscription.wanted.contains(&resource.name)
         {
-            subscription.held.remove(&resource.name);
+            subscription.again.insert(resource.name.clone());
             subscription.subscribe.insert(resource.name);
         } else {
             self.subscribe(resource);
@@ -134,7 +137,8 @@ impl Session {
             let initial = if std::mem::replace(&mut subscription.opened, true) {
                 HashMap::new()
             } else {
-                subscription.held.clone()
+                let held = subscription.held.iter().filter(|(name, _)| !subscription.again.contains(*name));
+                held.map(|(name, version)| (name.clone(), version.clone())).collect()
             };
             requests.push(DeltaDiscoveryRequest {
                 node: std::mem::take(&mut self.first).then(|| self.node.clone()),
@@ -181,8 +185,10 @@ impl Session {
         if let Some(subscription) = self.types.get_mut(&update.type_url) {
             for name in &update.removed {
                 subscription.held.remove(name);
+                subscription.again.remove(name);
             }
             for resource in &update.resources {
+                subscription.again.remove(&resource.name);
                 let is_wanted = subscription.wanted.contains(&resource.name);
                 if is_wanted && !bad.contains(&*resource.name) {
                     subscription.held.insert(resource.name.clone(), resource.version.clone());
