@@ -55,11 +55,13 @@ impl Rng {
     }
 }
 
-/// Runs `case` for the seeds `0..count`, or only for the one that `TULLE_SEED` names.
+/// Runs `case` for the seeds `0..count`, or only for the one that `TULLE_SEED` names; `TULLE_SEEDS_TIMES` makes it so
+/// many times as many.
 pub(crate) fn seeds(count: u64, case: impl Fn(u64, Rng)) {
-    #[allow(clippy::disallowed_methods, reason = "replays a test; not configuration")]
-    let only = std::env::var("TULLE_SEED").ok().and_then(|seed| seed.parse().ok());
-    let range = only.map_or(0..count, |seed: u64| seed..seed + 1);
+    #[allow(clippy::disallowed_methods, reason = "replays or lengthens a test; not configuration")]
+    let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
+    let all = 0..count * number("TULLE_SEEDS_TIMES").unwrap_or(1);
+    let range = number("TULLE_SEED").map_or(all, |seed| seed..seed + 1);
     for seed in range {
         let failed = Failed(seed);
         case(seed, Rng::new(seed));

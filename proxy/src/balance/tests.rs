@@ -283,7 +283,11 @@ fn an_endpoint_that_fails_fast_is_no_black_hole_and_is_used_again_when_mended() 
         let mut world = World::new(4, rng);
         world.run(1_000, 10 * MS, |_, rng| (around(5 * MS, rng), true));
         world.picked.fill(0);
-        world.run(3_000, 10 * MS, |i, rng| if i == 0 { (MS / 10, false) } else { (around(5 * MS, rng), true) });
+        world.run(
+            3_000,
+            10 * MS,
+            |i, rng| if i == 0 { (MS / 10, false) } else { (around(5 * MS, rng), true) },
+        );
         assert!(world.share(0) < 0.01, "{:?}", world.picked);
         // Two minutes to come back, then it has its share again.
         world.run(12_000, 10 * MS, |_, rng| (around(5 * MS, rng), true));
