@@ -16,12 +16,12 @@ use crate::wire::{h1, http2};
 
 /// What a dial needs besides the endpoint.
 #[derive(Clone, Debug)]
-pub struct Dial<'a> {
+pub struct Dial {
     /// Ours; without them no mesh endpoint is dialled.
     pub creds: Option<Arc<Creds>>,
     pub timeout: Duration,
-    pub http1: &'a h1::Limits,
-    pub http2: &'a http2::Limits,
+    pub http1: h1::Limits,
+    pub http2: http2::Limits,
 }
 
 /// Why there is no connection. No request was sent.
@@ -39,21 +39,23 @@ pub enum ConnectError {
     Http1 { address: std::net::SocketAddr, source: hyper::Error },
     #[error("{address} does not speak HTTP/2: {source}")]
     Http2 { address: std::net::SocketAddr, source: hyper::Error },
+    #[error("the dial of {0} was given up: the worker ends")]
+    Ended(std::net::SocketAddr),
 }
 
 // === impl Dial ===
 
-impl Dial<'_> {
+impl Dial {
     pub async fn http1(&self, endpoint: &Endpoint) -> Result<h1::Client, ConnectError> {
         let io = self.open(endpoint, Alpn::Http1).await?;
-        h1::Client::new(io, self.http1)
+        h1::Client::new(io, &self.http1)
             .await
             .map_err(|source| ConnectError::Http1 { address: endpoint.address, source })
     }
 
     pub async fn http2(&self, endpoint: &Endpoint) -> Result<http2::Sender, ConnectError> {
         let io = self.open(endpoint, Alpn::H2).await?;
-        http2::connect(io, self.http2)
+        http2::connect(io, &self.http2)
             .await
             .map_err(|source| ConnectError::Http2 { address: endpoint.address, source })
     }

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::{Method, Request, Response, StatusCode};
 use tokio_util::sync::CancellationToken;
@@ -16,7 +16,7 @@ use super::fault::Fault;
 use super::headers;
 use super::record::Tracked;
 use crate::drain;
-use crate::endpoint::{ConnectError, Dial, Endpoint};
+use crate::endpoint::{ConnectError, Dial, Endpoint, Http1, Observe};
 use crate::io::{Io, Meter};
 use crate::telemetry::Reason;
 use crate::telemetry::metrics::{Direction, OpenConnection, ReplayCause};
@@ -47,13 +47,13 @@ pub(super) struct Tunnels {
 }
 
 /// What a dial from this worker goes by.
-pub(super) fn dial(worker: &Worker) -> Dial<'_> {
+pub(super) fn dial(worker: &Worker) -> Dial {
     let settings = &worker.proxy.settings;
     Dial {
         creds: worker.proxy.creds.load_full(),
         timeout: settings.connect_timeout,
-        http1: &settings.http1,
-        http2: &settings.http2,
+        http1: settings.http1.clone(),
+        http2: settings.http2.clone(),
     }
 }
 
@@ -101,18 +101,15 @@ async fn send_http1(
     endpoint: &Arc<Endpoint>,
     request: Request<Body>,
 ) -> Result<Response<Body>, Failed> {
-    let idle = endpoint.idle_http1(worker.index, worker.proxy.settings.idle_timeout);
-    let reused = idle.is_some();
-    let client = match idle {
-        Some(client) => {
-            worker.metrics.pool_reused();
-            client
-        }
-        None => match connect(worker, dial(worker).http1(endpoint)).await {
-            Ok(client) => client,
-            Err(fault) => return Err(unsent(fault, Some(request))),
-        },
-    };
+    let idle = worker.proxy.settings.idle_timeout;
+    let Http1 { client, reused } =
+        match endpoint.http1(worker.index, idle, || dial(worker), observe(worker)).await {
+            Ok(connection) => connection,
+            Err(error) => return Err(unsent(connect_fault(&error), Some(request))),
+        };
+    if reused {
+        worker.metrics.pool_reused();
+    }
     let done = {
         let (endpoint, index) = (Arc::clone(endpoint), worker.index);
         move |client| endpoint.keep_http1(index, client)
@@ -149,9 +146,9 @@ async fn send_http2(
     endpoint: &Arc<Endpoint>,
     request: Request<Body>,
 ) -> Result<Response<Body>, Failed> {
-    let mut sender = match connect(worker, endpoint.http2(worker.index, dial(worker))).await {
+    let mut sender = match endpoint.http2(worker.index, || dial(worker), observe(worker)).await {
         Ok(sender) => sender,
-        Err(fault) => return Err(unsent(fault, Some(request))),
+        Err(error) => return Err(unsent(connect_fault(&error), Some(request))),
     };
     // hyper does not give back what it has taken; a request without a body is copied cheaply.
     let copy = is_bodyless(&request).then(|| copy(&request));
@@ -169,14 +166,12 @@ async fn send_http2(
     })
 }
 
-async fn connect<T>(
-    worker: &Worker,
-    dial: impl Future<Output = Result<T, ConnectError>>,
-) -> Result<T, Fault> {
-    let started = Instant::now();
-    let dialled = dial.await.map_err(|error| connect_fault(&error));
-    worker.metrics.dial(dialled.as_ref().map(drop).map_err(|fault| fault.reason), started.elapsed());
-    dialled
+/// Counts dials on the worker.
+fn observe(worker: &Worker) -> impl Observe + use<> {
+    let metrics = worker.metrics.clone();
+    move |dialled: Result<(), &ConnectError>, took| {
+        metrics.dial(dialled.map_err(|error| connect_fault(error).reason), took);
+    }
 }
 
 fn unsent(fault: Fault, request: Option<Request<Body>>) -> Failed {
@@ -204,6 +199,7 @@ pub(super) fn connect_fault(error: &ConnectError) -> Fault {
         ConnectError::Tcp { .. } => Reason::ConnectFailed,
         ConnectError::TimedOut(..) => Reason::ConnectTimeout,
         ConnectError::NoIdentity(_) => Reason::NotReady,
+        ConnectError::Ended(_) => Reason::Draining,
         ConnectError::Http2 { source, .. } if tls::refused_by_peer(source) => Reason::PeerRefusedTls,
         ConnectError::Http1 { .. } | ConnectError::Http2 { .. } => Reason::UpstreamMalformed,
         ConnectError::Tls { source, .. } => match source {

@@ -1,0 +1,139 @@
+//! One worker's HTTP/1 connections to one endpoint, and the requests that wait for one. Pure: no clock, no I/O.
+//!
+//! A request takes an idle connection, or waits: for the next one that another request gives back, or for a dial,
+//! whichever comes first. So a burst costs as many connections as it needs and no more, and while many wait at most
+//! [`MAX_DIALS`] are dialled at a time: handshakes that compete with each other for the processor would all time out.
+//! The shell ([`super::Endpoint`]) holds it under a lock, never across an `await`.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+/// Connections dialled at one time, at most.
+pub(super) const MAX_DIALS: usize = 32;
+/// Idle connections that are kept, at most.
+const MAX_IDLE: usize = 512;
+
+/// Whoever waits for a connection.
+pub(super) trait Waiter {
+    /// A connection.
+    type Connection;
+
+    /// Gives it a connection, which comes back if nobody waits any more.
+    fn give(self, connection: Self::Connection, fresh: bool) -> Result<(), Self::Connection>;
+
+    /// Whether nobody waits any more.
+    fn is_gone(&self) -> bool;
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Entry<W: Waiter> {
+    /// Ascending by time.
+    idle: Vec<Idle<W::Connection>>,
+    waiting: VecDeque<(u64, W)>,
+    dialling: usize,
+    /// The number of the next waiter.
+    next: u64,
+}
+
+/// A connection between two exchanges.
+#[derive(Debug)]
+pub(super) struct Idle<C> {
+    pub(super) connection: C,
+    pub(super) since: Instant,
+}
+
+/// Leave to dial; to be answered by [`Entry::dialled`] or [`Entry::failed`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub(super) struct Ticket {
+    /// Who waited before the dial began.
+    before: u64,
+}
+
+// === impl Entry ===
+
+impl<W: Waiter> Default for Entry<W> {
+    fn default() -> Self {
+        Self { idle: Vec::new(), waiting: VecDeque::new(), dialling: 0, next: 0 }
+    }
+}
+
+impl<W: Waiter> Entry<W> {
+    /// The idle connection that was used last.
+    pub(super) fn take(&mut self) -> Option<Idle<W::Connection>> {
+        self.idle.pop()
+    }
+
+    /// Waits, there being no idle connection; with a ticket, the caller must dial.
+    pub(super) fn wait(&mut self, waiter: W) -> Option<Ticket> {
+        self.waiting.push_back((self.next, waiter));
+        self.next += 1;
+        self.ticket()
+    }
+
+    /// Another dial, if more wait than are dialled for.
+    fn ticket(&mut self) -> Option<Ticket> {
+        (self.dialling < MAX_DIALS && self.dialling < self.waiting.len()).then(|| {
+            self.dialling += 1;
+            Ticket { before: self.next }
+        })
+    }
+
+    /// A connection came back from an exchange.
+    pub(super) fn give(&mut self, connection: W::Connection, now: Instant) {
+        self.place(connection, false, now);
+    }
+
+    /// A dial came to a connection; with a ticket, the caller must dial once more.
+    pub(super) fn dialled(&mut self, _: Ticket, connection: W::Connection, now: Instant) -> Option<Ticket> {
+        self.dialling = self.dialling.saturating_sub(1);
+        self.place(connection, true, now);
+        self.ticket()
+    }
+
+    /// A dial failed: everyone who waited when it began is to be told. With a ticket, the caller must dial for those who
+    /// came later.
+    pub(super) fn failed(&mut self, ticket: Ticket) -> (Vec<W>, Option<Ticket>) {
+        self.dialling = self.dialling.saturating_sub(1);
+        let told = self.waiting.partition_point(|(number, _)| *number < ticket.before);
+        let told = self.waiting.drain(..told).map(|(_, waiter)| waiter).collect();
+        (told, self.ticket())
+    }
+
+    /// To whoever waits longest, else to the idle ones.
+    fn place(&mut self, mut connection: W::Connection, fresh: bool, now: Instant) {
+        while let Some((_, waiter)) = self.waiting.pop_front() {
+            match waiter.give(connection, fresh) {
+                Ok(()) => {
+                    self.forget_gone();
+                    return;
+                }
+                Err(back) => connection = back,
+            }
+        }
+        if self.idle.len() < MAX_IDLE {
+            self.idle.push(Idle { connection, since: now });
+        }
+    }
+
+    /// Who has left does not ask for a dial.
+    fn forget_gone(&mut self) {
+        while self.waiting.front().is_some_and(|(_, waiter)| waiter.is_gone()) {
+            self.waiting.pop_front();
+        }
+    }
+
+    /// Keeps the idle connections that `keep` says.
+    pub(super) fn retain(&mut self, keep: impl FnMut(&mut Idle<W::Connection>) -> bool) {
+        self.idle.retain_mut(keep);
+    }
+
+    /// Idle connections.
+    pub(super) fn idle(&self) -> usize {
+        self.idle.len()
+    }
+}
+
+#[cfg(test)]
+mod tests;
