@@ -44,7 +44,8 @@ pub struct Process {
 
 impl Folder {
     /// A new one, with a folder for logs, tokens and addresses files in it.
-    pub(crate) fn new() -> Self {
+    #[expect(clippy::new_without_default, reason = "a default makes no folder")]
+    pub fn new() -> Self {
         let folder = tempfile::Builder::new().prefix("tulle-test.").tempdir().expect("a temporary folder");
         fs::create_dir(folder.path().join("run")).expect("a folder");
         Self(Arc::new(folder))

@@ -10,6 +10,7 @@ mod memory;
 mod mtls;
 mod opaque;
 mod routing;
+mod scripted;
 mod start;
 
 use tulle_tests::app::App;
