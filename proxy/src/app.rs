@@ -24,6 +24,7 @@ use crate::config::{BoundAddresses, Config};
 use crate::control::ads::Ads;
 use crate::control::apply::Applier;
 use crate::control::channel;
+use crate::control::gate::Gate;
 use crate::control::identity::{Identity, Source};
 use crate::control::report::Report;
 use crate::control::session::Session;
@@ -63,19 +64,23 @@ async fn control(config: &Config, diagnostics: Option<Diagnostics>) -> anyhow::R
     let mut bound = BoundAddresses::default();
     let listeners = bind(config, workers, &mut bound)?;
     let (shutdown, stop) = watch::channel(false);
+    let (registered, streams) = watch::channel(0);
+    let registration = config.control_plane_address.as_ref().and_then(|_| registration(config, &bound));
     let admin = Arc::new(Admin {
         proxy: Arc::clone(&proxy),
         telemetry: telemetry.clone(),
         drain: Arc::clone(&signal),
         shutdown,
         controlled: config.control_plane_address.is_some(),
+        registered: registration.as_ref().map(|_| streams),
     });
     serve_admin(config, &admin, &mut bound).await?;
     let logs = tokio::spawn({
         let telemetry = telemetry.clone();
         async move { telemetry.run_logs().await }
     });
-    let registration = start_control(config, workers, &proxy, &identity, wants, &bound, &admin)?;
+    let registration =
+        start_control(config, workers, &identity, wants, Registering { registration, registered }, &admin)?;
     let threads = runtime::start(&proxy, listeners, config.connection_limit(files))
         .context("cannot start the workers")?;
     if let Some(path) = &config.addresses_file {
@@ -153,12 +158,13 @@ fn bind(
 fn start_control(
     config: &Config,
     workers: usize,
-    proxy: &Arc<Proxy>,
     identity: &Arc<Identity>,
     wants: mpsc::UnboundedReceiver<Want>,
-    bound: &BoundAddresses,
+    registering: Registering,
     admin: &Arc<Admin>,
 ) -> anyhow::Result<Option<watch::Sender<Option<Registration>>>> {
+    let proxy = &admin.proxy;
+    let Registering { registration, registered } = registering;
     let metrics = proxy.telemetry.metrics.control();
     if let Some(source) = Source::of(config).map_err(anyhow::Error::msg)? {
         tokio::spawn(Arc::clone(identity).keep(source, Arc::clone(metrics)));
@@ -180,11 +186,13 @@ fn start_control(
         user_agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         ..Node::default()
     };
+    let gate = Gate::new(registration.as_ref().map(ports).unwrap_or_default());
     let applier = Applier::new(
         Arc::clone(&proxy.store),
         Arc::clone(&proxy.connections),
         Arc::clone(identity),
         workload,
+        gate,
         workers,
     );
     let ads = Ads {
@@ -193,23 +201,48 @@ fn start_control(
         session: Session::new(node.clone()),
         applier,
         wants,
+        registered: registered.subscribe(),
         metrics: Arc::clone(metrics),
     };
     tokio::spawn(ads.run());
-    let Some(registration) = registration(config, bound) else { return Ok(None) };
+    let Some(registration) = registration else { return Ok(None) };
     let (sender, receiver) = watch::channel(None);
-    let report = Report { channel, node, registration: receiver, metrics: Arc::clone(metrics) };
+    let report = Report { channel, node, registration: receiver, registered, metrics: Arc::clone(metrics) };
     tokio::spawn(report.run());
-    let (ready, register) = (Arc::clone(admin), sender.clone());
-    tokio::spawn(async move {
-        let mut changes = ready.proxy.store.changes();
-        while ready.readiness().is_err() {
-            // Readiness also waits for the certificate, of which the store knows nothing.
-            drop(tokio::time::timeout(Duration::from_millis(100), changes.changed()).await);
-        }
-        register.send_replace(Some(registration));
-    });
+    tokio::spawn(register(Arc::clone(admin), registration, sender.clone()));
     Ok(Some(sender))
+}
+
+/// What is to be registered, and where it is told that it has been.
+struct Registering {
+    registration: Option<Registration>,
+    registered: watch::Sender<u64>,
+}
+
+/// Makes this workload known once it is configured otherwise, and an endpoint that is used once its policy is in force:
+/// the policy exists only from the registration on.
+async fn register(
+    admin: Arc<Admin>,
+    registration: Registration,
+    register: watch::Sender<Option<Registration>>,
+) {
+    let mut changes = admin.proxy.store.changes();
+    // Nothing wakes for the certificate, of which the store knows nothing.
+    let mut wait = async || drop(tokio::time::timeout(Duration::from_millis(100), changes.changed()).await);
+    while admin.proxy.creds.load().is_none() || admin.proxy.store.load().mesh.is_none() {
+        wait().await;
+    }
+    register.send_replace(Some(Registration { ready: false, ..registration.clone() }));
+    while admin.readiness().is_err() {
+        wait().await;
+    }
+    register.send_replace(Some(registration));
+}
+
+/// The ports that are registered.
+fn ports(registration: &Registration) -> Vec<u16> {
+    let ports = registration.services.iter().flat_map(|service| &service.ports);
+    ports.filter_map(|port| u16::try_from(port.port).ok()).collect()
 }
 
 /// This workload as an endpoint, if it has inbound ports that belong to services.
@@ -308,16 +341,24 @@ struct Admin {
     shutdown: watch::Sender<bool>,
     /// Whether a control plane is to be waited for.
     controlled: bool,
+    /// How often the workload was registered; `None`: there is nothing to register.
+    registered: Option<watch::Receiver<u64>>,
 }
 
 impl AdminState for Admin {
     fn readiness(&self) -> Result<(), String> {
         let snapshot = self.proxy.store.load();
+        let unregistered = self.registered.as_ref().is_some_and(|streams| *streams.borrow() == 0);
+        let policy = match (&self.registered, unregistered) {
+            (_, true) => "not registered with the control plane yet",
+            (Some(_), false) => "no InboundPolicy that knows of the registration received yet",
+            (None, false) => "no InboundPolicy received yet",
+        };
         let missing: Vec<&str> = [
             (self.drain.is_draining(), "the proxy is draining"),
             (self.proxy.creds.load().is_none() && self.controlled, "no certificate yet"),
             (snapshot.mesh.is_none() && self.controlled, "no Mesh received yet"),
-            (snapshot.inbound.is_none() && self.controlled, "no InboundPolicy received yet"),
+            (snapshot.inbound.is_none() && self.controlled, policy),
         ]
         .into_iter()
         .filter_map(|(is_missing, what)| is_missing.then_some(what))

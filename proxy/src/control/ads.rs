@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tulle_api::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
@@ -33,6 +33,8 @@ pub struct Ads {
     pub session: Session,
     pub applier: Applier,
     pub wants: mpsc::UnboundedReceiver<Want>,
+    /// Changes whenever the workload has been registered ([`super::report`]).
+    pub registered: watch::Receiver<u64>,
     pub metrics: Arc<ControlMetrics>,
 }
 
@@ -105,6 +107,10 @@ impl Ads {
                     None => return tonic::Status::unavailable("the control plane ended the stream"),
                 },
                 Some(want) = self.wants.recv() => self.want(want),
+                Ok(()) = self.registered.changed() => {
+                    let again = self.applier.registered();
+                    self.session.subscribe_again(again);
+                }
                 _ = forget.tick() => self.forget(),
             }
         }

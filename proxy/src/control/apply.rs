@@ -12,6 +12,7 @@ use tulle_api::v1;
 use tulle_api::v1::Rejection;
 
 use super::decode::{self, Decoded};
+use super::gate::{Gate, HeldBack};
 use super::identity::Identity;
 use super::session::{ResourceName, Update};
 use crate::endpoint::EndpointSet;
@@ -25,6 +26,7 @@ pub struct Applier {
     connections: Arc<policy::Connections>,
     identity: Arc<Identity>,
     workload: ObjectName,
+    gate: Gate,
     workers: usize,
 }
 
@@ -47,9 +49,16 @@ impl Applier {
         connections: Arc<policy::Connections>,
         identity: Arc<Identity>,
         workload: ObjectName,
+        gate: Gate,
         workers: usize,
     ) -> Self {
-        Self { store, connections, identity, workload, workers }
+        Self { store, connections, identity, workload, gate, workers }
+    }
+
+    /// The workload is registered; returns what must be asked for again, since only what comes now counts.
+    pub fn registered(&mut self) -> ResourceName {
+        self.gate.registered();
+        resource::<v1::InboundPolicy>(self.workload.to_string())
     }
 
     /// What a proxy of `trust_domain` subscribes to before anything is used.
@@ -150,6 +159,16 @@ impl Applier {
                 store.update(|snapshot| snapshot.workload = Some(Arc::new(workload)));
             }
             Decoded::InboundPolicy(spec) => {
+                if let Err(why) = self.gate.check(&spec) {
+                    // Expected once at every start; later the last policy stays in force, and that must be seen.
+                    match why {
+                        HeldBack::NotRegistered => tracing::debug!(%why, "held back an InboundPolicy"),
+                        HeldBack::PortUnknown(_) => {
+                            tracing::warn!(%why, "held back an InboundPolicy; what is in force stays")
+                        }
+                    }
+                    return Ok(());
+                }
                 let inbound = Arc::new(policy::Inbound::new(spec));
                 store.update(|snapshot| snapshot.inbound = Some(Arc::clone(&inbound)));
                 let cut = self.connections.rejudge(&inbound);

@@ -1,7 +1,8 @@
 //! Telling the control plane that this workload is an endpoint, for as long as the stream lives.
 //!
-//! The first registration is sent once the proxy could serve; while it drains it says that it is not ready. A lost
-//! stream is opened again, and the registration with it.
+//! At first it says that it is not ready, since its policy exists only from then on ([`super::gate`]); that it is ready
+//! once that policy is in force; and while it drains, that it is not. A lost stream is opened again, and the
+//! registration with it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +25,8 @@ pub struct Report {
     pub node: Node,
     /// The registration as it should stand; `None`: not yet.
     pub registration: watch::Receiver<Option<Registration>>,
+    /// Counts the streams over which the registration was taken in.
+    pub registered: watch::Sender<u64>,
     pub metrics: Arc<ControlMetrics>,
 }
 
@@ -57,6 +60,7 @@ impl Report {
         if let Some(first) = next(registration) {
             drop(requests.send(first).await);
         }
+        let mut first = true;
         let mut client = ProxyClient::new(self.channel.clone());
         let mut responses = match client.report(ReceiverStream::new(outgoing)).await {
             Ok(responses) => responses.into_inner(),
@@ -68,7 +72,11 @@ impl Report {
                     Some(Ok(response)) => {
                         *failures = 0;
                         if let Some(report_response::Response::Registered(registered)) = response.response {
+                            if !std::mem::take(&mut first) {
+                                continue;
+                            }
                             self.metrics.registered(true);
+                            self.registered.send_modify(|streams| *streams += 1);
                             if registered.pending.is_empty() {
                                 tracing::info!("registered");
                             } else {

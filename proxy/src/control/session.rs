@@ -99,6 +99,17 @@ impl Session {
         }
     }
 
+    /// Asks again for what is wanted already: it comes in full, as it is when the question arrives (xDS, "Subscribing to
+    /// resources").
+    pub fn subscribe_again(&mut self, resource: ResourceName) {
+        let ResourceName { type_url, name } = resource;
+        let subscription = self.types.entry(type_url).or_default();
+        subscription.held.remove(&name);
+        subscription.unsubscribe.remove(&name);
+        subscription.wanted.insert(name.clone());
+        subscription.subscribe.insert(name);
+    }
+
     /// Forgets a resource, with its version.
     pub fn unsubscribe(&mut self, resource: &ResourceName) {
         let Some(subscription) = self.types.get_mut(&resource.type_url) else { return };
@@ -326,6 +337,22 @@ mod tests {
         assert!(late.resources.is_empty() && late.removed.is_empty());
         assert!(session.answer(&late, &[]).error_detail.is_none());
         assert_eq!(session.held(SERVICE, "a/a"), None);
+    }
+
+    #[test]
+    fn what_is_asked_for_again_is_not_said_to_be_held() {
+        let mut session = session();
+        session.subscribe(named("a/a"));
+        session.requests();
+        let update = session.receive(response("1", &[("a/a", "v1")], &[]));
+        session.answer(&update, &[]);
+        session.subscribe_again(named("a/a"));
+        assert_eq!(session.requests()[0].resource_names_subscribe, ["a/a"]);
+        session.subscribe_again(named("a/a"));
+        session.open();
+        let again = session.requests();
+        assert_eq!(again.len(), 1);
+        assert!(again[0].initial_resource_versions.is_empty(), "else it would not be sent");
     }
 
     #[test]
