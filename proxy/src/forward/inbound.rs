@@ -3,7 +3,8 @@
 //! A connection: is it another proxy's TLS, the application's own, or plaintext ([`arrive`])? The mesh's is terminated
 //! here, and who the peer is known from then on. The connection is registered, *then* judged, so that no change of
 //! policy slips between. Opaque bytes are relayed to the application; each HTTP request is judged again and sent
-//! ([`Connection::request`]). Nothing is let in before the workload's policy is known.
+//! ([`Connection::request`]). Nothing is let in before the workload's policy is known: a connection waits for it as long
+//! as for any answer of the control plane, then it is refused, in HTTP where it speaks that.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -58,11 +59,10 @@ pub async fn serve(worker: &Arc<Worker>, accepted: Accepted) {
         Destination::Address(address) => (address, address.port()),
         Destination::Service { .. } => return,
     };
-    let Some(inbound) = worker.proxy.store.load().inbound.clone() else {
-        refuse(worker, client, Reason::PolicyUnavailable, "no InboundPolicy has been received yet");
-        return crate::io::reset_on_drop(&stream);
-    };
-    let Some(arrived) = arrive(worker, stream, client, inbound.port(port)).await else { return };
+    let known = worker.proxy.store.inbound().await.map(|inbound| inbound.port(port));
+    // Without a policy it is read only to be refused in its own language, by `judge`.
+    let policy = known.unwrap_or(PortPolicy { protocol: Protocol::Detect, mode: Mode::Permissive });
+    let Some(arrived) = arrive(worker, stream, client, policy).await else { return };
     let Arrived { io, peer, tls, framing } = arrived;
     let guard = worker.proxy.connections.register(Open { port, peer, tls, client: client.ip() });
     let application = worker.loose_endpoint(application, &Peer::Plaintext);
@@ -205,7 +205,7 @@ fn relayed<'a>(worker: &Worker, guard: &'a policy::Guard, client: SocketAddr) ->
 /// Judges a registered connection by the policy of this moment.
 fn judge(worker: &Worker, guard: &policy::Guard) -> Result<Arc<str>, Fault> {
     let Some(inbound) = worker.proxy.store.load().inbound.clone() else {
-        return Err(Fault::unsent(Reason::PolicyUnavailable, "the workload's InboundPolicy is gone"));
+        return Err(Fault::unsent(Reason::PolicyUnavailable, "no InboundPolicy is in force"));
     };
     match guard.judge(&inbound) {
         Verdict::Allow { rule } => {

@@ -112,17 +112,28 @@ impl Store {
         self.wait(|snapshot| snapshot.addresses.get(&ip).cloned(), || Want::Address(ip)).await
     }
 
+    /// How inbound connections are treated; `None` when that is not known within the store's patience either. It is
+    /// asked for without this, from the start.
+    pub async fn inbound(&self) -> Option<Arc<policy::Inbound>> {
+        self.held(|snapshot| snapshot.inbound.clone(), || ()).await
+    }
+
     async fn wait<T>(
         &self,
         find: impl Fn(&Snapshot) -> Option<T>,
         want: impl Fn() -> Want,
     ) -> Result<T, Unanswered> {
+        // `control` is gone only when the proxy is.
+        let ask = || drop(self.wants.send(want()));
+        self.held(find, ask).await.ok_or_else(|| Unanswered(want(), self.patience))
+    }
+
+    async fn held<T>(&self, find: impl Fn(&Snapshot) -> Option<T>, ask: impl FnOnce()) -> Option<T> {
         if let Some(found) = find(&self.load()) {
-            return Ok(found);
+            return Some(found);
         }
         let mut changes = self.changes();
-        // `control` is gone only when the proxy is.
-        drop(self.wants.send(want()));
+        ask();
         let answered = async {
             loop {
                 changes.borrow_and_update();
@@ -134,7 +145,7 @@ impl Store {
                 }
             }
         };
-        tokio::time::timeout(self.patience, answered).await.map_err(|_| Unanswered(want(), self.patience))
+        tokio::time::timeout(self.patience, answered).await.ok()
     }
 }
 
