@@ -92,8 +92,8 @@ async fn malformed_and_ambiguous_heads_are_answered_with_400_and_reach_nobody() 
         let _ = wire.try_send("GET /smuggled HTTP/1.1\r\nhost: orders\r\n\r\n").await;
         refused_as_malformed(&mut wire, what, "default/web/outbound").await;
     }
-    let seen = seen.lock().unwrap();
-    assert!(seen.iter().all(|line| line.contains("/good")), "{seen:?}");
+    let reached = seen.lock().unwrap().clone();
+    assert!(reached.iter().all(|line| line.contains("/good")), "{reached:?}");
     let reason = [("reason", "malformed_request")];
     pair.web.counts("tulle_requests_total", &reason, 2.0 * MALFORMED.len() as f64).await;
     pair.web.logs(&[("reason", json!("malformed_request")), ("status", json!(400))]).await;
