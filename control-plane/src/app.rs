@@ -80,6 +80,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     tokio::spawn(admin::serve(admin_listener, metrics.clone(), Arc::clone(&ready)));
     let reports = Reports::open(
         Arc::clone(&publisher),
+        ca.clone(),
         metrics.clone(),
         Arc::clone(&folder),
         config.registration_grace,

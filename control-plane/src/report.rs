@@ -1,6 +1,7 @@
 //! `tulle.v1.Proxy/Report`: workloads make themselves endpoints, for as long as their streams live.
 //!
-//! What is registered is also kept in the state folder. After a restart it is served until the workload registers
+//! For which services is limited by the join tokens of the caller's identity ([`Ca::may_register`]); a registration that
+//! names another one is refused as a whole. What is registered is also kept in the state folder. After a restart it is served until the workload registers
 //! again or the grace period is over, so that a control plane that was killed does not take endpoints away.
 
 use std::collections::BTreeMap;
@@ -19,7 +20,7 @@ use tulle_api::v1::proxy_server::Proxy;
 use tulle_api::v1::{self, ReportRequest, ReportResponse, report_request, report_response};
 use tulle_certs::SpiffeId;
 
-use crate::ca;
+use crate::ca::{self, Ca};
 use crate::index::Registration;
 use crate::metrics::Metrics;
 use crate::model::{Publisher, Registered};
@@ -32,6 +33,7 @@ const FILE: &str = "registrations.json";
 #[derive(Clone)]
 pub struct Reports {
     publisher: Arc<Publisher>,
+    ca: Ca,
     metrics: Metrics,
     kept: Arc<Mutex<Kept>>,
 }
@@ -57,6 +59,7 @@ impl Reports {
     /// Takes up what was registered before a restart, for `grace` at most.
     pub async fn open(
         publisher: Arc<Publisher>,
+        ca: Ca,
         metrics: Metrics,
         folder: Arc<StateDir>,
         grace: Duration,
@@ -87,7 +90,7 @@ impl Reports {
                 }
             });
         }
-        Self { publisher, metrics, kept: Arc::new(Mutex::new(Kept { folder, workloads })) }
+        Self { publisher, ca, metrics, kept: Arc::new(Mutex::new(Kept { folder, workloads })) }
     }
 }
 
@@ -164,6 +167,10 @@ impl ReportStream {
     async fn register(&mut self, workload: NamespacedName, said: &v1::Registration) -> Result<(), Status> {
         let registration = Registration::read(workload.clone(), self.id.as_str(), said)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        for service in registration.services() {
+            let granted = self.reports.ca.may_register(&self.id, &service.name);
+            granted.map_err(|error| Status::permission_denied(error.to_string()))?;
+        }
         let first = self.held.is_none();
         let registered = self.reports.publisher.register(registration).await;
         tracing::info!(%workload, identity = %self.id, ready = said.ready, pending = ?registered.pending, "registered a workload");

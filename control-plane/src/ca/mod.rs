@@ -6,6 +6,7 @@
 //! merely asks for, and never for the control plane's own. Called by the server, which opens it once per state
 //! folder (after locking the folder) and mounts [`Ca::service`] on the TLS port.
 
+mod grants;
 mod service;
 mod store;
 
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use self::grants::Grants;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tulle_api::ca::istio_certificate_service_server::IstioCertificateServiceServer;
@@ -23,6 +25,7 @@ use tulle_certs::key::{KeyError, csr};
 use tulle_certs::token::{JoinTokens, TokenError};
 use tulle_certs::{Creds, Pin, PrivateKey, SpiffeId, TrustBundle, TrustDomain, control_plane_id, renewal};
 
+pub use grants::NotGranted;
 pub use service::{Caller, CertificateService, Outcome, Proof};
 
 /// Why the authority cannot start. Each message names the file and the remedy.
@@ -88,6 +91,8 @@ struct Inner {
     bundle: Arc<TrustBundle>,
     pin: Pin,
     tokens: JoinTokens,
+    state_dir: PathBuf,
+    grants: Grants,
     lifetime: Duration,
     creds: ArcSwap<Creds>,
     renewal: Mutex<Renewal>,
@@ -146,6 +151,8 @@ impl Ca {
             authority,
             pin,
             tokens,
+            state_dir: state_dir.to_owned(),
+            grants: Grants::open(state_dir)?,
             lifetime: options.lifetime,
             creds: ArcSwap::from_pointee(creds),
             renewal: Mutex::new(Renewal { failures: 0, due }),
@@ -203,6 +210,16 @@ impl Ca {
     /// Mints and verifies join tokens.
     pub fn tokens(&self) -> &JoinTokens {
         &self.0.tokens
+    }
+
+    /// Whether a join token that `id` joined with lets it register as an endpoint of a service of its namespace.
+    pub fn may_register(&self, id: &SpiffeId, service: &str) -> Result<(), NotGranted> {
+        self.0.grants.check(id, service)
+    }
+
+    /// Remembers what a verified join token grants.
+    fn grant(&self, id: &SpiffeId, services: &[String]) -> Result<(), CaError> {
+        self.0.grants.add(&self.0.state_dir, id, services)
     }
 
     /// Whom it issues for.

@@ -112,7 +112,7 @@ impl CertificateService {
         request: &Request<IstioCertificateRequest>,
         now: SystemTime,
     ) -> Result<(IstioCertificateResponse, Outcome), (Status, Outcome)> {
-        let (id, proof) = self.authenticate(request, now)?;
+        let (id, proof, services) = self.authenticate(request, now)?;
         self.permit(&id)?;
         let body = request.get_ref();
         let wanted = match body.validity_duration {
@@ -129,16 +129,21 @@ impl CertificateService {
                 (Status::unavailable(error.to_string()), Outcome::Failed)
             }
         })?;
+        // Before the certificate is used: whoever has it registers at once.
+        self.ca.grant(&id, &services).map_err(|error| {
+            tracing::error!(%error, "cannot keep what a join token grants");
+            (Status::unavailable(error.to_string()), Outcome::Failed)
+        })?;
         tracing::info!(%id, ?proof, "issued a certificate");
         Ok((IstioCertificateResponse { cert_chain: issued.to_pem() }, Outcome::Issued(proof)))
     }
 
-    /// Who is asking, and how that is known.
+    /// Who is asking, how that is known, and for which services a token lets it register.
     fn authenticate(
         &self,
         request: &Request<IstioCertificateRequest>,
         now: SystemTime,
-    ) -> Result<(SpiffeId, Proof), (Status, Outcome)> {
+    ) -> Result<(SpiffeId, Proof, Vec<String>), (Status, Outcome)> {
         let unauthenticated = |why: String| (Status::unauthenticated(why), Outcome::Unauthenticated);
         let caller = request.extensions().get::<Caller>();
         let Some(authorization) = request.metadata().get("authorization") else {
@@ -153,7 +158,7 @@ impl CertificateService {
                     caller.id
                 )));
             }
-            return Ok((caller.id.clone(), Proof::Certificate));
+            return Ok((caller.id.clone(), Proof::Certificate, Vec::new()));
         };
         let token = authorization
             .to_str()
@@ -173,7 +178,7 @@ impl CertificateService {
                 )),
                 Outcome::Denied,
             )),
-            _ => Ok((claims.sub, Proof::Token)),
+            _ => Ok((claims.sub, Proof::Token, claims.services)),
         }
     }
 

@@ -5,6 +5,7 @@
 //! | `ca-key.pem` | 0600 | the issuing key |
 //! | `ca.pem` | 0644 | the issuing certificate, those above it, every root of the trust bundle |
 //! | `token-key.pem` | 0600 | the key that signs join tokens |
+//! | `grants.json` | 0600 | the services that identities may register for |
 //!
 //! Keys are never written but with mode 0600 from the first byte on, and never read with more.
 
@@ -23,6 +24,7 @@ use super::CaError;
 const CA_KEY: &str = "ca-key.pem";
 const CA_CERTIFICATES: &str = "ca.pem";
 const TOKEN_KEY: &str = "token-key.pem";
+pub(super) const GRANTS: &str = "grants.json";
 
 /// Loads the authority, or makes one where there is neither key nor certificate.
 pub(super) fn authority(dir: &Path, domain: &TrustDomain, now: SystemTime) -> Result<Authority, CaError> {
@@ -74,6 +76,15 @@ pub(super) fn stored_tokens(dir: &Path) -> Result<(JoinTokens, Pin), CaError> {
     let certificates = read(&path)?.ok_or_else(|| absent(&path))?;
     let pin = issue::root_pin(&key, &certificates).map_err(|why| in_authority(dir, why))?;
     Ok((tokens, pin))
+}
+
+/// The text of the grants, if any were made.
+pub(super) fn grants(dir: &Path) -> Result<Option<String>, CaError> {
+    read(&dir.join(GRANTS))
+}
+
+pub(super) fn write_grants(dir: &Path, text: &str) -> Result<(), CaError> {
+    write(&dir.join(GRANTS), text.as_bytes(), 0o600)
 }
 
 pub(super) fn in_authority(dir: &Path, why: AuthorityError) -> CaError {

@@ -72,6 +72,40 @@ fn a_token_gives_its_identity_and_the_certificate_renews_itself() {
 }
 
 #[test]
+fn what_a_token_grants_adds_up_per_identity_and_survives_renewal_and_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = open(dir.path());
+    let join = |ca: &Ca, account: &str, services: &[String]| {
+        let token = ca.tokens().mint(&id(account), services, HOUR, now()).unwrap();
+        let (mut ask, _) = request(0);
+        bearer(&mut ask, &token);
+        service(ca).answer(&ask, now()).unwrap();
+    };
+    join(&ca, "web", &["web".into()]);
+    join(&ca, "web", &["api".into()]);
+    join(&ca, "orders", &[]);
+    let (mut ask, _) = request(0);
+    ask.extensions_mut().insert(Caller { id: id("web"), not_after: now() + HOUR });
+    service(&ca).answer(&ask, now()).unwrap();
+    drop(ca);
+
+    let ca = open(dir.path());
+    assert_eq!(ca.may_register(&id("web"), "web"), Ok(()));
+    assert_eq!(ca.may_register(&id("web"), "api"), Ok(()));
+    for (account, name) in [("web", "orders"), ("orders", "orders"), ("unknown", "web")] {
+        let refusal = ca.may_register(&id(account), name).unwrap_err().to_string();
+        assert!(refusal.contains(&format!("{name:?}")), "{refusal}");
+        let remedy = format!("--workload-identity shop/{account} --service {name}");
+        assert!(refusal.contains(&remedy), "{refusal}");
+    }
+    let mode = fs::metadata(dir.path().join("grants.json")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+
+    fs::write(dir.path().join("grants.json"), "{").unwrap();
+    assert!(open(dir.path()).may_register(&id("web"), "web").is_err(), "damaged: nobody may");
+}
+
+#[test]
 fn every_refusal_has_its_status_and_is_observed() {
     let dir = tempfile::tempdir().unwrap();
     let seen: Arc<Mutex<Vec<Outcome>>> = Arc::default();
