@@ -39,6 +39,8 @@ pub enum ConnectError {
     Http1 { address: std::net::SocketAddr, source: hyper::Error },
     #[error("{address} does not speak HTTP/2: {source}")]
     Http2 { address: std::net::SocketAddr, source: hyper::Error },
+    #[error("{0} accepts HTTP/2 connections and closes them at once")]
+    Closed(std::net::SocketAddr),
     #[error("the dial of {0} was given up: the worker ends")]
     Ended(std::net::SocketAddr),
 }

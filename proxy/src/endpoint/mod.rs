@@ -5,11 +5,12 @@
 
 mod connect;
 mod entry;
+mod idle;
 mod set;
+mod shared;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -20,6 +21,8 @@ pub use connect::{ConnectError, Dial};
 pub use set::{EndpointSet, Member};
 
 use self::entry::{Entry, Ticket, Waiter};
+use self::idle::IdleLimit;
+use self::shared::{Checkout, Dialled, Shared};
 
 use crate::balance::Load;
 use crate::state::{ObjectName, Peer};
@@ -33,15 +36,15 @@ pub struct Endpoint {
     pub workload: Option<ObjectName>,
     pub load: Load,
     pools: Box<[Pool]>,
-    /// How long the server was seen to keep idle connections, in milliseconds; 0: not known.
-    learned_idle: AtomicU64,
 }
 
 /// One worker's connections to one endpoint.
 #[derive(Debug, Default)]
 struct Pool {
     http1: Mutex<Entry<Http1Waiter>>,
-    http2: Mutex<Shared>,
+    /// For how long the server keeps idle HTTP/1 connections.
+    idle_limit: Mutex<IdleLimit>,
+    http2: Mutex<Shared<http2::Sender, Http2Waiter>>,
 }
 
 /// An HTTP/1 connection for one exchange.
@@ -52,24 +55,31 @@ pub struct Http1 {
     pub reused: bool,
 }
 
-type Http1Waiter = oneshot::Sender<Result<Http1, Arc<ConnectError>>>;
-type Http2Waiter = oneshot::Sender<Result<http2::Sender, Arc<ConnectError>>>;
-
-/// The HTTP/2 connection that all requests share, and who waits for the one dial.
-#[derive(Debug, Default)]
-struct Shared {
-    connection: Option<http2::Sender>,
-    waiting: Vec<Http2Waiter>,
-    dialling: bool,
+/// A place for one stream on a shared HTTP/2 connection.
+#[derive(Debug)]
+pub struct Http2 {
+    pub sender: http2::Sender,
+    pub place: Place,
 }
+
+/// Holds the place until it is dropped, which is when the stream is over.
+#[derive(Debug)]
+#[must_use = "the place is free again once this is dropped"]
+pub struct Place {
+    endpoint: Arc<Endpoint>,
+    worker: usize,
+    /// `None`: already given back.
+    id: Option<shared::Id>,
+}
+
+type Http1Waiter = oneshot::Sender<Result<Http1, Arc<ConnectError>>>;
+type Http2Waiter = oneshot::Sender<Result<Http2, Arc<ConnectError>>>;
+type Served = shared::Served<http2::Sender, Http2Waiter>;
 
 /// Told of each dial and how long it took, for metrics.
 pub trait Observe: Fn(Result<(), &ConnectError>, Duration) + Clone + Send + 'static {}
 
 impl<F: Fn(Result<(), &ConnectError>, Duration) + Clone + Send + 'static> Observe for F {}
-
-/// A server that closes sooner after its last answer has restarted or failed: no idle limit is to be learned from that.
-const LEAST_LEARNED: Duration = Duration::from_millis(500);
 
 // === impl Endpoint ===
 
@@ -81,7 +91,6 @@ impl Endpoint {
             workload,
             load: Load::default(),
             pools: (0..workers).map(|_| Pool::default()).collect(),
-            learned_idle: AtomicU64::new(0),
         })
     }
 
@@ -139,28 +148,34 @@ impl Endpoint {
     }
 
     /// A connection that waits for its next request, the one used last first.
-    fn idle_http1(&self, worker: usize, limit: Duration) -> Option<h1::Client> {
-        let limit = self.idle_limit(limit);
+    fn idle_http1(&self, worker: usize, configured: Duration) -> Option<h1::Client> {
+        let pool = &self.pools[worker];
         loop {
-            let entry::Idle { mut connection, since } = self.pools[worker].http1.lock().take()?;
-            let age = since.elapsed();
-            if !connection.is_alive() {
-                self.saw_close(age);
-            } else if age < limit {
-                return Some(connection);
+            let entry::Idle { connection, since } = pool.http1.lock().take()?;
+            let now = Instant::now();
+            match connection.closed() {
+                Some(at) => pool.saw_close(at, since),
+                None if now.saturating_duration_since(since) < pool.idle_limit(now, configured) => {
+                    return Some(connection);
+                }
+                None => {}
             }
         }
     }
 
     /// Gives a connection back once its exchange is over.
     pub fn keep_http1(&self, worker: usize, connection: h1::Client) {
-        if let Some(limit) = connection.idle_hint() {
-            self.learn_idle(limit);
+        let pool = &self.pools[worker];
+        if let Some(timeout) = connection.idle_hint() {
+            pool.idle_limit.lock().state(timeout);
         }
-        self.pools[worker].http1.lock().give(connection, Instant::now());
+        if connection.closed().is_none() {
+            pool.http1.lock().give(connection, Instant::now());
+        }
     }
 
-    /// The worker's shared HTTP/2 connection; one dial serves all who wait for it, and so does its error.
+    /// A place on one of the worker's shared HTTP/2 connections; one dial serves all who wait for it, and so does
+    /// its error.
     ///
     /// # Errors
     /// The dial's own.
@@ -169,86 +184,135 @@ impl Endpoint {
         worker: usize,
         dial: impl FnOnce() -> Dial,
         observe: impl Observe,
-    ) -> Result<http2::Sender, Arc<ConnectError>> {
-        let receiver = {
-            let mut shared = self.pools[worker].http2.lock();
-            if let Some(connection) = shared.connection.as_ref().filter(|connection| connection.is_open()) {
-                return Ok(connection.clone());
-            }
-            let (sender, receiver) = oneshot::channel();
-            shared.waiting.push(sender);
-            if !shared.dialling {
-                shared.dialling = true;
-                tokio::spawn(Arc::clone(self).dial_http2(worker, dial(), observe));
-            }
-            receiver
-        };
-        receiver.await.unwrap_or_else(|_| Err(Arc::new(ConnectError::Ended(self.address))))
-    }
-
-    async fn dial_http2(self: Arc<Self>, worker: usize, dial: Dial, observe: impl Observe) {
-        let started = Instant::now();
-        let dialled = dial.http2(&self).await;
-        observe(dialled.as_ref().map(drop), started.elapsed());
-        let dialled = dialled.map_err(Arc::new);
-        let waiting = {
-            let mut shared = self.pools[worker].http2.lock();
-            shared.dialling = false;
-            shared.connection = dialled.as_ref().ok().cloned();
-            std::mem::take(&mut shared.waiting)
-        };
-        for waiter in waiting {
-            let _ = waiter.send(dialled.clone());
-        }
-    }
-
-    /// Drops what has been idle for longer than `limit`; the worker's sweep calls it.
-    pub fn sweep(&self, worker: usize, limit: Duration) {
-        let limit = self.idle_limit(limit);
-        let pool = &self.pools[worker];
-        let mut shortest = None;
-        pool.http1.lock().retain(|idle| {
-            let age = idle.since.elapsed();
-            let alive = idle.connection.is_alive();
-            if !alive {
-                shortest = Some(shortest.map_or(age, |s: Duration| s.min(age)));
-            }
-            alive && age < limit
+    ) -> Result<Http2, Arc<ConnectError>> {
+        let mut receiver = None;
+        let checkout = self.pools[worker].http2.lock().checkout(|| {
+            let (sender, waits) = oneshot::channel();
+            receiver = Some(waits);
+            sender
         });
-        if let Some(age) = shortest {
-            self.saw_close(age);
+        match checkout {
+            Checkout::Ready(place) => return Ok(self.placed(worker, place)),
+            Checkout::Dial => drop(tokio::spawn(Arc::clone(self).dial_http2(worker, dial(), observe))),
+            Checkout::Wait => {}
         }
-        pool.http2.lock().connection.take_if(|connection| !connection.is_open());
+        let ended = || Err(Arc::new(ConnectError::Ended(self.address)));
+        match receiver {
+            Some(receiver) => receiver.await.unwrap_or_else(|_| ended()),
+            None => ended(),
+        }
+    }
+
+    /// Dials for as long as somebody waits.
+    async fn dial_http2(self: Arc<Self>, worker: usize, dial: Dial, observe: impl Observe) {
+        let mut again = true;
+        while again {
+            let started = Instant::now();
+            let dialled = dial.http2(&self).await;
+            observe(dialled.as_ref().map(drop), started.elapsed());
+            let mut error = None;
+            let dialled = {
+                let mut shared = self.pools[worker].http2.lock();
+                match dialled {
+                    Ok(sender) => shared.dialled(sender, Instant::now()),
+                    Err(cause) => {
+                        error = Some(Arc::new(cause));
+                        shared.failed()
+                    }
+                }
+            };
+            let Dialled { served, failed, again: more } = dialled;
+            for served in served {
+                self.serve_http2(worker, served);
+            }
+            let error = error.unwrap_or_else(|| Arc::new(ConnectError::Closed(self.address)));
+            for waiter in failed {
+                let _ = waiter.send(Err(Arc::clone(&error)));
+            }
+            again = more;
+        }
+    }
+
+    fn placed(self: &Arc<Self>, worker: usize, place: shared::Place<http2::Sender>) -> Http2 {
+        let shared::Place { id, connection: sender } = place;
+        Http2 { sender, place: Place { endpoint: Arc::clone(self), worker, id: Some(id) } }
+    }
+
+    /// Gives a place to who waited for it; when nobody does any more, to the next.
+    fn serve_http2(self: &Arc<Self>, worker: usize, served: Served) {
+        let mut next = Some(served);
+        while let Some(shared::Served { waiter, place }) = next {
+            next = match waiter.send(Ok(self.placed(worker, place))) {
+                Ok(()) | Err(Err(_)) => None,
+                Err(Ok(mut unwanted)) => unwanted.place.finish(),
+            };
+        }
+    }
+
+    /// Drops what has been idle for longer than `configured`, or than the server allows; the worker's sweep calls it.
+    pub fn sweep(&self, worker: usize, configured: Duration) {
+        let pool = &self.pools[worker];
+        let now = Instant::now();
+        let mut closed = Vec::new();
+        let limit = pool.idle_limit(now, configured);
+        pool.http1.lock().retain(|idle| match idle.connection.closed() {
+            Some(at) => {
+                closed.push((at, idle.since));
+                false
+            }
+            None => now.saturating_duration_since(idle.since) < limit,
+        });
+        for (at, since) in closed {
+            pool.saw_close(at, since);
+        }
+        let expired = pool.http2.lock().sweep(now);
+        drop(expired);
     }
 
     /// Connections that are idle or shared, for metrics.
     pub fn pooled(&self) -> usize {
-        let pooled =
-            |pool: &Pool| pool.http1.lock().idle() + usize::from(pool.http2.lock().connection.is_some());
-        self.pools.iter().map(pooled).sum()
+        self.pools.iter().map(|pool| pool.http1.lock().idle() + pool.http2.lock().connections()).sum()
+    }
+}
+
+// === impl Pool ===
+
+impl Pool {
+    fn idle_limit(&self, now: Instant, configured: Duration) -> Duration {
+        self.idle_limit.lock().at(now, configured)
     }
 
-    fn idle_limit(&self, configured: Duration) -> Duration {
-        match self.learned_idle.load(Ordering::Relaxed) {
-            0 => configured,
-            learned => configured.min(Duration::from_millis(learned) * 4 / 5),
+    /// The server closed a connection at `at` that had been idle from `since` on.
+    fn saw_close(&self, at: Instant, since: Instant) {
+        self.idle_limit.lock().observe(at, at.saturating_duration_since(since));
+    }
+}
+
+// === impl Place ===
+
+impl Place {
+    /// Gives the place back; it may be somebody's.
+    fn finish(&mut self) -> Option<Served> {
+        let id = self.id.take()?;
+        self.endpoint.pools[self.worker].http2.lock().finish(id, Instant::now())
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(served) = self.finish() {
+            self.endpoint.serve_http2(self.worker, served);
         }
     }
+}
 
-    /// The server closed a connection after it was idle for `age`.
-    fn saw_close(&self, age: Duration) {
-        if age >= LEAST_LEARNED {
-            self.learn_idle(age);
-        }
+impl shared::Connection for http2::Sender {
+    fn is_open(&self) -> bool {
+        Self::is_open(self)
     }
 
-    /// The server closes connections, as was seen or as it says, after they were idle for `limit`.
-    fn learn_idle(&self, limit: Duration) {
-        let millis = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX).max(1);
-        let known = self.learned_idle.load(Ordering::Relaxed);
-        if known == 0 || millis < known {
-            self.learned_idle.store(millis, Ordering::Relaxed);
-        }
+    fn max_streams(&self) -> usize {
+        Self::max_streams(self)
     }
 }
 

@@ -16,7 +16,7 @@ use super::fault::Fault;
 use super::headers;
 use super::record::Tracked;
 use crate::drain;
-use crate::endpoint::{ConnectError, Dial, Endpoint, Http1, Observe};
+use crate::endpoint::{ConnectError, Dial, Endpoint, Http1, Http2, Observe};
 use crate::io::{Io, Meter};
 use crate::telemetry::Reason;
 use crate::telemetry::metrics::{Direction, OpenConnection, ReplayCause};
@@ -146,13 +146,14 @@ async fn send_http2(
     endpoint: &Arc<Endpoint>,
     request: Request<Body>,
 ) -> Result<Response<Body>, Failed> {
-    let mut sender = match endpoint.http2(worker.index, || dial(worker), observe(worker)).await {
-        Ok(sender) => sender,
-        Err(error) => return Err(unsent(connect_fault(&error), Some(request))),
-    };
+    let Http2 { mut sender, place } =
+        match endpoint.http2(worker.index, || dial(worker), observe(worker)).await {
+            Ok(connection) => connection,
+            Err(error) => return Err(unsent(connect_fault(&error), Some(request))),
+        };
     // hyper does not give back what it has taken; a request without a body is copied cheaply.
     let copy = is_bodyless(&request).then(|| copy(&request));
-    sender.send(request).await.map_err(|error| {
+    sender.send(request, place).await.map_err(|error| {
         let refused = tls::refused_by_peer(&error.source);
         let processed = if refused { Processed::No } else { error.processed };
         let reason = if refused { Reason::PeerRefusedTls } else { Reason::UpstreamReset };
@@ -196,7 +197,7 @@ fn copy(request: &Request<Body>) -> Request<Body> {
 /// The fault of a request or connection that could not be made because its endpoint could not be reached.
 pub(super) fn connect_fault(error: &ConnectError) -> Fault {
     let reason = match error {
-        ConnectError::Tcp { .. } => Reason::ConnectFailed,
+        ConnectError::Tcp { .. } | ConnectError::Closed(_) => Reason::ConnectFailed,
         ConnectError::TimedOut(..) => Reason::ConnectTimeout,
         ConnectError::NoIdentity(_) => Reason::NotReady,
         ConnectError::Ended(_) => Reason::Draining,

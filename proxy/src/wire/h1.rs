@@ -1,9 +1,10 @@
 //! HTTP/1 by hyper, until our own codec takes its place.
 
 use std::convert::Infallible;
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
 use hyper::service::service_fn;
@@ -24,7 +25,12 @@ pub struct Limits {
 
 /// A client's connection between two exchanges.
 #[derive(Debug)]
-pub struct Client(SendRequest<Body>);
+pub struct Client {
+    requests: SendRequest<Body>,
+    /// When its task ended.
+    closed: Arc<OnceLock<Instant>>,
+    idle_hint: Option<Duration>,
+}
 
 /// A request that got no answer.
 #[derive(Debug)]
@@ -78,20 +84,28 @@ impl Client {
             .max_buf_size(limits.max_head.max(8192))
             .handshake(TokioIo::new(io))
             .await?;
+        let closed = Arc::new(OnceLock::new());
+        let ended = Arc::clone(&closed);
         tokio::spawn(async move {
             if let Err(error) = connection.with_upgrades().await {
                 tracing::debug!(%error, "HTTP/1 connection to an endpoint ended");
             }
+            let _ = ended.set(Instant::now());
         });
-        Ok(Self(sender))
+        Ok(Self { requests: sender, closed, idle_hint: None })
     }
 
-    pub fn is_alive(&mut self) -> bool {
-        !self.0.is_closed()
+    /// When it was closed, as closely as is known; `None` while it is open.
+    pub fn closed(&self) -> Option<Instant> {
+        match self.closed.get() {
+            Some(at) => Some(*at),
+            None => self.requests.is_closed().then(Instant::now),
+        }
     }
 
+    /// For how long the server says that it keeps the connection when idle: `Keep-Alive: timeout` of its last answer.
     pub fn idle_hint(&self) -> Option<Duration> {
-        None
+        self.idle_hint
     }
 
     /// Sends a request; once its answer is over, the connection goes to `done`.
@@ -103,7 +117,7 @@ impl Client {
         request: Request<Body>,
         done: impl FnOnce(Self) + Send + 'static,
     ) -> Result<Response<Body>, SendError> {
-        if let Err(source) = self.0.ready().await {
+        if let Err(source) = self.requests.ready().await {
             let request = Some(Box::new(request));
             return Err(SendError {
                 source,
@@ -114,11 +128,14 @@ impl Client {
             });
         }
         let method = request.method().clone();
-        match self.0.try_send_request(request).await {
+        match self.requests.try_send_request(request).await {
             Ok(response) if Upgrade::is_agreed(&method, response.status()) => {
                 Ok(response.map(Body::incoming))
             }
-            Ok(response) => Ok(response.map(|body| Body::incoming(body).then(move || done(self)))),
+            Ok(response) => {
+                self.idle_hint = keep_alive(response.headers());
+                Ok(response.map(|body| Body::incoming(body).then(move || done(self))))
+            }
             Err(mut error) => {
                 let request = error.take_message().map(Box::new);
                 let source = error.into_error();
@@ -128,4 +145,14 @@ impl Client {
             }
         }
     }
+}
+
+/// The `timeout` of a `Keep-Alive` field (draft-thomson-hybi-http-timeout §2, as servers send it), in whole seconds.
+fn keep_alive(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get("keep-alive")?.to_str().ok()?;
+    value.split(',').find_map(|parameter| {
+        let (name, seconds) = parameter.split_once('=')?;
+        let is_timeout = name.trim().eq_ignore_ascii_case("timeout");
+        is_timeout.then(|| seconds.trim().parse().ok().map(Duration::from_secs)).flatten()
+    })
 }

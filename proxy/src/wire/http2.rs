@@ -1,6 +1,8 @@
 //! HTTP/2 (RFC 9113) by hyper and h2.
 
 use std::error::Error as StdError;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -28,7 +30,11 @@ pub struct Limits {
 
 /// A connection that requests can be sent on, shared by cloning.
 #[derive(Clone, Debug)]
-pub struct Sender(SendRequest<Body>);
+pub struct Sender {
+    requests: SendRequest<Body>,
+    /// What the server last allowed.
+    max_streams: Arc<AtomicUsize>,
+}
 
 /// A request that got no response.
 #[derive(Debug)]
@@ -99,12 +105,21 @@ pub async fn connect(io: Io, limits: &Limits) -> hyper::Result<Sender> {
         .keep_alive_timeout(limits.keep_alive)
         .handshake(TokioIo::new(io))
         .await?;
+    let max_streams = Arc::new(AtomicUsize::new(connection.current_max_send_streams()));
+    let allowed = Arc::clone(&max_streams);
     tokio::spawn(async move {
-        if let Err(error) = connection.await {
+        let mut connection = std::pin::pin!(connection);
+        let ended = std::future::poll_fn(|cx| {
+            let ended = connection.as_mut().poll(cx);
+            // Polled for every request at least, so that it is known before it matters.
+            allowed.store(connection.current_max_send_streams(), Ordering::Relaxed);
+            ended
+        });
+        if let Err(error) = ended.await {
             tracing::debug!(%error, "HTTP/2 connection to an endpoint ended");
         }
     });
-    Ok(Sender(sender))
+    Ok(Sender { requests: sender, max_streams })
 }
 
 // === impl Sender ===
@@ -112,19 +127,28 @@ pub async fn connect(io: Io, limits: &Limits) -> hyper::Result<Sender> {
 impl Sender {
     /// Whether new requests can go on this connection.
     pub fn is_open(&self) -> bool {
-        !self.0.is_closed()
+        !self.requests.is_closed()
     }
 
-    /// Sends a request and returns the head of its response; the bodies stream on.
+    /// How many streams the server takes at a time.
+    pub fn max_streams(&self) -> usize {
+        self.max_streams.load(Ordering::Relaxed)
+    }
+
+    /// Sends a request and returns the head of its response; the bodies stream on, and `done` is dropped once that of
+    /// the response has ended or is no longer wanted.
     ///
     /// # Errors
     /// When no response came; it tells whether the request may be sent again.
-    pub async fn send(&mut self, request: Request<Body>) -> Result<Response<Body>, SendError> {
-        if let Err(source) = self.0.ready().await {
+    pub async fn send<D>(&mut self, request: Request<Body>, done: D) -> Result<Response<Body>, SendError>
+    where
+        D: Send + 'static,
+    {
+        if let Err(source) = self.requests.ready().await {
             return Err(SendError { source, processed: Processed::No, request: Some(Box::new(request)) });
         }
-        match self.0.try_send_request(request).await {
-            Ok(response) => Ok(response.map(Body::incoming)),
+        match self.requests.try_send_request(request).await {
+            Ok(response) => Ok(response.map(|body| Body::incoming(body).then(move || drop(done)))),
             Err(mut error) => {
                 let request = error.take_message().map(Box::new);
                 let source = error.into_error();

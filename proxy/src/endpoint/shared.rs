@@ -1,0 +1,197 @@
+//! One worker's HTTP/2 connections to one endpoint, as plain state: no I/O, no clock, no task.
+//!
+//! Decides which connection a stream goes on, and when a further one is dialled: when those that there are carry as many
+//! streams as their server takes. At most one dial is under way; it serves all who wait, and its error reaches
+//! all whom no connection can serve. Never hands out a connection that is closed or was told to go away, and never
+//! forgets who waits. The shell ([`super::Endpoint`]) holds it under a lock, never across an `await`.
+//!
+//! `C` is a connection, `W` whoever waits for one.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// What must be known of a connection.
+pub(super) trait Connection: Clone {
+    /// Whether it takes new streams: not closed, and no GOAWAY (RFC 9113 §6.8) came.
+    fn is_open(&self) -> bool;
+
+    /// How many streams its server takes at a time (SETTINGS_MAX_CONCURRENT_STREAMS, RFC 9113 §6.5.2).
+    fn max_streams(&self) -> usize;
+}
+
+/// Connections, at most; streams beyond what they take share them, and wait inside.
+const MAX_CONNECTIONS: usize = 8;
+/// How long a connection without streams is kept.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Shared<C, W> {
+    /// Oldest first, and used in this order, so that those beyond need fall idle.
+    connections: Vec<Used<C>>,
+    waiting: VecDeque<W>,
+    dialling: bool,
+    next: u64,
+}
+
+#[derive(Debug)]
+struct Used<C> {
+    id: Id,
+    connection: C,
+    streams: usize,
+    /// When the last stream ended.
+    since: Instant,
+}
+
+/// Which of the connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Id(u64);
+
+/// A place for one stream, to be given back by [`Shared::finish`].
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Place<C> {
+    pub(super) id: Id,
+    pub(super) connection: C,
+}
+
+/// The answer to whoever needs a place.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Checkout<C> {
+    Ready(Place<C>),
+    /// Wait, and start the one dial.
+    Dial,
+    /// Wait for the dial that is under way.
+    Wait,
+}
+
+/// A place for somebody who waited.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Served<C, W> {
+    pub(super) waiter: W,
+    pub(super) place: Place<C>,
+}
+
+/// What a dial's end leads to.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use]
+pub(super) struct Dialled<C, W> {
+    pub(super) served: Vec<Served<C, W>>,
+    /// Nobody can serve these: the dial failed, and its error is for all of them.
+    pub(super) failed: Vec<W>,
+    /// Dial once more: some still wait.
+    pub(super) again: bool,
+}
+
+// === impl Shared ===
+
+impl<C, W> Default for Shared<C, W> {
+    fn default() -> Self {
+        Self { connections: Vec::new(), waiting: VecDeque::new(), dialling: false, next: 0 }
+    }
+}
+
+impl<C: Connection, W> Shared<C, W> {
+    /// A place for one stream; else `waiter` makes who waits for one.
+    pub(super) fn checkout(&mut self, waiter: impl FnOnce() -> W) -> Checkout<C> {
+        self.forget_closed();
+        if let Some(place) = self.place() {
+            return Checkout::Ready(place);
+        }
+        self.waiting.push_back(waiter());
+        if std::mem::replace(&mut self.dialling, true) { Checkout::Wait } else { Checkout::Dial }
+    }
+
+    /// A stream is over; its place may serve somebody.
+    pub(super) fn finish(&mut self, id: Id, now: Instant) -> Option<Served<C, W>> {
+        if let Some(used) = self.connections.iter_mut().find(|used| used.id == id) {
+            used.streams = used.streams.saturating_sub(1);
+            used.since = now;
+        }
+        if self.waiting.is_empty() {
+            return None;
+        }
+        self.forget_closed();
+        self.serve()
+    }
+
+    /// The dial has come to a connection.
+    pub(super) fn dialled(&mut self, connection: C, now: Instant) -> Dialled<C, W> {
+        if !connection.is_open() {
+            // Whoever accepts and closes at once is not dialled in circles.
+            return self.failed();
+        }
+        self.forget_closed();
+        let id = Id(self.next);
+        self.next += 1;
+        self.connections.push(Used { id, connection, streams: 0, since: now });
+        let served = std::iter::from_fn(|| self.serve()).collect();
+        self.dialling = !self.waiting.is_empty();
+        Dialled { served, failed: Vec::new(), again: self.dialling }
+    }
+
+    /// The dial has failed: who waits shares the connections that there are, or learns of it.
+    pub(super) fn failed(&mut self) -> Dialled<C, W> {
+        self.dialling = false;
+        self.forget_closed();
+        let mut served = Vec::new();
+        while !self.waiting.is_empty()
+            && let Some(place) = self.least_used()
+            && let Some(waiter) = self.waiting.pop_front()
+        {
+            served.push(Served { waiter, place });
+        }
+        Dialled { served, failed: self.waiting.drain(..).collect(), again: false }
+    }
+
+    /// Takes out what is closed or has long been without streams, to be dropped outside the lock.
+    pub(super) fn sweep(&mut self, now: Instant) -> Vec<C> {
+        let expired = |used: &mut Used<C>| {
+            let unused = used.streams == 0 && now.saturating_duration_since(used.since) >= IDLE;
+            unused || !used.connection.is_open()
+        };
+        self.connections.extract_if(.., expired).map(|used| used.connection).collect()
+    }
+
+    /// Connections that are kept.
+    pub(super) fn connections(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// On the first connection that has one, or on the least used when there may be no more connections.
+    fn place(&mut self) -> Option<Place<C>> {
+        match self.connections.iter().position(|used| used.streams < used.connection.max_streams()) {
+            Some(at) => self.connections.get_mut(at).map(Used::place),
+            None if self.connections.len() >= MAX_CONNECTIONS => self.least_used(),
+            None => None,
+        }
+    }
+
+    fn least_used(&mut self) -> Option<Place<C>> {
+        self.connections.iter_mut().min_by_key(|used| used.streams).map(Used::place)
+    }
+
+    fn serve(&mut self) -> Option<Served<C, W>> {
+        if self.waiting.is_empty() {
+            return None;
+        }
+        let place = self.place()?;
+        self.waiting.pop_front().map(|waiter| Served { waiter, place })
+    }
+
+    /// Those that are closed take nothing new; streams that they still carry go on without us.
+    fn forget_closed(&mut self) {
+        self.connections.retain(|used| used.connection.is_open());
+    }
+}
+
+// === impl Used ===
+
+impl<C: Clone> Used<C> {
+    fn place(&mut self) -> Place<C> {
+        self.streams += 1;
+        Place { id: self.id, connection: self.connection.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests;
