@@ -1,15 +1,18 @@
 //! One worker's HTTP/1 connections to one endpoint, and the requests that wait for one. Pure: no clock, no I/O.
 //!
 //! A request takes an idle connection, or waits: for the next one that another request gives back, or for a dial,
-//! whichever comes first. So a burst costs as many connections as it needs and no more, and while many wait at most
-//! [`MAX_DIALS`] are dialled at a time: handshakes that compete with each other for the processor would all time out.
+//! whichever comes first. So a burst costs as many connections as it needs and no more. How many are dialled at a time
+//! is felt for, as TCP feels for its window: one more with each that succeeds, half as many with each that fails.
+//! Handshakes that compete with each other for the processor all time out, and would again if as many were begun again.
 //! The shell ([`super::Endpoint`]) holds it under a lock, never across an `await`.
 
 use std::collections::VecDeque;
 use std::time::Instant;
 
 /// Connections dialled at one time, at most.
-pub(super) const MAX_DIALS: usize = 32;
+pub(super) const MAX_DIALS: usize = 64;
+/// And before anything is known.
+const FIRST_DIALS: usize = 8;
 /// Idle connections that are kept, at most.
 const MAX_IDLE: usize = 512;
 
@@ -32,6 +35,8 @@ pub(super) struct Entry<W: Waiter> {
     idle: Vec<Idle<W::Connection>>,
     waiting: VecDeque<(u64, W)>,
     dialling: usize,
+    /// How many may be dialled at one time.
+    limit: usize,
     /// The number of the next waiter.
     next: u64,
 }
@@ -55,7 +60,7 @@ pub(super) struct Ticket {
 
 impl<W: Waiter> Default for Entry<W> {
     fn default() -> Self {
-        Self { idle: Vec::new(), waiting: VecDeque::new(), dialling: 0, next: 0 }
+        Self { idle: Vec::new(), waiting: VecDeque::new(), dialling: 0, limit: FIRST_DIALS, next: 0 }
     }
 }
 
@@ -74,7 +79,7 @@ impl<W: Waiter> Entry<W> {
 
     /// Another dial, if more wait than are dialled for.
     fn ticket(&mut self) -> Option<Ticket> {
-        (self.dialling < MAX_DIALS && self.dialling < self.waiting.len()).then(|| {
+        (self.dialling < self.limit && self.dialling < self.waiting.len()).then(|| {
             self.dialling += 1;
             Ticket { before: self.next }
         })
@@ -85,17 +90,24 @@ impl<W: Waiter> Entry<W> {
         self.place(connection, false, now);
     }
 
-    /// A dial came to a connection; with a ticket, the caller must dial once more.
-    pub(super) fn dialled(&mut self, _: Ticket, connection: W::Connection, now: Instant) -> Option<Ticket> {
+    /// A dial came to a connection; for each ticket, the caller must dial once more.
+    pub(super) fn dialled(
+        &mut self,
+        _: Ticket,
+        connection: W::Connection,
+        now: Instant,
+    ) -> [Option<Ticket>; 2] {
         self.dialling = self.dialling.saturating_sub(1);
+        self.limit = (self.limit + 1).min(MAX_DIALS);
         self.place(connection, true, now);
-        self.ticket()
+        [self.ticket(), self.ticket()]
     }
 
     /// A dial failed: everyone who waited when it began is to be told. With a ticket, the caller must dial for those who
     /// came later.
     pub(super) fn failed(&mut self, ticket: Ticket) -> (Vec<W>, Option<Ticket>) {
         self.dialling = self.dialling.saturating_sub(1);
+        self.limit = (self.limit / 2).max(1);
         let told = self.waiting.partition_point(|(number, _)| *number < ticket.before);
         let told = self.waiting.drain(..told).map(|(_, waiter)| waiter).collect();
         (told, self.ticket())

@@ -120,9 +120,13 @@ impl Endpoint {
         let (sender, receiver) = oneshot::channel();
         let ticket = self.pools[worker].http1.lock().wait(sender);
         if let Some(ticket) = ticket {
-            tokio::spawn(Arc::clone(self).dial_http1(worker, ticket, dial(), observe));
+            Self::spawn_http1(Arc::clone(self), worker, ticket, dial(), observe);
         }
         receiver.await.unwrap_or_else(|_| Err(Arc::new(ConnectError::Ended(self.address))))
+    }
+
+    fn spawn_http1(self: Arc<Self>, worker: usize, ticket: Ticket, dial: Dial, observe: impl Observe) {
+        tokio::spawn(self.dial_http1(worker, ticket, dial, observe));
     }
 
     /// Dials for as long as more wait than others dial for.
@@ -134,7 +138,14 @@ impl Endpoint {
             let dialled = dial.http1(&self).await;
             observe(dialled.as_ref().map(drop), started.elapsed());
             next = match dialled {
-                Ok(client) => entry.lock().dialled(ticket, client, Instant::now()),
+                Ok(client) => {
+                    let [next, more] = entry.lock().dialled(ticket, client, Instant::now());
+                    if let Some(more) = more {
+                        let (dial, observe) = (dial.clone(), observe.clone());
+                        Self::spawn_http1(Arc::clone(&self), worker, more, dial, observe);
+                    }
+                    next
+                }
                 Err(error) => {
                     let (told, more) = entry.lock().failed(ticket);
                     let error = Arc::new(error);

@@ -64,9 +64,9 @@ fn a_connection_that_comes_back_serves_whoever_waits_longest_before_its_dial_is_
     let (second, other) = wait(&mut entry);
     entry.give(7, now);
     assert_eq!(first.0.get(), Fate::Has { connection: 7, fresh: false });
-    assert_eq!(entry.dialled(ticket.unwrap(), 8, now), None);
+    assert_eq!(entry.dialled(ticket.unwrap(), 8, now), [None; 2]);
     assert_eq!(second.0.get(), Fate::Has { connection: 8, fresh: true });
-    assert_eq!(entry.dialled(other.unwrap(), 9, now), None);
+    assert_eq!(entry.dialled(other.unwrap(), 9, now), [None; 2]);
     assert_eq!(entry.idle(), 1, "what nobody waits for any more is kept");
 }
 
@@ -76,13 +76,14 @@ fn a_burst_dials_no_more_than_the_limit_at_a_time_and_everyone_is_served() {
     let now = Instant::now();
     let (requests, tickets): (Vec<_>, Vec<_>) = (0..2_000).map(|_| wait(&mut entry)).unzip();
     let mut tickets: Vec<_> = tickets.into_iter().flatten().collect();
-    assert_eq!(tickets.len(), MAX_DIALS);
-    let mut connection = 0;
+    assert_eq!(tickets.len(), FIRST_DIALS);
+    let (mut connection, mut most) = (0, 0);
     while let Some(ticket) = tickets.pop() {
         connection += 1;
-        tickets.extend(entry.dialled(ticket, connection, now));
-        assert!(tickets.len() <= MAX_DIALS);
+        tickets.extend(entry.dialled(ticket, connection, now).into_iter().flatten());
+        most = most.max(tickets.len());
     }
+    assert_eq!(most, MAX_DIALS);
     assert!(requests.iter().all(|request| matches!(request.0.get(), Fate::Has { fresh: true, .. })));
 }
 
@@ -101,13 +102,26 @@ fn an_error_reaches_everyone_who_waited_when_the_dial_began_and_nobody_else() {
 }
 
 #[test]
+fn dials_that_time_out_together_are_not_begun_again_together() {
+    let mut entry = Entry::default();
+    let mut tickets: Vec<_> = (0..FIRST_DIALS).filter_map(|_| wait(&mut entry).1).collect();
+    let late: Vec<_> = (0..100).map(|_| wait(&mut entry).0).collect();
+    while tickets.len() > 1 || entry.limit > 1 {
+        let ticket = tickets.remove(0);
+        tickets.extend(entry.failed(ticket).1);
+    }
+    assert_eq!(tickets.len(), 1, "one at a time for those who came later");
+    assert!(late.iter().all(|request| request.0.get() == Fate::Waits));
+}
+
+#[test]
 fn a_connection_is_not_lost_on_a_request_that_has_gone() {
     let mut entry = Entry::default();
     let now = Instant::now();
     let (gone, ticket) = wait(&mut entry);
     let (there, _) = wait(&mut entry);
     gone.0.set(Fate::Gone);
-    assert_eq!(entry.dialled(ticket.unwrap(), 1, now), None);
+    assert_eq!(entry.dialled(ticket.unwrap(), 1, now), [None; 2]);
     assert_eq!(there.0.get(), Fate::Has { connection: 1, fresh: true });
 }
 
@@ -142,7 +156,7 @@ impl World {
                 let ticket = self.tickets.swap_remove(rng.random_range(0..self.tickets.len()));
                 if rng.random_bool(0.8) {
                     self.made += 1;
-                    self.tickets.extend(self.entry.dialled(ticket, self.made, now));
+                    self.tickets.extend(self.entry.dialled(ticket, self.made, now).into_iter().flatten());
                 } else {
                     let (told, more) = self.entry.failed(ticket);
                     for request in told.iter().filter(|request| !request.is_gone()) {
@@ -178,7 +192,7 @@ impl World {
     fn check(&self) {
         let waiting = self.waiting.borrow().iter().filter(|request| !request.is_gone()).count();
         assert_eq!(self.tickets.len(), self.entry.dialling);
-        assert!(self.entry.dialling <= MAX_DIALS);
+        assert!((1..=MAX_DIALS).contains(&self.entry.limit));
         assert!(waiting == 0 || self.entry.dialling > 0, "{waiting} wait for nothing");
         assert!(waiting == 0 || self.entry.idle() == 0, "{waiting} wait beside idle connections");
     }
