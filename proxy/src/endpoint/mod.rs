@@ -343,3 +343,6 @@ impl Waiter for Http1Waiter {
         self.is_closed()
     }
 }
+
+#[cfg(test)]
+mod tests;

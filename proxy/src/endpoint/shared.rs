@@ -157,6 +157,12 @@ impl<C: Connection, W> Shared<C, W> {
         self.connections.len()
     }
 
+    /// Streams on all connections.
+    #[cfg(test)]
+    pub(super) fn streams(&self) -> usize {
+        self.connections.iter().map(|used| used.streams).sum()
+    }
+
     /// On the first connection that has one, or on the least used when there may be no more connections.
     fn place(&mut self) -> Option<Place<C>> {
         match self.connections.iter().position(|used| used.streams < used.connection.max_streams()) {

@@ -40,10 +40,6 @@ fn ready(checkout: Checkout<Fake>) -> Place<Fake> {
     }
 }
 
-fn streams(shared: &Shared<Fake, u32>) -> usize {
-    shared.connections.iter().map(|used| used.streams).sum()
-}
-
 /// With one connection, which already has a stream.
 fn one(connection: &Fake, now: Instant) -> (Shared<Fake, u32>, Place<Fake>) {
     let mut shared = Shared::default();
@@ -60,7 +56,7 @@ fn one_dial_serves_all_who_wait() {
     let dialled = shared.dialled(fake(1, 100), Instant::now());
     assert_eq!(dialled.served.iter().map(|served| served.waiter).collect::<Vec<_>>(), [0, 1]);
     assert!(!dialled.again && dialled.failed.is_empty());
-    assert_eq!((streams(&shared), shared.connections()), (2, 1));
+    assert_eq!((shared.streams(), shared.connections()), (2, 1));
     assert_eq!(ready(shared.checkout(|| 2)).connection, fake(1, 100));
 }
 
@@ -88,7 +84,7 @@ fn a_full_connection_is_joined_by_another_and_shared_beyond_the_last() {
     }
     let dialled = shared.dialled(fake(0, 2), now);
     assert_eq!((dialled.served.len(), dialled.again), (7, false));
-    assert_eq!(streams(&shared), all as usize);
+    assert_eq!(shared.streams(), all as usize);
     assert!(shared.connections.iter().all(|used| used.streams <= 3));
 }
 
@@ -215,7 +211,7 @@ impl World {
         assert!(waiting == 0 || self.dialling, "somebody waits for nothing");
         drop(self.shared.sweep(self.now));
         let on_open = self.used.iter().filter(|place| place.connection.is_open()).count();
-        assert_eq!(streams(&self.shared), on_open, "a stream leaked");
+        assert_eq!(self.shared.streams(), on_open, "a stream leaked");
     }
 }
 
