@@ -451,7 +451,7 @@ fn dump(proxy: &Proxy) -> Value {
         "mesh": format!("{:?}", snapshot.mesh),
         "inbound_policy": format!("{:?}", snapshot.inbound.as_ref().map(|inbound| inbound.spec())),
         "addresses": snapshot.addresses.iter()
-            .map(|(ip, info)| (ip.to_string(), format!("{info:?}").into()))
+            .map(|(ip, info)| (ip.to_string(), format!("{:?}", info.info).into()))
             .collect::<serde_json::Map<_, _>>(),
         "services": services,
     })

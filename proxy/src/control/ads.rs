@@ -44,7 +44,16 @@ type Responses =
 impl Ads {
     /// Keeps the stream up, for ever.
     pub async fn run(mut self) {
-        let creds = self.identity.ready().await;
+        let identity = Arc::clone(&self.identity);
+        let creds = identity.ready();
+        tokio::pin!(creds);
+        let creds = loop {
+            // What is asked for meanwhile must not pile up.
+            tokio::select! {
+                creds = &mut creds => break creds,
+                Some(want) = self.wants.recv() => self.want(want),
+            }
+        };
         for resource in self.applier.always(creds.id().trust_domain().to_string()) {
             self.session.subscribe(resource);
         }
@@ -121,6 +130,9 @@ impl Ads {
         let applied = self.applier.apply(&update);
         for resource in applied.wanted {
             self.session.subscribe(resource);
+        }
+        for resource in &applied.unwanted {
+            self.session.unsubscribe(resource);
         }
         let kind = update.type_url.rsplit('.').next().unwrap_or_default();
         if applied.rejected.is_empty() {

@@ -4,9 +4,12 @@
 //! be decoded is rejected by name and its last good version stays. A policy is in force, and open connections are
 //! judged by it, before its update is acknowledged.
 
+use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use foldhash::fast::RandomState;
 use prost::Name;
 use tulle_api::v1;
 use tulle_api::v1::Rejection;
@@ -18,7 +21,7 @@ use super::session::{ResourceName, Update};
 use crate::endpoint::EndpointSet;
 use crate::policy;
 use crate::route;
-use crate::state::{ObjectName, ServiceState, Store, Want};
+use crate::state::{AddressInfo, KnownAddress, ObjectName, ServiceState, Store, Want};
 
 /// Writes the state of one proxy.
 pub struct Applier {
@@ -27,6 +30,10 @@ pub struct Applier {
     identity: Arc<Identity>,
     workload: ObjectName,
     gate: Gate,
+    /// Addresses that no answer has come about yet, and since when.
+    asked: HashMap<IpAddr, u64, RandomState>,
+    /// Answers of the update that is being applied.
+    learned: Vec<(IpAddr, Option<Arc<AddressInfo>>)>,
     workers: usize,
 }
 
@@ -36,12 +43,18 @@ pub struct Applied {
     pub rejected: Vec<Rejection>,
     /// What the update's resources lead to.
     pub wanted: Vec<ResourceName>,
+    /// What had to be forgotten to make room for them.
+    pub unwanted: Vec<ResourceName>,
 }
 
-/// A service that nothing has used for this long, in seconds, is unsubscribed.
+/// A service or address that nothing has used for this long, in seconds, is unsubscribed.
 const UNUSED: u64 = 600;
-/// Addresses that are remembered, at most; beyond, all are forgotten, and asked for again when used.
-const MAX_ADDRESSES: usize = 10_000;
+/// Addresses outside the mesh that are remembered, at most: a program that dials everything must not make the proxy
+/// grow. Beyond, the least recently used go, a tenth at once. As many may wait for their answer.
+const MAX_ABSENT: usize = 10_000;
+/// An address that was asked about this long ago, in seconds, without an answer is no longer asked about: who waited
+/// for it was refused after a second.
+const UNANSWERED: u64 = 60;
 
 impl Applier {
     pub fn new(
@@ -52,7 +65,16 @@ impl Applier {
         gate: Gate,
         workers: usize,
     ) -> Self {
-        Self { store, connections, identity, workload, gate, workers }
+        Self {
+            store,
+            connections,
+            identity,
+            workload,
+            gate,
+            asked: HashMap::default(),
+            learned: Vec::new(),
+            workers,
+        }
     }
 
     /// The workload is registered; returns what must be asked for again, since only what comes now counts.
@@ -73,9 +95,16 @@ impl Applier {
     }
 
     /// What to subscribe to so that a question is answered.
-    pub fn want(&self, want: &Want) -> Vec<ResourceName> {
+    pub fn want(&mut self, want: &Want) -> Vec<ResourceName> {
         match want {
-            Want::Address(ip) => vec![resource::<v1::Address>(ip.to_string())],
+            Want::Address(ip) => {
+                if self.asked.len() >= MAX_ABSENT && !self.asked.contains_key(ip) {
+                    // It is asked for again at its next use.
+                    return Vec::new();
+                }
+                self.asked.entry(*ip).or_insert_with(|| self.store.now());
+                vec![address(*ip)]
+            }
             Want::Service(name) => {
                 if !self.store.load().services.contains_key(name) {
                     let state = Arc::new(ServiceState::new(name.clone()));
@@ -98,8 +127,11 @@ impl Applier {
     }
 
     /// Forgets what has not been used for long; returns what to unsubscribe from.
-    pub fn forget(&self) -> Vec<ResourceName> {
+    pub fn forget(&mut self) -> Vec<ResourceName> {
         let now = self.store.now();
+        let old = |since: u64, limit: u64| now.saturating_sub(since) > limit;
+        let unanswered = self.asked.extract_if(|_, since| old(*since, UNANSWERED));
+        let mut forgotten: Vec<ResourceName> = unanswered.map(|(ip, _)| address(ip)).collect();
         let snapshot = self.store.load();
         let unused: Vec<ObjectName> = snapshot
             .services
@@ -107,31 +139,47 @@ impl Applier {
             .filter(|service| {
                 // A connection that is open holds on to its service.
                 let held = Arc::strong_count(service) > 1;
-                !held && now.saturating_sub(service.last_used()) > UNUSED
+                !held && old(service.last_used(), UNUSED)
             })
             .map(|service| service.name.clone())
             .collect();
-        let forget_addresses = snapshot.addresses.len() > MAX_ADDRESSES;
-        let mut forgotten: Vec<_> = unused.iter().flat_map(|name| self.service_resources(name)).collect();
-        if forget_addresses {
-            forgotten.extend(snapshot.addresses.keys().map(|ip| resource::<v1::Address>(ip.to_string())));
-        }
+        let idle = snapshot.addresses.iter().filter(|(_, known)| old(known.last_used(), UNUSED));
+        let idle: Vec<IpAddr> = idle.map(|(ip, _)| *ip).collect();
         drop(snapshot);
-        if !forgotten.is_empty() {
+        if !unused.is_empty() || !idle.is_empty() {
             self.store.update(|snapshot| {
-                for name in &unused {
-                    snapshot.services.remove(name);
-                }
-                if forget_addresses {
-                    snapshot.addresses.clear();
-                }
+                unused.iter().for_each(|name| drop(snapshot.services.remove(name)));
+                idle.iter().for_each(|ip| drop(snapshot.addresses.remove(ip)));
             });
         }
+        forgotten.extend(unused.iter().flat_map(|name| self.service_resources(name)));
+        forgotten.extend(idle.into_iter().map(address));
         forgotten
     }
 
+    /// Forgets the least recently used absent addresses if there are too many; returns what to unsubscribe from.
+    fn make_room(&self) -> Vec<ResourceName> {
+        let snapshot = self.store.load();
+        let mut absent: Vec<(u64, IpAddr)> = snapshot
+            .addresses
+            .iter()
+            .filter(|(_, known)| known.info.is_none())
+            .map(|(ip, known)| (known.last_used(), *ip))
+            .collect();
+        drop(snapshot);
+        if absent.len() <= MAX_ABSENT {
+            return Vec::new();
+        }
+        absent.sort_unstable();
+        absent.truncate(absent.len() - MAX_ABSENT * 9 / 10);
+        self.store.update(|snapshot| {
+            absent.iter().for_each(|(_, ip)| drop(snapshot.addresses.remove(ip)));
+        });
+        absent.into_iter().map(|(_, ip)| address(ip)).collect()
+    }
+
     /// Puts an update to use, as far as it can be.
-    pub fn apply(&self, update: &Update) -> Applied {
+    pub fn apply(&mut self, update: &Update) -> Applied {
         let mut applied = Applied::default();
         for received in &update.resources {
             match decode::decode(&update.type_url, &received.name, &received.resource.value) {
@@ -147,12 +195,16 @@ impl Applier {
         for name in &update.removed {
             self.remove(&update.type_url, name);
         }
+        self.learn();
+        if update.type_url == v1::Address::type_url() && !update.removed.is_empty() {
+            applied.unwanted = self.make_room();
+        }
         self.store.announce();
         applied
     }
 
-    fn put(&self, decoded: Decoded, wanted: &mut Vec<ResourceName>) -> Result<(), String> {
-        let store = &*self.store;
+    fn put(&mut self, decoded: Decoded, wanted: &mut Vec<ResourceName>) -> Result<(), String> {
+        let store = Arc::clone(&self.store);
         match decoded {
             Decoded::Mesh(mesh) => store.update(|snapshot| snapshot.mesh = Some(Arc::new(mesh))),
             Decoded::Workload(workload) => {
@@ -179,9 +231,7 @@ impl Applier {
             Decoded::TrustBundle(bundle) => {
                 self.identity.set_bundle(bundle, SystemTime::now()).map_err(|error| error.to_string())?;
             }
-            Decoded::Address(info) => store.update(|snapshot| {
-                snapshot.addresses.insert(info.ip, Some(Arc::new(info)));
-            }),
+            Decoded::Address(info) => self.learned.push((info.ip, Some(Arc::new(info)))),
             Decoded::Service(info) => {
                 if let Some(service) = self.service(&info.name) {
                     service.set_info(Some(Arc::new(info)));
@@ -211,32 +261,34 @@ impl Applier {
     }
 
     /// The control plane has no such resource (any more).
-    fn remove(&self, type_url: &str, name: &str) {
-        let store = &*self.store;
-        let service = |name: &str| name.parse().ok().and_then(|name| self.service(&name));
+    fn remove(&mut self, type_url: &str, name: &str) {
+        let store = Arc::clone(&self.store);
+        let service = |applier: &Self, name: &str| name.parse().ok().and_then(|name| applier.service(&name));
         if type_url == v1::Address::type_url() {
             if let Ok(ip) = name.parse() {
-                store.update(|snapshot| {
-                    snapshot.addresses.insert(ip, None);
-                });
+                self.learned.push((ip, None));
             }
         } else if type_url == v1::Service::type_url() {
-            if let Some(service) = service(name) {
+            if let Some(service) = service(self, name) {
                 service.set_info(None);
             }
         } else if type_url == v1::Endpoints::type_url() {
-            if let Some(service) = service(name) {
+            if let Some(service) = service(self, name) {
                 service.set_endpoints(EndpointSet::default());
             }
         } else if type_url == v1::Routes::type_url() {
             let name = name.split_once('/').map_or("", |(_, name)| name);
-            if let Some(service) = service(name) {
+            if let Some(service) = service(self, name) {
                 service.set_routes(None);
             }
         } else if type_url == v1::InboundPolicy::type_url() {
             // Without a policy nothing is let in: that fails closed, and loudly.
             tracing::error!(name, "the control plane has no InboundPolicy for this workload");
             store.update(|snapshot| snapshot.inbound = None);
+        } else if type_url == v1::Workload::type_url() {
+            // Nobody knows a workload before it registers, and not everyone does.
+            tracing::debug!(name, "the control plane does not know this workload");
+            store.update(|snapshot| snapshot.workload = None);
         } else {
             tracing::warn!(
                 type_url,
@@ -246,11 +298,36 @@ impl Applier {
         }
     }
 
+    /// Takes in answers about addresses, all at once: each change copies the snapshot's map. One counts as used when it
+    /// was asked about, else since it last was.
+    fn learn(&mut self) {
+        let learned = std::mem::take(&mut self.learned);
+        if learned.is_empty() {
+            return;
+        }
+        let now = self.store.now();
+        let asked: Vec<Option<u64>> = learned.iter().map(|(ip, _)| self.asked.remove(ip)).collect();
+        self.store.update(|snapshot| {
+            for ((ip, info), asked) in learned.into_iter().zip(asked) {
+                let known = snapshot.addresses.get(&ip).map(|known| known.last_used());
+                let used = known.max(asked).unwrap_or(now);
+                snapshot.addresses.insert(ip, Arc::new(KnownAddress::new(info, used)));
+            }
+        });
+    }
+
     fn service(&self, name: &ObjectName) -> Option<Arc<ServiceState>> {
         self.store.load().services.get(name).cloned()
     }
 }
 
+fn address(ip: IpAddr) -> ResourceName {
+    resource::<v1::Address>(ip.to_string())
+}
+
 fn resource<M: Name>(name: String) -> ResourceName {
     ResourceName { type_url: M::type_url(), name }
 }
+
+#[cfg(test)]
+mod tests;

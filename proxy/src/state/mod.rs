@@ -14,4 +14,4 @@ pub use info::{
 };
 pub use name::{InvalidName, ObjectName};
 pub use service::{Answer, ServiceState};
-pub use store::{Snapshot, Store, Unanswered, Want};
+pub use store::{KnownAddress, Snapshot, Store, Unanswered, Want};

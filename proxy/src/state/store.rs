@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
@@ -19,9 +20,17 @@ pub struct Snapshot {
     pub workload: Option<Arc<WorkloadInfo>>,
     /// How inbound connections are treated; `None`: nothing is let in.
     pub inbound: Option<Arc<policy::Inbound>>,
-    /// Who answers on an address; `Some(None)` when the control plane knows nobody there.
-    pub addresses: HashMap<IpAddr, Option<Arc<AddressInfo>>, RandomState>,
+    pub addresses: HashMap<IpAddr, Arc<KnownAddress>, RandomState>,
     pub services: HashMap<ObjectName, Arc<ServiceState>, RandomState>,
+}
+
+/// The control plane's answer about an address.
+#[derive(Debug)]
+pub struct KnownAddress {
+    /// Who answers there; `None`: nobody of the mesh.
+    pub info: Option<Arc<AddressInfo>>,
+    /// By the clock of [`Store::now`].
+    used: AtomicU64,
 }
 
 /// Something that a worker needs and the snapshot lacks.
@@ -44,6 +53,19 @@ pub struct Store {
     changed: watch::Sender<u64>,
     started: Instant,
     patience: Duration,
+}
+
+// === impl KnownAddress ===
+
+impl KnownAddress {
+    /// `used` in seconds, by the clock of [`Store::now`].
+    pub(crate) fn new(info: Option<Arc<AddressInfo>>, used: u64) -> Self {
+        Self { info, used: AtomicU64::new(used) }
+    }
+
+    pub fn last_used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
 }
 
 // === impl Store ===
@@ -109,7 +131,9 @@ impl Store {
     /// # Errors
     /// [`Unanswered`] after the store's patience.
     pub async fn address(&self, ip: IpAddr) -> Result<Option<Arc<AddressInfo>>, Unanswered> {
-        self.wait(|snapshot| snapshot.addresses.get(&ip).cloned(), || Want::Address(ip)).await
+        let known = self.wait(|snapshot| snapshot.addresses.get(&ip).cloned(), || Want::Address(ip)).await?;
+        known.used.store(self.now(), Ordering::Relaxed);
+        Ok(known.info.clone())
     }
 
     /// How inbound connections are treated; `None` when that is not known within the store's patience either. It is

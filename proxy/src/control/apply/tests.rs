@@ -1,0 +1,146 @@
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use prost::Message;
+use tulle_api::discovery::{DeltaDiscoveryResponse, Node, Resource};
+
+use super::super::session::Session;
+use super::*;
+
+struct Bench {
+    applier: Applier,
+    session: Session,
+    store: Arc<Store>,
+    next: u64,
+}
+
+impl Bench {
+    /// Of the workload `shop/web`, which registers `ports`.
+    fn new(ports: &[u16]) -> Self {
+        let (store, _wants) = Store::new(Duration::from_millis(1));
+        let store = Arc::new(store);
+        let applier = Applier::new(
+            Arc::clone(&store),
+            Arc::new(policy::Connections::new()),
+            Identity::new(),
+            ObjectName::new("shop", "web"),
+            Gate::new(ports.to_vec()),
+            1,
+        );
+        let mut session = Session::new(Node::default());
+        for resource in applier.always("cluster.local".to_owned()) {
+            session.subscribe(resource);
+        }
+        Self { applier, session, store, next: 0 }
+    }
+
+    fn want(&mut self, want: &Want) -> usize {
+        let resources = self.applier.want(want);
+        let count = resources.len();
+        resources.into_iter().for_each(|resource| self.session.subscribe(resource));
+        count
+    }
+
+    fn told<M: Message + Name>(&mut self, resources: &[(&str, Vec<u8>)], removed: &[String]) -> Applied {
+        self.next += 1;
+        let resources = resources.iter().map(|(name, value)| Resource {
+            name: (*name).to_owned(),
+            version: self.next.to_string(),
+            resource: Some(prost_types::Any { type_url: M::type_url(), value: value.clone() }),
+            aliases: Vec::new(),
+        });
+        let update = self.session.receive(DeltaDiscoveryResponse {
+            type_url: M::type_url(),
+            nonce: self.next.to_string(),
+            resources: resources.collect(),
+            removed_resources: removed.to_vec(),
+            ..DeltaDiscoveryResponse::default()
+        });
+        let applied = self.applier.apply(&update);
+        self.session.answer(&update, &applied.rejected);
+        applied
+    }
+
+    fn policy(&mut self, ports: &[u32]) -> Applied {
+        let mode = v1::MtlsMode::Strict.into();
+        let port = |port: &u32| v1::InboundPort { port: *port, protocol: 0, mode };
+        let workload = v1::ObjectName { namespace: "shop".to_owned(), name: "web".to_owned() };
+        let policy = v1::InboundPolicy {
+            workload: Some(workload),
+            mode,
+            ports: ports.iter().map(port).collect(),
+            rules: Vec::new(),
+        };
+        self.told::<v1::InboundPolicy>(&[("shop/web", policy.encode_to_vec())], &[])
+    }
+
+    fn ports_in_force(&self) -> Option<usize> {
+        self.store.load().inbound.as_ref().map(|inbound| inbound.spec().ports.len())
+    }
+}
+
+fn ip(number: u32) -> IpAddr {
+    Ipv4Addr::from(0x0a00_0000 + number).into()
+}
+
+#[test]
+fn nobody_is_let_in_by_a_policy_from_before_the_registration() {
+    let mut bench = Bench::new(&[8080]);
+    assert!(bench.policy(&[]).rejected.is_empty(), "it is not wrong, only not the one");
+    assert_eq!(bench.ports_in_force(), None);
+    let again = bench.applier.registered();
+    bench.session.subscribe_again(again);
+    let asked = bench.session.requests();
+    assert!(asked.iter().any(|request| request.resource_names_subscribe == ["shop/web"]));
+    bench.policy(&[]);
+    assert_eq!(bench.ports_in_force(), None, "it was under way already");
+    bench.policy(&[8080]);
+    assert_eq!(bench.ports_in_force(), Some(1));
+    bench.policy(&[]);
+    assert_eq!(bench.ports_in_force(), Some(1), "a lost registration opens nothing");
+    bench.told::<v1::InboundPolicy>(&[], &["shop/web".to_owned()]);
+    assert_eq!(bench.ports_in_force(), None, "without any policy nothing is let in");
+}
+
+#[test]
+fn what_cannot_be_read_is_rejected_by_name_and_the_last_good_stays() {
+    let mut bench = Bench::new(&[]);
+    bench.policy(&[8080]);
+    bench.want(&Want::Address(ip(1)));
+    let applied = bench.told::<v1::InboundPolicy>(&[("shop/web", vec![0xff; 40])], &[]);
+    assert_eq!(applied.rejected[0].resource, "shop/web");
+    assert_eq!(bench.ports_in_force(), Some(1));
+    let workload = v1::ObjectName { namespace: "shop".to_owned(), name: "other".to_owned() };
+    let other = v1::InboundPolicy { workload: Some(workload), mode: 2, ..v1::InboundPolicy::default() };
+    let applied = bench.told::<v1::InboundPolicy>(&[("shop/web", other.encode_to_vec())], &[]);
+    assert_eq!(applied.rejected.len(), 1, "a policy of another workload");
+    assert_eq!(bench.ports_in_force(), Some(1));
+}
+
+#[test]
+fn absent_addresses_are_bounded_and_the_least_recently_used_go() {
+    let mut bench = Bench::new(&[]);
+    let names: Vec<String> = (0..10_000).map(|number| ip(number).to_string()).collect();
+    for number in 0..10_000 {
+        bench.want(&Want::Address(ip(number)));
+    }
+    assert!(bench.told::<v1::Address>(&[], &names).unwanted.is_empty());
+    bench.want(&Want::Address(ip(10_000)));
+    let applied = bench.told::<v1::Address>(&[], &[ip(10_000).to_string()]);
+    assert_eq!(applied.unwanted.len(), 1_001);
+    applied.unwanted.iter().for_each(|resource| bench.session.unsubscribe(resource));
+    assert_eq!(bench.store.load().addresses.len(), 9_000);
+    assert_eq!(bench.session.wanted(&v1::Address::type_url()), 9_000);
+}
+
+#[test]
+fn addresses_that_nobody_answers_about_do_not_pile_up() {
+    let mut bench = Bench::new(&[]);
+    for number in 0..10_000 {
+        assert_eq!(bench.want(&Want::Address(ip(number))), 1);
+    }
+    assert_eq!(bench.want(&Want::Address(ip(20_000))), 0);
+    assert_eq!(bench.want(&Want::Address(ip(1))), 1, "asked about already");
+    bench.told::<v1::Address>(&[], &[ip(1).to_string()]);
+    assert_eq!(bench.want(&Want::Address(ip(20_000))), 1, "an answer makes room");
+}
