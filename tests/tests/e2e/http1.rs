@@ -424,7 +424,7 @@ async fn a_post_is_sent_once_even_if_its_reused_connection_died() {
     let (head, _) = ask(&mut wire, &request("POST", "/3")).await;
     assert_eq!((head.status(), head.reason()), (502, Some("upstream_reset")));
     let seen = seen.lock().unwrap();
-    let count = |path: &str| seen.iter().filter(|line| line.contains(path)).count();
+    let count = |path: &str| seen.iter().filter(|line| line.contains(&format!(" {path} "))).count();
     assert_eq!((count("/1"), count("/2"), count("/3")), (1, 2, 1), "{seen:?}");
 }
 
