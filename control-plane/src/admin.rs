@@ -1,9 +1,9 @@
-//! `/metrics`, `/ready` and `/live` over HTTP; GET and HEAD only.
+//! `/metrics`, `/ready` and `/live` over HTTP; GET and HEAD only. Nothing here changes anything.
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
@@ -12,20 +12,73 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
-use crate::metrics::Metrics;
+use crate::ads::Proxies;
+use crate::ca::Ca;
+use crate::metrics::{Gauges, Metrics};
+use crate::model::Publisher;
 
-/// Serves until it is dropped. `ready` is set once everything that `/ready` promises holds.
-pub async fn serve(listener: TcpListener, metrics: Metrics, ready: Arc<AtomicBool>) {
+/// Connections at a time; further ones wait in the kernel.
+const CONNECTIONS: usize = 64;
+
+/// How far the control plane is.
+#[derive(Debug, Default)]
+pub struct Readiness(AtomicU8);
+
+const STARTING: u8 = 0;
+const READY: u8 = 1;
+
+/// What the pages are made of.
+pub struct Pages {
+    /// Counters.
+    pub metrics: Metrics,
+    /// Whence the model and the findings.
+    pub publisher: Arc<Publisher>,
+    /// Who is connected.
+    pub proxies: Proxies,
+    /// Whose certificates expire.
+    pub ca: Ca,
+    /// Shown by `/ready`.
+    pub readiness: Arc<Readiness>,
+}
+
+// === impl Readiness ===
+
+impl Readiness {
+    /// Everything has been read and every port is bound.
+    pub fn ready(&self) {
+        self.0.store(READY, Ordering::Release);
+    }
+
+    /// New proxies are better off elsewhere.
+    pub fn ending(&self) {
+        self.0.store(READY + 1, Ordering::Release);
+    }
+
+    fn answer(&self) -> (StatusCode, &'static str) {
+        match self.0.load(Ordering::Acquire) {
+            READY => (StatusCode::OK, "ready\n"),
+            STARTING => (StatusCode::SERVICE_UNAVAILABLE, "the sources have not been read yet\n"),
+            _ => (StatusCode::SERVICE_UNAVAILABLE, "the control plane is ending\n"),
+        }
+    }
+}
+
+/// Serves until it is dropped.
+pub async fn serve(listener: TcpListener, pages: Arc<Pages>) {
+    let connections = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
+        // Never closed.
+        let permit = Arc::clone(&connections).acquire_owned().await.ok();
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(20)).await;
             continue;
         };
-        let (metrics, ready) = (metrics.clone(), Arc::clone(&ready));
+        let pages = Arc::clone(&pages);
         tokio::spawn(async move {
             let service = service_fn(move |request| {
-                let response = answer(&request, &metrics, &ready);
+                let response = pages.answer(&request);
                 async move { Ok::<_, Infallible>(response) }
             });
             let served = hyper::server::conn::http1::Builder::new()
@@ -35,30 +88,48 @@ pub async fn serve(listener: TcpListener, metrics: Metrics, ready: Arc<AtomicBoo
             if let Err(error) = served.await {
                 tracing::debug!(%error, "a connection to the metrics port ended");
             }
+            drop(permit);
         });
     }
 }
 
-fn answer(request: &Request<Incoming>, metrics: &Metrics, ready: &AtomicBool) -> Response<Full<Bytes>> {
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
-        response.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static("GET, HEAD"));
-        return response;
-    }
-    match request.uri().path() {
-        "/metrics" => match metrics.render() {
-            Ok(body) => {
-                let mut response = Response::new(Full::new(body.into()));
-                let kind = header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-                response.headers_mut().insert(header::CONTENT_TYPE, kind);
-                response
+// === impl Pages ===
+
+impl Pages {
+    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
+            response.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static("GET, HEAD"));
+            return response;
+        }
+        match request.uri().path() {
+            "/metrics" => match self.metrics() {
+                Ok(body) => {
+                    let mut response = Response::new(Full::new(body.into()));
+                    let kind = header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+                    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+                    response
+                }
+                Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+            },
+            "/ready" => {
+                let (status, body) = self.readiness.answer();
+                text(status, body)
             }
-            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
-        },
-        "/ready" if ready.load(Ordering::Acquire) => text(StatusCode::OK, "ready\n"),
-        "/ready" => text(StatusCode::SERVICE_UNAVAILABLE, "the sources have not been read yet\n"),
-        "/live" => text(StatusCode::OK, "live\n"),
-        _ => text(StatusCode::NOT_FOUND, "there are /metrics, /ready and /live\n"),
+            "/live" => text(StatusCode::OK, "live\n"),
+            _ => text(StatusCode::NOT_FOUND, "there are /metrics, /ready and /live\n"),
+        }
+    }
+
+    fn metrics(&self) -> prometheus::Result<Vec<u8>> {
+        let findings = self.publisher.findings().borrow().clone();
+        self.metrics.render(&Gauges {
+            model: &self.publisher.model(),
+            findings: &findings,
+            proxies: &self.proxies.list(),
+            leaf_expires: self.ca.creds_at(SystemTime::now()).not_after(),
+            issuer_expires: self.ca.not_after(),
+        })
     }
 }
 

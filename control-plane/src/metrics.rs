@@ -1,19 +1,29 @@
-//! What the control plane counts.
+//! What the control plane counts. Counters are counted where it happens; gauges that follow from other state are
+//! read when they are asked for ([`Gauges`]).
+
+use std::time::SystemTime;
 
 use prometheus::{Encoder, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use tulle_api::ResourceType;
 
+use crate::ads::Connected;
 use crate::finding::{Finding, Severity};
+use crate::model::Model;
 
 /// All of it; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     registry: Registry,
     /// ADS streams that are open.
-    pub proxies: IntGauge,
+    proxies: IntGauge,
+    /// TLS connections that are open.
+    pub connections: IntGauge,
     /// Report streams that hold a registration.
     pub registrations: IntGauge,
     /// Resources sent, by type.
     pub resources_sent: IntCounterVec,
+    /// Names told as absent, by type.
+    pub removals_sent: IntCounterVec,
     /// Responses accepted, by type.
     pub acks: IntCounterVec,
     /// Responses refused in part, by type.
@@ -27,8 +37,26 @@ pub struct Metrics {
     /// Snapshots published.
     pub models: IntCounter,
     findings: IntGaugeVec,
-    /// When the issuing chain expires, in seconds of Unix time.
-    pub issuer_expires: IntGauge,
+    /// Resources that connected proxies have rejected and not accepted since, by type.
+    rejected: IntGaugeVec,
+    /// What can be asked for, by type.
+    resources: IntGaugeVec,
+    /// When a certificate expires, in seconds of Unix time, by kind.
+    expiration: IntGaugeVec,
+}
+
+/// What is read when metrics are asked for.
+pub struct Gauges<'a> {
+    /// The newest snapshot.
+    pub model: &'a Model,
+    /// What is wrong with what people wrote.
+    pub findings: &'a [Finding],
+    /// Who is connected.
+    pub proxies: &'a [Connected],
+    /// When the control plane's own certificate expires.
+    pub leaf_expires: SystemTime,
+    /// When the issuing chain expires.
+    pub issuer_expires: SystemTime,
 }
 
 impl Metrics {
@@ -46,18 +74,18 @@ impl Metrics {
             registry.register(Box::new(gauge.clone()))?;
             prometheus::Result::Ok(gauge)
         };
-        let findings = IntGaugeVec::new(
-            Opts::new("tulle_control_plane_findings", "What is wrong with what people wrote, now"),
-            &["severity"],
-        )?;
-        registry.register(Box::new(findings.clone()))?;
+        let gauges = |name: &str, help: &str, label: &str| {
+            let gauges = IntGaugeVec::new(Opts::new(name, help), &[label])?;
+            registry.register(Box::new(gauges.clone()))?;
+            prometheus::Result::Ok(gauges)
+        };
         let models = IntCounter::new(
             "tulle_control_plane_models_total",
             "Snapshots of the model that were published",
         )?;
         registry.register(Box::new(models.clone()))?;
-        let build = IntGaugeVec::new(Opts::new("tulle_build_info", "The version that runs"), &["version"])?;
-        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let build = IntGaugeVec::new(Opts::new("tulle_build_info", "Always 1"), &["component", "version"])?;
+        build.with_label_values(&["control-plane", env!("CARGO_PKG_VERSION")]).set(1);
         registry.register(Box::new(build))?;
         Ok(Self {
             proxies: gauge("tulle_control_plane_proxies", "ADS streams that are open")?,
@@ -70,6 +98,12 @@ impl Metrics {
                 "Resources sent to proxies",
                 "type",
             )?,
+            removals_sent: counters(
+                "tulle_control_plane_removals_sent_total",
+                "Names told to proxies as absent",
+                "type",
+            )?,
+            connections: gauge("tulle_control_plane_connections", "Connections of the gRPC port")?,
             acks: counters("tulle_control_plane_acks_total", "Responses that a proxy accepted", "type")?,
             nacks: counters(
                 "tulle_control_plane_nacks_total",
@@ -91,31 +125,57 @@ impl Metrics {
                 "Requests for certificates",
                 "outcome",
             )?,
-            issuer_expires: gauge(
-                "tulle_control_plane_issuer_expiration_timestamp_seconds",
-                "When the issuing chain expires",
+            findings: gauges(
+                "tulle_control_plane_findings",
+                "What is wrong with what people wrote, now",
+                "severity",
+            )?,
+            rejected: gauges(
+                "tulle_control_plane_rejected_resources",
+                "Resources that connected proxies have rejected and not accepted since",
+                "type",
+            )?,
+            resources: gauges(
+                "tulle_control_plane_resources",
+                "Resources that proxies can ask for; of Routes, the services that they lead to",
+                "type",
+            )?,
+            expiration: gauges(
+                "tulle_identity_cert_expiration_timestamp_seconds",
+                "When a certificate in use expires: leaf (the control plane's own), issuer",
+                "kind",
             )?,
             models,
-            findings,
             registry,
         })
-    }
-
-    /// Shows how many findings there are.
-    pub fn set_findings(&self, findings: &[Finding]) {
-        for (severity, word) in [(Severity::Error, "error"), (Severity::Warning, "warning")] {
-            let count = findings.iter().filter(|finding| finding.severity == severity).count();
-            self.findings.with_label_values(&[word]).set(i64::try_from(count).unwrap_or(i64::MAX));
-        }
     }
 
     /// In the Prometheus text format.
     ///
     /// # Errors
     /// When a metric cannot be encoded: never.
-    pub fn render(&self) -> prometheus::Result<Vec<u8>> {
+    pub fn render(&self, now: &Gauges<'_>) -> prometheus::Result<Vec<u8>> {
+        for (severity, word) in [(Severity::Error, "error"), (Severity::Warning, "warning")] {
+            let count = now.findings.iter().filter(|finding| finding.severity == severity).count();
+            set(&self.findings, word, count);
+        }
+        self.proxies.set(i64::try_from(now.proxies.len()).unwrap_or(i64::MAX));
+        for resource_type in ResourceType::ALL {
+            let rejected = now.proxies.iter().flat_map(|proxy| &proxy.rejected);
+            let rejected = rejected.filter(|rejected| rejected.resource_type == resource_type).count();
+            set(&self.rejected, resource_type.as_str(), rejected);
+            set(&self.resources, resource_type.as_str(), now.model.names(resource_type).len());
+        }
+        for (kind, expires) in [("leaf", now.leaf_expires), ("issuer", now.issuer_expires)] {
+            let seconds = expires.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+            self.expiration.with_label_values(&[kind]).set(i64::try_from(seconds).unwrap_or(i64::MAX));
+        }
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(text)
     }
+}
+
+fn set(family: &IntGaugeVec, label: &str, count: usize) {
+    family.with_label_values(&[label]).set(i64::try_from(count).unwrap_or(i64::MAX));
 }

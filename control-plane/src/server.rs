@@ -1,17 +1,23 @@
-//! The one gRPC port: TLS, who calls, and the services behind it.
+//! The one gRPC port: TLS, and who is behind a connection.
 //!
 //! A client certificate is optional at the TLS level, since a workload that joins has none yet; each service asks for
-//! what it needs. Who was verified goes with every request of the connection as [`ca::Caller`].
+//! what it needs. Who was verified goes with every request of the connection as [`ca::Caller`]. A connection ends with
+//! the certificate that it was made with, so that a proxy that is not renewed any more loses its streams too.
 
+use std::future::Future as _;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures_util::Stream;
+use prometheus::IntGauge;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::Sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -23,12 +29,23 @@ use crate::metrics::Metrics;
 
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How many handshakes may be under way; further connections wait in the kernel.
+const HANDSHAKES: usize = 256;
+/// A certificate that lives longer is looked at again then.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// A connection whose handshake is done.
+#[derive(Debug)]
 pub struct Secured {
     stream: TlsStream<TcpStream>,
     caller: Option<ca::Caller>,
+    /// When the caller's certificate expires.
+    expires: Option<Pin<Box<Sleep>>>,
+    _counted: Counted,
 }
+
+#[derive(Debug)]
+struct Counted(IntGauge);
 
 /// Accepts connections and does their handshakes, each in a task of its own: one that stalls holds up no other.
 pub fn incoming(
@@ -37,43 +54,86 @@ pub fn incoming(
     metrics: Metrics,
 ) -> impl Stream<Item = Result<Secured, io::Error>> {
     let (secured, stream) = mpsc::channel(64);
-    tokio::spawn(async move {
-        loop {
-            let (socket, client) = tokio::select! {
-                accepted = listener.accept() => match accepted {
-                    Ok(accepted) => accepted,
-                    Err(error) => {
-                        tracing::warn!(%error, "cannot accept; trying again");
-                        tokio::time::sleep(Duration::from_millis(20)).await;
-                        continue;
-                    }
-                },
-                () = secured.closed() => return,
-            };
-            let (ca, metrics, secured) = (ca.clone(), metrics.clone(), secured.clone());
-            tokio::spawn(async move {
-                match tokio::time::timeout(HANDSHAKE, secure(socket, &ca)).await {
-                    Ok(Ok(connection)) => drop(secured.send(Ok(connection)).await),
-                    Ok(Err(error)) => {
-                        let reason = refusal_of_io(&error).map_or("tls_failed", refusal::Refusal::reason);
-                        metrics.refused.with_label_values(&[reason]).inc();
-                        tracing::warn!(%client, reason, %error, "refused a connection");
-                    }
-                    Err(_) => metrics.refused.with_label_values(&["tls_timeout"]).inc(),
-                }
-            });
-        }
-    });
+    tokio::spawn(accept(listener, ca, metrics, secured));
     ReceiverStream::new(stream)
 }
 
-async fn secure(socket: TcpStream, ca: &Ca) -> io::Result<Secured> {
+async fn accept(
+    listener: TcpListener,
+    ca: Ca,
+    metrics: Metrics,
+    secured: mpsc::Sender<Result<Secured, io::Error>>,
+) {
+    let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+    loop {
+        let accepted = async {
+            // Never closed.
+            let permit = Arc::clone(&handshakes).acquire_owned().await.ok();
+            (permit, listener.accept().await)
+        };
+        let (permit, accepted) = tokio::select! {
+            accepted = accepted => accepted,
+            () = secured.closed() => return,
+        };
+        let (socket, client) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection; trying again");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                continue;
+            }
+        };
+        let (ca, metrics, secured) = (ca.clone(), metrics.clone(), secured.clone());
+        tokio::spawn(async move {
+            if let Some(connection) = handshake(socket, client, &ca, &metrics).await {
+                drop(permit);
+                // Closed: the control plane ends.
+                let _closed = secured.send(Ok(connection)).await;
+            }
+        });
+    }
+}
+
+/// `None`: refused, counted and logged.
+async fn handshake(socket: TcpStream, client: SocketAddr, ca: &Ca, metrics: &Metrics) -> Option<Secured> {
+    let refused = |reason: &str, error: &dyn std::fmt::Display| {
+        metrics.refused.with_label_values(&[reason]).inc();
+        tracing::warn!(%client, reason, %error, "refused a connection");
+    };
+    match tokio::time::timeout(HANDSHAKE, secure(socket, ca, metrics)).await {
+        Ok(Ok(connection)) => return Some(connection),
+        // Who only looks whether the port is open is not worth a warning.
+        Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            tracing::debug!(%client, %error, "a connection was closed before its handshake was done");
+        }
+        Ok(Err(error)) => {
+            refused(refusal_of_io(&error).map_or("tls_failed", refusal::Refusal::reason), &error);
+        }
+        Err(elapsed) => refused("tls_timeout", &elapsed),
+    }
+    None
+}
+
+async fn secure(socket: TcpStream, ca: &Ca, metrics: &Metrics) -> io::Result<Secured> {
     socket.set_nodelay(true)?;
     let stream = TlsAcceptor::from(ca.creds().control_plane()).accept(socket).await?;
     let (_, session) = stream.get_ref();
     let caller = ca::Caller::of(session.peer_certificates())
         .map_err(|refusal| io::Error::new(io::ErrorKind::InvalidData, refusal.reason()))?;
-    Ok(Secured { stream, caller })
+    let expires = caller.as_ref().map(|caller| {
+        let left = caller.not_after.duration_since(SystemTime::now()).unwrap_or_default();
+        Box::pin(tokio::time::sleep(left.min(LONGEST)))
+    });
+    metrics.connections.inc();
+    Ok(Secured { stream, caller, expires, _counted: Counted(metrics.connections.clone()) })
+}
+
+// === impl Counted ===
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 // === impl Secured ===
@@ -92,6 +152,14 @@ impl AsyncRead for Secured {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        // HTTP/2 always reads, so this is asked in time.
+        if let Some(expires) = &mut self.expires
+            && expires.as_mut().poll(cx).is_ready()
+        {
+            tracing::info!(caller = ?self.caller, "closed a connection whose certificate has expired");
+            self.expires = None;
+            return Poll::Ready(Err(io::Error::other("the client's certificate has expired")));
+        }
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -40,6 +40,14 @@ impl StateDir {
         if !path.is_dir() {
             DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
         }
+        let mode = fs::metadata(path).map_err(failed)?.permissions().mode() & 0o7777;
+        if mode & 0o022 != 0 {
+            tracing::warn!(
+                path = %path.display(),
+                mode = format_args!("{mode:04o}"),
+                "others can write into the state folder, and so replace the mesh's keys; chmod 700 it"
+            );
+        }
         let mut lock = OpenOptions::new()
             .read(true)
             .write(true)
@@ -48,7 +56,10 @@ impl StateDir {
             .mode(0o600)
             .open(path.join("lock"))
             .map_err(failed)?;
-        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if let Err(error) = flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            if error != rustix::io::Errno::WOULDBLOCK {
+                return Err(failed(error.into()));
+            }
             let mut pid = String::new();
             // Who holds it is said as far as it is known.
             drop(lock.read_to_string(&mut pid));
@@ -107,7 +118,6 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_and_nobody_elses() {
-        use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().unwrap();
         let state = StateDir::open(&folder.path().join("state")).unwrap();
         assert_eq!(state.read("x").unwrap(), None);

@@ -4,6 +4,7 @@
 //! every stream that is told about it.
 
 pub mod caller;
+mod proxies;
 mod serve;
 pub mod session;
 
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use tulle_api::ResourceType;
 
 pub use self::caller::Caller;
+pub use self::proxies::{Connected, Proxies, RejectedResource};
 pub use self::serve::Ads;
 pub use self::session::Session;
 use crate::model::{Encoded, Model};

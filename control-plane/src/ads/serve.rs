@@ -1,7 +1,7 @@
 //! The tonic shell around [`Session`]: one task a stream, which carries out what the session decides.
 //!
-//! A slow client costs one response of each type: nothing is queued for it beyond that, and what changes in the
-//! meantime is sent as the newest state only.
+//! A slow client costs one response of each type: nothing is queued for it beyond that, nothing more is read from it
+//! meanwhile, and what changes in the meantime is sent as the newest state only.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,25 +14,47 @@ use tulle_api::ResourceType;
 use tulle_api::discovery::aggregated_discovery_service_server::AggregatedDiscoveryService;
 use tulle_api::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 
-use super::session::{Received, Refusal, Session, Verdict};
+use super::proxies::{Place, Proxies};
+use super::session::{Received, Refusal, RefusedName, Session, Verdict};
 use crate::ca;
+use crate::ending::Ending;
 use crate::metrics::Metrics;
 use crate::model::Model;
 
+/// Refusals of one request that are logged one by one; all are counted.
+const LOGGED: usize = 10;
+
 /// The service; cheap to clone.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Ads {
     models: watch::Receiver<Arc<Model>>,
     metrics: Metrics,
+    proxies: Proxies,
+    ending: Ending,
 }
 
 type Responses = Pin<Box<dyn Stream<Item = Result<DeltaDiscoveryResponse, Status>> + Send>>;
 
+/// One proxy's stream.
+struct ServedStream {
+    session: Session,
+    identity: String,
+    ads: Ads,
+    place: Place,
+    responses: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+}
+
 // === impl Ads ===
 
 impl Ads {
-    pub fn new(models: watch::Receiver<Arc<Model>>, metrics: Metrics) -> Self {
-        Self { models, metrics }
+    /// Streams end with the control plane.
+    pub fn new(
+        models: watch::Receiver<Arc<Model>>,
+        metrics: Metrics,
+        proxies: Proxies,
+        ending: Ending,
+    ) -> Self {
+        Self { models, metrics, proxies, ending }
     }
 }
 
@@ -49,11 +71,12 @@ impl AggregatedDiscoveryService for Ads {
             return Err(Status::unauthenticated("ADS needs a client certificate of the mesh"));
         };
         let (responses, outgoing) = mpsc::channel(4);
+        let identity = caller.id.to_string();
         let stream = ServedStream {
             session: Session::new(caller.id.namespace()),
-            identity: caller.id.to_string(),
-            models: self.models.clone(),
-            metrics: self.metrics.clone(),
+            place: self.proxies.enter(&identity),
+            identity,
+            ads: self.clone(),
             responses,
         };
         tokio::spawn(stream.run(request.into_inner()));
@@ -61,38 +84,34 @@ impl AggregatedDiscoveryService for Ads {
     }
 }
 
-/// One proxy's stream.
-struct ServedStream {
-    session: Session,
-    identity: String,
-    models: watch::Receiver<Arc<Model>>,
-    metrics: Metrics,
-    responses: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
-}
+// === impl ServedStream ===
 
 impl ServedStream {
     async fn run(mut self, mut requests: Streaming<DeltaDiscoveryRequest>) {
-        self.metrics.proxies.inc();
         if let Err(status) = self.serve(&mut requests).await {
-            tracing::warn!(identity = self.identity, code = ?status.code(), error = status.message(), "ended an ADS stream");
-            drop(self.responses.send(Err(status)).await);
+            tracing::info!(
+                identity = self.identity, code = ?status.code(), error = status.message(), "ended an ADS stream"
+            );
+            // Who has gone needs no answer.
+            let _gone = self.responses.send(Err(status)).await;
         }
-        self.metrics.proxies.dec();
     }
 
     async fn serve(&mut self, requests: &mut Streaming<DeltaDiscoveryRequest>) -> Result<(), Status> {
+        let mut ending = self.ads.ending.clone();
         loop {
             // A model that comes with a request must not count as seen before the session knows of it.
-            if self.models.has_changed().unwrap_or(false) {
+            if self.ads.models.has_changed().unwrap_or(false) {
                 self.session.model_changed();
             }
-            let model = self.models.borrow_and_update().clone();
+            let model = self.ads.models.borrow_and_update().clone();
             while let Some(response) = self.session.poll(&*model) {
-                let kind = kind(&response.type_url);
-                let sent = self.metrics.resources_sent.with_label_values(&[kind]);
-                sent.inc_by(response.resources.len() as u64);
-                if self.responses.send(Ok(response)).await.is_err() {
-                    return Ok(());
+                self.count(&response);
+                tokio::select! {
+                    sent = self.responses.send(Ok(response)) => if sent.is_err() {
+                        return Ok(());
+                    },
+                    () = ending.wait() => return Err(ends()),
                 }
             }
             tokio::select! {
@@ -101,61 +120,96 @@ impl ServedStream {
                     // The client is gone; it will come back.
                     Some(Err(_)) | None => return Ok(()),
                 },
-                changed = self.models.changed() => match changed {
+                changed = self.ads.models.changed() => match changed {
                     // `changed` marks it as seen.
                     Ok(()) => self.session.model_changed(),
-                    Err(_) => return Err(Status::unavailable("the control plane is ending")),
+                    Err(_) => return Err(ends()),
                 },
+                () = ending.wait() => return Err(ends()),
             }
         }
     }
 
     fn receive(&mut self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
-        let type_url = request.type_url.clone();
-        let error = request.error_detail.as_ref().map(|detail| detail.message.clone());
-        let received = self.session.receive(request).map_err(|refusal| status(&refusal))?;
-        let Received { verdict, refused, .. } = received;
-        let node = self.session.caller().map(super::caller::Caller::node).unwrap_or_default();
+        let introduced = self.session.caller().is_some();
+        let received = self.session.receive(request).map_err(|refusal| {
+            self.ads.metrics.refused.with_label_values(&[refusal.reason()]).inc();
+            tracing::warn!(
+                identity = self.identity, reason = refusal.reason(), error = %refusal, "refused an ADS stream"
+            );
+            Status::from(&refusal)
+        })?;
+        if !introduced && let Some(caller) = self.session.caller() {
+            self.place.introduce(caller.node());
+        }
+        let Received { resource_type, verdict, refused } = received;
+        let kind = label(resource_type);
         match verdict {
-            Verdict::Ack => self.metrics.acks.with_label_values(&[kind(&type_url)]).inc(),
+            Verdict::Ack => self.ads.metrics.acks.with_label_values(&[kind]).inc(),
             Verdict::Nack => {
-                self.metrics.nacks.with_label_values(&[kind(&type_url)]).inc();
-                tracing::error!(
-                    node,
-                    kind = kind(&type_url),
-                    error = error.unwrap_or_default(),
-                    "a proxy refused a part of what it was sent"
-                );
+                self.ads.metrics.nacks.with_label_values(&[kind]).inc();
+                self.log_rejected(resource_type);
             }
             Verdict::None => {}
         }
-        for name in refused {
-            self.metrics.refused_names.with_label_values(&[name.reason]).inc();
-            tracing::warn!(
-                node,
-                kind = kind(&type_url),
-                name = name.name,
-                reason = name.reason,
-                "answered a name as absent"
-            );
-        }
+        self.place.note(&self.session, verdict == Verdict::Nack);
+        self.log_refused(kind, &refused);
         Ok(())
     }
-}
 
-fn status(refusal: &Refusal) -> Status {
-    let text = refusal.to_string();
-    match refusal {
-        Refusal::NodeForeign { .. } => Status::permission_denied(text),
-        Refusal::TooManySubscriptions => Status::resource_exhausted(text),
-        Refusal::NodeMissing | Refusal::NodeMalformed(_) => Status::invalid_argument(text),
+    fn node(&self) -> &str {
+        self.session.caller().map(super::Caller::node).unwrap_or_default()
+    }
+
+    fn log_rejected(&self, resource_type: Option<ResourceType>) {
+        let rejected = self.session.rejected().filter(|one| Some(one.resource_type) == resource_type);
+        for one in rejected.take(LOGGED) {
+            let (field, reason) = one.faults.first().map_or(("", ""), |fault| (&fault.field, &fault.reason));
+            tracing::error!(
+                node = self.node(),
+                kind = one.resource_type.as_str(),
+                resource = one.name,
+                field,
+                reason,
+                running = one.running,
+                "a proxy rejected a resource"
+            );
+        }
+    }
+
+    fn log_refused(&self, kind: &str, refused: &[RefusedName]) {
+        for name in refused {
+            self.ads.metrics.refused_names.with_label_values(&[name.reason]).inc();
+        }
+        for RefusedName { name, reason } in refused.iter().take(LOGGED) {
+            tracing::warn!(node = self.node(), kind, name, reason, "answered a name as absent");
+        }
+    }
+
+    fn count(&self, response: &DeltaDiscoveryResponse) {
+        let kind = label(ResourceType::from_type_url(&response.type_url));
+        let metrics = &self.ads.metrics;
+        metrics.resources_sent.with_label_values(&[kind]).inc_by(response.resources.len() as u64);
+        metrics.removals_sent.with_label_values(&[kind]).inc_by(response.removed_resources.len() as u64);
     }
 }
 
-/// The last part of a type URL of ours; `other` for any other, since clients choose it.
-fn kind(type_url: &str) -> &'static str {
-    match ResourceType::from_type_url(type_url) {
-        Some(known) => known.type_url().rsplit('.').next().unwrap_or("other"),
-        None => "other",
+impl From<&Refusal> for Status {
+    fn from(refusal: &Refusal) -> Self {
+        let text = refusal.to_string();
+        match refusal {
+            Refusal::NodeForeign { .. } => Self::permission_denied(text),
+            Refusal::TooManySubscriptions => Self::resource_exhausted(text),
+            Refusal::NodeMissing | Refusal::NodeMalformed(_) => Self::invalid_argument(text),
+        }
     }
+}
+
+fn ends() -> Status {
+    Status::unavailable("the control plane is ending; connect again")
+}
+
+/// `other` for a type that is not ours, since clients choose it.
+fn label(resource_type: Option<ResourceType>) -> &'static str {
+    resource_type.map_or("other", ResourceType::as_str)
 }

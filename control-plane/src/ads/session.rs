@@ -188,6 +188,20 @@ struct Batch {
     removed: Vec<String>,
 }
 
+// === impl Refusal ===
+
+impl Refusal {
+    /// A stable label.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::NodeMissing => "node_missing",
+            Self::NodeMalformed(_) => "node_malformed",
+            Self::NodeForeign { .. } => "node_foreign",
+            Self::TooManySubscriptions => "too_many_subscriptions",
+        }
+    }
+}
+
 // === impl Session ===
 
 impl Session {

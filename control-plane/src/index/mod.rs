@@ -12,7 +12,7 @@ use std::net::IpAddr;
 
 use bytes::Bytes;
 
-pub use self::registration::{Registration, RegistrationError};
+pub use self::registration::{Registration, RegistrationError, RegistrationId};
 use crate::finding::Origin;
 use crate::object::{Grant, Kind, Mesh, NamespacedName, Object, ObjectKey, Policy, Route, Service, Slice};
 
@@ -35,7 +35,7 @@ pub enum Change {
 }
 
 type Objects<T> = BTreeMap<NamespacedName, Stored<T>>;
-type Links<K> = BTreeMap<K, BTreeSet<NamespacedName>>;
+type Links<K, V = NamespacedName> = BTreeMap<K, BTreeSet<V>>;
 
 /// What is known.
 #[derive(Debug, Default)]
@@ -46,7 +46,7 @@ pub struct Index {
     grants: Objects<Grant>,
     policies: Objects<Policy>,
     mesh: Option<Stored<Mesh>>,
-    registrations: BTreeMap<NamespacedName, Registration>,
+    registrations: BTreeMap<RegistrationId, Registration>,
     bundles: BTreeMap<String, Vec<Bytes>>,
     links: IndexLinks,
     dirty: Dirty,
@@ -57,8 +57,8 @@ pub struct Index {
 struct IndexLinks {
     /// Service → its slices.
     slices: Links<NamespacedName>,
-    /// Service → workloads registered for it.
-    registrations: Links<NamespacedName>,
+    /// Service → registrations for it.
+    registrations: Links<NamespacedName, RegistrationId>,
     /// Service → routes attached to it.
     routes: Links<NamespacedName>,
     /// Service → routes that send requests to it.
@@ -69,8 +69,10 @@ struct IndexLinks {
     services_at: Links<IpAddr>,
     /// Address → slices with an endpoint there.
     slices_at: Links<IpAddr>,
-    /// Address → workloads registered there.
-    registrations_at: Links<IpAddr>,
+    /// Address → registrations there.
+    registrations_at: Links<IpAddr, RegistrationId>,
+    /// Workload → its registrations.
+    registrations_of_workload: Links<NamespacedName, RegistrationId>,
     /// Workload → slices with an endpoint of it.
     slices_of_workload: Links<NamespacedName>,
 }
@@ -215,32 +217,29 @@ impl Index {
             ..Self::default()
         };
         *self = fresh;
-        for registration in self.registrations.values() {
-            let workload = &registration.workload;
-            link(&mut self.links.registrations, registration.services(), workload);
-            link(&mut self.links.registrations_at, [&registration.address], workload);
+        for (id, registration) in &self.registrations {
+            self.links.link_registration(*id, registration);
         }
         for (object, origin) in objects {
             self.apply(object, origin);
         }
     }
 
-    /// Makes a workload an endpoint of the services that it names, in place of what it said before.
-    pub fn register(&mut self, registration: Registration) {
-        let workload = registration.workload.clone();
-        self.unregister(&workload);
-        link(&mut self.links.registrations, registration.services(), &workload);
-        link(&mut self.links.registrations_at, [&registration.address], &workload);
-        self.registrations.insert(workload.clone(), registration);
-        self.touch_registration(&workload);
+    /// Makes a workload an endpoint of the services that it names, in place of what was said under the same ID. A
+    /// workload with several registrations is one with several replicas; of two that speak of the same place, the one
+    /// with the greater ID is believed.
+    pub fn register(&mut self, id: RegistrationId, registration: Registration) {
+        self.unregister(id);
+        self.links.link_registration(id, &registration);
+        self.registrations.insert(id, registration);
+        self.touch_registration(id);
     }
 
-    /// Forgets a workload; nothing happens if it is not registered.
-    pub fn unregister(&mut self, workload: &NamespacedName) {
-        self.touch_registration(workload);
-        if let Some(registration) = self.registrations.remove(workload) {
-            unlink(&mut self.links.registrations, registration.services(), workload);
-            unlink(&mut self.links.registrations_at, [&registration.address], workload);
+    /// Forgets a registration; nothing happens if there is none of that ID.
+    pub fn unregister(&mut self, id: RegistrationId) {
+        self.touch_registration(id);
+        if let Some(registration) = self.registrations.remove(&id) {
+            self.links.unlink_registration(id, &registration);
         }
     }
 
@@ -272,10 +271,11 @@ impl Index {
             dirty.addresses.extend(slice.object.addresses());
             dirty.workloads.extend(slice.object.workloads().cloned());
         }
-        for workload in linked(&self.links.registrations, name) {
-            dirty.workloads.insert(workload.clone());
-            let registration = self.registrations.get(workload);
-            dirty.addresses.extend(registration.map(|known| known.address));
+        for id in linked(&self.links.registrations, name) {
+            if let Some(registration) = self.registrations.get(id) {
+                dirty.workloads.insert(registration.workload.clone());
+                dirty.addresses.insert(registration.address);
+            }
         }
         // A backend may have begun or ceased to resolve.
         for route in linked(&self.links.backends, name).filter_map(|route| self.routes.get(route)) {
@@ -311,15 +311,16 @@ impl Index {
                 self.dirty.workloads.extend(slice.object.workloads().cloned());
             }
             let registered = linked(&self.links.registrations, service);
-            self.dirty.workloads.extend(registered.cloned());
+            let registered = registered.filter_map(|id| self.registrations.get(id));
+            self.dirty.workloads.extend(registered.map(|known| known.workload.clone()));
         }
     }
 
-    fn touch_registration(&mut self, workload: &NamespacedName) {
-        if let Some(registration) = self.registrations.get(workload) {
+    fn touch_registration(&mut self, id: RegistrationId) {
+        if let Some(registration) = self.registrations.get(&id) {
             self.dirty.endpoints.extend(registration.services().cloned());
             self.dirty.addresses.insert(registration.address);
-            self.dirty.workloads.insert(workload.clone());
+            self.dirty.workloads.insert(registration.workload.clone());
         }
     }
 }
@@ -357,14 +358,18 @@ impl Index {
         self.mesh.as_ref()
     }
 
-    /// Every registered workload.
+    /// Every registration, oldest first.
     pub fn registrations(&self) -> impl Iterator<Item = &Registration> {
         self.registrations.values()
     }
 
-    /// A registered workload by name.
-    pub fn registration(&self, workload: &NamespacedName) -> Option<&Registration> {
-        self.registrations.get(workload)
+    /// The registrations of a workload, oldest first.
+    pub fn registrations_of_workload<'a>(
+        &'a self,
+        workload: &NamespacedName,
+    ) -> impl Iterator<Item = &'a Registration> + use<'a> {
+        let ids = linked(&self.links.registrations_of_workload, workload);
+        ids.filter_map(|id| self.registrations.get(id))
     }
 
     /// Trust domains and their DER certificates.
@@ -379,13 +384,13 @@ impl Index {
         slices.filter_map(|name| Some(&self.slices.get(name)?.object))
     }
 
-    /// The workloads registered for a service, by name.
+    /// The registrations for a service, oldest first.
     pub fn registrations_of<'a>(
         &'a self,
         service: &NamespacedName,
     ) -> impl Iterator<Item = &'a Registration> + use<'a> {
-        let workloads = linked(&self.links.registrations, service);
-        workloads.filter_map(|name| self.registrations.get(name))
+        let ids = linked(&self.links.registrations, service);
+        ids.filter_map(|id| self.registrations.get(id))
     }
 
     /// The routes attached to a service, in order of precedence.
@@ -415,10 +420,10 @@ impl Index {
         slices.filter_map(|name| Some(&self.slices.get(name)?.object))
     }
 
-    /// The workloads registered at this address, by name.
+    /// The registrations at this address, oldest first.
     pub fn registrations_at(&self, address: IpAddr) -> impl Iterator<Item = &Registration> {
-        let workloads = linked(&self.links.registrations_at, &address);
-        workloads.filter_map(|name| self.registrations.get(name))
+        let ids = linked(&self.links.registrations_at, &address);
+        ids.filter_map(|id| self.registrations.get(id))
     }
 
     /// The slices with an endpoint of this workload, by name.
@@ -433,14 +438,15 @@ impl Index {
     /// Every address that belongs to something.
     pub fn addresses(&self) -> BTreeSet<IpAddr> {
         let links = &self.links;
-        let at = [&links.services_at, &links.slices_at, &links.registrations_at];
-        at.into_iter().flat_map(|links| links.keys().copied()).collect()
+        let at = [&links.services_at, &links.slices_at];
+        let at = at.into_iter().flat_map(|links| links.keys());
+        at.chain(links.registrations_at.keys()).copied().collect()
     }
 
     /// Every workload, registered or named by a slice.
     pub fn workloads(&self) -> BTreeSet<NamespacedName> {
         let named = self.links.slices_of_workload.keys();
-        named.chain(self.registrations.keys()).cloned().collect()
+        named.chain(self.links.registrations_of_workload.keys()).cloned().collect()
     }
 
     /// Whether a route in `namespace` may send requests to a service of another namespace.
@@ -450,31 +456,47 @@ impl Index {
     }
 }
 
-fn link<'a, K: Ord + Clone + 'a>(
-    links: &mut Links<K>,
+// === impl IndexLinks ===
+
+impl IndexLinks {
+    fn link_registration(&mut self, id: RegistrationId, registration: &Registration) {
+        link(&mut self.registrations, registration.services(), &id);
+        link(&mut self.registrations_at, [&registration.address], &id);
+        link(&mut self.registrations_of_workload, [&registration.workload], &id);
+    }
+
+    fn unlink_registration(&mut self, id: RegistrationId, registration: &Registration) {
+        unlink(&mut self.registrations, registration.services(), &id);
+        unlink(&mut self.registrations_at, [&registration.address], &id);
+        unlink(&mut self.registrations_of_workload, [&registration.workload], &id);
+    }
+}
+
+fn link<'a, K: Ord + Clone + 'a, V: Ord + Clone>(
+    links: &mut Links<K, V>,
     from: impl IntoIterator<Item = &'a K>,
-    to: &NamespacedName,
+    to: &V,
 ) {
     for key in from {
         links.entry(key.clone()).or_default().insert(to.clone());
     }
 }
 
-fn unlink<'a, K: Ord + Clone + 'a>(
-    links: &mut Links<K>,
+fn unlink<'a, K: Ord + Clone + 'a, V: Ord>(
+    links: &mut Links<K, V>,
     from: impl IntoIterator<Item = &'a K>,
-    to: &NamespacedName,
+    to: &V,
 ) {
     for key in from {
-        if let Some(names) = links.get_mut(key) {
-            names.remove(to);
-            if names.is_empty() {
+        if let Some(ends) = links.get_mut(key) {
+            ends.remove(to);
+            if ends.is_empty() {
                 links.remove(key);
             }
         }
     }
 }
 
-fn linked<'a, K: Ord>(links: &'a Links<K>, key: &K) -> impl Iterator<Item = &'a NamespacedName> + use<'a, K> {
+fn linked<'a, K: Ord, V>(links: &'a Links<K, V>, key: &K) -> impl Iterator<Item = &'a V> + use<'a, K, V> {
     links.get(key).into_iter().flatten()
 }

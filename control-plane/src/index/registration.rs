@@ -7,10 +7,14 @@ use tulle_api::v1;
 
 use crate::object::{NamespacedName, is_label};
 
+/// Tells a registration from every other one; a later one has a greater ID.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RegistrationId(pub u64);
+
 /// A workload that made itself an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Registration {
-    /// Who; one registration per workload.
+    /// Who; replicas that share a name have a registration each.
     pub workload: NamespacedName,
     /// From the certificate of the stream, never from what was said on it.
     pub spiffe_id: Arc<str>,

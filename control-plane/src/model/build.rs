@@ -91,7 +91,8 @@ impl Context<'_> {
                 locality: locality(&registration.region, &registration.zone),
                 ready: registration.ready || service.publish_not_ready,
             };
-            endpoints.entry((registration.address, ports)).or_insert(endpoint);
+            // The newest word about a place holds: its workload may have come back before the old stream was missed.
+            endpoints.insert((registration.address, ports), endpoint);
         }
         let registered: BTreeSet<_> = endpoints.keys().cloned().collect();
         for slice in self.index.slices_of(name) {
@@ -199,11 +200,13 @@ impl Context<'_> {
     }
 
     pub(super) fn workload(&self, name: &NamespacedName) -> Option<Arc<Encoded>> {
-        let message = if let Some(registration) = self.index.registration(name) {
+        let registered = || self.index.registrations_of_workload(name);
+        let message = if let Some(registration) = registered().last() {
+            let addresses: BTreeSet<IpAddr> = registered().map(|replica| replica.address).collect();
             v1::Workload {
                 name: Some(object_name(name)),
                 spiffe_id: registration.spiffe_id.to_string(),
-                addresses: vec![registration.address.to_string()],
+                addresses: addresses.iter().map(ToString::to_string).collect(),
                 locality: locality(&registration.region, &registration.zone),
             }
         } else {
@@ -231,11 +234,15 @@ impl Context<'_> {
     }
 
     pub(super) fn inbound(&self, name: &NamespacedName) -> Option<Arc<Encoded>> {
-        let registration = self.index.registration(name);
         let mut serving: Vec<Serving> = Vec::new();
-        let mut known = registration.is_some();
-        for (service, number, port) in registration.iter().flat_map(|known| &known.ports) {
-            serving.push(Serving { service: service.clone(), service_port: Some(*number), port: *port });
+        let mut known = false;
+        for registration in self.index.registrations_of_workload(name) {
+            known = true;
+            serving.extend(registration.ports.iter().map(|(service, number, port)| Serving {
+                service: service.clone(),
+                service_port: Some(*number),
+                port: *port,
+            }));
         }
         for slice in self.index.slices_of_workload(name) {
             known = true;

@@ -30,7 +30,7 @@ use prost::Message;
 use tulle_api::{MESH, ResourceType, v1};
 
 pub use self::findings::findings;
-pub use self::publish::{Publisher, Registered, RegistrationId};
+pub use self::publish::{Publisher, Registered, Submitted};
 use self::routes::RouteSet;
 use self::table::Table;
 use crate::index::{Dirty, Index};

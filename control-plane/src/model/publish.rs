@@ -4,7 +4,6 @@
 //! in at once under a lock that is never held across an await. One task, [`Publisher::run`], rebuilds: at most once in
 //! [`COALESCE`], so a burst of changes costs one rebuild. A waiter learns when its change is published.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +13,7 @@ use tokio::sync::{Notify, watch};
 
 use super::{Model, Settings, findings};
 use crate::finding::{Finding, Severity};
-use crate::index::{Change, Dirty, Index, Registration};
+use crate::index::{Change, Dirty, Index, Registration, RegistrationId};
 use crate::object::NamespacedName;
 
 /// How long changes are gathered before they are published together.
@@ -40,12 +39,16 @@ struct State {
     /// Whether objects have changed, and not only registrations.
     objects_changed: bool,
     source_findings: Vec<Finding>,
-    registrations: BTreeMap<NamespacedName, RegistrationId>,
 }
 
-/// Tells a registration from a later one of the same workload.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct RegistrationId(u64);
+/// A registration that will be published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Submitted {
+    /// What its workload is told then.
+    pub registered: Registered,
+    /// For [`Publisher::wait_for`].
+    pub change: u64,
+}
 
 /// A registration that is published.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,13 +69,7 @@ impl Publisher {
         let all = gather(&index, &settings, &found);
         log(&[], &all);
         Arc::new(Self {
-            state: Mutex::new(State {
-                index,
-                changes: 0,
-                objects_changed: false,
-                source_findings: found,
-                registrations: BTreeMap::new(),
-            }),
+            state: Mutex::new(State { index, changes: 0, objects_changed: false, source_findings: found }),
             settings,
             changed: Notify::new(),
             model: watch::Sender::new(model),
@@ -110,42 +107,35 @@ impl Publisher {
         self.update(|state| state.index.set_bundle(trust_domain, authorities));
     }
 
-    /// Takes a workload in, in place of what it said before, and returns once a snapshot with it is published.
-    ///
-    /// Cancelled, the registration stays: [`Publisher::unregister_workload`] removes it.
-    pub async fn register(&self, registration: Registration) -> Registered {
-        let workload = registration.workload.clone();
-        let ports = registration.ports.clone();
-        let (id, pending, number) = {
+    /// Takes a registration in, in place of an earlier one, and returns at once. It is in force when
+    /// [`Publisher::wait_for`] returns.
+    pub fn submit(&self, registration: Registration, replaces: Option<RegistrationId>) -> Submitted {
+        let submitted = {
             let mut state = self.state.lock();
             state.changes += 1;
             let id = RegistrationId(state.changes);
-            state.registrations.insert(workload, id);
+            let pending = pending(&state.index, &registration.ports);
             warn_of_rivals(&state.index, &registration);
-            state.index.register(registration);
-            (id, pending(&state.index, &ports), state.changes)
+            state.index.register(id, registration);
+            if let Some(before) = replaces {
+                state.index.unregister(before);
+            }
+            Submitted { registered: Registered { id, pending }, change: state.changes }
         };
         self.changed.notify_one();
-        self.wait_for(number).await;
-        Registered { id, pending }
+        submitted
     }
 
-    /// Forgets a workload, unless it has registered again since `id` was given.
-    pub fn unregister(&self, workload: &NamespacedName, id: RegistrationId) {
-        self.update(|state| {
-            if state.registrations.get(workload) == Some(&id) {
-                state.registrations.remove(workload);
-                state.index.unregister(workload);
-            }
-        });
+    /// [`Publisher::submit`], and waits until a snapshot with it is published.
+    pub async fn register(&self, registration: Registration, replaces: Option<RegistrationId>) -> Registered {
+        let submitted = self.submit(registration, replaces);
+        self.wait_for(submitted.change).await;
+        submitted.registered
     }
 
-    /// Forgets a workload, whoever registered it.
-    pub fn unregister_workload(&self, workload: &NamespacedName) {
-        self.update(|state| {
-            state.registrations.remove(workload);
-            state.index.unregister(workload);
-        });
+    /// Forgets a registration.
+    pub fn unregister(&self, id: RegistrationId) {
+        self.update(|state| state.index.unregister(id));
     }
 
     /// The services of a registration that do not exist (yet), or lack the port (`<name>:<port>`).
@@ -205,7 +195,8 @@ impl Publisher {
         self.changed.notify_one();
     }
 
-    async fn wait_for(&self, number: u64) {
+    /// Returns once the change of that number is published.
+    pub async fn wait_for(&self, number: u64) {
         let mut published = self.published.subscribe();
         // The sender lives in self, so this ends only when the number is reached.
         let _closed = published.wait_for(|reached| *reached >= number).await;

@@ -95,7 +95,7 @@ fn a_model_kept_through_changes_equals_one_built_from_scratch() {
 
             let mut fresh = Index::default();
             for registration in registrations.values() {
-                fresh.register(registration.clone());
+                register(&mut fresh, registration.clone());
             }
             fresh.reset(objects.values().map(|object| (object.clone(), None)));
             let scratch = Model::build(&fresh, Settings::default());
@@ -129,12 +129,12 @@ fn change(
             let port = u32::try_from(80 + random.below(2)).unwrap();
             let new = registration(workload, random.pick(&IPS), &[(random.pick(&SERVICES), port, 8080)]);
             registrations.insert(new.workload.clone(), new.clone());
-            index.register(new);
+            register(index, new);
         }
         _ => {
             let workload = NamespacedName::new("default", random.pick(&["w1", "w2"]));
             registrations.remove(&workload);
-            index.unregister(&workload);
+            index.unregister(sole(&workload));
         }
     }
 }

@@ -9,7 +9,7 @@ mod routes;
 
 use super::*;
 use crate::finding::Finding;
-use crate::index::Registration;
+use crate::index::{Registration, RegistrationId};
 use crate::object::{Kind, Object, ObjectKey};
 use crate::source::read_text;
 
@@ -57,6 +57,15 @@ fn registration(workload: &str, address: &str, ports: &[(&str, u32, u32)]) -> Re
     };
     let id = format!("spiffe://cluster.local/ns/default/sa/{workload}");
     Registration::read(NamespacedName::new("default", workload), id, &said).unwrap()
+}
+
+/// The only registration of its workload.
+fn register(index: &mut Index, registration: Registration) {
+    index.register(sole(&registration.workload), registration);
+}
+
+fn sole(workload: &NamespacedName) -> RegistrationId {
+    RegistrationId(workload.name.bytes().fold(7, |id, byte| id * 31 % 1_000_003 + u64::from(byte)))
 }
 
 fn spiffe(id: &str) -> Option<v1::Peer> {
@@ -188,7 +197,10 @@ fn a_virtual_ip_leads_to_its_service() {
 #[test]
 fn a_registered_workload_is_an_endpoint_and_knows_its_ports() {
     let (mut index, _) = index(ORDERS);
-    index.register(registration("orders-1", "127.0.0.1", &[("orders", 80, 40001), ("later", 9, 40002)]));
+    register(
+        &mut index,
+        registration("orders-1", "127.0.0.1", &[("orders", 80, 40001), ("later", 9, 40002)]),
+    );
     let model = Model::build(&index, Settings::default());
     let id = "spiffe://cluster.local/ns/default/sa/orders-1";
     let endpoints: v1::Endpoints = get(&model, "default/orders").unwrap();
@@ -204,7 +216,7 @@ fn a_registered_workload_is_an_endpoint_and_knows_its_ports() {
     assert!(policy.ports.iter().all(|port| port.mode() == v1::MtlsMode::Permissive));
 
     // Two replicas on one address are two endpoints.
-    index.register(registration("orders-2", "127.0.0.1", &[("orders", 80, 40003)]));
+    register(&mut index, registration("orders-2", "127.0.0.1", &[("orders", 80, 40003)]));
     let model = Model::build(&index, Settings::default());
     let endpoints: v1::Endpoints = get(&model, "default/orders").unwrap();
     assert_eq!(endpoints.endpoints.len(), 2);
@@ -218,9 +230,36 @@ fn a_registered_workload_is_an_endpoint_and_knows_its_ports() {
 }
 
 #[test]
+fn replicas_of_one_name_have_a_registration_each() {
+    let (mut index, _) = index(ORDERS);
+    let replica = |address: &str, ready| Registration {
+        ready,
+        ..registration("orders-1", address, &[("orders", 80, 40001)])
+    };
+    index.register(RegistrationId(1), replica("10.0.0.1", true));
+    index.register(RegistrationId(2), replica("10.0.0.2", true));
+    // The first one's process has come back before its old stream was missed, and is not ready yet.
+    index.register(RegistrationId(3), replica("10.0.0.1", false));
+    let endpoints = |index: &Index| -> Vec<(String, bool)> {
+        let model = Model::build(index, Settings::default());
+        let endpoints: v1::Endpoints = get(&model, "default/orders").unwrap();
+        endpoints.endpoints.into_iter().map(|endpoint| (endpoint.address, endpoint.ready)).collect()
+    };
+    let (first, second) = ("10.0.0.1".to_owned(), "10.0.0.2".to_owned());
+    assert_eq!(endpoints(&index), [(first.clone(), false), (second.clone(), true)]);
+    let workload: v1::Workload = get(&Model::build(&index, Settings::default()), "default/orders-1").unwrap();
+    assert_eq!(workload.addresses, [&*first, &*second]);
+    // The old stream ends at last: the new one stays.
+    index.unregister(RegistrationId(1));
+    assert_eq!(endpoints(&index), [(first, false), (second.clone(), true)]);
+    index.unregister(RegistrationId(3));
+    assert_eq!(endpoints(&index), [(second, true)]);
+}
+
+#[test]
 fn a_registration_is_believed_over_a_slice() {
     let (mut index, _) = index(&format!("{ORDERS}{}", slice("")));
-    index.register(registration("orders-1", "2001:db8::1", &[("orders", 80, 8080)]));
+    register(&mut index, registration("orders-1", "2001:db8::1", &[("orders", 80, 8080)]));
     let model = Model::build(&index, Settings::default());
     let endpoints: v1::Endpoints = get(&model, "default/orders").unwrap();
     assert_eq!(endpoints.endpoints.len(), 3);
@@ -253,7 +292,7 @@ fn the_mesh_sets_mode_trust_domain_and_networks() {
 #[test]
 fn without_mtls_every_peer_is_plaintext() {
     let (mut index, _) = index(&format!("{ORDERS}{MESH}spec: {{mtls: 'off'}}\n"));
-    index.register(registration("orders-1", "127.0.0.1", &[("orders", 80, 40001)]));
+    register(&mut index, registration("orders-1", "127.0.0.1", &[("orders", 80, 40001)]));
     let model = Model::build(&index, Settings::default());
     let endpoints: v1::Endpoints = get(&model, "default/orders").unwrap();
     assert_eq!(endpoints.endpoints[0].ports[0].peer, plaintext());
@@ -324,13 +363,12 @@ fn policies_speak_of_the_ports_that_clients_dial() {
     let (mut index, found) = index(&text);
     assert_eq!(found.len(), 1, "{found:#?}");
     assert!(found[0].message.contains("another trust domain"));
-    index.register(registration(
-        "o",
-        "127.0.0.1",
-        &[("orders", 80, 40080), ("orders", 81, 40081), ("else", 81, 40082)],
-    ));
-    index.register(registration("p", "127.0.0.1", &[("orders", 80, 40090)]));
-    index.register(registration("q", "127.0.0.1", &[("else", 80, 40100)]));
+    register(
+        &mut index,
+        registration("o", "127.0.0.1", &[("orders", 80, 40080), ("orders", 81, 40081), ("else", 81, 40082)]),
+    );
+    register(&mut index, registration("p", "127.0.0.1", &[("orders", 80, 40090)]));
+    register(&mut index, registration("q", "127.0.0.1", &[("else", 80, 40100)]));
     let model = Model::build(&index, Settings::default());
     let rules = |workload: &str| -> Vec<(String, Vec<u32>, Vec<String>)> {
         let policy: v1::InboundPolicy = get(&model, workload).unwrap();
@@ -406,7 +444,7 @@ fn versions_are_the_same_everywhere_and_change_only_with_the_content() {
     assert_eq!(first, model);
     // Applied again, and another object: what did not change keeps even its place in memory.
     index.change(read_text(&text).changes);
-    index.register(registration("web", "127.0.0.1", &[("web", 1, 2)]));
+    register(&mut index, registration("web", "127.0.0.1", &[("web", 1, 2)]));
     let dirty = index.take_dirty();
     let second = first.next(&index, &dirty);
     for kind in [ResourceType::Service, ResourceType::Endpoints, ResourceType::Routes] {

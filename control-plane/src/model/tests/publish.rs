@@ -39,17 +39,17 @@ async fn a_registration_is_answered_once_its_policy_is_published() {
     assert_eq!(before.rules, []);
 
     let ports = [("orders", 80, 40080), ("orders", 85, 40085), ("later", 1, 2)];
-    let registered = publisher.register(registration("o", "127.0.0.1", &ports)).await;
+    let registered = publisher.register(registration("o", "127.0.0.1", &ports), None).await;
     assert_eq!(registered.pending, ["later", "orders:85"]);
     let after: v1::InboundPolicy = get(&publisher.model(), "default/o").unwrap();
     assert_eq!(after.rules.len(), 1);
 
     // The stream that is replaced must not take its successor with it.
-    let again = publisher.register(registration("o", "127.0.0.1", &ports)).await;
-    publisher.unregister(&name("default/o"), registered.id);
+    let again = publisher.register(registration("o", "127.0.0.1", &ports), None).await;
+    publisher.unregister(registered.id);
     publisher.settle().await;
     assert!(get::<v1::Workload>(&publisher.model(), "default/o").is_some());
-    publisher.unregister(&name("default/o"), again.id);
+    publisher.unregister(again.id);
     publisher.settle().await;
     assert!(get::<v1::Workload>(&publisher.model(), "default/o").is_none());
     task.abort();

@@ -1,0 +1,304 @@
+//! Workloads that made themselves endpoints: who may, for how long, and across a restart.
+//!
+//! Decides whether a registration is taken, and when it ends: with its stream; and after a restart of the control
+//! plane, when its workload is back or the grace period is over, so that a control plane that was killed takes no
+//! endpoint away. What is registered is kept in the state folder, written soon after it changed and never more than ten
+//! times a second. Called by [`crate::report`]; tells the [`Publisher`].
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+use tulle_api::v1;
+use tulle_certs::SpiffeId;
+
+use crate::ca::NotGranted;
+use crate::index::{Registration, RegistrationError, RegistrationId};
+use crate::metrics::Metrics;
+use crate::model::{Publisher, Registered};
+use crate::object::NamespacedName;
+use crate::state_dir::StateDir;
+
+const FILE: &str = "registrations.json";
+
+/// How long changes are gathered before the file is written.
+const GATHER: Duration = Duration::from_millis(100);
+
+/// How long a workload whose certificate has expired may take to come back with another one.
+const REJOIN: Duration = Duration::from_secs(10);
+
+/// A workload serves a few services on a few ports.
+const MAX_PORTS: usize = 1000;
+
+/// Everything that is registered. Shared by the streams.
+pub struct Registrations {
+    publisher: Arc<Publisher>,
+    permit: Permit,
+    folder: Arc<StateDir>,
+    metrics: Metrics,
+    held: Mutex<Held>,
+    changed: Notify,
+}
+
+/// Whether an identity may register itself for a service of its namespace.
+pub type Permit = Box<dyn Fn(&SpiffeId, &str) -> Result<(), NotGranted> + Send + Sync>;
+
+#[derive(Debug, Default)]
+struct Held {
+    /// By streams that are open.
+    live: BTreeMap<RegistrationId, Stored>,
+    /// Whose workloads are waited for: since a restart, or since their certificates expired.
+    awaited: BTreeMap<RegistrationId, Stored>,
+    /// The control plane is ending: streams end with it, and what they registered is for the next one.
+    closing: bool,
+}
+
+/// A registration as it is kept in the file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Stored {
+    workload: String,
+    spiffe_id: String,
+    address: String,
+    services: Vec<StoredService>,
+    #[serde(default)]
+    region: String,
+    #[serde(default)]
+    zone: String,
+    ready: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct StoredService {
+    name: String,
+    /// (service port, port)
+    ports: Vec<(u32, u32)>,
+}
+
+/// Why a registration is not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// It cannot be read.
+    #[error(transparent)]
+    Malformed(#[from] RegistrationError),
+    /// It is too large.
+    #[error("registration: more than {MAX_PORTS} services and ports")]
+    TooLarge,
+    /// The caller may not be an endpoint of a service.
+    #[error("registration: {0}")]
+    NotGranted(#[from] NotGranted),
+}
+
+// === impl Registrations ===
+
+impl Registrations {
+    /// Takes up what was registered before a restart; it is published when this returns.
+    pub fn open(publisher: Arc<Publisher>, permit: Permit, folder: Arc<StateDir>, metrics: Metrics) -> Self {
+        let mut restored = BTreeMap::new();
+        for stored in read(&folder) {
+            match stored.registration() {
+                Ok(registration) => {
+                    let submitted = publisher.submit(registration, None);
+                    restored.insert(submitted.registered.id, stored);
+                }
+                Err(error) => {
+                    tracing::warn!(workload = stored.workload, %error, "left out a registration of {FILE}");
+                }
+            }
+        }
+        if !restored.is_empty() {
+            publisher.publish();
+            tracing::info!(workloads = restored.len(), "serving registrations from before the restart");
+        }
+        let held = Mutex::new(Held { awaited: restored, ..Held::default() });
+        Self { publisher, permit, folder, metrics, held, changed: Notify::new() }
+    }
+
+    /// Keeps the file, and ends what has not come back after `grace`. Runs until it is dropped.
+    pub async fn keep(&self, grace: Duration) {
+        let restored: Vec<RegistrationId> = self.held.lock().awaited.keys().copied().collect();
+        let expire = async {
+            tokio::time::sleep(grace).await;
+            self.expire(&restored);
+        };
+        let write = async {
+            loop {
+                self.changed.notified().await;
+                tokio::time::sleep(GATHER).await;
+                self.write();
+            }
+        };
+        tokio::join!(expire, write);
+    }
+
+    /// Takes a registration in, in place of an earlier one of the same stream, and returns once a model that contains it
+    /// is published.
+    ///
+    /// # Errors
+    /// What is wrong with it; the earlier one stays.
+    pub async fn register(
+        &self,
+        workload: &NamespacedName,
+        id: &SpiffeId,
+        said: &v1::Registration,
+        replaces: Option<RegistrationId>,
+    ) -> Result<(Registration, Registered), Refusal> {
+        let ports = said.services.iter().map(|service| service.ports.len() + 1).sum::<usize>();
+        if ports > MAX_PORTS {
+            return Err(Refusal::TooLarge);
+        }
+        let registration = Registration::read(workload.clone(), id.as_str(), said)?;
+        for service in &said.services {
+            (self.permit)(id, &service.name)?;
+        }
+        let submitted = {
+            let mut held = self.held.lock();
+            let submitted = self.publisher.submit(registration.clone(), replaces);
+            if let Some(before) = replaces {
+                held.live.remove(&before);
+            }
+            let stored = Stored::new(workload, id, said);
+            // It is back: what it was before is void.
+            let back = held.awaited.extract_if(.., |_, before| {
+                before.workload == stored.workload && before.address == stored.address
+            });
+            for (before, _) in back.collect::<Vec<_>>() {
+                self.publisher.unregister(before);
+            }
+            held.live.insert(submitted.registered.id, stored);
+            self.show(&held);
+            submitted
+        };
+        self.changed.notify_one();
+        self.publisher.wait_for(submitted.change).await;
+        Ok((registration, submitted.registered))
+    }
+
+    /// A stream has ended, and with it what it registered.
+    pub fn unregister(&self, id: RegistrationId) {
+        let mut held = self.held.lock();
+        if held.closing {
+            return;
+        }
+        if held.live.remove(&id).is_some() {
+            self.publisher.unregister(id);
+            self.show(&held);
+            drop(held);
+            self.changed.notify_one();
+        }
+    }
+
+    /// The control plane ends: from here on nothing is forgotten, and the file holds what is registered now.
+    pub fn close(&self) {
+        self.held.lock().closing = true;
+        self.write();
+    }
+
+    /// A stream has ended because its certificate has expired: a proxy that has another one is back at once, so what
+    /// it registered waits for it, for [`REJOIN`].
+    pub fn await_return(self: &Arc<Self>, id: RegistrationId) {
+        let mut held = self.held.lock();
+        let Some(stored) = held.live.remove(&id) else { return };
+        held.awaited.insert(id, stored);
+        self.show(&held);
+        drop(held);
+        let registrations = Arc::clone(self);
+        tokio::spawn(async move {
+            tokio::time::sleep(REJOIN).await;
+            registrations.expire(&[id]);
+        });
+    }
+
+    /// Ends those that are still waited for.
+    fn expire(&self, awaited: &[RegistrationId]) {
+        let mut held = self.held.lock();
+        if held.closing {
+            return;
+        }
+        for id in awaited {
+            if let Some(stored) = held.awaited.remove(id) {
+                tracing::warn!(workload = stored.workload, "a registered workload has not come back");
+                self.publisher.unregister(*id);
+                self.changed.notify_one();
+            }
+        }
+    }
+
+    fn show(&self, held: &Held) {
+        self.metrics.registrations.set(i64::try_from(held.live.len()).unwrap_or(i64::MAX));
+    }
+
+    fn write(&self) {
+        let stored: Vec<Stored> = {
+            let held = self.held.lock();
+            held.awaited.values().chain(held.live.values()).cloned().collect()
+        };
+        let written = serde_json::to_vec_pretty(&stored)
+            .map_err(std::io::Error::other)
+            .and_then(|bytes| self.folder.write(FILE, &bytes));
+        if let Err(error) = written {
+            tracing::error!(%error, "cannot keep the registrations in {FILE}; a restart would forget them");
+        }
+    }
+}
+
+/// A file that cannot be read costs nothing but the grace: workloads come back by themselves.
+fn read(folder: &StateDir) -> Vec<Stored> {
+    let read = folder.read(FILE).and_then(|bytes| match bytes {
+        Some(bytes) => serde_json::from_slice(&bytes).map_err(std::io::Error::from),
+        None => Ok(Vec::new()),
+    });
+    read.unwrap_or_else(|error| {
+        tracing::warn!(%error, "cannot read {FILE}; workloads are endpoints again once they have registered");
+        Vec::new()
+    })
+}
+
+// === impl Stored ===
+
+impl Stored {
+    fn new(workload: &NamespacedName, id: &SpiffeId, said: &v1::Registration) -> Self {
+        let locality = said.locality.clone().unwrap_or_default();
+        let services = said.services.iter().map(|service| StoredService {
+            name: service.name.clone(),
+            ports: service.ports.iter().map(|port| (port.service_port, port.port)).collect(),
+        });
+        Self {
+            workload: workload.to_string(),
+            spiffe_id: id.to_string(),
+            address: said.address.clone(),
+            services: services.collect(),
+            region: locality.region,
+            zone: locality.zone,
+            ready: said.ready,
+        }
+    }
+
+    /// Read as if it had just been said: the file may have been edited.
+    fn registration(&self) -> Result<Registration, RegistrationError> {
+        let workload = NamespacedName::parse(&self.workload).ok_or_else(|| RegistrationError {
+            field: "workload".to_owned(),
+            message: format!("{:?} is not <namespace>/<name>", self.workload),
+        })?;
+        let services = self.services.iter().map(|service| v1::RegisteredService {
+            name: service.name.clone(),
+            ports: service
+                .ports
+                .iter()
+                .map(|(service_port, port)| v1::RegisteredPort { service_port: *service_port, port: *port })
+                .collect(),
+        });
+        let said = v1::Registration {
+            address: self.address.clone(),
+            services: services.collect(),
+            locality: Some(v1::Locality { region: self.region.clone(), zone: self.zone.clone() }),
+            ready: self.ready,
+        };
+        Registration::read(workload, self.spiffe_id.as_str(), &said)
+    }
+}
+
+#[cfg(test)]
+mod tests;
