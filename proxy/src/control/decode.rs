@@ -4,6 +4,7 @@
 //! that is missing, unknown or out of range is rejected rather than replaced, and the resource's name must be the one
 //! that it was subscribed by. Fields that this version does not know are passed over (a newer control plane's).
 
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,7 +54,7 @@ pub fn decode(type_url: &str, name: &str, bytes: &[u8]) -> Result<Decoded, Rejec
         url if url == v1::Routes::type_url() => message(bytes).and_then(|m| routes(m, name)),
         url if url == v1::Workload::type_url() => message(bytes).and_then(|m| workload(m, name)),
         url if url == v1::InboundPolicy::type_url() => message(bytes).and_then(|m| inbound_policy(m, name)),
-        url if url == v1::Mesh::type_url() => message(bytes).and_then(mesh),
+        url if url == v1::Mesh::type_url() => message(bytes).and_then(|m| mesh(m, name)),
         url if url == v1::TrustBundle::type_url() => message(bytes).and_then(|m| trust_bundle(m, name)),
         other => Err(fault("", format!("resources of type {other:?} are not known to this version"))),
     };
@@ -74,6 +75,11 @@ fn address(message: v1::Address, name: &str) -> Result<Decoded> {
     use v1::address::Target;
     named(&message.ip, name, "ip")?;
     let ip = ip(&message.ip, "ip")?;
+    // Who asks for an address knows only this form of it.
+    let canonical = ip.to_string();
+    if canonical != message.ip {
+        return Err(fault("ip", format!("{:?} is written {canonical:?} in canonical form", message.ip)));
+    }
     let target = match message.target.ok_or_else(|| fault("target", "is missing"))? {
         Target::Service(service) => AddressTarget::Service(object(Some(service), "service")?),
         Target::Host(host) => AddressTarget::Host(each(host.ports, "host.ports", |port, at| {
@@ -90,7 +96,7 @@ fn address(message: v1::Address, name: &str) -> Result<Decoded> {
 
 fn service(message: v1::Service, name: &str) -> Result<Decoded> {
     Ok(Decoded::Service(ServiceInfo {
-        name: named_object(message.name, name)?,
+        name: named_object(message.name, name, "name")?,
         addresses: each(message.addresses, "addresses", |address, at| ip(&address, at))?,
         ports: each(message.ports, "ports", |port, at| {
             Ok(ServicePort {
@@ -103,11 +109,15 @@ fn service(message: v1::Service, name: &str) -> Result<Decoded> {
 }
 
 fn endpoints(message: v1::Endpoints, name: &str) -> Result<Decoded> {
-    let name = named_object(message.name, name)?;
+    let name = named_object(message.name, name, "name")?;
     let mut endpoints = Vec::new();
     for (i, endpoint) in message.endpoints.into_iter().enumerate() {
         let at = format!("endpoints[{i}]");
         let ip = ip(&endpoint.address, &format!("{at}.address"))?;
+        if ip.is_unspecified() || ip.is_multicast() {
+            // Dialling 0.0.0.0 reaches this host.
+            return Err(fault(format!("{at}.address"), format!("{ip} is no address of a workload")));
+        }
         let workload = optional_object(&endpoint.workload, &format!("{at}.workload"))?;
         let zone = zone(endpoint.locality);
         for (j, port) in endpoint.ports.into_iter().enumerate() {
@@ -129,7 +139,7 @@ fn routes(message: v1::Routes, name: &str) -> Result<Decoded> {
     let (client_namespace, service_name) = name
         .split_once('/')
         .ok_or_else(|| fault("", "is not named <client namespace>/<namespace>/<name>"))?;
-    let service = named_object(message.service, service_name)?;
+    let service = named_object(message.service, service_name, "service")?;
     // Content that is the same for all clients says nothing about whose it is.
     if !message.client_namespace.is_empty() {
         named(&message.client_namespace, client_namespace, "client_namespace")?;
@@ -189,7 +199,7 @@ const MAX_WEIGHT: u32 = 1_000_000;
 
 fn workload(message: v1::Workload, name: &str) -> Result<Decoded> {
     Ok(Decoded::Workload(WorkloadInfo {
-        name: named_object(message.name, name)?,
+        name: named_object(message.name, name, "name")?,
         id: spiffe_id(&message.spiffe_id, "spiffe_id")?,
         addresses: each(message.addresses, "addresses", |address, at| ip(&address, at))?,
         zone: zone(message.locality),
@@ -197,27 +207,36 @@ fn workload(message: v1::Workload, name: &str) -> Result<Decoded> {
 }
 
 fn inbound_policy(message: v1::InboundPolicy, name: &str) -> Result<Decoded> {
-    Ok(Decoded::InboundPolicy(InboundSpec {
-        workload: named_object(message.workload, name)?,
-        mode: mode(message.mode, "mode")?,
-        ports: each(message.ports, "ports", |port, at| {
-            let policy = PortPolicy {
-                protocol: protocol(port.protocol, &format!("{at}.protocol"))?,
-                mode: mode(port.mode, &format!("{at}.mode"))?,
-            };
-            Ok((self::port(port.port, &format!("{at}.port"))?, policy))
-        })?,
-        rules: each(message.rules, "rules", |rule, at| {
-            Ok(Allow {
-                name: rule.name.into(),
-                ports: each(rule.ports, &format!("{at}.ports"), port)?,
-                identities: each(rule.identities, &format!("{at}.identities"), |id, at| spiffe_id(&id, at))?,
-            })
-        })?,
-    }))
+    let workload = named_object(message.workload, name, "workload")?;
+    let mode = self::mode(message.mode, "mode")?;
+    let mut ports: Vec<(u16, PortPolicy)> = Vec::with_capacity(message.ports.len());
+    let mut seen = HashSet::new();
+    for (i, port) in message.ports.into_iter().enumerate() {
+        let at = format!("ports[{i}]");
+        let number = self::port(port.port, &format!("{at}.port"))?;
+        if !seen.insert(number) {
+            return Err(fault(format!("{at}.port"), format!("{number} is there twice")));
+        }
+        let protocol = protocol(port.protocol, &format!("{at}.protocol"))?;
+        ports.push((number, PortPolicy { protocol, mode: self::mode(port.mode, &format!("{at}.mode"))? }));
+    }
+    let rules = each(message.rules, "rules", |rule, at| {
+        if rule.name.is_empty() {
+            return Err(fault(format!("{at}.name"), "is missing"));
+        }
+        Ok(Allow {
+            name: rule.name.into(),
+            ports: each(rule.ports, &format!("{at}.ports"), port)?,
+            identities: each(rule.identities, &format!("{at}.identities"), |id, at| spiffe_id(&id, at))?,
+        })
+    })?;
+    Ok(Decoded::InboundPolicy(InboundSpec { workload, mode, ports, rules }))
 }
 
-fn mesh(message: v1::Mesh) -> Result<Decoded> {
+fn mesh(message: v1::Mesh, name: &str) -> Result<Decoded> {
+    if name != tulle_api::MESH {
+        return Err(fault("", format!("is named {name:?}; the only one is named {:?}", tulle_api::MESH)));
+    }
     Ok(Decoded::Mesh(MeshInfo {
         trust_domain: trust_domain(&message.trust_domain)?,
         mode: mode(message.mtls, "mtls")?,
@@ -266,9 +285,9 @@ fn object(name: Option<v1::ObjectName>, at: &str) -> Result<ObjectName> {
     Ok(ObjectName::new(&namespace, &name))
 }
 
-fn named_object(said: Option<v1::ObjectName>, name: &str) -> Result<ObjectName> {
-    let said = object(said, "name")?;
-    named(&said.to_string(), name, "name")?;
+fn named_object(said: Option<v1::ObjectName>, name: &str, at: &str) -> Result<ObjectName> {
+    let said = object(said, at)?;
+    named(&said.to_string(), name, at)?;
     Ok(said)
 }
 

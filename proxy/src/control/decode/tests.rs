@@ -1,4 +1,9 @@
+use std::time::SystemTime;
+
+use tulle_certs::issue::Authority;
+
 use super::*;
+use crate::testing::seeds;
 
 fn name(namespace: &str, name: &str) -> Option<v1::ObjectName> {
     Some(v1::ObjectName { namespace: namespace.to_owned(), name: name.to_owned() })
@@ -91,35 +96,146 @@ fn routes_of_all_clients_and_of_one_are_decoded_and_anothers_are_not() {
     assert_eq!(rejected(&message, "other/shop/orders").0, "client_namespace");
 }
 
+/// A sound resource of each type, with its name and its type URL.
+fn samples() -> Vec<(String, &'static str, Vec<u8>)> {
+    fn sample<M: Name>(name: &'static str, message: &M) -> (String, &'static str, Vec<u8>) {
+        (M::type_url(), name, message.encode_to_vec())
+    }
+    let id = || "spiffe://cluster.local/ns/shop/sa/web".to_owned();
+    let peer = Some(v1::Peer { peer: Some(v1::peer::Peer::SpiffeId(id())) });
+    let host = v1::Host {
+        ports: vec![v1::HostPort { port: 80, workload: "shop/web".to_owned(), protocol: 1, peer }],
+    };
+    let locality = Some(v1::Locality { region: "r".to_owned(), zone: "z".to_owned() });
+    let day = Duration::from_secs(86_400);
+    let ca = Authority::generate(&TrustDomain::default(), day, SystemTime::now()).unwrap();
+    vec![
+        sample(
+            "10.0.0.1",
+            &v1::Address { ip: "10.0.0.1".to_owned(), target: Some(v1::address::Target::Host(host)) },
+        ),
+        sample(
+            "fd00::1",
+            &v1::Address {
+                ip: "fd00::1".to_owned(),
+                target: name("shop", "orders").map(v1::address::Target::Service),
+            },
+        ),
+        sample(
+            "shop/orders",
+            &v1::Service {
+                name: name("shop", "orders"),
+                addresses: vec!["10.1.0.1".to_owned()],
+                ports: vec![v1::ServicePort { port: 80, name: "http".to_owned(), protocol: 1 }],
+            },
+        ),
+        sample("shop/orders", &endpoints()),
+        sample("web/shop/orders", &routes()),
+        sample(
+            "shop/web",
+            &v1::Workload {
+                name: name("shop", "web"),
+                spiffe_id: id(),
+                addresses: vec!["10.0.0.1".to_owned()],
+                locality,
+            },
+        ),
+        sample("shop/web", &policy()),
+        sample(
+            "mesh",
+            &v1::Mesh {
+                trust_domain: "cluster.local".to_owned(),
+                mtls: 2,
+                networks: vec!["10.0.0.0/8".to_owned(), "fd00::/8".to_owned()],
+            },
+        ),
+        sample(
+            "cluster.local",
+            &v1::TrustBundle {
+                trust_domain: "cluster.local".to_owned(),
+                x509_authorities: vec![ca.root().to_vec().into()],
+            },
+        ),
+    ]
+}
+
+fn policy() -> v1::InboundPolicy {
+    let identities = vec!["spiffe://cluster.local/ns/shop/sa/web".to_owned()];
+    v1::InboundPolicy {
+        workload: name("shop", "web"),
+        mode: 2,
+        ports: vec![v1::InboundPort { port: 80, protocol: 1, mode: 1 }],
+        rules: vec![v1::AllowRule { name: "shop/p/r".to_owned(), ports: vec![80], identities }],
+    }
+}
+
+#[test]
+fn a_sound_resource_of_each_type_is_decoded() {
+    for (url, name, bytes) in samples() {
+        assert!(decode(&url, name, &bytes).is_ok(), "{url} {name}: {:?}", decode(&url, name, &bytes));
+        // Under another name, none is.
+        let rejection = decode(&url, "other", &bytes).unwrap_err();
+        assert_eq!(rejection.resource, "other");
+    }
+    let rejection = decode("type.googleapis.com/tulle.v1.Unheard", "a", &[]).unwrap_err();
+    assert!(rejection.reason.contains("tulle.v1.Unheard"), "{}", rejection.reason);
+}
+
+#[test]
+fn an_empty_message_of_any_type_is_rejected() {
+    for (url, name, _) in samples() {
+        assert!(!decode(&url, name, &[]).unwrap_err().reason.is_empty());
+    }
+}
+
+#[test]
+fn a_policy_is_rejected_rather_than_half_understood() {
+    let faults: &[(&str, fn(&mut v1::InboundPolicy))] = &[
+        ("workload", |policy| policy.workload = name("shop", "orders")),
+        ("workload", |policy| policy.workload = None),
+        ("mode", |policy| policy.mode = 9),
+        ("ports[0].mode", |policy| policy.ports[0].mode = 0),
+        ("ports[0].protocol", |policy| policy.ports[0].protocol = 99),
+        ("ports[1].port", |policy| policy.ports.push(policy.ports[0].clone())),
+        ("rules[0].name", |policy| policy.rules[0].name.clear()),
+        ("rules[0].ports[0]", |policy| policy.rules[0].ports[0] = 0),
+        ("rules[0].identities[1]", |policy| policy.rules[0].identities.push("spiffe://a/b".to_owned())),
+    ];
+    for (field, spoil) in faults {
+        let mut policy = policy();
+        spoil(&mut policy);
+        assert_eq!(rejected(&policy, "shop/web").0, *field);
+    }
+}
+
+#[test]
+fn addresses_are_canonical_and_can_be_dialled() {
+    let service = || name("shop", "orders").map(v1::address::Target::Service);
+    let spelled = v1::Address { ip: "fd00:0::1".to_owned(), target: service() };
+    assert_eq!(rejected(&spelled, "fd00:0::1").0, "ip");
+    for address in ["0.0.0.0", "::", "224.0.0.1", ""] {
+        let mut message = endpoints();
+        message.endpoints[0].address = address.to_owned();
+        assert_eq!(rejected(&message, "shop/orders").0, "endpoints[0].address");
+    }
+}
+
 #[test]
 fn no_bytes_make_it_panic() {
-    let seeds: Vec<(String, &str, Vec<u8>)> = vec![
-        (v1::Endpoints::type_url(), "shop/orders", endpoints().encode_to_vec()),
-        (v1::Routes::type_url(), "web/shop/orders", routes().encode_to_vec()),
-    ];
-    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut next = || {
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        random
-    };
-    for round in 0..20_000 {
-        let (url, name, bytes) = &seeds[round % seeds.len()];
-        let mut bytes = bytes.clone();
-        for _ in 0..=next() % 4 {
-            let at = usize::try_from(next()).unwrap_or(0) % bytes.len();
-            match next() % 3 {
-                0 => bytes[at] = next().to_le_bytes()[0],
-                1 => drop(bytes.remove(at)),
-                _ => bytes.insert(at, next().to_le_bytes()[0]),
+    let samples = samples();
+    seeds(400, |_, mut rng| {
+        for (url, name, bytes) in &samples {
+            let mut bytes = bytes.clone();
+            for _ in 0..10 {
+                rng.mutate(&mut bytes);
+                if let Err(rejection) = decode(url, name, &bytes) {
+                    assert!(!rejection.reason.is_empty());
+                    assert_eq!(rejection.resource, *name);
+                }
             }
-            if bytes.is_empty() {
-                break;
-            }
+            // One type's bytes as another's.
+            let (other, ..) = rng.choose(&samples);
+            let _ = decode(other, name, &bytes);
         }
-        if let Err(rejection) = decode(url, name, &bytes) {
-            assert!(!rejection.reason.is_empty());
-        }
-    }
+    });
 }
