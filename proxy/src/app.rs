@@ -100,7 +100,11 @@ fn settings(config: &Config) -> Settings {
         connect_timeout: config.connect_timeout,
         idle_timeout: config.idle_timeout,
         detect_timeout: config.detect_timeout,
-        http1: h1::Limits { max_head: config.max_head_bytes, head_timeout: config.header_read_timeout },
+        http1: h1::Settings {
+            limits: h1::Limits { head: config.max_head_bytes, ..h1::Limits::default() },
+            head_timeout: config.header_read_timeout,
+            ..h1::Settings::default()
+        },
         http2: http2::Limits {
             max_header_list: u32::try_from(config.max_head_bytes).unwrap_or(u32::MAX),
             ..http2::Limits::default()

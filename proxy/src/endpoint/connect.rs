@@ -35,8 +35,6 @@ pub enum ConnectError {
     NoIdentity(std::net::SocketAddr),
     #[error("{address}: {source}")]
     Tls { address: std::net::SocketAddr, source: tls::ConnectError },
-    #[error("{address} does not speak HTTP/1: {source}")]
-    Http1 { address: std::net::SocketAddr, source: hyper::Error },
     #[error("{address} does not speak HTTP/2: {source}")]
     Http2 { address: std::net::SocketAddr, source: hyper::Error },
     #[error("{0} accepts HTTP/2 connections and closes them at once")]
@@ -48,11 +46,8 @@ pub enum ConnectError {
 // === impl Dial ===
 
 impl Dial {
-    pub async fn http1(&self, endpoint: &Endpoint) -> Result<h1::Client, ConnectError> {
-        let io = self.open(endpoint, Alpn::Http1).await?;
-        h1::Client::new(io, &self.http1)
-            .await
-            .map_err(|source| ConnectError::Http1 { address: endpoint.address, source })
+    pub async fn http1(&self, endpoint: &Endpoint) -> Result<h1::Client<Io>, ConnectError> {
+        Ok(h1::Client::new(self.open(endpoint, Alpn::Http1).await?, self.http1))
     }
 
     pub async fn http2(&self, endpoint: &Endpoint) -> Result<http2::Sender, ConnectError> {

@@ -25,6 +25,7 @@ use self::idle::IdleLimit;
 use self::shared::{Checkout, Dialled, Shared};
 
 use crate::balance::Load;
+use crate::io::Io;
 use crate::state::{ObjectName, Peer};
 use crate::wire::{h1, http2};
 
@@ -50,7 +51,7 @@ struct Pool {
 /// An HTTP/1 connection for one exchange.
 #[derive(Debug)]
 pub struct Http1 {
-    pub client: h1::Client,
+    pub client: h1::Client<Io>,
     /// It has served another request before.
     pub reused: bool,
 }
@@ -159,10 +160,10 @@ impl Endpoint {
     }
 
     /// A connection that waits for its next request, the one used last first.
-    fn idle_http1(&self, worker: usize, configured: Duration) -> Option<h1::Client> {
+    fn idle_http1(&self, worker: usize, configured: Duration) -> Option<h1::Client<Io>> {
         let pool = &self.pools[worker];
         loop {
-            let entry::Idle { connection, since } = pool.http1.lock().take()?;
+            let entry::Idle { mut connection, since } = pool.http1.lock().take()?;
             let now = Instant::now();
             match connection.closed() {
                 Some(at) => pool.saw_close(at, since),
@@ -175,7 +176,7 @@ impl Endpoint {
     }
 
     /// Gives a connection back once its exchange is over.
-    pub fn keep_http1(&self, worker: usize, connection: h1::Client) {
+    pub fn keep_http1(&self, worker: usize, mut connection: h1::Client<Io>) {
         let pool = &self.pools[worker];
         if let Some(timeout) = connection.idle_hint() {
             pool.idle_limit.lock().state(timeout);
@@ -330,9 +331,9 @@ impl shared::Connection for http2::Sender {
 // === impl Http1Waiter ===
 
 impl Waiter for Http1Waiter {
-    type Connection = h1::Client;
+    type Connection = h1::Client<Io>;
 
-    fn give(self, client: h1::Client, fresh: bool) -> Result<(), h1::Client> {
+    fn give(self, client: h1::Client<Io>, fresh: bool) -> Result<(), h1::Client<Io>> {
         match self.send(Ok(Http1 { client, reused: !fresh })) {
             Ok(()) | Err(Err(_)) => Ok(()),
             Err(Ok(http1)) => Err(http1.client),

@@ -26,7 +26,7 @@ pub struct Settings {
     pub connect_timeout: Duration,
     pub idle_timeout: Duration,
     pub detect_timeout: Duration,
-    pub http1: h1::Limits,
+    pub http1: h1::Settings,
     pub http2: http2::Limits,
     /// Ports whose bytes are never looked at, whatever the control plane says.
     pub opaque_ports: crate::config::PortSet,

@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 use super::context::Worker;
 use super::fault::Fault;
 use super::headers;
-use super::record::Tracked;
+use super::record::{ConnectionRecord, Tracked};
 use crate::drain;
 use crate::endpoint::{ConnectError, Dial, Endpoint, Http1, Http2, Observe};
 use crate::io::{Io, Meter};
@@ -52,7 +52,7 @@ pub(super) fn dial(worker: &Worker) -> Dial {
     Dial {
         creds: worker.proxy.creds.load_full(),
         timeout: settings.connect_timeout,
-        http1: settings.http1.clone(),
+        http1: settings.http1.limits,
         http2: settings.http2.clone(),
     }
 }
@@ -115,27 +115,29 @@ async fn send_http1(
         move |client| endpoint.keep_http1(index, client)
     };
     let idempotent = request.method().is_idempotent();
-    // What has been sent is not given back; a request without a body is copied cheaply. Only where it may matter.
-    let copy = (reused && is_bodyless(&request)).then(|| copy(&request));
-    match client.send(request, done).await {
-        Ok(response) => Ok(response),
+    let downstream = request.extensions().get::<h1::Exchange>().cloned();
+    let interim = |mut response: Response<()>| {
+        headers::strip_hop(response.headers_mut(), false);
+        downstream.as_ref().map(|downstream| downstream.interim(&response));
+    };
+    match client.send(request, interim, done).await {
+        Ok(response) => Ok(response.map(Body::http1)),
         Err(error) => {
-            let refused = tls::refused_by_peer(&error.source);
+            let refused = tls::refused_by_peer(&error.failure);
             let processed = if refused { Processed::No } else { error.processed };
             let cause = match processed {
                 Processed::No => Some(ReplayCause::Unprocessed),
                 Processed::Maybe if reused && idempotent && !error.answered => Some(ReplayCause::Idempotent),
                 Processed::Maybe => None,
             };
-            let reason = match error.malformed {
+            let reason = match error.failure {
                 _ if refused => Reason::PeerRefusedTls,
-                true => Reason::UpstreamMalformed,
-                false => Reason::UpstreamReset,
+                h1::Failure::Response(_) => Reason::UpstreamMalformed,
+                _ => Reason::UpstreamReset,
             };
-            let detail = format!("{}: {}", endpoint.address, error.source);
+            let detail = format!("{}: {}", endpoint.address, Chain(&error.failure));
             let fault = Fault { reason, processed, detail: detail.into() };
-            let request = error.request.or_else(|| copy.map(Box::new));
-            let again = cause.zip(request).map(|(cause, request)| Again { request, cause });
+            let again = cause.zip(error.request).map(|(cause, request)| Again { request, cause });
             Err(Failed { fault, again })
         }
     }
@@ -202,7 +204,7 @@ pub(super) fn connect_fault(error: &ConnectError) -> Fault {
         ConnectError::NoIdentity(_) => Reason::NotReady,
         ConnectError::Ended(_) => Reason::Draining,
         ConnectError::Http2 { source, .. } if tls::refused_by_peer(source) => Reason::PeerRefusedTls,
-        ConnectError::Http1 { .. } | ConnectError::Http2 { .. } => Reason::UpstreamMalformed,
+        ConnectError::Http2 { .. } => Reason::UpstreamMalformed,
         ConnectError::Tls { source, .. } => match source {
             tls::ConnectError::Refused { refusal: tulle_certs::Refusal::WrongIdentity, .. } => {
                 Reason::PeerIdentityMismatch
@@ -234,13 +236,32 @@ pub(super) async fn serve<H, F>(
             }
         }
         Framing::Http1 => {
-            if let Err(error) = h1::serve(io, &settings.http1, handler, drain).await {
-                if error.is_parse() {
-                    worker.metrics.refused(direction, Reason::MalformedRequest);
+            let client = io.socket().peer_addr();
+            let handler = |request: Request<h1::Body>| handler(request.map(Body::http1));
+            let refuse = |error: h1::HeadError| {
+                let fault = Fault::unsent(refusal(error), error.to_string());
+                fault.response(worker.proxy.speaker(direction), false, false)
+            };
+            let closed = h1::serve(io, &[], settings.http1, handler, refuse, drain.draining()).await;
+            match (&closed, client) {
+                (h1::Closed::Refused(error), Ok(client)) => {
+                    let detail = error.to_string();
+                    let record = ConnectionRecord::new(worker, direction, client);
+                    record.refused(refusal(*error), &detail).write(worker);
                 }
-                tracing::debug!(error = %Chain(&error), direction = direction.as_str(), "HTTP/1 connection ended");
+                _ => {
+                    let direction = direction.as_str();
+                    tracing::debug!(end = %Chain(&closed), direction, "HTTP/1 connection ended");
+                }
             }
         }
+    }
+}
+
+fn refusal(error: h1::HeadError) -> Reason {
+    match error {
+        h1::HeadError::Malformed(_) => Reason::MalformedRequest,
+        h1::HeadError::TooLarge(_) | h1::HeadError::TooManyFields(_) => Reason::HeadTooLarge,
     }
 }
 

@@ -12,6 +12,8 @@ use http::HeaderMap;
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 
+use super::h1;
+
 /// A message's body: streamed, with its trailers, as its receiver asks for it.
 #[derive(Debug, Default)]
 pub struct Body {
@@ -30,6 +32,7 @@ enum Kind {
     /// Sent after everything else: an answer that consists of nothing but trailers keeps them here.
     Trailers(HeaderMap),
     Incoming(Incoming),
+    Http1(h1::Body),
 }
 
 /// What has passed of a body so far, readable while it passes.
@@ -64,6 +67,10 @@ impl Body {
 
     pub(super) fn incoming(incoming: Incoming) -> Self {
         Self::of(Kind::Incoming(incoming))
+    }
+
+    pub fn http1(body: h1::Body) -> Self {
+        Self::of(Kind::Http1(body))
     }
 
     /// Counts what passes from now on in `transfer`.
@@ -118,6 +125,9 @@ impl http_body::Body for Body {
             Kind::Incoming(incoming) => {
                 ready!(Pin::new(incoming).poll_frame(cx)).map(|frame| frame.map_err(BodyError::new))
             }
+            Kind::Http1(body) => {
+                ready!(Pin::new(body).poll_frame(cx)).map(|frame| frame.map_err(BodyError::new))
+            }
         };
         if let (Some(transfer), Some(Ok(frame))) = (&self.transfer, &frame)
             && let Some(data) = frame.data_ref()
@@ -136,6 +146,7 @@ impl http_body::Body for Body {
             Kind::Empty => true,
             Kind::Full(_) | Kind::Trailers(_) => false,
             Kind::Incoming(incoming) => incoming.is_end_stream(),
+            Kind::Http1(body) => body.is_end_stream(),
         }
     }
 
@@ -144,6 +155,7 @@ impl http_body::Body for Body {
             Kind::Empty | Kind::Trailers(_) => SizeHint::with_exact(0),
             Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Kind::Incoming(incoming) => incoming.size_hint(),
+            Kind::Http1(body) => body.size_hint(),
         }
     }
 }
