@@ -115,11 +115,12 @@ impl Decoder {
     /// Moves over the end of the body if it is all that is left of it, so that it is known to be over.
     pub fn settle(&mut self, buf: &mut BytesMut) {
         const LAST: &[u8] = b"\r\n0\r\n\r\n";
-        if let Self::Chunked(chunks) = self {
-            if matches!(chunks.at, At::DataEnd) && buf.starts_with(LAST) {
-                buf.advance(LAST.len());
-                chunks.at = At::End;
-            }
+        if let Self::Chunked(chunks) = self
+            && matches!(chunks.at, At::DataEnd)
+            && buf.starts_with(LAST)
+        {
+            buf.advance(LAST.len());
+            chunks.at = At::End;
         }
     }
 

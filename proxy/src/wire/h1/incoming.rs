@@ -154,10 +154,10 @@ impl http_body::Body for Body {
         }
         if end {
             let failed = matches!(frame, Some(Err(_)));
-            if let Source::Received(connection) = std::mem::replace(&mut self.source, Source::Over) {
-                if !failed {
-                    connection.into_inner().finish();
-                }
+            if let Source::Received(connection) = std::mem::replace(&mut self.source, Source::Over)
+                && !failed
+            {
+                connection.into_inner().finish();
             }
         }
         Poll::Ready(frame)

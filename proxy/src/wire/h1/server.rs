@@ -286,12 +286,11 @@ impl<I: Transport> Server<I> {
                 state.server = Some(cx.waker().clone());
             }
             state.take_interim(out);
-            if !out.is_empty() {
-                if let Some(io) = &mut state.io {
-                    if let Poll::Ready(Err(error)) = out.poll_write(io, cx) {
-                        return Poll::Ready(Err(error));
-                    }
-                }
+            if !out.is_empty()
+                && let Some(io) = &mut state.io
+                && let Poll::Ready(Err(error)) = out.poll_write(io, cx)
+            {
+                return Poll::Ready(Err(error));
             }
             if let Poll::Ready(error) = state.poll_watch(cx) {
                 return Poll::Ready(Err(error));
@@ -539,7 +538,9 @@ impl<I> Shared<I> {
             let read = std::mem::replace(&mut input.buf, BytesMut::new());
             state.upgrade = Upgrade::Ready(Upgraded::new(io, read));
             drop(state);
-            waker.map(Waker::wake);
+            if let Some(_waker) = waker {
+                Waker::wake(_waker)
+            }
         }
     }
 
@@ -561,7 +562,9 @@ impl Upgrade {
         if let Self::Asked(waker) = self {
             let waker = waker.take();
             *self = Self::Over;
-            waker.map(Waker::wake);
+            if let Some(_waker) = waker {
+                Waker::wake(_waker)
+            }
         }
     }
 }
@@ -595,7 +598,9 @@ impl<I: Transport> Served for Shared<I> {
         fields.write(&mut state.interim);
         let server = state.server.clone();
         drop(state);
-        server.map(Waker::wake);
+        if let Some(_server) = server {
+            Waker::wake(_server)
+        }
         true
     }
 
