@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 use super::context::Worker;
 use super::fault::Fault;
 use super::headers;
-use super::record::{ConnectionRecord, Tracked};
+use super::record::Tracked;
 use crate::drain;
 use crate::endpoint::{ConnectError, Dial, Endpoint, Http1, Http2, Observe};
 use crate::io::{Io, Meter};
@@ -133,6 +133,7 @@ async fn send_http1(
             let reason = match error.failure {
                 _ if refused => Reason::PeerRefusedTls,
                 h1::Failure::Response(_) => Reason::UpstreamMalformed,
+                h1::Failure::Body(_) => Reason::MalformedRequest,
                 _ => Reason::UpstreamReset,
             };
             let detail = format!("{}: {}", endpoint.address, Chain(&error.failure));
@@ -216,13 +217,14 @@ pub(super) fn connect_fault(error: &ConnectError) -> Fault {
     Fault::unsent(reason, error.to_string())
 }
 
-/// Serves the requests of one connection, until it ends or the drain does.
+/// Serves the requests of one connection, until it ends or the drain does; `refuse` answers what is no request.
 pub(super) async fn serve<H, F>(
     worker: &Worker,
     direction: Direction,
     framing: Framing,
     io: Io,
     handler: H,
+    refuse: impl Fn(&Fault) -> Response<Tracked>,
     drain: &drain::Watch,
 ) where
     H: Fn(Request<Body>) -> F,
@@ -236,24 +238,10 @@ pub(super) async fn serve<H, F>(
             }
         }
         Framing::Http1 => {
-            let client = io.socket().peer_addr();
             let handler = |request: Request<h1::Body>| handler(request.map(Body::http1));
-            let refuse = |error: h1::HeadError| {
-                let fault = Fault::unsent(refusal(error), error.to_string());
-                fault.response(worker.proxy.speaker(direction), false, false)
-            };
+            let refuse = |error: h1::HeadError| refuse(&Fault::unsent(refusal(error), error.to_string()));
             let closed = h1::serve(io, &[], settings.http1, handler, refuse, drain.draining()).await;
-            match (&closed, client) {
-                (h1::Closed::Refused(error), Ok(client)) => {
-                    let detail = error.to_string();
-                    let record = ConnectionRecord::new(worker, direction, client);
-                    record.refused(refusal(*error), &detail).write(worker);
-                }
-                _ => {
-                    let direction = direction.as_str();
-                    tracing::debug!(end = %Chain(&closed), direction, "HTTP/1 connection ended");
-                }
-            }
+            tracing::debug!(end = %Chain(&closed), direction = direction.as_str(), "HTTP/1 connection ended");
         }
     }
 }

@@ -293,20 +293,26 @@ impl Connection {
         let open = worker.metrics.connections(&labels(self.guard.open())).open();
         let meter = Arc::new(Meter::default());
         let io = io.metered(Arc::clone(&meter));
-        let connection = Arc::clone(&self);
-        let handler = move |request| Arc::clone(&connection).request(request);
-        exchange::serve(&worker, Direction::Inbound, self.framing, io, handler, &worker.proxy.drain).await;
+        let handler = |request| Arc::clone(&self).request(request);
+        let refuse = |fault: &Fault| self.record(&mut Request::default()).unread().fault(fault);
+        let (direction, drain) = (Direction::Inbound, &worker.proxy.drain);
+        exchange::serve(&worker, direction, self.framing, io, handler, refuse, drain).await;
         self.tunnels.ended().await;
         exchange::count(&open, &meter);
     }
 
-    /// One request to the application: its whole life.
-    async fn request(self: Arc<Self>, mut request: Request<Body>) -> Response<Tracked> {
-        let mut record = Record::new(&self.worker, Direction::Inbound, self.id, self.client, &mut request);
+    fn record(&self, request: &mut Request<Body>) -> Box<Record> {
+        let mut record = Record::new(&self.worker, Direction::Inbound, self.id, self.client, request);
         record.tls = metrics_tls(self.guard.open().tls);
         if let Some(peer) = &self.guard.open().peer {
             record.set_peer(peer.clone());
         }
+        record
+    }
+
+    /// One request to the application: its whole life.
+    async fn request(self: Arc<Self>, mut request: Request<Body>) -> Response<Tracked> {
+        let mut record = self.record(&mut request);
         headers::strip_ours(request.headers_mut());
         match self.forward(&mut record, request).await {
             Ok((mut response, in_flight)) => {

@@ -259,14 +259,15 @@ impl Connection {
         let open = self.worker.metrics.connections(&labels).open();
         let meter = Arc::new(Meter::default());
         let io = io.metered(Arc::clone(&meter));
-        let connection = Arc::clone(&self);
-        let handler = move |request| Arc::clone(&connection).request(request);
+        let handler = |request| Arc::clone(&self).request(request);
+        let refuse = |fault: &Fault| self.record(&mut Request::default()).unread().fault(fault);
         exchange::serve(
             &self.worker,
             Direction::Outbound,
             self.framing,
             io,
             handler,
+            refuse,
             &self.worker.proxy.drain,
         )
         .await;
@@ -274,10 +275,15 @@ impl Connection {
         exchange::count(&open, &meter);
     }
 
+    fn record(&self, request: &mut Request<Body>) -> Box<Record> {
+        let mut record = Record::new(&self.worker, Direction::Outbound, self.id, self.client, request);
+        record.service = Arc::clone(&self.service);
+        record
+    }
+
     /// One request of the application: its whole life.
     async fn request(self: Arc<Self>, mut request: Request<Body>) -> Response<Tracked> {
-        let mut record = Record::new(&self.worker, Direction::Outbound, self.id, self.client, &mut request);
-        record.service = Arc::clone(&self.service);
+        let mut record = self.record(&mut request);
         headers::strip_ours(request.headers_mut());
         match self.forward(&mut record, request).await {
             Ok((response, in_flight, deadline)) => record.answer(response, in_flight, deadline),

@@ -118,6 +118,13 @@ impl Record {
         })
     }
 
+    /// Of a request whose head was refused: nothing in it can be believed.
+    pub(super) fn unread(mut self: Box<Self>) -> Box<Self> {
+        self.method = http::Method::from_bytes(b"-").unwrap_or_default();
+        self.path = Box::default();
+        self
+    }
+
     /// The request came from another proxy, which a fault's answer may tell more than an application.
     pub(super) fn set_peer(&mut self, peer: SpiffeId) {
         self.source = Some(peer);

@@ -676,3 +676,11 @@ async fn requests_that_carry_their_original_head_keep_it_over_a_change() {
     let got = read_until(&mut origin, "\r\n\r\n").await;
     assert_eq!(got, "GET / HTTP/1.1\r\nHOST: a\r\nx-TWO: 2\r\nx-three: 3\r\n\r\n");
 }
+
+#[tokio::test]
+async fn a_request_whose_body_broke_off_is_not_given_back_as_if_it_had_none() {
+    let (client, _server) = client();
+    let request = Request::post("/").body(stream(vec![broken()])).unwrap();
+    let error = client.send(request, no_interim, drop).await.unwrap_err();
+    assert!(matches!(error.failure, Failure::Body(_)) && error.request.is_none(), "{error:?}");
+}
