@@ -16,7 +16,7 @@ fn dial() -> Dial {
     Dial {
         creds: None,
         timeout: Duration::from_secs(10),
-        http1: h1::Limits { max_head: 64 * 1024, head_timeout: Duration::from_secs(10) },
+        http1: h1::Limits::default(),
         http2: http2::Limits::default(),
     }
 }
