@@ -208,7 +208,7 @@ fn workload(message: v1::Workload, name: &str) -> Result<Decoded> {
 
 fn inbound_policy(message: v1::InboundPolicy, name: &str) -> Result<Decoded> {
     let workload = named_object(message.workload, name, "workload")?;
-    let mode = self::mode(message.mode, "mode")?;
+    let mode = mode(message.mode, "mode")?;
     let mut ports: Vec<(u16, PortPolicy)> = Vec::with_capacity(message.ports.len());
     let mut seen = HashSet::new();
     for (i, port) in message.ports.into_iter().enumerate() {

@@ -190,13 +190,14 @@ fn an_empty_message_of_any_type_is_rejected() {
 
 #[test]
 fn a_policy_is_rejected_rather_than_half_understood() {
-    let faults: &[(&str, fn(&mut v1::InboundPolicy))] = &[
+    type Spoil = fn(&mut v1::InboundPolicy);
+    let faults: &[(&str, Spoil)] = &[
         ("workload", |policy| policy.workload = name("shop", "orders")),
         ("workload", |policy| policy.workload = None),
         ("mode", |policy| policy.mode = 9),
         ("ports[0].mode", |policy| policy.ports[0].mode = 0),
         ("ports[0].protocol", |policy| policy.ports[0].protocol = 99),
-        ("ports[1].port", |policy| policy.ports.push(policy.ports[0].clone())),
+        ("ports[1].port", |policy| policy.ports.push(policy.ports[0])),
         ("rules[0].name", |policy| policy.rules[0].name.clear()),
         ("rules[0].ports[0]", |policy| policy.rules[0].ports[0] = 0),
         ("rules[0].identities[1]", |policy| policy.rules[0].identities.push("spiffe://a/b".to_owned())),
