@@ -44,7 +44,7 @@ async fn grpcio_calls_grpcio_in_all_four_kinds() {
         let web = world.workload("web").calls("echo").start().await;
         echo.counts("tulle_registered", &[], 1.0).await;
 
-        let (rounds, size) = if deep() { (50, 16 << 20) } else { (3, 4 << 20) };
+        let (rounds, size) = if deep() { (10, 8 << 20) } else { (3, 4 << 20) };
         let said = client("grpc_client.py", &world, web.outbound("echo"), &[rounds, size]).await;
         assert_eq!(said.trim(), "all four kinds");
 
@@ -65,7 +65,7 @@ async fn websockets_speaks_with_websockets() {
         let web = world.workload("web").calls("chat").start().await;
         chat.counts("tulle_registered", &[], 1.0).await;
 
-        let (count, size) = if deep() { (5000, 64 << 20) } else { (200, 4 << 20) };
+        let (count, size) = if deep() { (2000, 16 << 20) } else { (200, 4 << 20) };
         let said = client("websocket_client.py", &world, web.outbound("chat"), &[count, size]).await;
         assert_eq!(said.trim(), "closed in order");
 

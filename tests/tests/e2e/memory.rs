@@ -164,7 +164,7 @@ async fn connections_that_came_and_went_leave_nothing() {
             wires.push(wire);
         }
     };
-    let count = if deep() { 500 } else { 100 };
+    let count = if deep() { 300 } else { 100 };
     round(&pair, count).await;
     let before = resident(pair.web.process());
     for _ in 0..if deep() { 20 } else { 5 } {
