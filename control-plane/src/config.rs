@@ -89,6 +89,34 @@ impl Config {
     }
 }
 
+/// The table of `docs/reference/control-plane.md`, made from the flags.
+pub fn reference() -> String {
+    let mut out = String::from("| variable | takes | default | meaning |\n| --- | --- | --- | --- |\n");
+    for argument in Command::command().get_arguments() {
+        let Some(variable) = argument.get_env() else { continue };
+        let values = argument.get_possible_values();
+        let values: Vec<String> = values.iter().map(|value| format!("`{}`", value.get_name())).collect();
+        let names = argument.get_value_names().unwrap_or_default();
+        let form = match (values.is_empty(), names.first()) {
+            (false, _) => values.join(" or "),
+            (true, name) => name.map(|name| name.to_lowercase()).unwrap_or_default(),
+        };
+        let default = argument.get_default_values().first();
+        let default = match default {
+            Some(default) => format!("`{}`", default.to_string_lossy()),
+            None if argument.is_required_set() => "needed".to_owned(),
+            None => "—".to_owned(),
+        };
+        let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
+        out.push_str(&format!(
+            "| `{}` | {form} | {default} | {} |\n",
+            variable.to_string_lossy(),
+            help.trim_end_matches('.').to_owned() + "."
+        ));
+    }
+    out
+}
+
 /// Adds the variable to an error that names only the flag.
 fn name_variable(mut error: clap::Error, command: &clap::Command) -> clap::Error {
     let Some(ContextValue::String(said)) = error.get(ContextKind::InvalidArg) else { return error };
@@ -163,6 +191,15 @@ mod tests {
             let error = load(&[flag, value]).unwrap_err().to_string();
             let variable = flag.trim_start_matches("--").replace('-', "_").to_uppercase();
             assert!(error.contains(flag) && error.contains(&variable), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_reference_page_holds_the_tables() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/reference/control-plane.md");
+        let page = std::fs::read_to_string(path).unwrap();
+        for table in [reference(), crate::metrics::reference().unwrap()] {
+            assert!(page.contains(&table), "docs/reference/control-plane.md lacks:\n{table}");
         }
     }
 }

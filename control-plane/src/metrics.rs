@@ -3,6 +3,7 @@
 
 use std::time::SystemTime;
 
+use prometheus::core::Collector;
 use prometheus::{Encoder, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use tulle_api::ResourceType;
 
@@ -59,95 +60,145 @@ pub struct Gauges<'a> {
     pub issuer_expires: SystemTime,
 }
 
+/// Registers families, and remembers what each is for the reference page.
+struct Families {
+    registry: Registry,
+    rows: String,
+}
+
+// === impl Families ===
+
+impl Families {
+    fn register<C: Collector + Clone + 'static>(
+        &mut self,
+        kind: &str,
+        collector: prometheus::Result<C>,
+    ) -> prometheus::Result<C> {
+        let collector = collector?;
+        for family in collector.desc() {
+            let mut labels: Vec<&str> = family.variable_labels.iter().map(String::as_str).collect();
+            labels.sort_unstable();
+            let labels: Vec<String> = labels.into_iter().map(|label| format!("`{label}`")).collect();
+            let labels = if labels.is_empty() { "—".to_owned() } else { labels.join(", ") };
+            self.rows.push_str(&format!("| `{}` | {kind} | {labels} | {}. |\n", family.fq_name, family.help));
+        }
+        self.registry.register(Box::new(collector.clone()))?;
+        Ok(collector)
+    }
+
+    fn counter(&mut self, name: &str, help: &str) -> prometheus::Result<IntCounter> {
+        self.register("counter", IntCounter::new(name, help))
+    }
+
+    fn counters(&mut self, name: &str, label: &str, help: &str) -> prometheus::Result<IntCounterVec> {
+        self.register("counter", IntCounterVec::new(Opts::new(name, help), &[label]))
+    }
+
+    fn gauge(&mut self, name: &str, help: &str) -> prometheus::Result<IntGauge> {
+        self.register("gauge", IntGauge::new(name, help))
+    }
+
+    fn gauges(&mut self, name: &str, labels: &[&str], help: &str) -> prometheus::Result<IntGaugeVec> {
+        self.register("gauge", IntGaugeVec::new(Opts::new(name, help), labels))
+    }
+}
+
+/// The table of `docs/reference/control-plane.md`.
+///
+/// # Errors
+/// As [`Metrics::new`].
+pub fn reference() -> prometheus::Result<String> {
+    let (_, rows) = Metrics::with_rows()?;
+    Ok(format!("| metric | kind | labels | meaning |\n| --- | --- | --- | --- |\n{rows}"))
+}
+
+// === impl Metrics ===
+
 impl Metrics {
     /// # Errors
     /// When two metrics of ours have one name: never.
     pub fn new() -> prometheus::Result<Self> {
-        let registry = Registry::new();
-        let counters = |name: &str, help: &str, label: &str| {
-            let counters = IntCounterVec::new(Opts::new(name, help), &[label])?;
-            registry.register(Box::new(counters.clone()))?;
-            prometheus::Result::Ok(counters)
-        };
-        let gauge = |name: &str, help: &str| {
-            let gauge = IntGauge::new(name, help)?;
-            registry.register(Box::new(gauge.clone()))?;
-            prometheus::Result::Ok(gauge)
-        };
-        let gauges = |name: &str, help: &str, label: &str| {
-            let gauges = IntGaugeVec::new(Opts::new(name, help), &[label])?;
-            registry.register(Box::new(gauges.clone()))?;
-            prometheus::Result::Ok(gauges)
-        };
-        let models = IntCounter::new(
-            "tulle_control_plane_models_total",
-            "Snapshots of the model that were published",
-        )?;
-        registry.register(Box::new(models.clone()))?;
-        let build = IntGaugeVec::new(Opts::new("tulle_build_info", "Always 1"), &["component", "version"])?;
-        build.with_label_values(&["control-plane", env!("CARGO_PKG_VERSION")]).set(1);
-        registry.register(Box::new(build))?;
-        Ok(Self {
-            proxies: gauge("tulle_control_plane_proxies", "ADS streams that are open")?,
-            registrations: gauge(
-                "tulle_control_plane_registrations",
-                "Workloads that are registered by their stream",
-            )?,
-            resources_sent: counters(
+        Self::with_rows().map(|(metrics, _)| metrics)
+    }
+
+    fn with_rows() -> prometheus::Result<(Self, String)> {
+        let mut families = Families { registry: Registry::new(), rows: String::new() };
+        let f = &mut families;
+        let metrics = Self {
+            proxies: f.gauge("tulle_control_plane_proxies", "ADS streams that are open")?,
+            resources_sent: f.counters(
                 "tulle_control_plane_resources_sent_total",
+                "type",
                 "Resources sent to proxies",
-                "type",
             )?,
-            removals_sent: counters(
+            removals_sent: f.counters(
                 "tulle_control_plane_removals_sent_total",
+                "type",
                 "Names told to proxies as absent",
-                "type",
             )?,
-            connections: gauge("tulle_control_plane_connections", "Connections of the gRPC port")?,
-            acks: counters("tulle_control_plane_acks_total", "Responses that a proxy accepted", "type")?,
-            nacks: counters(
+            acks: f.counters(
+                "tulle_control_plane_acks_total",
+                "type",
+                "Responses that a proxy accepted whole",
+            )?,
+            nacks: f.counters(
                 "tulle_control_plane_nacks_total",
-                "Responses of which a proxy refused a part",
                 "type",
+                "Responses of which a proxy rejected a part",
             )?,
-            refused_names: counters(
-                "tulle_control_plane_refused_names_total",
-                "Names answered as absent because the caller may not ask for them",
-                "reason",
-            )?,
-            refused: counters(
-                "tulle_control_plane_refused_total",
-                "Connections and streams that were refused",
-                "reason",
-            )?,
-            certificates: counters(
-                "tulle_control_plane_certificate_requests_total",
-                "Requests for certificates",
-                "outcome",
-            )?,
-            findings: gauges(
-                "tulle_control_plane_findings",
-                "What is wrong with what people wrote, now",
-                "severity",
-            )?,
-            rejected: gauges(
+            rejected: f.gauges(
                 "tulle_control_plane_rejected_resources",
+                &["type"],
                 "Resources that connected proxies have rejected and not accepted since",
-                "type",
             )?,
-            resources: gauges(
+            refused_names: f.counters(
+                "tulle_control_plane_refused_names_total",
+                "reason",
+                "Names answered as absent because the caller may not, or nobody can, ask for them: `not_permitted`, `wildcard`, `name_too_long`, `unknown_type`",
+            )?,
+            registrations: f.gauge(
+                "tulle_control_plane_registrations",
+                "Registrations whose streams are open",
+            )?,
+            connections: f.gauge("tulle_control_plane_connections", "Open connections of the gRPC port")?,
+            refused: f.counters(
+                "tulle_control_plane_refused_total",
+                "reason",
+                "Connections and streams that the gRPC port refused: `tls_…` as in errors.md, `no_identity`, `node_missing`, `node_malformed`, `node_foreign`, `too_many_subscriptions`, `registration_not_granted`, `registration_malformed`",
+            )?,
+            certificates: f.counters(
+                "tulle_control_plane_certificate_requests_total",
+                "outcome",
+                "Requests for certificates: `issued_by_token`, `issued_by_certificate`, `unauthenticated`, `denied`, `bad_request`, `failed`",
+            )?,
+            models: f
+                .counter("tulle_control_plane_models_total", "Snapshots of the model that were published")?,
+            resources: f.gauges(
                 "tulle_control_plane_resources",
-                "Resources that proxies can ask for; of Routes, the services that they lead to",
-                "type",
+                &["type"],
+                "Resources that proxies can ask for; of `Routes`, the services that they lead to",
             )?,
-            expiration: gauges(
+            findings: f.gauges(
+                "tulle_control_plane_findings",
+                &["severity"],
+                "What is wrong with what people wrote, now: `error`, `warning`",
+            )?,
+            expiration: f.gauges(
                 "tulle_identity_cert_expiration_timestamp_seconds",
-                "When a certificate in use expires: leaf (the control plane's own), issuer",
-                "kind",
+                &["kind"],
+                "When a certificate in use expires: `leaf` (the control plane's own), `issuer`",
             )?,
-            models,
-            registry,
-        })
+            registry: f.registry.clone(),
+        };
+        let build = f.gauges("tulle_build_info", &["component", "version"], "Always 1")?;
+        build.with_label_values(&["control-plane", env!("CARGO_PKG_VERSION")]).set(1);
+        for resource_type in ResourceType::ALL {
+            // So that a rate begins at nothing and not with the first event.
+            for family in [&metrics.resources_sent, &metrics.removals_sent, &metrics.acks, &metrics.nacks] {
+                family.with_label_values(&[resource_type.as_str()]);
+            }
+        }
+        Ok((metrics, families.rows))
     }
 
     /// In the Prometheus text format.
