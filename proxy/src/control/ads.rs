@@ -11,6 +11,7 @@ use futures_util::StreamExt;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
+use tulle_api::ResourceType;
 use tulle_api::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use tulle_api::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 
@@ -25,6 +26,8 @@ use crate::telemetry::metrics::ControlMetrics;
 const MAX_MESSAGE: usize = 64 * 1024 * 1024;
 /// Unused services and addresses are looked for so often.
 const FORGET: Duration = Duration::from_secs(60);
+/// A control plane that has not answered the call, or not read what it is told, for so long is given up and tried anew.
+const STALLED: Duration = Duration::from_secs(10);
 
 /// Everything that the stream needs, over all its reconnects.
 pub struct Ads {
@@ -85,7 +88,10 @@ impl Ads {
         }
         let mut client = AggregatedDiscoveryServiceClient::new(self.channel.clone())
             .max_decoding_message_size(MAX_MESSAGE);
-        let responses = client.delta_aggregated_resources(ReceiverStream::new(outgoing)).await?;
+        let call = client.delta_aggregated_resources(ReceiverStream::new(outgoing));
+        let responses = tokio::time::timeout(STALLED, call)
+            .await
+            .map_err(|_| tonic::Status::deadline_exceeded("the control plane does not answer"))??;
         Ok((requests, Box::pin(responses.into_inner())))
     }
 
@@ -99,8 +105,8 @@ impl Ads {
         let mut forget = tokio::time::interval(FORGET);
         loop {
             for request in self.session.requests() {
-                if requests.send(request).await.is_err() {
-                    return tonic::Status::unavailable("the stream was closed");
+                if let Err(status) = say(requests, request).await {
+                    return status;
                 }
             }
             tokio::select! {
@@ -108,8 +114,8 @@ impl Ads {
                     Some(Ok(response)) => {
                         *failures = 0;
                         let answer = self.apply(response);
-                        if requests.send(answer).await.is_err() {
-                            return tonic::Status::unavailable("the stream was closed");
+                        if let Err(status) = say(requests, answer).await {
+                            return status;
                         }
                     }
                     Some(Err(status)) => return status,
@@ -134,7 +140,10 @@ impl Ads {
         for resource in &applied.unwanted {
             self.session.unsubscribe(resource);
         }
-        let kind = update.type_url.rsplit('.').next().unwrap_or_default();
+        // The server chooses the type; a label must not be its to choose.
+        let kind = ResourceType::from_type_url(&update.type_url)
+            .and_then(|known| known.type_url().rsplit('.').next())
+            .unwrap_or("other");
         if applied.rejected.is_empty() {
             self.metrics.ads_acked(kind);
         } else {
@@ -180,6 +189,17 @@ impl Ads {
     }
 }
 
+async fn say(
+    requests: &mpsc::Sender<DeltaDiscoveryRequest>,
+    request: DeltaDiscoveryRequest,
+) -> Result<(), tonic::Status> {
+    match tokio::time::timeout(STALLED, requests.send(request)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(tonic::Status::unavailable("the stream was closed")),
+        Err(_) => Err(tonic::Status::deadline_exceeded("the control plane does not read what it is told")),
+    }
+}
+
 /// A status with the causes that tonic hides behind "transport error".
 pub(super) fn describe(status: &tonic::Status) -> String {
     let mut text = format!("{:?}: {}", status.code(), status.message());
@@ -190,3 +210,6 @@ pub(super) fn describe(status: &tonic::Status) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;

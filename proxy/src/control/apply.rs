@@ -182,7 +182,7 @@ impl Applier {
     pub fn apply(&mut self, update: &Update) -> Applied {
         let mut applied = Applied::default();
         for received in &update.resources {
-            match decode::decode(&update.type_url, &received.name, &received.resource.value) {
+            match decode::any(&update.type_url, &received.name, &received.resource) {
                 Ok(decoded) => {
                     if let Err(reason) = self.put(decoded, &mut applied.wanted) {
                         let (resource, field) = (received.name.clone(), String::new());

@@ -61,6 +61,18 @@ pub fn decode(type_url: &str, name: &str, bytes: &[u8]) -> Result<Decoded, Rejec
     decoded.map_err(|Fault { field, reason }| Rejection { resource: name.to_owned(), field, reason })
 }
 
+/// Decodes a resource as it came, in a response about `type_url`.
+///
+/// # Errors
+/// As [`decode`], and when the resource says that it is of another type, or is not there.
+pub fn any(type_url: &str, name: &str, any: &prost_types::Any) -> Result<Decoded, Rejection> {
+    if any.type_url != type_url {
+        let reason = format!("is of type {:?} in a response about {type_url:?}", any.type_url);
+        return Err(Rejection { resource: name.to_owned(), field: String::new(), reason });
+    }
+    decode(type_url, name, &any.value)
+}
+
 fn fault(field: impl Into<String>, reason: impl Into<String>) -> Fault {
     Fault { field: field.into(), reason: reason.into() }
 }
