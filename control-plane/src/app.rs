@@ -54,7 +54,7 @@ pub struct ControlPlane {
     watch: Watch,
     /// Aborted with it.
     _tasks: JoinSet<()>,
-    _state_dir: Arc<StateDir>,
+    state_dir: Arc<StateDir>,
 }
 
 /// Runs a control plane until SIGTERM or SIGINT.
@@ -168,7 +168,7 @@ impl ControlPlane {
             grpc,
             watch,
             _tasks: tasks,
-            _state_dir: state_dir,
+            state_dir,
         })
     }
 
@@ -215,6 +215,7 @@ impl ControlPlane {
             self.grpc.abort();
         }
         drop(self.watch);
+        self.state_dir.release();
     }
 }
 

@@ -23,6 +23,7 @@ use crate::index::{Registration, RegistrationId};
 use crate::metrics::Metrics;
 use crate::model::{Model, Publisher};
 use crate::registration::{Refusal, Registrations};
+use crate::server;
 
 /// The service; cheap to clone.
 #[derive(Clone)]
@@ -121,6 +122,9 @@ impl ReportStream {
             tokio::select! {
                 request = requests.next() => match request {
                     Some(Ok(request)) => self.receive(request).await?,
+                    Some(Err(status)) if server::is_malformed(&status) => {
+                        return Err(self.refuse("malformed_message", Status::invalid_argument(status.message())));
+                    }
                     // The proxy is gone; it will come back.
                     Some(Err(_)) | None => return Ok(()),
                 },

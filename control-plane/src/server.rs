@@ -189,3 +189,9 @@ pub fn identify(mut request: tonic::Request<()>) -> Result<tonic::Request<()>, t
     }
     Ok(request)
 }
+
+/// Whether a stream ended because of a message that does not decode; else its caller has gone.
+pub(crate) fn is_malformed(status: &tonic::Status) -> bool {
+    // What comes from the connection has a cause, what comes from the codec has none.
+    status.code() == tonic::Code::Internal && std::error::Error::source(status).is_none()
+}

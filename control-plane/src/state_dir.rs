@@ -5,13 +5,15 @@ use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, flock};
 
-/// The folder, locked for as long as this lives.
+/// The folder, locked until it is released or dropped.
 #[derive(Debug)]
 pub struct StateDir {
     path: PathBuf,
-    _lock: File,
+    /// `None`: released.
+    lock: Mutex<Option<File>>,
 }
 
 /// Why the state folder cannot be used.
@@ -68,7 +70,12 @@ impl StateDir {
         lock.set_len(0).map_err(failed)?;
         lock.rewind().map_err(failed)?;
         writeln!(lock, "{}", std::process::id()).map_err(failed)?;
-        Ok(Self { path: path.to_owned(), _lock: lock })
+        Ok(Self { path: path.to_owned(), lock: Mutex::new(Some(lock)) })
+    }
+
+    /// Lets another control plane have the folder, whoever else still holds on to this; nothing is written from here on.
+    pub fn release(&self) {
+        *self.lock.lock() = None;
     }
 
     pub fn path(&self) -> &Path {
@@ -78,8 +85,12 @@ impl StateDir {
     /// Writes a file so that it is there whole or not at all; only we can read it.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// When it cannot be written, or the folder has been released.
     pub fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        let lock = self.lock.lock();
+        if lock.is_none() {
+            return Err(io::Error::other("the state folder has been released"));
+        }
         let temporary = self.path.join(format!(".{name}.new"));
         let mut file =
             OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
@@ -112,7 +123,10 @@ mod tests {
         let first = StateDir::open(&path).unwrap();
         let error = StateDir::open(&path).unwrap_err().to_string();
         assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
-        drop(first);
+        first.release();
+        let second = StateDir::open(&path).unwrap();
+        assert!(first.write("x", b"late").is_err(), "it is the other one's now");
+        drop(second);
         StateDir::open(&path).unwrap();
     }
 

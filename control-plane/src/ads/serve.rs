@@ -20,6 +20,7 @@ use crate::ca;
 use crate::ending::Ending;
 use crate::metrics::Metrics;
 use crate::model::Model;
+use crate::server;
 
 /// Refusals of one request that are logged one by one; all are counted.
 const LOGGED: usize = 10;
@@ -117,6 +118,10 @@ impl ServedStream {
             tokio::select! {
                 request = requests.next() => match request {
                     Some(Ok(request)) => self.receive(request)?,
+                    Some(Err(status)) if server::is_malformed(&status) => {
+                        self.ads.metrics.refused.with_label_values(&["malformed_message"]).inc();
+                        return Err(Status::invalid_argument(status.message()));
+                    }
                     // The client is gone; it will come back.
                     Some(Err(_)) | None => return Ok(()),
                 },
