@@ -22,7 +22,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
-use tulle_certs::{refusal, refusal_of_io};
+use tulle_certs::refusal_of_io;
 
 use crate::ca::{self, Ca};
 use crate::metrics::Metrics;
@@ -107,17 +107,33 @@ async fn handshake(socket: TcpStream, client: SocketAddr, ca: &Ca, metrics: &Met
             tracing::debug!(%client, %error, "a connection was closed before its handshake was done");
         }
         Ok(Err(error)) => {
-            refused(refusal_of_io(&error).map_or("tls_failed", refusal::Refusal::reason), &error);
+            refused(reason(&error), &error);
         }
         Err(elapsed) => refused("tls_timeout", &elapsed),
     }
     None
 }
 
+fn reason(error: &io::Error) -> &'static str {
+    match refusal_of_io(error) {
+        Some(refusal) => refusal.reason(),
+        None if error.get_ref().is_some_and(|inner| inner.is::<NoProtocol>()) => "tls_no_protocol",
+        None => "tls_failed",
+    }
+}
+
+/// A client that did not say by ALPN that it speaks HTTP/2 (RFC 9113 §3.2): gRPC always does.
+#[derive(Debug, thiserror::Error)]
+#[error("the client offers no protocol by ALPN; this port speaks gRPC (`h2`) only")]
+struct NoProtocol;
+
 async fn secure(socket: TcpStream, ca: &Ca, metrics: &Metrics) -> io::Result<Secured> {
     socket.set_nodelay(true)?;
     let stream = TlsAcceptor::from(ca.creds().control_plane()).accept(socket).await?;
     let (_, session) = stream.get_ref();
+    if session.alpn_protocol().is_none() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, NoProtocol));
+    }
     let caller = ca::Caller::of(session.peer_certificates())
         .map_err(|refusal| io::Error::new(io::ErrorKind::InvalidData, refusal.reason()))?;
     let expires = caller.as_ref().map(|caller| {

@@ -27,7 +27,7 @@ const MAX_MESSAGE: usize = 64 * 1024 * 1024;
 /// Unused services and addresses are looked for so often.
 const FORGET: Duration = Duration::from_secs(60);
 /// A control plane that has not answered the call, or not read what it is told, for so long is given up and tried anew.
-const STALLED: Duration = Duration::from_secs(10);
+pub(super) const STALLED: Duration = Duration::from_secs(10);
 
 /// Everything that the stream needs, over all its reconnects.
 pub struct Ads {

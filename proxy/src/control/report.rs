@@ -15,7 +15,7 @@ use tulle_api::discovery::Node;
 use tulle_api::v1::proxy_client::ProxyClient;
 use tulle_api::v1::{Registration, ReportRequest, report_request, report_response};
 
-use super::ads::describe;
+use super::ads::{STALLED, describe};
 use super::channel::reconnect_delay;
 use crate::telemetry::metrics::ControlMetrics;
 
@@ -62,21 +62,26 @@ impl Report {
         }
         let mut first = true;
         let mut client = ProxyClient::new(self.channel.clone());
-        let mut responses = match client.report(ReceiverStream::new(outgoing)).await {
-            Ok(responses) => responses.into_inner(),
-            Err(status) => return status,
+        let call = client.report(ReceiverStream::new(outgoing));
+        let mut responses = match tokio::time::timeout(STALLED, call).await {
+            Ok(Ok(responses)) => responses.into_inner(),
+            Ok(Err(status)) => return status,
+            Err(_) => return tonic::Status::deadline_exceeded("the control plane does not answer"),
         };
+        let mut pending = None;
         loop {
             tokio::select! {
                 response = responses.next() => match response {
                     Some(Ok(response)) => {
                         *failures = 0;
                         if let Some(report_response::Response::Registered(registered)) = response.response {
-                            if !std::mem::take(&mut first) {
+                            if std::mem::take(&mut first) {
+                                self.metrics.registered(true);
+                                self.registered.send_modify(|streams| *streams += 1);
+                            }
+                            if pending.replace(registered.pending.clone()) == Some(registered.pending.clone()) {
                                 continue;
                             }
-                            self.metrics.registered(true);
-                            self.registered.send_modify(|streams| *streams += 1);
                             if registered.pending.is_empty() {
                                 tracing::info!("registered");
                             } else {
