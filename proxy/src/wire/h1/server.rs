@@ -113,6 +113,9 @@ const LEFTOVER: usize = 64 * 1024;
 /// How long that, and a client's own close after ours, may take.
 const LINGER: Duration = Duration::from_secs(2);
 
+/// When draining, how long a request may still come that was sent before the client could know.
+const DRAIN_GRACE: Duration = Duration::from_millis(500);
+
 /// Serves the requests that come on `io`, of which `initial` was already read, until the connection ends.
 ///
 /// A head that is refused is answered with what `refuse` says. When `drain` is ready, the connection closes after the
@@ -207,7 +210,7 @@ impl<I: Transport> Server<I> {
     /// Waits for the next request's head.
     async fn head(&mut self, mut drain: Pin<&mut impl Future<Output = ()>>) -> Result<RequestHead, Closed> {
         let since = Instant::now();
-        let mut begun: Option<Instant> = None;
+        let (mut begun, mut drain_seen): (Option<Instant>, Option<Instant>) = (None, None);
         let mut scan = Scan::default();
         let Self { shared, settings, timer, drained, out, .. } = self;
         out.rest();
@@ -233,11 +236,13 @@ impl<I: Transport> Server<I> {
             }
             let (deadline, late) = if input.buf.is_empty() {
                 input.rest();
-                if *drained || drain.as_mut().poll(cx).is_ready() {
-                    *drained = true;
-                    return Poll::Ready(Err(Closed::Drained));
+                *drained = *drained || drain.as_mut().poll(cx).is_ready();
+                if *drained {
+                    let seen = *drain_seen.get_or_insert_with(Instant::now);
+                    (seen + DRAIN_GRACE, Closed::Drained)
+                } else {
+                    (since + settings.idle_timeout, Closed::Idle)
                 }
-                (since + settings.idle_timeout, Closed::Idle)
             } else {
                 (*begun.get_or_insert_with(Instant::now) + settings.head_timeout, Closed::HeadTimeout)
             };

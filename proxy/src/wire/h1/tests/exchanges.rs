@@ -292,9 +292,22 @@ async fn a_drain_lets_the_exchange_under_way_end_and_then_closes() {
     io.read_to_string(&mut answer).await.unwrap();
     assert!(answer.contains("connection: close"), "{answer}");
     assert!(matches!(closed.await.unwrap(), Closed::AfterResponse));
+}
 
+#[tokio::test(start_paused = true)]
+async fn a_drain_closes_idle_connections_but_answers_what_was_on_its_way() {
+    let started = tokio::time::Instant::now();
     let (_io, closed) = served_until(describe, std::future::ready(()));
     assert!(matches!(closed.await.unwrap(), Closed::Drained));
+    assert!(started.elapsed() < Duration::from_secs(1));
+
+    let (mut io, closed) = served_until(describe, std::future::ready(()));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    io.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    io.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.contains("connection: close"), "{answer}");
+    assert!(matches!(closed.await.unwrap(), Closed::AfterResponse));
 }
 
 #[tokio::test(start_paused = true)]

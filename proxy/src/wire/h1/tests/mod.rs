@@ -1,6 +1,7 @@
 //! The codec by table, by seed and against hyper; the shells over in-memory streams.
 
 mod bodies;
+mod costs;
 mod exchanges;
 mod heads;
 mod mutations;
