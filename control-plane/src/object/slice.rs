@@ -140,11 +140,13 @@ fn read_endpoints(
             );
         for (at, text) in endpoint.addresses.iter().enumerate() {
             let parsed = text.parse::<IpAddr>().ok();
-            let Some(address) = parsed.filter(|address| address.is_ipv6() == wants_v6) else {
+            // 0.0.0.0, dialled, is the proxy's own host.
+            let dialled = |ip: &IpAddr| !ip.is_unspecified() && !ip.is_multicast();
+            let Some(address) = parsed.filter(|ip| ip.is_ipv6() == wants_v6 && dialled(ip)) else {
                 notes.refuse(
                     format!("endpoints[{index}].addresses[{at}]"),
-                    format!("`{text}` is not an {} address", object.address_type),
-                    "a slice holds addresses of one family, which `addressType` names",
+                    format!("`{text}` is not an {} address of a workload", object.address_type),
+                    "a slice holds addresses of one family, which `addressType` names; each is somebody's own",
                 );
                 continue;
             };

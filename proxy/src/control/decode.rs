@@ -220,7 +220,7 @@ fn workload(message: v1::Workload, name: &str) -> Result<Decoded> {
 
 fn inbound_policy(message: v1::InboundPolicy, name: &str) -> Result<Decoded> {
     let workload = named_object(message.workload, name, "workload")?;
-    let mode = mode(message.mode, "mode")?;
+    let default = mode(message.mode, "mode")?;
     let mut ports: Vec<(u16, PortPolicy)> = Vec::with_capacity(message.ports.len());
     let mut seen = HashSet::new();
     for (i, port) in message.ports.into_iter().enumerate() {
@@ -230,7 +230,7 @@ fn inbound_policy(message: v1::InboundPolicy, name: &str) -> Result<Decoded> {
             return Err(fault(format!("{at}.port"), format!("{number} is there twice")));
         }
         let protocol = protocol(port.protocol, &format!("{at}.protocol"))?;
-        ports.push((number, PortPolicy { protocol, mode: self::mode(port.mode, &format!("{at}.mode"))? }));
+        ports.push((number, PortPolicy { protocol, mode: mode(port.mode, &format!("{at}.mode"))? }));
     }
     let rules = each(message.rules, "rules", |rule, at| {
         if rule.name.is_empty() {
@@ -242,7 +242,7 @@ fn inbound_policy(message: v1::InboundPolicy, name: &str) -> Result<Decoded> {
             identities: each(rule.identities, &format!("{at}.identities"), |id, at| spiffe_id(&id, at))?,
         })
     })?;
-    Ok(Decoded::InboundPolicy(InboundSpec { workload, mode, ports, rules }))
+    Ok(Decoded::InboundPolicy(InboundSpec { workload, mode: default, ports, rules }))
 }
 
 fn mesh(message: v1::Mesh, name: &str) -> Result<Decoded> {

@@ -33,9 +33,7 @@ impl FromStr for Hostname {
         };
         let name = name.strip_suffix('.').unwrap_or(name);
         let label = |label: &str| {
-            !label.is_empty()
-                && label.len() <= 63
-                && label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+            !label.is_empty() && label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
         };
         if name.len() > MAX || !name.split('.').all(label) {
             return Err(InvalidHostname(text.to_owned()));
