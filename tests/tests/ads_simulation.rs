@@ -130,7 +130,7 @@ impl Simulation {
             0..4 => self.change_model(),
             4..6 => self.want(),
             6 => self.want_no_more(),
-            7 => self.ask_again(),
+            7 => self.subscribe_again(),
             8 if self.random.below(4) == 0 => self.drop_link(),
             8 | 9 => self.connect(),
             10..13 => drop(self.client_speaks()),
@@ -179,9 +179,9 @@ impl Simulation {
         self.state.remove(&key);
     }
 
-    fn ask_again(&mut self) {
+    fn subscribe_again(&mut self) {
         let key = self.key();
-        self.client.ask_again(named(&key));
+        self.client.subscribe_again(named(&key));
         self.wanted.insert(key);
     }
 

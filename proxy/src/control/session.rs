@@ -99,17 +99,6 @@ impl Session {
         }
     }
 
-    /// Asks again for what is wanted already: it comes in full, as it is when the question arrives (xDS, "Subscribing to
-    /// resources").
-    pub fn subscribe_again(&mut self, resource: ResourceName) {
-        let ResourceName { type_url, name } = resource;
-        let subscription = self.types.entry(type_url).or_default();
-        subscription.held.remove(&name);
-        subscription.unsubscribe.remove(&name);
-        subscription.wanted.insert(name.clone());
-        subscription.subscribe.insert(name);
-    }
-
     /// Forgets a resource, with its version.
     pub fn unsubscribe(&mut self, resource: &ResourceName) {
         let Some(subscription) = self.types.get_mut(&resource.type_url) else { return };
@@ -124,9 +113,9 @@ impl Session {
         }
     }
 
-    /// Asks for a resource once more, wanted already or not: the answer says how it is now, even if that is how it
-    /// was already.
-    pub fn ask_again(&mut self, resource: ResourceName) {
+    /// Asks for a resource once more, wanted already or not: it comes in full, as it is when the question arrives (xDS,
+    /// "Subscribing to resources"). What is held of it stays in use until then.
+    pub fn subscribe_again(&mut self, resource: ResourceName) {
         if let Some(subscription) = self.types.get_mut(&resource.type_url)
             && subscription.wanted.contains(&resource.name)
         {
@@ -390,20 +379,6 @@ mod tests {
         session.subscribe(named("a/a"));
         session.unsubscribe(&named("a/a"));
         assert_eq!(session.requests()[0].resource_names_unsubscribe, ["a/a"]);
-    }
-
-    #[test]
-    fn what_is_asked_for_again_is_subscribed_to_again_and_not_said_to_be_held() {
-        let mut session = session();
-        session.subscribe(named("a/a"));
-        session.requests();
-        let update = session.receive(response("1", &[("a/a", "v1")], &[]));
-        session.answer(&update, &[]);
-        session.ask_again(named("a/a"));
-        assert_eq!(session.requests()[0].resource_names_subscribe, ["a/a"]);
-        session.ask_again(named("a/a"));
-        session.open();
-        assert!(session.requests()[0].initial_resource_versions.is_empty());
     }
 
     #[test]
