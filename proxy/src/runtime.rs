@@ -106,7 +106,11 @@ async fn run(
         tokio::select! {
             Some(raw) = inbox.recv() => {
                 let Raw { stream, client, own, original, direction } = raw;
-                serve(worker, peers, TcpStream::from_std(stream)?, client, own, &original, direction);
+                match TcpStream::from_std(stream) {
+                    Ok(stream) => serve(worker, peers, stream, client, own, &original, direction),
+                    // It is about this one connection: the worker goes on.
+                    Err(error) => tracing::warn!(%error, %client, "cannot take a connection over"),
+                }
             }
             _ = sweep.tick() => worker.sweep(),
             Some(ended) = accepting.join_next() => return ended.map_err(io::Error::other),
@@ -149,7 +153,7 @@ fn serve(
         tracing::warn!(%client, reason = Reason::Overloaded.code(), limit = peers.limit, "refused a connection");
         return crate::io::reset_on_drop(&stream);
     };
-    let accepted = match accept::admit(stream, client, own, original) {
+    let accepted = match accept::admit(stream, client, own, original, direction == Direction::Inbound) {
         Ok(accepted) => accepted,
         Err(error) => {
             worker.metrics.refused(direction, Reason::LoopDetected);

@@ -144,7 +144,7 @@ impl Acceptor {
     }
 }
 
-/// Finds where a raw socket was going.
+/// Finds where a raw socket was going; `inbound` when that is this workload's application.
 ///
 /// # Errors
 /// When it was going to the proxy itself, which would loop.
@@ -153,9 +153,10 @@ pub fn admit(
     client: SocketAddr,
     own: SocketAddr,
     original: &OriginalDst,
+    inbound: bool,
 ) -> Result<Accepted, Refused> {
     tune(&stream);
-    let destination = original.of(&stream, own)?;
+    let destination = original.of(&stream, own, inbound)?;
     Ok(Accepted { stream, client, destination })
 }
 
@@ -197,7 +198,7 @@ mod tests {
         let acceptor = Acceptor::new(socket, OriginalDst::Kernel).expect("is registered");
         let own = acceptor.local_addr();
         let (_client, (stream, client)) = tokio::join!(TcpStream::connect(own), acceptor.next());
-        let refused = admit(stream, client, own, acceptor.original()).expect_err("is a loop");
+        let refused = admit(stream, client, own, acceptor.original(), true).expect_err("is a loop");
         assert!(matches!(refused, Refused::Loop(address) if address == own), "{refused}");
     }
 }

@@ -46,9 +46,14 @@ const OWN_PORTS: std::ops::RangeInclusive<u16> = 15000..=15090;
 // === impl OriginalDst ===
 
 impl OriginalDst {
-    pub(super) fn of(&self, stream: &TcpStream, own: SocketAddr) -> Result<Destination, Refused> {
+    pub(super) fn of(
+        &self,
+        stream: &TcpStream,
+        own: SocketAddr,
+        inbound: bool,
+    ) -> Result<Destination, Refused> {
         match self {
-            Self::Kernel => kernel(stream, own).map(Destination::Address),
+            Self::Kernel => kernel(stream, own, inbound).map(Destination::Address),
             Self::Service { service, port } => {
                 Ok(Destination::Service { service: service.clone(), port: *port })
             }
@@ -59,7 +64,7 @@ impl OriginalDst {
     }
 }
 
-fn kernel(stream: &TcpStream, own: SocketAddr) -> Result<SocketAddr, Refused> {
+fn kernel(stream: &TcpStream, own: SocketAddr, inbound: bool) -> Result<SocketAddr, Refused> {
     let local = stream.local_addr().map_err(Refused::NoOriginalDestination)?;
     let socket = SockRef::from(stream);
     // A dual-stack socket carries IPv4 connections as mapped addresses, and their destination is asked for as IPv4.
@@ -73,7 +78,9 @@ fn kernel(stream: &TcpStream, own: SocketAddr) -> Result<SocketAddr, Refused> {
     };
     let original = SocketAddr::new(original.ip().to_canonical(), original.port());
     let local = SocketAddr::new(local.ip().to_canonical(), local.port());
-    if original == local && original.port() == own.port() || OWN_PORTS.contains(&original.port()) {
+    let own = original == local && original.port() == own.port();
+    // Out of the pod these ports are others': a Prometheus scrapes them.
+    if own || (inbound && OWN_PORTS.contains(&original.port())) {
         return Err(Refused::Loop(original));
     }
     Ok(original)

@@ -52,7 +52,9 @@ impl Dial {
 
     pub async fn http2(&self, endpoint: &Endpoint) -> Result<http2::Sender, ConnectError> {
         let io = self.open(endpoint, Alpn::H2).await?;
-        http2::connect(io, &self.http2)
+        // Servers of gRPC hang up on clients that ask too often whether they are there; other proxies do not mind.
+        let ping = matches!(endpoint.peer, Peer::Mesh(_));
+        http2::connect(io, &self.http2, ping)
             .await
             .map_err(|source| ConnectError::Http2 { address: endpoint.address, source })
     }

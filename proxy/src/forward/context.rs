@@ -15,7 +15,7 @@ use super::fault::Speaker;
 use crate::drain;
 use crate::endpoint::Endpoint;
 use crate::policy;
-use crate::state::{Peer, Store};
+use crate::state::{Peer, Protocol, Store};
 use crate::telemetry::metrics::{Direction, WorkerMetrics};
 use crate::telemetry::{AccessLog, Telemetry};
 use crate::wire::{h1, http2};
@@ -28,7 +28,7 @@ pub struct Settings {
     pub detect_timeout: Duration,
     pub http1: h1::Settings,
     pub http2: http2::Limits,
-    /// Ports whose bytes are never looked at, whatever the control plane says.
+    /// Ports whose bytes are never looked at unless they are declared to speak something.
     pub opaque_ports: crate::config::PortSet,
 }
 
@@ -60,6 +60,18 @@ pub struct Worker {
 
 /// Loose endpoints that one worker remembers; those without connections go first.
 const MAX_LOOSE: usize = 1024;
+
+// === impl Settings ===
+
+impl Settings {
+    /// What `port` speaks: as declared, else opaque if the configuration says so.
+    pub(super) fn protocol(&self, declared: Protocol, port: u16) -> Protocol {
+        match declared {
+            Protocol::Detect if self.opaque_ports.contains(port) => Protocol::Tcp,
+            declared => declared,
+        }
+    }
+}
 
 // === impl Proxy ===
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode, Version};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -22,6 +22,14 @@ use crate::telemetry::Reason;
 use crate::telemetry::metrics::{Direction, OpenConnection, ReplayCause};
 use crate::tls;
 use crate::wire::{self, Body, Framing, Processed, Upgrade, h1, http2};
+
+/// The head of an endpoint's answer.
+#[derive(Debug)]
+pub(super) struct Sent {
+    pub response: Response<Body>,
+    /// The request once more, where one could be kept cheaply.
+    pub spare: Option<Request<Body>>,
+}
 
 /// A request that got no answer from its endpoint.
 #[derive(Debug)]
@@ -66,10 +74,14 @@ pub(super) async fn send(
     mut request: Request<Body>,
     limit: Option<Duration>,
     tunnels: &Tunnels,
-) -> Result<Response<Body>, Failed> {
+) -> Result<Sent, Failed> {
     let upgrade = framing == Framing::Http1 && headers::is_upgrade(request.headers());
     headers::strip_hop(request.headers_mut(), upgrade);
     let method = request.method().clone();
+    if framing == Framing::Http2 && request.uri().authority().is_none() {
+        // The client named its host in `host` only (RFC 9113 §8.3.1), and so do we: h2 takes that of older versions.
+        *request.version_mut() = Version::HTTP_11;
+    }
     let client = (framing == Framing::Http1 && (upgrade || method == Method::CONNECT))
         .then(|| Upgrade::of_request(&mut request));
     let send = async {
@@ -78,7 +90,7 @@ pub(super) async fn send(
             Framing::Http2 => send_http2(worker, endpoint, request).await,
         }
     };
-    let mut response = match limit {
+    let Sent { mut response, spare } = match limit {
         None => send.await?,
         Some(limit) => match tokio::time::timeout(limit, send).await {
             Ok(sent) => sent?,
@@ -93,14 +105,14 @@ pub(super) async fn send(
     if let Some(client) = client.filter(|_| Upgrade::is_agreed(&method, response.status())) {
         tunnels.open(client, Upgrade::of_response(&mut response));
     }
-    Ok(response)
+    Ok(Sent { response, spare })
 }
 
 async fn send_http1(
     worker: &Worker,
     endpoint: &Arc<Endpoint>,
     request: Request<Body>,
-) -> Result<Response<Body>, Failed> {
+) -> Result<Sent, Failed> {
     let idle = worker.proxy.settings.idle_timeout;
     let Http1 { client, reused } =
         match endpoint.http1(worker.index, idle, || dial(worker), observe(worker)).await {
@@ -120,8 +132,10 @@ async fn send_http1(
         headers::strip_hop(response.headers_mut(), false);
         downstream.as_ref().map(|downstream| downstream.interim(&response));
     };
+    // Another proxy may tell that it could not pass the request on; only a request without a body is copied cheaply.
+    let spare = (reused && endpoint.identity().is_some() && is_bodyless(&request)).then(|| copy(&request));
     match client.send(request, interim, done).await {
-        Ok(response) => Ok(response.map(Body::http1)),
+        Ok(response) => Ok(Sent { response: response.map(Body::http1), spare }),
         Err(error) => {
             let refused = tls::refused_by_peer(&error.failure);
             let processed = if refused { Processed::No } else { error.processed };
@@ -148,7 +162,7 @@ async fn send_http2(
     worker: &Worker,
     endpoint: &Arc<Endpoint>,
     request: Request<Body>,
-) -> Result<Response<Body>, Failed> {
+) -> Result<Sent, Failed> {
     let Http2 { mut sender, place } =
         match endpoint.http2(worker.index, || dial(worker), observe(worker)).await {
             Ok(connection) => connection,
@@ -156,18 +170,21 @@ async fn send_http2(
         };
     // hyper does not give back what it has taken; a request without a body is copied cheaply.
     let copy = is_bodyless(&request).then(|| copy(&request));
-    sender.send(request, place).await.map_err(|error| {
-        let refused = tls::refused_by_peer(&error.source);
-        let processed = if refused { Processed::No } else { error.processed };
-        let reason = if refused { Reason::PeerRefusedTls } else { Reason::UpstreamReset };
-        let detail = format!("{}: {}", endpoint.address, Chain(&error.source));
-        let request = error.request.map(|request| *request).or(copy);
-        let again = (processed == Processed::No)
-            .then_some(request)
-            .flatten()
-            .map(|request| Again { request: Box::new(request), cause: ReplayCause::Unprocessed });
-        Failed { fault: Fault { reason, processed, detail: detail.into() }, again }
-    })
+    let sent = sender.send(request, place).await;
+    let error = match sent {
+        Ok(response) => return Ok(Sent { response, spare: copy }),
+        Err(error) => error,
+    };
+    let refused = tls::refused_by_peer(&error.source);
+    let processed = if refused { Processed::No } else { error.processed };
+    let reason = if refused { Reason::PeerRefusedTls } else { Reason::UpstreamReset };
+    let detail = format!("{}: {}", endpoint.address, Chain(&error.source));
+    let request = error.request.map(|request| *request).or(copy);
+    let again = (processed == Processed::No)
+        .then_some(request)
+        .flatten()
+        .map(|request| Again { request: Box::new(request), cause: ReplayCause::Unprocessed });
+    Err(Failed { fault: Fault { reason, processed, detail: detail.into() }, again })
 }
 
 /// Counts dials on the worker.

@@ -2,6 +2,9 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, Request, header};
 
+use crate::state::Peer;
+use crate::telemetry::Reason;
+
 pub(super) const ERROR: HeaderName = HeaderName::from_static("x-tulle-error");
 pub(super) const ERROR_BY: HeaderName = HeaderName::from_static("x-tulle-error-by");
 pub(super) const PROCESSED: HeaderName = HeaderName::from_static("x-tulle-processed");
@@ -11,6 +14,21 @@ pub(super) fn strip_ours(fields: &mut HeaderMap) {
     while let Some(name) = fields.keys().find(|name| name.as_str().starts_with("x-tulle-")).cloned() {
         fields.remove(name);
     }
+}
+
+/// Leaves of our fields in a response only what another proxy may say to the application; nothing of what anybody else
+/// says. Whether that proxy answered itself, for want of its application, and the request is provably unprocessed.
+pub(super) fn take_ours(fields: &mut HeaderMap, peer: &Peer) -> bool {
+    if *peer == Peer::Plaintext {
+        strip_ours(fields);
+        return false;
+    }
+    let told = fields.remove(PROCESSED).is_some_and(|processed| processed == "no");
+    told && fields.get(ERROR).is_some_and(|error| {
+        [Reason::ConnectFailed, Reason::ConnectTimeout, Reason::NotReady, Reason::PolicyUnavailable]
+            .iter()
+            .any(|reason| error == reason.code())
+    })
 }
 
 /// Removes what belongs to the hop it came over (RFC 9110 §7.6.1) and is made anew for the next: the fields that
@@ -122,6 +140,22 @@ mod tests {
         let mut fields = fields(&[("x-tulle-error", "a"), ("x-tulle-error", "b"), ("x-tulle-x", "c")]);
         strip_ours(&mut fields);
         assert!(fields.is_empty());
+    }
+
+    #[test]
+    fn only_another_proxy_may_speak_of_errors_and_of_what_was_processed_only_to_us() {
+        let answer =
+            [("x-tulle-error", "connect_failed"), ("x-tulle-error-by", "a"), ("x-tulle-processed", "no")];
+        let mut outside = fields(&answer);
+        assert!(!take_ours(&mut outside, &Peer::Plaintext));
+        assert!(outside.is_empty());
+        let id = "spiffe://cluster.local/ns/default/sa/orders".parse().unwrap();
+        let mut meshed = fields(&answer);
+        assert!(take_ours(&mut meshed, &Peer::Mesh(id)));
+        assert_eq!(meshed.len(), 2);
+        let denied = [("x-tulle-error", "policy_denied"), ("x-tulle-processed", "no")];
+        let id = "spiffe://cluster.local/ns/default/sa/orders".parse().unwrap();
+        assert!(!take_ours(&mut fields(&denied), &Peer::Mesh(id)), "another would deny it too");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use http::{Request, Response};
 
 use super::context::Worker;
-use super::exchange::{self, Failed, Tunnels};
+use super::exchange::{self, Failed, Sent, Tunnels};
 use super::fault::Fault;
 use super::headers;
 use super::opaque::{self, Ended};
@@ -62,6 +62,7 @@ pub async fn serve(worker: &Arc<Worker>, accepted: Accepted) {
     let known = worker.proxy.store.inbound().await.map(|inbound| inbound.port(port));
     // Without a policy it is read only to be refused in its own language, by `judge`.
     let policy = known.unwrap_or(PortPolicy { protocol: Protocol::Detect, mode: Mode::Permissive });
+    let policy = PortPolicy { protocol: worker.proxy.settings.protocol(policy.protocol, port), ..policy };
     let Some(arrived) = arrive(worker, stream, client, policy).await else { return };
     let Arrived { io, peer, tls, framing } = arrived;
     let guard = worker.proxy.connections.register(Open { port, peer, tls, client: client.ip() });
@@ -93,12 +94,18 @@ async fn arrive(
     let started = Instant::now();
     // A plaintext client of a server that speaks first sends nothing; where only the mesh is let in, or HTTP is
     // spoken, the client does.
-    let patience = match (policy.mode, policy.protocol) {
-        (Mode::Strict, _) | (_, Protocol::Http | Protocol::Http2 | Protocol::Grpc | Protocol::Tls) => None,
-        _ => Some(worker.proxy.settings.detect_timeout),
+    let client_speaks = match (policy.mode, policy.protocol) {
+        (Mode::Strict, _) | (_, Protocol::Http | Protocol::Http2 | Protocol::Grpc | Protocol::Tls) => true,
+        (Mode::Permissive | Mode::Off, Protocol::Tcp | Protocol::Detect) => false,
     };
-    let sniffed = sniff::sniff(&mut stream, patience).await.ok()?;
+    let patience = if client_speaks { SILENCE } else { worker.proxy.settings.detect_timeout };
+    let sniffed = sniff::sniff(&mut stream, Some(patience)).await.ok()?;
     worker.metrics.detect(sniffed.result, sniff::protocol(&sniffed.detection), started.elapsed());
+    if client_speaks && sniffed.result == DetectResult::Timeout {
+        refuse(worker, client, Reason::DetectTimeout, "the client has not said what it speaks");
+        crate::io::reset_on_drop(&stream);
+        return None;
+    }
     if sniffed.head.is_empty() && sniffed.result == DetectResult::Closed {
         return None;
     }
@@ -172,6 +179,13 @@ async fn terminate(
     };
     Some(Arrived { io, peer: Some(peer), tls: policy::TlsKind::Mesh, framing })
 }
+
+/// How long a client that must speak first may be silent, or take for what tells its protocol, before it is given up:
+/// whoever never says who it is must not hold on to a place under the limit of connections.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// How long requests under way have to end after a change of policy no longer allows their connection.
+const REVOKED: Duration = Duration::from_secs(1);
 
 /// How long a handshake may take before its peer is given up.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -296,7 +310,16 @@ impl Connection {
         let handler = |request| Arc::clone(&self).request(request);
         let refuse = |fault: &Fault| self.record(&mut Request::default()).unread().fault(fault);
         let (direction, drain) = (Direction::Inbound, &worker.proxy.drain);
-        exchange::serve(&worker, direction, self.framing, io, handler, refuse, drain).await;
+        let served = exchange::serve(&worker, direction, self.framing, io, handler, refuse, drain);
+        let revoked = async {
+            self.guard.revoked().await;
+            tokio::time::sleep(REVOKED).await;
+        };
+        tokio::select! {
+            () = served => {}
+            // New requests are denied one by one; what is still under way, a watch say, would go on for hours.
+            () = revoked => tracing::info!(client = %self.client, "closed a connection that is no longer allowed"),
+        }
         self.tunnels.ended().await;
         exchange::count(&open, &meter);
     }
@@ -338,7 +361,7 @@ impl Connection {
             let sent = exchange::send(&self.worker, to, self.framing, request, None, tunnels).await;
             record.waited(asked.elapsed());
             match sent {
-                Ok(response) => {
+                Ok(Sent { response, .. }) => {
                     in_flight.answered(!response.status().is_server_error());
                     return Ok((response, in_flight));
                 }

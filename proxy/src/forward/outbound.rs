@@ -6,6 +6,7 @@
 //! unprocessed is sent once more. Whatever fails is answered by the proxy itself, with its reason.
 
 use std::net::SocketAddr;
+use std::slice;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use http::{Request, Response};
 use parking_lot::Mutex;
 
 use super::context::Worker;
-use super::exchange::{self, Failed, Tunnels};
+use super::exchange::{self, Failed, Sent, Tunnels};
 use super::fault::Fault;
 use super::headers;
 use super::opaque::{self, Ended};
@@ -27,7 +28,9 @@ use crate::io::{Io, Meter, Replay};
 use crate::route::{Backend, Match, Rule};
 use crate::state::{AddressTarget, ObjectName, Peer, Protocol, ServiceState};
 use crate::telemetry::Reason;
-use crate::telemetry::metrics::{ConnectionLabels, DetectResult, Direction, DiscoveryResult, TlsKind};
+use crate::telemetry::metrics::{
+    ConnectionLabels, DetectResult, Direction, DiscoveryResult, ReplayCause, TlsKind,
+};
 use crate::wire::{Body, Framing};
 
 /// Where a connection was going.
@@ -106,6 +109,7 @@ async fn target(worker: &Worker, destination: &Destination) -> Result<(Target, P
                         let (peer, protocol) = known.map_or((&Peer::Plaintext, Protocol::Detect), |known| {
                             (&known.peer, known.protocol)
                         });
+                        let protocol = proxy.settings.protocol(protocol, port);
                         Ok((Target::Address(worker.loose_endpoint(*address, peer)), protocol))
                     }
                 },
@@ -124,17 +128,14 @@ async fn target(worker: &Worker, destination: &Destination) -> Result<(Target, P
 }
 
 fn off_mesh(worker: &Worker, address: SocketAddr) -> (Target, Protocol) {
-    (Target::Address(worker.loose_endpoint(address, &Peer::Plaintext)), Protocol::Detect)
+    let protocol = worker.proxy.settings.protocol(Protocol::Detect, address.port());
+    (Target::Address(worker.loose_endpoint(address, &Peer::Plaintext)), protocol)
 }
 
 async fn service_target(worker: &Worker, name: &ObjectName, port: u16) -> Result<(Target, Protocol), Fault> {
     let service = service(worker, name).await?;
     let protocol = service.info().and_then(|info| info.port(port).map(|port| port.protocol));
-    let protocol = match protocol {
-        Some(Protocol::Detect) | None if worker.proxy.settings.opaque_ports.contains(port) => Protocol::Tcp,
-        Some(protocol) => protocol,
-        None => Protocol::Detect,
-    };
+    let protocol = worker.proxy.settings.protocol(protocol.unwrap_or(Protocol::Detect), port);
     Ok((Target::Service { service, port }, protocol))
 }
 
@@ -373,8 +374,20 @@ impl Connection {
                 exchange::send(&self.worker, &endpoint, self.framing, request, limit, &self.tunnels).await;
             record.waited(asked.elapsed());
             match sent {
-                Ok(response) => {
+                Ok(Sent { mut response, spare }) => {
                     in_flight.answered(!response.status().is_server_error());
+                    let unprocessed = headers::take_ours(response.headers_mut(), &endpoint.peer);
+                    // The endpoint's proxy could not reach its application: another's may.
+                    if unprocessed
+                        && tried.is_empty()
+                        && let Some(spare) = spare
+                        && pick(slice::from_ref(&endpoint)).is_ok_and(|other| !Arc::ptr_eq(&other, &endpoint))
+                    {
+                        self.worker.metrics.replayed(ReplayCause::Unprocessed);
+                        request = spare;
+                        tried.push(endpoint);
+                        continue;
+                    }
                     return Ok((response, in_flight));
                 }
                 Err(Failed { fault, again }) => {

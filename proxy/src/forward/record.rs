@@ -147,7 +147,10 @@ impl Record {
         self.detail = fault.detail.clone();
         self.worker.metrics.refused(self.direction, fault.reason);
         let speaker = self.worker.proxy.speaker(self.direction);
-        let response = fault.response(speaker, self.grpc, self.to_mesh);
+        let mut response = fault.response(speaker, self.grpc, self.to_mesh);
+        if self.method == http::Method::HEAD {
+            *response.body_mut() = Body::empty();
+        }
         self.track(response, None, None)
     }
 

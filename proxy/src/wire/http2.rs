@@ -91,17 +91,18 @@ where
     connection.await
 }
 
-/// Opens HTTP/2 with prior knowledge on `io`; the connection's own task is spawned on the current runtime.
+/// Opens HTTP/2 with prior knowledge on `io`; the connection's own task is spawned on the current runtime. With `ping`
+/// the peer is asked every [`Limits::keep_alive`] whether it is still there.
 ///
 /// # Errors
 /// When the peer does not speak HTTP/2.
-pub async fn connect(io: Io, limits: &Limits) -> hyper::Result<Sender> {
+pub async fn connect(io: Io, limits: &Limits, ping: bool) -> hyper::Result<Sender> {
     let (sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .max_header_list_size(limits.max_header_list)
         .initial_stream_window_size(limits.stream_window)
         .initial_connection_window_size(limits.connection_window)
-        .keep_alive_interval(limits.keep_alive)
+        .keep_alive_interval(ping.then_some(limits.keep_alive))
         .keep_alive_timeout(limits.keep_alive)
         .handshake(TokioIo::new(io))
         .await?;
