@@ -79,8 +79,7 @@ async fn control(config: &Config, diagnostics: Option<Diagnostics>) -> anyhow::R
         let telemetry = telemetry.clone();
         async move { telemetry.run_logs().await }
     });
-    let registration =
-        start_control(config, workers, &identity, wants, Registering { registration, registered }, &admin)?;
+    start_control(config, workers, &identity, wants, Registering { registration, registered }, &admin)?;
     let threads = runtime::start(&proxy, listeners, config.connection_limit(files))
         .context("cannot start the workers")?;
     if let Some(path) = &config.addresses_file {
@@ -88,7 +87,7 @@ async fn control(config: &Config, diagnostics: Option<Diagnostics>) -> anyhow::R
     }
     tracing::info!(workers, addresses = %bound.to_json(), "the proxy runs");
     until_told(&signal, stop, &threads).await?;
-    drain(config, &signal, registration.as_ref()).await;
+    drain(config, &signal).await;
     threads.stop();
     logs.abort();
     telemetry.flush();
@@ -158,7 +157,7 @@ fn bind(
     Ok(listeners)
 }
 
-/// Starts the tasks that speak with the control plane; returns the registration, if there is anything to register.
+/// Starts the tasks that speak with the control plane.
 fn start_control(
     config: &Config,
     workers: usize,
@@ -166,7 +165,7 @@ fn start_control(
     wants: mpsc::UnboundedReceiver<Want>,
     registering: Registering,
     admin: &Arc<Admin>,
-) -> anyhow::Result<Option<watch::Sender<Option<Registration>>>> {
+) -> anyhow::Result<()> {
     let proxy = &admin.proxy;
     let Registering { registration, registered } = registering;
     let metrics = proxy.telemetry.metrics.control();
@@ -174,7 +173,7 @@ fn start_control(
         tokio::spawn(Arc::clone(identity).keep(source, Arc::clone(metrics)));
     }
     let (Some(address), Some(workload)) = (&config.control_plane_address, &config.workload) else {
-        return Ok(None);
+        return Ok(());
     };
     let channel = {
         let identity = Arc::clone(identity);
@@ -209,12 +208,12 @@ fn start_control(
         metrics: Arc::clone(metrics),
     };
     tokio::spawn(ads.run());
-    let Some(registration) = registration else { return Ok(None) };
+    let Some(registration) = registration else { return Ok(()) };
     let (sender, receiver) = watch::channel(None);
     let report = Report { channel, node, registration: receiver, registered, metrics: Arc::clone(metrics) };
     tokio::spawn(report.run());
-    tokio::spawn(register(Arc::clone(admin), registration, sender.clone()));
-    Ok(Some(sender))
+    tokio::spawn(register(Arc::clone(admin), registration, sender));
+    Ok(())
 }
 
 /// What is to be registered, and where it is told that it has been.
@@ -240,7 +239,12 @@ async fn register(
     while admin.readiness().is_err() {
         wait().await;
     }
-    register.send_replace(Some(registration));
+    register.send_replace(Some(Registration { ready: true, ..registration.clone() }));
+    // However it was begun: by a signal or by `/drain`.
+    admin.drain.started().await;
+    register.send_replace(Some(Registration { ready: false, ..registration }));
+    // The registration's stream lives as long as its sender: it ends with the process.
+    register.closed().await;
 }
 
 /// The ports that are registered.
@@ -317,20 +321,9 @@ async fn until_told(
 }
 
 /// Lets what is under way come to its end, for as long as the grace period.
-async fn drain(
-    config: &Config,
-    signal: &drain::Signal,
-    registration: Option<&watch::Sender<Option<Registration>>>,
-) {
+async fn drain(config: &Config, signal: &drain::Signal) {
     tracing::info!(grace = ?config.drain_grace, "draining");
     signal.start();
-    if let Some(registration) = registration {
-        registration.send_modify(|registration| {
-            if let Some(registration) = registration {
-                registration.ready = false;
-            }
-        });
-    }
     match tokio::time::timeout(config.drain_grace, signal.drained()).await {
         Ok(()) => tracing::info!("drained"),
         Err(_) => tracing::warn!("the grace period is over; closing what is left"),

@@ -10,6 +10,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2::SendRequest;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::sync::Notify;
 
 use super::{Body, BodyError, Processed};
 use crate::drain;
@@ -57,6 +58,10 @@ impl Default for Limits {
     }
 }
 
+/// How long a connection that is new when the drain begins, or comes later, has for its first request: who dials a
+/// proxy that drains, because it has not heard of it yet, is served once and told then.
+const NEWCOMER: Duration = Duration::from_secs(1);
+
 /// Serves requests on `io` until the client is done, or, once `drain` begins, until those under way are
 /// (GOAWAY in two phases, RFC 9113 §6.8).
 ///
@@ -68,7 +73,9 @@ where
     F: Future<Output = Response<B>> + Send + 'static,
     B: http_body::Body<Data = bytes::Bytes, Error = BodyError> + Send + 'static,
 {
+    let (begun, heard) = (tokio::time::Instant::now(), Notify::new());
     let service = service_fn(|request: Request<Incoming>| {
+        heard.notify_one();
         let response = handler(request.map(Body::incoming));
         async move { Ok::<_, std::convert::Infallible>(response.await) }
     });
@@ -84,9 +91,14 @@ where
         .enable_connect_protocol()
         .serve_connection(TokioIo::new(io), service);
     let mut connection = std::pin::pin!(connection);
+    let told = async {
+        drain.draining().await;
+        // Past that time, at once.
+        drop(tokio::time::timeout_at(begun + NEWCOMER, heard.notified()).await);
+    };
     tokio::select! {
         result = connection.as_mut() => return result,
-        () = drain.draining() => connection.as_mut().graceful_shutdown(),
+        () = told => connection.as_mut().graceful_shutdown(),
     }
     connection.await
 }
@@ -179,4 +191,35 @@ fn h2_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a h2::Error> {
         source = error.source();
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_that_comes_during_the_drain_is_served_its_first_request() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (server, _) = listener.accept().await.unwrap();
+        let (signal, drain) = drain::channel();
+        signal.start();
+        let limits = Limits { max_concurrent_streams: 77, ..Limits::default() };
+        let serving = tokio::spawn(async move {
+            let answer = |_| async { Response::new(Body::empty()) };
+            serve(Io::tcp(server), &limits, answer, &drain).await
+        });
+        let (sender, connection) = h2::client::handshake(client).await.unwrap();
+        tokio::spawn(connection);
+        // The server's settings have come, and with them whatever it said at first.
+        while sender.current_max_send_streams() != 77 {
+            tokio::task::yield_now().await;
+        }
+        let request = Request::get("http://orders/").version(http::Version::HTTP_2).body(()).unwrap();
+        let (response, _) = sender.ready().await.unwrap().send_request(request, true).unwrap();
+        assert_eq!(response.await.unwrap().status(), 200);
+        serving.await.unwrap().unwrap();
+    }
 }

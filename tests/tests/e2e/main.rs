@@ -6,6 +6,7 @@ mod bad_input;
 mod control_plane;
 mod http1;
 mod http2;
+mod live;
 mod memory;
 mod mtls;
 mod opaque;
