@@ -23,14 +23,6 @@ use crate::telemetry::metrics::{Direction, OpenConnection, ReplayCause};
 use crate::tls;
 use crate::wire::{self, Body, Framing, Processed, Upgrade, h1, http2};
 
-/// The head of an endpoint's answer.
-#[derive(Debug)]
-pub(super) struct Sent {
-    pub response: Response<Body>,
-    /// The request once more, where one could be kept cheaply.
-    pub spare: Option<Request<Body>>,
-}
-
 /// A request that got no answer from its endpoint.
 #[derive(Debug)]
 pub(super) struct Failed {
@@ -74,7 +66,7 @@ pub(super) async fn send(
     mut request: Request<Body>,
     limit: Option<Duration>,
     tunnels: &Tunnels,
-) -> Result<Sent, Failed> {
+) -> Result<Response<Body>, Failed> {
     let upgrade = framing == Framing::Http1 && headers::is_upgrade(request.headers());
     headers::strip_hop(request.headers_mut(), upgrade);
     let method = request.method().clone();
@@ -90,7 +82,7 @@ pub(super) async fn send(
             Framing::Http2 => send_http2(worker, endpoint, request).await,
         }
     };
-    let Sent { mut response, spare } = match limit {
+    let mut response = match limit {
         None => send.await?,
         Some(limit) => match tokio::time::timeout(limit, send).await {
             Ok(sent) => sent?,
@@ -105,14 +97,14 @@ pub(super) async fn send(
     if let Some(client) = client.filter(|_| Upgrade::is_agreed(&method, response.status())) {
         tunnels.open(client, Upgrade::of_response(&mut response));
     }
-    Ok(Sent { response, spare })
+    Ok(response)
 }
 
 async fn send_http1(
     worker: &Worker,
     endpoint: &Arc<Endpoint>,
     request: Request<Body>,
-) -> Result<Sent, Failed> {
+) -> Result<Response<Body>, Failed> {
     let idle = worker.proxy.settings.idle_timeout;
     let Http1 { client, reused } =
         match endpoint.http1(worker.index, idle, || dial(worker), observe(worker)).await {
@@ -132,10 +124,8 @@ async fn send_http1(
         headers::strip_hop(response.headers_mut(), false);
         downstream.as_ref().map(|downstream| downstream.interim(&response));
     };
-    // Another proxy may tell that it could not pass the request on; only a request without a body is copied cheaply.
-    let spare = (reused && endpoint.identity().is_some() && is_bodyless(&request)).then(|| copy(&request));
     match client.send(request, interim, done).await {
-        Ok(response) => Ok(Sent { response: response.map(Body::http1), spare }),
+        Ok(response) => Ok(response.map(Body::http1)),
         Err(error) => {
             let refused = tls::refused_by_peer(&error.failure);
             let processed = if refused { Processed::No } else { error.processed };
@@ -162,17 +152,17 @@ async fn send_http2(
     worker: &Worker,
     endpoint: &Arc<Endpoint>,
     request: Request<Body>,
-) -> Result<Sent, Failed> {
+) -> Result<Response<Body>, Failed> {
     let Http2 { mut sender, place } =
         match endpoint.http2(worker.index, || dial(worker), observe(worker)).await {
             Ok(connection) => connection,
             Err(error) => return Err(unsent(connect_fault(&error), Some(request))),
         };
     // hyper does not give back what it has taken; a request without a body is copied cheaply.
-    let copy = is_bodyless(&request).then(|| copy(&request));
+    let copy = spare(&request);
     let sent = sender.send(request, place).await;
     let error = match sent {
-        Ok(response) => return Ok(Sent { response, spare: copy }),
+        Ok(response) => return Ok(response),
         Err(error) => error,
     };
     let refused = tls::refused_by_peer(&error.source);
@@ -200,8 +190,9 @@ fn unsent(fault: Fault, request: Option<Request<Body>>) -> Failed {
     Failed { fault, again }
 }
 
-fn is_bodyless(request: &Request<Body>) -> bool {
-    http_body::Body::is_end_stream(request.body())
+/// The request once more, if it can be had cheaply: without a body.
+pub(super) fn spare(request: &Request<Body>) -> Option<Request<Body>> {
+    http_body::Body::is_end_stream(request.body()).then(|| copy(request))
 }
 
 fn copy(request: &Request<Body>) -> Request<Body> {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use http::{Request, Response};
 
 use super::context::Worker;
-use super::exchange::{self, Failed, Sent, Tunnels};
+use super::exchange::{self, Failed, Tunnels};
 use super::fault::Fault;
 use super::headers;
 use super::opaque::{self, Ended};
@@ -361,7 +361,7 @@ impl Connection {
             let sent = exchange::send(&self.worker, to, self.framing, request, None, tunnels).await;
             record.waited(asked.elapsed());
             match sent {
-                Ok(Sent { response, .. }) => {
+                Ok(response) => {
                     in_flight.answered(!response.status().is_server_error());
                     return Ok((response, in_flight));
                 }

@@ -14,7 +14,7 @@ use http::{Request, Response};
 use parking_lot::Mutex;
 
 use super::context::Worker;
-use super::exchange::{self, Failed, Sent, Tunnels};
+use super::exchange::{self, Failed, Tunnels};
 use super::fault::Fault;
 use super::headers;
 use super::opaque::{self, Ended};
@@ -369,26 +369,29 @@ impl Connection {
             record.tls = tls_kind(&endpoint);
             record.attempts += 1;
             let mut in_flight = InFlight::start(&self.worker, &endpoint);
+            // What another proxy cannot pass on may go to another endpoint, if there is one.
+            let other = |tried: &_| pick(tried).is_ok_and(|other| !Arc::ptr_eq(&other, &endpoint));
+            let replayable = tried.is_empty() && endpoint.identity().is_some();
+            let spare = (replayable && other(slice::from_ref(&endpoint)))
+                .then(|| exchange::spare(&request))
+                .flatten();
             let asked = Instant::now();
             let sent =
                 exchange::send(&self.worker, &endpoint, self.framing, request, limit, &self.tunnels).await;
             record.waited(asked.elapsed());
             match sent {
-                Ok(Sent { mut response, spare }) => {
+                Ok(mut response) => {
                     in_flight.answered(!response.status().is_server_error());
                     let unprocessed = headers::take_ours(response.headers_mut(), &endpoint.peer);
-                    // The endpoint's proxy could not reach its application: another's may.
-                    if unprocessed
-                        && tried.is_empty()
-                        && let Some(spare) = spare
-                        && pick(slice::from_ref(&endpoint)).is_ok_and(|other| !Arc::ptr_eq(&other, &endpoint))
-                    {
-                        self.worker.metrics.replayed(ReplayCause::Unprocessed);
-                        request = spare;
-                        tried.push(endpoint);
-                        continue;
+                    match spare.filter(|_| unprocessed) {
+                        None => return Ok((response, in_flight)),
+                        // The endpoint's proxy could not reach its application: another's may.
+                        Some(spare) => {
+                            self.worker.metrics.replayed(ReplayCause::Unprocessed);
+                            request = spare;
+                            tried.push(endpoint);
+                        }
                     }
-                    return Ok((response, in_flight));
                 }
                 Err(Failed { fault, again }) => {
                     in_flight.answered(false);
