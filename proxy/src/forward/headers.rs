@@ -34,12 +34,8 @@ pub(super) fn take_ours(fields: &mut HeaderMap, peer: &Peer) -> bool {
 /// Removes what belongs to the hop it came over (RFC 9110 §7.6.1) and is made anew for the next: the fields that
 /// `Connection` names, and those that are always the hop's. `Upgrade` stays where the message is an upgrade.
 pub(super) fn strip_hop(fields: &mut HeaderMap, upgrade: bool) {
-    let named: Vec<HeaderName> = fields
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
+    let named: Vec<HeaderName> = list(fields, header::CONNECTION)
+        .filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok())
         .collect();
     for name in named {
         // Framing is the codec's; a client must not talk it out of the length by naming the field here.
@@ -47,14 +43,21 @@ pub(super) fn strip_hop(fields: &mut HeaderMap, upgrade: bool) {
             fields.remove(name);
         }
     }
-    for name in [header::CONNECTION, KEEP_ALIVE, PROXY_CONNECTION] {
+    let spelled = fields.remove(header::CONNECTION);
+    for name in [KEEP_ALIVE, PROXY_CONNECTION] {
         fields.remove(name);
     }
-    if fields.get(header::TE).is_some_and(|value| value != "trailers") {
+    if list(fields, header::TE).any(|coding| coding != "trailers") {
+        let trailers = list(fields, header::TE).any(|coding| coding == "trailers");
         fields.remove(header::TE);
+        if trailers {
+            fields.insert(header::TE, HeaderValue::from_static("trailers"));
+        }
     }
     if upgrade {
-        fields.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        let spelled = spelled.filter(|value| value.as_bytes().eq_ignore_ascii_case(b"upgrade"));
+        let value = spelled.unwrap_or_else(|| HeaderValue::from_static("upgrade"));
+        fields.insert(header::CONNECTION, value);
     } else {
         fields.remove(header::UPGRADE);
     }
@@ -63,15 +66,19 @@ pub(super) fn strip_hop(fields: &mut HeaderMap, upgrade: bool) {
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
-/// Whether `Connection` names `Upgrade` (RFC 9110 §7.8).
+/// Whether a request asks for another protocol (RFC 9110 §7.8): `Connection` names `Upgrade`. HTTP/2 is not one to ask for:
+/// behind it, requests would pass that nobody judges (and RFC 9113 §3.1 has dropped it).
 pub(super) fn is_upgrade(fields: &HeaderMap) -> bool {
-    fields.contains_key(header::UPGRADE)
-        && fields
-            .get_all(header::CONNECTION)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .any(|name| name.trim().eq_ignore_ascii_case("upgrade"))
+    let mut offered = list(fields, header::UPGRADE).peekable();
+    offered.peek().is_some()
+        && !offered.any(|protocol| protocol.eq_ignore_ascii_case("h2c"))
+        && list(fields, header::CONNECTION).any(|name| name.eq_ignore_ascii_case("upgrade"))
+}
+
+/// The members of a field that is a list (RFC 9110 §5.6.1).
+fn list(fields: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
+    let values = fields.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).map(str::trim)
 }
 
 /// Whether a message is gRPC's.
@@ -133,6 +140,18 @@ mod tests {
         strip_hop(&mut fields, true);
         assert_eq!(fields["connection"], "upgrade");
         assert_eq!(fields["upgrade"], "websocket");
+    }
+
+    #[test]
+    fn http_2_is_not_offered_to_servers() {
+        let mut fields = fields(&[
+            ("connection", "Upgrade, HTTP2-Settings"),
+            ("upgrade", "websocket, H2C"),
+            ("http2-settings", "AAMAAABkAAQAAP__"),
+        ]);
+        assert!(!is_upgrade(&fields));
+        strip_hop(&mut fields, false);
+        assert!(fields.is_empty(), "{fields:?}");
     }
 
     #[test]
