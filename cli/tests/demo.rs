@@ -134,14 +134,16 @@ impl Running {
 
     /// What follows `word` on the next line that begins with it.
     fn says(&mut self, word: &str) -> String {
+        let mut said = Vec::new();
         for line in self.lines.by_ref() {
             let line = line.unwrap();
+            said.push(line.clone());
             if let Some(rest) = line.strip_prefix(word) {
                 return rest.trim().to_owned();
             }
         }
         let output = self.child.wait().unwrap();
-        panic!("the demo ended ({output}) and never said `{word}`");
+        panic!("the demo ended ({output}) and never said `{word}`, but\n{}", said.join("\n"));
     }
 
     fn signal(&self, signal: Signal) {

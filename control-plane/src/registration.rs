@@ -2,8 +2,8 @@
 //!
 //! Decides whether a registration is taken, and when it ends: with its stream; and after a restart of the control
 //! plane, when its workload is back or the grace period is over, so that a control plane that was killed takes no
-//! endpoint away. What is registered is kept in the state folder, written soon after it changed and never more than ten
-//! times a second. Called by [`crate::report`]; tells the [`Publisher`].
+//! endpoint away. What is registered is kept in the state folder, and a workload is told that it is registered only once
+//! that is written; changes that come during a write are written together by the next one. Called by [`crate::report`]; tells the [`Publisher`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tulle_api::v1;
 use tulle_certs::SpiffeId;
 
@@ -24,8 +24,8 @@ use crate::state_dir::StateDir;
 
 const FILE: &str = "registrations.json";
 
-/// How long changes are gathered before the file is written.
-const GATHER: Duration = Duration::from_millis(100);
+/// The least time between two writes of the file.
+const GATHER: Duration = Duration::from_millis(20);
 
 /// How long a workload whose certificate has expired may take to come back with another one.
 const REJOIN: Duration = Duration::from_secs(10);
@@ -41,6 +41,8 @@ pub struct Registrations {
     metrics: Metrics,
     held: Mutex<Held>,
     changed: Notify,
+    /// The number of the newest change that the file holds, or could not be made to hold.
+    written: watch::Sender<u64>,
 }
 
 /// Whether an identity may register itself for a service of its namespace.
@@ -52,6 +54,8 @@ struct Held {
     live: BTreeMap<RegistrationId, Stored>,
     /// Whose workloads are waited for: since a restart, or since their certificates expired.
     awaited: BTreeMap<RegistrationId, Stored>,
+    /// Number of the last change.
+    changes: u64,
     /// The control plane is ending: streams end with it, and what they registered is for the next one.
     closing: bool,
 }
@@ -113,7 +117,8 @@ impl Registrations {
             tracing::info!(workloads = restored.len(), "serving registrations from before the restart");
         }
         let held = Mutex::new(Held { awaited: restored, ..Held::default() });
-        Self { publisher, permit, folder, metrics, held, changed: Notify::new() }
+        let written = watch::Sender::new(0);
+        Self { publisher, permit, folder, metrics, held, changed: Notify::new(), written }
     }
 
     /// Keeps the file, and ends what has not come back after `grace`. Runs until it is dropped.
@@ -126,15 +131,15 @@ impl Registrations {
         let write = async {
             loop {
                 self.changed.notified().await;
-                tokio::time::sleep(GATHER).await;
                 self.write();
+                tokio::time::sleep(GATHER).await;
             }
         };
         tokio::join!(expire, write);
     }
 
     /// Takes a registration in, in place of an earlier one of the same stream, and returns once a model that contains it
-    /// is published.
+    /// is published and the file holds it.
     ///
     /// # Errors
     /// What is wrong with it; the earlier one stays.
@@ -153,7 +158,7 @@ impl Registrations {
         for service in &said.services {
             (self.permit)(id, &service.name)?;
         }
-        let submitted = {
+        let (submitted, change) = {
             let mut held = self.held.lock();
             let submitted = self.publisher.submit(registration.clone(), replaces);
             if let Some(before) = replaces {
@@ -168,11 +173,15 @@ impl Registrations {
                 self.publisher.unregister(before);
             }
             held.live.insert(submitted.registered.id, stored);
+            held.changes += 1;
             self.show(&held);
-            submitted
+            (submitted, held.changes)
         };
         self.changed.notify_one();
         self.publisher.wait_for(submitted.change).await;
+        // The sender lives as long as `self`: there is no error.
+        let mut written = self.written.subscribe();
+        let _written = written.wait_for(|written| *written >= change).await;
         Ok((registration, submitted.registered))
     }
 
@@ -231,9 +240,9 @@ impl Registrations {
     }
 
     fn write(&self) {
-        let stored: Vec<Stored> = {
+        let (change, stored): (u64, Vec<Stored>) = {
             let held = self.held.lock();
-            held.awaited.values().chain(held.live.values()).cloned().collect()
+            (held.changes, held.awaited.values().chain(held.live.values()).cloned().collect())
         };
         let written = serde_json::to_vec_pretty(&stored)
             .map_err(std::io::Error::other)
@@ -241,6 +250,8 @@ impl Registrations {
         if let Err(error) = written {
             tracing::error!(%error, "cannot keep the registrations in {FILE}; a restart would forget them");
         }
+        // Also when it failed: a full disk must not take endpoints away.
+        self.written.send_if_modified(|written| std::mem::replace(written, change.max(*written)) < change);
     }
 }
 

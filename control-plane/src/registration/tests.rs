@@ -28,12 +28,9 @@ impl Setup {
         ));
         let running = Arc::clone(&publisher);
         tokio::spawn(async move { running.run().await });
+        let kept = Arc::clone(&registrations);
+        tokio::spawn(async move { kept.keep(Duration::from_secs(30)).await });
         Self { registrations, publisher }
-    }
-
-    fn keep(&self, grace: Duration) {
-        let registrations = Arc::clone(&self.registrations);
-        tokio::spawn(async move { registrations.keep(grace).await });
     }
 
     async fn register(&self, said: &v1::Registration, replaces: Option<RegistrationId>) -> RegistrationId {
@@ -99,6 +96,17 @@ async fn a_registration_lives_as_long_as_its_stream() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_workload_that_is_told_it_is_registered_outlives_a_kill_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let setup = Setup::new(dir.path());
+    for address in ["10.0.0.1", "10.0.0.2", "10.0.0.3"] {
+        setup.register(&said(address, "orders"), None).await;
+        let kept = std::fs::read_to_string(dir.path().join(FILE)).unwrap();
+        assert!(kept.contains(address), "{kept}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn after_a_restart_it_is_served_until_it_is_back_or_the_grace_is_over() {
     let dir = tempfile::tempdir().unwrap();
     {
@@ -116,7 +124,6 @@ async fn after_a_restart_it_is_served_until_it_is_back_or_the_grace_is_over() {
     std::fs::copy(dir.path().join(FILE), again.path().join(FILE)).unwrap();
     let setup = Setup::new(again.path());
     assert_eq!(setup.endpoints().await, endpoints(&["10.0.0.1", "10.0.0.2"]), "at once");
-    setup.keep(Duration::from_secs(30));
     tokio::time::sleep(Duration::from_secs(29)).await;
     // One is back, from the same place.
     setup.register(&said("10.0.0.1", "orders"), None).await;
