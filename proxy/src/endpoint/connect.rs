@@ -1,4 +1,7 @@
 //! Making a connection to an endpoint: TCP, then TLS if it is in the mesh, within one time limit.
+//!
+//! The limit is for the other side. While this worker is kept from the processor, or has a thousand other things to do
+//! first, no time passes: else a burst would make every dial fail that it caused.
 
 use std::io;
 use std::sync::Arc;
@@ -65,7 +68,7 @@ impl Dial {
 
     async fn open(&self, endpoint: &Endpoint, alpn: Alpn) -> Result<Io, ConnectError> {
         let address = endpoint.address;
-        tokio::time::timeout(self.timeout, self.dial(endpoint, alpn))
+        within(self.timeout, self.dial(endpoint, alpn))
             .await
             .unwrap_or(Err(ConnectError::TimedOut(address, self.timeout)))
     }
@@ -85,9 +88,50 @@ impl Dial {
     }
 }
 
+/// What `future` comes to, unless it takes longer than `limit`, not counting the time for which this worker was late to
+/// look at it: the limit is waited for in parts, and a part that took too long counts once.
+async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
+    const PARTS: u32 = 10;
+    let over = async {
+        for _ in 0..PARTS {
+            tokio::time::sleep(limit / PARTS).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        output = future => Some(output),
+        () = over => None,
+    }
+}
+
 async fn connect(address: std::net::SocketAddr) -> io::Result<TcpStream> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     let stream = socket.connect(address).await?;
     accept::tune(&stream);
     Ok(stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn r02_a_dial_does_not_time_out_while_its_own_worker_is_busy() {
+        let limit = Duration::from_millis(100);
+        let dial = async {
+            for _ in 0..5 {
+                // Another connection's turn on this thread.
+                std::thread::sleep(limit / 2);
+                tokio::task::yield_now().await;
+            }
+        };
+        assert_eq!(within(limit, dial).await, Some(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_dial_that_nothing_comes_of_takes_as_long_as_the_limit() {
+        let started = tokio::time::Instant::now();
+        assert_eq!(within(Duration::from_secs(1), std::future::pending::<()>()).await, None);
+        assert!(started.elapsed() < Duration::from_millis(1_020), "{:?}", started.elapsed());
+    }
 }

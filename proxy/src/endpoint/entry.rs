@@ -4,6 +4,8 @@
 //! whichever comes first. So a burst costs as many connections as it needs and no more. How many are dialled at a time
 //! is felt for, as TCP feels for its window: one more with each that succeeds, half as many with each that fails.
 //! Handshakes that compete with each other for the processor all time out, and would again if as many were begun again.
+//! The failure of one dial is nobody's error while the endpoint serves: whoever waits does so for as long as connections
+//! come, and is told once none has come during a whole dial.
 //! The shell ([`super::Endpoint`]) holds it under a lock, never across an `await`.
 
 use std::collections::VecDeque;
@@ -39,6 +41,8 @@ pub(super) struct Entry<W: Waiter> {
     limit: usize,
     /// The number of the next waiter.
     next: u64,
+    /// Connections that have come, dialled or given back.
+    came: u64,
 }
 
 /// A connection between two exchanges.
@@ -54,13 +58,15 @@ pub(super) struct Idle<C> {
 pub(super) struct Ticket {
     /// Who waited before the dial began.
     before: u64,
+    /// [`Entry::came`] when it began.
+    came: u64,
 }
 
 // === impl Entry ===
 
 impl<W: Waiter> Default for Entry<W> {
     fn default() -> Self {
-        Self { idle: Vec::new(), waiting: VecDeque::new(), dialling: 0, limit: FIRST_DIALS, next: 0 }
+        Self { idle: Vec::new(), waiting: VecDeque::new(), dialling: 0, limit: FIRST_DIALS, next: 0, came: 0 }
     }
 }
 
@@ -81,7 +87,7 @@ impl<W: Waiter> Entry<W> {
     fn ticket(&mut self) -> Option<Ticket> {
         (self.dialling < self.limit && self.dialling < self.waiting.len()).then(|| {
             self.dialling += 1;
-            Ticket { before: self.next }
+            Ticket { before: self.next, came: self.came }
         })
     }
 
@@ -103,18 +109,22 @@ impl<W: Waiter> Entry<W> {
         [self.ticket(), self.ticket()]
     }
 
-    /// A dial failed: everyone who waited when it began is to be told. With a ticket, the caller must dial for those who
-    /// came later.
+    /// A dial failed: everyone who waited when it began is to be told, unless a connection has come since. With a
+    /// ticket, the caller must dial for those who wait on.
     pub(super) fn failed(&mut self, ticket: Ticket) -> (Vec<W>, Option<Ticket>) {
         self.dialling = self.dialling.saturating_sub(1);
         self.limit = (self.limit / 2).max(1);
-        let told = self.waiting.partition_point(|(number, _)| *number < ticket.before);
+        let told = match self.came == ticket.came {
+            true => self.waiting.partition_point(|(number, _)| *number < ticket.before),
+            false => 0,
+        };
         let told = self.waiting.drain(..told).map(|(_, waiter)| waiter).collect();
         (told, self.ticket())
     }
 
     /// To whoever waits longest, else to the idle ones.
     fn place(&mut self, mut connection: W::Connection, fresh: bool, now: Instant) {
+        self.came += 1;
         while let Some((_, waiter)) = self.waiting.pop_front() {
             match waiter.give(connection, fresh) {
                 Ok(()) => {

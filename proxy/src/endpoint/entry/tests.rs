@@ -102,6 +102,31 @@ fn an_error_reaches_everyone_who_waited_when_the_dial_began_and_nobody_else() {
 }
 
 #[test]
+fn r02_one_dial_that_fails_beside_others_that_succeed_is_nobodys_error() {
+    let mut entry = Entry::default();
+    let now = Instant::now();
+    let (requests, tickets): (Vec<_>, Vec<_>) = (0..100).map(|_| wait(&mut entry)).unzip();
+    let mut tickets: Vec<_> = tickets.into_iter().flatten().collect();
+    let slow = tickets.remove(0);
+    let more = entry.dialled(tickets.remove(0), 1, now);
+    tickets.extend(more.into_iter().flatten());
+    let (told, more) = entry.failed(slow);
+    tickets.extend(more);
+    assert!(told.is_empty(), "the endpoint serves");
+
+    // From here on nothing comes any more: everybody is told, at the latest by the dials that began after.
+    while let Some(ticket) = tickets.pop() {
+        let (told, more) = entry.failed(ticket);
+        for request in told {
+            request.0.set(Fate::Failed);
+        }
+        tickets.extend(more);
+    }
+    let served = Fate::Has { connection: 1, fresh: true };
+    assert!(requests.iter().all(|request| [served, Fate::Failed].contains(&request.0.get())));
+}
+
+#[test]
 fn dials_that_time_out_together_are_not_begun_again_together() {
     let mut entry = Entry::default();
     let mut tickets: Vec<_> = (0..FIRST_DIALS).filter_map(|_| wait(&mut entry).1).collect();
