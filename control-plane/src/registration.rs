@@ -1,6 +1,7 @@
 //! Workloads that made themselves endpoints: who may, for how long, and across a restart.
 //!
-//! Decides whether a registration is taken, and when it ends: with its stream; and after a restart of the control
+//! Decides whether a registration is taken (its services must be granted, its workload's name must not be another identity's),
+//! and when it ends: with its stream; and after a restart of the control
 //! plane, when its workload is back or the grace period is over, so that a control plane that was killed takes no
 //! endpoint away. What is registered is kept in the state folder, and a workload is told that it is registered only once
 //! that is written; changes that come during a write are written together by the next one. Called by [`crate::report`]; tells the [`Publisher`].
@@ -93,6 +94,16 @@ pub enum Refusal {
     /// The caller may not be an endpoint of a service.
     #[error("registration: {0}")]
     NotGranted(#[from] NotGranted),
+    /// Somebody else is the workload of that name.
+    #[error(
+        "registration: the workload {workload} is registered by {holder}, and replicas of one workload have one identity; give this one another name (the proxy's --workload)"
+    )]
+    Taken {
+        /// Which name.
+        workload: String,
+        /// Whose it is, for as long as it is registered.
+        holder: String,
+    },
 }
 
 // === impl Registrations ===
@@ -160,11 +171,12 @@ impl Registrations {
         }
         let (submitted, change) = {
             let mut held = self.held.lock();
+            let stored = Stored::new(workload, id, said);
+            held.check_name(&stored)?;
             let submitted = self.publisher.submit(registration.clone(), replaces);
             if let Some(before) = replaces {
                 held.live.remove(&before);
             }
-            let stored = Stored::new(workload, id, said);
             // It is back: what it was before is void.
             let back = held.awaited.extract_if(.., |_, before| {
                 before.workload == stored.workload && before.address == stored.address
@@ -252,6 +264,20 @@ impl Registrations {
         }
         // Also when it failed: a full disk must not take endpoints away.
         self.written.send_if_modified(|written| std::mem::replace(written, change.max(*written)) < change);
+    }
+}
+
+// === impl Held ===
+
+impl Held {
+    /// A workload's name is its identity's for as long as it is registered: what is known of a workload (its policy, its
+    /// addresses) is gathered over all registrations of the name, and nobody may add to another's.
+    fn check_name(&self, new: &Stored) -> Result<(), Refusal> {
+        let mut known = self.live.values().chain(self.awaited.values());
+        let other = known.find(|known| known.workload == new.workload && known.spiffe_id != new.spiffe_id);
+        other.map_or(Ok(()), |other| {
+            Err(Refusal::Taken { workload: new.workload.clone(), holder: other.spiffe_id.clone() })
+        })
     }
 }
 

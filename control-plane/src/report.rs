@@ -167,6 +167,9 @@ impl ReportStream {
                 Refusal::NotGranted(_) => {
                     self.refuse("registration_not_granted", Status::permission_denied(text))
                 }
+                Refusal::Taken { .. } => {
+                    self.refuse("registration_workload_taken", Status::permission_denied(text))
+                }
                 Refusal::Malformed(_) | Refusal::TooLarge => {
                     self.refuse("registration_malformed", Status::invalid_argument(text))
                 }

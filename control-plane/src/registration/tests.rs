@@ -189,3 +189,23 @@ async fn a_damaged_file_or_entry_costs_only_itself() {
         assert_eq!(Setup::new(dir.path()).endpoints().await, expected);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_workloads_name_is_one_identitys_for_as_long_as_it_is_registered() {
+    let dir = tempfile::tempdir().unwrap();
+    let setup = Setup::new(dir.path());
+    let held = setup.register(&said("10.0.0.1", "orders"), None).await;
+    let other = SpiffeId::parse("spiffe://cluster.local/ns/shop/sa/web").unwrap();
+    let by_other =
+        async || setup.registrations.register(&workload(), &other, &said("10.0.0.1", "orders"), None).await;
+    let error = by_other().await.unwrap_err();
+    assert!(matches!(error, Refusal::Taken { .. }), "{error}");
+    assert!(error.to_string().contains("sa/orders"), "{error}");
+    assert_eq!(setup.endpoints().await, endpoints(&["10.0.0.1"]));
+    // Also while its workload is waited for.
+    setup.registrations.await_return(held);
+    assert!(matches!(by_other().await, Err(Refusal::Taken { .. })));
+    assert_eq!(setup.endpoints().await, endpoints(&["10.0.0.1"]));
+    tokio::time::sleep(2 * REJOIN).await;
+    by_other().await.unwrap();
+}
