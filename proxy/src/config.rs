@@ -8,6 +8,7 @@
 //! `docs/reference/proxy.md` is made from the table ([`reference()`]), and a test compares the two.
 
 mod addresses;
+mod intercept;
 mod parse;
 mod table;
 mod workers;
@@ -21,6 +22,7 @@ use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
 pub use self::addresses::BoundAddresses;
+pub use self::intercept::{DNS_PORT, Intercept};
 pub use self::table::{VARIABLES, Variable, reference};
 pub use self::workers::{CpuLimits, worker_count};
 use crate::state::ObjectName;
@@ -61,6 +63,8 @@ pub struct Config {
     pub register_address: Option<IpAddr>,
     /// Ports whose bytes are never looked at.
     pub opaque_ports: PortSet,
+    /// What leads through the proxy in a pod.
+    pub intercept: Intercept,
     /// How many worker threads. `None`: see [`worker_count`].
     pub workers: Option<usize>,
     /// The CPU request of the container, in thousandths of a core.
@@ -222,14 +226,28 @@ pub fn load(
     from_matches(&matches, environment)
 }
 
+static FLAGS: LazyLock<Vec<String>> = LazyLock::new(|| VARIABLES.iter().map(Variable::flag).collect());
+
 /// `command` with a flag for every setting.
 pub fn with_flags(command: clap::Command) -> clap::Command {
-    static FLAGS: LazyLock<Vec<String>> = LazyLock::new(|| VARIABLES.iter().map(Variable::flag).collect());
-    command.args(VARIABLES.iter().zip(FLAGS.iter()).map(|(variable, flag)| {
-        let help =
-            format!("{} [default: {}; {}]", variable.meaning, variable.default_text(), variable.variable());
-        clap::Arg::new(variable.name).long(flag.as_str()).value_name(variable.form).help(help)
-    }))
+    let flags = FLAGS.iter().map(String::as_str);
+    command.args(VARIABLES.iter().zip(flags).map(|(variable, flag)| argument(variable, flag)))
+}
+
+/// `command` with a flag for every setting that rules of interception are made from: `--skip-outbound-ports` is
+/// `--intercept-skip-outbound-ports` of the proxy.
+pub fn with_intercept_flags(command: clap::Command) -> clap::Command {
+    let flags = VARIABLES.iter().zip(FLAGS.iter()).filter_map(|(variable, flag)| match variable.name {
+        "OUTBOUND_LISTEN" | "INBOUND_LISTEN" => Some((variable, flag.as_str())),
+        _ => flag.strip_prefix("intercept-").map(|flag| (variable, flag)),
+    });
+    command.args(flags.map(|(variable, flag)| argument(variable, flag)))
+}
+
+fn argument(variable: &Variable, flag: &'static str) -> clap::Arg {
+    let help =
+        format!("{} [default: {}; {}]", variable.meaning, variable.default_text(), variable.variable());
+    clap::Arg::new(variable.name).long(flag).value_name(variable.form).help(help)
 }
 
 /// Reads the settings from the matches of a command made by [`with_flags`], and from `environment`.
@@ -237,6 +255,28 @@ pub fn with_flags(command: clap::Command) -> clap::Command {
 /// # Errors
 /// The first setting that is bad, or a pair that does not go together.
 pub fn from_matches(
+    matches: &clap::ArgMatches,
+    environment: impl IntoIterator<Item = (std::ffi::OsString, std::ffi::OsString)>,
+) -> Result<Loaded, ConfigError> {
+    let loaded = read(matches, environment)?;
+    loaded.config.validate()?;
+    Ok(loaded)
+}
+
+/// As [`from_matches`], of a command made by [`with_intercept_flags`]: what the proxy needs besides rules may be missing.
+///
+/// # Errors
+/// The first setting that is bad, or a pair that does not go together.
+pub fn intercept_from_matches(
+    matches: &clap::ArgMatches,
+    environment: impl IntoIterator<Item = (std::ffi::OsString, std::ffi::OsString)>,
+) -> Result<Loaded, ConfigError> {
+    let loaded = read(matches, environment)?;
+    loaded.config.intercept.validate()?;
+    Ok(loaded)
+}
+
+fn read(
     matches: &clap::ArgMatches,
     environment: impl IntoIterator<Item = (std::ffi::OsString, std::ffi::OsString)>,
 ) -> Result<Loaded, ConfigError> {
@@ -251,7 +291,8 @@ pub fn from_matches(
     }
     let mut config = Config::default();
     for (variable, from_environment) in VARIABLES.iter().zip(from_environment) {
-        let (setting, value) = match matches.get_one::<String>(variable.name) {
+        // A subcommand has only some of the flags.
+        let (setting, value) = match matches.try_get_one::<String>(variable.name).ok().flatten() {
             Some(value) => (format!("--{}", variable.flag()), value.clone()),
             // Set to nothing means not set: what a template leaves behind.
             None => match from_environment.filter(|value| !value.trim().is_empty()) {
@@ -266,7 +307,6 @@ pub fn from_matches(
             form: variable.form,
         })?;
     }
-    config.validate()?;
     warnings.sort();
     Ok(Loaded { config, warnings })
 }
@@ -303,6 +343,7 @@ impl Default for Config {
             inbound_ports: Vec::new(),
             register_address: None,
             opaque_ports: PortSet::default(),
+            intercept: Intercept::default(),
             workers: None,
             cpu_request_millis: None,
             connect_timeout: Duration::ZERO,
@@ -367,6 +408,7 @@ impl Config {
                 "no identity: set {PREFIX}IDENTITY_TOKEN_FILE (a token of `tulle token create`), or {PREFIX}IDENTITY_CERT_FILE"
             ));
         }
+        self.intercept.validate()?;
         self.validate_listeners()
     }
 
@@ -448,6 +490,16 @@ impl PortSet {
     /// Whether `port` is in the list.
     pub fn contains(&self, port: u16) -> bool {
         self.0.iter().any(|range| range.contains(&port))
+    }
+
+    /// Whether there is no port in the list.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The ports and ranges, as they were written.
+    pub fn ranges(&self) -> impl Iterator<Item = std::ops::RangeInclusive<u16>> + '_ {
+        self.0.iter().cloned()
     }
 }
 

@@ -14,6 +14,7 @@ pub mod detect;
 pub mod drain;
 pub mod endpoint;
 pub mod forward;
+pub mod intercept;
 pub mod io;
 pub mod policy;
 pub mod route;

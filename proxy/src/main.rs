@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use tulle_proxy::{app, config, telemetry};
+use tulle_proxy::{app, config, intercept, telemetry};
 
 fn main() -> ExitCode {
     match run() {
@@ -18,7 +18,10 @@ fn run() -> anyhow::Result<()> {
     let command = clap::Command::new("tulle-proxy")
         .version(env!("CARGO_PKG_VERSION"))
         .about("Tulle's data plane: a small proxy beside every service");
-    let matches = config::with_flags(command).get_matches();
+    let matches = config::with_flags(command).subcommand(intercept::command()).get_matches();
+    if let Some(("intercept", matches)) = matches.subcommand() {
+        return Ok(intercept::run(matches, std::env::vars_os())?);
+    }
     let config::Loaded { config, warnings } = config::from_matches(&matches, std::env::vars_os())?;
     let diagnostics = telemetry::diagnostics::install(&config.log_level, config.log_format)?;
     for warning in warnings {

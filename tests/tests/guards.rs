@@ -20,6 +20,8 @@ const EDGES: &[(&str, &[&str])] = &[
     ("policy", &["drain"]),
     ("wire", &["drain"]),
     ("control", &["drain", "policy", "route", "balance", "endpoint", "tls"]),
+    // accept: to listen as the proxy will.
+    ("intercept", &["accept"]),
     ("admin", &["control", "drain", "policy"]),
     ("forward", &["accept", "balance", "detect", "drain", "endpoint", "policy", "route", "tls", "wire"]),
 ];

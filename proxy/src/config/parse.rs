@@ -3,6 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use super::table::MAX_DURATION;
 use super::{HostPort, InboundPort, Locality, OutboundService, PortSet, ServicePort};
 use crate::state::ObjectName;
@@ -130,6 +132,40 @@ pub(super) fn ports(value: &str) -> Parsed<PortSet> {
         Ok(first..=last)
     };
     list(value, range).map(PortSet)
+}
+
+/// The ID of a user or group; the last of them means "none" to the kernel.
+pub(super) fn id(value: &str) -> Parsed<u32> {
+    match value.parse::<u32>() {
+        Ok(id) if id < u32::MAX => Ok(id),
+        _ => Err(format!("`{value}` is not an ID from 0 to {}", u32::MAX - 1)),
+    }
+}
+
+pub(super) fn mark(value: &str) -> Parsed<u32> {
+    let parsed = match value.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16),
+        None => value.parse(),
+    };
+    match parsed {
+        Ok(mark) if mark > 0 => Ok(mark),
+        _ => Err(format!("`{value}` is not a mark from 1 to 0xffffffff")),
+    }
+}
+
+pub(super) fn subnet(value: &str) -> Parsed<IpNet> {
+    let subnet = match value.parse::<IpAddr>() {
+        Ok(ip) => IpNet::from(ip),
+        Err(_) => value.parse::<IpNet>().map_err(|_| format!("`{value}` is not a subnet"))?,
+    };
+    if subnet.trunc() != subnet {
+        return Err(format!("`{value}` has bits after its prefix; did you mean `{}`?", subnet.trunc()));
+    }
+    Ok(subnet)
+}
+
+pub(super) fn yes_or_no(value: &str) -> Parsed<bool> {
+    choice(value, &[("true", true), ("false", false)])
 }
 
 pub(super) fn auto<T>(value: &str, parse: impl Fn(&str) -> Parsed<T>) -> Parsed<Option<T>> {

@@ -73,6 +73,40 @@ variables! {
     "OPAQUE_PORTS", "<port>[-<port>][,…] or `none`", Some(OPAQUE_PORTS),
         "Destination ports whose bytes are relayed without waiting for, or looking at, the first of them.",
         |config, value| config.opaque_ports = parse::ports(value)?;
+    "INTERCEPT_PROXY_UID", "a user ID", Some("1337"),
+        "The user that the proxy runs as, whose connections are not intercepted.",
+        |config, value| config.intercept.proxy_uid = parse::id(value)?;
+    "INTERCEPT_PROXY_MARK", "a mark (`4919`, `0x1337`)", None,
+        "A mark that the proxy sets on its connections, which are not intercepted then, in place of its user ID where there is only \
+         one. Needs CAP_NET_ADMIN also in the proxy.",
+        |config, value| config.intercept.proxy_mark = Some(parse::mark(value)?);
+    "INTERCEPT_SKIP_INBOUND_PORTS", "<port>[-<port>][,…] or `none`", None,
+        "TCP ports of the application that are reached without the proxy.",
+        |config, value| config.intercept.skip_inbound_ports = parse::ports(value)?;
+    "INTERCEPT_SKIP_OUTBOUND_PORTS", "<port>[-<port>][,…] or `none`", None,
+        "TCP ports elsewhere that the application reaches without the proxy.",
+        |config, value| config.intercept.skip_outbound_ports = parse::ports(value)?;
+    "INTERCEPT_ONLY_INBOUND_PORTS", "<port>[-<port>][,…] or `none`", None,
+        "TCP ports of the application that lead through the proxy; not set: all that are not skipped.",
+        |config, value| config.intercept.only_inbound_ports = parse::ports(value)?;
+    "INTERCEPT_ONLY_OUTBOUND_PORTS", "<port>[-<port>][,…] or `none`", None,
+        "TCP ports elsewhere that lead through the proxy; not set: all that are not skipped.",
+        |config, value| config.intercept.only_outbound_ports = parse::ports(value)?;
+    "INTERCEPT_SKIP_SUBNETS", "<address>/<bits>[,…] or `none`", None,
+        "Destinations that the application reaches without the proxy.",
+        |config, value| config.intercept.skip_subnets = parse::list(value, parse::subnet)?;
+    "INTERCEPT_SKIP_UIDS", "<user ID>[,…] or `none`", None,
+        "Users whose connections are not intercepted.",
+        |config, value| config.intercept.skip_uids = parse::list(value, parse::id)?;
+    "INTERCEPT_SKIP_GIDS", "<group ID>[,…] or `none`", None,
+        "Groups whose connections are not intercepted.",
+        |config, value| config.intercept.skip_gids = parse::list(value, parse::id)?;
+    "INTERCEPT_DNS", "`true` or `false`", Some("false"),
+        "Whether queries of names, UDP and TCP to port 53, lead to port 15053 of the proxy.",
+        |config, value| config.intercept.dns = parse::yes_or_no(value)?;
+    "INTERCEPT_DROP_QUIC", "`true` or `false`", Some("false"),
+        "Whether UDP to port 443 is dropped, so that clients of HTTP/3 fall back to TCP, which is intercepted.",
+        |config, value| config.intercept.drop_quic = parse::yes_or_no(value)?;
     "WORKERS", "a number from 1 to 1024, or `auto`", Some("auto"),
         "How many worker threads. Auto: the cgroup's CPU limit rounded up, else the CPU request rounded up, else 2, and never more than cores.",
         |config, value| config.workers = parse::auto(value, |value| parse::number(value, 1, 1024))?;

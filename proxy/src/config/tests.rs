@@ -83,6 +83,14 @@ fn bad_values_of_every_kind_are_refused() {
         ("REGISTER_ADDRESS", "0.0.0.0"),
         ("OPAQUE_PORTS", "9-3"),
         ("OPAQUE_PORTS", "0"),
+        ("INTERCEPT_PROXY_UID", "4294967295"),
+        ("INTERCEPT_PROXY_MARK", "0"),
+        ("INTERCEPT_PROXY_MARK", "0xg"),
+        ("INTERCEPT_SKIP_INBOUND_PORTS", "80-"),
+        ("INTERCEPT_SKIP_SUBNETS", "10.0.0.1/8"),
+        ("INTERCEPT_SKIP_SUBNETS", "10.0.0.0/33"),
+        ("INTERCEPT_SKIP_UIDS", "root"),
+        ("INTERCEPT_DNS", "yes"),
         ("WORKERS", "1.5"),
         ("CPU_REQUEST", "0"),
         ("CPU_REQUEST", "-1"),
@@ -164,6 +172,7 @@ fn settings_that_do_not_go_together_are_refused() {
         (vec![("ADMIN_ADDRESS", "0.0.0.0:15000")], "not a loopback address"),
         (vec![("INBOUND_PORTS", "0.0.0.0:0=127.0.0.1:80/web:80")], "TULLE_PROXY_REGISTER_ADDRESS"),
         (vec![("INBOUND_PORTS", "127.0.0.1:80=127.0.0.1:80")], "lead to itself"),
+        (vec![("INTERCEPT_SKIP_INBOUND_PORTS", "22"), ("INTERCEPT_ONLY_INBOUND_PORTS", "80")], "in two ways"),
         (vec![("METRICS_ADDRESS", "127.0.0.1:15000")], "both listen on 127.0.0.1:15000"),
     ] {
         let environment: Vec<_> =

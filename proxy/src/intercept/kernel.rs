@@ -1,0 +1,133 @@
+//! Carries transactions to the kernel: one socket, one message, one answer. Decides nothing but what an errno means.
+
+use rustix::io::Errno;
+use rustix::net::netlink::{NETFILTER, SocketAddrNetlink};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, sendto, socket_with};
+
+use super::encode::Transaction;
+use super::netlink;
+
+/// Why the kernel has not taken a transaction. It took nothing of it.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    #[error(
+        "the kernel does not let us change rules: grant CAP_NET_ADMIN (in Kubernetes `securityContext.capabilities.add: \
+         [NET_ADMIN]`, in a shell root or `unshare -Urn`)"
+    )]
+    NotPermitted,
+    #[error("the kernel has no nf_tables")]
+    NoNfTables,
+    #[error(
+        "the rules are {0} bytes, more than the kernel takes at once; write fewer ports, subnets, users or groups, as ranges"
+    )]
+    TooLarge(usize),
+    #[error("the kernel refuses {what}: {errno}{}", hint(*.errno))]
+    Step { what: String, errno: Errno },
+    #[error("cannot speak with the kernel's netfilter: {0}")]
+    Socket(Errno),
+}
+
+fn hint(errno: Errno) -> &'static str {
+    match errno {
+        Errno::NOENT | Errno::OPNOTSUPP | Errno::INVAL => {
+            "; it may lack a module (nft_redir, nft_fib_inet, nft_chain_nat, nf_nat) that the host can load"
+        }
+        Errno::NOMEM | Errno::NOBUFS => "; there is too little memory",
+        _ => "",
+    }
+}
+
+/// Has the kernel carry out a transaction: all of it or nothing.
+pub(super) fn commit(transaction: &Transaction) -> Result<(), Refused> {
+    let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(NETFILTER))
+        .map_err(|errno| match errno {
+            Errno::PROTONOSUPPORT | Errno::AFNOSUPPORT => Refused::NoNfTables,
+            errno => Refused::Socket(errno),
+        })?;
+    let kernel = SocketAddrNetlink::new(0, 0);
+    sendto(&socket, &transaction.bytes, SendFlags::empty(), &kernel).map_err(|errno| match errno {
+        Errno::MSGSIZE | Errno::NOBUFS => Refused::TooLarge(transaction.bytes.len()),
+        Errno::PERM => Refused::NotPermitted,
+        errno => Refused::Socket(errno),
+    })?;
+    // The kernel has done it when `sendto` returns, and the answers lie there.
+    let mut acknowledged = false;
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        match recv(&socket, &mut buffer[..], RecvFlags::DONTWAIT) {
+            Ok((length, _)) => acknowledged |= read(&buffer[..length], &transaction.steps)?,
+            Err(Errno::AGAIN) if acknowledged => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(Refused::Socket(errno)),
+        }
+    }
+}
+
+/// Whether all is done, by what the kernel has answered.
+fn read(bytes: &[u8], steps: &[String]) -> Result<bool, Refused> {
+    let mut acknowledged = false;
+    for message in netlink::messages(bytes) {
+        let Some(error) = message.error() else { continue };
+        if error == 0 {
+            acknowledged = true;
+            continue;
+        }
+        let errno = Errno::from_raw_os_error(error);
+        let index = usize::try_from(message.sequence).unwrap_or(usize::MAX);
+        return Err(match errno {
+            Errno::PERM => Refused::NotPermitted,
+            // Nobody takes transactions of this kind.
+            Errno::OPNOTSUPP | Errno::INVAL if index == 0 => Refused::NoNfTables,
+            errno => {
+                let what = steps.get(index).map_or("the transaction", String::as_str).to_owned();
+                Refused::Step { what, errno }
+            }
+        });
+    }
+    Ok(acknowledged)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::netlink::{ERROR, Family, Writer};
+    use super::*;
+
+    /// What the kernel answers to the message `sequence`.
+    fn answer(sequence: u32, errno: i32) -> Vec<u8> {
+        let mut writer = Writer::default();
+        let family = Family { family: 0, resource: 0 };
+        writer.message(ERROR, 0, sequence, family, |_| {});
+        let mut bytes = writer.into_bytes();
+        bytes[16..20].copy_from_slice(&(-errno).to_ne_bytes());
+        bytes
+    }
+
+    fn steps() -> Vec<String> {
+        ["the transaction", "the table", "the rule `udp dport 443 drop`"].map(str::to_owned).to_vec()
+    }
+
+    #[test]
+    fn a_refusal_names_the_rule() {
+        let text = read(&answer(2, 22), &steps()).unwrap_err().to_string();
+        assert!(text.contains("udp dport 443 drop") && text.contains("nft_redir"), "{text}");
+    }
+
+    #[test]
+    fn a_missing_capability_is_said() {
+        let refused = read(&answer(0, 1), &steps()).unwrap_err();
+        assert!(matches!(refused, Refused::NotPermitted) && refused.to_string().contains("CAP_NET_ADMIN"));
+    }
+
+    #[test]
+    fn a_kernel_without_nf_tables_is_told_from_one_that_refuses_a_rule() {
+        assert!(matches!(read(&answer(0, 95), &steps()), Err(Refused::NoNfTables)));
+        assert!(matches!(read(&answer(1, 95), &steps()), Err(Refused::Step { .. })));
+    }
+
+    #[test]
+    fn only_an_acknowledgement_is_success() {
+        assert_eq!(read(&answer(2, 0), &steps()).ok(), Some(true));
+        assert_eq!(read(&[], &steps()).ok(), Some(false));
+        assert_eq!(read(&answer(2, 0)[..15], &steps()).ok(), Some(false));
+    }
+}
