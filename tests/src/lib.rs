@@ -30,7 +30,7 @@ pub use self::process::{Folder, Process, Program};
 pub use self::wait::{DEADLINE, eventually, within};
 pub use self::wire::{Head, Wire, chunked};
 pub use self::workload::{Workload, WorkloadBuilder};
-pub use self::world::{Mode, NAMESPACE, World};
+pub use self::world::{Mode, NAMESPACE, World, scrape};
 
 /// Whether long tests go to their full length: `TULLE_TEST_DEEP=full`, which `.ci/run` sets.
 pub fn deep() -> bool {

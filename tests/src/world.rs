@@ -205,7 +205,7 @@ fn control_plane(folder: &Folder, grpc: SocketAddr, metrics: SocketAddr) -> Prog
 }
 
 /// What `/metrics` says.
-pub(crate) async fn scrape(address: SocketAddr) -> Metrics {
+pub async fn scrape(address: SocketAddr) -> Metrics {
     let mut wire = crate::Wire::connect(address).await;
     wire.send("GET /metrics HTTP/1.1\r\nhost: metrics\r\nconnection: close\r\n\r\n").await;
     let (head, body) = wire.response().await;

@@ -285,6 +285,10 @@ impl Applier {
             // Without a policy nothing is let in: that fails closed, and loudly.
             tracing::error!(name, "the control plane has no InboundPolicy for this workload");
             store.update(|snapshot| snapshot.inbound = None);
+            let cut = self.connections.revoke_all();
+            if cut > 0 {
+                tracing::info!(connections = cut, "without a policy, open connections were cut");
+            }
         } else if type_url == v1::Workload::type_url() {
             // Nobody knows a workload before it registers, and not everyone does.
             tracing::debug!(name, "the control plane does not know this workload");

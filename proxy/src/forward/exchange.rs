@@ -4,13 +4,13 @@
 //! idempotent and a *reused* connection failed before any byte of an answer.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http::{Method, Request, Response, StatusCode, Version};
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::admit;
 use super::context::Worker;
 use super::fault::Fault;
 use super::headers;
@@ -18,6 +18,7 @@ use super::record::Tracked;
 use crate::drain;
 use crate::endpoint::{ConnectError, Dial, Endpoint, Http1, Http2, Observe};
 use crate::io::{Io, Meter};
+use crate::policy;
 use crate::telemetry::Reason;
 use crate::telemetry::metrics::{Direction, OpenConnection, ReplayCause};
 use crate::tls;
@@ -37,13 +38,25 @@ pub(super) struct Again {
     pub cause: ReplayCause,
 }
 
+/// Where a request goes, and how.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Leg<'a> {
+    pub endpoint: &'a Arc<Endpoint>,
+    /// As the application uses it.
+    pub framing: Framing,
+    /// How long the answer's head may take.
+    pub limit: Option<Duration>,
+    pub tunnels: &'a Tunnels,
+    /// Of what goes to the application beside this proxy, the registration with its policy.
+    pub guard: Option<&'a Arc<policy::Guard>>,
+}
+
 /// The connections that one client's connection has turned into, by upgrade or CONNECT. They are part of it: while any
 /// lasts, it counts as open, is bound by the limit on connections and registered with the policy.
 #[derive(Debug, Default)]
 pub(super) struct Tunnels {
     tasks: TaskTracker,
-    /// Ends them.
-    revoked: Option<CancellationToken>,
+    cut: Arc<AtomicBool>,
 }
 
 /// What a dial from this worker goes by.
@@ -57,16 +70,13 @@ pub(super) fn dial(worker: &Worker) -> Dial {
     }
 }
 
-/// Sends a request to `endpoint` in the framing that the application uses and returns its answer's head. `limit`
-/// is how long the head may take.
+/// Sends a request and returns its answer's head.
 pub(super) async fn send(
     worker: &Worker,
-    endpoint: &Arc<Endpoint>,
-    framing: Framing,
+    leg: Leg<'_>,
     mut request: Request<Body>,
-    limit: Option<Duration>,
-    tunnels: &Tunnels,
 ) -> Result<Response<Body>, Failed> {
+    let Leg { endpoint, framing, limit, tunnels, guard } = leg;
     let upgrade = framing == Framing::Http1 && headers::is_upgrade(request.headers());
     headers::strip_hop(request.headers_mut(), upgrade);
     let method = request.method().clone();
@@ -95,7 +105,7 @@ pub(super) async fn send(
     let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     headers::strip_hop(response.headers_mut(), upgraded);
     if let Some(client) = client.filter(|_| Upgrade::is_agreed(&method, response.status())) {
-        tunnels.open(client, Upgrade::of_response(&mut response));
+        tunnels.open(client, Upgrade::of_response(&mut response), guard.cloned());
     }
     Ok(response)
 }
@@ -272,34 +282,24 @@ pub(super) fn count(open: &OpenConnection, meter: &Meter) -> (u64, u64) {
 // === impl Tunnels ===
 
 impl Tunnels {
-    /// Tunnels that end once `revoked` says so.
-    pub(super) fn until(revoked: CancellationToken) -> Self {
-        Self { revoked: Some(revoked), ..Self::default() }
-    }
-
-    /// Relays what is no longer HTTP.
-    fn open(&self, client: Upgrade, server: Upgrade) {
-        let revoked = self.revoked.clone();
+    /// Relays what is no longer HTTP, until `guard` is revoked.
+    fn open(&self, client: Upgrade, server: Upgrade, guard: Option<Arc<policy::Guard>>) {
+        let cut = Arc::clone(&self.cut);
         self.tasks.spawn(async move {
-            let revoked = async {
-                match revoked {
-                    Some(revoked) => revoked.cancelled_owned().await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 ended = wire::tunnel(client, server) => if let Err(error) = ended {
                     tracing::debug!(%error, "an upgraded connection was reset");
                 },
-                () = revoked => tracing::warn!("an upgraded connection is no longer allowed"),
+                () = admit::revoked(guard.as_deref()) => cut.store(true, Ordering::Relaxed),
             }
         });
     }
 
-    /// Waits for the end of all, once their connection is no longer HTTP.
-    pub(super) async fn ended(&self) {
+    /// Waits for the end of all, once their connection is no longer HTTP; whether a change of policy has cut any.
+    pub(super) async fn ended(&self) -> bool {
         self.tasks.close();
         self.tasks.wait().await;
+        self.cut.load(Ordering::Relaxed)
     }
 }
 

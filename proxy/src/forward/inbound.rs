@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 
 use http::{Request, Response};
 
+use super::admit;
 use super::context::Worker;
-use super::exchange::{self, Failed, Tunnels};
+use super::exchange::{self, Failed, Leg, Tunnels};
 use super::fault::Fault;
 use super::headers;
 use super::opaque::{self, Ended};
@@ -23,10 +24,10 @@ use crate::accept::{Accepted, Destination};
 use crate::detect::Detection;
 use crate::endpoint::Endpoint;
 use crate::io::{Io, Meter, Replay};
-use crate::policy::{self, Denial, Inbound, Open, PortPolicy, Verdict};
+use crate::policy::{self, Open, PortPolicy};
 use crate::state::{Mode, Peer, Protocol};
 use crate::telemetry::Reason;
-use crate::telemetry::metrics::{ConnectionLabels, DetectResult, Direction, TlsKind, VerdictLabels};
+use crate::telemetry::metrics::{ConnectionLabels, DetectResult, Direction, TlsKind};
 use crate::tls;
 use crate::wire::{Body, Framing};
 use tulle_certs::{Alpn, Refusal};
@@ -39,7 +40,7 @@ struct Connection {
     client: SocketAddr,
     application: Arc<Endpoint>,
     framing: Framing,
-    guard: policy::Guard,
+    guard: Arc<policy::Guard>,
     tunnels: Tunnels,
 }
 
@@ -70,11 +71,11 @@ pub async fn serve(worker: &Arc<Worker>, accepted: Accepted) {
     match framing {
         Some(framing) => {
             let id = worker.proxy.connection_id();
-            let (worker, tunnels) = (Arc::clone(worker), Tunnels::until(guard.token()));
+            let (worker, guard, tunnels) = (Arc::clone(worker), Arc::new(guard), Tunnels::default());
             let connection = Connection { worker, id, client, application, framing, guard, tunnels };
             Arc::new(connection).serve(io).await;
         }
-        None => match judge(worker, &guard) {
+        None => match admit::judge(worker, &guard) {
             Ok(_) => relay(worker, io, &application, &guard, client).await,
             Err(fault) => {
                 relayed(worker, &guard, client).refused(fault.reason, &fault.detail).write(worker);
@@ -184,9 +185,6 @@ async fn terminate(
 /// whoever never says who it is must not hold on to a place under the limit of connections.
 const SILENCE: Duration = Duration::from_secs(30);
 
-/// How long requests under way have to end after a change of policy no longer allows their connection.
-const REVOKED: Duration = Duration::from_secs(1);
-
 /// How long a handshake may take before its peer is given up.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
@@ -214,43 +212,6 @@ fn relayed<'a>(worker: &Worker, guard: &'a policy::Guard, client: SocketAddr) ->
     let open = guard.open();
     let record = ConnectionRecord::new(worker, Direction::Inbound, client);
     ConnectionRecord { source: open.peer.as_ref(), tls: metrics_tls(open.tls), ..record }
-}
-
-/// Judges a registered connection by the policy of this moment.
-fn judge(worker: &Worker, guard: &policy::Guard) -> Result<Arc<str>, Fault> {
-    let Some(inbound) = worker.proxy.store.load().inbound.clone() else {
-        return Err(Fault::unsent(Reason::PolicyUnavailable, "no InboundPolicy is in force"));
-    };
-    match guard.judge(&inbound) {
-        Verdict::Allow { rule } => {
-            worker.metrics.verdicts(&VerdictLabels { allowed: true, rule: &rule, reason: None }).inc();
-            Ok(rule)
-        }
-        Verdict::Deny { reason, rule } => {
-            let fault = denied(reason, guard, &inbound);
-            let rule = rule.as_deref().unwrap_or("");
-            let labels = VerdictLabels { allowed: false, rule, reason: Some(fault.reason) };
-            worker.metrics.verdicts(&labels).inc();
-            Err(fault)
-        }
-    }
-}
-
-fn denied(denial: Denial, guard: &policy::Guard, inbound: &Inbound) -> Fault {
-    let open = guard.open();
-    match (denial, &open.peer) {
-        (Denial::MtlsRequired, _) => {
-            Fault::unsent(Reason::MtlsRequired, format!("port {} of {}", open.port, inbound.workload()))
-        }
-        (Denial::PolicyDenied, Some(peer)) => Fault::unsent(
-            Reason::PolicyDenied,
-            format!("no rule of port {} of {} allows {peer}", open.port, inbound.workload()),
-        ),
-        (Denial::PolicyDenied, None) => Fault::unsent(
-            Reason::IdentityRequired,
-            format!("the rules of port {} of {} name identities", open.port, inbound.workload()),
-        ),
-    }
 }
 
 fn metrics_tls(tls: policy::TlsKind) -> TlsKind {
@@ -292,11 +253,10 @@ async fn relay(
     let open = worker.metrics.connections(&labels(guard.open())).open();
     let ended = opaque::relay(io.metered(Arc::clone(&meter)), server, Some(guard)).await;
     record.bytes = exchange::count(&open, &meter);
-    if matches!(ended, Ended::Revoked) {
-        record =
-            record.refused(Reason::PolicyDenied, "policy has changed and no longer allows the connection");
+    match ended {
+        Ended::Revoked => record.cut(worker, guard),
+        Ended::Closed | Ended::Reset(_) => record.write(worker),
     }
-    record.write(worker);
 }
 
 // === impl Connection ===
@@ -311,21 +271,28 @@ impl Connection {
         let refuse = |fault: &Fault| self.record(&mut Request::default()).unread().fault(fault);
         let (direction, drain) = (Direction::Inbound, &worker.proxy.drain);
         let served = exchange::serve(&worker, direction, self.framing, io, handler, refuse, drain);
-        let revoked = async {
-            self.guard.revoked().await;
-            tokio::time::sleep(REVOKED).await;
-        };
-        tokio::select! {
-            () = served => {}
+        let record = relayed(&worker, &self.guard, self.client);
+        let closed = tokio::select! {
+            () = served => false,
             // New requests are denied one by one; what is still under way, a watch say, would go on for hours.
-            () = revoked => tracing::info!(client = %self.client, "closed a connection that is no longer allowed"),
+            () = admit::revoked_for_long(&self.guard) => true,
+        };
+        let cut = self.tunnels.ended().await || closed;
+        let bytes = exchange::count(&open, &meter);
+        if cut {
+            let endpoint = Some(self.application.address);
+            ConnectionRecord { id: self.id, endpoint, bytes, ..record }.cut(&worker, &self.guard);
         }
-        self.tunnels.ended().await;
-        exchange::count(&open, &meter);
+    }
+
+    fn leg(&self) -> Leg<'_> {
+        let (endpoint, tunnels, guard) = (&self.application, &self.tunnels, Some(&self.guard));
+        Leg { endpoint, framing: self.framing, limit: None, tunnels, guard }
     }
 
     fn record(&self, request: &mut Request<Body>) -> Box<Record> {
         let mut record = Record::new(&self.worker, Direction::Inbound, self.id, self.client, request);
+        record.guard = Some(Arc::clone(&self.guard));
         record.tls = metrics_tls(self.guard.open().tls);
         if let Some(peer) = &self.guard.open().peer {
             record.set_peer(peer.clone());
@@ -351,14 +318,13 @@ impl Connection {
         record: &mut Record,
         mut request: Request<Body>,
     ) -> Result<(Response<Body>, InFlight), Fault> {
-        record.rule = judge(&self.worker, &self.guard)?;
+        record.rule = admit::judge(&self.worker, &self.guard)?;
         record.endpoint = Some(self.application.address);
         loop {
             record.attempts += 1;
             let mut in_flight = InFlight::start(&self.worker, &self.application);
             let asked = Instant::now();
-            let (to, tunnels) = (&self.application, &self.tunnels);
-            let sent = exchange::send(&self.worker, to, self.framing, request, None, tunnels).await;
+            let sent = exchange::send(&self.worker, self.leg(), request).await;
             record.waited(asked.elapsed());
             match sent {
                 Ok(response) => {

@@ -4,6 +4,7 @@
 //! request to an endpoint ([`exchange`]), relaying opaque bytes ([`opaque`]), what is told about a request when it is
 //! over ([`record`]), and what the proxy answers itself ([`fault`]). Called by `runtime`; nothing imports this room.
 
+mod admit;
 mod context;
 mod exchange;
 mod fault;

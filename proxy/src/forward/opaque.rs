@@ -4,6 +4,7 @@ use std::io;
 
 use tokio::io::copy_bidirectional_with_sizes;
 
+use super::admit;
 use crate::io::Io;
 use crate::policy;
 
@@ -22,18 +23,12 @@ const BUFFER: usize = 16 * 1024;
 
 /// Relays until both sides are done, or until `guard` is revoked.
 pub(super) async fn relay(mut client: Io, mut server: Io, guard: Option<&policy::Guard>) -> Ended {
-    let revoked = async {
-        match guard {
-            Some(guard) => guard.revoked().await,
-            None => std::future::pending().await,
-        }
-    };
     let ended = tokio::select! {
         copied = copy_bidirectional_with_sizes(&mut client, &mut server, BUFFER, BUFFER) => match copied {
             Ok(_) => Ended::Closed,
             Err(error) => Ended::Reset(error),
         },
-        () = revoked => Ended::Revoked,
+        () = admit::revoked(guard) => Ended::Revoked,
     };
     if !matches!(ended, Ended::Closed) {
         client.reset_on_drop();

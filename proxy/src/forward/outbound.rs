@@ -14,7 +14,7 @@ use http::{Request, Response};
 use parking_lot::Mutex;
 
 use super::context::Worker;
-use super::exchange::{self, Failed, Tunnels};
+use super::exchange::{self, Failed, Leg, Tunnels};
 use super::fault::Fault;
 use super::headers;
 use super::opaque::{self, Ended};
@@ -376,8 +376,14 @@ impl Connection {
                 .then(|| exchange::spare(&request))
                 .flatten();
             let asked = Instant::now();
-            let sent =
-                exchange::send(&self.worker, &endpoint, self.framing, request, limit, &self.tunnels).await;
+            let leg = Leg {
+                endpoint: &endpoint,
+                framing: self.framing,
+                limit,
+                tunnels: &self.tunnels,
+                guard: None,
+            };
+            let sent = exchange::send(&self.worker, leg, request).await;
             record.waited(asked.elapsed());
             match sent {
                 Ok(mut response) => {

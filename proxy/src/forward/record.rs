@@ -12,10 +12,12 @@ use http_body::{Body as _, Frame, SizeHint};
 use tokio::time::Sleep;
 use tulle_certs::SpiffeId;
 
+use super::admit;
 use super::context::Worker;
 use super::fault::{Fault, GRPC_STATUS};
 use super::headers;
 use crate::endpoint::Endpoint;
+use crate::policy;
 use crate::state::ObjectName;
 use crate::telemetry::metrics::{Direction, Outcome, RequestLabels, TlsKind};
 use crate::telemetry::{Reason, access};
@@ -50,6 +52,8 @@ pub(super) struct Record {
     reason: Option<Reason>,
     detail: Box<str>,
     pub(super) rule: Arc<str>,
+    /// A change of policy that revokes it ends the request.
+    pub(super) guard: Option<Arc<policy::Guard>>,
     upstream: Duration,
     ended: bool,
 }
@@ -113,6 +117,7 @@ impl Record {
             reason: None,
             detail: Box::default(),
             rule: Arc::from(""),
+            guard: None,
             upstream: Duration::ZERO,
             ended: false,
         })
@@ -183,6 +188,14 @@ impl Record {
             deadline,
             _in_flight: in_flight,
         })
+    }
+
+    /// Why it ends when nobody wants the answer any more.
+    fn gone(&self) -> Reason {
+        match &self.guard {
+            Some(guard) if guard.is_revoked() => admit::revocation(&self.worker, guard).reason,
+            _ => Reason::ClientClosed,
+        }
     }
 
     fn end(&mut self, downloaded: u64) {
@@ -293,6 +306,12 @@ impl<'a> ConnectionRecord<'a> {
         Self { refused: Some((reason, detail)), ..self }
     }
 
+    /// Tells of a connection that a change of policy has cut.
+    pub(super) fn cut(self, worker: &Worker, guard: &policy::Guard) {
+        let fault = admit::revocation(worker, guard);
+        ConnectionRecord { refused: Some((fault.reason, &fault.detail)), ..self }.write(worker);
+    }
+
     /// Counts the refusal, if it is one, and writes the line.
     pub(super) fn write(&self, worker: &Worker) {
         let (reason, detail) = self.refused.unzip();
@@ -333,10 +352,10 @@ impl<'a> ConnectionRecord<'a> {
 }
 
 impl Drop for Record {
-    /// The client went away before there was an answer.
+    /// The client went away before there was an answer, or was cut off.
     fn drop(&mut self) {
         if !self.ended {
-            self.reason = Some(Reason::ClientClosed);
+            self.reason = Some(self.gone());
             self.end(0);
         }
     }
@@ -428,6 +447,7 @@ impl Drop for Tracked {
     fn drop(&mut self) {
         // A codec that knows the length need not ask for the end.
         let over = self.body.is_end_stream() || self.body.size_hint().exact() == Some(0);
-        self.end((!over).then_some(Reason::ClientClosed));
+        let gone = self.record.as_ref().map(|record| record.gone());
+        self.end(gone.filter(|_| !over));
     }
 }

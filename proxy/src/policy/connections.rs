@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 use tulle_certs::SpiffeId;
 
-use super::{Connection, Inbound, TlsKind, Verdict};
+use super::{Connection, Denial, Inbound, TlsKind, Verdict};
 
 /// Connections are spread over this many locks, so that workers seldom meet.
 const SHARDS: usize = 16;
@@ -85,8 +85,12 @@ impl Connections {
         self.rejudge_with(|connection| policy.evaluate(connection))
     }
 
-    /// As [`Connections::rejudge`], by any judgement.
-    pub fn rejudge_with(&self, judge: impl Fn(&Connection<'_>) -> Verdict) -> usize {
+    /// Revokes every registered connection, for there is no policy any more; that is already published. Returns how many.
+    pub fn revoke_all(&self) -> usize {
+        self.rejudge_with(|_| Verdict::Deny { reason: Denial::NoPolicy, rule: None })
+    }
+
+    fn rejudge_with(&self, judge: impl Fn(&Connection<'_>) -> Verdict) -> usize {
         let mut revoked = 0;
         for shard in &self.shared.shards {
             // Wakers run outside the lock.
@@ -166,11 +170,6 @@ impl Guard {
     /// Resolves when a change of policy no longer allows the connection.
     pub fn revoked(&self) -> WaitForCancellationFuture<'_> {
         self.registered.revoked.cancelled()
-    }
-
-    /// For tasks that outlive the borrow of the guard.
-    pub fn token(&self) -> CancellationToken {
-        self.registered.revoked.clone()
     }
 
     pub fn is_revoked(&self) -> bool {

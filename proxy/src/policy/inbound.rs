@@ -77,6 +77,8 @@ pub enum Denial {
     MtlsRequired,
     /// There are rules for the port, and none lets this client in.
     PolicyDenied,
+    /// There is no policy (any more).
+    NoPolicy,
 }
 
 /// A workload's policy for inbound connections, compiled.
@@ -199,6 +201,7 @@ impl Denial {
         match self {
             Self::MtlsRequired => "mtls_required",
             Self::PolicyDenied => "policy_denied",
+            Self::NoPolicy => "policy_unavailable",
         }
     }
 }

@@ -173,13 +173,23 @@ fn a_change_revokes_what_it_no_longer_allows_and_nothing_else() {
 #[tokio::test]
 async fn whoever_waits_on_a_revoked_connection_wakes() {
     let connections = Connections::new();
-    let guard = connections.register(open("web"));
-    let token = guard.token();
-    let waits = tokio::spawn(async move { token.cancelled_owned().await });
+    let guard = Arc::new(connections.register(open("web")));
+    let waits = tokio::spawn({
+        let guard = Arc::clone(&guard);
+        async move { guard.revoked().await }
+    });
     tokio::task::yield_now().await;
     connections.rejudge(&only(&[]));
     waits.await.unwrap();
     guard.revoked().await;
+}
+
+#[test]
+fn without_a_policy_nothing_stays_open() {
+    let connections = Connections::new();
+    let web = connections.register(open("web"));
+    assert_eq!(connections.revoke_all(), 1);
+    assert!(matches!(web.revoked_by(), Some(Verdict::Deny { reason: Denial::NoPolicy, .. })));
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod live;
 mod memory;
 mod mtls;
 mod opaque;
+mod policy;
 mod routing;
 mod scripted;
 mod start;

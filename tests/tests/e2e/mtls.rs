@@ -162,6 +162,8 @@ async fn a_change_of_policy_cuts_an_opaque_connection_that_it_no_longer_allows()
     );
     assert_eq!(wire.to_end_or_reset().await, b"");
     pair.orders.logs(&[("reason", json!("policy_denied")), ("direction", json!("inbound"))]).await;
+    let reason = [("direction", "inbound"), ("reason", "policy_denied")];
+    assert!(pair.orders.metrics().await.sum("tulle_refused_total", &reason) >= 1.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

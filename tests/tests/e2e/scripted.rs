@@ -34,17 +34,17 @@ struct Script {
 }
 
 #[derive(Clone, Debug)]
-struct Fake {
+pub(super) struct Fake {
     script: Arc<Mutex<Script>>,
     changed: watch::Sender<u64>,
 }
 
 impl Fake {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { script: Arc::default(), changed: watch::Sender::new(0) }
     }
 
-    fn set<M: Message + Name>(&self, name: &str, message: &M) {
+    pub(super) fn set<M: Message + Name>(&self, name: &str, message: &M) {
         self.set_bytes::<M>(name, message.encode_to_vec());
     }
 
@@ -55,6 +55,12 @@ impl Fake {
         let resource =
             Resource { name: name.to_owned(), version, resource: Some(any), ..Resource::default() };
         self.script.lock().unwrap().resources.insert((M::type_url(), name.to_owned()), resource);
+        self.changed.send_modify(|count| *count += 1);
+    }
+
+    /// As if it had never been, or had been deleted.
+    pub(super) fn remove<M: Name>(&self, name: &str) {
+        self.script.lock().unwrap().resources.remove(&(M::type_url(), name.to_owned()));
         self.changed.send_modify(|count| *count += 1);
     }
 
@@ -154,7 +160,7 @@ impl AggregatedDiscoveryService for Fake {
 }
 
 /// Serves with a control plane's certificate.
-async fn serve(fake: Fake, authority: &tulle_certs::issue::Authority) -> SocketAddr {
+pub(super) async fn serve(fake: Fake, authority: &tulle_certs::issue::Authority) -> SocketAddr {
     let (chain, key) = issue(authority, &control_plane_id(authority.trust_domain()));
     let tls = ServerTlsConfig::new().identity(tonic::transport::Identity::from_pem(chain, key));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -184,7 +190,11 @@ fn write(path: &Path, text: &str) {
 }
 
 /// The proxy of `default/web`, with a certificate from files.
-fn proxy(folder: &Folder, control_plane: SocketAddr, authority: &tulle_certs::issue::Authority) -> Program {
+pub(super) fn proxy(
+    folder: &Folder,
+    control_plane: SocketAddr,
+    authority: &tulle_certs::issue::Authority,
+) -> Program {
     let (chain, key) = issue(authority, &identity::spiffe_id(authority.trust_domain(), "web"));
     let path = |name: &str| folder.path(name);
     write(&path("cert.pem"), &chain);
@@ -206,7 +216,7 @@ fn proxy(folder: &Folder, control_plane: SocketAddr, authority: &tulle_certs::is
         .flag("--addresses-file", addresses)
 }
 
-fn name(name: &str) -> Option<v1::ObjectName> {
+pub(super) fn name(name: &str) -> Option<v1::ObjectName> {
     Some(v1::ObjectName { namespace: "default".to_owned(), name: name.to_owned() })
 }
 
@@ -232,6 +242,16 @@ fn routes(prefix: &str) -> v1::Routes {
     v1::Routes { service: name("orders"), http: vec![route], ..Default::default() }
 }
 
+/// A strict mesh of `authority`.
+pub(super) fn mesh(fake: &Fake, authority: &tulle_certs::issue::Authority) {
+    let mtls = v1::MtlsMode::Strict as i32;
+    let mesh = v1::Mesh { trust_domain: "cluster.local".to_owned(), mtls, networks: vec![] };
+    fake.set(tulle_api::MESH, &mesh);
+    let roots = authority.bundle().roots().iter().map(|root| root.to_vec().into()).collect();
+    let bundle = v1::TrustBundle { trust_domain: "cluster.local".to_owned(), x509_authorities: roots };
+    fake.set("cluster.local", &bundle);
+}
+
 async fn status(address: SocketAddr, path: &str) -> u16 {
     let mut wire = Wire::connect(address).await;
     wire.send(format!("GET {path} HTTP/1.1\r\nhost: orders\r\nconnection: close\r\n\r\n")).await;
@@ -244,12 +264,8 @@ async fn what_cannot_be_used_is_rejected_by_resource_and_field_and_the_last_good
     let app = App::saying("ok").await;
     let port = u32::from(app.address().port());
     let fake = Fake::new();
+    mesh(&fake, &authority);
     let strict = v1::MtlsMode::Strict as i32;
-    let mesh = v1::Mesh { trust_domain: "cluster.local".to_owned(), mtls: strict, networks: vec![] };
-    fake.set(tulle_api::MESH, &mesh);
-    let roots = authority.bundle().roots().iter().map(|root| root.to_vec().into()).collect();
-    let bundle = v1::TrustBundle { trust_domain: "cluster.local".to_owned(), x509_authorities: roots };
-    fake.set("cluster.local", &bundle);
     fake.set("default/web", &v1::InboundPolicy { workload: name("web"), mode: strict, ..Default::default() });
     let http = v1::Protocol::Http as i32;
     let service_port = v1::ServicePort { port: 8080, name: "main".to_owned(), protocol: http };

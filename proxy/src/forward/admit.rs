@@ -1,0 +1,78 @@
+//! Whether something is let in to the application beside this proxy: policy's verdict, and what is told of it.
+//!
+//! A connection is registered, then judged ([`judge`]) by the policy of that moment; what stays open ends when a change of
+//! policy no longer allows it ([`revoked`], [`revoked_for_long`]). The verdict itself is [`policy`]'s. Called by `inbound`,
+//! and by `outbound` for what goes to its own workload ([`own`]).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::context::Worker;
+use super::fault::Fault;
+use crate::policy::{self, Denial, Open, Verdict};
+use crate::telemetry::Reason;
+use crate::telemetry::metrics::VerdictLabels;
+
+/// How long requests under way have to end after a change of policy no longer allows their connection.
+const REVOKED: Duration = Duration::from_secs(1);
+
+/// Judges what is registered by the policy of this moment; names the rule that let it in.
+pub(super) fn judge(worker: &Worker, guard: &policy::Guard) -> Result<Arc<str>, Fault> {
+    let verdict = match &worker.proxy.store.load().inbound {
+        Some(inbound) => guard.judge(inbound),
+        None => Verdict::Deny { reason: Denial::NoPolicy, rule: None },
+    };
+    match verdict {
+        Verdict::Allow { rule } => {
+            worker.metrics.verdicts(&VerdictLabels { allowed: true, rule: &rule, reason: None }).inc();
+            Ok(rule)
+        }
+        Verdict::Deny { reason, rule } => {
+            let fault = denied(worker, reason, guard.open());
+            let rule = rule.as_deref().unwrap_or("");
+            worker
+                .metrics
+                .verdicts(&VerdictLabels { allowed: false, rule, reason: Some(fault.reason) })
+                .inc();
+            Err(fault)
+        }
+    }
+}
+
+fn denied(worker: &Worker, denial: Denial, open: &Open) -> Fault {
+    let port = format!("port {} of {}", open.port, worker.proxy.workload().unwrap_or("this workload"));
+    match (denial, &open.peer) {
+        (Denial::NoPolicy, _) => Fault::unsent(Reason::PolicyUnavailable, "no InboundPolicy is in force"),
+        (Denial::MtlsRequired, _) => Fault::unsent(Reason::MtlsRequired, port),
+        (Denial::PolicyDenied, Some(peer)) => {
+            Fault::unsent(Reason::PolicyDenied, format!("no rule of {port} allows {peer}"))
+        }
+        (Denial::PolicyDenied, None) => {
+            Fault::unsent(Reason::IdentityRequired, format!("the rules of {port} name identities"))
+        }
+    }
+}
+
+/// What a change of policy that has revoked `guard` means for what is under way there.
+pub(super) fn revocation(worker: &Worker, guard: &policy::Guard) -> Fault {
+    let denial = match guard.revoked_by() {
+        Some(Verdict::Deny { reason, .. }) => *reason,
+        Some(Verdict::Allow { .. }) | None => Denial::PolicyDenied,
+    };
+    let Fault { reason, detail, .. } = denied(worker, denial, guard.open());
+    Fault::maybe(reason, format!("policy has changed: {detail}"))
+}
+
+/// Resolves when a change of policy no longer allows what `guard` stands for; never without one.
+pub(super) async fn revoked(guard: Option<&policy::Guard>) {
+    match guard {
+        Some(guard) => guard.revoked().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// As [`revoked`], and requests under way have had time to end.
+pub(super) async fn revoked_for_long(guard: &policy::Guard) {
+    guard.revoked().await;
+    tokio::time::sleep(REVOKED).await;
+}
