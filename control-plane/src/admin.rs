@@ -12,15 +12,16 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 
 use crate::ads::Proxies;
 use crate::ca::Ca;
 use crate::metrics::{Gauges, Metrics};
 use crate::model::Publisher;
+use crate::youngest::Youngest;
 
-/// Connections at a time; further ones wait in the kernel.
-const CONNECTIONS: usize = 64;
+/// Connections at a time. For one more the oldest is closed: who opens many and says nothing, or reads no answer, must not
+/// keep others from asking whether the control plane lives.
+const CONNECTIONS: usize = 128;
 
 /// How far the control plane is.
 #[derive(Debug, Default)]
@@ -67,16 +68,15 @@ impl Readiness {
 
 /// Serves until it is dropped.
 pub async fn serve(listener: TcpListener, pages: Arc<Pages>) {
-    let connections = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut connections = Youngest::new(CONNECTIONS, Duration::ZERO);
     loop {
-        // Never closed.
-        let permit = Arc::clone(&connections).acquire_owned().await.ok();
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(20)).await;
             continue;
         };
+        connections.room().await;
         let pages = Arc::clone(&pages);
-        tokio::spawn(async move {
+        connections.spawn(async move {
             let service = service_fn(move |request| {
                 let response = pages.answer(&request);
                 async move { Ok::<_, Infallible>(response) }
@@ -88,7 +88,6 @@ pub async fn serve(listener: TcpListener, pages: Arc<Pages>) {
             if let Err(error) = served.await {
                 tracing::debug!(%error, "a connection to the metrics port ended");
             }
-            drop(permit);
         });
     }
 }

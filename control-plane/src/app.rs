@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use bytes::Bytes;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::{JoinHandle, JoinSet};
@@ -62,6 +63,7 @@ pub struct ControlPlane {
 /// # Errors
 /// What keeps it from starting, with the remedy.
 pub fn run(config: &Config) -> anyhow::Result<()> {
+    raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
@@ -76,6 +78,14 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         control_plane.stop().await;
         Ok(())
     })
+}
+
+/// Takes as many file descriptors as the kernel will give: each proxy needs one.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, ?limit, "cannot raise the limit of open files");
+    }
 }
 
 /// Installs the log of a program that is a control plane and nothing else.

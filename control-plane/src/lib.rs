@@ -20,3 +20,4 @@ pub mod report;
 pub mod server;
 pub mod source;
 pub mod state_dir;
+mod youngest;

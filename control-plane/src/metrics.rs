@@ -164,7 +164,7 @@ impl Metrics {
             refused: f.counters(
                 "tulle_control_plane_refused_total",
                 "reason",
-                "Connections and streams that the gRPC port refused: `tls_…` as in errors.md, `tls_no_protocol`, `tls_failed`, `tls_timeout`, `no_identity`, `malformed_message`, `node_missing`, `node_malformed`, `node_foreign`, `too_many_subscriptions`, `registration_not_granted`, `registration_workload_taken`, `registration_malformed`",
+                "Connections and streams that the gRPC port refused: `tls_…` as in errors.md, `tls_no_protocol`, `tls_failed`, `tls_timeout`, `overloaded`, `no_identity`, `malformed_message`, `node_missing`, `node_malformed`, `node_foreign`, `too_many_subscriptions`, `registration_not_granted`, `registration_workload_taken`, `registration_malformed`",
             )?,
             certificates: f.counters(
                 "tulle_control_plane_certificate_requests_total",

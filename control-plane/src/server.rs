@@ -8,7 +8,6 @@ use std::future::Future as _;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
@@ -16,7 +15,7 @@ use futures_util::Stream;
 use prometheus::IntGauge;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::Sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -26,11 +25,17 @@ use tulle_certs::refusal_of_io;
 
 use crate::ca::{self, Ca};
 use crate::metrics::Metrics;
+use crate::youngest::Youngest;
 
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// How many handshakes may be under way; further connections wait in the kernel.
-const HANDSHAKES: usize = 256;
+/// How many handshakes may be under way. Further connections wait in the kernel, until one is done or the oldest has had
+/// its time.
+const HANDSHAKES: usize = 1024;
+/// How long a handshake may take at least, however many wait.
+const AT_LEAST: Duration = Duration::from_secs(1);
+/// How long a connection without a client certificate lasts: long enough to ask for one.
+const ANONYMOUS: Duration = Duration::from_secs(60);
 /// A certificate that lives longer is looked at again then.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -39,7 +44,7 @@ const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 pub struct Secured {
     stream: TlsStream<TcpStream>,
     caller: Option<ca::Caller>,
-    /// When the caller's certificate expires.
+    /// When the caller's certificate expires, or its time to ask for one. `None`: it has.
     expires: Option<Pin<Box<Sleep>>>,
     _counted: Counted,
 }
@@ -64,14 +69,16 @@ async fn accept(
     metrics: Metrics,
     secured: mpsc::Sender<Result<Secured, io::Error>>,
 ) {
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+    let mut handshakes = Youngest::new(HANDSHAKES, AT_LEAST);
     loop {
         let accepted = async {
-            // Never closed.
-            let permit = Arc::clone(&handshakes).acquire_owned().await.ok();
-            (permit, listener.accept().await)
+            if handshakes.room().await {
+                metrics.refused.with_label_values(&["overloaded"]).inc();
+                tracing::debug!("gave up the oldest handshake: others wait");
+            }
+            listener.accept().await
         };
-        let (permit, accepted) = tokio::select! {
+        let accepted = tokio::select! {
             accepted = accepted => accepted,
             () = secured.closed() => return,
         };
@@ -83,10 +90,9 @@ async fn accept(
                 continue;
             }
         };
-        let (ca, metrics, secured) = (ca.clone(), metrics.clone(), secured.clone());
-        tokio::spawn(async move {
-            if let Some(connection) = handshake(socket, client, &ca, &metrics).await {
-                drop(permit);
+        let (ca, counted, secured) = (ca.clone(), metrics.clone(), secured.clone());
+        handshakes.spawn(async move {
+            if let Some(connection) = handshake(socket, client, &ca, &counted).await {
                 // Closed: the control plane ends.
                 let _closed = secured.send(Ok(connection)).await;
             }
@@ -136,12 +142,16 @@ async fn secure(socket: TcpStream, ca: &Ca, metrics: &Metrics) -> io::Result<Sec
     }
     let caller = ca::Caller::of(session.peer_certificates())
         .map_err(|refusal| io::Error::new(io::ErrorKind::InvalidData, refusal.reason()))?;
-    let expires = caller.as_ref().map(|caller| {
-        let left = caller.not_after.duration_since(SystemTime::now()).unwrap_or_default();
-        Box::pin(tokio::time::sleep(left.min(LONGEST)))
+    let left = caller.as_ref().map_or(ANONYMOUS, |caller| {
+        caller.not_after.duration_since(SystemTime::now()).unwrap_or_default().min(LONGEST)
     });
     metrics.connections.inc();
-    Ok(Secured { stream, caller, expires, _counted: Counted(metrics.connections.clone()) })
+    Ok(Secured {
+        stream,
+        caller,
+        expires: Some(Box::pin(tokio::time::sleep(left))),
+        _counted: Counted(metrics.connections.clone()),
+    })
 }
 
 // === impl Counted ===
@@ -172,8 +182,11 @@ impl AsyncRead for Secured {
         if let Some(expires) = &mut self.expires
             && expires.as_mut().poll(cx).is_ready()
         {
-            tracing::info!(caller = ?self.caller, "closed a connection whose certificate has expired");
             self.expires = None;
+            if self.caller.is_none() {
+                return Poll::Ready(Err(io::Error::other("the client has no certificate yet")));
+            }
+            tracing::info!(caller = ?self.caller, "closed a connection whose certificate has expired");
             return Poll::Ready(Err(io::Error::other("the client's certificate has expired")));
         }
         Pin::new(&mut self.stream).poll_read(cx, buf)

@@ -197,6 +197,26 @@ async fn garbage_is_refused_with_a_reason_and_disturbs_nobody() {
 }
 
 #[tokio::test]
+async fn who_opens_many_connections_and_says_nothing_keeps_nobody_from_asking_whether_it_lives() {
+    let world = World::start().await;
+    let mut silent = Vec::new();
+    for _ in 0..128 {
+        silent.push(TcpStream::connect(world.control_plane.metrics_address()).await.unwrap());
+    }
+    silent.push(TcpStream::connect(world.control_plane.metrics_address()).await.unwrap());
+    // The oldest had to go for the last, and nobody else.
+    assert_eq!(silent[0].read(&mut [0]).await.unwrap(), 0);
+    for stream in [1, 128] {
+        let stream = &mut silent[stream];
+        stream.write_all(b"GET /live HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+    world.control_plane.stop().await;
+}
+
+#[tokio::test]
 async fn a_registration_that_no_token_grants_is_refused_with_the_remedy() {
     let world = World::start().await;
     let channel = world.channel().await;

@@ -1,5 +1,6 @@
 //! The listeners: accept, bound, hand to [`answer`](super::answer).
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
 use std::os::unix::fs::FileTypeExt as _;
@@ -16,12 +17,13 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use super::{AdminState, Answer, Face, answer, text};
 
-/// Connections at a time. More wait in the kernel's queue.
-const MAX_CONNECTIONS: usize = 128;
+/// Connections at a time. For one more the oldest is closed: who opens many and says nothing must not keep others from
+/// asking whether the proxy lives.
+pub(super) const MAX_CONNECTIONS: usize = 128;
 /// Bytes of a head.
 const MAX_HEAD: usize = 16 * 1024;
 /// Bytes of a body: of a log level.
@@ -45,22 +47,31 @@ pub enum Listener {
 /// Serves for ever. Dropped, it closes the listener and every connection.
 pub async fn serve(listener: Listener, face: Face, state: Arc<dyn AdminState>) {
     let mut connections = JoinSet::new();
+    let mut oldest: VecDeque<AbortHandle> = VecDeque::new();
     loop {
-        while connections.len() >= MAX_CONNECTIONS {
-            connections.join_next().await;
-        }
-        while connections.try_join_next().is_some() {}
         let accepted = match &listener {
-            Listener::Tcp(listener) => listener.accept().await.map(|(stream, _)| {
-                connections.spawn(connection(stream, face, state.clone()));
-            }),
-            Listener::Unix(listener) => listener.accept().await.map(|(stream, _)| {
-                connections.spawn(connection(stream, face, state.clone()));
-            }),
+            Listener::Tcp(listener) => listener
+                .accept()
+                .await
+                .map(|(stream, _)| connections.spawn(connection(stream, face, state.clone()))),
+            Listener::Unix(listener) => listener
+                .accept()
+                .await
+                .map(|(stream, _)| connections.spawn(connection(stream, face, state.clone()))),
         };
-        if let Err(error) = accepted {
-            tracing::debug!(%error, "admin: accept failed");
-            tokio::time::sleep(ACCEPT_PAUSE).await;
+        while connections.try_join_next().is_some() {}
+        oldest.retain(|connection| !connection.is_finished());
+        match accepted {
+            Ok(connection) => oldest.push_back(connection),
+            Err(error) => {
+                tracing::debug!(%error, "admin: accept failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+        if oldest.len() > MAX_CONNECTIONS
+            && let Some(connection) = oldest.pop_front()
+        {
+            connection.abort();
         }
     }
 }

@@ -218,6 +218,25 @@ async fn a_client_that_sends_nothing_is_closed() {
 }
 
 #[tokio::test]
+async fn who_opens_many_connections_and_says_nothing_keeps_nobody_from_asking() {
+    let (address, task) = started(Face::Public).await;
+    let mut silent = Vec::new();
+    for _ in 0..serve::MAX_CONNECTIONS {
+        silent.push(TcpStream::connect(address).await.unwrap());
+    }
+    let answer = exchange(address, "GET /live HTTP/1.1\r\nhost: any\r\nconnection: close\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    // It did not wait for them to be given up: only the oldest had to go.
+    assert_eq!(silent[0].read(&mut [0]).await.unwrap(), 0);
+    let mut newest = silent.pop().unwrap();
+    newest.write_all(b"GET /live HTTP/1.1\r\nhost: any\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    newest.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    task.abort();
+}
+
+#[tokio::test]
 async fn the_unix_socket_is_for_its_owner_and_replaces_a_dead_one() {
     use std::os::unix::fs::PermissionsExt as _;
     let folder = tempfile::tempdir().unwrap();
