@@ -17,6 +17,7 @@ mod binaries;
 pub mod identity;
 pub mod memory;
 mod metrics;
+pub mod netns;
 pub mod peer;
 mod process;
 mod wait;

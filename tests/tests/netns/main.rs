@@ -1,0 +1,13 @@
+//! Interception, in network namespaces: the rules in a real kernel, beside `nft` and `iptables`, and the mesh behind them.
+//!
+//! Needs iproute2, nftables, iptables, curl and util-linux, and root or user namespaces: see docs/testing.md.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+mod rules;
+
+/// The same tests once more, without privileges.
+#[test]
+fn everything_here_also_works_as_an_ordinary_user() {
+    tulle_tests::netns::as_an_ordinary_user();
+}
