@@ -121,7 +121,7 @@ async fn run(
 async fn accept(worker: Arc<Worker>, acceptor: Acceptor, direction: Direction, peers: Arc<Peers>) {
     let own = acceptor.local_addr();
     loop {
-        let (stream, client) = acceptor.next().await;
+        let (stream, client) = acceptor.next(|| worker.metrics.accept_error()).await;
         let target = peers.choose(worker.index);
         if target == worker.index {
             serve(&worker, &peers, stream, client, own, acceptor.original(), direction);

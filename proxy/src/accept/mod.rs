@@ -127,8 +127,8 @@ impl Acceptor {
 
     /// The next socket, raw: [`admit`] is for the worker that will serve it.
     ///
-    /// Never fails: when the process has no descriptor left, it waits for one.
-    pub async fn next(&self) -> (TcpStream, SocketAddr) {
+    /// Never fails: when the process has no descriptor left, it waits for one. `failed` is told of each such failure.
+    pub async fn next(&self, failed: impl Fn()) -> (TcpStream, SocketAddr) {
         loop {
             match self.listener.accept().await {
                 Ok(accepted) => return accepted,
@@ -136,6 +136,7 @@ impl Acceptor {
                     tracing::debug!(%error, "a connection went away before it was accepted");
                 }
                 Err(error) => {
+                    failed();
                     tracing::warn!(%error, listener = %self.own, "cannot accept; trying again");
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
@@ -197,7 +198,7 @@ mod tests {
         let socket = bind(any(), 1, 16, "test").expect("binds").remove(0);
         let acceptor = Acceptor::new(socket, OriginalDst::Kernel).expect("is registered");
         let own = acceptor.local_addr();
-        let (_client, (stream, client)) = tokio::join!(TcpStream::connect(own), acceptor.next());
+        let (_client, (stream, client)) = tokio::join!(TcpStream::connect(own), acceptor.next(|| ()));
         let refused = admit(stream, client, own, acceptor.original(), true).expect_err("is a loop");
         assert!(matches!(refused, Refused::Loop(address) if address == own), "{refused}");
     }

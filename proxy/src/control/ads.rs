@@ -109,6 +109,7 @@ impl Ads {
                     return status;
                 }
             }
+            self.count();
             tokio::select! {
                 response = responses.next() => match response {
                     Some(Ok(response)) => {
@@ -159,9 +160,16 @@ impl Ads {
                 );
             }
         }
-        let answer = self.session.answer(&update, &applied.rejected);
-        self.metrics.ads_subscriptions(kind, self.session.wanted(&update.type_url));
-        answer
+        self.session.answer(&update, &applied.rejected)
+    }
+
+    /// Shows what is wanted and held.
+    fn count(&self) {
+        for kind in ResourceType::ALL {
+            let (wanted, held) = (self.session.wanted(kind.type_url()), self.session.holds(kind.type_url()));
+            self.metrics.ads_subscriptions(kind.as_str(), wanted);
+            self.metrics.ads_resources(kind.as_str(), held);
+        }
     }
 
     fn want(&mut self, want: Want) {

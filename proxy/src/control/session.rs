@@ -209,6 +209,11 @@ impl Session {
         self.types.get(type_url).map_or(0, |subscription| subscription.wanted.len())
     }
 
+    /// How many resources of a type are held.
+    pub fn holds(&self, type_url: &str) -> usize {
+        self.types.get(type_url).map_or(0, |subscription| subscription.held.len())
+    }
+
     /// The version that is held of a resource.
     pub fn held(&self, type_url: &str, name: &str) -> Option<&str> {
         self.types.get(type_url)?.held.get(name).map(String::as_str)

@@ -1,19 +1,21 @@
-//! Making a connection to an endpoint: TCP, then TLS if it is in the mesh, within one time limit.
+//! Making a connection to an endpoint: TCP, then TLS if it is in the mesh, within one time limit. Every dial is counted.
 //!
 //! The limit is for the other side. While this worker is kept from the processor, or has a thousand other things to do
 //! first, no time passes: else a burst would make every dial fail that it caused.
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::{TcpSocket, TcpStream};
-use tulle_certs::{Alpn, Creds};
+use tulle_certs::{Alpn, Creds, Refusal};
 
 use super::Endpoint;
 use crate::accept;
 use crate::io::Io;
 use crate::state::Peer;
+use crate::telemetry::Reason;
+use crate::telemetry::metrics::{Direction, WorkerMetrics};
 use crate::tls;
 use crate::wire::{h1, http2};
 
@@ -25,6 +27,8 @@ pub struct Dial {
     pub timeout: Duration,
     pub http1: h1::Limits,
     pub http2: http2::Limits,
+    /// Of the worker that dials.
+    pub metrics: WorkerMetrics,
 }
 
 /// Why there is no connection. No request was sent.
@@ -46,24 +50,62 @@ pub enum ConnectError {
     Ended(std::net::SocketAddr),
 }
 
+// === impl ConnectError ===
+
+impl ConnectError {
+    /// As it is told to clients, counted and logged.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Tcp { .. } | Self::Closed(_) => Reason::ConnectFailed,
+            Self::TimedOut(..) => Reason::ConnectTimeout,
+            Self::NoIdentity(_) => Reason::NotReady,
+            Self::Ended(_) => Reason::Draining,
+            Self::Http2 { source, .. } if tls::refused_by_peer(source) => Reason::PeerRefusedTls,
+            Self::Http2 { .. } => Reason::UpstreamMalformed,
+            Self::Tls { source, .. } => match source {
+                tls::ConnectError::Refused { refusal: Refusal::WrongIdentity, .. } => {
+                    Reason::PeerIdentityMismatch
+                }
+                tls::ConnectError::RefusedByPeer(_) => Reason::PeerRefusedTls,
+                _ => Reason::TlsFailed,
+            },
+        }
+    }
+}
+
 // === impl Dial ===
 
 impl Dial {
     pub async fn http1(&self, endpoint: &Endpoint) -> Result<h1::Client<Io>, ConnectError> {
-        Ok(h1::Client::new(self.open(endpoint, Alpn::Http1).await?, self.http1))
+        let io = self.counted(self.open(endpoint, Alpn::Http1)).await?;
+        Ok(h1::Client::new(io, self.http1))
     }
 
     pub async fn http2(&self, endpoint: &Endpoint) -> Result<http2::Sender, ConnectError> {
-        let io = self.open(endpoint, Alpn::H2).await?;
-        // Servers of gRPC hang up on clients that ask too often whether they are there; other proxies do not mind.
-        let ping = matches!(endpoint.peer, Peer::Mesh(_));
-        http2::connect(io, &self.http2, ping)
-            .await
-            .map_err(|source| ConnectError::Http2 { address: endpoint.address, source })
+        let connect = async {
+            let io = self.open(endpoint, Alpn::H2).await?;
+            // Servers of gRPC hang up on clients that ask too often whether they are there; other proxies do not mind.
+            let ping = matches!(endpoint.peer, Peer::Mesh(_));
+            http2::connect(io, &self.http2, ping)
+                .await
+                .map_err(|source| ConnectError::Http2 { address: endpoint.address, source })
+        };
+        self.counted(connect).await
     }
 
     pub async fn opaque(&self, endpoint: &Endpoint) -> Result<Io, ConnectError> {
-        self.open(endpoint, Alpn::Tcp).await
+        self.counted(self.open(endpoint, Alpn::Tcp)).await
+    }
+
+    async fn counted<T>(
+        &self,
+        dial: impl Future<Output = Result<T, ConnectError>>,
+    ) -> Result<T, ConnectError> {
+        let started = Instant::now();
+        let dialled = dial.await;
+        let result = dialled.as_ref().map(drop).map_err(ConnectError::reason);
+        self.metrics.dial(result, started.elapsed());
+        dialled
     }
 
     async fn open(&self, endpoint: &Endpoint, alpn: Alpn) -> Result<Io, ConnectError> {
@@ -80,9 +122,13 @@ impl Dial {
             Peer::Plaintext => Ok(Io::tcp(stream)),
             Peer::Mesh(id) => {
                 let creds = self.creds.as_ref().ok_or(ConnectError::NoIdentity(address))?;
-                tls::connect(stream, creds, id, alpn)
+                let started = Instant::now();
+                let connected = tls::connect(stream, creds, id, alpn)
                     .await
-                    .map_err(|source| ConnectError::Tls { address, source })
+                    .map_err(|source| ConnectError::Tls { address, source });
+                let result = connected.as_ref().map(drop).map_err(ConnectError::reason);
+                self.metrics.handshake(Direction::Outbound, result, started.elapsed());
+                connected
             }
         }
     }

@@ -6,6 +6,7 @@
 mod connect;
 mod entry;
 mod idle;
+mod pool;
 mod set;
 mod shared;
 
@@ -13,20 +14,20 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tulle_certs::SpiffeId;
 
 pub use connect::{ConnectError, Dial};
 pub use set::{EndpointSet, Member};
 
-use self::entry::{Entry, Ticket, Waiter};
-use self::idle::IdleLimit;
-use self::shared::{Checkout, Dialled, Shared};
+use self::entry::{Ticket, Waiter};
+use self::pool::{Pool, SharedConnection};
+use self::shared::{Checkout, Dialled};
 
 use crate::balance::Load;
 use crate::io::Io;
 use crate::state::{ObjectName, Peer};
+use crate::telemetry::metrics::{PoolClose, PooledConnection};
 use crate::wire::{h1, http2};
 
 /// Somewhere that requests and connections can be sent.
@@ -35,25 +36,27 @@ pub struct Endpoint {
     pub address: SocketAddr,
     pub peer: Peer,
     pub workload: Option<ObjectName>,
+    /// `<namespace>/<name>:<port>` of the service that it is of, for metrics; empty: of none.
+    pub service: Arc<str>,
     pub load: Load,
     pools: Box<[Pool]>,
-}
-
-/// One worker's connections to one endpoint.
-#[derive(Debug, Default)]
-struct Pool {
-    http1: Mutex<Entry<Http1Waiter>>,
-    /// For how long the server keeps idle HTTP/1 connections.
-    idle_limit: Mutex<IdleLimit>,
-    http2: Mutex<Shared<http2::Sender, Http2Waiter>>,
 }
 
 /// An HTTP/1 connection for one exchange.
 #[derive(Debug)]
 pub struct Http1 {
     pub client: h1::Client<Io>,
+    /// To be given back with it, and dropped when it is closed.
+    pub pooled: PooledConnection,
     /// It has served another request before.
     pub reused: bool,
+}
+
+/// An HTTP/1 connection between two exchanges.
+#[derive(Debug)]
+struct Kept {
+    client: h1::Client<Io>,
+    pooled: PooledConnection,
 }
 
 /// A place for one stream on a shared HTTP/2 connection.
@@ -75,21 +78,23 @@ pub struct Place {
 
 type Http1Waiter = oneshot::Sender<Result<Http1, Arc<ConnectError>>>;
 type Http2Waiter = oneshot::Sender<Result<Http2, Arc<ConnectError>>>;
-type Served = shared::Served<http2::Sender, Http2Waiter>;
-
-/// Told of each dial and how long it took, for metrics.
-pub trait Observe: Fn(Result<(), &ConnectError>, Duration) + Clone + Send + 'static {}
-
-impl<F: Fn(Result<(), &ConnectError>, Duration) + Clone + Send + 'static> Observe for F {}
+type Served = shared::Served<SharedConnection, Http2Waiter>;
 
 // === impl Endpoint ===
 
 impl Endpoint {
-    pub fn new(address: SocketAddr, peer: Peer, workload: Option<ObjectName>, workers: usize) -> Arc<Self> {
+    pub fn new(
+        address: SocketAddr,
+        peer: Peer,
+        workload: Option<ObjectName>,
+        service: Arc<str>,
+        workers: usize,
+    ) -> Arc<Self> {
         Arc::new(Self {
             address,
             peer,
             workload,
+            service,
             load: Load::default(),
             pools: (0..workers).map(|_| Pool::default()).collect(),
         })
@@ -113,42 +118,39 @@ impl Endpoint {
         worker: usize,
         idle: Duration,
         dial: impl FnOnce() -> Dial,
-        observe: impl Observe,
     ) -> Result<Http1, Arc<ConnectError>> {
-        if let Some(client) = self.idle_http1(worker, idle) {
-            return Ok(Http1 { client, reused: true });
+        if let Some(Kept { client, pooled }) = self.idle_http1(worker, idle) {
+            return Ok(Http1 { client, pooled, reused: true });
         }
         let (sender, receiver) = oneshot::channel();
-        let ticket = self.pools[worker].http1.lock().wait(sender);
+        let ticket = self.pools[worker].http1(|entry| entry.wait(sender));
         if let Some(ticket) = ticket {
-            Self::spawn_http1(Arc::clone(self), worker, ticket, dial(), observe);
+            Self::spawn_http1(Arc::clone(self), worker, ticket, dial());
         }
         receiver.await.unwrap_or_else(|_| Err(Arc::new(ConnectError::Ended(self.address))))
     }
 
-    fn spawn_http1(self: Arc<Self>, worker: usize, ticket: Ticket, dial: Dial, observe: impl Observe) {
-        tokio::spawn(self.dial_http1(worker, ticket, dial, observe));
+    fn spawn_http1(self: Arc<Self>, worker: usize, ticket: Ticket, dial: Dial) {
+        tokio::spawn(self.dial_http1(worker, ticket, dial));
     }
 
     /// Dials for as long as more wait than others dial for.
-    async fn dial_http1(self: Arc<Self>, worker: usize, ticket: Ticket, dial: Dial, observe: impl Observe) {
-        let entry = &self.pools[worker].http1;
+    async fn dial_http1(self: Arc<Self>, worker: usize, ticket: Ticket, dial: Dial) {
+        let pool = &self.pools[worker];
         let mut next = Some(ticket);
         while let Some(ticket) = next {
-            let started = Instant::now();
-            let dialled = dial.http1(&self).await;
-            observe(dialled.as_ref().map(drop), started.elapsed());
-            next = match dialled {
+            next = match dial.http1(&self).await {
                 Ok(client) => {
-                    let [next, more] = entry.lock().dialled(ticket, client, Instant::now());
+                    let pooled = pool.opened(&dial.metrics, &self.service, PoolClose::Ended);
+                    let kept = Kept { client, pooled };
+                    let [next, more] = pool.http1(|entry| entry.dialled(ticket, kept, Instant::now()));
                     if let Some(more) = more {
-                        let (dial, observe) = (dial.clone(), observe.clone());
-                        Self::spawn_http1(Arc::clone(&self), worker, more, dial, observe);
+                        Self::spawn_http1(Arc::clone(&self), worker, more, dial.clone());
                     }
                     next
                 }
                 Err(error) => {
-                    let (told, more) = entry.lock().failed(ticket);
+                    let (told, more) = pool.http1(|entry| entry.failed(ticket));
                     let error = Arc::new(error);
                     for waiter in told {
                         let _ = waiter.send(Err(Arc::clone(&error)));
@@ -160,29 +162,32 @@ impl Endpoint {
     }
 
     /// A connection that waits for its next request, the one used last first.
-    fn idle_http1(&self, worker: usize, configured: Duration) -> Option<h1::Client<Io>> {
+    fn idle_http1(&self, worker: usize, configured: Duration) -> Option<Kept> {
         let pool = &self.pools[worker];
         loop {
-            let entry::Idle { mut connection, since } = pool.http1.lock().take()?;
+            let entry::Idle { connection: mut kept, since } = pool.http1(|entry| entry.take())?;
             let now = Instant::now();
-            match connection.closed() {
-                Some(at) => pool.saw_close(at, since),
-                None if now.saturating_duration_since(since) < pool.idle_limit(now, configured) => {
-                    return Some(connection);
+            match kept.client.closed() {
+                Some(at) => {
+                    pool.saw_close(at, since);
+                    kept.pooled.closing(PoolClose::Peer);
                 }
-                None => {}
+                None if now.saturating_duration_since(since) < pool.idle_limit(now, configured) => {
+                    return Some(kept);
+                }
+                None => kept.pooled.closing(PoolClose::Idle),
             }
         }
     }
 
     /// Gives a connection back once its exchange is over.
-    pub fn keep_http1(&self, worker: usize, mut connection: h1::Client<Io>) {
+    pub fn keep_http1(&self, worker: usize, mut client: h1::Client<Io>, pooled: PooledConnection) {
         let pool = &self.pools[worker];
-        if let Some(timeout) = connection.idle_hint() {
-            pool.idle_limit.lock().state(timeout);
+        if let Some(timeout) = client.idle_hint() {
+            pool.state_limit(timeout);
         }
-        if connection.closed().is_none() {
-            pool.http1.lock().give(connection, Instant::now());
+        if client.closed().is_none() {
+            pool.http1(|entry| entry.give(Kept { client, pooled }, Instant::now()));
         }
     }
 
@@ -195,17 +200,18 @@ impl Endpoint {
         self: &Arc<Self>,
         worker: usize,
         dial: impl FnOnce() -> Dial,
-        observe: impl Observe,
     ) -> Result<Http2, Arc<ConnectError>> {
         let mut receiver = None;
-        let checkout = self.pools[worker].http2.lock().checkout(|| {
-            let (sender, waits) = oneshot::channel();
-            receiver = Some(waits);
-            sender
+        let checkout = self.pools[worker].http2(|shared| {
+            shared.checkout(|| {
+                let (sender, waits) = oneshot::channel();
+                receiver = Some(waits);
+                sender
+            })
         });
         match checkout {
             Checkout::Ready(place) => return Ok(self.placed(worker, place)),
-            Checkout::Dial => drop(tokio::spawn(Arc::clone(self).dial_http2(worker, dial(), observe))),
+            Checkout::Dial => drop(tokio::spawn(Arc::clone(self).dial_http2(worker, dial()))),
             Checkout::Wait => {}
         }
         let ended = || Err(Arc::new(ConnectError::Ended(self.address)));
@@ -216,21 +222,20 @@ impl Endpoint {
     }
 
     /// Dials for as long as somebody waits.
-    async fn dial_http2(self: Arc<Self>, worker: usize, dial: Dial, observe: impl Observe) {
+    async fn dial_http2(self: Arc<Self>, worker: usize, dial: Dial) {
+        let pool = &self.pools[worker];
         let mut again = true;
         while again {
-            let started = Instant::now();
-            let dialled = dial.http2(&self).await;
-            observe(dialled.as_ref().map(drop), started.elapsed());
             let mut error = None;
-            let dialled = {
-                let mut shared = self.pools[worker].http2.lock();
-                match dialled {
-                    Ok(sender) => shared.dialled(sender, Instant::now()),
-                    Err(cause) => {
-                        error = Some(Arc::new(cause));
-                        shared.failed()
-                    }
+            let dialled = match dial.http2(&self).await {
+                Ok(sender) => {
+                    let pooled = pool.opened(&dial.metrics, &self.service, PoolClose::Peer);
+                    let connection = SharedConnection { sender, pooled: Arc::new(pooled) };
+                    pool.http2(|shared| shared.dialled(connection, Instant::now()))
+                }
+                Err(cause) => {
+                    error = Some(Arc::new(cause));
+                    pool.http2(shared::Shared::failed)
                 }
             };
             let Dialled { served, failed, again: more } = dialled;
@@ -245,9 +250,9 @@ impl Endpoint {
         }
     }
 
-    fn placed(self: &Arc<Self>, worker: usize, place: shared::Place<http2::Sender>) -> Http2 {
-        let shared::Place { id, connection: sender } = place;
-        Http2 { sender, place: Place { endpoint: Arc::clone(self), worker, id: Some(id) } }
+    fn placed(self: &Arc<Self>, worker: usize, place: shared::Place<SharedConnection>) -> Http2 {
+        let shared::Place { id, connection } = place;
+        Http2 { sender: connection.sender, place: Place { endpoint: Arc::clone(self), worker, id: Some(id) } }
     }
 
     /// Gives a place to who waited for it; when nobody does any more, to the next.
@@ -263,40 +268,12 @@ impl Endpoint {
 
     /// Drops what has been idle for longer than `configured`, or than the server allows; the worker's sweep calls it.
     pub fn sweep(&self, worker: usize, configured: Duration) {
-        let pool = &self.pools[worker];
-        let now = Instant::now();
-        let mut closed = Vec::new();
-        let limit = pool.idle_limit(now, configured);
-        pool.http1.lock().retain(|idle| match idle.connection.closed() {
-            Some(at) => {
-                closed.push((at, idle.since));
-                false
-            }
-            None => now.saturating_duration_since(idle.since) < limit,
-        });
-        for (at, since) in closed {
-            pool.saw_close(at, since);
-        }
-        let expired = pool.http2.lock().sweep(now);
-        drop(expired);
+        self.pools[worker].sweep(Instant::now(), configured);
     }
 
-    /// Connections that are idle or shared, for metrics.
+    /// Connections that are idle or shared.
     pub fn pooled(&self) -> usize {
-        self.pools.iter().map(|pool| pool.http1.lock().idle() + pool.http2.lock().connections()).sum()
-    }
-}
-
-// === impl Pool ===
-
-impl Pool {
-    fn idle_limit(&self, now: Instant, configured: Duration) -> Duration {
-        self.idle_limit.lock().at(now, configured)
-    }
-
-    /// The server closed a connection at `at` that had been idle from `since` on.
-    fn saw_close(&self, at: Instant, since: Instant) {
-        self.idle_limit.lock().observe(at, at.saturating_duration_since(since));
+        self.pools.iter().map(Pool::connections).sum()
     }
 }
 
@@ -306,7 +283,7 @@ impl Place {
     /// Gives the place back; it may be somebody's.
     fn finish(&mut self) -> Option<Served> {
         let id = self.id.take()?;
-        self.endpoint.pools[self.worker].http2.lock().finish(id, Instant::now())
+        self.endpoint.pools[self.worker].http2(|shared| shared.finish(id, Instant::now()))
     }
 }
 
@@ -318,25 +295,15 @@ impl Drop for Place {
     }
 }
 
-impl shared::Connection for http2::Sender {
-    fn is_open(&self) -> bool {
-        Self::is_open(self)
-    }
-
-    fn max_streams(&self) -> usize {
-        Self::max_streams(self)
-    }
-}
-
 // === impl Http1Waiter ===
 
 impl Waiter for Http1Waiter {
-    type Connection = h1::Client<Io>;
+    type Connection = Kept;
 
-    fn give(self, client: h1::Client<Io>, fresh: bool) -> Result<(), h1::Client<Io>> {
-        match self.send(Ok(Http1 { client, reused: !fresh })) {
+    fn give(self, Kept { client, pooled }: Kept, fresh: bool) -> Result<(), Kept> {
+        match self.send(Ok(Http1 { client, pooled, reused: !fresh })) {
             Ok(()) | Err(Err(_)) => Ok(()),
-            Err(Ok(http1)) => Err(http1.client),
+            Err(Ok(Http1 { client, pooled, .. })) => Err(Kept { client, pooled }),
         }
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Endpoint;
-use crate::state::EndpointsInfo;
+use crate::state::{EndpointsInfo, ObjectName};
 
 /// A service's endpoints at one moment.
 #[derive(Debug, Default)]
@@ -38,6 +38,7 @@ impl EndpointSet {
                             endpoint.addr,
                             endpoint.peer.clone(),
                             endpoint.workload.clone(),
+                            service(&ports, endpoint.service_port, &info.name),
                             workers,
                         )
                     },
@@ -61,4 +62,10 @@ impl EndpointSet {
     pub fn all(&self) -> impl Iterator<Item = &Member> {
         self.ports.iter().flat_map(|(_, members)| members)
     }
+}
+
+/// `<namespace>/<name>:<port>`, shared by all endpoints of the port.
+fn service(ports: &[(u16, Vec<Member>)], port: u16, name: &ObjectName) -> Arc<str> {
+    let known = ports.iter().find(|(known, _)| *known == port).and_then(|(_, members)| members.first());
+    known.map_or_else(|| format!("{name}:{port}").into(), |member| Arc::clone(&member.endpoint.service))
 }

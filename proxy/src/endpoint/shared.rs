@@ -157,6 +157,16 @@ impl<C: Connection, W> Shared<C, W> {
         self.connections.len()
     }
 
+    /// Connections without streams.
+    pub(super) fn idle(&self) -> usize {
+        self.connections.iter().filter(|used| used.streams == 0).count()
+    }
+
+    /// Every connection.
+    pub(super) fn all(&self) -> impl Iterator<Item = &C> {
+        self.connections.iter().map(|used| &used.connection)
+    }
+
     /// Streams on all connections.
     #[cfg(test)]
     pub(super) fn streams(&self) -> usize {

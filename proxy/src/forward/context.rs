@@ -1,7 +1,7 @@
 //! What every connection is served with: the proxy's shared state, and one worker's own.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -15,8 +15,8 @@ use super::fault::Speaker;
 use crate::drain;
 use crate::endpoint::Endpoint;
 use crate::policy;
-use crate::state::{Peer, Protocol, Store};
-use crate::telemetry::metrics::{Direction, WorkerMetrics};
+use crate::state::{AddressInfo, ObjectName, Peer, Protocol, ServiceState, Store, Unanswered};
+use crate::telemetry::metrics::{Direction, DiscoveryResult, WorkerMetrics};
 use crate::telemetry::{AccessLog, Telemetry};
 use crate::wire::{h1, http2};
 
@@ -131,6 +131,41 @@ impl Worker {
         Arc::new(Self { index, proxy, metrics, access, loose: Mutex::default() })
     }
 
+    /// The service of that name; its first use waits for the control plane, and is counted.
+    pub(super) async fn service(&self, name: &ObjectName) -> Result<Arc<ServiceState>, Unanswered> {
+        let store = &self.proxy.store;
+        let (first, started) = (!store.knows_service(name), Instant::now());
+        let found = store.service(name).await;
+        if first {
+            let result = match &found {
+                Ok(service) if service.info().is_some() => DiscoveryResult::Found,
+                Ok(_) => DiscoveryResult::Absent,
+                Err(_) => DiscoveryResult::Refused,
+            };
+            self.metrics.discovery(result, started.elapsed());
+        }
+        found
+    }
+
+    /// Who answers on `ip`; its first use waits for the control plane, and is counted. Without an answer, an address of the
+    /// mesh's networks is refused, and any other passed through.
+    pub(super) async fn address(&self, ip: IpAddr) -> Result<Option<Arc<AddressInfo>>, Unanswered> {
+        let store = &self.proxy.store;
+        let (first, started) = (!store.knows_address(ip), Instant::now());
+        let (found, result) = match store.address(ip).await {
+            Ok(Some(info)) => (Ok(Some(info)), DiscoveryResult::Found),
+            Ok(None) => (Ok(None), DiscoveryResult::Absent),
+            Err(unanswered) if store.load().mesh.as_ref().is_none_or(|mesh| mesh.contains(ip)) => {
+                (Err(unanswered), DiscoveryResult::Refused)
+            }
+            Err(_) => (Ok(None), DiscoveryResult::PassedThrough),
+        };
+        if first {
+            self.metrics.discovery(result, started.elapsed());
+        }
+        found
+    }
+
     /// The endpoint at an address that belongs to no service, with its pooled connections.
     pub(super) fn loose_endpoint(&self, address: SocketAddr, peer: &Peer) -> Arc<Endpoint> {
         let mut loose = self.loose.lock();
@@ -139,7 +174,7 @@ impl Worker {
         }
         let endpoint = loose
             .entry((address, peer.clone()))
-            .or_insert_with(|| Endpoint::new(address, peer.clone(), None, self.index + 1));
+            .or_insert_with(|| Endpoint::new(address, peer.clone(), None, "".into(), self.index + 1));
         Arc::clone(endpoint)
     }
 

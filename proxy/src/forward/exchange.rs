@@ -16,7 +16,7 @@ use super::fault::Fault;
 use super::headers;
 use super::record::Tracked;
 use crate::drain;
-use crate::endpoint::{ConnectError, Dial, Endpoint, Http1, Http2, Observe};
+use crate::endpoint::{ConnectError, Dial, Endpoint, Http1, Http2};
 use crate::io::{Io, Meter};
 use crate::policy;
 use crate::telemetry::Reason;
@@ -67,6 +67,7 @@ pub(super) fn dial(worker: &Worker) -> Dial {
         timeout: settings.connect_timeout,
         http1: settings.http1.limits,
         http2: settings.http2.clone(),
+        metrics: worker.metrics.clone(),
     }
 }
 
@@ -116,17 +117,16 @@ async fn send_http1(
     request: Request<Body>,
 ) -> Result<Response<Body>, Failed> {
     let idle = worker.proxy.settings.idle_timeout;
-    let Http1 { client, reused } =
-        match endpoint.http1(worker.index, idle, || dial(worker), observe(worker)).await {
-            Ok(connection) => connection,
-            Err(error) => return Err(unsent(connect_fault(&error), Some(request))),
-        };
+    let Http1 { client, pooled, reused } = match endpoint.http1(worker.index, idle, || dial(worker)).await {
+        Ok(connection) => connection,
+        Err(error) => return Err(unsent(connect_fault(&error), Some(request))),
+    };
     if reused {
         worker.metrics.pool_reused();
     }
     let done = {
         let (endpoint, index) = (Arc::clone(endpoint), worker.index);
-        move |client| endpoint.keep_http1(index, client)
+        move |client| endpoint.keep_http1(index, client, pooled)
     };
     let idempotent = request.method().is_idempotent();
     let downstream = request.extensions().get::<h1::Exchange>().cloned();
@@ -163,11 +163,10 @@ async fn send_http2(
     endpoint: &Arc<Endpoint>,
     request: Request<Body>,
 ) -> Result<Response<Body>, Failed> {
-    let Http2 { mut sender, place } =
-        match endpoint.http2(worker.index, || dial(worker), observe(worker)).await {
-            Ok(connection) => connection,
-            Err(error) => return Err(unsent(connect_fault(&error), Some(request))),
-        };
+    let Http2 { mut sender, place } = match endpoint.http2(worker.index, || dial(worker)).await {
+        Ok(connection) => connection,
+        Err(error) => return Err(unsent(connect_fault(&error), Some(request))),
+    };
     // hyper does not give back what it has taken; a request without a body is copied cheaply.
     let copy = spare(&request);
     let sent = sender.send(request, place).await;
@@ -185,14 +184,6 @@ async fn send_http2(
         .flatten()
         .map(|request| Again { request: Box::new(request), cause: ReplayCause::Unprocessed });
     Err(Failed { fault: Fault { reason, processed, detail: detail.into() }, again })
-}
-
-/// Counts dials on the worker.
-fn observe(worker: &Worker) -> impl Observe + use<> {
-    let metrics = worker.metrics.clone();
-    move |dialled: Result<(), &ConnectError>, took| {
-        metrics.dial(dialled.map_err(|error| connect_fault(error).reason), took);
-    }
 }
 
 fn unsent(fault: Fault, request: Option<Request<Body>>) -> Failed {
@@ -217,22 +208,7 @@ fn copy(request: &Request<Body>) -> Request<Body> {
 
 /// The fault of a request or connection that could not be made because its endpoint could not be reached.
 pub(super) fn connect_fault(error: &ConnectError) -> Fault {
-    let reason = match error {
-        ConnectError::Tcp { .. } | ConnectError::Closed(_) => Reason::ConnectFailed,
-        ConnectError::TimedOut(..) => Reason::ConnectTimeout,
-        ConnectError::NoIdentity(_) => Reason::NotReady,
-        ConnectError::Ended(_) => Reason::Draining,
-        ConnectError::Http2 { source, .. } if tls::refused_by_peer(source) => Reason::PeerRefusedTls,
-        ConnectError::Http2 { .. } => Reason::UpstreamMalformed,
-        ConnectError::Tls { source, .. } => match source {
-            tls::ConnectError::Refused { refusal: tulle_certs::Refusal::WrongIdentity, .. } => {
-                Reason::PeerIdentityMismatch
-            }
-            tls::ConnectError::RefusedByPeer(_) => Reason::PeerRefusedTls,
-            _ => Reason::TlsFailed,
-        },
-    };
-    Fault::unsent(reason, error.to_string())
+    Fault::unsent(error.reason(), error.to_string())
 }
 
 /// Serves the requests of one connection, until it ends or the drain does; `refuse` answers what is no request.

@@ -28,9 +28,7 @@ use crate::io::{Io, Meter, Replay};
 use crate::route::{Backend, Match, Rule};
 use crate::state::{AddressTarget, ObjectName, Peer, Protocol, ServiceState};
 use crate::telemetry::Reason;
-use crate::telemetry::metrics::{
-    ConnectionLabels, DetectResult, Direction, DiscoveryResult, ReplayCause, TlsKind,
-};
+use crate::telemetry::metrics::{ConnectionLabels, DetectResult, Direction, ReplayCause, TlsKind};
 use crate::wire::{Body, Framing};
 
 /// Where a connection was going.
@@ -99,9 +97,8 @@ async fn target(worker: &Worker, destination: &Destination) -> Result<(Target, P
             format!("{application} is an inbound destination on an outbound listener"),
         )),
         Destination::Address(address) => {
-            let started = Instant::now();
-            let (ip, port) = (address.ip(), address.port());
-            match proxy.store.address(ip).await {
+            let port = address.port();
+            match worker.address(address.ip()).await {
                 Ok(Some(info)) => match &info.target {
                     AddressTarget::Service(name) => service_target(worker, name, port).await,
                     AddressTarget::Host(ports) => {
@@ -114,14 +111,7 @@ async fn target(worker: &Worker, destination: &Destination) -> Result<(Target, P
                     }
                 },
                 Ok(None) => Ok(off_mesh(worker, *address)),
-                Err(unanswered) => {
-                    let meshed = proxy.store.load().mesh.as_ref().is_none_or(|mesh| mesh.contains(ip));
-                    if meshed {
-                        return Err(Fault::unsent(Reason::DiscoveryUnavailable, unanswered.to_string()));
-                    }
-                    worker.metrics.discovery(DiscoveryResult::PassedThrough, started.elapsed());
-                    Ok(off_mesh(worker, *address))
-                }
+                Err(unanswered) => Err(Fault::unsent(Reason::DiscoveryUnavailable, unanswered.to_string())),
             }
         }
     }
@@ -140,7 +130,7 @@ async fn service_target(worker: &Worker, name: &ObjectName, port: u16) -> Result
 }
 
 async fn service(worker: &Worker, name: &ObjectName) -> Result<Arc<ServiceState>, Fault> {
-    let found = worker.proxy.store.service(name).await;
+    let found = worker.service(name).await;
     found.map_err(|unanswered| Fault::unsent(Reason::DiscoveryUnavailable, unanswered.to_string()))
 }
 

@@ -89,6 +89,7 @@ impl Record {
         request: &mut Request<Body>,
     ) -> Box<Self> {
         let uploaded = Arc::new(Transfer::default());
+        worker.metrics.request_began(direction);
         let body = std::mem::take(request.body_mut());
         *request.body_mut() = body.counted(Arc::clone(&uploaded));
         Box::new(Self {
@@ -200,6 +201,7 @@ impl Record {
 
     fn end(&mut self, downloaded: u64) {
         self.ended = true;
+        self.worker.metrics.request_ended(self.direction);
         let duration = self.started.elapsed();
         let peer = match self.direction {
             Direction::Inbound => &self.source,

@@ -113,6 +113,16 @@ impl Store {
         self.started.elapsed().as_secs()
     }
 
+    /// Whether a service can be used without waiting for the control plane.
+    pub fn knows_service(&self, name: &ObjectName) -> bool {
+        self.load().services.get(name).is_some_and(|service| service.is_answered())
+    }
+
+    /// Whether the control plane has said who answers on `ip`.
+    pub fn knows_address(&self, ip: IpAddr) -> bool {
+        self.load().addresses.contains_key(&ip)
+    }
+
     /// The service of that name, asked for if it is not known yet, with everything that a request needs.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ mod cells;
 mod control;
 mod families;
 mod labels;
+mod pools;
 mod process;
 mod render;
 #[cfg(test)]
@@ -29,7 +30,8 @@ pub use self::labels::{
     ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, Method, Outcome, PoolClose,
     ReplayCause, RequestLabels, TlsKind, VerdictLabels,
 };
-pub use self::worker::{ActiveRequest, WorkerMetrics};
+pub use self::pools::{PoolCells, PooledConnection};
+pub use self::worker::WorkerMetrics;
 
 /// Lines that may be there beside histograms whatever happens: every value of every bounded label.
 const FIXED_LINES: usize = 300;

@@ -4,7 +4,7 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -39,7 +39,6 @@ enum Kind {
 #[derive(Debug, Default)]
 pub struct Transfer {
     bytes: AtomicU64,
-    touched: AtomicBool,
 }
 
 /// Why a body ended before its end.
@@ -107,9 +106,6 @@ impl http_body::Body for Body {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if let Some(transfer) = &self.transfer {
-            transfer.touched.store(true, Ordering::Relaxed);
-        }
         let frame = match &mut self.kind {
             Kind::Empty => return Poll::Ready(None),
             Kind::Full(bytes) => {
@@ -171,11 +167,6 @@ impl fmt::Debug for Then {
 impl Transfer {
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
-    }
-
-    /// Whether anybody has asked the body for anything: an untouched body can still be sent elsewhere.
-    pub fn touched(&self) -> bool {
-        self.touched.load(Ordering::Relaxed)
     }
 }
 

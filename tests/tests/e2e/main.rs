@@ -9,6 +9,7 @@ mod http1;
 mod http2;
 mod live;
 mod memory;
+mod metrics;
 mod mtls;
 mod opaque;
 mod policy;

@@ -14,6 +14,7 @@ pub(super) enum Group {
     Durations,
     Connections,
     Verdicts,
+    Pools,
 }
 
 /// Series that are there, over all workers.
@@ -51,6 +52,7 @@ impl Budget {
         }
         let (lines, limit) = match group {
             Group::Requests | Group::Verdicts => (1, self.lines),
+            Group::Pools => (2, self.lines),
             Group::Connections => (4, self.lines),
             Group::Durations => (self.lines_per_histogram, self.lines / 4 * 3),
         };

@@ -72,10 +72,10 @@ families! {
         "Connects to endpoints and to the application; result is ok or failed.";
     POOL_DIAL_DURATION = Histogram "tulle_pool_dial_duration_seconds" []
         "How long connects took, TLS included, also failed ones.";
-    POOL_CONNECTIONS = Gauge "tulle_pool_connections" []
-        "Connections in pools.";
-    POOL_IDLE = Gauge "tulle_pool_connections_idle" []
-        "Connections in pools that serve no request.";
+    POOL_CONNECTIONS = Gauge "tulle_pool_connections" ["service", "overflow"]
+        "Connections of pools, in use and idle, by the service that the endpoint is of; to the application and to addresses of no service without that label.";
+    POOL_IDLE = Gauge "tulle_pool_connections_idle" ["service", "overflow"]
+        "Of these, the connections that serve no request.";
     POOL_CLOSED = Counter "tulle_pool_closed_total" ["cause"]
         "Connections that left a pool.";
     POOL_REUSED = Counter "tulle_pool_reused_total" []
@@ -174,6 +174,7 @@ A label whose value is empty is left out.
 | `status` | the response's status; none if there was no response |
 | `grpc_status` | the number of gRPC's status, from trailers or head; `_OTHER` if it is not one |
 | `reason` | a reason of [errors.md](errors.md), if the proxy made the answer, refused or gave up |
+| `cause` | of `tulle_pool_closed_total`: `idle`, it had idled for too long; `peer`, the server closed it while it was idle (a shared HTTP/2 connection: at any time); `ended`, its exchange was the last, since it failed, was given up or upgraded, or the answer forbids another; `retired`, its endpoint went away |
 | `overflow` | `true` for what no longer fits, see below |
 
 No label takes a value that a client chooses freely. `/metrics` has at most `TULLE_PROXY_METRICS_MAX_SERIES` lines (2000): what comes beyond is counted

@@ -155,15 +155,15 @@ label_enum! {
 }
 
 label_enum! {
-    /// Why a pooled connection was closed.
+    /// Why a connection left its pool.
     PoolClose {
-        /// Idle for too long.
+        /// It had idled for too long.
         Idle = "idle",
-        /// The server closed it, or said that it will.
+        /// The server closed it while it was idle or, a shared HTTP/2 connection, at any time.
         Peer = "peer",
-        /// It failed, or its framing forbids reuse.
-        Broken = "broken",
-        /// Its endpoint went away, or the certificate was rotated.
+        /// Its exchange was the last: it failed, was given up or upgraded, or its answer forbids another.
+        Ended = "ended",
+        /// Its endpoint went away.
         Retired = "retired",
     }
 }

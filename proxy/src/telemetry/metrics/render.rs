@@ -11,6 +11,7 @@ use super::labels::{
     ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, Outcome, PoolClose,
     ReplayCause, RequestLabels, VerdictLabels, values,
 };
+use super::pools::{PoolCells, Pooled};
 use super::worker::WorkerCells;
 use super::{Metrics, Sample, process};
 use crate::telemetry::Reason;
@@ -34,7 +35,8 @@ pub(super) fn text(metrics: &Metrics) -> String {
     let workers: Vec<&WorkerCells> = metrics.workers.iter().map(|worker| worker.cells()).collect();
     let limited = requests(&mut scrape, metrics, &workers)
         | connections(&mut scrape, &workers)
-        | verdicts(&mut scrape, &workers);
+        | verdicts(&mut scrape, &workers)
+        | pools(&mut scrape, &workers);
     bounded(&mut scrape, metrics, &workers);
     scrape.value(&families::SERIES_LIMITED, &[], f64::from(u8::from(limited)));
     scrape.value(&families::WORKERS, &[], workers.len() as f64);
@@ -158,6 +160,36 @@ fn verdicts(scrape: &mut Scrape, workers: &[&WorkerCells]) -> bool {
     overflow > 0
 }
 
+fn pools(scrape: &mut Scrape, workers: &[&WorkerCells]) -> bool {
+    let mut sums: BTreeMap<Box<[u8]>, Pooled> = BTreeMap::new();
+    let mut overflow = Pooled::default();
+    let mut closed = [0; PoolClose::ALL.len()];
+    let mut add = |sum: &mut Pooled, cells: &PoolCells| {
+        let pooled = cells.read();
+        sum.open += pooled.open;
+        sum.idle += pooled.idle;
+        closed.iter_mut().zip(PoolClose::ALL).for_each(|(sum, cause)| *sum += cells.closed(*cause));
+    };
+    for worker in workers {
+        for (service, cells) in worker.pools.lock().iter() {
+            add(sums.entry(service.clone()).or_default(), cells);
+        }
+        add(&mut overflow, &worker.overflow_pools);
+    }
+    for (service, pooled) in &sums {
+        scrape.pool(&[("service", &String::from_utf8_lossy(service))], *pooled);
+    }
+    // An overflow that is empty again stays, as every series does.
+    let overflowed = workers.iter().any(|worker| worker.overflow_pools.is_used());
+    if overflowed {
+        scrape.pool(&[("overflow", "true")], overflow);
+    }
+    for (cause, count) in PoolClose::ALL.iter().zip(closed) {
+        scrape.value(&families::POOL_CLOSED, &[("cause", cause.as_str())], count as f64);
+    }
+    overflowed
+}
+
 /// Families whose labels are bounded by themselves.
 fn bounded(scrape: &mut Scrape, metrics: &Metrics, workers: &[&WorkerCells]) {
     let total = |read: &dyn Fn(&WorkerCells) -> u64| workers.iter().map(|worker| read(worker)).sum::<u64>();
@@ -197,21 +229,10 @@ fn bounded(scrape: &mut Scrape, metrics: &Metrics, workers: &[&WorkerCells]) {
         let count = total(&|worker| worker.discovered[*result as usize].get());
         scrape.value(&families::DISCOVERY, &[("result", result.as_str())], count as f64);
     }
-    let mut closed = 0;
-    for cause in PoolClose::ALL {
-        let count = total(&|worker| worker.pool_closed[*cause as usize].get());
-        closed += count;
-        scrape.value(&families::POOL_CLOSED, &[("cause", cause.as_str())], count as f64);
-    }
     for cause in ReplayCause::ALL {
         let count = total(&|worker| worker.replays[*cause as usize].get());
         scrape.value(&families::REPLAYS, &[("cause", cause.as_str())], count as f64);
     }
-    let opened = total(&|worker| worker.pool_opened.get());
-    scrape.value(&families::POOL_CONNECTIONS, &[], opened.saturating_sub(closed) as f64);
-    let idle = total(&|worker| worker.pool_idle_begun.get())
-        .saturating_sub(total(&|worker| worker.pool_idle_ended.get()));
-    scrape.value(&families::POOL_IDLE, &[], idle as f64);
     scrape.value(&families::POOL_REUSED, &[], total(&|worker| worker.pool_reused.get()) as f64);
     scrape.value(&families::ACCEPT_ERRORS, &[], total(&|worker| worker.accept_errors.get()) as f64);
     scrape.value(&families::HANDED_OVER, &[], total(&|worker| worker.handed_over.get()) as f64);
@@ -368,6 +389,11 @@ impl Scrape {
             let labels: Vec<_> = labels.iter().copied().chain([("way", way)]).collect();
             self.value(&families::CONNECTION_BYTES, &labels, bytes as f64);
         }
+    }
+
+    fn pool(&mut self, labels: &Labels<'_>, Pooled { open, idle }: Pooled) {
+        self.value(&families::POOL_CONNECTIONS, labels, open as f64);
+        self.value(&families::POOL_IDLE, labels, idle as f64);
     }
 
     fn encode(mut self) -> String {

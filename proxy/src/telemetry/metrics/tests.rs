@@ -127,7 +127,7 @@ fn connections_are_active_until_dropped() {
 fn what_a_worker_counts_by_itself_is_there() {
     let metrics = metrics(1, 2000);
     let worker = metrics.worker(0);
-    let active = worker.active_request(Direction::Outbound);
+    worker.request_began(Direction::Outbound);
     worker.handshake(Direction::Inbound, Err(Reason::TlsExpired), Duration::from_millis(2));
     worker.handshake(Direction::Inbound, Ok(()), Duration::from_millis(2));
     worker.refused(Direction::Inbound, Reason::TlsExpired);
@@ -135,12 +135,6 @@ fn what_a_worker_counts_by_itself_is_there() {
     worker.discovery(DiscoveryResult::Found, Duration::from_millis(3));
     worker.dial(Err(Reason::ConnectTimeout), Duration::from_secs(1));
     worker.dial(Ok(()), Duration::from_millis(1));
-    worker.pool_opened();
-    worker.pool_opened();
-    worker.pool_idle(true);
-    worker.pool_idle(true);
-    worker.pool_idle(false);
-    worker.pool_closed(PoolClose::Idle);
     worker.pool_reused();
     worker.replayed(ReplayCause::Idempotent);
     worker.accept_error();
@@ -159,9 +153,6 @@ fn what_a_worker_counts_by_itself_is_there() {
         ("tulle_discovery_total", vec!["found"], 1.0),
         ("tulle_pool_dials_total", vec!["connect_timeout"], 1.0),
         ("tulle_pool_dials_total", vec![r#"{result="ok"}"#], 1.0),
-        ("tulle_pool_connections", vec![], 1.0),
-        ("tulle_pool_connections_idle", vec![], 1.0),
-        ("tulle_pool_closed_total", vec!["idle"], 1.0),
         ("tulle_pool_reused_total", vec![], 1.0),
         ("tulle_replays_total", vec!["idempotent"], 1.0),
         ("tulle_accept_errors_total", vec![], 1.0),
@@ -172,8 +163,40 @@ fn what_a_worker_counts_by_itself_is_there() {
     ] {
         assert_eq!(value(&text, name, &parts), expected, "{name} {parts:?}");
     }
-    drop(active);
+    worker.request_ended(Direction::Outbound);
     assert_eq!(value(&metrics.render(), "tulle_requests_active", &["outbound"]), 0.0);
+}
+
+#[test]
+fn pooled_connections_are_counted_until_they_are_dropped_by_whichever_thread() {
+    let metrics = metrics(2, 2000);
+    let (ours, other) = (metrics.worker(0).pool("default/orders:80"), metrics.worker(1).pool(""));
+    let (used, idle) = (ours.open(PoolClose::Ended), ours.open(PoolClose::Ended));
+    let elsewhere = other.open(PoolClose::Peer);
+    ours.idle(0, 1);
+    let orders = [r#"{service="default/orders:80"}"#];
+    let text = metrics.render();
+    assert_eq!(value(&text, "tulle_pool_connections", &orders), 2.0);
+    assert_eq!(value(&text, "tulle_pool_connections_idle", &orders), 1.0);
+    assert!(text.contains("tulle_pool_connections 1\n"), "{text}");
+    ours.idle(1, 2);
+    ours.idle(2, 1);
+    drop(used);
+    std::thread::spawn(move || {
+        ours.dropped(1);
+        idle.closing(PoolClose::Retired);
+        drop((idle, elsewhere));
+    })
+    .join()
+    .unwrap();
+    let text = metrics.render();
+    for name in ["tulle_pool_connections", "tulle_pool_connections_idle"] {
+        assert_eq!(value(&text, name, &orders), 0.0, "{name}");
+    }
+    for cause in ["ended", "retired", "peer"] {
+        assert_eq!(value(&text, "tulle_pool_closed_total", &[cause]), 1.0, "{cause}");
+    }
+    assert_eq!(value(&text, "tulle_pool_closed_total", &["idle"]), 0.0);
 }
 
 #[test]
@@ -229,6 +252,7 @@ fn r11_a_hundred_thousand_label_sets_stay_under_the_cap() {
         let (direction, tls) = (Direction::Inbound, TlsKind::Mtls);
         worker.connections(&ConnectionLabels { direction, tls, peer: &service, service: "" }).open();
         worker.verdicts(&VerdictLabels { allowed: true, rule: &service, reason: None }).inc();
+        drop(worker.pool(&service).open(PoolClose::Ended));
         for reason in Reason::ALL {
             worker.refused(Direction::Inbound, *reason);
             worker.refused(Direction::Outbound, *reason);
@@ -248,6 +272,7 @@ fn r11_a_hundred_thousand_label_sets_stay_under_the_cap() {
     assert_eq!(all("http_client_request_duration_seconds_count"), 100_000.0);
     assert_eq!(all("tulle_connections_total"), 100_000.0);
     assert_eq!(all("tulle_policy_verdicts_total"), 100_000.0);
+    assert_eq!(all("tulle_pool_closed_total"), 100_000.0);
     assert!(value(&text, "tulle_requests_total", &[r#"{direction="outbound",overflow="true"}"#]) > 0.0);
 }
 

@@ -10,9 +10,10 @@ use parking_lot::Mutex;
 use super::budget::{Budget, Group};
 use super::cells::{ByDirection, ConnectionCells, Counter, Histogram, OverflowRequests, RequestCells};
 use super::labels::{
-    ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, PoolClose, ReplayCause,
-    RequestLabels, VerdictLabels,
+    ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, ReplayCause, RequestLabels,
+    VerdictLabels,
 };
+use super::pools::PoolCells;
 use crate::telemetry::Reason;
 
 /// The cells of one worker thread. Cheap to clone. All that counts may be called on that thread only; what looks up
@@ -31,11 +32,13 @@ pub(super) struct WorkerCells {
     pub(super) requests: Map<RequestCells>,
     pub(super) connections: Map<ConnectionCells>,
     pub(super) verdicts: Map<Counter>,
+    pub(super) pools: Map<PoolCells>,
 
     pub(super) overflow_requests: ByDirection<Arc<RequestCells>>,
     pub(super) overflow: ByDirection<Arc<OverflowRequests>>,
     pub(super) overflow_connections: ByDirection<Arc<ConnectionCells>>,
     pub(super) overflow_verdicts: Arc<Counter>,
+    pub(super) overflow_pools: Arc<PoolCells>,
 
     pub(super) requests_started: ByDirection<Counter>,
     pub(super) requests_ended: ByDirection<Counter>,
@@ -50,19 +53,11 @@ pub(super) struct WorkerCells {
     /// The last one: success.
     pub(super) dials: Vec<Counter>,
     pub(super) dial_duration: Histogram,
-    pub(super) pool_opened: Counter,
-    pub(super) pool_closed: Vec<Counter>,
     pub(super) pool_reused: Counter,
-    pub(super) pool_idle_begun: Counter,
-    pub(super) pool_idle_ended: Counter,
     pub(super) replays: Vec<Counter>,
     pub(super) accept_errors: Counter,
     pub(super) handed_over: Counter,
 }
-
-/// A request that counts as active for as long as this lives.
-#[derive(Debug)]
-pub struct ActiveRequest(Arc<WorkerCells>, Direction);
 
 fn counters(count: usize) -> Vec<Counter> {
     (0..count).map(|_| Counter::default()).collect()
@@ -79,12 +74,14 @@ impl WorkerMetrics {
             requests: Map::default(),
             connections: Map::default(),
             verdicts: Map::default(),
+            pools: Map::default(),
             overflow_requests: ByDirection::new(|side| {
                 Arc::new(RequestCells::new_overflow(overflow.get(side).clone()))
             }),
             overflow,
             overflow_connections: ByDirection::default(),
             overflow_verdicts: Arc::default(),
+            overflow_pools: Arc::default(),
             requests_started: ByDirection::default(),
             requests_ended: ByDirection::default(),
             handshakes: ByDirection::new(|_| counters(Reason::COUNT + 1)),
@@ -96,11 +93,7 @@ impl WorkerMetrics {
             discovery_duration: histogram(),
             dials: counters(Reason::COUNT + 1),
             dial_duration: histogram(),
-            pool_opened: Counter::default(),
-            pool_closed: counters(PoolClose::ALL.len()),
             pool_reused: Counter::default(),
-            pool_idle_begun: Counter::default(),
-            pool_idle_ended: Counter::default(),
             replays: counters(ReplayCause::ALL.len()),
             accept_errors: Counter::default(),
             handed_over: Counter::default(),
@@ -154,10 +147,28 @@ impl WorkerMetrics {
         verdicts.entry(Box::from(&*key)).or_default().clone()
     }
 
-    /// Counts a request as active until the result is dropped.
-    pub fn active_request(&self, direction: Direction) -> ActiveRequest {
+    /// Where connections of pools are counted; `service` as [`RequestLabels::service`].
+    pub fn pool(&self, service: &str) -> Arc<PoolCells> {
+        let mut pools = self.0.pools.lock();
+        if let Some(cells) = pools.get(service.as_bytes()) {
+            return cells.clone();
+        }
+        if !self.0.budget.admit(Group::Pools, service.as_bytes(), 0) {
+            return self.0.overflow_pools.clone();
+        }
+        pools.entry(Box::from(service.as_bytes())).or_default().clone()
+    }
+
+    /// A request has begun; it is active until [`WorkerMetrics::request_ended`].
+    #[inline]
+    pub fn request_began(&self, direction: Direction) {
         self.0.requests_started.get(direction).inc();
-        ActiveRequest(self.0.clone(), direction)
+    }
+
+    /// A request that had begun has ended.
+    #[inline]
+    pub fn request_ended(&self, direction: Direction) {
+        self.0.requests_ended.get(direction).inc();
     }
 
     /// A TLS handshake of the mesh, terminated (inbound) or begun (outbound) here.
@@ -190,24 +201,9 @@ impl WorkerMetrics {
         self.0.dial_duration.observe(duration);
     }
 
-    /// A connection came into a pool.
-    pub fn pool_opened(&self) {
-        self.0.pool_opened.inc();
-    }
-
-    /// A connection left a pool.
-    pub fn pool_closed(&self, cause: PoolClose) {
-        self.0.pool_closed[cause as usize].inc();
-    }
-
     /// A request went out on a connection that had served another.
     pub fn pool_reused(&self) {
         self.0.pool_reused.inc();
-    }
-
-    /// A pooled connection has nothing to do any more (`true`), or again has, or is closed (`false`).
-    pub fn pool_idle(&self, begins: bool) {
-        if begins { self.0.pool_idle_begun.inc() } else { self.0.pool_idle_ended.inc() }
     }
 
     /// A request was sent once more.
@@ -223,13 +219,5 @@ impl WorkerMetrics {
     /// An accepted connection went to a less loaded worker.
     pub fn handed_over(&self) {
         self.0.handed_over.inc();
-    }
-}
-
-// === impl ActiveRequest ===
-
-impl Drop for ActiveRequest {
-    fn drop(&mut self) {
-        self.0.requests_ended.get(self.1).inc();
     }
 }
