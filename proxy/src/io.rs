@@ -1,6 +1,6 @@
-//! Byte streams: a socket, bare or under TLS, that first replays what was already read from it.
+//! Byte streams: a socket, bare or under TLS, that first replays what was already read from it; and relaying two of them.
 //!
-//! A leaf: it knows nothing of the rooms above it.
+//! A leaf: it knows nothing of the rooms above it. What was cut must never look to a peer as if it had ended.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes};
 use tokio::net::TcpStream;
 
 /// A stream that yields `head` before it yields what its inner stream has.
@@ -33,6 +33,34 @@ pub struct Io {
 enum Inner {
     Tcp(Replay<TcpStream>),
     Tls(Box<tokio_rustls::TlsStream<Replay<TcpStream>>>),
+}
+
+/// A byte stream that can be cut.
+pub trait Transport: AsyncRead + AsyncWrite + Unpin + Send + 'static {
+    /// Has the peer see that what was sent is not all: dropping the stream after this must not look like an orderly end.
+    fn abort(&mut self) {}
+}
+
+/// The two ends of a relay. Dropped before it is over, they are cut.
+struct Relay<A: Transport, B: Transport> {
+    client: A,
+    server: B,
+    over: bool,
+}
+
+/// What is taken from one side before it is given to the other.
+const BUFFER: usize = 16 * 1024;
+
+/// Relays both ways, an end as an end, until both sides have ended. Both are reset when one of them breaks, or when this is
+/// dropped before.
+///
+/// # Errors
+/// That of the side that broke.
+pub async fn relay(client: impl Transport, server: impl Transport) -> io::Result<()> {
+    let mut relay = Relay { client, server, over: false };
+    copy_bidirectional_with_sizes(&mut relay.client, &mut relay.server, BUFFER, BUFFER).await?;
+    relay.over = true;
+    Ok(())
 }
 
 /// Bytes that passed through an [`Io`], above TLS.
@@ -105,6 +133,29 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Replay<S> {
 
     fn is_write_vectored(&self) -> bool {
         self.inner.is_write_vectored()
+    }
+}
+
+// === impl Transport ===
+
+impl Transport for Io {
+    fn abort(&mut self) {
+        self.reset_on_drop();
+    }
+}
+
+impl Transport for Box<dyn Transport> {
+    fn abort(&mut self) {
+        (**self).abort();
+    }
+}
+
+impl<A: Transport, B: Transport> Drop for Relay<A, B> {
+    fn drop(&mut self) {
+        if !self.over {
+            self.client.abort();
+            self.server.abort();
+        }
     }
 }
 

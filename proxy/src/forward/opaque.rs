@@ -2,8 +2,6 @@
 
 use std::io;
 
-use tokio::io::copy_bidirectional_with_sizes;
-
 use super::admit;
 use crate::io::Io;
 use crate::policy;
@@ -19,20 +17,13 @@ pub(super) enum Ended {
     Revoked,
 }
 
-const BUFFER: usize = 16 * 1024;
-
 /// Relays until both sides are done, or until `guard` is revoked.
-pub(super) async fn relay(mut client: Io, mut server: Io, guard: Option<&policy::Guard>) -> Ended {
-    let ended = tokio::select! {
-        copied = copy_bidirectional_with_sizes(&mut client, &mut server, BUFFER, BUFFER) => match copied {
-            Ok(_) => Ended::Closed,
+pub(super) async fn relay(client: Io, server: Io, guard: Option<&policy::Guard>) -> Ended {
+    tokio::select! {
+        relayed = crate::io::relay(client, server) => match relayed {
+            Ok(()) => Ended::Closed,
             Err(error) => Ended::Reset(error),
         },
         () = admit::revoked(guard) => Ended::Revoked,
-    };
-    if !matches!(ended, Ended::Closed) {
-        client.reset_on_drop();
-        server.reset_on_drop();
     }
-    ended
 }

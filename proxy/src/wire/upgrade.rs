@@ -1,20 +1,22 @@
-//! Connections that stop being HTTP: upgrades (RFC 9110 §7.8) and CONNECT (§9.3.6).
+//! Connections and streams that stop being HTTP: upgrades (RFC 9110 §7.8) and CONNECT (§9.3.6, RFC 9113 §8.5, RFC 8441).
 
 use std::io;
 
 use http::{Method, Request, Response, StatusCode};
-use tokio::io::copy_bidirectional;
+use hyper_util::rt::TokioIo;
 
 use super::h1;
+use crate::io::{Transport, relay};
 
-/// One side's connection, for when it has stopped being HTTP.
+/// One side's connection or stream, for when it has stopped being HTTP.
 #[derive(Debug)]
 pub struct Upgrade(Side);
 
 #[derive(Debug)]
 enum Side {
-    Client(Option<h1::OnUpgrade>),
-    Server(Option<h1::Switched>),
+    Client(h1::OnUpgrade),
+    Server(h1::Switched),
+    Http2(hyper::upgrade::OnUpgrade),
 }
 
 /// Relays between the two sides until both are done.
@@ -22,13 +24,8 @@ enum Side {
 /// # Errors
 /// When either side breaks, or never got as far.
 pub async fn tunnel(client: Upgrade, server: Upgrade) -> io::Result<()> {
-    let (mut client, mut server) = (client.ready().await?, server.ready().await?);
-    let ended = copy_bidirectional(&mut client, &mut server).await;
-    if ended.is_err() {
-        client.abort();
-        server.abort();
-    }
-    ended.map(drop)
+    let (client, server) = (client.ready().await?, server.ready().await?);
+    relay(client, server).await
 }
 
 // === impl Upgrade ===
@@ -36,25 +33,30 @@ pub async fn tunnel(client: Upgrade, server: Upgrade) -> io::Result<()> {
 impl Upgrade {
     /// The side of the client that sent `request`.
     pub fn of_request<B>(request: &mut Request<B>) -> Self {
-        Self(Side::Client(request.extensions().get().map(h1::Exchange::on_upgrade)))
+        let http1 = request.extensions().get().map(h1::Exchange::on_upgrade);
+        Self(http1.map_or_else(|| Side::Http2(hyper::upgrade::on(request)), Side::Client))
     }
 
     /// The side of the server that sent `response`.
     pub fn of_response<B>(response: &mut Response<B>) -> Self {
-        Self(Side::Server(response.extensions_mut().remove()))
+        let http1 = response.extensions_mut().remove();
+        Self(http1.map_or_else(|| Side::Http2(hyper::upgrade::on(response)), Side::Server))
     }
 
-    /// Whether this answer to a request of `method` ends HTTP on its connection.
+    /// Whether this answer to a request of `method` ends HTTP on its connection or stream.
     pub fn is_agreed(method: &Method, status: StatusCode) -> bool {
         status == StatusCode::SWITCHING_PROTOCOLS || (method == Method::CONNECT && status.is_success())
     }
 
-    async fn ready(self) -> io::Result<h1::Upgraded> {
-        let upgraded = match self.0 {
-            Side::Client(None) | Side::Server(None) => None,
-            Side::Client(Some(client)) => client.await,
-            Side::Server(Some(server)) => server.take(),
-        };
-        upgraded.ok_or_else(|| io::Error::other("the connection stayed HTTP"))
+    async fn ready(self) -> io::Result<Box<dyn Transport>> {
+        let stayed = || io::Error::other("the connection stayed HTTP");
+        Ok(match self.0 {
+            Side::Client(client) => Box::new(client.await.ok_or_else(stayed)?),
+            Side::Server(server) => Box::new(server.take().ok_or_else(stayed)?),
+            Side::Http2(stream) => Box::new(TokioIo::new(stream.await.map_err(io::Error::other)?)),
+        })
     }
 }
+
+/// An HTTP/2 stream; its drop is its end.
+impl Transport for TokioIo<hyper::upgrade::Upgraded> {}

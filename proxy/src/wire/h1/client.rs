@@ -19,10 +19,11 @@ use parking_lot::Mutex;
 use super::buf::{Input, Output};
 use super::coding::{BodyError, Decoder};
 use super::head::{self, HeadError, Length, Limits, ResponseHead, Scan};
-use super::incoming::{Body, Polled, Received};
+use super::incoming::{Body, Polled, Received, Upload};
 use super::outgoing::{self, Sending};
-use super::server::poll_part;
-use super::upgrade::{Switched, Transport, Upgraded};
+use super::shared::poll_part;
+use super::upgrade::{Switched, Upgraded};
+use crate::io::Transport;
 use crate::wire::Processed;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -46,6 +47,8 @@ struct Connection<I> {
     reusable: bool,
     /// What is left of the request's body once the response has begun.
     upload: Option<(Sending, Pin<Box<AnyBody>>)>,
+    /// Why that cannot be sent to its end.
+    upload_failed: Option<BodyError>,
     done: Option<Box<dyn FnOnce(Client<I>) + Send>>,
 }
 
@@ -83,6 +86,8 @@ struct Sent<B> {
     sending: Sending,
     body: B,
     scan: Scan,
+    /// Bytes of interim responses so far.
+    interim: usize,
     answered: bool,
     broken: Option<io::Error>,
 }
@@ -104,6 +109,7 @@ impl<I: Transport> Client<I> {
             decoder: Decoder::new(Length::Exact(0)),
             reusable: true,
             upload: None,
+            upload_failed: None,
             done: None,
         }))
     }
@@ -159,7 +165,8 @@ impl<I: Transport> Client<I> {
                 }));
             }
         };
-        let mut sent = Sent { sending, body, scan: Scan::default(), answered: false, broken: None };
+        let mut sent =
+            Sent { sending, body, scan: Scan::default(), interim: 0, answered: false, broken: None };
         self.0.done = Some(Box::new(done));
         let received = std::future::poll_fn(|cx| self.0.poll_head(&parts, &mut sent, &mut interim, cx)).await;
         match received {
@@ -196,6 +203,10 @@ impl<I: Transport> Client<I> {
             response.extensions_mut().insert(Switched::new(Upgraded::new(io, input.buf)));
         } else if head.length == Length::Exact(0) {
             self.0.finish();
+        } else if self.0.upload.is_some() {
+            let upload = Upload::new(self.0);
+            response.extensions_mut().insert(upload.clone());
+            *response.body_mut() = Body::early(upload, head.length);
         } else {
             *response.body_mut() = Body::received(self.0, head.length);
         }
@@ -234,10 +245,10 @@ impl<I: Transport> Connection<I> {
         B::Error: Into<BoxError>,
     {
         if sent.broken.is_none() {
-            match self.poll_upload(&mut sent.sending, Pin::new(&mut sent.body), cx) {
-                Poll::Ready(Err(Upload::Body(error))) => return Poll::Ready(Err(Failure::Body(error))),
+            match self.poll_send(&mut sent.sending, Pin::new(&mut sent.body), cx) {
+                Poll::Ready(Err(Unsent::Body(error))) => return Poll::Ready(Err(Failure::Body(error))),
                 // The answer may be there all the same.
-                Poll::Ready(Err(Upload::Write(error))) => sent.broken = Some(error),
+                Poll::Ready(Err(Unsent::Write(error))) => sent.broken = Some(error),
                 Poll::Ready(Ok(())) | Poll::Pending => {}
             }
         }
@@ -252,7 +263,15 @@ impl<I: Transport> Connection<I> {
                     }
                     return Poll::Ready(Ok(head));
                 }
-                Some(head) if head.status.is_informational() => interim(as_interim(head)),
+                Some(head) if head.status.is_informational() => {
+                    // Whoever reads them may be slower than whoever sends them.
+                    sent.interim += head.original.len();
+                    if sent.interim > self.limits.head {
+                        let what = HeadError::TooLarge(self.limits.head);
+                        return Poll::Ready(Err(Failure::Response(what)));
+                    }
+                    interim(as_interim(head));
+                }
                 Some(head) => return Poll::Ready(Ok(head)),
                 None => match ready!(self.input.poll_fill(&mut self.io, cx)) {
                     Ok(0) => {
@@ -270,12 +289,12 @@ impl<I: Transport> Connection<I> {
     }
 
     /// Sends what the request's body has ready. Ready: all of it is sent.
-    fn poll_upload<B>(
+    fn poll_send<B>(
         &mut self,
         sending: &mut Sending,
         mut body: Pin<&mut B>,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<(), Upload>>
+    ) -> Poll<Result<(), Unsent>>
     where
         B: http_body::Body<Data = Bytes> + ?Sized,
         B::Error: Into<BoxError>,
@@ -283,9 +302,9 @@ impl<I: Transport> Connection<I> {
         loop {
             let taken = sending.poll_take(body.as_mut(), &mut self.out, cx);
             if let Poll::Ready(Err(error)) = taken {
-                return Poll::Ready(Err(Upload::Body(error)));
+                return Poll::Ready(Err(Unsent::Body(error)));
             }
-            ready!(self.out.poll_write(&mut self.io, cx)).map_err(Upload::Write)?;
+            ready!(self.out.poll_write(&mut self.io, cx)).map_err(Unsent::Write)?;
             if sending.ended {
                 return Poll::Ready(Ok(()));
             }
@@ -297,27 +316,33 @@ impl<I: Transport> Connection<I> {
 }
 
 /// Why a request could not be sent to its end.
-enum Upload {
+enum Unsent {
     Write(io::Error),
     Body(BodyError),
 }
 
 impl<I: Transport> Received for Connection<I> {
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Polled> {
-        if let Some((mut sending, mut body)) = self.upload.take() {
-            match self.poll_upload(&mut sending, body.as_mut(), cx) {
-                Poll::Ready(Ok(())) => {}
-                Poll::Pending => self.upload = Some((sending, body)),
-                Poll::Ready(Err(Upload::Body(error))) => {
-                    self.io.abort();
-                    return Poll::Ready(Polled::error(error));
-                }
-                // The response may be whole all the same.
-                Poll::Ready(Err(Upload::Write(_))) => self.reusable = false,
-            }
+        self.poll_upload(cx);
+        if let Some(error) = self.upload_failed.take() {
+            return Poll::Ready(Polled::error(error));
         }
         let Self { io, input, decoder, limits, .. } = self;
         poll_part(decoder, input, Some(io), limits, cx)
+    }
+
+    fn poll_upload(&mut self, cx: &mut Context<'_>) {
+        let Some((mut sending, mut body)) = self.upload.take() else { return };
+        match self.poll_send(&mut sending, body.as_mut(), cx) {
+            Poll::Ready(Ok(())) => {}
+            Poll::Pending => self.upload = Some((sending, body)),
+            Poll::Ready(Err(Unsent::Body(error))) => {
+                self.io.abort();
+                self.upload_failed = Some(error);
+            }
+            // The response may be whole all the same.
+            Poll::Ready(Err(Unsent::Write(_))) => self.reusable = false,
+        }
     }
 
     fn finish(mut self: Box<Self>) {

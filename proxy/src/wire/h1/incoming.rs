@@ -31,7 +31,14 @@ enum Source {
     Served(Exchange),
     /// A response's: the body owns the connection. (The lock is never taken: it only makes the body `Sync`.)
     Received(Mutex<Box<dyn Received>>),
+    /// A response's that began before its request had ended.
+    Early(Upload),
 }
+
+/// A connection that receives a response while the rest of the request is still being sent. In the response's extensions, so
+/// that sending goes on while the response waits for its reader; the body ends it.
+#[derive(Clone)]
+pub(super) struct Upload(Arc<Mutex<Option<Box<dyn Received>>>>);
 
 /// A request's connection, as its handler may use it. In the request's extensions.
 #[derive(Clone)]
@@ -59,6 +66,8 @@ pub(super) trait Served: Send + Sync {
 /// A connection from which a response is received.
 pub(super) trait Received: Send {
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Polled>;
+    /// Sends what the request's body has ready; what goes wrong is told by `poll_body`.
+    fn poll_upload(&mut self, cx: &mut Context<'_>);
     /// The response is over.
     fn finish(self: Box<Self>);
 }
@@ -127,6 +136,18 @@ impl Body {
     pub(super) fn received(connection: Box<dyn Received>, length: Length) -> Self {
         Self { source: Source::Received(Mutex::new(connection)), left: exact(length) }
     }
+
+    pub(super) fn early(upload: Upload, length: Length) -> Self {
+        Self { source: Source::Early(upload), left: exact(length) }
+    }
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        if let Source::Early(upload) = &self.source {
+            drop(upload.take());
+        }
+    }
 }
 
 fn exact(length: Length) -> Option<u64> {
@@ -148,16 +169,19 @@ impl http_body::Body for Body {
             Source::Over => return Poll::Ready(None),
             Source::Served(exchange) => ready!(exchange.connection.poll_body(exchange.number, cx)),
             Source::Received(connection) => ready!(connection.get_mut().poll_body(cx)),
+            Source::Early(upload) => ready!(upload.poll_body(cx)),
         };
         if let (Some(left), Some(Ok(frame))) = (&mut self.left, &frame) {
             *left -= frame.data_ref().map_or(0, |data| data.len() as u64).min(*left);
         }
         if end {
-            let failed = matches!(frame, Some(Err(_)));
-            if let Source::Received(connection) = std::mem::replace(&mut self.source, Source::Over)
-                && !failed
-            {
-                connection.into_inner().finish();
+            let connection = match std::mem::replace(&mut self.source, Source::Over) {
+                Source::Received(connection) => Some(connection.into_inner()),
+                Source::Early(upload) => upload.take(),
+                Source::Over | Source::Served(_) => None,
+            };
+            if let Some(connection) = connection.filter(|_| !matches!(frame, Some(Err(_)))) {
+                connection.finish();
             }
         }
         Poll::Ready(frame)
@@ -172,6 +196,32 @@ impl http_body::Body for Body {
     }
 }
 
+// === impl Upload ===
+
+impl Upload {
+    pub(super) fn new(connection: Box<dyn Received>) -> Self {
+        Self(Arc::new(Mutex::new(Some(connection))))
+    }
+
+    /// Sends what there is to send. The caller must not hold the lock of the request's connection.
+    pub(super) fn poll(&self, cx: &mut Context<'_>) {
+        if let Some(connection) = self.0.lock().as_mut() {
+            connection.poll_upload(cx);
+        }
+    }
+
+    fn poll_body(&self, cx: &mut Context<'_>) -> Poll<Polled> {
+        match self.0.lock().as_mut() {
+            Some(connection) => connection.poll_body(cx),
+            None => Poll::Ready(Polled::error(BodyError::Abandoned)),
+        }
+    }
+
+    fn take(&self) -> Option<Box<dyn Received>> {
+        self.0.lock().take()
+    }
+}
+
 // === impl Source ===
 
 impl fmt::Debug for Source {
@@ -180,6 +230,7 @@ impl fmt::Debug for Source {
             Self::Over => f.write_str("Over"),
             Self::Served(exchange) => exchange.fmt(f),
             Self::Received(_) => f.write_str("Received"),
+            Self::Early(_) => f.write_str("Early"),
         }
     }
 }

@@ -28,15 +28,17 @@ mod incoming;
 mod original;
 mod outgoing;
 mod server;
+mod shared;
 mod upgrade;
 
 #[cfg(test)]
 mod tests;
 
+pub use crate::io::Transport;
 pub use client::{Client, Failure, SendError};
 pub use coding::{BodyError, Decoder, Step};
 pub use head::{HeadError, Length, Limits, RequestHead, ResponseHead, Scan};
 pub use incoming::{Body, Exchange};
 pub use original::OriginalHead;
 pub use server::{Closed, Settings, serve};
-pub use upgrade::{OnUpgrade, Switched, Transport, Upgraded};
+pub use upgrade::{OnUpgrade, Switched, Upgraded};

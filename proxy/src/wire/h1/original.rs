@@ -61,6 +61,11 @@ impl OriginalHead {
         Self { bytes, lines, chunked }
     }
 
+    /// Bytes that it came in.
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// Whether the body came in chunks.
     pub fn is_chunked(&self) -> bool {
         self.chunked

@@ -11,18 +11,17 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use http::{Request, Response, StatusCode, Version};
-use parking_lot::Mutex;
+use bytes::Bytes;
+use http::{Request, Response, Version};
 use tokio::time::{Instant, Sleep};
 
-use super::buf::{Input, Output};
-use super::coding::{BodyError, Decoder, Step};
+use super::buf::Output;
+use super::coding::{BodyError, Decoder};
 use super::head::{HeadError, Length, Limits, RequestHead, Scan};
-use super::incoming::{Body, Exchange, Polled, Served};
-use super::original::{Fields, OriginalHead, Told, write_status_line};
+use super::incoming::{Body, Exchange, Upload};
 use super::outgoing::{self, Asked};
-use super::upgrade::{Transport, Upgraded};
+use super::shared::{Shared, State};
+use crate::io::Transport;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -62,41 +61,15 @@ pub enum Closed {
     Io(#[from] io::Error),
 }
 
-/// What a connection's server and the bodies it gave out share.
-struct Shared<I>(Mutex<State<I>>);
-
-struct State<I> {
-    /// `None` once the connection is over or no longer HTTP.
-    io: Option<I>,
-    input: Input,
-    limits: Limits,
-    /// Counts exchanges, so that what is left of an old one cannot reach into a new one.
-    exchange: u64,
-    decoder: Decoder,
-    /// The request's body broke off; nothing more can be read.
-    failed: bool,
-    /// The final response has begun, or nobody understands interim ones.
-    answered: bool,
-    continued: bool,
-    interim: Vec<u8>,
-    upgrade: Upgrade,
-    server: Option<Waker>,
-}
-
-enum Upgrade {
-    NotAsked,
-    Asked(Option<Waker>),
-    Ready(Upgraded),
-    Over,
-}
-
 /// One connection being served.
-struct Server<I> {
+struct Server<I: Transport> {
     shared: Arc<Shared<I>>,
     out: Output,
     settings: Settings,
     timer: Pin<Box<Sleep>>,
     drained: bool,
+    /// Closed as it should be; else the client must see that it was cut.
+    ended: bool,
 }
 
 /// What the next response must know of its request.
@@ -106,8 +79,6 @@ struct Serving {
     expects_continue: bool,
 }
 
-/// Read ahead while a response is being made; the client's next requests may wait in there.
-const READ_AHEAD: usize = 16 * 1024;
 /// What is read of a request's body that its handler did not want, rather than close the connection.
 const LEFTOVER: usize = 64 * 1024;
 /// How long that, and a client's own close after ours, may take.
@@ -138,23 +109,12 @@ where
     R::Error: Into<BoxError>,
 {
     let mut server = Server {
-        shared: Arc::new(Shared(Mutex::new(State {
-            io: Some(io),
-            input: Input::new(initial),
-            limits: settings.limits,
-            exchange: 0,
-            decoder: Decoder::new(Length::Exact(0)),
-            failed: false,
-            answered: true,
-            continued: false,
-            interim: Vec::new(),
-            upgrade: Upgrade::NotAsked,
-            server: None,
-        }))),
+        shared: Arc::new(Shared::new(io, initial, settings.limits)),
         out: Output::default(),
         settings,
         timer: Box::pin(tokio::time::sleep(settings.idle_timeout)),
         drained: false,
+        ended: false,
     };
     let closed = server.run(handler, drain).await;
     match closed {
@@ -164,6 +124,7 @@ where
         Closed::AfterResponse => server.close(true).await,
         _ => server.close(false).await,
     }
+    server.ended = true;
     closed
 }
 
@@ -323,6 +284,7 @@ impl<I: Transport> Server<I> {
         }
         let (mut sending, keep_alive) =
             outgoing::response(&parts, &body, &asked, &mut self.out).map_err(Closed::Aborted)?;
+        let upload = parts.extensions.get::<Upload>().cloned();
         let mut body = pin!(body);
         let Self { shared, out, .. } = self;
         std::future::poll_fn(|cx| {
@@ -333,7 +295,14 @@ impl<I: Transport> Server<I> {
                 }
                 let mut state = shared.0.lock();
                 let Some(io) = &mut state.io else { return Poll::Ready(Err(Closed::ByClient)) };
-                ready!(out.poll_write(io, cx))?;
+                if out.poll_write(io, cx)?.is_pending() {
+                    drop(state);
+                    // A client that does not read yet may still be sending, and its request goes on.
+                    if let Some(upload) = &upload {
+                        upload.poll(cx);
+                    }
+                    return Poll::Pending;
+                }
                 if sending.ended {
                     return Poll::Ready(Ok(()));
                 }
@@ -450,6 +419,15 @@ impl<I: Transport> Server<I> {
     }
 }
 
+impl<I: Transport> Drop for Server<I> {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.abort();
+        }
+        self.shared.over();
+    }
+}
+
 /// Ready at `deadline`. One timer serves all of a connection's deadlines: most move on before it goes off.
 fn poll_until(timer: &mut Pin<Box<Sleep>>, deadline: Instant, cx: &mut Context<'_>) -> Poll<()> {
     if deadline < timer.deadline() {
@@ -461,173 +439,5 @@ fn poll_until(timer: &mut Pin<Box<Sleep>>, deadline: Instant, cx: &mut Context<'
             return Poll::Ready(());
         }
         timer.as_mut().reset(deadline);
-    }
-}
-
-// === impl State ===
-
-impl<I: Transport> State<I> {
-    /// The next part of the request's body.
-    fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Polled> {
-        if self.failed {
-            return Poll::Ready(Polled::error(BodyError::Abandoned));
-        }
-        let polled =
-            ready!(poll_part(&mut self.decoder, &mut self.input, self.io.as_mut(), &self.limits, cx));
-        self.failed = matches!(polled.frame, Some(Err(_)));
-        Poll::Ready(polled)
-    }
-
-    fn take_interim(&mut self, out: &mut Output) {
-        if !self.interim.is_empty() {
-            out.small().append(&mut self.interim);
-        }
-    }
-
-    /// Ready when the client has reset the connection. (Having ended its own side is its right.)
-    fn poll_watch(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        let Self { io: Some(io), input, decoder, failed, .. } = self else { return Poll::Pending };
-        if !decoder.is_done() || *failed {
-            return Poll::Pending;
-        }
-        while !input.eof && input.buf.len() < READ_AHEAD {
-            if let Err(error) = ready!(input.poll_fill(io, cx)) {
-                return Poll::Ready(error);
-            }
-        }
-        Poll::Pending
-    }
-}
-
-/// The next part of a body, read from its connection.
-pub(super) fn poll_part<I: Transport>(
-    decoder: &mut Decoder,
-    input: &mut Input,
-    mut io: Option<&mut I>,
-    limits: &Limits,
-    cx: &mut Context<'_>,
-) -> Poll<Polled> {
-    loop {
-        match decoder.decode(&mut input.buf, limits) {
-            Ok(Step::Data(data)) => {
-                decoder.settle(&mut input.buf);
-                return Poll::Ready(Polled::data(data, decoder.is_done()));
-            }
-            Ok(Step::Trailers(trailers)) => return Poll::Ready(Polled::trailers(trailers)),
-            Ok(Step::End) => return Poll::Ready(Polled::end()),
-            Ok(Step::More) => {}
-            Err(error) => return Poll::Ready(Polled::error(error)),
-        }
-        let Some(io) = &mut io else { return Poll::Ready(Polled::error(BodyError::Abandoned)) };
-        match ready!(input.poll_fill(*io, cx)) {
-            Ok(0) if decoder.ends_at_eof() => return Poll::Ready(Polled::end()),
-            Ok(0) => return Poll::Ready(Polled::error(BodyError::Truncated)),
-            Ok(_) => {}
-            Err(error) => return Poll::Ready(Polled::error(error)),
-        }
-    }
-}
-
-// === impl Shared ===
-
-impl<I> Shared<I> {
-    /// Hands the connection to who asked for it.
-    fn upgrade(&self)
-    where
-        I: Transport,
-    {
-        let mut state = self.0.lock();
-        let State { io, input, upgrade, .. } = &mut *state;
-        if let (Upgrade::Asked(waker), Some(io)) = (upgrade, io.take()) {
-            let waker = waker.take();
-            let read = std::mem::replace(&mut input.buf, BytesMut::new());
-            state.upgrade = Upgrade::Ready(Upgraded::new(io, read));
-            drop(state);
-            if let Some(_waker) = waker {
-                Waker::wake(_waker)
-            }
-        }
-    }
-
-    /// The connection has ended.
-    fn over(&self) {
-        let mut state = self.0.lock();
-        let io = state.io.take();
-        state.exchange += 1;
-        state.server = None;
-        state.upgrade.give_up();
-        drop(state);
-        drop(io);
-    }
-}
-
-impl Upgrade {
-    /// The connection stays HTTP, or is over.
-    fn give_up(&mut self) {
-        if let Self::Asked(waker) = self {
-            let waker = waker.take();
-            *self = Self::Over;
-            if let Some(_waker) = waker {
-                Waker::wake(_waker)
-            }
-        }
-    }
-}
-
-impl<I> Drop for Server<I> {
-    fn drop(&mut self) {
-        self.shared.over();
-    }
-}
-
-impl<I: Transport> Served for Shared<I> {
-    fn poll_body(&self, exchange: u64, cx: &mut Context<'_>) -> Poll<Polled> {
-        let mut state = self.0.lock();
-        if state.exchange != exchange {
-            return Poll::Ready(Polled::error(BodyError::Abandoned));
-        }
-        state.poll_part(cx)
-    }
-
-    fn interim(&self, exchange: u64, response: &Response<()>) -> bool {
-        let mut state = self.0.lock();
-        let (status, headers) = (response.status(), response.headers());
-        let original = response.extensions().get::<OriginalHead>();
-        let allowed = status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS;
-        if state.exchange != exchange || state.answered || !allowed {
-            return false;
-        }
-        state.continued |= status == StatusCode::CONTINUE;
-        write_status_line(&mut state.interim, status, Version::HTTP_11, original);
-        let fields = Fields { original, headers, told: Told::Nothing, connection: None };
-        fields.write(&mut state.interim);
-        let server = state.server.clone();
-        drop(state);
-        if let Some(_server) = server {
-            Waker::wake(_server)
-        }
-        true
-    }
-
-    fn ask_upgrade(&self, exchange: u64) {
-        let mut state = self.0.lock();
-        if state.exchange == exchange && matches!(state.upgrade, Upgrade::NotAsked | Upgrade::Over) {
-            state.upgrade = Upgrade::Asked(None);
-        }
-    }
-
-    fn poll_upgrade(&self, exchange: u64, cx: &mut Context<'_>) -> Poll<Option<Upgraded>> {
-        let mut state = self.0.lock();
-        match &mut state.upgrade {
-            Upgrade::Asked(waker) => {
-                *waker = Some(cx.waker().clone());
-                if state.exchange == exchange { Poll::Pending } else { Poll::Ready(None) }
-            }
-            Upgrade::Ready(_) => match std::mem::replace(&mut state.upgrade, Upgrade::Over) {
-                Upgrade::Ready(upgraded) => Poll::Ready(Some(upgraded)),
-                _ => Poll::Ready(None),
-            },
-            Upgrade::NotAsked | Upgrade::Over => Poll::Ready(None),
-        }
     }
 }

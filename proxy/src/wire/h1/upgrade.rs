@@ -14,12 +14,7 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::incoming::Exchange;
-
-/// A byte stream that carries HTTP/1.
-pub trait Transport: AsyncRead + AsyncWrite + Unpin + Send + 'static {
-    /// Has the peer see that what was sent is not all: dropping the stream after this must not look like an orderly end.
-    fn abort(&mut self) {}
-}
+use crate::io::Transport;
 
 /// A connection that is no longer HTTP.
 pub struct Upgraded {
@@ -34,12 +29,6 @@ pub struct OnUpgrade(pub(super) Exchange);
 /// The client's side of a connection that is no longer HTTP. In the extensions of the response that says so.
 #[derive(Clone, Debug)]
 pub struct Switched(Arc<Mutex<Option<Upgraded>>>);
-
-impl Transport for crate::io::Io {
-    fn abort(&mut self) {
-        self.reset_on_drop();
-    }
-}
 
 impl Transport for tokio::io::DuplexStream {}
 
@@ -72,9 +61,10 @@ impl Upgraded {
     pub(super) fn new(io: impl Transport, read: BytesMut) -> Self {
         Self { io: Box::new(io), read }
     }
+}
 
-    /// Drops the connection so that its peer sees a reset.
-    pub fn abort(mut self) {
+impl Transport for Upgraded {
+    fn abort(&mut self) {
         self.io.abort();
     }
 }

@@ -12,7 +12,9 @@ use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
-use super::super::{Body, Client, Closed, Exchange, Failure, Limits, OriginalHead, Settings, serve};
+use super::super::{
+    Body, Client, Closed, Exchange, Failure, HeadError, Limits, OriginalHead, Settings, serve,
+};
 use super::{converse, describe, echo, read_until, refusal, served, served_until};
 use crate::wire::Processed;
 
@@ -653,6 +655,78 @@ async fn messages_pass_a_proxy_byte_for_byte() {
         origin.write_all(response.as_bytes()).await.unwrap();
         assert_eq!(read_until(&mut client, response).await, response);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_goes_on_while_its_client_does_not_read_the_response_yet() {
+    const SIZE: usize = 200_000;
+    let (upstream, mut origin) = tokio::io::duplex(1024);
+    let (mut client, near) = tokio::io::duplex(1024);
+    let pool: Pool = Arc::new(Mutex::new(vec![Client::new(upstream, Limits::default())]));
+    let kept = Arc::clone(&pool);
+    let handler = move |request: Request<Body>| {
+        let pool = Arc::clone(&pool);
+        async move {
+            let client = pool.lock().pop().unwrap();
+            client.send(request, no_interim, move |client| pool.lock().push(client)).await.unwrap()
+        }
+    };
+    tokio::spawn(serve(near, &[], Settings::default(), handler, refusal, std::future::pending()));
+    // The origin answers at once, and takes the request whatever becomes of its answer.
+    tokio::spawn(async move {
+        read_until(&mut origin, "\r\n\r\n").await;
+        let (mut read, mut write) = tokio::io::split(origin);
+        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {SIZE}\r\n\r\n{}", "a".repeat(SIZE));
+        let mut body = vec![0; SIZE];
+        let (written, got) = tokio::join!(write.write_all(answer.as_bytes()), read.read_exact(&mut body));
+        written.unwrap();
+        got.unwrap();
+        std::future::pending::<()>().await;
+    });
+    let exchange = async {
+        let head = format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {SIZE}\r\n\r\n");
+        client.write_all(head.as_bytes()).await.unwrap();
+        client.write_all(&vec![b'q'; SIZE]).await.unwrap();
+        read_until(&mut client, "\r\n\r\n").await;
+        let mut answer = vec![0; SIZE];
+        client.read_exact(&mut answer).await.unwrap();
+    };
+    tokio::time::timeout(Duration::from_secs(60), exchange).await.expect("nobody waits for the other");
+    assert_eq!(kept.lock().len(), 1, "both messages were whole");
+}
+
+#[tokio::test]
+async fn a_connection_that_is_cut_within_a_response_does_not_look_ended() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut client = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let io = crate::io::Io::tcp(listener.accept().await.unwrap().0);
+    let (sender, body) = channel();
+    let mut body = Some(body);
+    let handler = move |_: Request<Body>| std::future::ready(Response::new(body.take().unwrap()));
+    let serving = tokio::spawn(serve(io, &[], Settings::default(), handler, refusal, std::future::pending()));
+    // To HTTP/1.0, the end of the connection is the end of the response.
+    client.write_all(b"GET / HTTP/1.0\r\n\r\n").await.unwrap();
+    sender.send(data("half")).await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"half") {
+        assert_ne!(client.read_buf(&mut answer).await.unwrap(), 0);
+    }
+    serving.abort();
+    let rest = client.read_buf(&mut answer).await;
+    assert_eq!(rest.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn a_server_may_not_send_interim_responses_without_end() {
+    let (client, mut server) = client();
+    tokio::spawn(async move {
+        let hints = format!("HTTP/1.1 103 Hints\r\nLink: {}\r\n\r\n", "x".repeat(4000));
+        while server.write_all(hints.as_bytes()).await.is_ok() {}
+    });
+    let mut seen = 0;
+    let error = client.send(get(), |_| seen += 1, drop).await.unwrap_err();
+    assert!(matches!(error.failure, Failure::Response(HeadError::TooLarge(_))), "{error:?}");
+    assert!((1..40).contains(&seen), "{seen}");
 }
 
 #[tokio::test]
