@@ -15,7 +15,7 @@ pub(super) trait Connection: Clone {
     /// Whether it takes new streams: not closed, and no GOAWAY (RFC 9113 §6.8) came.
     fn is_open(&self) -> bool;
 
-    /// How many streams its server takes at a time (SETTINGS_MAX_CONCURRENT_STREAMS, RFC 9113 §6.5.2).
+    /// How many streams it carries at a time (SETTINGS_MAX_CONCURRENT_STREAMS, RFC 9113 §6.5.2, or fewer).
     fn max_streams(&self) -> usize;
 }
 

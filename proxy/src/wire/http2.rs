@@ -22,9 +22,13 @@ pub struct Limits {
     /// Bytes of a decoded header block.
     pub max_header_list: u32,
     pub max_concurrent_streams: u32,
-    /// Bytes in flight for one stream and one connection: the bound on what a slow reader costs.
+    /// Bytes in flight for one stream: the bound on what a slow reader costs.
     pub stream_window: u32,
-    pub connection_window: u32,
+    /// Streams that may have as much in flight before they wait for each other on one connection; of our own, no more share
+    /// one.
+    pub shared_by: u32,
+    /// Bytes that one stream may have waiting to be written, however much its receiver allows.
+    pub send_buffer: usize,
     /// A peer that answers no ping for this long, asked every `keep_alive`, is gone.
     pub keep_alive: Duration,
 }
@@ -35,6 +39,8 @@ pub struct Sender {
     requests: SendRequest<Body>,
     /// What the server last allowed.
     max_streams: Arc<AtomicUsize>,
+    /// What we allow.
+    shared_by: usize,
 }
 
 /// A request that got no response.
@@ -51,10 +57,17 @@ impl Default for Limits {
         Self {
             max_header_list: 128 * 1024,
             max_concurrent_streams: 1024,
-            stream_window: 256 * 1024,
-            connection_window: 1024 * 1024,
+            stream_window: 128 * 1024,
+            shared_by: 100,
+            send_buffer: 64 * 1024,
             keep_alive: Duration::from_secs(30),
         }
+    }
+}
+
+impl Limits {
+    fn connection_window(&self) -> u32 {
+        self.stream_window.saturating_mul(self.shared_by)
     }
 }
 
@@ -84,7 +97,8 @@ where
         .max_header_list_size(limits.max_header_list)
         .max_concurrent_streams(limits.max_concurrent_streams)
         .initial_stream_window_size(limits.stream_window)
-        .initial_connection_window_size(limits.connection_window)
+        .initial_connection_window_size(limits.connection_window())
+        .max_send_buf_size(limits.send_buffer)
         .keep_alive_interval(limits.keep_alive)
         .keep_alive_timeout(limits.keep_alive)
         .auto_date_header(false)
@@ -113,7 +127,8 @@ pub async fn connect(io: Io, limits: &Limits, ping: bool) -> hyper::Result<Sende
         .timer(TokioTimer::new())
         .max_header_list_size(limits.max_header_list)
         .initial_stream_window_size(limits.stream_window)
-        .initial_connection_window_size(limits.connection_window)
+        .initial_connection_window_size(limits.connection_window())
+        .max_send_buf_size(limits.send_buffer)
         .keep_alive_interval(ping.then_some(limits.keep_alive))
         .keep_alive_timeout(limits.keep_alive)
         .handshake(TokioIo::new(io))
@@ -132,7 +147,8 @@ pub async fn connect(io: Io, limits: &Limits, ping: bool) -> hyper::Result<Sende
             tracing::debug!(%error, "HTTP/2 connection to an endpoint ended");
         }
     });
-    Ok(Sender { requests: sender, max_streams })
+    let shared_by = usize::try_from(limits.shared_by).unwrap_or(usize::MAX);
+    Ok(Sender { requests: sender, max_streams, shared_by })
 }
 
 // === impl Sender ===
@@ -143,9 +159,10 @@ impl Sender {
         !self.requests.is_closed()
     }
 
-    /// How many streams the server takes at a time.
+    /// How many streams may share the connection: as many as the server takes at a time, and as there is window for, so
+    /// that nobody waits because of somebody else who does not read.
     pub fn max_streams(&self) -> usize {
-        self.max_streams.load(Ordering::Relaxed)
+        self.max_streams.load(Ordering::Relaxed).min(self.shared_by)
     }
 
     /// Sends a request and returns the head of its response; the bodies stream on, and `done` is dropped once that of
@@ -198,6 +215,55 @@ mod tests {
     use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
+
+    /// A client that allows everything and reads nothing.
+    #[tokio::test]
+    async fn what_waits_to_be_written_is_bounded_by_us_and_not_by_the_clients_windows() {
+        const STREAMS: usize = 100;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (server, _) = listener.accept().await.unwrap();
+        let (_signal, drain) = drain::channel();
+        let taken = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&taken);
+        let answer = move |_| {
+            let count = Arc::clone(&count);
+            async move {
+                let frames = std::iter::repeat_with(move || {
+                    count.fetch_add(16 * 1024, Ordering::Relaxed);
+                    Ok::<_, BodyError>(http_body::Frame::data(bytes::Bytes::from_static(&[0; 16 * 1024])))
+                });
+                Response::new(http_body_util::StreamBody::new(tokio_stream::iter(frames)))
+            }
+        };
+        tokio::spawn(async move { serve(Io::tcp(server), &Limits::default(), answer, &drain).await });
+        let (mut requests, connection) = h2::client::Builder::new()
+            .initial_window_size(i32::MAX as u32)
+            .initial_connection_window_size(i32::MAX as u32)
+            .handshake::<_, bytes::Bytes>(client)
+            .await
+            .unwrap();
+        let mut answers = Vec::new();
+        for _ in 0..STREAMS {
+            let request = Request::get("http://orders/").version(http::Version::HTTP_2).body(()).unwrap();
+            answers.push(requests.send_request(request, true).unwrap());
+        }
+        // Polled until the requests are written and something comes; never again.
+        let mut connection = std::pin::pin!(connection);
+        while taken.load(Ordering::Relaxed) == 0 {
+            assert!(futures_util::poll!(connection.as_mut()).is_pending());
+            tokio::task::yield_now().await;
+        }
+        let (mut last, mut same) = (0, 0);
+        while same < 1000 {
+            tokio::task::yield_now().await;
+            let now = taken.load(Ordering::Relaxed);
+            same = if now == last { same + 1 } else { 0 };
+            last = now;
+        }
+        // What the kernel holds on loopback comes on top.
+        assert!(last < STREAMS * 100 * 1024 + (8 << 20), "{last} bytes wait");
+    }
 
     #[tokio::test]
     async fn a_connection_that_comes_during_the_drain_is_served_its_first_request() {

@@ -10,6 +10,7 @@ use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use hyper::body::{Body, Frame, Incoming};
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Barrier;
 use tulle_tests::app::{App, full};
@@ -239,4 +240,58 @@ async fn a_denied_grpc_call_is_answered_with_a_grpc_status() {
         }
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_of_connect_is_a_tunnel() {
+    let app = App::http2(async move |request: Request<Incoming>| {
+        assert_eq!(request.method(), http::Method::CONNECT);
+        tokio::spawn(async move {
+            let mut stream = TokioIo::new(hyper::upgrade::on(request).await.unwrap());
+            let mut word = [0; 4];
+            while stream.read_exact(&mut word).await.is_ok() {
+                stream.write_all(&word).await.unwrap();
+            }
+            stream.shutdown().await.unwrap();
+        });
+        Response::new(full(""))
+    })
+    .await;
+    let pair = Pair::start(app, "kubernetes.io/h2c").await;
+    let mut sender = connect(&pair.web, "orders").await;
+    let request = Request::connect("payments:443").body(Empty::<Bytes>::new()).unwrap();
+    let response = within("the head", sender.send_request(request)).await.unwrap();
+    assert_eq!(response.status(), 200);
+    let upgraded = within("the tunnel", hyper::upgrade::on(response)).await.unwrap();
+    let mut wire = tulle_tests::Wire::new(TokioIo::new(upgraded));
+    for word in ["ping", "pong"] {
+        wire.send(word).await;
+        assert_eq!(wire.exactly(4).await, word.as_bytes());
+    }
+    wire.finish().await;
+    assert_eq!(wire.to_end().await, b"");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_do_not_read_stop_nobody_else() {
+    let large = Bytes::from(vec![b'x'; 1 << 20]);
+    let app = App::http2(move |request: Request<Incoming>| {
+        let body = if request.uri().path() == "/large" { large.clone() } else { Bytes::from("xx") };
+        async move { Response::new(full(body)) }
+    })
+    .await;
+    let pair = Pair::start(app, "kubernetes.io/h2c").await;
+    let mut lazy = connect(&pair.web, "orders").await;
+    let mut unread = Vec::new();
+    for _ in 0..120 {
+        let response = within("a head", lazy.send_request(get("/large"))).await.unwrap();
+        unread.push(response.into_body());
+    }
+    for _ in 0..10 {
+        let mut other = connect(&pair.web, "orders").await;
+        let response = within("a head", other.send_request(get("/"))).await.unwrap();
+        let body = within("a body", response.into_body().collect()).await.unwrap();
+        assert_eq!(body.to_bytes(), "xx");
+    }
+    drop(unread);
 }
