@@ -7,6 +7,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwapOption;
 use tokio::net::{TcpSocket, TcpStream};
 use tulle_certs::{Alpn, Creds, Refusal};
 
@@ -22,8 +23,8 @@ use crate::wire::{h1, http2};
 /// What a dial needs besides the endpoint.
 #[derive(Clone, Debug)]
 pub struct Dial {
-    /// Ours; without them no mesh endpoint is dialled.
-    pub creds: Option<Arc<Creds>>,
+    /// Ours, as they are at each dial; without them no mesh endpoint is dialled.
+    pub creds: Arc<ArcSwapOption<Creds>>,
     pub timeout: Duration,
     pub http1: h1::Limits,
     pub http2: http2::Limits,
@@ -121,9 +122,9 @@ impl Dial {
         match &endpoint.peer {
             Peer::Plaintext => Ok(Io::tcp(stream)),
             Peer::Mesh(id) => {
-                let creds = self.creds.as_ref().ok_or(ConnectError::NoIdentity(address))?;
+                let creds = self.creds.load_full().ok_or(ConnectError::NoIdentity(address))?;
                 let started = Instant::now();
-                let connected = tls::connect(stream, creds, id, alpn)
+                let connected = tls::connect(stream, &creds, id, alpn)
                     .await
                     .map_err(|source| ConnectError::Tls { address, source });
                 let result = connected.as_ref().map(drop).map_err(ConnectError::reason);

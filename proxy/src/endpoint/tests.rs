@@ -23,7 +23,7 @@ fn dial() -> Dial {
 
 fn dial_counted(metrics: &Metrics) -> Dial {
     Dial {
-        creds: None,
+        creds: Arc::default(),
         timeout: Duration::from_secs(10),
         http1: h1::Limits::default(),
         http2: http2::Limits::default(),

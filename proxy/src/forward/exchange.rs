@@ -63,7 +63,7 @@ pub(super) struct Tunnels {
 pub(super) fn dial(worker: &Worker) -> Dial {
     let settings = &worker.proxy.settings;
     Dial {
-        creds: worker.proxy.creds.load_full(),
+        creds: Arc::clone(&worker.proxy.creds),
         timeout: settings.connect_timeout,
         http1: settings.http1.limits,
         http2: settings.http2.clone(),
@@ -85,8 +85,7 @@ pub(super) async fn send(
         // The client named its host in `host` only (RFC 9113 §8.3.1), and so do we: h2 takes that of older versions.
         *request.version_mut() = Version::HTTP_11;
     }
-    let client = (framing == Framing::Http1 && (upgrade || method == Method::CONNECT))
-        .then(|| Upgrade::of_request(&mut request));
+    let client = (upgrade || method == Method::CONNECT).then(|| Upgrade::of_request(&mut request));
     let send = async {
         match framing {
             Framing::Http1 => send_http1(worker, endpoint, request).await,
@@ -132,6 +131,8 @@ async fn send_http1(
     let downstream = request.extensions().get::<h1::Exchange>().cloned();
     let interim = |mut response: Response<()>| {
         headers::strip_hop(response.headers_mut(), false);
+        // No proxy sends any of its own.
+        headers::strip_ours(response.headers_mut());
         downstream.as_ref().map(|downstream| downstream.interim(&response));
     };
     match client.send(request, interim, done).await {

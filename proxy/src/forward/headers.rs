@@ -81,9 +81,10 @@ fn list(fields: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
     values.flat_map(|value| value.split(',')).map(str::trim)
 }
 
-/// Whether a message is gRPC's.
+/// Whether a message is gRPC's: `application/grpc`, with a format or parameters after it (gRPC over HTTP/2, "Requests").
 pub(super) fn is_grpc(fields: &HeaderMap) -> bool {
-    fields.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+    let kind = fields.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+    kind.strip_prefix(b"application/grpc").is_some_and(|rest| matches!(rest, [] | [b'+' | b';', ..]))
 }
 
 /// The host that a request names, without its port: from its target, else from `Host`. Empty when there is none.
@@ -152,6 +153,15 @@ mod tests {
         assert!(!is_upgrade(&fields));
         strip_hop(&mut fields, false);
         assert!(fields.is_empty(), "{fields:?}");
+    }
+
+    #[test]
+    fn grpc_web_is_not_grpc() {
+        let is = |kind| is_grpc(&fields(&[("content-type", kind)]));
+        assert!(
+            is("application/grpc") && is("application/grpc+proto") && is("application/grpc;charset=utf-8")
+        );
+        assert!(!is("application/grpc-web") && !is("application/json"));
     }
 
     #[test]

@@ -100,7 +100,7 @@ async fn arrive(
         (Mode::Permissive | Mode::Off, Protocol::Tcp | Protocol::Detect) => false,
     };
     let patience = if client_speaks { SILENCE } else { worker.proxy.settings.detect_timeout };
-    let sniffed = sniff::sniff(&mut stream, Some(patience)).await.ok()?;
+    let sniffed = sniff::sniff(&mut stream, Some(patience), &worker.proxy.drain).await.ok()?;
     worker.metrics.detect(sniffed.result, sniff::protocol(&sniffed.detection), started.elapsed());
     if client_speaks && sniffed.result == DetectResult::Timeout {
         refuse(worker, client, Reason::DetectTimeout, "the client has not said what it speaks");
@@ -173,7 +173,8 @@ async fn terminate(
         Alpn::H2 => Some(Framing::Http2),
         Alpn::Http1 => Some(Framing::Http1),
         _ => {
-            let sniffed = sniff::sniff(&mut io, Some(worker.proxy.settings.detect_timeout)).await.ok()?;
+            let patience = worker.proxy.settings.detect_timeout;
+            let sniffed = sniff::sniff(&mut io, Some(patience), &worker.proxy.drain).await.ok()?;
             io = io.rewind(sniffed.head);
             framing(&sniffed.detection)
         }

@@ -151,7 +151,7 @@ async fn speaks(
         Protocol::Detect => Some(worker.proxy.settings.detect_timeout),
     };
     let started = Instant::now();
-    let sniffed = sniff::sniff(stream, patience).await?;
+    let sniffed = sniff::sniff(stream, patience, &worker.proxy.drain).await?;
     worker.metrics.detect(sniffed.result, sniff::protocol(&sniffed.detection), started.elapsed());
     Ok(sniffed)
 }

@@ -91,7 +91,7 @@ impl Record {
         let uploaded = Arc::new(Transfer::default());
         worker.metrics.request_began(direction);
         let body = std::mem::take(request.body_mut());
-        *request.body_mut() = body.counted(Arc::clone(&uploaded));
+        *request.body_mut() = body.counted(Arc::clone(&uploaded)).trimmed(headers::strip_ours);
         Box::new(Self {
             worker: Arc::clone(worker),
             direction,
@@ -183,7 +183,7 @@ impl Record {
         }
         let downloaded = Arc::new(Transfer::default());
         response.map(|body| Tracked {
-            body: body.counted(Arc::clone(&downloaded)),
+            body: body.counted(Arc::clone(&downloaded)).trimmed(headers::strip_ours),
             downloaded,
             record: Some(self),
             deadline,

@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::detect::{self, Detection};
+use crate::drain;
 use crate::telemetry::metrics::{DetectProtocol, DetectResult};
 
 /// What a connection turned out to speak, and what was read to find out.
@@ -18,23 +19,40 @@ pub(super) struct Sniffed {
     pub head: Bytes,
 }
 
+/// When draining, how long whoever has not said what it speaks may still say it.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
 /// Reads from `stream` until its protocol is told, for at most `patience` (`None`: as long as it takes). What
 /// cannot be told is opaque.
 ///
 /// # Errors
-/// When the connection breaks.
-pub(super) async fn sniff<S>(stream: &mut S, patience: Option<Duration>) -> io::Result<Sniffed>
+/// When the connection breaks, or says nothing while `drain` begins.
+pub(super) async fn sniff<S>(
+    stream: &mut S,
+    patience: Option<Duration>,
+    drain: &drain::Watch,
+) -> io::Result<Sniffed>
 where
     S: AsyncRead + Unpin,
 {
     let mut head = BytesMut::with_capacity(4096);
-    let read = read(stream, &mut head);
-    let (detection, result) = match patience {
-        None => read.await?,
-        Some(patience) => match tokio::time::timeout(patience, read).await {
-            Ok(read) => read?,
-            Err(_) => (Detection::Opaque, DetectResult::Timeout),
-        },
+    let drained = async {
+        drain.draining().await;
+        tokio::time::sleep(LAST_WORD).await;
+    };
+    let read = async {
+        let read = read(stream, &mut head);
+        match patience {
+            None => read.await,
+            Some(patience) => match tokio::time::timeout(patience, read).await {
+                Ok(read) => read,
+                Err(_) => Ok((Detection::Opaque, DetectResult::Timeout)),
+            },
+        }
+    };
+    let (detection, result) = tokio::select! {
+        read = read => read?,
+        () = drained => return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "drained")),
     };
     Ok(Sniffed { detection, result, head: head.freeze() })
 }
@@ -81,7 +99,8 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         };
-        let ((), sniffed) = tokio::join!(write, sniff(&mut server, None));
+        let (_signal, drain) = drain::channel();
+        let ((), sniffed) = tokio::join!(write, sniff(&mut server, None, &drain));
         let sniffed = sniffed.unwrap();
         assert_eq!(sniffed.detection, Detection::Http1);
         assert_eq!(&sniffed.head[..], b"GET / HTTP/1.1\r\n");
@@ -90,7 +109,18 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_silent_client_is_opaque_after_the_patience_and_says_so() {
         let (_client, mut server) = tokio::io::duplex(64);
-        let sniffed = sniff(&mut server, Some(Duration::from_secs(1))).await.unwrap();
+        let (_signal, drain) = drain::channel();
+        let sniffed = sniff(&mut server, Some(Duration::from_secs(1)), &drain).await.unwrap();
         assert_eq!((sniffed.detection, sniffed.result), (Detection::Opaque, DetectResult::Timeout));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_client_does_not_hold_up_the_drain() {
+        let (_client, mut server) = tokio::io::duplex(64);
+        let (signal, drain) = drain::channel();
+        signal.start();
+        let sniffed = sniff(&mut server, None, &drain);
+        let sniffed = tokio::time::timeout(Duration::from_secs(2), sniffed).await.expect("it is given up");
+        assert_eq!(sniffed.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
     }
 }

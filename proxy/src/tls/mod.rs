@@ -4,7 +4,6 @@
 //! within the handshake. Nothing here ever falls back to plaintext.
 
 use std::io;
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use tokio::net::TcpStream;
@@ -79,7 +78,7 @@ pub async fn accept(stream: Replay<TcpStream>, creds: &Creds) -> Result<Terminat
 /// When the server is somebody else, refuses us, or breaks the handshake off.
 pub async fn connect(
     stream: TcpStream,
-    creds: &Arc<Creds>,
+    creds: &Creds,
     expected: &SpiffeId,
     alpn: Alpn,
 ) -> Result<Io, ConnectError> {

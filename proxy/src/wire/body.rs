@@ -19,6 +19,7 @@ use super::h1;
 pub struct Body {
     kind: Kind,
     transfer: Option<Arc<Transfer>>,
+    trim: Option<fn(&mut HeaderMap)>,
     then: Option<Then>,
 }
 
@@ -78,6 +79,12 @@ impl Body {
         self
     }
 
+    /// Passes trailers on as `trim` leaves them.
+    pub fn trimmed(mut self, trim: fn(&mut HeaderMap)) -> Self {
+        self.trim = Some(trim);
+        self
+    }
+
     /// Calls `then` once the whole body has passed.
     pub(super) fn then(mut self, then: impl FnOnce() + Send + 'static) -> Self {
         self.then = Some(Then(Box::new(then)));
@@ -94,7 +101,7 @@ impl Body {
     }
 
     fn of(kind: Kind) -> Self {
-        Self { kind, transfer: None, then: None }
+        Self { kind, ..Self::default() }
     }
 }
 
@@ -106,7 +113,7 @@ impl http_body::Body for Body {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let frame = match &mut self.kind {
+        let mut frame = match &mut self.kind {
             Kind::Empty => return Poll::Ready(None),
             Kind::Full(bytes) => {
                 let bytes = std::mem::take(bytes);
@@ -129,6 +136,11 @@ impl http_body::Body for Body {
             && let Some(data) = frame.data_ref()
         {
             transfer.bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
+        }
+        if let (Some(trim), Some(Ok(frame))) = (self.trim, &mut frame)
+            && let Some(trailers) = frame.trailers_mut()
+        {
+            trim(trailers);
         }
         if frame.is_none() {
             self.kind = Kind::Empty;

@@ -449,3 +449,26 @@ async fn every_chunk_size_arrives_whole() {
         assert!(body == data, "chunks of {size}: {} bytes came back", body.len());
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_of_ours_pass_neither_in_interim_responses_nor_in_trailers() {
+    let app = App::wire(async move |mut wire: Wire| {
+        while let Some(head) = wire.try_head().await {
+            let (_, trailers) = wire.chunks().await;
+            assert_eq!(head.get("x-tulle-a"), None, "{head:?}");
+            assert_eq!(trailers, [("x-sum".to_owned(), "1".to_owned())]);
+            wire.send("HTTP/1.1 103 Early\r\nx-tulle-error: forged\r\nlink: a\r\n\r\n").await;
+            wire.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n").await;
+            wire.send("0\r\nx-tulle-error: forged\r\nx-answer: 2\r\n\r\n").await;
+        }
+    })
+    .await;
+    let pair = Pair::start(app, "http").await;
+    let mut wire = pair.web.connect("orders").await;
+    wire.send("POST / HTTP/1.1\r\nhost: orders\r\nx-tulle-a: 1\r\ntransfer-encoding: chunked\r\n\r\n").await;
+    wire.send("1\r\na\r\n0\r\nx-tulle-b: 1\r\nx-sum: 1\r\n\r\n").await;
+    let interim = wire.head().await;
+    assert_eq!(interim.fields, [("link".to_owned(), "a".to_owned())], "{interim:?}");
+    assert_eq!(wire.head().await.status(), 200);
+    assert_eq!(wire.chunks().await, (b"a".to_vec(), vec![("x-answer".to_owned(), "2".to_owned())]));
+}
