@@ -1,7 +1,7 @@
 //! A folder of YAML: what is in force, given what is and what was in the files.
 //!
-//! Decides which version of an object holds. In force is what the files say; where a document is broken, what was last
-//! read of it; where two files speak of the same object, the first by path. Pure but for [`Folder::reread`], which
+//! Decides which version of an object holds. In force is what the files say; where a document is broken, or a file empty, what
+//! was last read of it; where two files speak of the same object, the first by path. Pure but for [`Folder::reread`], which
 //! reads the files; never watches (that is [`super::watch`]).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -146,6 +146,7 @@ impl Folder {
             return;
         }
         let contents = match std::str::from_utf8(&bytes) {
+            Ok("") => empty(&name),
             Ok(text) => decode::decode(&name, text),
             Err(error) => {
                 let before = &bytes[..error.valid_up_to()];
@@ -233,6 +234,17 @@ fn unreadable(file: &str, message: String, line: Option<u32>) -> Contents {
             hint: None,
         }],
     }
+}
+
+/// Most likely somebody is about to write it (`program > file` empties it first): what it held must not go meanwhile, a
+/// policy least of all.
+fn empty(file: &str) -> Contents {
+    let mut contents = unreadable(file, "is empty".to_owned(), None);
+    for finding in &mut contents.findings {
+        finding.severity = Severity::Warning;
+        finding.hint = Some("remove the file if what it held is to go".to_owned());
+    }
+    contents
 }
 
 fn duplicate(entry: &Entry, first: &Held) -> Finding {

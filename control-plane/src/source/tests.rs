@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::folder::{Bytes, Folder};
 use super::yaml;
 use super::{Read, Watch, check};
-use crate::finding::Finding;
+use crate::finding::{Finding, Severity};
 use crate::index::{Change, Index};
 use crate::object::{Kind, NamespacedName, Object};
 
@@ -126,6 +126,21 @@ fn a_file_that_cannot_be_read_keeps_everything_last_read_from_it() {
 
     assert_eq!(world.update(), []);
     assert_eq!(world.remove("conf/a.yaml"), []);
+    assert_eq!(world.port("web"), None);
+}
+
+#[test]
+fn a_file_that_is_being_written_anew_keeps_what_it_held() {
+    let (mut world, _) = World::new(&[("conf/a.yaml", &service("web", 1)), ("conf/b.yaml", "")]);
+    // `kubectl get … > a.yaml`: emptied first, written a second later.
+    let found = world.write("conf/a.yaml", "");
+    assert_eq!(world.port("web"), Some(1));
+    assert_eq!(found.iter().filter(|one| one.severity == Severity::Warning).count(), 2, "{found:?}");
+    assert!(found[0].to_string().contains("conf/a.yaml: warning: the file is empty"), "{}", found[0]);
+    world.write("conf/a.yaml", &service("web", 2));
+    assert_eq!(world.port("web"), Some(2));
+    // Nothing but a comment is meant.
+    world.write("conf/a.yaml", "# nothing any more\n");
     assert_eq!(world.port("web"), None);
 }
 
@@ -357,6 +372,14 @@ fn aliases_that_multiply_and_deep_nesting_are_refused() {
     assert!(broken.message.contains("too large"), "{}", broken.message);
     let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
     assert!(yaml::parse(yaml::split(&deep)[0]).is_err());
+    // What a key is long counts as well, once for each alias and once for each place below it.
+    let key = "k".repeat(1 << 18);
+    let aliases = format!("a: &a\n  ? {key}\n  : 1\nb: [{}]", "*a,".repeat(1000));
+    let nested = format!("? {key}\n: [{}]", "1,".repeat(1000));
+    for text in [aliases, nested] {
+        let broken = yaml::parse(yaml::Chunk { first_line: 1, text: &text }).unwrap_err();
+        assert!(broken.message.contains("too large"), "{}", broken.message);
+    }
 }
 
 /// Whatever is done to a file's bytes, reading it ends, and what stood in other files is untouched.

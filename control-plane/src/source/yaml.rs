@@ -15,8 +15,10 @@ use crate::finding::{Mark, Positions, push_index, push_key};
 
 /// Deeper nesting is refused.
 const MAX_DEPTH: usize = 100;
-/// Values per document, with aliases expanded; long text counts for more than one.
+/// Values and keys per document, with aliases expanded; long text, and a long path to it, counts for more than one.
 const MAX_SIZE: usize = 1_000_000;
+/// So many bytes of text count as one value.
+const TEXT_UNIT: usize = 64;
 
 /// A part of a file between two `---`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -142,13 +144,13 @@ impl Builder {
                 if self.awaits_key() {
                     return self.key(text, style, tag.as_ref(), start);
                 }
-                let size = 1 + text.len() / 64;
+                let size = 1 + text.len() / TEXT_UNIT;
                 let value = self.scalar(text, style, tag.as_ref(), start)?;
                 self.grow(size, start)?;
                 if anchor > 0 {
                     self.anchors.insert(anchor, (value.clone(), size));
                 }
-                self.begin_value(start);
+                self.begin_value(start)?;
                 self.end_value(value);
                 Ok(())
             }
@@ -160,7 +162,7 @@ impl Builder {
                     return self.broken(start, "the alias refers to something that is not complete");
                 };
                 self.grow(size, start)?;
-                self.begin_value(start);
+                self.begin_value(start)?;
                 self.end_value(value);
                 Ok(())
             }
@@ -214,10 +216,11 @@ impl Builder {
             let message = format!("`{text}` is there twice; the first is in line {first}");
             return self.broken(start, &message);
         }
+        let size = 1 + text.len() / TEXT_UNIT;
         push_key(&mut self.path, &text);
-        self.positions.insert(&self.path, mark);
         *key = Some(text);
-        Ok(())
+        self.grow(size, start)?;
+        self.place(mark, start)
     }
 
     fn scalar(
@@ -247,7 +250,7 @@ impl Builder {
         if self.frames.len() >= MAX_DEPTH {
             return self.broken(start, &format!("nested deeper than {MAX_DEPTH}"));
         }
-        self.begin_value(start);
+        self.begin_value(start)?;
         let size_before = self.size;
         self.grow(1, start)?;
         self.frames.push(Frame { kind, anchor, size_before, path_length: self.path.len() });
@@ -276,16 +279,20 @@ impl Builder {
     }
 
     /// Steps into a list's next item, or the document itself; a key has been stepped into already.
-    fn begin_value(&mut self, start: Marker) {
-        let mark = self.mark(start);
+    fn begin_value(&mut self, start: Marker) -> Result<(), Broken> {
         match self.frames.last().map(|frame| &frame.kind) {
-            Some(FrameKind::List(items)) => {
-                push_index(&mut self.path, items.len());
-                self.positions.insert(&self.path, mark);
-            }
-            Some(FrameKind::Map { .. }) => {}
-            None => self.positions.insert("", mark),
+            Some(FrameKind::List(items)) => push_index(&mut self.path, items.len()),
+            Some(FrameKind::Map { .. }) => return Ok(()),
+            None => {}
         }
+        self.place(self.mark(start), start)
+    }
+
+    /// Remembers where the present path stands, which costs as much as the path is long.
+    fn place(&mut self, mark: Mark, start: Marker) -> Result<(), Broken> {
+        self.grow(self.path.len() / TEXT_UNIT, start)?;
+        self.positions.insert(&self.path, mark);
+        Ok(())
     }
 
     fn end_value(&mut self, value: Value) {
