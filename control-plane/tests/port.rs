@@ -85,23 +85,33 @@ impl World {
         channel(self.control_plane.grpc_address(), Arc::new(self.tls())).await.unwrap()
     }
 
-    /// How many refusals of this reason were counted, once there is one.
+    /// The text of `/metrics`.
+    async fn metrics(&self) -> String {
+        let mut metrics = TcpStream::connect(self.control_plane.metrics_address()).await.unwrap();
+        metrics.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+        let mut text = String::new();
+        metrics.read_to_string(&mut text).await.unwrap();
+        text
+    }
+
+    /// Whether one refusal of this reason is counted within a while.
     async fn refused(&self, reason: &str) -> bool {
         let line = format!("tulle_control_plane_refused_total{{reason=\"{reason}\"}} 1");
         for _ in 0..200 {
-            let mut metrics = TcpStream::connect(self.control_plane.metrics_address()).await.unwrap();
-            metrics
-                .write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
-                .await
-                .unwrap();
-            let mut text = String::new();
-            metrics.read_to_string(&mut text).await.unwrap();
-            if text.contains(&line) {
+            if self.metrics().await.contains(&line) {
                 return true;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         false
+    }
+
+    /// How many connections of the gRPC port are open.
+    async fn connections(&self) -> u64 {
+        let text = self.metrics().await;
+        let mut values =
+            text.lines().filter_map(|line| line.strip_prefix("tulle_control_plane_connections "));
+        values.next().unwrap().parse().unwrap()
     }
 }
 
@@ -249,5 +259,34 @@ async fn a_registration_that_no_token_grants_is_refused_with_the_remedy() {
     IstioCertificateServiceClient::new(channel.clone()).create_certificate(join).await.unwrap();
     assert!(register("web").await.unwrap().is_some());
     assert_eq!(register("orders").await.unwrap_err().code(), Code::PermissionDenied);
+    world.control_plane.stop().await;
+}
+
+#[tokio::test]
+async fn a_connection_without_a_certificate_is_not_kept_for_ever() {
+    let world = World::start().await;
+    let mut known = Stream::open(world.channel().await).await;
+    let pin = world.control_plane.ca().pin();
+    let tls = tulle_certs::bootstrap::pinned(pin, &TrustDomain::default()).unwrap();
+    // An HTTP/2 client that answers pings, and asks for nothing.
+    let stranger = channel(world.control_plane.grpc_address(), tls).await.unwrap();
+    let join = || {
+        let request = IstioCertificateRequest { csr: String::new(), validity_duration: 0, metadata: None };
+        let mut client = IstioCertificateServiceClient::new(stranger.clone());
+        async move { client.create_certificate(request).await.unwrap_err() }
+    };
+    assert_eq!(join().await.code(), Code::Unauthenticated, "that is what it may do");
+    assert_eq!(world.connections().await, 2);
+
+    tokio::time::pause();
+    for _ in 0..70 {
+        tokio::time::advance(Duration::from_secs(1)).await;
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+    }
+    tokio::time::resume();
+    assert_eq!(world.connections().await, 1);
+    known.works().await;
     world.control_plane.stop().await;
 }

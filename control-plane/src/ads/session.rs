@@ -32,9 +32,9 @@ const MAX_SUBSCRIPTIONS: usize = 100_000;
 /// The longest name there can be is `Routes`': three DNS labels or subdomains and two slashes.
 const MAX_NAME_BYTES: usize = 640;
 
-/// What is kept of a NACK, per resource and per text.
-const MAX_FAULTS: usize = 16;
-const MAX_FAULT_BYTES: usize = 1024;
+/// What is kept of a NACK, per resource and per text. A proxy of ours tells one fault a resource.
+const MAX_FAULTS: usize = 4;
+const MAX_FAULT_BYTES: usize = 512;
 
 /// The server's end of one stream.
 #[derive(Debug)]
@@ -230,6 +230,10 @@ impl Session {
                 self.caller.insert(Caller::new(&self.namespace, &node.id)?).clone()
             }
         };
+        // Before anything is kept of them.
+        if request.resource_names_subscribe.len() > MAX_SUBSCRIPTIONS {
+            return Err(Refusal::TooManySubscriptions);
+        }
         let mut refused = Vec::new();
         let Some(resource_type) = ResourceType::from_type_url(&request.type_url) else {
             let names = request.resource_names_subscribe;

@@ -375,10 +375,23 @@ fn a_large_answer_comes_in_parts() {
 
 #[test]
 fn subscriptions_without_end_end_the_stream() {
+    let subscribe_to = |session: &mut Session, type_url: &str, names: std::ops::Range<usize>| {
+        let mut request = subscribe(SERVICE, &[]);
+        request.type_url = type_url.to_owned();
+        request.resource_names_subscribe = names.map(|i| i.to_string()).collect();
+        session.receive(request).map(|received| received.refused.len())
+    };
+    let service = SERVICE.type_url();
+    for at_once in [service, ResourceType::Routes.type_url(), "type.googleapis.com/x.Y"] {
+        let mut session = Session::new("shop");
+        let refusal = subscribe_to(&mut session, at_once, 0..MAX_SUBSCRIPTIONS + 1);
+        assert_eq!(refusal, Err(Refusal::TooManySubscriptions), "{at_once}");
+        assert_eq!(session.subscriptions().count(), 0, "nothing is kept of them");
+    }
     let mut session = Session::new("shop");
-    let mut request = subscribe(SERVICE, &[]);
-    request.resource_names_subscribe = (0..=MAX_SUBSCRIPTIONS).map(|i| i.to_string()).collect();
-    assert_eq!(session.receive(request), Err(Refusal::TooManySubscriptions));
+    assert_eq!(subscribe_to(&mut session, service, 0..MAX_SUBSCRIPTIONS), Ok(0));
+    let one_more = subscribe_to(&mut session, service, MAX_SUBSCRIPTIONS..MAX_SUBSCRIPTIONS + 1);
+    assert_eq!(one_more, Err(Refusal::TooManySubscriptions));
 }
 
 #[test]
