@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde::Serialize;
 use tulle_control_plane::finding::{Finding, Severity};
-use tulle_control_plane::source;
+use tulle_control_plane::source::{self, FolderError};
 
 use crate::output::{self, Format};
 
@@ -44,12 +44,12 @@ struct Checked {
     findings: Vec<Finding>,
 }
 
-/// Checks the folder.
+/// Checks the folder. That it cannot be read is a finding as well, so that `-o json` is JSON whatever is wrong.
 ///
 /// # Errors
-/// It cannot be read.
+/// Those of standard output.
 pub(crate) fn run(arguments: &CheckArgs) -> Result<ExitCode> {
-    let findings = source::check(&arguments.config_dir)?;
+    let findings = source::check(&arguments.config_dir).unwrap_or_else(|error| vec![unreadable(&error)]);
     let errors = findings.iter().filter(|finding| finding.severity == Severity::Error).count();
     let warnings = findings.len() - errors;
     let checked = Checked { ok: errors == 0, errors, warnings, findings };
@@ -62,6 +62,19 @@ pub(crate) fn run(arguments: &CheckArgs) -> Result<ExitCode> {
         }
     }
     Ok(if checked.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn unreadable(error: &FolderError) -> Finding {
+    Finding {
+        file: Some(error.path.display().to_string()),
+        line: None,
+        column: None,
+        severity: Severity::Error,
+        object: None,
+        field: None,
+        message: format!("the folder cannot be read: {}", error.source),
+        hint: Some("name the folder that the control plane is to serve".to_owned()),
+    }
 }
 
 fn summary(errors: usize, warnings: usize) -> String {

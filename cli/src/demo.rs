@@ -77,10 +77,15 @@ pub(crate) fn run(arguments: &DemoArgs) -> Result<ExitCode> {
     // One thread: the kernel ends the children when the thread that started them ends.
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("the runtime")?;
+    // Before there is anything to clean up.
+    let stop = {
+        let _entered = runtime.enter();
+        Stop::new()?
+    };
     let mut folder =
         tempfile::Builder::new().prefix("tulle-demo-").tempdir().context("no temporary folder")?;
     folder.disable_cleanup(arguments.keep_dir);
-    let result = runtime.block_on(demo(arguments, &folder));
+    let result = runtime.block_on(demo(arguments, &folder, stop));
     if arguments.keep_dir {
         eprintln!("kept: {}", folder.path().display());
     } else if let Err(error) = folder.close() {
@@ -89,8 +94,7 @@ pub(crate) fn run(arguments: &DemoArgs) -> Result<ExitCode> {
     result
 }
 
-async fn demo(arguments: &DemoArgs, folder: &TempDir) -> Result<ExitCode> {
-    let mut stop = Stop::new()?;
+async fn demo(arguments: &DemoArgs, folder: &TempDir, mut stop: Stop) -> Result<ExitCode> {
     let mut screen = Screen::new();
     let table = arguments.output == Format::Table;
     if table {
