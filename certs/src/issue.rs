@@ -68,6 +68,16 @@ pub enum AuthorityError {
         /// Last valid moment.
         not_after: String,
     },
+    /// A root of our own making that was made for another trust domain.
+    #[error(
+        "certificate authority: its root was made for the trust domain {made_for}, not for {wanted}; keep to that one, or begin with another root"
+    )]
+    OtherTrustDomain {
+        /// What the root says.
+        made_for: TrustDomain,
+        /// What was asked for.
+        wanted: TrustDomain,
+    },
     /// A trial leaf was refused by our own verifier.
     #[error("certificate authority: what it issues would be refused as {}: {}", .0.refusal, .0.detail)]
     Unusable(Refused),
@@ -166,10 +176,11 @@ pub fn split_chain<T: AsRef<str>>(
 }
 
 /// The pin of the root that the stored issuer (PEM of key and certificates, as for [`Authority::from_pem`]) chains
-/// to, whatever its dates: for making token files beside a running control plane.
-pub fn root_pin(key: &str, certificates: &str) -> Result<Pin, AuthorityError> {
+/// to, whatever its dates, and the trust domain that it was made for, as far as it says: for making token files beside a
+/// running control plane.
+pub fn stored_root(key: &str, certificates: &str) -> Result<(Pin, Option<TrustDomain>), AuthorityError> {
     let path = IssuerPath::find(&PrivateKey::from_pem(key)?, pem::certificates(certificates)?)?;
-    Ok(Pin::of(path.root()).map_err(PemError::Chain)?)
+    Ok((Pin::of(path.root()).map_err(PemError::Chain)?, path.trust_domain()))
 }
 
 /// An issuing certificate, those above it, its root, and further roots after it.
@@ -199,6 +210,11 @@ impl IssuerPath {
 
     fn root(&self) -> &CertificateDer<'static> {
         &self.ordered[self.end]
+    }
+
+    /// What a root that issues by itself was made for. One above an intermediate may be of another trust domain.
+    fn trust_domain(&self) -> Option<TrustDomain> {
+        (self.end == 0).then(|| x509::trust_domain(self.root())).flatten()
     }
 
     /// The root first, then the further ones.
@@ -265,6 +281,9 @@ impl Authority {
         now: SystemTime,
     ) -> Result<Self, AuthorityError> {
         let path = IssuerPath::find(&key, certificates)?;
+        if let Some(made_for) = path.trust_domain().filter(|made_for| made_for != domain) {
+            return Err(AuthorityError::OtherTrustDomain { made_for, wanted: domain.clone() });
+        }
         let (mut not_before, mut not_after) = (SystemTime::UNIX_EPOCH, now + ROOT_LIFETIME * 10);
         for certificate in &path.ordered[..=path.end] {
             let parsed = x509::parse(certificate).map_err(PemError::Chain)?;

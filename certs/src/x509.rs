@@ -6,7 +6,10 @@ use std::time::{Duration, SystemTime};
 
 use rustls_pki_types::CertificateDer;
 use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
+
+use crate::id::TrustDomain;
 
 /// The parsed parts of one certificate.
 pub(crate) struct Parsed<'a>(X509Certificate<'a>);
@@ -87,6 +90,18 @@ pub(crate) fn issued(issuer: &CertificateDer<'_>, certificate: &CertificateDer<'
     issuer.subject().as_raw() == certificate.issuer().as_raw()
         && issuer.tbs_certificate.as_ref() != certificate.tbs_certificate.as_ref()
         && certificate.verify_signature(Some(issuer.public_key())).is_ok()
+}
+
+/// The trust domain that a signing certificate says it belongs to: its one URI is a SPIFFE ID without a path (X509-SVID §3.2).
+pub(crate) fn trust_domain(certificate: &CertificateDer<'_>) -> Option<TrustDomain> {
+    let parsed = parse(certificate).ok()?;
+    let names = parsed.0.subject_alternative_name().ok()??;
+    let mut uris = names.value.general_names.iter().filter_map(|name| match name {
+        GeneralName::URI(uri) => Some(uri.strip_prefix("spiffe://")),
+        _ => None,
+    });
+    let (one, None) = (uris.next()?, uris.next()) else { return None };
+    TrustDomain::new(one?).ok()
 }
 
 /// Whether the certificate is signed with its own key.

@@ -69,7 +69,7 @@ fn main() -> ExitCode {
     match run(verb) {
         Ok(status) => status,
         Err(error) => {
-            eprintln!("tulle: {error:#}");
+            eprintln!("tulle: {}", tulle_control_plane::app::describe(&error));
             ExitCode::FAILURE
         }
     }

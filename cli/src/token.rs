@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use tulle_certs::token::TokenFile;
 use tulle_certs::{SpiffeId, TrustDomain};
 use tulle_control_plane::ca;
+use tulle_control_plane::object::{NamespacedName, is_label};
 
 use crate::{duration, output};
 
@@ -52,9 +53,9 @@ pub(crate) struct CreateArgs {
     /// How long a workload may join with it.
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = duration::parse)]
     lifetime: Duration,
-    /// The mesh's trust domain.
-    #[arg(long, value_name = "NAME", default_value = "cluster.local")]
-    trust_domain: String,
+    /// The mesh's trust domain. By default the one that the control plane's root was made for.
+    #[arg(long, value_name = "NAME")]
+    trust_domain: Option<String>,
     /// Write it here, readable by you alone, in place of standard output.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -64,7 +65,8 @@ pub(crate) struct CreateArgs {
 #[derive(Debug)]
 pub(crate) struct Request<'a> {
     pub(crate) state_dir: &'a Path,
-    pub(crate) trust_domain: &'a str,
+    /// None: the one of the root.
+    pub(crate) trust_domain: Option<&'a str>,
     /// `<namespace>/<service account>`.
     pub(crate) identity: &'a str,
     pub(crate) services: &'a [String],
@@ -79,7 +81,7 @@ pub(crate) fn run(command: &TokenCommand) -> Result<()> {
     let TokenCommand::Create(arguments) = command;
     let file = create(&Request {
         state_dir: &arguments.state_dir,
-        trust_domain: &arguments.trust_domain,
+        trust_domain: arguments.trust_domain.as_deref(),
         identity: &arguments.workload_identity,
         services: &arguments.services,
         lifetime: arguments.lifetime,
@@ -93,30 +95,38 @@ pub(crate) fn run(command: &TokenCommand) -> Result<()> {
 /// Mints a token with the key in the state folder.
 ///
 /// # Errors
-/// No key there, or one that others may read; a name that is none.
+/// No key there, or one that others may read; a name that is none; a trust domain that is not the root's.
 pub(crate) fn create(request: &Request<'_>) -> Result<TokenFile> {
-    let domain = TrustDomain::new(request.trust_domain).context("--trust-domain")?;
-    let parts = request.identity.split_once('/');
-    let (namespace, account) = parts.with_context(|| {
+    let account = NamespacedName::parse(request.identity).with_context(|| {
         format!(
-            "--workload-identity `{}`: expected <namespace>/<service account>, such as shop/orders",
+            "--workload-identity `{}`: expected <namespace>/<service account>, such as shop/orders, in lower-case letters, digits and `-`",
             request.identity
         )
     })?;
-    let id = SpiffeId::new(&domain, namespace, account).context("--workload-identity")?;
-    if let Some(bad) = request.services.iter().find(|name| !is_service_name(name)) {
+    if let Some(bad) = request.services.iter().find(|name| !is_label(name)) {
         bail!(
             "--service `{bad}`: expected the name of a Service: lower-case letters, digits and `-`, at most 63"
         );
     }
-    let (tokens, pin) = ca::stored_tokens(request.state_dir).with_context(|| {
+    let asked = request.trust_domain.map(TrustDomain::new).transpose().context("--trust-domain")?;
+    let stored = ca::stored_tokens(request.state_dir).with_context(|| {
         format!(
             "no join token can be signed with {} (is it the control plane's state folder?)",
             request.state_dir.display()
         )
     })?;
-    let token = tokens.mint(&id, request.services, request.lifetime, SystemTime::now())?;
-    Ok(TokenFile::new(token, pin))
+    let domain = match (asked, stored.trust_domain) {
+        (Some(asked), Some(made_for)) if asked != made_for => {
+            bail!(
+                "--trust-domain `{asked}`: the control plane's root was made for `{made_for}`; leave the flag out"
+            )
+        }
+        (Some(domain), _) | (None, Some(domain)) => domain,
+        (None, None) => TrustDomain::default(),
+    };
+    let id = SpiffeId::new(&domain, &account.namespace, &account.name).context("--workload-identity")?;
+    let token = stored.tokens.mint(&id, request.services, request.lifetime, SystemTime::now())?;
+    Ok(TokenFile::new(token, stored.pin))
 }
 
 /// Writes the token file with mode 0600, in place of what was there.
@@ -138,28 +148,4 @@ pub(crate) fn write(file: &TokenFile, path: &Path) -> Result<()> {
         .open(path)
         .with_context(|| format!("cannot write {}", path.display()))?;
     out.write_all(file.to_text().as_bytes()).with_context(|| format!("cannot write {}", path.display()))
-}
-
-/// RFC 1035 labels, as Kubernetes asks of Services.
-fn is_service_name(name: &str) -> bool {
-    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    (1..=63).contains(&name.len())
-        && name.bytes().all(inner)
-        && !name.starts_with('-')
-        && !name.ends_with('-')
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn service_names_are_labels() {
-        for name in ["web", "payments-v1", "1", &"a".repeat(63)] {
-            assert!(is_service_name(name), "{name}");
-        }
-        for name in ["", "-a", "a-", "A", "a.b", "a/b", "ä", &"a".repeat(64)] {
-            assert!(!is_service_name(name), "{name}");
-        }
-    }
 }

@@ -118,9 +118,14 @@ fn check_of_a_broken_folder_is_1_with_file_and_line() {
 
 #[test]
 fn check_of_no_folder_names_it() {
-    let output = tulle(&["check", "--config-dir", "/no/such/folder"]);
+    let no_folder = Path::new("/no/such/folder");
+    let output = check(no_folder, &[]);
     assert_eq!(status(&output), 1);
-    assert!(stderr(&output).contains("/no/such/folder"), "{}", stderr(&output));
+    assert!(stdout(&output).starts_with("/no/such/folder: error: the folder cannot be read"), "{output:?}");
+    let output = check(no_folder, &["-o", "json"]);
+    assert_eq!(status(&output), 1);
+    let json: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!((&json["errors"], &json["findings"][0]["file"]), (&1.into(), &"/no/such/folder".into()));
 }
 
 fn token_create(state: &Path, more: &[&str]) -> Output {
@@ -157,17 +162,47 @@ fn a_token_that_cannot_be_made_says_why_and_leaves_nothing() {
     let state = tempfile::tempdir().unwrap();
     let out = state.path().join("token");
     let out = out.to_str().unwrap();
-    let cases: [(&[&str], &str); 3] = [
+    let cases: [(&[&str], &str); 5] = [
         (&["--workload-identity", "shop/orders", "--out", out], "state folder"),
         (&["--workload-identity", "orders", "--out", out], "<namespace>/<service account>"),
+        // No policy could name it, and no node ID would fit it.
+        (&["--workload-identity", "Shop/orders", "--out", out], "lower-case"),
+        (&["--workload-identity", "shop/orders/x", "--out", out], "<namespace>/<service account>"),
         (&["--workload-identity", "shop/orders", "--service", "Orders", "--out", out], "--service `Orders`"),
     ];
     for (arguments, expected) in cases {
         let output = token_create(state.path(), arguments);
         assert_eq!(status(&output), 1, "{arguments:?}");
         assert!(stderr(&output).contains(expected), "{arguments:?}: {}", stderr(&output));
+        assert_eq!(stderr(&output).lines().count(), 1, "{output:?}");
     }
     assert_eq!(fs::read_dir(state.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_token_is_of_the_trust_domain_that_the_root_was_made_for() {
+    let state = tempfile::tempdir().unwrap();
+    let domain = TrustDomain::new("prod.example").unwrap();
+    let ca = Ca::open(state.path(), &domain, SystemTime::now()).unwrap();
+    let identity = ["--workload-identity", "shop/orders"];
+    let file = TokenFile::parse(&stdout(&token_create(state.path(), &identity))).unwrap();
+    let claims = ca.tokens().verify(&file.token, SystemTime::now()).unwrap();
+    assert_eq!(claims.sub.as_str(), "spiffe://prod.example/ns/shop/sa/orders");
+    let output = token_create(state.path(), &[&identity[..], &["--trust-domain", "cluster.local"]].concat());
+    assert_eq!(status(&output), 1);
+    assert!(stderr(&output).contains("made for `prod.example`"), "{output:?}");
+}
+
+#[test]
+fn an_error_says_each_thing_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state");
+    let config = folder.path().join("none");
+    let (state, config) = (state.to_str().unwrap(), config.to_str().unwrap());
+    let arguments = ["internal", "control-plane", "--config-dir", config, "--state-dir", state];
+    let output = tulle(&arguments);
+    assert_eq!(status(&output), 1);
+    assert_eq!(stderr(&output).matches("No such file").count(), 1, "{output:?}");
 }
 
 #[test]

@@ -88,6 +88,19 @@ fn raise_file_limit() {
     }
 }
 
+/// An error in one line: what failed, and each cause that the text does not tell already.
+pub fn describe(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
 /// Installs the log of a program that is a control plane and nothing else.
 ///
 /// # Errors

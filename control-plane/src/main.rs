@@ -11,7 +11,7 @@ fn main() -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("tulle-control-plane: {error:#}");
+            eprintln!("tulle-control-plane: {}", app::describe(&error));
             ExitCode::FAILURE
         }
     }

@@ -184,7 +184,7 @@ fn a_stored_root_is_the_same_authority() {
     let again = Authority::from_pem(&ca.key().to_pem(), &ca.to_pem(), &domain(), now()).unwrap();
     assert_eq!(again.bundle(), ca.bundle());
     assert_eq!(again.not_after(), ca.not_after());
-    assert_eq!(root_pin(&ca.key().to_pem(), &ca.to_pem()).unwrap(), ca.pin().unwrap());
+    assert_eq!(stored_root(&ca.key().to_pem(), &ca.to_pem()).unwrap(), (ca.pin().unwrap(), Some(domain())));
     let (request, key) = own_csr();
     let issued = again.issue(&request, &web(), HOUR, now()).unwrap();
     assert!(Creds::new(issued.chain, key, Arc::new(ca.bundle().clone()), now()).is_ok());
@@ -208,7 +208,7 @@ fn a_given_intermediate_issues_chains_up_to_its_root() {
         assert_eq!(issued.not_after, now() + HOUR * 24 * 30, "capped by the intermediate");
         // Proxies that know the root only accept it.
         assert!(Creds::new(issued.chain.clone(), leaf, Arc::new(root.bundle().clone()), now()).is_ok());
-        assert_eq!(root_pin(&key.to_pem(), &certificates).unwrap(), root.pin().unwrap());
+        assert_eq!(stored_root(&key.to_pem(), &certificates).unwrap(), (root.pin().unwrap(), None));
         let (chain, bundle) = split_chain(&issued.to_pem(), &domain()).unwrap();
         assert_eq!((chain, &bundle), (issued.chain, root.bundle()));
         let stored = Authority::from_pem(&key.to_pem(), &ca.to_pem(), &domain(), now()).unwrap();
@@ -293,4 +293,13 @@ fn debug_shows_no_key() {
     for line in ca.key().to_pem().lines().filter(|line| !line.starts_with('-')) {
         assert!(!shown.contains(line));
     }
+}
+
+#[test]
+fn a_root_made_for_another_trust_domain_is_not_used() {
+    let ca = authority();
+    let other = TrustDomain::new("other.example").unwrap();
+    let error = Authority::from_pem(&ca.key().to_pem(), &ca.to_pem(), &other, now()).unwrap_err();
+    assert!(matches!(error, AuthorityError::OtherTrustDomain { .. }), "{error}");
+    assert!(error.to_string().contains("cluster.local, not for other.example"), "{error}");
 }

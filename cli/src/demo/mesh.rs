@@ -258,7 +258,7 @@ fn start_proxy(
     let token_file = folders.token(name);
     let token = token::create(&token::Request {
         state_dir: &folders.state,
-        trust_domain: topology::TRUST_DOMAIN,
+        trust_domain: None,
         identity: &format!("{NAMESPACE}/{name}"),
         services: &strings(services),
         lifetime: Duration::from_secs(3600),

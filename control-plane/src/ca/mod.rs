@@ -58,7 +58,7 @@ pub enum CaError {
     /// The stored authority cannot be used.
     #[error("{path}: {why}", path = path.display())]
     Authority {
-        /// The certificate file.
+        /// The file of the key or of the certificates.
         path: PathBuf,
         /// Why.
         why: AuthorityError,
@@ -251,9 +251,20 @@ impl fmt::Debug for Ca {
     }
 }
 
-/// The signing key of join tokens and the root's pin of a state folder, without opening the authority for
+/// What join tokens are made with.
+#[derive(Debug)]
+pub struct StoredTokens {
+    /// Signs them.
+    pub tokens: JoinTokens,
+    /// Of the root that the authority's certificates chain to.
+    pub pin: Pin,
+    /// What the root was made for, if it says.
+    pub trust_domain: Option<TrustDomain>,
+}
+
+/// What a state folder holds for making join tokens, without opening the authority for
 /// issuing: for `tulle token create` beside a running control plane. Nothing is made that is not there.
-pub fn stored_tokens(state_dir: &Path) -> Result<(JoinTokens, Pin), CaError> {
+pub fn stored_tokens(state_dir: &Path) -> Result<StoredTokens, CaError> {
     store::stored_tokens(state_dir)
 }
 

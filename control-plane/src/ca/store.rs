@@ -15,11 +15,11 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use tulle_certs::TrustDomain;
 use tulle_certs::issue::{self, Authority, AuthorityError, ROOT_LIFETIME};
 use tulle_certs::token::JoinTokens;
-use tulle_certs::{Pin, TrustDomain};
 
-use super::CaError;
+use super::{CaError, StoredTokens};
 
 const CA_KEY: &str = "ca-key.pem";
 const CA_CERTIFICATES: &str = "ca.pem";
@@ -60,7 +60,7 @@ pub(super) fn tokens(dir: &Path) -> Result<JoinTokens, CaError> {
 }
 
 /// What minting needs, of an existing folder.
-pub(super) fn stored_tokens(dir: &Path) -> Result<(JoinTokens, Pin), CaError> {
+pub(super) fn stored_tokens(dir: &Path) -> Result<StoredTokens, CaError> {
     let absent = |path: &Path| CaError::Io {
         path: path.to_owned(),
         why: std::io::Error::new(
@@ -74,8 +74,9 @@ pub(super) fn stored_tokens(dir: &Path) -> Result<(JoinTokens, Pin), CaError> {
     let (key_path, path) = (dir.join(CA_KEY), dir.join(CA_CERTIFICATES));
     let key = read_key(&key_path)?.ok_or_else(|| absent(&key_path))?;
     let certificates = read(&path)?.ok_or_else(|| absent(&path))?;
-    let pin = issue::root_pin(&key, &certificates).map_err(|why| in_authority(dir, why))?;
-    Ok((tokens, pin))
+    let stored = issue::stored_root(&key, &certificates).map_err(|why| in_authority(dir, why))?;
+    let (pin, trust_domain) = stored;
+    Ok(StoredTokens { tokens, pin, trust_domain })
 }
 
 /// The text of the grants, if any were made.
@@ -88,7 +89,8 @@ pub(super) fn write_grants(dir: &Path, text: &str) -> Result<(), CaError> {
 }
 
 pub(super) fn in_authority(dir: &Path, why: AuthorityError) -> CaError {
-    CaError::Authority { path: dir.join(CA_CERTIFICATES), why }
+    let name = if matches!(why, AuthorityError::Key(_)) { CA_KEY } else { CA_CERTIFICATES };
+    CaError::Authority { path: dir.join(name), why }
 }
 
 fn io(path: &Path) -> impl FnOnce(std::io::Error) -> CaError + '_ {

@@ -167,8 +167,8 @@ fn the_root_survives_a_restart_and_its_files_are_private() {
     assert_eq!(first.pin(), second.pin());
     let token = first.tokens().mint(&id("web"), &[], HOUR, now()).unwrap();
     assert!(second.tokens().verify(&token, now()).is_ok());
-    let (tokens, pin) = stored_tokens(&state).unwrap();
-    assert_eq!(pin, first.pin());
+    let StoredTokens { tokens, pin, trust_domain } = stored_tokens(&state).unwrap();
+    assert_eq!((pin, trust_domain), (first.pin(), Some(domain())));
     assert!(first.tokens().verify(&tokens.mint(&id("web"), &[], HOUR, now()).unwrap(), now()).is_ok());
     assert!(!state.join("ca-key.pem.new").exists());
 }
@@ -205,7 +205,14 @@ fn damaged_files_are_named() {
     let error = Ca::open(dir.path(), &domain(), now()).unwrap_err().to_string();
     assert!(error.contains("ca.pem") && error.contains("line 1"), "{error}");
 
+    fs::write(dir.path().join("ca-key.pem"), "garbage").unwrap();
+    let error = Ca::open(dir.path(), &domain(), now()).unwrap_err().to_string();
+    assert!(error.contains("ca-key.pem: "), "{error}");
+
     // The certificate of another key.
+    fs::remove_file(dir.path().join("ca-key.pem")).unwrap();
+    fs::remove_file(dir.path().join("ca.pem")).unwrap();
+    open(dir.path());
     let other = tempfile::tempdir().unwrap();
     open(other.path());
     fs::copy(other.path().join("ca.pem"), dir.path().join("ca.pem")).unwrap();

@@ -240,7 +240,7 @@ fn port(number: i32, field: impl Into<String>, notes: &mut Notes) -> u16 {
 }
 
 /// RFC 1123 label, as Kubernetes has it: the names of Services and namespaces.
-pub(crate) fn is_label(text: &str) -> bool {
+pub fn is_label(text: &str) -> bool {
     text.len() <= 63 && is_subdomain(text) && !text.contains('.')
 }
 
