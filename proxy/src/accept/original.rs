@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
+use crate::config::RESERVED_PORTS;
 use crate::state::ObjectName;
 
 /// How a listener learns where its connections were going.
@@ -39,9 +40,6 @@ pub enum Refused {
     #[error("the kernel does not know where the connection was going: {0}; was it redirected?")]
     NoOriginalDestination(#[source] io::Error),
 }
-
-/// Ports of the proxy's own, which inbound never dials.
-const OWN_PORTS: std::ops::RangeInclusive<u16> = 15000..=15090;
 
 // === impl OriginalDst ===
 
@@ -80,7 +78,7 @@ fn kernel(stream: &TcpStream, own: SocketAddr, inbound: bool) -> Result<SocketAd
     let local = SocketAddr::new(local.ip().to_canonical(), local.port());
     let own = original == local && original.port() == own.port();
     // Out of the pod these ports are others': a Prometheus scrapes them.
-    if own || (inbound && OWN_PORTS.contains(&original.port())) {
+    if own || (inbound && RESERVED_PORTS.contains(&original.port())) {
         return Err(Refused::Loop(original));
     }
     Ok(original)

@@ -1,7 +1,8 @@
 //! Header fields of ours and of the hop.
 
-use http::{HeaderMap, HeaderName, HeaderValue, Request, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Version, header};
 
+use super::fault::Fault;
 use crate::state::Peer;
 use crate::telemetry::Reason;
 
@@ -96,6 +97,25 @@ pub(super) fn host<B>(request: &Request<B>) -> &str {
     without_port(authority)
 }
 
+/// Refuses a request of HTTP/2 that names its host twice and differently: whoever judges it by one would be passed by with the
+/// other (RFC 9113 §8.3.1).
+///
+/// # Errors
+/// [`Reason::MalformedRequest`].
+pub(super) fn check_host<B>(request: &Request<B>) -> Result<(), Fault> {
+    let Some(authority) = request.uri().authority().filter(|_| request.version() == Version::HTTP_2) else {
+        return Ok(());
+    };
+    let same = |host: &HeaderValue| {
+        let host = host.to_str().map(without_port);
+        host.is_ok_and(|host| host.eq_ignore_ascii_case(without_port(authority.as_str())))
+    };
+    if request.headers().get_all(header::HOST).iter().all(same) {
+        return Ok(());
+    }
+    Err(Fault::unsent(Reason::MalformedRequest, "`host` and `:authority` differ"))
+}
+
 fn without_port(authority: &str) -> &str {
     let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
     if let Some(end) = host.strip_prefix('[').and_then(|rest| rest.find(']')) {
@@ -185,6 +205,17 @@ mod tests {
         let denied = [("x-tulle-error", "policy_denied"), ("x-tulle-processed", "no")];
         let id = "spiffe://cluster.local/ns/default/sa/orders".parse().unwrap();
         assert!(!take_ours(&mut fields(&denied), &Peer::Mesh(id)), "another would deny it too");
+    }
+
+    #[test]
+    fn a_stream_that_names_two_hosts_is_refused() {
+        let check = |version, host: &str| {
+            let request = Request::get("http://orders:80/").version(version).header("host", host);
+            check_host(&request.body(()).unwrap()).map_err(|fault| fault.reason)
+        };
+        assert_eq!(check(Version::HTTP_2, "Orders"), Ok(()));
+        assert_eq!(check(Version::HTTP_2, "admin"), Err(Reason::MalformedRequest));
+        assert_eq!(check(Version::HTTP_11, "admin"), Ok(()), "applications tell these apart themselves");
     }
 
     #[test]

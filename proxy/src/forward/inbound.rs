@@ -319,6 +319,7 @@ impl Connection {
         record: &mut Record,
         mut request: Request<Body>,
     ) -> Result<(Response<Body>, InFlight), Fault> {
+        headers::check_host(&request)?;
         record.rule = admit::judge(&self.worker, &self.guard)?;
         record.endpoint = Some(self.application.address);
         loop {

@@ -287,6 +287,7 @@ impl Connection {
         record: &mut Record,
         request: Request<Body>,
     ) -> Result<(Response<Body>, InFlight, Option<Instant>), Fault> {
+        headers::check_host(&request)?;
         let found;
         let target = match &self.target {
             Target::Unknown(destination, fault) if fault.lock().is_some() => {

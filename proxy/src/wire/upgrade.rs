@@ -34,7 +34,13 @@ impl Upgrade {
     /// The side of the client that sent `request`.
     pub fn of_request<B>(request: &mut Request<B>) -> Self {
         let http1 = request.extensions().get().map(h1::Exchange::on_upgrade);
-        Self(http1.map_or_else(|| Side::Http2(hyper::upgrade::on(request)), Side::Client))
+        let http2 = || {
+            let stream = hyper::upgrade::on(&mut *request);
+            // The request may be sent once more, and is asked again then.
+            request.extensions_mut().insert(stream.clone());
+            Side::Http2(stream)
+        };
+        Self(http1.map_or_else(http2, Side::Client))
     }
 
     /// The side of the server that sent `response`.

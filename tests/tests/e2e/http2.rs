@@ -295,3 +295,18 @@ async fn clients_that_do_not_read_stop_nobody_else() {
     }
     drop(unread);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_names_two_hosts_is_refused_and_its_connection_goes_on() {
+    let app = App::http2(async move |_: Request<Incoming>| Response::new(full("ok"))).await;
+    let pair = Pair::start(app, "kubernetes.io/h2c").await;
+    let mut sender = connect(&pair.web, "orders").await;
+    for (host, status) in [("admin", 400), ("orders", 200)] {
+        let request =
+            Request::get("http://orders/").header("host", host).body(Empty::<Bytes>::new()).unwrap();
+        let response = within("a head", sender.send_request(request)).await.unwrap();
+        assert_eq!(response.status(), status);
+        let reason = response.headers().get("x-tulle-error").map(|reason| reason.to_str().unwrap());
+        assert_eq!(reason, (status == 400).then_some("malformed_request"));
+    }
+}
