@@ -181,8 +181,8 @@ fn handshake_message(bytes: &[u8]) -> Result<Cow<'_, [u8]>, Detection> {
         // Each byte is judged as soon as it is there, so that garbage is not waited for.
         match rest {
             [kind, ..] if *kind != HANDSHAKE_RECORD => return Err(Detection::Opaque),
+            // The minor version says nothing (RFC 8446 §5.1), and other implementations do not look at it.
             [_, major, ..] if *major != 3 => return Err(Detection::Opaque),
-            [_, _, minor, ..] if *minor > 4 => return Err(Detection::Opaque),
             _ => {}
         }
         let [_, _, _, high, low, body @ ..] = rest else {

@@ -121,7 +121,6 @@ fn first_bytes_are_told() {
         (b"\x16", NeedMore),
         (b"\x16\x03\x01", NeedMore),
         (b"\x16\x02\x01", Opaque),
-        (b"\x16\x03\x05", Opaque),
         (b"\x16\x03\x01\x00\x00", Opaque),
         (b"\x16\x03\x01\x40\x01", Opaque),
         (b"\x16\x03\x01\x00\x04\x02", Opaque),
@@ -153,6 +152,13 @@ fn a_hello_tells_its_name_and_protocols() {
         assert_eq!(tls(&records(&message, 9000)).is_mesh, Some(ours));
     }
     assert_eq!(tls(&records(&hello(&[]), 9000)), ClientHello::default());
+}
+
+#[test]
+fn a_hello_in_records_of_an_unheard_of_minor_version_is_not_taken_for_opaque_bytes() {
+    let mut bytes = records(&hello(&[alpn(&[b"tulle-tcp"])]), 40);
+    bytes[2] = 5;
+    assert_eq!(tls(&bytes).is_mesh, Some(MeshAlpn::Tcp));
 }
 
 #[test]
