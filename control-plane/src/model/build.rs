@@ -225,7 +225,8 @@ impl Context<'_> {
             }
             v1::Workload {
                 name: Some(object_name(name)),
-                spiffe_id: spiffe_id.unwrap_or_default(),
+                // Without an identity it is not in the mesh, and no proxy stands beside it.
+                spiffe_id: spiffe_id?,
                 addresses: addresses.iter().map(ToString::to_string).collect(),
                 locality: locality("", zone),
             }

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::mesh::is_trust_domain;
+use tulle_certs::SpiffeId;
+
 use super::{NamespacedName, is_label, is_subdomain, port};
 use crate::finding::Notes;
 use crate::kinds::{self, PolicyTargetRef};
@@ -55,16 +56,11 @@ pub enum Identity {
 // === impl Identity ===
 
 impl Identity {
-    /// Reads `spiffe://<trust domain>/<path>` or `<namespace>/<service account>`.
+    /// Reads `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`, the only form that a proxy takes, or
+    /// `<namespace>/<service account>`.
     pub fn parse(text: &str) -> Option<Self> {
-        if let Some(rest) = text.strip_prefix("spiffe://") {
-            let (domain, path) = rest.split_once('/')?;
-            let segment = |s: &str| {
-                !matches!(s, "" | "." | "..")
-                    && s.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
-            };
-            return (text.len() <= 2048 && is_trust_domain(domain) && path.split('/').all(segment))
-                .then(|| Self::Spiffe(text.to_owned()));
+        if text.starts_with("spiffe://") {
+            return SpiffeId::parse(text).ok().map(|id| Self::Spiffe(id.into()));
         }
         let (namespace, name) = text.split_once('/')?;
         (is_label(namespace) && is_subdomain(name))
@@ -83,8 +79,7 @@ impl Identity {
 }
 
 /// What is said to do where an identity cannot be read.
-pub(super) const IDENTITY_HINT: &str =
-    "write `<namespace>/<service account>`, such as `default/web`, or a whole SPIFFE ID";
+pub(super) const IDENTITY_HINT: &str = "write `<namespace>/<service account>`, such as `default/web`, or `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`";
 
 // === impl Policy ===
 

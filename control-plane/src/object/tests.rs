@@ -27,21 +27,30 @@ fn identities_are_spiffe_ids_or_service_accounts() {
     let id = |text: &str| Identity::parse(text).map(|identity| identity.spiffe_id("cluster.local"));
     let cases = [
         ("shop/web", Some("spiffe://cluster.local/ns/shop/sa/web")),
-        ("spiffe://example.org/a/B_c.d", Some("spiffe://example.org/a/B_c.d")),
+        ("spiffe://example.org/ns/a/sa/B_c.d", Some("spiffe://example.org/ns/a/sa/B_c.d")),
         ("web", None),
         ("shop/web/x", None),
         ("Shop/web", None),
         ("spiffe://example.org", None),
         ("spiffe://example.org/", None),
-        ("spiffe://Example.org/a", None),
-        ("spiffe://example.org/a//b", None),
-        ("spiffe://example.org/a/../b", None),
-        ("spiffe://example.org/a%20b", None),
-        ("spiffe:///a", None),
+        ("spiffe://Example.org/ns/a/sa/b", None),
+        ("spiffe://example.org/ns//sa/b", None),
+        ("spiffe://example.org/ns/a/sa/..", None),
+        ("spiffe://example.org/ns/a/sa/%20b", None),
+        ("spiffe:///ns/a/sa/b", None),
         ("", None),
     ];
     for (text, expected) in cases {
         assert_eq!(id(text).as_deref(), expected, "{text:?}");
+    }
+}
+
+#[test]
+fn an_identity_that_every_proxy_would_reject_with_all_that_holds_it_is_no_identity() {
+    for text in
+        ["spiffe://example.org/a", "spiffe://example.org/ns/a/sa/b/c", "spiffe://example.org/sa/a/ns/b"]
+    {
+        assert_eq!(Identity::parse(text), None, "{text:?}");
     }
 }
 

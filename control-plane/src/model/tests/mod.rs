@@ -150,7 +150,7 @@ fn a_slice_is_in_the_mesh_only_if_annotated() {
     let cases = [
         ("", plaintext()),
         ("tulle.dev/identity: shop/orders", spiffe("spiffe://cluster.local/ns/shop/sa/orders")),
-        ("tulle.dev/identity: 'spiffe://example.org/x'", spiffe("spiffe://example.org/x")),
+        ("tulle.dev/identity: 'spiffe://example.org/ns/a/sa/b'", spiffe("spiffe://example.org/ns/a/sa/b")),
     ];
     for (annotation, peer) in cases {
         let model = model(&format!("{ORDERS}{}", slice(annotation)));
@@ -171,6 +171,16 @@ fn a_slice_is_in_the_mesh_only_if_annotated() {
             assert_eq!((host.ports[0].port, &host.ports[0].peer), (8080, &peer));
         }
     }
+}
+
+#[test]
+fn a_workload_of_a_slice_without_an_identity_is_not_told_as_one_with_an_empty_identity() {
+    let of = |annotation| {
+        get::<v1::Workload>(&model(&format!("{ORDERS}{}", slice(annotation))), "default/orders-x")
+    };
+    assert_eq!(of(""), None);
+    let known = of("tulle.dev/identity: shop/orders").unwrap();
+    assert_eq!(known.spiffe_id, "spiffe://cluster.local/ns/shop/sa/orders");
 }
 
 #[test]
@@ -356,7 +366,7 @@ fn policies_speak_of_the_ports_that_clients_dial() {
         "{ORDERS}{}{}",
         policy(
             "p",
-            "  rules: [{name: web, from: [{identities: [shop/web, 'spiffe://other/x']}], toPorts: [81]}, {from: [{identities: [a/b]}]}]"
+            "  rules: [{name: web, from: [{identities: [shop/web, 'spiffe://other/ns/x/sa/y']}], toPorts: [81]}, {from: [{identities: [a/b]}]}]"
         ),
         policy("q", ""),
     );
@@ -376,7 +386,7 @@ fn policies_speak_of_the_ports_that_clients_dial() {
     };
     let id = |who: &str| format!("spiffe://{who}");
     let a = || vec![id("cluster.local/ns/a/sa/b")];
-    let web = vec![id("cluster.local/ns/shop/sa/web"), id("other/x")];
+    let web = vec![id("cluster.local/ns/shop/sa/web"), id("other/ns/x/sa/y")];
     assert_eq!(
         rules("default/o"),
         [
