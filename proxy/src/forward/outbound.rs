@@ -65,6 +65,11 @@ pub async fn serve(worker: &Arc<Worker>, accepted: Accepted) {
         Err(fault) => (Target::Unknown(destination, Mutex::new(Some(fault))), Protocol::Detect),
     };
     let Ok(sniffed) = speaks(worker, &mut stream, protocol).await else { return };
+    let http = matches!(protocol, Protocol::Http | Protocol::Http2 | Protocol::Grpc);
+    if http && sniffed.result == DetectResult::Closed && sniffed.head.is_empty() {
+        // Opened ahead of need, or to see whether the port is open: no endpoint is troubled with it.
+        return;
+    }
     let service: Arc<str> = match &target {
         Target::Service { service, port } => format!("{}:{port}", service.name).into(),
         Target::Address(_) | Target::Unknown(..) => Arc::from(""),

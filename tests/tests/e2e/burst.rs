@@ -77,3 +77,19 @@ async fn r02_a_burst_of_new_http2_connections_meets_no_error_of_the_proxies() {
         assert_eq!(outcomes.keys().collect::<Vec<_>>(), ["200 "], "{outcomes:?}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_ask_for_nothing_open_none_to_the_endpoint() {
+    let pair = Pair::start(App::saying("ok").await, "http").await;
+    let to = pair.web.outbound("orders");
+    for _ in 0..100 {
+        drop(Wire::connect(to).await);
+    }
+    pair.web.counts("tulle_detect_total", &[("result", "closed")], 100.0).await;
+    // What they had opened would have come before these.
+    let outcomes = burst(&pair, http1).await;
+    assert_eq!(outcomes.keys().collect::<Vec<_>>(), ["200 "], "{outcomes:?}");
+    let records = pair.web.access_log();
+    let relayed: Vec<_> = records.iter().filter(|record| record["protocol"] == "TCP").collect();
+    assert!(relayed.is_empty(), "{relayed:?}");
+}
