@@ -116,7 +116,7 @@ async fn demo(arguments: &DemoArgs, folder: &TempDir, mut stop: Stop) -> Result<
             lines.push(String::new());
             lines.extend(report.verdict());
             // A reader that has gone wants no summary.
-            let _ = screen.draw(&lines);
+            let _ = screen.finish(&lines);
         }
     }
     Ok(if report.is_ok() || !verdict_counts { ExitCode::SUCCESS } else { ExitCode::FAILURE })

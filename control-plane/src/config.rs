@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue};
 use clap::{Args, CommandFactory, FromArgMatches, Parser};
 use tulle_certs::TrustDomain;
@@ -82,11 +83,34 @@ impl Config {
     /// The first setting that is bad, by its flag and its variable; also `--help` and `--version`, for
     /// `clap::Error::exit`.
     pub fn load(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<Self, clap::Error> {
-        let command = Command::command();
+        // Set to nothing is the same as not set.
+        let command = Command::command().mut_args(|argument| match argument.get_env() {
+            Some(name) if std::env::var_os(name).is_some_and(|value| value.is_empty()) => {
+                argument.env(Resettable::Reset)
+            }
+            _ => argument,
+        });
         let parsed = command.clone().try_get_matches_from(arguments);
         let parsed = parsed.and_then(|matches| Command::from_arg_matches(&matches));
         parsed.map(|command| command.config).map_err(|error| name_variable(error, &command))
     }
+}
+
+/// Of the environment's variables those that look like settings and are none: after a slip of the pen the default would
+/// be in force unseen.
+pub fn unknown_variables(names: impl IntoIterator<Item = std::ffi::OsString>) -> Vec<String> {
+    let command = Command::command();
+    let known =
+        |name: &str| command.get_arguments().any(|argument| argument.get_env() == Some(name.as_ref()));
+    // What Kubernetes sets for a Service called `tulle-control-plane`.
+    let kubernetes = |rest: &str| rest.starts_with("SERVICE_") || rest == "PORT" || rest.starts_with("PORT_");
+    let names = names.into_iter().filter_map(|name| name.into_string().ok());
+    names
+        .filter(|name| {
+            let rest = name.strip_prefix("TULLE_CONTROL_PLANE_");
+            rest.is_some_and(|rest| !kubernetes(rest) && !known(name))
+        })
+        .collect()
 }
 
 /// The table of `docs/reference/control-plane.md`, made from the flags.

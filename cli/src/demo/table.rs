@@ -1,6 +1,6 @@
 //! The table of edges as text, and the terminal that it is redrawn in.
 //!
-//! Lines never wrap: what is wider than the terminal is cut, so that the cursor finds the top of the table again. No
+//! Lines never wrap, but for the last drawing's: what is wider than the terminal is cut, so that the cursor finds the top of the table again. No
 //! alternate screen: what was printed last stays when the demo has ended.
 
 use std::io::{self, IsTerminal as _, Write as _};
@@ -95,6 +95,18 @@ impl Screen {
         let size = size.filter(|size| size.ws_col > 0 && size.ws_row > 1);
         let height = size.map_or(usize::MAX, |size| usize::from(size.ws_row) - 1);
         let width = size.map_or(usize::MAX, |size| usize::from(size.ws_col));
+        self.write(lines, width, height)
+    }
+
+    /// The last drawing: all of it, since none follows that would have to find its top.
+    ///
+    /// # Errors
+    /// As [`Screen::draw`].
+    pub(crate) fn finish(&mut self, lines: &[String]) -> io::Result<()> {
+        self.write(lines, usize::MAX, usize::MAX)
+    }
+
+    fn write(&mut self, lines: &[String], width: usize, height: usize) -> io::Result<()> {
         let text = drawing(self.drawn, self.terminal, lines, width, height);
         let mut out = io::stdout().lock();
         out.write_all(text.as_bytes())?;

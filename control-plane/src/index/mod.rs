@@ -226,8 +226,8 @@ impl Index {
     }
 
     /// Makes a workload an endpoint of the services that it names, in place of what was said under the same ID. A
-    /// workload with several registrations is one with several replicas; of two that speak of the same place, the one
-    /// with the greater ID is believed.
+    /// workload with several registrations is one with several replicas. Of two that speak of the same place, the later is
+    /// believed as an endpoint of their service, the earlier about the address dialled directly.
     pub fn register(&mut self, id: RegistrationId, registration: Registration) {
         self.unregister(id);
         self.links.link_registration(id, &registration);

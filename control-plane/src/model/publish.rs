@@ -240,9 +240,9 @@ fn gather(index: &Index, settings: &Settings, found: &[Finding]) -> Arc<[Finding
     all.into()
 }
 
-/// Logs what is new, and that what was wrong is mended.
+/// Logs what is new, and that what was wrong is mended. Both are sorted.
 fn log(before: &[Finding], after: &[Finding]) {
-    for finding in after.iter().filter(|finding| !before.contains(finding)) {
+    for finding in after.iter().filter(|finding| before.binary_search(finding).is_err()) {
         match finding.severity {
             Severity::Error => tracing::error!("{finding}"),
             Severity::Warning => tracing::warn!("{finding}"),
