@@ -79,6 +79,7 @@ fn lines(certificates: &Value) -> String {
             "valid until",
             format!("{} ({})", text(&certificates["not_after"]), left(&certificates["expires_in_seconds"])),
         ),
+        ("renewal", renewal(&certificates["renews_at"], &certificates["renews_in_seconds"])),
         ("key", text(&leaf["pin"])),
     ];
     for bundle in certificates["trust_bundles"].as_array().into_iter().flatten() {
@@ -92,15 +93,28 @@ fn lines(certificates: &Value) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
+/// When the proxy asks for the next certificate.
+fn renewal(at: &Value, seconds: &Value) -> String {
+    let Some(at) = at.as_str() else { return "when its files change".to_owned() };
+    match seconds.as_i64() {
+        Some(seconds @ 1..) => format!("{at} (in {})", duration(seconds.unsigned_abs())),
+        _ => format!("{at} (now)"),
+    }
+}
+
 /// How long the certificate still lasts.
 fn left(seconds: &Value) -> String {
     let Some(seconds) = seconds.as_i64() else { return "unknown".to_owned() };
-    let (hours, minutes) = (seconds.unsigned_abs() / 3600, seconds.unsigned_abs() / 60 % 60);
+    let long = duration(seconds.unsigned_abs());
+    if seconds < 0 { format!("expired {long} ago") } else { format!("{long} left") }
+}
+
+fn duration(seconds: u64) -> String {
+    let (hours, minutes) = (seconds / 3600, seconds / 60 % 60);
     match seconds {
-        ..0 => format!("expired {hours} h {minutes} min ago"),
-        0..60 => format!("{seconds} s left"),
-        60..3600 => format!("{minutes} min left"),
-        _ => format!("{hours} h {minutes} min left"),
+        ..60 => format!("{seconds} s"),
+        60..3600 => format!("{minutes} min"),
+        _ => format!("{hours} h {minutes} min"),
     }
 }
 
@@ -117,6 +131,8 @@ mod tests {
             "not_before": "2026-11-21T00:00:00.000Z",
             "not_after": "2026-11-22T00:00:00.000Z",
             "expires_in_seconds": 86_100,
+            "renews_at": "2026-11-21T15:30:00.000Z",
+            "renews_in_seconds": 55_500,
             "chain": [{ "issuer": "CN=td root", "serial": "01:02", "pin": "sha256:11" }],
             "trust_bundles": [{ "trust_domain": "td", "roots": [root] }],
         });
@@ -126,9 +142,17 @@ issuer       CN=td root
 serial       01:02
 valid from   2026-11-21T00:00:00.000Z
 valid until  2026-11-22T00:00:00.000Z (23 h 55 min left)
+renewal      2026-11-21T15:30:00.000Z (in 15 h 25 min)
 key          sha256:11
 trusts       td by sha256:00, valid until 2036-11-19T00:00:00.000Z";
         assert_eq!(lines(&certificates), expected);
+    }
+
+    #[test]
+    fn a_renewal_is_told_where_the_proxy_does_it() {
+        assert_eq!(renewal(&json!("then"), &json!(3_599)), "then (in 59 min)");
+        assert_eq!(renewal(&json!("then"), &json!(-3)), "then (now)");
+        assert_eq!(renewal(&Value::Null, &Value::Null), "when its files change");
     }
 
     #[test]
@@ -138,6 +162,7 @@ trusts       td by sha256:00, valid until 2036-11-19T00:00:00.000Z";
             (60, "1 min left"),
             (3_660, "1 h 1 min left"),
             (-7_200, "expired 2 h 0 min ago"),
+            (-7, "expired 7 s ago"),
         ];
         for (seconds, expected) in cases {
             assert_eq!(left(&json!(seconds)), expected);

@@ -43,7 +43,7 @@ enum Verb {
     Demo(demo::DemoArgs),
     /// Look over a folder of YAML as the control plane would.
     Check(check::CheckArgs),
-    /// Show the certificate of a running proxy.
+    /// Show the certificate of a running proxy, and when it is renewed.
     Identity(identity::IdentityArgs),
     /// Make what workloads outside Kubernetes join with.
     #[command(subcommand)]

@@ -68,6 +68,7 @@ async fn control(config: &Config, diagnostics: Option<Diagnostics>) -> anyhow::R
     let registration = config.control_plane_address.as_ref().and_then(|_| registration(config, &bound));
     let admin = Arc::new(Admin {
         proxy: Arc::clone(&proxy),
+        identity: Arc::clone(&identity),
         telemetry: telemetry.clone(),
         drain: Arc::clone(&signal),
         shutdown,
@@ -333,6 +334,7 @@ async fn drain(config: &Config, signal: &drain::Signal) {
 /// What the admin listeners show and do.
 struct Admin {
     proxy: Arc<Proxy>,
+    identity: Arc<Identity>,
     telemetry: Telemetry,
     drain: Arc<drain::Signal>,
     shutdown: watch::Sender<bool>,
@@ -386,8 +388,8 @@ impl AdminState for Admin {
     }
 
     fn certs(&self) -> Value {
-        match self.proxy.creds.load().as_deref() {
-            Some(creds) => admin::certs(creds, std::time::SystemTime::now()),
+        match self.identity.load().as_deref() {
+            Some(creds) => admin::certs(creds, self.identity.renews_at(), std::time::SystemTime::now()),
             None => Value::Null,
         }
     }

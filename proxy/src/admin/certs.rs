@@ -8,24 +8,31 @@ use tulle_certs::{Creds, Pin};
 use crate::telemetry::timestamp::rfc3339;
 
 /// The identity, its chain (leaf first) and the roots it trusts, each certificate by its names, the SHA-256 of its
-/// public key and its dates. `now` only tells how long the leaf still lasts: `expires_in_seconds`, negative once it has expired.
-pub fn certs(creds: &Creds, now: SystemTime) -> Value {
-    let expires_in = match creds.not_after().duration_since(now) {
-        Ok(left) => i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
-        Err(past) => -i64::try_from(past.duration().as_secs()).unwrap_or(i64::MAX),
-    };
+/// public key and its dates. `renews_at` is when the next one is asked for, null where others write the files that it is
+/// read from. `now` only tells how long that is: `expires_in_seconds` and `renews_in_seconds`, negative once past.
+pub fn certs(creds: &Creds, renews_at: Option<SystemTime>, now: SystemTime) -> Value {
     let bundle = creds.bundle();
     json!({
         "identity": creds.id().to_string(),
         "not_before": rfc3339(creds.not_before()),
         "not_after": rfc3339(creds.not_after()),
-        "expires_in_seconds": expires_in,
+        "expires_in_seconds": seconds_from(now, creds.not_after()),
+        "renews_at": renews_at.map(rfc3339),
+        "renews_in_seconds": renews_at.map(|at| seconds_from(now, at)),
         "chain": creds.chain().iter().map(certificate).collect::<Vec<_>>(),
         "trust_bundles": [{
             "trust_domain": bundle.trust_domain().to_string(),
             "roots": bundle.roots().iter().map(certificate).collect::<Vec<_>>(),
         }],
     })
+}
+
+/// Whole seconds from `now` until `then`.
+fn seconds_from(now: SystemTime, then: SystemTime) -> i64 {
+    match then.duration_since(now) {
+        Ok(left) => i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+        Err(past) => -i64::try_from(past.duration().as_secs()).unwrap_or(i64::MAX),
+    }
 }
 
 fn certificate(certificate: &rustls::pki_types::CertificateDer<'_>) -> Value {
@@ -64,9 +71,11 @@ mod tests {
         let key_pem = key.to_pem();
         let creds = Creds::new(issued.chain, key, Arc::new(authority.bundle().clone()), now).unwrap();
 
-        let shown = certs(&creds, now);
+        let shown = certs(&creds, Some(now + day / 2), now);
         assert_eq!(shown["identity"], "spiffe://cluster.local/ns/shop/sa/web");
         assert_eq!(shown["expires_in_seconds"], 86_400);
+        assert!(shown["renews_at"].as_str().unwrap().starts_with("2027-01-15T20:00:00"), "{shown}");
+        assert_eq!(shown["renews_in_seconds"], 43_200);
         assert!(shown["not_after"].as_str().unwrap().starts_with("2027-01-16T08:00:00"), "{shown}");
         let root = &shown["trust_bundles"][0]["roots"][0];
         assert_eq!(root["pin"].as_str().unwrap(), authority.bundle().pins()[0].to_string());
@@ -74,6 +83,7 @@ mod tests {
         assert!(shown["chain"][0]["serial"].as_str().unwrap().contains(':'), "{shown}");
         let text = shown.to_string();
         assert!(key_pem.lines().filter(|line| line.len() > 40).all(|line| !text.contains(line)));
-        assert_eq!(certs(&creds, now + day * 2)["expires_in_seconds"], -86_400);
+        let expired = certs(&creds, None, now + day * 2);
+        assert_eq!((&expired["expires_in_seconds"], &expired["renews_at"]), (&json!(-86_400), &Value::Null));
     }
 }

@@ -31,6 +31,8 @@ pub struct Identity {
     changed: watch::Sender<Option<Arc<Creds>>>,
     /// Held while a change is made from what is current; never across an await.
     writing: Mutex<()>,
+    /// When the next certificate is asked for.
+    renews_at: Mutex<Option<SystemTime>>,
 }
 
 // === impl Identity ===
@@ -38,7 +40,12 @@ pub struct Identity {
 impl Identity {
     /// Without credentials yet.
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { current: Arc::default(), changed: watch::Sender::new(None), writing: Mutex::new(()) })
+        Arc::new(Self {
+            current: Arc::default(),
+            changed: watch::Sender::new(None),
+            writing: Mutex::new(()),
+            renews_at: Mutex::new(None),
+        })
     }
 
     /// With these credentials (fixed configuration, tests).
@@ -51,6 +58,12 @@ impl Identity {
     /// The current credentials, to keep.
     pub fn current(&self) -> Option<Arc<Creds>> {
         self.current.load_full()
+    }
+
+    /// When the next certificate is asked for; after a failure, when it is tried again. `None`: by nobody here, since others
+    /// write the files that it is read from, say.
+    pub fn renews_at(&self) -> Option<SystemTime> {
+        *self.renews_at.lock()
     }
 
     /// The cell that the workers read, always the current credentials.
@@ -125,7 +138,9 @@ impl Identity {
             if let Some(creds) = &*self.load() {
                 show_expiry(&metrics, creds);
             }
-            tokio::time::sleep(self.wait(&source, obtained, failures)).await;
+            let wait = self.wait(&source, obtained, failures);
+            *self.renews_at.lock() = source.poll_interval().is_none().then(|| SystemTime::now() + wait);
+            tokio::time::sleep(wait).await;
         }
     }
 

@@ -182,6 +182,12 @@ async fn a_short_life_is_not_over_at_once_because_leaves_are_backdated() {
     let wait = identity.wait(&source, now(), 0);
     assert!(wait > Duration::from_secs(6) && wait <= Duration::from_secs(9), "{wait:?}");
     assert!(!creds.is_expired(now()));
+    // And that is what people are told.
+    while identity.renews_at().is_none() {
+        tokio::task::yield_now().await;
+    }
+    let told = identity.renews_at().unwrap().duration_since(now()).unwrap();
+    assert!(told > Duration::from_secs(5) && told <= Duration::from_secs(9), "{told:?}");
     keeping.abort();
 }
 
