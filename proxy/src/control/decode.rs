@@ -195,11 +195,13 @@ fn rule(rule: v1::HttpRule, route: &ObjectName, at: &str) -> Result<RouteRule> {
             return Err(fault(format!("{at}.weight"), format!("{} is above {MAX_WEIGHT}", backend.weight)));
         }
         let service = object(backend.service, &format!("{at}.service"))?;
-        Ok(Backend { service, port, weight: backend.weight, invalid })
+        let label = format!("{service}:{port}").into();
+        Ok(Backend { service, port, label, weight: backend.weight, invalid })
     })?;
     let rule = Rule {
         name: rule.name.into(),
         route: route.clone(),
+        label: route.to_string().into(),
         backends: backends.into(),
         request_timeout: duration(rule.request_timeout, &format!("{at}.request_timeout"))?,
         backend_timeout: duration(rule.backend_request_timeout, &format!("{at}.backend_request_timeout"))?,

@@ -1,6 +1,6 @@
 //! Header fields of ours and of the hop.
 
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri, Version, header};
 
 use super::fault::Fault;
 use crate::state::Peer;
@@ -90,9 +90,14 @@ pub(super) fn is_grpc(fields: &HeaderMap) -> bool {
 
 /// The host that a request names, without its port: from its target, else from `Host`. Empty when there is none.
 pub(super) fn host<B>(request: &Request<B>) -> &str {
-    let authority = match request.uri().authority() {
+    host_of(request.uri(), request.headers().get(header::HOST))
+}
+
+/// As [`host`], of a request's target and its `Host`.
+pub(super) fn host_of<'a>(target: &'a Uri, host: Option<&'a HeaderValue>) -> &'a str {
+    let authority = match target.authority() {
         Some(authority) => authority.as_str(),
-        None => request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or(""),
+        None => host.and_then(|host| host.to_str().ok()).unwrap_or(""),
     };
     without_port(authority)
 }

@@ -320,7 +320,7 @@ impl Connection {
         mut request: Request<Body>,
     ) -> Result<(Response<Body>, InFlight), Fault> {
         headers::check_host(&request)?;
-        record.rule = admit::judge(&self.worker, &self.guard)?;
+        record.rule = Some(admit::judge(&self.worker, &self.guard)?);
         record.endpoint = Some(self.application.address);
         loop {
             record.attempts += 1;

@@ -16,3 +16,6 @@ mod record;
 mod sniff;
 
 pub use context::{Proxy, Settings, Worker};
+
+#[cfg(test)]
+mod tests;

@@ -273,7 +273,7 @@ impl Connection {
 
     fn record(&self, request: &mut Request<Body>) -> Box<Record> {
         let mut record = Record::new(&self.worker, Direction::Outbound, self.id, self.client, request);
-        record.service = Arc::clone(&self.service);
+        record.service = Some(Arc::clone(&self.service));
         record
     }
 
@@ -330,9 +330,9 @@ impl Connection {
             let (response, in_flight) = send.await?;
             return Ok((response, in_flight, None));
         };
-        record.route = Some(rule.route.clone());
+        record.route = Some(Arc::clone(&rule.label));
         let backend = choose(rule)?;
-        record.backend = format!("{}:{}", backend.service, backend.port).into();
+        record.backend = Some(Arc::clone(&backend.label));
         let deadline = rule.request_timeout.map(|limit| record.started() + limit);
         let send = async {
             let service = self::service(&self.worker, &backend.service).await?;

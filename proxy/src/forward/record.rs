@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response, Uri, header};
 use http_body::{Body as _, Frame, SizeHint};
 use tokio::time::Sleep;
 use tulle_certs::SpiffeId;
@@ -18,7 +18,6 @@ use super::fault::{Fault, GRPC_STATUS};
 use super::headers;
 use crate::endpoint::Endpoint;
 use crate::policy;
-use crate::state::ObjectName;
 use crate::telemetry::metrics::{Direction, Outcome, RequestLabels, TlsKind};
 use crate::telemetry::{Reason, access};
 use crate::wire::{Body, BodyError, Transfer};
@@ -32,17 +31,17 @@ pub(super) struct Record {
     started: Instant,
     client: SocketAddr,
     method: http::Method,
-    path: Box<str>,
-    authority: Box<str>,
+    /// The target and `Host`, when they will be logged.
+    target: Option<(Uri, Option<HeaderValue>)>,
     version: http::Version,
     grpc: bool,
     /// The fault's answer tells the peer's proxy whether the request was processed.
     to_mesh: bool,
     uploaded: Arc<Transfer>,
     pub(super) source: Option<SpiffeId>,
-    pub(super) service: Arc<str>,
-    pub(super) route: Option<ObjectName>,
-    pub(super) backend: Arc<str>,
+    pub(super) service: Option<Arc<str>>,
+    pub(super) route: Option<Arc<str>>,
+    pub(super) backend: Option<Arc<str>>,
     pub(super) destination: Option<SpiffeId>,
     pub(super) endpoint: Option<SocketAddr>,
     pub(super) tls: TlsKind,
@@ -50,8 +49,10 @@ pub(super) struct Record {
     status: u16,
     grpc_status: Option<u32>,
     reason: Option<Reason>,
+    /// Who says the reason, if that is the other workload's proxy.
+    by: Option<HeaderValue>,
     detail: Box<str>,
-    pub(super) rule: Arc<str>,
+    pub(super) rule: Option<Arc<str>>,
     /// A change of policy that revokes it ends the request.
     pub(super) guard: Option<Arc<policy::Guard>>,
     upstream: Duration,
@@ -71,7 +72,7 @@ pub(super) struct InFlight {
 #[derive(Debug)]
 pub(super) struct Tracked {
     body: Body,
-    downloaded: Arc<Transfer>,
+    downloaded: u64,
     record: Option<Box<Record>>,
     /// When the whole response must be over.
     deadline: Option<Pin<Box<Sleep>>>,
@@ -92,6 +93,10 @@ impl Record {
         worker.metrics.request_began(direction);
         let body = std::mem::take(request.body_mut());
         *request.body_mut() = body.counted(Arc::clone(&uploaded)).trimmed(headers::strip_ours);
+        let target = worker
+            .access
+            .is_enabled()
+            .then(|| (request.uri().clone(), request.headers().get(header::HOST).cloned()));
         Box::new(Self {
             worker: Arc::clone(worker),
             direction,
@@ -99,16 +104,15 @@ impl Record {
             started: Instant::now(),
             client,
             method: request.method().clone(),
-            path: request.uri().path().into(),
-            authority: headers::host(request).into(),
+            target,
             version: request.version(),
             grpc: headers::is_grpc(request.headers()),
             to_mesh: false,
             uploaded,
             source: None,
-            service: Arc::from(""),
+            service: None,
             route: None,
-            backend: Arc::from(""),
+            backend: None,
             destination: None,
             endpoint: None,
             tls: TlsKind::None,
@@ -116,8 +120,9 @@ impl Record {
             status: 0,
             grpc_status: None,
             reason: None,
+            by: None,
             detail: Box::default(),
-            rule: Arc::from(""),
+            rule: None,
             guard: None,
             upstream: Duration::ZERO,
             ended: false,
@@ -127,7 +132,7 @@ impl Record {
     /// Of a request whose head was refused: nothing in it can be believed.
     pub(super) fn unread(mut self: Box<Self>) -> Box<Self> {
         self.method = http::Method::from_bytes(b"-").unwrap_or_default();
-        self.path = Box::default();
+        self.target = None;
         self
     }
 
@@ -160,13 +165,20 @@ impl Record {
         self.track(response, None, None)
     }
 
-    /// The answer of whoever the request went to.
+    /// The answer of whoever the request went to. The other workload's proxy may have made it itself; from nobody else has
+    /// a field come through that says so.
     pub(super) fn answer(
-        self: Box<Self>,
+        mut self: Box<Self>,
         response: Response<Body>,
         in_flight: InFlight,
         deadline: Option<Instant>,
     ) -> Response<Tracked> {
+        let told = response.headers().get(headers::ERROR).and_then(|error| error.to_str().ok());
+        self.reason = told.and_then(Reason::from_code);
+        if self.reason.is_some() {
+            let by = response.headers().get(headers::ERROR_BY).cloned();
+            self.by = Some(by.unwrap_or(HeaderValue::from_static("")));
+        }
         let deadline = deadline.map(|at| Box::pin(tokio::time::sleep_until(at.into())));
         self.track(response, Some(in_flight), deadline)
     }
@@ -181,10 +193,9 @@ impl Record {
         if self.grpc {
             self.grpc_status = grpc_status(response.headers());
         }
-        let downloaded = Arc::new(Transfer::default());
         response.map(|body| Tracked {
-            body: body.counted(Arc::clone(&downloaded)).trimmed(headers::strip_ours),
-            downloaded,
+            body: body.trimmed(headers::strip_ours),
+            downloaded: 0,
             record: Some(self),
             deadline,
             _in_flight: in_flight,
@@ -207,48 +218,53 @@ impl Record {
             Direction::Inbound => &self.source,
             Direction::Outbound => &self.destination,
         };
-        let route = self.route.as_ref().map(ToString::to_string).unwrap_or_default();
+        let (service, route, backend) = (text(&self.service), text(&self.route), text(&self.backend));
         let cells = self.worker.metrics.requests(&RequestLabels {
             direction: self.direction,
             tls: self.tls,
-            peer: peer.as_ref().map_or("", SpiffeId::as_str),
-            service: &self.service,
-            route: &route,
-            backend: &self.backend,
+            peer: id(peer),
+            service,
+            route,
+            backend,
         });
         let outcome = Outcome {
             method: (&self.method).into(),
             status: self.status,
             grpc_status: self.grpc_status,
             reason: self.reason,
+            by_peer: self.by.is_some(),
         };
         cells.record(outcome, duration);
         let access = &self.worker.access;
         if !access.is_enabled() {
             return;
         }
-        let id = |id: &Option<SpiffeId>| id.as_ref().map(|id| id.as_str().to_owned()).unwrap_or_default();
-        let (source, destination) = (id(&self.source), id(&self.destination));
+        let own = || self.worker.proxy.speaker(self.direction).as_str();
+        let target = self.target.as_ref();
         access.write(&access::Record {
             time: SystemTime::now(),
             direction: self.direction,
             protocol: protocol(self.version, self.grpc),
             method: self.method.as_str(),
-            path: &self.path,
-            authority: &self.authority,
+            path: target.map_or("", |(target, _)| target.path()),
+            authority: target.map_or("", |(target, host)| headers::host_of(target, host.as_ref())),
             status: (self.status != 0).then_some(self.status),
             grpc_status: self.grpc_status,
             reason: self.reason,
-            by: self.reason.map_or("", |_| self.worker.proxy.speaker(self.direction).as_str()),
+            by: match (self.reason, &self.by) {
+                (None, _) => "",
+                (Some(_), None) => own(),
+                (Some(_), Some(by)) => by.to_str().unwrap_or_default(),
+            },
             detail: &self.detail,
             client: Some(self.client),
-            source: &source,
-            destination: &destination,
-            service: &self.service,
-            route: &route,
-            backend: &self.backend,
+            source: id(&self.source),
+            destination: id(&self.destination),
+            service,
+            route,
+            backend,
             endpoint: self.endpoint,
-            rule: &self.rule,
+            rule: text(&self.rule),
             tls: self.tls,
             bytes_in: self.uploaded.bytes(),
             bytes_out: downloaded,
@@ -258,6 +274,14 @@ impl Record {
             connection: self.connection,
         });
     }
+}
+
+fn id(id: &Option<SpiffeId>) -> &str {
+    id.as_ref().map_or("", SpiffeId::as_str)
+}
+
+fn text(text: &Option<Arc<str>>) -> &str {
+    text.as_deref().unwrap_or("")
 }
 
 fn protocol(version: http::Version, grpc: bool) -> &'static str {
@@ -404,7 +428,7 @@ impl Tracked {
             if record.reason.is_none() {
                 record.reason = reason;
             }
-            record.end(self.downloaded.bytes());
+            record.end(self.downloaded);
         }
     }
 }
@@ -424,6 +448,7 @@ impl http_body::Body for Tracked {
         let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
         match &frame {
             Some(Ok(frame)) => {
+                self.downloaded += frame.data_ref().map_or(0, |data| data.len() as u64);
                 if let (Some(trailers), Some(record)) = (frame.trailers_ref(), &mut self.record)
                     && record.grpc
                 {

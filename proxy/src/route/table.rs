@@ -56,6 +56,8 @@ pub struct Rule {
     pub name: Arc<str>,
     /// The route that it belongs to.
     pub route: ObjectName,
+    /// The same as text, for metrics and logs.
+    pub label: Arc<str>,
     pub backends: Box<[Backend]>,
     /// The whole request, from its head to the response's end.
     pub request_timeout: Option<Duration>,
@@ -68,6 +70,8 @@ pub struct Rule {
 pub struct Backend {
     pub service: ObjectName,
     pub port: u16,
+    /// `<namespace>/<name>:<port>`, for metrics and logs.
+    pub label: Arc<str>,
     /// Its share is `weight` of the sum of all; 0 takes nothing.
     pub weight: u32,
     /// Why the reference does not resolve: its share is answered with `backend_not_found`.

@@ -9,12 +9,14 @@ fn rule(route: &str, name: &str, matches: Vec<PathMatch>, weights: &[u32]) -> Ro
     let backends = weights.iter().enumerate().map(|(i, weight)| Backend {
         service: ObjectName::new("shop", &format!("v{i}")),
         port: 80,
+        label: format!("shop/v{i}:80").into(),
         weight: *weight,
         invalid: None,
     });
     let rule = Rule {
         name: name.into(),
         route: ObjectName::new("shop", route),
+        label: format!("shop/{route}").into(),
         backends: backends.collect(),
         request_timeout: None,
         backend_timeout: None,

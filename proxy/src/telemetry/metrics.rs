@@ -1,8 +1,8 @@
 //! What is measured.
 //!
 //! Each worker thread counts in cells of its own ([`WorkerMetrics`]); a scrape adds them up ([`Metrics::render`]). A
-//! label set is looked up once, for a connection or a connection and route, and its cells are kept as an [`Arc`]:
-//! counting then takes a nanosecond. No label takes a value that a client chooses freely, and the number of lines is
+//! label set is looked up by its values as they lie ([`table`]), and its cells are an [`Arc`] that may be kept: counting
+//! then takes a nanosecond. No label takes a value that a client chooses freely, and the number of lines is
 //! capped (R11). Families, their labels and meanings are in one table, from which `docs/reference/metrics.md` is made.
 
 mod budget;
@@ -13,6 +13,7 @@ mod labels;
 mod pools;
 mod process;
 mod render;
+mod table;
 #[cfg(test)]
 mod tests;
 mod worker;

@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::Response;
+use serde_json::json;
 use tokio::sync::Semaphore;
 use tulle_tests::app::{self, App};
-use tulle_tests::{Metrics, Wire, Workload, eventually};
+use tulle_tests::memory::resident;
+use tulle_tests::{Metrics, Wire, Workload, World, deep, eventually};
 
 use super::Pair;
 
@@ -69,7 +71,7 @@ async fn pools_are_shown_as_they_grow_and_come_back_to_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_pool_of_an_endpoint_that_is_gone_is_shown_empty() {
     let app = App::saying("hello").await;
-    let world = tulle_tests::World::strict().await;
+    let world = World::strict().await;
     world.service("orders", "http");
     let orders = world.workload("orders").serves("orders", app.address()).start().await;
     orders.counts("tulle_registered", &[], 1.0).await;
@@ -133,4 +135,69 @@ async fn every_family_of_the_reference_is_fed_by_something() {
         if dead.is_empty() { Ok(()) } else { Err(format!("{dead:?}")) }
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r11_random_hosts_paths_and_methods_add_no_series_and_no_memory() {
+    let mut pair = Pair::start(App::saying("hello").await, "http").await;
+    let mut wire = pair.web.connect("orders").await;
+    let (rounds, burst) = if deep() { (1_000_u32, 100) } else { (30, 100) };
+    let mut before = None;
+    for round in 0..=rounds {
+        let requests: String = (0..burst)
+            .map(|n| {
+                // All different, and in no order.
+                let random = u64::from(round * burst + n).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                format!("M{random:x} /{random}?{n} HTTP/1.1\r\nhost: h{random:x}.example\r\n\r\n")
+            })
+            .collect();
+        wire.send(requests).await;
+        for _ in 0..burst {
+            assert_eq!(wire.response().await.0.status(), 200);
+        }
+        // The first round brings whatever is needed at all.
+        if round == 0 {
+            before = Some(pages(&mut pair).await);
+        }
+    }
+    let ([web, orders], after) = (before.unwrap(), pages(&mut pair).await);
+    for ((lines, resident), (lines_after, resident_after)) in [web, orders].into_iter().zip(after) {
+        assert!(lines_after <= lines + 3, "{lines} → {lines_after} lines");
+        assert!(lines_after <= 2_000, "{lines_after} lines");
+        assert!(resident_after < resident + (8 << 20), "{} → {} KiB", resident >> 10, resident_after >> 10);
+    }
+    let others = [("method", "_OTHER"), ("direction", "outbound")];
+    let counted = pair.web.metrics().await.sum("tulle_requests_total", &others);
+    assert!((counted - f64::from((rounds + 1) * burst)).abs() < 0.1, "{counted}");
+}
+
+/// How many lines each of the two pages has, and how much memory its proxy.
+async fn pages(pair: &mut Pair) -> [(usize, u64); 2] {
+    let lines = [pair.web.metrics().await.len(), pair.orders.metrics().await.len()];
+    let resident = [resident(pair.web.process()), resident(pair.orders.process())];
+    [(lines[0], resident[0]), (lines[1], resident[1])]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r19_an_answer_of_the_other_proxy_is_told_with_its_reason_and_who_made_it() {
+    let app = App::saying("hello").await;
+    let address = app.address();
+    app.stop().await;
+    let world = World::strict().await;
+    world.service("silent", "http");
+    let silent = world.workload("silent").serves("silent", address).start().await;
+    silent.counts("tulle_registered", &[], 1.0).await;
+    let web = world.workload("web").calls("silent").start().await;
+    let mut wire = web.connect("silent").await;
+    wire.send("GET / HTTP/1.1\r\nhost: silent\r\n\r\n").await;
+    let head = wire.response().await.0;
+    assert_eq!((head.status(), head.get("x-tulle-error-by")), (503, Some("default/silent/inbound")));
+    let record = web.logs(&[("direction", json!("outbound")), ("method", json!("GET"))]).await;
+    assert_eq!(record["reason"], "connect_failed", "{record}");
+    assert_eq!(record["by"], "default/silent/inbound", "{record}");
+    let labels = |direction, by| [("direction", direction), ("reason", "connect_failed"), ("reason_by", by)];
+    web.counts("tulle_requests_total", &labels("outbound", "peer"), 1.0).await;
+    silent.counts("tulle_requests_total", &labels("inbound", "self"), 1.0).await;
+    // It was not refused here.
+    assert!(web.metrics().await.sum("tulle_refused_total", &[]).abs() < 0.1);
 }

@@ -139,10 +139,6 @@ impl RequestCells {
         Self { key: Box::default(), overflow, own: None }
     }
 
-    pub(super) fn key(&self) -> &[u8] {
-        &self.key
-    }
-
     /// Counts one request that ended with `outcome` after `duration`. Only the owning thread may.
     #[inline]
     pub fn record(&self, outcome: Outcome, duration: Duration) {

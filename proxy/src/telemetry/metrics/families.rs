@@ -36,7 +36,7 @@ macro_rules! families {
 
 families! {
     REQUESTS = Counter "tulle_requests_total"
-        ["direction", "tls", "peer", "service", "route", "backend", "method", "status", "grpc_status", "reason", "overflow"]
+        ["direction", "tls", "peer", "service", "route", "backend", "method", "status", "grpc_status", "reason", "reason_by", "overflow"]
         "Requests that ended, answered by whomever.";
     REQUESTS_ACTIVE = Gauge "tulle_requests_active" ["direction"]
         "Requests that have begun and not ended.";
@@ -174,6 +174,7 @@ A label whose value is empty is left out.
 | `status` | the response's status; none if there was no response |
 | `grpc_status` | the number of gRPC's status, from trailers or head; `_OTHER` if it is not one |
 | `reason` | a reason of [errors.md](errors.md), if the proxy made the answer, refused or gave up |
+| `reason_by` | with `reason`: `self`, this proxy; `peer`, that of the other workload, as its answer says (`x-tulle-error`) |
 | `cause` | of `tulle_pool_closed_total`: `idle`, it had idled for too long; `peer`, the server closed it while it was idle (a shared HTTP/2 connection: at any time); `ended`, its exchange was the last, since it failed, was given up or upgraded, or the answer forbids another; `retired`, its endpoint went away |
 | `overflow` | `true` for what no longer fits, see below |
 

@@ -76,6 +76,8 @@ pub struct Outcome {
     pub grpc_status: Option<u32>,
     /// Set if a proxy made the answer, or gave up.
     pub reason: Option<Reason>,
+    /// That proxy was the other workload's.
+    pub by_peer: bool,
 }
 
 macro_rules! label_enum {
@@ -235,7 +237,7 @@ impl Outcome {
     pub(super) fn pack(self) -> u64 {
         let grpc = self.grpc_status.map_or(0, |status| u64::from(status.min(17)) + 1);
         let reason = self.reason.map_or(0, |reason| reason.index() as u64 + 1);
-        self.duration_key() | grpc << 8 | reason
+        self.duration_key() | u64::from(self.by_peer) << 40 | grpc << 8 | reason
     }
 
     /// The part of [`Outcome::pack`] by which durations are told apart.
@@ -251,6 +253,7 @@ impl Outcome {
             status: (packed >> 16 & 0xffff) as u16,
             grpc_status: byte(8).checked_sub(1).map(|status| status as u32),
             reason: byte(0).checked_sub(1).and_then(Reason::from_index),
+            by_peer: byte(40) == 1,
         }
     }
 }
@@ -258,11 +261,12 @@ impl Outcome {
 /// A label set as bytes: values with a separator behind each.
 pub(super) type Key = SmallVec<[u8; 256]>;
 
-const SEPARATOR: u8 = 0x1f;
+pub(super) const SEPARATOR: u8 = 0x1f;
 /// No name of ours is longer; a value that is, is cut.
 const MAX_VALUE: usize = 512;
 
-fn key<const N: usize>(values: [&str; N]) -> Key {
+/// A label set's values as the bytes that they are told apart by.
+pub(super) fn key<const N: usize>(values: [&str; N]) -> Key {
     let mut key = Key::new();
     for value in values {
         let value = value.as_bytes();
@@ -274,34 +278,36 @@ fn key<const N: usize>(values: [&str; N]) -> Key {
 
 /// The values of a key.
 pub(super) fn values(key: &[u8]) -> impl Iterator<Item = std::borrow::Cow<'_, str>> {
-    key.strip_suffix(&[SEPARATOR])
-        .into_iter()
-        .flat_map(|key| key.split(|b| *b == SEPARATOR))
-        .map(String::from_utf8_lossy)
+    parts(key).map(String::from_utf8_lossy)
+}
+
+/// The values of a key, as bytes.
+pub(super) fn parts(key: &[u8]) -> impl Iterator<Item = &[u8]> {
+    key.strip_suffix(&[SEPARATOR]).into_iter().flat_map(|key| key.split(|b| *b == SEPARATOR))
 }
 
 impl RequestLabels<'_> {
     pub(super) const NAMES: [&'static str; 6] = ["direction", "tls", "peer", "service", "route", "backend"];
 
-    pub(super) fn key(&self) -> Key {
-        key([self.direction.as_str(), self.tls.as_str(), self.peer, self.service, self.route, self.backend])
+    pub(super) fn values(&self) -> [&str; 6] {
+        [self.direction.as_str(), self.tls.as_str(), self.peer, self.service, self.route, self.backend]
     }
 }
 
 impl ConnectionLabels<'_> {
     pub(super) const NAMES: [&'static str; 4] = ["direction", "tls", "peer", "service"];
 
-    pub(super) fn key(&self) -> Key {
-        key([self.direction.as_str(), self.tls.as_str(), self.peer, self.service])
+    pub(super) fn values(&self) -> [&str; 4] {
+        [self.direction.as_str(), self.tls.as_str(), self.peer, self.service]
     }
 }
 
 impl VerdictLabels<'_> {
     pub(super) const NAMES: [&'static str; 3] = ["verdict", "rule", "reason"];
 
-    pub(super) fn key(&self) -> Key {
+    pub(super) fn values(&self) -> [&str; 3] {
         let verdict = if self.allowed { "allow" } else { "deny" };
-        key([verdict, self.rule, self.reason.map_or("", Reason::code)])
+        [verdict, self.rule, self.reason.map_or("", Reason::code)]
     }
 }
 
@@ -313,11 +319,20 @@ mod tests {
     fn outcomes_survive_packing() {
         for reason in Reason::ALL.iter().copied().map(Some).chain([None]) {
             for grpc_status in [None, Some(0), Some(16)] {
-                let outcome = Outcome { method: Method::Other, status: 599, grpc_status, reason };
-                assert_eq!(Outcome::unpack(outcome.pack()), outcome);
+                for by_peer in [false, true] {
+                    let outcome =
+                        Outcome { method: Method::Other, status: 599, grpc_status, reason, by_peer };
+                    assert_eq!(Outcome::unpack(outcome.pack()), outcome);
+                }
             }
         }
-        let strange = Outcome { method: Method::Get, status: 0, grpc_status: Some(u32::MAX), reason: None };
+        let strange = Outcome {
+            method: Method::Get,
+            status: 0,
+            grpc_status: Some(u32::MAX),
+            reason: None,
+            by_peer: false,
+        };
         assert_eq!(Outcome::unpack(strange.pack()).grpc_status, Some(17));
     }
 
@@ -336,7 +351,7 @@ mod tests {
             peer: "a\u{1f}b",
             service: "s",
         };
-        let key = labels.key();
+        let key = key(labels.values());
         assert_eq!(values(&key).collect::<Vec<_>>(), ["inbound", "mtls", "a_b", "s"]);
     }
 }

@@ -68,14 +68,14 @@ fn requests(scrape: &mut Scrape, metrics: &Metrics, workers: &[&WorkerCells]) ->
     let mut counts: BTreeMap<(Box<[u8]>, u64), u64> = BTreeMap::new();
     let mut durations: BTreeMap<(Box<[u8]>, u64), Sum> = BTreeMap::new();
     for worker in workers {
-        for cells in worker.requests.lock().values() {
+        worker.requests.each(|key, cells| {
             for (outcome, count) in cells.counts() {
-                *counts.entry((cells.key().into(), outcome)).or_default() += count;
+                *counts.entry((key.into(), outcome)).or_default() += count;
             }
             for (outcome, histogram) in cells.durations() {
-                durations.entry((cells.key().into(), outcome)).or_default().add(&histogram);
+                durations.entry((key.into(), outcome)).or_default().add(&histogram);
             }
-        }
+        });
     }
     for ((key, outcome), count) in &counts {
         let texts = OutcomeTexts::new(*outcome);
@@ -120,9 +120,7 @@ fn requests(scrape: &mut Scrape, metrics: &Metrics, workers: &[&WorkerCells]) ->
 fn connections(scrape: &mut Scrape, workers: &[&WorkerCells]) -> bool {
     let mut sums: BTreeMap<Box<[u8]>, [u64; 4]> = BTreeMap::new();
     for worker in workers {
-        for (key, cells) in worker.connections.lock().iter() {
-            add(sums.entry(key.clone()).or_default(), cells.read());
-        }
+        worker.connections.each(|key, cells| add(sums.entry(key.into()).or_default(), cells.read()));
     }
     for (key, sum) in &sums {
         let values: Vec<_> = values(key).collect();
@@ -144,9 +142,7 @@ fn connections(scrape: &mut Scrape, workers: &[&WorkerCells]) -> bool {
 fn verdicts(scrape: &mut Scrape, workers: &[&WorkerCells]) -> bool {
     let mut sums: BTreeMap<Box<[u8]>, u64> = BTreeMap::new();
     for worker in workers {
-        for (key, counter) in worker.verdicts.lock().iter() {
-            *sums.entry(key.clone()).or_default() += counter.get();
-        }
+        worker.verdicts.each(|key, counter| *sums.entry(key.into()).or_default() += counter.get());
     }
     for (key, count) in &sums {
         let values: Vec<_> = values(key).collect();
@@ -171,13 +167,13 @@ fn pools(scrape: &mut Scrape, workers: &[&WorkerCells]) -> bool {
         closed.iter_mut().zip(PoolClose::ALL).for_each(|(sum, cause)| *sum += cells.closed(*cause));
     };
     for worker in workers {
-        for (service, cells) in worker.pools.lock().iter() {
-            add(sums.entry(service.clone()).or_default(), cells);
-        }
+        worker.pools.each(|key, cells| add(sums.entry(key.into()).or_default(), cells));
         add(&mut overflow, &worker.overflow_pools);
     }
-    for (service, pooled) in &sums {
-        scrape.pool(&[("service", &String::from_utf8_lossy(service))], *pooled);
+    for (key, pooled) in &sums {
+        let values: Vec<_> = values(key).collect();
+        let labels: Vec<_> = names_and(&["service"], &values).collect();
+        scrape.pool(&labels, *pooled);
     }
     // An overflow that is empty again stays, as every series does.
     let overflowed = workers.iter().any(|worker| worker.overflow_pools.is_used());
@@ -272,6 +268,7 @@ struct OutcomeTexts {
     status: String,
     grpc_status: String,
     reason: &'static str,
+    reason_by: &'static str,
 }
 
 // === impl OutcomeTexts ===
@@ -288,11 +285,20 @@ impl OutcomeTexts {
                 Some(_) => "_OTHER".to_owned(),
             },
             reason: outcome.reason.map_or("", Reason::code),
+            reason_by: match outcome.reason {
+                None => "",
+                Some(_) if outcome.by_peer => "peer",
+                Some(_) => "self",
+            },
         }
     }
 
     fn all(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        self.of_duration().chain([("grpc_status", self.grpc_status.as_str()), ("reason", self.reason)])
+        self.of_duration().chain([
+            ("grpc_status", self.grpc_status.as_str()),
+            ("reason", self.reason),
+            ("reason_by", self.reason_by),
+        ])
     }
 
     fn of_duration(&self) -> impl Iterator<Item = (&'static str, &str)> {

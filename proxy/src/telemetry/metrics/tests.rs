@@ -23,7 +23,7 @@ fn labels<'a>(service: &'a str) -> RequestLabels<'a> {
 }
 
 fn ok() -> Outcome {
-    Outcome { method: Method::Get, status: 200, grpc_status: None, reason: None }
+    Outcome { method: Method::Get, status: 200, grpc_status: None, reason: None, by_peer: false }
 }
 
 /// The value of the one line that begins with `name` and holds every one of `parts`.
@@ -58,7 +58,8 @@ fn workers_are_added_up() {
     let text = metrics.render();
     let service = r#"service="default/payments:80""#;
     assert_eq!(value(&text, "tulle_requests_total", &[service, r#"status="200""#]), 6.0);
-    assert_eq!(value(&text, "tulle_requests_total", &[service, r#"reason="connect_failed""#]), 3.0);
+    let failed = [service, r#"reason="connect_failed",reason_by="self""#];
+    assert_eq!(value(&text, "tulle_requests_total", &failed), 3.0);
     let duration = "http_client_request_duration_seconds";
     let of_ok = [service, r#"status="200""#];
     assert_eq!(value(&text, &format!("{duration}_count"), &of_ok), 6.0);
@@ -87,7 +88,7 @@ fn the_labels_are_those_of_the_table_in_its_order() {
     let text = metrics.render();
     let expected = format!(
         "tulle_requests_total{{direction=\"inbound\",tls=\"mtls\",peer=\"{MESH}\",service=\"default/orders:8080\",\
-         method=\"POST\",status=\"200\",grpc_status=\"14\",reason=\"policy_denied\"}} 1\n"
+         method=\"POST\",status=\"200\",grpc_status=\"14\",reason=\"policy_denied\",reason_by=\"self\"}} 1\n"
     );
     assert!(text.contains(&expected), "{text}");
     let expected = format!(

@@ -1,11 +1,7 @@
 //! What one worker thread counts.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
-
-use foldhash::fast::RandomState;
-use parking_lot::Mutex;
 
 use super::budget::{Budget, Group};
 use super::cells::{ByDirection, ConnectionCells, Counter, Histogram, OverflowRequests, RequestCells};
@@ -14,25 +10,23 @@ use super::labels::{
     VerdictLabels,
 };
 use super::pools::PoolCells;
+use super::table::Table;
 use crate::telemetry::Reason;
 
-/// The cells of one worker thread. Cheap to clone. All that counts may be called on that thread only; what looks up
-/// (`requests`, `connections`, `verdicts`) is for once per connection or route, not for every request.
+/// The cells of one worker thread. Cheap to clone. All that counts may be called on that thread only. What looks up
+/// (`requests`, `connections`, `verdicts`, `pool`) allocates nothing where the labels have been there before.
 #[derive(Clone, Debug)]
 pub struct WorkerMetrics(Arc<WorkerCells>);
-
-type Map<T> = Mutex<HashMap<Box<[u8]>, Arc<T>, RandomState>>;
 
 /// On cache lines that no other worker writes.
 #[derive(Debug)]
 #[repr(align(128))]
 pub(super) struct WorkerCells {
     budget: Arc<Budget>,
-    // Locked by their own thread when looking up, and for a moment by a scrape.
-    pub(super) requests: Map<RequestCells>,
-    pub(super) connections: Map<ConnectionCells>,
-    pub(super) verdicts: Map<Counter>,
-    pub(super) pools: Map<PoolCells>,
+    pub(super) requests: Table<RequestCells>,
+    pub(super) connections: Table<ConnectionCells>,
+    pub(super) verdicts: Table<Counter>,
+    pub(super) pools: Table<PoolCells>,
 
     pub(super) overflow_requests: ByDirection<Arc<RequestCells>>,
     pub(super) overflow: ByDirection<Arc<OverflowRequests>>,
@@ -71,10 +65,10 @@ impl WorkerMetrics {
         let histogram = || Histogram::new(bounds);
         Self(Arc::new(WorkerCells {
             budget: budget.clone(),
-            requests: Map::default(),
-            connections: Map::default(),
-            verdicts: Map::default(),
-            pools: Map::default(),
+            requests: Table::default(),
+            connections: Table::default(),
+            verdicts: Table::default(),
+            pools: Table::default(),
             overflow_requests: ByDirection::new(|side| {
                 Arc::new(RequestCells::new_overflow(overflow.get(side).clone()))
             }),
@@ -106,57 +100,36 @@ impl WorkerMetrics {
 
     /// Where requests of these labels are counted: those of the overflow, if there is no room for more.
     pub fn requests(&self, labels: &RequestLabels<'_>) -> Arc<RequestCells> {
-        let key = labels.key();
-        let mut requests = self.0.requests.lock();
-        if let Some(cells) = requests.get(&*key) {
-            return cells.clone();
-        }
-        // A label set costs nothing until it has an outcome; a bound keeps those without any from piling up.
-        if requests.len() >= self.0.budget.most_label_sets() {
-            return self.0.overflow_requests.get(labels.direction).clone();
-        }
-        let overflow = self.0.overflow.get(labels.direction).clone();
-        let cells = Arc::new(RequestCells::new(Box::from(&*key), overflow, self.0.budget.clone()));
-        requests.insert(Box::from(&*key), cells.clone());
-        cells
+        let cells = self.0.requests.get(labels.values(), |key, count| {
+            // A label set costs nothing until it has an outcome; a bound keeps those without any from piling up.
+            (count < self.0.budget.most_label_sets()).then(|| {
+                let overflow = self.0.overflow.get(labels.direction).clone();
+                Arc::new(RequestCells::new(key.into(), overflow, self.0.budget.clone()))
+            })
+        });
+        cells.unwrap_or_else(|| self.0.overflow_requests.get(labels.direction).clone())
     }
 
     /// Where connections of these labels are counted.
     pub fn connections(&self, labels: &ConnectionLabels<'_>) -> Arc<ConnectionCells> {
-        let key = labels.key();
-        let mut connections = self.0.connections.lock();
-        if let Some(cells) = connections.get(&*key) {
-            return cells.clone();
-        }
-        if !self.0.budget.admit(Group::Connections, &key, 0) {
-            return self.0.overflow_connections.get(labels.direction).clone();
-        }
-        connections.entry(Box::from(&*key)).or_default().clone()
+        let cells = self.0.connections.get(labels.values(), self.admit(Group::Connections));
+        cells.unwrap_or_else(|| self.0.overflow_connections.get(labels.direction).clone())
     }
 
     /// Where verdicts of these labels are counted.
     pub fn verdicts(&self, labels: &VerdictLabels<'_>) -> Arc<Counter> {
-        let key = labels.key();
-        let mut verdicts = self.0.verdicts.lock();
-        if let Some(counter) = verdicts.get(&*key) {
-            return counter.clone();
-        }
-        if !self.0.budget.admit(Group::Verdicts, &key, 0) {
-            return self.0.overflow_verdicts.clone();
-        }
-        verdicts.entry(Box::from(&*key)).or_default().clone()
+        let cells = self.0.verdicts.get(labels.values(), self.admit(Group::Verdicts));
+        cells.unwrap_or_else(|| self.0.overflow_verdicts.clone())
     }
 
     /// Where connections of pools are counted; `service` as [`RequestLabels::service`].
     pub fn pool(&self, service: &str) -> Arc<PoolCells> {
-        let mut pools = self.0.pools.lock();
-        if let Some(cells) = pools.get(service.as_bytes()) {
-            return cells.clone();
-        }
-        if !self.0.budget.admit(Group::Pools, service.as_bytes(), 0) {
-            return self.0.overflow_pools.clone();
-        }
-        pools.entry(Box::from(service.as_bytes())).or_default().clone()
+        let cells = self.0.pools.get([service], self.admit(Group::Pools));
+        cells.unwrap_or_else(|| self.0.overflow_pools.clone())
+    }
+
+    fn admit<T: Default>(&self, group: Group) -> impl FnOnce(&[u8], usize) -> Option<Arc<T>> {
+        move |key, _| self.0.budget.admit(group, key, 0).then(Arc::default)
     }
 
     /// A request has begun; it is active until [`WorkerMetrics::request_ended`].
