@@ -128,31 +128,39 @@ impl Applier {
 
     /// Forgets what has not been used for long; returns what to unsubscribe from.
     pub fn forget(&mut self) -> Vec<ResourceName> {
-        let now = self.store.now();
+        self.forget_at(self.store.now())
+    }
+
+    fn forget_at(&mut self, now: u64) -> Vec<ResourceName> {
         let old = |since: u64, limit: u64| now.saturating_sub(since) > limit;
         let unanswered = self.asked.extract_if(|_, since| old(*since, UNANSWERED));
         let mut forgotten: Vec<ResourceName> = unanswered.map(|(ip, _)| address(ip)).collect();
         let snapshot = self.store.load();
-        let unused: Vec<ObjectName> = snapshot
-            .services
-            .values()
-            .filter(|service| {
-                // A connection that is open holds on to its service.
-                let held = Arc::strong_count(service) > 1;
-                !held && old(service.last_used(), UNUSED)
-            })
-            .map(|service| service.name.clone())
-            .collect();
+        // A connection that is open holds on to its service.
+        let unused = snapshot.services.values().filter(|service| Arc::strong_count(service) == 1);
+        let unused = unused.filter(|service| old(service.last_used(), UNUSED)).cloned();
+        let unused: Vec<Arc<ServiceState>> = unused.collect();
         let idle = snapshot.addresses.iter().filter(|(_, known)| old(known.last_used(), UNUSED));
         let idle: Vec<IpAddr> = idle.map(|(ip, _)| *ip).collect();
         drop(snapshot);
-        if !unused.is_empty() || !idle.is_empty() {
+        if unused.is_empty() && idle.is_empty() {
+            return forgotten;
+        }
+        self.store.update(|snapshot| {
+            unused.iter().for_each(|service| drop(snapshot.services.remove(&service.name)));
+            idle.iter().for_each(|ip| drop(snapshot.addresses.remove(ip)));
+        });
+        // Who has just taken one up, or still may out of the last snapshot, would have it for as long as its connection lasts,
+        // and hear of no change.
+        let (taken, unused): (Vec<_>, Vec<_>) =
+            unused.into_iter().partition(|service| Arc::strong_count(service) > 1);
+        if !taken.is_empty() {
             self.store.update(|snapshot| {
-                unused.iter().for_each(|name| drop(snapshot.services.remove(name)));
-                idle.iter().for_each(|ip| drop(snapshot.addresses.remove(ip)));
+                let taken = taken.into_iter().map(|service| (service.name.clone(), service));
+                snapshot.services.extend(taken);
             });
         }
-        forgotten.extend(unused.iter().flat_map(|name| self.service_resources(name)));
+        forgotten.extend(unused.iter().flat_map(|service| self.service_resources(&service.name)));
         forgotten.extend(idle.into_iter().map(address));
         forgotten
     }

@@ -144,3 +144,21 @@ fn addresses_that_nobody_answers_about_do_not_pile_up() {
     bench.told::<v1::Address>(&[], &[ip(1).to_string()]);
     assert_eq!(bench.want(&Want::Address(ip(20_000))), 1, "an answer makes room");
 }
+
+#[test]
+fn a_service_that_is_taken_up_while_it_is_forgotten_is_kept_up_to_date() {
+    let mut bench = Bench::new(&[]);
+    let orders = ObjectName::new("shop", "orders");
+    bench.want(&Want::Service(orders.clone()));
+    let later = UNUSED + 10;
+    // A worker that looks it up has the snapshot, and nothing out of it yet.
+    let reader = bench.store.load();
+    assert!(bench.applier.forget_at(later).is_empty());
+    let taken = Arc::clone(&reader.services[&orders]);
+    drop(reader);
+    assert!(Arc::ptr_eq(&taken, &bench.store.load().services[&orders]));
+    assert!(bench.applier.forget_at(later).is_empty(), "a connection holds on to it");
+    drop(taken);
+    assert_eq!(bench.applier.forget_at(later).len(), 3);
+    assert!(bench.store.load().services.is_empty());
+}
