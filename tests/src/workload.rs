@@ -78,6 +78,13 @@ impl<'a> WorkloadBuilder<'a> {
         self
     }
 
+    /// Changes what is started: the program and what it has been given so far.
+    #[must_use]
+    pub fn program(mut self, change: impl FnOnce(Program) -> Program) -> Self {
+        self.program = change(self.program);
+        self
+    }
+
     /// Starts the proxy, and waits until it is ready.
     pub async fn start(self) -> Workload {
         let mut workload = self.start_unready().await;

@@ -1,0 +1,49 @@
+//! Tulle as shipped, by its own control plane and explicit ports.
+
+use tulle_tests::{Mode, World};
+
+use crate::bare::Speaks;
+use crate::pair::{Pair, Proxies, Purpose, Site, leashed};
+
+pub(super) async fn start(purpose: Purpose, site: &Site) -> Pair {
+    let world = World::start_with(Mode::Strict, leashed).await;
+    let declared = match purpose.speaks {
+        Speaks::Http1 => "http",
+        Speaks::Http2 => "kubernetes.io/h2c",
+        Speaks::Tcp => "tcp",
+    };
+    world.service("orders", declared);
+    for (at, rules) in (0..purpose.routes).collect::<Vec<_>>().chunks(10).enumerate() {
+        world.yaml(&format!("route-{at}.yaml"), &route(at, rules));
+    }
+    let inbound = world.workload("orders").serves("orders", site.backend(purpose.speaks));
+    let inbound = inbound.setting("--workers", "1").program(leashed).start().await;
+    let outbound = world.workload("web").calls("orders").setting("--workers", "1").program(leashed);
+    let mut outbound = outbound.start().await;
+    let mut inbound = inbound;
+    let proxies = Proxies { outbound: outbound.process().pid(), inbound: inbound.process().pid() };
+    let (front, folder) = (outbound.outbound("orders"), world.folder().clone());
+    let mut pair = Pair::new(front, Some(proxies), (outbound, inbound, world));
+    pair.folder = Some(folder);
+    pair
+}
+
+/// A route of rules that the benchmark's requests do not match; the first also has the rule that they do.
+fn route(at: usize, rules: &[usize]) -> String {
+    use std::fmt::Write as _;
+    let mut text = format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata:\n  name: route-{at}\n  \
+         namespace: default\nspec:\n  parentRefs:\n    - group: \"\"\n      kind: Service\n      name: orders\n      \
+         port: 8080\n  rules:\n"
+    );
+    let own =
+        rules.iter().map(|number| format!("/route-{number}")).chain((at == 0).then(|| "/api".to_owned()));
+    for path in own {
+        let _ = write!(
+            text,
+            "    - matches:\n        - path:\n            type: PathPrefix\n            value: {path}\n      \
+             backendRefs:\n        - name: orders\n          port: 8080\n"
+        );
+    }
+    text
+}
