@@ -40,7 +40,7 @@ impl Grants {
     pub(super) fn open(dir: &Path) -> Result<Self, CaError> {
         let kept = match store::grants(dir)? {
             None => Kept::new(),
-            Some(text) => serde_json::from_str(&text).unwrap_or_else(|error| {
+            Some(text) => serde_json::from_slice(&text).unwrap_or_else(|error| {
                 tracing::error!(path = %dir.join(store::GRANTS).display(), %error, "the file is damaged; workloads must join again with their tokens before they can register");
                 Kept::new()
             }),

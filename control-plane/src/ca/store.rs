@@ -79,9 +79,14 @@ pub(super) fn stored_tokens(dir: &Path) -> Result<StoredTokens, CaError> {
     Ok(StoredTokens { tokens, pin, trust_domain })
 }
 
-/// The text of the grants, if any were made.
-pub(super) fn grants(dir: &Path) -> Result<Option<String>, CaError> {
-    read(&dir.join(GRANTS))
+/// The grants as they were written, if any were made.
+pub(super) fn grants(dir: &Path) -> Result<Option<Vec<u8>>, CaError> {
+    let path = dir.join(GRANTS);
+    match fs::read(&path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(io(&path)(e)),
+    }
 }
 
 pub(super) fn write_grants(dir: &Path, text: &str) -> Result<(), CaError> {

@@ -101,8 +101,10 @@ fn what_a_token_grants_adds_up_per_identity_and_survives_renewal_and_restart() {
     let mode = fs::metadata(dir.path().join("grants.json")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
 
-    fs::write(dir.path().join("grants.json"), "{").unwrap();
-    assert!(open(dir.path()).may_register(&id("web"), "web").is_err(), "damaged: nobody may");
+    for damaged in [b"{".as_slice(), b"\xe3\x11", b""] {
+        fs::write(dir.path().join("grants.json"), damaged).unwrap();
+        assert!(open(dir.path()).may_register(&id("web"), "web").is_err(), "damaged: nobody may");
+    }
 }
 
 #[test]
