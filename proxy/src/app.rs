@@ -110,6 +110,7 @@ fn settings(config: &Config) -> Settings {
             ..http2::Limits::default()
         },
         opaque_ports: config.opaque_ports.clone(),
+        mark: config.intercept.proxy_mark,
     }
 }
 
@@ -178,7 +179,8 @@ fn start_control(
     };
     let channel = {
         let identity = Arc::clone(identity);
-        channel::lazy(address, move || {
+        let way = channel::Way { address: address.clone(), mark: config.intercept.proxy_mark };
+        channel::lazy(&way, move || {
             let creds = identity.current()?;
             Some(creds.client(&tulle_certs::control_plane_id(&creds.id().trust_domain()), Alpn::Grpc))
         })?

@@ -3,14 +3,28 @@
 //! A leaf: it knows nothing of the rooms above it. What was cut must never look to a peer as if it had ended.
 
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
+
+/// Connects. `mark`, where the proxy has one, keeps the kernel's rules from leading the connection back to it.
+///
+/// # Errors
+/// As `connect(2)`; also without CAP_NET_ADMIN, where there is a mark.
+pub async fn connect(address: SocketAddr, mark: Option<u32>) -> io::Result<TcpStream> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    if let Some(mark) = mark {
+        SockRef::from(&socket).set_mark(mark)?;
+    }
+    socket.connect(address).await
+}
 
 /// A stream that yields `head` before it yields what its inner stream has.
 ///
@@ -208,7 +222,7 @@ impl Io {
 /// Has the kernel answer the drop of `socket` with a reset.
 pub fn reset_on_drop(socket: &TcpStream) {
     // A socket that is already gone cannot be reset either.
-    drop(socket2::SockRef::from(socket).set_linger(Some(std::time::Duration::ZERO)));
+    drop(SockRef::from(socket).set_linger(Some(std::time::Duration::ZERO)));
 }
 
 impl AsyncRead for Io {

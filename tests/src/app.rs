@@ -1,7 +1,7 @@
 //! Applications of the tests' own.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -40,7 +40,17 @@ impl App {
         F: Fn(TcpStream) -> R + Send + Sync + 'static,
         R: Future<Output = ()> + Send + 'static,
     {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        Self::tcp_on(StdListener::bind("127.0.0.1:0").expect("a free port"), serve)
+    }
+
+    /// As [`App::tcp`], on a listener of the test's own: in another network namespace, say.
+    pub fn tcp_on<F, R>(listener: StdListener, serve: F) -> Self
+    where
+        F: Fn(TcpStream) -> R + Send + Sync + 'static,
+        R: Future<Output = ()> + Send + 'static,
+    {
+        listener.set_nonblocking(true).expect("a socket");
+        let listener = TcpListener::from_std(listener).expect("a runtime");
         let address = listener.local_addr().expect("a bound address");
         let task = tokio::spawn(async move {
             let mut connections = tokio::task::JoinSet::new();
@@ -79,8 +89,17 @@ impl App {
         F: Fn(Request<Incoming>) -> R + Send + Sync + 'static,
         R: Future<Output = Response<Body>> + Send + 'static,
     {
+        Self::http1_on(StdListener::bind("127.0.0.1:0").expect("a free port"), answer)
+    }
+
+    /// As [`App::http1`], on a listener of the test's own.
+    pub fn http1_on<F, R>(listener: StdListener, answer: F) -> Self
+    where
+        F: Fn(Request<Incoming>) -> R + Send + Sync + 'static,
+        R: Future<Output = Response<Body>> + Send + 'static,
+    {
         let answer = Arc::new(answer);
-        Self::tcp(move |stream| {
+        Self::tcp_on(listener, move |stream| {
             let answer = Arc::clone(&answer);
             async move {
                 let service = service_fn(move |request| {
@@ -93,7 +112,6 @@ impl App {
                 let _ = connection.with_upgrades().await;
             }
         })
-        .await
     }
 
     /// HTTP/2 with prior knowledge, by hyper.

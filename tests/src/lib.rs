@@ -19,6 +19,7 @@ pub mod memory;
 mod metrics;
 pub mod netns;
 pub mod peer;
+pub mod pod;
 mod process;
 mod wait;
 mod wire;

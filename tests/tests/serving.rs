@@ -116,7 +116,8 @@ impl Served {
     fn channel(&self, tls: Arc<rustls::ClientConfig>) -> Channel {
         let address = self.running().grpc_address();
         let address = HostPort { host: address.ip().to_string(), port: address.port() };
-        channel::lazy(&address, move || Some(Arc::clone(&tls))).unwrap()
+        let way = channel::Way { address, mark: None };
+        channel::lazy(&way, move || Some(Arc::clone(&tls))).unwrap()
     }
 
     /// The way of a caller without a certificate.

@@ -131,7 +131,8 @@ impl Acceptor {
     pub async fn next(&self, failed: impl Fn()) -> (TcpStream, SocketAddr) {
         loop {
             match self.listener.accept().await {
-                Ok(accepted) => return accepted,
+                // A dual-stack listener shows IPv4 clients as mapped addresses.
+                Ok((stream, client)) => return (stream, canonical(client)),
                 Err(error) if is_about_one_connection(&error) => {
                     tracing::debug!(%error, "a connection went away before it was accepted");
                 }
@@ -159,6 +160,11 @@ pub fn admit(
     tune(&stream);
     let destination = original.of(&stream, own, inbound)?;
     Ok(Accepted { stream, client, destination })
+}
+
+/// An IPv4 address as such, if it is mapped into IPv6.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 fn is_about_one_connection(error: &io::Error) -> bool {

@@ -74,8 +74,7 @@ fn kernel(stream: &TcpStream, own: SocketAddr, inbound: bool) -> Result<SocketAd
         Err(error) if error.kind() == io::ErrorKind::NotFound => local,
         Err(error) => return Err(Refused::NoOriginalDestination(error)),
     };
-    let original = SocketAddr::new(original.ip().to_canonical(), original.port());
-    let local = SocketAddr::new(local.ip().to_canonical(), local.port());
+    let (original, local) = (super::canonical(original), super::canonical(local));
     let own = original == local && original.port() == own.port();
     // Out of the pod these ports are others': a Prometheus scrapes them.
     if own || (inbound && RESERVED_PORTS.contains(&original.port())) {

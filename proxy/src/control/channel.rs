@@ -33,6 +33,14 @@ pub(super) fn reconnect_delay(failures: u32, jitter: f64) -> Duration {
     doubled.min(Duration::from_secs(5)).mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0)
 }
 
+/// Where the control plane is.
+#[derive(Debug, Clone)]
+pub struct Way {
+    pub address: HostPort,
+    /// The mark of our connections.
+    pub mark: Option<u32>,
+}
+
 /// Why the control plane could not be reached.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
@@ -60,14 +68,15 @@ impl DialError {
     }
 }
 
-/// A channel that dials `address` when it is first used and whenever it has lost its connection; `tls` says with
+/// A channel that goes `way` when it is first used and whenever it has lost its connection; `tls` says with
 /// which configuration.
 ///
 /// The names of both ends are in the configuration's verifier; nothing is told from the URI.
-pub fn lazy<F>(address: &HostPort, tls: F) -> Result<Channel, tonic::transport::Error>
+pub fn lazy<F>(way: &Way, tls: F) -> Result<Channel, tonic::transport::Error>
 where
     F: Fn() -> Option<Arc<ClientConfig>> + Clone + Send + Sync + 'static,
 {
+    let Way { address, .. } = way;
     let host = if address.host.contains(':') { format!("[{}]", address.host) } else { address.host.clone() };
     // The scheme is http because the connector does TLS itself.
     let endpoint = Endpoint::from_shared(format!("http://{host}:{}", address.port))?
@@ -75,22 +84,23 @@ where
         .http2_keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .keep_alive_while_idle(true);
-    let address = address.clone();
+    let way = way.clone();
     Ok(endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
-        let (address, tls) = (address.clone(), tls.clone());
+        let (way, tls) = (way.clone(), tls.clone());
         async move {
             let config = tls().ok_or(DialError::NoIdentity)?;
-            dial(&address, config).await.map(TokioIo::new)
+            dial(&way, config).await.map(TokioIo::new)
         }
     })))
 }
 
 /// Dials every address of the name in turn, then does TLS.
-async fn dial(address: &HostPort, config: Arc<ClientConfig>) -> Result<TlsStream<TcpStream>, DialError> {
+async fn dial(way: &Way, config: Arc<ClientConfig>) -> Result<TlsStream<TcpStream>, DialError> {
+    let Way { address, mark } = way;
     let name = format!("{}:{}", address.host, address.port);
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for ip in resolve(&address.host).await? {
-        match TcpStream::connect(SocketAddr::new(ip, address.port)).await {
+        match crate::io::connect(SocketAddr::new(ip, address.port), *mark).await {
             Ok(stream) => {
                 // Small messages both ways: waiting to fill a segment only delays them.
                 stream.set_nodelay(true).map_err(|e| DialError::Connect(name.clone(), e))?;

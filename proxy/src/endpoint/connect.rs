@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
-use tokio::net::{TcpSocket, TcpStream};
 use tulle_certs::{Alpn, Creds, Refusal};
 
 use super::Endpoint;
@@ -26,6 +25,8 @@ pub struct Dial {
     /// Ours, as they are at each dial; without them no mesh endpoint is dialled.
     pub creds: Arc<ArcSwapOption<Creds>>,
     pub timeout: Duration,
+    /// The mark of our connections.
+    pub mark: Option<u32>,
     pub http1: h1::Limits,
     pub http2: http2::Limits,
     /// Of the worker that dials.
@@ -118,7 +119,10 @@ impl Dial {
 
     async fn dial(&self, endpoint: &Endpoint, alpn: Alpn) -> Result<Io, ConnectError> {
         let address = endpoint.address;
-        let stream = connect(address).await.map_err(|source| ConnectError::Tcp { address, source })?;
+        let stream = crate::io::connect(address, self.mark)
+            .await
+            .map_err(|source| ConnectError::Tcp { address, source })?;
+        accept::tune(&stream);
         match &endpoint.peer {
             Peer::Plaintext => Ok(Io::tcp(stream)),
             Peer::Mesh(id) => {
@@ -148,37 +152,5 @@ async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T
         biased;
         output = future => Some(output),
         () = over => None,
-    }
-}
-
-async fn connect(address: std::net::SocketAddr) -> io::Result<TcpStream> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    let stream = socket.connect(address).await?;
-    accept::tune(&stream);
-    Ok(stream)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn r02_a_dial_does_not_time_out_while_its_own_worker_is_busy() {
-        let limit = Duration::from_millis(100);
-        let dial = async {
-            for _ in 0..5 {
-                // Another connection's turn on this thread.
-                std::thread::sleep(limit / 2);
-                tokio::task::yield_now().await;
-            }
-        };
-        assert_eq!(within(limit, dial).await, Some(()));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_dial_that_nothing_comes_of_takes_as_long_as_the_limit() {
-        let started = tokio::time::Instant::now();
-        assert_eq!(within(Duration::from_secs(1), std::future::pending::<()>()).await, None);
-        assert!(started.elapsed() < Duration::from_millis(1_020), "{:?}", started.elapsed());
     }
 }

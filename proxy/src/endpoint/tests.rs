@@ -25,6 +25,7 @@ fn dial_counted(metrics: &Metrics) -> Dial {
     Dial {
         creds: Arc::default(),
         timeout: Duration::from_secs(10),
+        mark: None,
         http1: h1::Limits::default(),
         http2: http2::Limits::default(),
         metrics: metrics.worker(0),

@@ -30,6 +30,8 @@ pub struct Settings {
     pub http2: http2::Limits,
     /// Ports whose bytes are never looked at unless they are declared to speak something.
     pub opaque_ports: crate::config::PortSet,
+    /// The mark of the proxy's own connections.
+    pub mark: Option<u32>,
 }
 
 /// Shared by all threads.

@@ -19,7 +19,7 @@ use tulle_certs::token::{TokenError, TokenFile};
 use tulle_certs::{Alpn, Creds, PrivateKey, SpiffeId, TrustBundle, TrustDomain, bootstrap, control_plane_id};
 
 use super::files;
-use crate::config::{Config, HostPort};
+use crate::config::Config;
 use crate::control::channel::{self, DialError};
 
 /// How long one request for a certificate may take, dialling included.
@@ -98,7 +98,7 @@ pub enum Source {
     /// The control plane's certificate service.
     ControlPlane {
         /// Where it listens.
-        address: HostPort,
+        way: channel::Way,
         /// The join token; read anew whenever it is needed.
         token_file: PathBuf,
         /// Roots to trust, in place of the token file's pin.
@@ -166,10 +166,13 @@ impl Source {
             (Some(_), None, _) => Err("IDENTITY_CERT_FILE needs IDENTITY_KEY_FILE"),
             (None, Some(_), _) => Err("IDENTITY_KEY_FILE needs IDENTITY_CERT_FILE"),
             (None, None, Some(token_file)) => Ok(Some(Self::ControlPlane {
-                address: config
-                    .control_plane_address
-                    .clone()
-                    .ok_or("IDENTITY_TOKEN_FILE needs CONTROL_PLANE_ADDRESS")?,
+                way: channel::Way {
+                    address: config
+                        .control_plane_address
+                        .clone()
+                        .ok_or("IDENTITY_TOKEN_FILE needs CONTROL_PLANE_ADDRESS")?,
+                    mark: config.intercept.proxy_mark,
+                },
                 token_file: token_file.clone(),
                 bundle_file,
             })),
@@ -193,9 +196,9 @@ impl Source {
     ) -> Result<Option<Obtained>, IdentityError> {
         match self {
             Self::Files { cert, key, bundle } => files::load(cert, key, bundle, current.map(Arc::as_ref)),
-            Self::ControlPlane { address, token_file, bundle_file } => {
+            Self::ControlPlane { way, token_file, bundle_file } => {
                 if let Some(creds) = current.filter(|creds| !creds.is_expired(now)) {
-                    match renew(address, creds).await {
+                    match renew(way, creds).await {
                         // The certificate is not taken, or leads to another control plane than before: the token
                         // file may be newer.
                         Err(error) if error.is_about_identity() => {
@@ -204,22 +207,22 @@ impl Source {
                         result => return result.map(Some),
                     }
                 }
-                join(address, token_file, bundle_file.as_deref()).await.map(Some)
+                join(way, token_file, bundle_file.as_deref()).await.map(Some)
             }
         }
     }
 }
 
 /// By the certificate that is still valid.
-async fn renew(address: &HostPort, creds: &Arc<Creds>) -> Result<Obtained, IdentityError> {
+async fn renew(way: &channel::Way, creds: &Arc<Creds>) -> Result<Obtained, IdentityError> {
     let domain = creds.id().trust_domain();
     let config = creds.client(&control_plane_id(&domain), Alpn::Grpc);
-    request(address, config, None, creds.id(), &domain).await
+    request(way, config, None, creds.id(), &domain).await
 }
 
 /// By the join token.
 async fn join(
-    address: &HostPort,
+    way: &channel::Way,
     token_file: &std::path::Path,
     bundle_file: Option<&std::path::Path>,
 ) -> Result<Obtained, IdentityError> {
@@ -231,7 +234,7 @@ async fn join(
         Some(bundle) => bootstrap::with_bundle(Arc::new(bundle.clone()))?,
         None => bootstrap::pinned(file.pin, &domain)?,
     };
-    let mut obtained = request(address, config, Some(&file.token), &id, &domain).await?;
+    let mut obtained = request(way, config, Some(&file.token), &id, &domain).await?;
     if let Some(bundle) = given {
         obtained.bundle = bundle;
     }
@@ -240,7 +243,7 @@ async fn join(
 
 /// A new key, a request for it, and what was answered.
 async fn request(
-    address: &HostPort,
+    way: &channel::Way,
     config: Arc<ClientConfig>,
     token: Option<&str>,
     id: &SpiffeId,
@@ -258,7 +261,7 @@ async fn request(
         value.set_sensitive(true);
         request.metadata_mut().insert("authorization", value);
     }
-    let channel = channel::lazy(address, move || Some(config.clone())).map_err(IdentityError::Address)?;
+    let channel = channel::lazy(way, move || Some(config.clone())).map_err(IdentityError::Address)?;
     let mut client = IstioCertificateServiceClient::new(channel);
     let answer = tokio::time::timeout(REQUEST_TIMEOUT, client.create_certificate(request))
         .await

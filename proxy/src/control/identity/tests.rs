@@ -130,7 +130,8 @@ impl ControlPlane {
 
     fn source(&self, token_file: PathBuf) -> Source {
         let address = HostPort { host: "127.0.0.1".into(), port: self.address.port() };
-        Source::ControlPlane { address, token_file, bundle_file: None }
+        let way = crate::control::channel::Way { address, mark: None };
+        Source::ControlPlane { way, token_file, bundle_file: None }
     }
 }
 

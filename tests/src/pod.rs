@@ -1,0 +1,332 @@
+//! A mesh of pods: each a network namespace with an address of both families on one bridge, services with virtual IPs that
+//! nobody has (no kube-proxy: they are routed to the node, which knows no way), our rules installed by the real command,
+//! and real proxies behind them.
+//!
+//! A [`Cluster`] is made inside [`in_a_node`](crate::netns::in_a_node). The control plane runs on the node.
+
+use std::cell::Cell;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::process::ExitStatus;
+
+use serde_json::Value;
+
+use crate::netns::{Namespace, has_users, shell};
+use crate::process::{Folder, Process, Program};
+use crate::wait::eventually;
+use crate::workload::ready;
+use crate::world::{NAMESPACE, scrape};
+use crate::{Metrics, Mode, Wire, World, binary};
+
+/// The proxy's user, and its mark where there is only one user.
+const PROXY_UID: u32 = 1337;
+const MARK: &str = "0x1337";
+/// The user of everything else.
+const NOBODY: u32 = 65534;
+
+/// A node with a bridge, and the control plane on it.
+#[derive(Debug)]
+pub struct Cluster {
+    world: World,
+    pods: Cell<u8>,
+    services: Cell<u8>,
+}
+
+/// A network namespace on the bridge, with or without a proxy.
+#[derive(Debug)]
+pub struct Pod {
+    name: String,
+    namespace: Namespace,
+    number: u8,
+    folder: Folder,
+    proxy: Option<Process>,
+    runs: Cell<usize>,
+}
+
+/// A service's virtual IPs.
+#[derive(Clone, Copy, Debug)]
+pub struct VirtualIps {
+    pub v4: IpAddr,
+    pub v6: IpAddr,
+}
+
+/// How a program ended and what it wrote to standard output and standard error.
+#[derive(Debug)]
+pub struct Ran {
+    pub status: ExitStatus,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+// === impl Cluster ===
+
+impl Cluster {
+    /// In strict mode.
+    pub async fn strict() -> Self {
+        Self::start(Mode::Strict).await
+    }
+
+    /// Makes a bridge where the calling thread is, and starts the control plane there.
+    pub async fn start(mode: Mode) -> Self {
+        shell(
+            "ip link add pods type bridge; ip link set pods up
+             ip addr add 10.77.0.1/24 dev pods; ip addr add fd77::1/64 dev pods nodad",
+        );
+        let world = World::start_with(mode, |control_plane| {
+            control_plane.without("--grpc-address").flag("--grpc-address", "10.77.0.1:0")
+        })
+        .await;
+        let mode = if mode == Mode::Strict { "strict" } else { "permissive" };
+        world.yaml(
+            "mesh.yaml",
+            &format!(
+                "apiVersion: policy.tulle.dev/v1alpha1\nkind: Mesh\nmetadata:\n  name: mesh\nspec:\n  mtls: {mode}\n  \
+                 trustDomain: cluster.local\n  networks: [10.77.0.0/24, 10.96.0.0/16, 'fd77::/64', 'fd96::/64']\n"
+            ),
+        );
+        Self { world, pods: Cell::new(1), services: Cell::new(0) }
+    }
+
+    /// The control plane and its folder of YAML.
+    pub fn world(&self) -> &World {
+        &self.world
+    }
+
+    /// A pod without a proxy.
+    pub fn pod(&self, name: &str) -> Pod {
+        let number = self.pods.get() + 1;
+        self.pods.set(number);
+        let namespace = Namespace::new();
+        shell(&format!(
+            "ip link add pod{number} type veth peer name eth0 netns {}; ip link set pod{number} master pods up",
+            namespace.pid()
+        ));
+        namespace.shell(&format!(
+            "ip link set eth0 up; ip addr add 10.77.0.{number}/24 dev eth0; ip addr add fd77::{number:x}/64 dev eth0 nodad
+             ip route add default via 10.77.0.1; ip -6 route add default via fd77::1"
+        ));
+        let folder = self.world.folder().clone();
+        Pod { name: name.to_owned(), namespace, number, folder, proxy: None, runs: Cell::new(0) }
+    }
+
+    /// A pod with our rules and a proxy, which is ready.
+    pub async fn meshed(&self, name: &str) -> Pod {
+        let mut pod = self.pod(name);
+        pod.join(self, &[]).await;
+        pod
+    }
+
+    /// A Service whose port 8080 speaks `app_protocol` (nothing declared if empty), with virtual IPs, and the pods behind
+    /// it; those with a proxy are known to be in the mesh.
+    pub fn service(&self, name: &str, app_protocol: &str, pods: &[&Pod]) -> VirtualIps {
+        let pods: Vec<_> = pods.iter().map(|pod| (*pod, pod.name())).collect();
+        self.service_as(name, app_protocol, &pods)
+    }
+
+    /// As [`Cluster::service`], with the service account that is expected of each pod.
+    pub fn service_as(&self, name: &str, app_protocol: &str, pods: &[(&Pod, &str)]) -> VirtualIps {
+        let number = self.services.get() + 1;
+        self.services.set(number);
+        let v4 = Ipv4Addr::new(10, 96, 0, number);
+        let v6 = Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, number.into());
+        let declared =
+            if app_protocol.is_empty() { String::new() } else { format!(", appProtocol: {app_protocol}") };
+        let mut yaml = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {NAMESPACE}}}\nspec:\n  \
+             clusterIP: {v4}\n  clusterIPs: [{v4}, '{v6}']\n  ports: [{{name: main, port: 8080{declared}}}]\n"
+        );
+        for (pod, account) in pods {
+            let identity = if pod.proxy.is_some() {
+                format!("tulle.dev/identity: {NAMESPACE}/{account}")
+            } else {
+                String::new()
+            };
+            for (family, address) in [("IPv4", IpAddr::V4(pod.v4())), ("IPv6", IpAddr::V6(pod.v6()))] {
+                yaml.push_str(&format!(
+                    "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: {name}-{}-{}\n  \
+                     namespace: {NAMESPACE}\n  labels: {{kubernetes.io/service-name: {name}}}\n  annotations: {{{identity}}}\n\
+                     addressType: {family}\nports: [{{name: main, port: 8080, protocol: TCP}}]\nendpoints:\n  \
+                     - addresses: ['{address}']\n    conditions: {{ready: true}}\n    \
+                     targetRef: {{kind: Pod, name: {}, namespace: {NAMESPACE}}}\n",
+                    pod.name,
+                    family.to_ascii_lowercase(),
+                    pod.name
+                ));
+            }
+        }
+        self.world.yaml(&format!("service-{name}.yaml"), &yaml);
+        VirtualIps { v4: v4.into(), v6: v6.into() }
+    }
+}
+
+// === impl Pod ===
+
+impl Pod {
+    /// Installs our rules, sees by the real check that they hold, and starts a proxy with these flags beside.
+    pub async fn join(&mut self, cluster: &Cluster, flags: &[(&str, &str)]) {
+        let rules = if has_users() { vec![] } else { vec!["--proxy-mark", MARK] };
+        for verb in ["install", "check"] {
+            let arguments: Vec<&str> = ["intercept", verb].iter().chain(&rules).copied().collect();
+            // What an init container has is CAP_NET_ADMIN; the check has nothing.
+            let ran = if verb == "install" {
+                self.start(binary("tulle-proxy"), &arguments, None)
+            } else {
+                self.start(binary("tulle-proxy"), &arguments, Some(NOBODY))
+            };
+            let ran = ended(ran).await;
+            assert!(ran.status.success(), "{verb}: {ran:?}");
+        }
+        let token = cluster.world.token(&self.name, &[]);
+        let mut program = as_user(Some(PROXY_UID), &self.name, binary("tulle-proxy"))
+            .flag("--workload", format!("{NAMESPACE}/{}", self.name))
+            .flag("--control-plane-address", cluster.world.grpc().to_string())
+            .flag("--identity-token-file", token)
+            .flag("--workers", "2")
+            .flag("--log-format", "text");
+        if !has_users() {
+            program = program.flag("--intercept-proxy-mark", MARK);
+        }
+        for (flag, value) in flags {
+            program = program.flag(flag, *value);
+        }
+        let mut proxy = self.namespace.enter(|| Process::start(program, &self.folder));
+        ready(&mut proxy, SocketAddr::new(self.v4().into(), 15020)).await;
+        self.proxy = Some(proxy);
+    }
+
+    /// Its name, which is also its service account's.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its SPIFFE ID.
+    pub fn identity(&self) -> String {
+        format!("spiffe://cluster.local/ns/{NAMESPACE}/sa/{}", self.name)
+    }
+
+    pub fn v4(&self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 77, 0, self.number)
+    }
+
+    pub fn v6(&self) -> Ipv6Addr {
+        Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, self.number.into())
+    }
+
+    /// Its network namespace.
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// A listener in it; for [`App::http1_on`](crate::app::App::http1_on).
+    ///
+    /// # Panics
+    /// If the port is taken.
+    pub fn listen(&self, address: &str) -> TcpListener {
+        self.namespace
+            .enter(|| TcpListener::bind(address))
+            .unwrap_or_else(|error| panic!("{address}: {error}"))
+    }
+
+    /// A connection that a program in it makes.
+    ///
+    /// # Panics
+    /// If it is refused.
+    pub fn connect(&self, to: SocketAddr) -> Wire {
+        let stream = self.namespace.enter(|| TcpStream::connect_timeout(&to, crate::DEADLINE));
+        let stream = stream.unwrap_or_else(|error| panic!("{to}: {error}"));
+        stream.set_nonblocking(true).expect("a socket");
+        Wire::new(tokio::net::TcpStream::from_std(stream).expect("a runtime"))
+    }
+
+    /// Runs a program in it, to its end, as a user who is not the proxy's.
+    pub async fn run(&self, program: &str, arguments: &[&str]) -> Ran {
+        ended(self.start(program, arguments, Some(NOBODY))).await
+    }
+
+    /// What curl is answered by `http://<to>:8080/`, or why it is not.
+    pub async fn curl(&self, to: IpAddr) -> Result<String, String> {
+        self.curl_port(SocketAddr::new(to, 8080)).await
+    }
+
+    /// What curl is answered by `http://<to>/`, or why it is not.
+    pub async fn curl_port(&self, to: SocketAddr) -> Result<String, String> {
+        let url = format!("http://{to}/");
+        let ran = self.run("curl", &["-sS", "--fail-with-body", "--max-time", "10", &url]).await;
+        if ran.status.success() { Ok(ran.stdout) } else { Err(ran.stdout + &ran.stderr) }
+    }
+
+    /// Asks until curl is answered `what`.
+    pub async fn reaches(&self, to: IpAddr, what: &str) {
+        eventually(&format!("{} is answered by {to}", self.name), async || match self.curl(to).await {
+            Ok(said) if said == what => Ok(()),
+            Ok(said) | Err(said) => Err(said),
+        })
+        .await;
+    }
+
+    fn start(
+        &self,
+        program: impl Into<std::path::PathBuf>,
+        arguments: &[&str],
+        user: Option<u32>,
+    ) -> Process {
+        self.runs.set(self.runs.get() + 1);
+        let name = format!("{}-run-{}", self.name, self.runs.get());
+        let mut program = as_user(user, &name, program);
+        for argument in arguments {
+            program = program.arg(argument);
+        }
+        self.namespace.enter(|| Process::start(program, &self.folder))
+    }
+
+    /// The proxy's process.
+    ///
+    /// # Panics
+    /// If it has none.
+    pub fn proxy(&mut self) -> &mut Process {
+        self.proxy.as_mut().expect("a pod with a proxy")
+    }
+
+    /// What the proxy counts.
+    pub async fn metrics(&self) -> Metrics {
+        scrape(SocketAddr::new(self.v4().into(), 15020)).await
+    }
+
+    /// The proxy's access log so far.
+    ///
+    /// # Panics
+    /// If it has no proxy.
+    pub fn access_log(&self) -> Vec<Value> {
+        let log = self.proxy.as_ref().expect("a pod with a proxy").stderr();
+        log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// Waits for a record of the access log whose fields have these values.
+    pub async fn logs(&self, fields: &[(&str, Value)]) -> Value {
+        eventually(&format!("{} logs {fields:?}", self.name), async || {
+            let log = self.access_log();
+            let has = |record: &&Value| fields.iter().all(|(field, value)| record[*field] == *value);
+            log.iter().find(has).cloned().ok_or_else(|| format!("{log:#?}"))
+        })
+        .await
+    }
+}
+
+/// Runs a program as another user, where there are others; it may read and write what the test's own may.
+fn as_user(user: Option<u32>, name: &str, program: impl Into<std::path::PathBuf>) -> Program {
+    let program = program.into();
+    let Some(user) = user.filter(|_| has_users()) else { return Program::new(name, program) };
+    const FILES: &str = "+dac_override,+dac_read_search";
+    Program::new(name, "setpriv")
+        .arg(format!("--reuid={user}"))
+        .arg(format!("--regid={user}"))
+        .arg("--clear-groups")
+        .arg(format!("--inh-caps=-all,{FILES}"))
+        .arg(format!("--ambient-caps=-all,{FILES}"))
+        .arg(format!("--bounding-set=-all,{FILES}"))
+        .arg(program)
+}
+
+async fn ended(mut process: Process) -> Ran {
+    let status = process.wait().await;
+    Ran { status, stdout: process.stdout(), stderr: process.stderr() }
+}
