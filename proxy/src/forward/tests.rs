@@ -73,6 +73,7 @@ fn worker(authority: &Authority, account: &str, access: Option<LineOutput>) -> A
         http1: Default::default(),
         http2: Default::default(),
         opaque_ports: config.opaque_ports.clone(),
+        mark: None,
     };
     let (store, _questions) = Store::new(Duration::from_secs(1));
     let telemetry = Telemetry::with_access_output(&config, 1, None, access);
