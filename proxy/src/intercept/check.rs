@@ -72,6 +72,9 @@ pub(super) fn check(config: &Config, out: &mut impl Write) -> Result<(), Missing
             results.push(("DNS over UDP", udp(to)?));
             results.push(("DNS over TCP", tcp("DNS over TCP", to, DNS_PORT)?));
         }
+        if results.is_empty() {
+            left_out.push(format!("{family}: there is no outbound listener"));
+        }
         for (what, result) in results {
             match result {
                 Seen::Redirected => {
