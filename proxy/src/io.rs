@@ -14,6 +14,8 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes};
 use tokio::net::{TcpSocket, TcpStream};
 
+pub mod resolver;
+
 /// Connects. `mark`, where the proxy has one, keeps the kernel's rules from leading the connection back to it.
 ///
 /// # Errors

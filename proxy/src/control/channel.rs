@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hickory_resolver::TokioResolver;
+use hickory_resolver::Resolver;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use tokio::net::TcpStream;
@@ -19,6 +19,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tulle_certs::{creds, refusal};
 
 use crate::config::HostPort;
+use crate::io::resolver::Sockets;
 
 /// How long dialling, TLS included, may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -99,7 +100,7 @@ async fn dial(way: &Way, config: Arc<ClientConfig>) -> Result<TlsStream<TcpStrea
     let Way { address, mark } = way;
     let name = format!("{}:{}", address.host, address.port);
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for ip in resolve(&address.host).await? {
+    for ip in resolve(&address.host, *mark).await? {
         match crate::io::connect(SocketAddr::new(ip, address.port), *mark).await {
             Ok(stream) => {
                 // Small messages both ways: waiting to fill a segment only delays them.
@@ -116,14 +117,15 @@ async fn dial(way: &Way, config: Arc<ClientConfig>) -> Result<TlsStream<TcpStrea
 }
 
 /// By our own resolver: a static binary cannot use that of glibc.
-async fn resolve(host: &str) -> Result<Vec<IpAddr>, DialError> {
-    static RESOLVER: OnceCell<TokioResolver> = OnceCell::const_new();
+async fn resolve(host: &str, mark: Option<u32>) -> Result<Vec<IpAddr>, DialError> {
+    // The mark is the process's.
+    static RESOLVER: OnceCell<Resolver<Sockets>> = OnceCell::const_new();
     if let Ok(ip) = host.parse() {
         return Ok(vec![ip]);
     }
     let error = |e: String| DialError::Resolve(host.to_owned(), e);
     let resolver = RESOLVER
-        .get_or_try_init(|| async { TokioResolver::builder_tokio()?.build() })
+        .get_or_try_init(|| async { Resolver::builder(Sockets::marked(mark))?.build() })
         .await
         .map_err(|e| error(e.to_string()))?;
     let addresses = resolver.lookup_ip(host).await.map_err(|e| error(e.to_string()))?;
