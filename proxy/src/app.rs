@@ -29,7 +29,7 @@ use crate::control::identity::{Identity, Source};
 use crate::control::report::Report;
 use crate::control::session::Session;
 use crate::drain;
-use crate::forward::{Proxy, Settings};
+use crate::forward::{OwnEndpoints, Proxy, Settings};
 use crate::runtime::{self, Listener, Workers};
 use crate::state::{ObjectName, Store, Want};
 use crate::telemetry::metrics::Direction;
@@ -53,16 +53,17 @@ async fn control(config: &Config, diagnostics: Option<Diagnostics>) -> anyhow::R
     let signal = Arc::new(signal);
     let (store, wants) = Store::new(config.discovery_timeout);
     let identity = Identity::new();
+    let mut bound = BoundAddresses::default();
+    let listeners = bind(config, workers, &mut bound)?;
     let proxy = Arc::new(Proxy::new(
         Arc::new(store),
         identity.cell(),
         settings(config),
         telemetry.clone(),
         watch,
+        own_endpoints(config, &bound),
         config.workload.as_ref().map(ToString::to_string),
     ));
-    let mut bound = BoundAddresses::default();
-    let listeners = bind(config, workers, &mut bound)?;
     let (shutdown, stop) = watch::channel(false);
     let (registered, streams) = watch::channel(0);
     let registration = config.control_plane_address.as_ref().and_then(|_| registration(config, &bound));
@@ -254,6 +255,15 @@ async fn register(
 fn ports(registration: &Registration) -> Vec<u16> {
     let ports = registration.services.iter().flat_map(|service| &service.ports);
     ports.filter_map(|port| u16::try_from(port.port).ok()).collect()
+}
+
+/// Where others find this workload.
+fn own_endpoints(config: &Config, bound: &BoundAddresses) -> OwnEndpoints {
+    let listeners = config.inbound_ports.iter().filter_map(|port| {
+        let listener = bound.get(&BoundAddresses::inbound_port(port))?;
+        Some((SocketAddr::new(config.advertised_ip(port)?, listener.port()), port.application))
+    });
+    OwnEndpoints { listeners: listeners.collect(), redirected: !config.inbound_listen.is_empty() }
 }
 
 /// This workload as an endpoint, if it has inbound ports that belong to services.

@@ -108,18 +108,19 @@ impl Endpoint {
         }
     }
 
-    /// A connection for one exchange: idle, or given back by another request, or new, whichever there is first. It
-    /// dials in a task of its own, so that a request that leaves does not take the dial with it.
+    /// A connection for one exchange: idle, for less than `idle`, or given back by another request, or new, whichever
+    /// there is first; no idle one without `idle`. It dials in a task of its own, so that a request that leaves does not
+    /// take the dial with it.
     ///
     /// # Errors
     /// That of a dial which began after this request had come.
     pub async fn http1(
         self: &Arc<Self>,
         worker: usize,
-        idle: Duration,
+        idle: Option<Duration>,
         dial: impl FnOnce() -> Dial,
     ) -> Result<Http1, Arc<ConnectError>> {
-        if let Some(Kept { client, pooled }) = self.idle_http1(worker, idle) {
+        if let Some(Kept { client, pooled }) = idle.and_then(|idle| self.idle_http1(worker, idle)) {
             return Ok(Http1 { client, pooled, reused: true });
         }
         let (sender, receiver) = oneshot::channel();

@@ -201,7 +201,7 @@ async fn http1_server(closing: Arc<Notify>) -> Arc<Endpoint> {
 /// One exchange, its connection given back if it can be used again.
 async fn exchange(endpoint: &Arc<Endpoint>, metrics: &Metrics, path: &str) {
     let idle = Duration::from_secs(60);
-    let http1 = endpoint.http1(0, idle, || dial_counted(metrics)).await.unwrap();
+    let http1 = endpoint.http1(0, Some(idle), || dial_counted(metrics)).await.unwrap();
     let Http1 { client, pooled: counted, .. } = http1;
     let (open, idle) = pooled(metrics);
     assert!(open > idle, "one is in use: {open} {idle}");
@@ -223,8 +223,8 @@ async fn http1_connections_are_counted_from_their_dial_to_their_end() {
     assert_eq!((pooled(&metrics), closed(&metrics, PoolClose::Ended)), ((0, 0), 1));
 
     // Two at a time; one comes back, the other is given up.
-    let first = endpoint.http1(0, idle, || dial_counted(&metrics)).await.unwrap();
-    let second = endpoint.http1(0, idle, || dial_counted(&metrics)).await.unwrap();
+    let first = endpoint.http1(0, Some(idle), || dial_counted(&metrics)).await.unwrap();
+    let second = endpoint.http1(0, Some(idle), || dial_counted(&metrics)).await.unwrap();
     assert_eq!(pooled(&metrics), (2, 0));
     endpoint.keep_http1(0, first.client, first.pooled);
     assert_eq!(pooled(&metrics), (2, 1));

@@ -4,17 +4,29 @@
 //! policy no longer allows it ([`revoked`], [`revoked_for_long`]). The verdict itself is [`policy`]'s. Called by `inbound`,
 //! and by `outbound` for what goes to its own workload ([`own`]).
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::context::Worker;
+use super::exchange::Failed;
 use super::fault::Fault;
+use crate::endpoint::Endpoint;
 use crate::policy::{self, Denial, Open, Verdict};
+use crate::state::Peer;
 use crate::telemetry::Reason;
 use crate::telemetry::metrics::VerdictLabels;
 
 /// How long requests under way have to end after a change of policy no longer allows their connection.
 const REVOKED: Duration = Duration::from_secs(1);
+
+/// The way to the application beside this proxy, for what its own workload asks of itself.
+#[derive(Debug)]
+pub(super) struct Own {
+    pub application: Arc<Endpoint>,
+    pub guard: Arc<policy::Guard>,
+    pub rule: Arc<str>,
+}
 
 /// Judges what is registered by the policy of this moment; names the rule that let it in.
 pub(super) fn judge(worker: &Worker, guard: &policy::Guard) -> Result<Arc<str>, Fault> {
@@ -71,8 +83,48 @@ pub(super) async fn revoked(guard: Option<&policy::Guard>) {
     }
 }
 
-/// As [`revoked`], and requests under way have had time to end.
-pub(super) async fn revoked_for_long(guard: &policy::Guard) {
-    guard.revoked().await;
-    tokio::time::sleep(REVOKED).await;
+/// As [`revoked`], and requests under way have had time to end; what that means for them.
+pub(super) async fn revoked_for_long(worker: &Worker, guard: Option<&policy::Guard>) -> Fault {
+    match guard {
+        Some(guard) => {
+            guard.revoked().await;
+            tokio::time::sleep(REVOKED).await;
+            revocation(worker, guard)
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// Lets in what goes to this very workload: its application is dialled directly, but by the rules by which its inbound
+/// side lets others in. `None`: `endpoint` is not this workload's, there is no own `application` behind it.
+pub(super) async fn own(
+    worker: &Worker,
+    endpoint: &Endpoint,
+    application: Option<SocketAddr>,
+    client: SocketAddr,
+) -> Result<Option<Own>, Fault> {
+    let Some(application) = application else { return Ok(None) };
+    // Awaited only; `judge` loads what is in force once it is registered.
+    drop(worker.proxy.store.inbound().await);
+    let guard = Arc::new(worker.proxy.connections.register(Open {
+        port: endpoint.address.port(),
+        peer: endpoint.identity().cloned(),
+        tls: policy::TlsKind::Mesh,
+        client: client.ip(),
+    }));
+    let rule = judge(worker, &guard)?;
+    let application = worker.loose_endpoint(application, &Peer::Plaintext);
+    Ok(Some(Own { application, guard, rule }))
+}
+
+/// What `sent` comes to, unless a change of policy ends it first.
+pub(super) async fn unless_revoked<T>(
+    worker: &Worker,
+    guard: Option<&Arc<policy::Guard>>,
+    sent: impl Future<Output = Result<T, Failed>>,
+) -> Result<T, Failed> {
+    tokio::select! {
+        sent = sent => sent,
+        fault = revoked_for_long(worker, guard.map(|guard| &**guard)) => Err(Failed { fault, again: None }),
+    }
 }

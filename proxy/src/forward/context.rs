@@ -34,6 +34,16 @@ pub struct Settings {
     pub mark: Option<u32>,
 }
 
+/// Where this very workload is an endpoint. Addresses alone do not tell: on one machine many workloads may share one.
+#[derive(Clone, Debug, Default)]
+pub struct OwnEndpoints {
+    /// The inbound listeners, by the address that others dial, and the application behind each.
+    pub listeners: HashMap<SocketAddr, SocketAddr, RandomState>,
+    /// Whether what is dialled at the workload's addresses, at whichever port, is redirected to this proxy, as in a pod:
+    /// then those addresses are nobody else's.
+    pub redirected: bool,
+}
+
 /// Shared by all threads.
 #[derive(Debug)]
 pub struct Proxy {
@@ -43,6 +53,7 @@ pub struct Proxy {
     pub settings: Settings,
     pub telemetry: Telemetry,
     pub drain: drain::Watch,
+    own: OwnEndpoints,
     workload: Option<String>,
     speakers: [Arc<Speaker>; 2],
     started: Instant,
@@ -62,6 +73,19 @@ pub struct Worker {
 
 /// Loose endpoints that one worker remembers; those without connections go first.
 const MAX_LOOSE: usize = 1024;
+
+// === impl OwnEndpoints ===
+
+impl OwnEndpoints {
+    /// The application that answers at `address`, if that is this workload's; `known`: whether an IP address is one of
+    /// the workload's.
+    fn application(&self, address: SocketAddr, known: impl FnOnce(&IpAddr) -> bool) -> Option<SocketAddr> {
+        match self.listeners.get(&address) {
+            Some(application) => Some(*application),
+            None => (self.redirected && known(&address.ip())).then_some(address),
+        }
+    }
+}
 
 // === impl Settings ===
 
@@ -84,6 +108,7 @@ impl Proxy {
         settings: Settings,
         telemetry: Telemetry,
         drain: drain::Watch,
+        own: OwnEndpoints,
         workload: Option<String>,
     ) -> Self {
         let speaker = |direction| Speaker::new(workload.as_deref(), direction);
@@ -94,6 +119,7 @@ impl Proxy {
             settings,
             telemetry,
             drain,
+            own,
             speakers: [speaker(Direction::Inbound), speaker(Direction::Outbound)],
             workload,
             started: Instant::now(),
@@ -104,6 +130,16 @@ impl Proxy {
     /// `<namespace>/<name>`, when there is one.
     pub fn workload(&self) -> Option<&str> {
         self.workload.as_deref()
+    }
+
+    /// The application behind `endpoint`, if that is this very workload: its address, its port and its identity.
+    pub(super) fn own_application(&self, endpoint: &Endpoint) -> Option<SocketAddr> {
+        let identity = endpoint.identity()?;
+        let known = |ip: &IpAddr| {
+            self.store.load().workload.as_ref().is_some_and(|workload| workload.addresses.contains(ip))
+        };
+        let application = self.own.application(endpoint.address, known)?;
+        self.creds.load().as_ref().is_some_and(|creds| creds.id() == identity).then_some(application)
     }
 
     /// Nanoseconds on the proxy's own monotonic clock.
@@ -193,5 +229,25 @@ impl Worker {
         for endpoint in self.loose.lock().values() {
             endpoint.sweep(self.index, limit);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_ones_own_by_its_port_and_without_it_only_where_it_is_redirected() {
+        let address = |text: &str| -> SocketAddr { text.parse().unwrap() };
+        let listener = (address("127.0.0.1:40001"), address("127.0.0.1:8080"));
+        let mut own = OwnEndpoints { listeners: HashMap::from_iter([listener]), redirected: false };
+        let known = |ip: &IpAddr| *ip == IpAddr::from([127, 0, 0, 1]);
+        assert_eq!(own.application(listener.0, known), Some(listener.1));
+        // Another workload's, on the same machine.
+        assert_eq!(own.application(address("127.0.0.1:40002"), known), None);
+        own.redirected = true;
+        assert_eq!(own.application(listener.0, known), Some(listener.1));
+        assert_eq!(own.application(address("127.0.0.1:40002"), known), Some(address("127.0.0.1:40002")));
+        assert_eq!(own.application(address("127.0.0.2:40001"), known), None);
     }
 }

@@ -3,9 +3,9 @@
 //! Decides whether a request that failed may be sent again: only when it is provably unprocessed, or when it is
 //! idempotent and a *reused* connection failed before any byte of an answer.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use http::{Method, Request, Response, StatusCode, Version};
 use tokio_util::task::TaskTracker;
@@ -14,7 +14,7 @@ use super::admit;
 use super::context::Worker;
 use super::fault::Fault;
 use super::headers;
-use super::record::Tracked;
+use super::record::{InFlight, Tracked};
 use crate::drain;
 use crate::endpoint::{ConnectError, Dial, Endpoint, Http1, Http2};
 use crate::io::{Io, Meter};
@@ -47,8 +47,30 @@ pub(super) struct Leg<'a> {
     /// How long the answer's head may take.
     pub limit: Option<Duration>,
     pub tunnels: &'a Tunnels,
+    /// Not over a connection that has idled: one has failed, and the others may be as old.
+    pub fresh: bool,
     /// Of what goes to the application beside this proxy, the registration with its policy.
     pub guard: Option<&'a Arc<policy::Guard>>,
+}
+
+/// What an endpoint answered.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub response: Response<Body>,
+    pub in_flight: InFlight,
+    /// The other proxy says that the request never reached its application.
+    pub unprocessed: bool,
+    /// When the whole response must be over.
+    pub deadline: Option<Instant>,
+    /// What goes with the response, and breaks it off when it is revoked.
+    pub guard: Option<Arc<policy::Guard>>,
+}
+
+/// What is needed to send a request again.
+#[derive(Debug)]
+pub(super) struct Spare {
+    head: Request<()>,
+    body: wire::Spare,
 }
 
 /// The connections that one client's connection has turned into, by upgrade or CONNECT. They are part of it: while any
@@ -56,7 +78,8 @@ pub(super) struct Leg<'a> {
 #[derive(Debug, Default)]
 pub(super) struct Tunnels {
     tasks: TaskTracker,
-    cut: Arc<AtomicBool>,
+    /// What a change of policy has cut.
+    cut: Arc<OnceLock<Arc<policy::Guard>>>,
 }
 
 /// What a dial from this worker goes by.
@@ -78,7 +101,7 @@ pub(super) async fn send(
     leg: Leg<'_>,
     mut request: Request<Body>,
 ) -> Result<Response<Body>, Failed> {
-    let Leg { endpoint, framing, limit, tunnels, guard } = leg;
+    let Leg { endpoint, framing, limit, tunnels, fresh, guard } = leg;
     let upgrade = framing == Framing::Http1 && headers::is_upgrade(request.headers());
     headers::strip_hop(request.headers_mut(), upgrade);
     let method = request.method().clone();
@@ -89,7 +112,7 @@ pub(super) async fn send(
     let client = (upgrade || method == Method::CONNECT).then(|| Upgrade::of_request(&mut request));
     let send = async {
         match framing {
-            Framing::Http1 => send_http1(worker, endpoint, request).await,
+            Framing::Http1 => send_http1(worker, endpoint, request, fresh).await,
             Framing::Http2 => send_http2(worker, endpoint, request).await,
         }
     };
@@ -115,8 +138,9 @@ async fn send_http1(
     worker: &Worker,
     endpoint: &Arc<Endpoint>,
     request: Request<Body>,
+    fresh: bool,
 ) -> Result<Response<Body>, Failed> {
-    let idle = worker.proxy.settings.idle_timeout;
+    let idle = (!fresh).then_some(worker.proxy.settings.idle_timeout);
     let Http1 { client, pooled, reused } = match endpoint.http1(worker.index, idle, || dial(worker)).await {
         Ok(connection) => connection,
         Err(error) => return Err(unsent(connect_fault(&error), Some(request))),
@@ -170,7 +194,8 @@ async fn send_http2(
         Err(error) => return Err(unsent(connect_fault(&error), Some(request))),
     };
     // hyper does not give back what it has taken; a request without a body is copied cheaply.
-    let copy = spare(&request);
+    let bodyless = http_body::Body::is_end_stream(request.body());
+    let copy = bodyless.then(|| head(&request).map(|()| Body::empty()));
     let sent = sender.send(request, place).await;
     let error = match sent {
         Ok(response) => return Ok(response),
@@ -193,13 +218,15 @@ fn unsent(fault: Fault, request: Option<Request<Body>>) -> Failed {
     Failed { fault, again }
 }
 
-/// The request once more, if it can be had cheaply: without a body.
-pub(super) fn spare(request: &Request<Body>) -> Option<Request<Body>> {
-    http_body::Body::is_end_stream(request.body()).then(|| copy(request))
+/// Has what passes of the request's body kept, as far as it is short, so that it can be sent again.
+pub(super) fn spare(request: &mut Request<Body>) -> Spare {
+    let (body, spare) = std::mem::take(request.body_mut()).kept();
+    *request.body_mut() = body;
+    Spare { head: head(request), body: spare }
 }
 
-fn copy(request: &Request<Body>) -> Request<Body> {
-    let mut copy = Request::new(Body::empty());
+fn head<B>(request: &Request<B>) -> Request<()> {
+    let mut copy = Request::new(());
     *copy.method_mut() = request.method().clone();
     *copy.uri_mut() = request.uri().clone();
     *copy.version_mut() = request.version();
@@ -257,6 +284,16 @@ pub(super) fn count(open: &OpenConnection, meter: &Meter) -> (u64, u64) {
     (received, sent)
 }
 
+// === impl Spare ===
+
+impl Spare {
+    /// The request once more; whoever still sends it is broken off. `None`: too much of its body has passed.
+    pub(super) fn request(self) -> Option<Request<Body>> {
+        let Self { head, body } = self;
+        body.body().map(|body| head.map(|()| body))
+    }
+}
+
 // === impl Tunnels ===
 
 impl Tunnels {
@@ -264,20 +301,26 @@ impl Tunnels {
     fn open(&self, client: Upgrade, server: Upgrade, guard: Option<Arc<policy::Guard>>) {
         let cut = Arc::clone(&self.cut);
         self.tasks.spawn(async move {
-            tokio::select! {
-                ended = wire::tunnel(client, server) => if let Err(error) = ended {
-                    tracing::debug!(%error, "an upgraded connection was reset");
+            let revoked = tokio::select! {
+                ended = wire::tunnel(client, server) => {
+                    if let Err(error) = ended {
+                        tracing::debug!(%error, "an upgraded connection was reset");
+                    }
+                    None
                 },
-                () = admit::revoked(guard.as_deref()) => cut.store(true, Ordering::Relaxed),
+                () = admit::revoked(guard.as_deref()) => guard.clone(),
+            };
+            if let Some(guard) = revoked {
+                drop(cut.set(guard));
             }
         });
     }
 
-    /// Waits for the end of all, once their connection is no longer HTTP; whether a change of policy has cut any.
-    pub(super) async fn ended(&self) -> bool {
+    /// Waits for the end of all, once their connection is no longer HTTP; what a change of policy has cut, if any.
+    pub(super) async fn ended(&self) -> Option<Arc<policy::Guard>> {
         self.tasks.close();
         self.tasks.wait().await;
-        self.cut.load(Ordering::Relaxed)
+        self.cut.get().cloned()
     }
 }
 

@@ -14,7 +14,7 @@ use http::{Request, Response};
 
 use super::admit;
 use super::context::Worker;
-use super::exchange::{self, Failed, Leg, Tunnels};
+use super::exchange::{self, Answer, Failed, Leg, Tunnels};
 use super::fault::Fault;
 use super::headers;
 use super::opaque::{self, Ended};
@@ -123,18 +123,10 @@ async fn arrive(
             framing: None,
         },
         detection => {
-            let framing = framing(&detection).filter(|_| !opaque);
+            let framing = sniff::framing(&detection).filter(|_| !opaque);
             Arrived { io: Io::replay(stream), peer: None, tls: policy::TlsKind::None, framing }
         }
     })
-}
-
-fn framing(detection: &Detection) -> Option<Framing> {
-    match detection {
-        Detection::Http1 => Some(Framing::Http1),
-        Detection::Http2 => Some(Framing::Http2),
-        Detection::Tls(_) | Detection::Opaque | Detection::NeedMore => None,
-    }
 }
 
 /// Terminates the mesh's TLS. An opaque port's streams are opaque whatever protocol the peer names, and what a
@@ -176,7 +168,7 @@ async fn terminate(
             let patience = worker.proxy.settings.detect_timeout;
             let sniffed = sniff::sniff(&mut io, Some(patience), &worker.proxy.drain).await.ok()?;
             io = io.rewind(sniffed.head);
-            framing(&sniffed.detection)
+            sniff::framing(&sniffed.detection)
         }
     };
     Some(Arrived { io, peer: Some(peer), tls: policy::TlsKind::Mesh, framing })
@@ -276,9 +268,9 @@ impl Connection {
         let closed = tokio::select! {
             () = served => false,
             // New requests are denied one by one; what is still under way, a watch say, would go on for hours.
-            () = admit::revoked_for_long(&self.guard) => true,
+            _ = admit::revoked_for_long(&worker, Some(&self.guard)) => true,
         };
-        let cut = self.tunnels.ended().await || closed;
+        let cut = self.tunnels.ended().await.is_some() || closed;
         let bytes = exchange::count(&open, &meter);
         if cut {
             let endpoint = Some(self.application.address);
@@ -286,9 +278,9 @@ impl Connection {
         }
     }
 
-    fn leg(&self) -> Leg<'_> {
+    fn leg(&self, fresh: bool) -> Leg<'_> {
         let (endpoint, tunnels, guard) = (&self.application, &self.tunnels, Some(&self.guard));
-        Leg { endpoint, framing: self.framing, limit: None, tunnels, guard }
+        Leg { endpoint, framing: self.framing, limit: None, tunnels, fresh, guard }
     }
 
     fn record(&self, request: &mut Request<Body>) -> Box<Record> {
@@ -306,19 +298,12 @@ impl Connection {
         let mut record = self.record(&mut request);
         headers::strip_ours(request.headers_mut());
         match self.forward(&mut record, request).await {
-            Ok((mut response, in_flight)) => {
-                headers::strip_ours(response.headers_mut());
-                record.answer(response, in_flight, None)
-            }
+            Ok(answer) => record.answer(answer),
             Err(fault) => record.fault(&fault),
         }
     }
 
-    async fn forward(
-        &self,
-        record: &mut Record,
-        mut request: Request<Body>,
-    ) -> Result<(Response<Body>, InFlight), Fault> {
+    async fn forward(&self, record: &mut Record, mut request: Request<Body>) -> Result<Answer, Fault> {
         headers::check_host(&request)?;
         record.rule = Some(admit::judge(&self.worker, &self.guard)?);
         record.endpoint = Some(self.application.address);
@@ -326,12 +311,15 @@ impl Connection {
             record.attempts += 1;
             let mut in_flight = InFlight::start(&self.worker, &self.application);
             let asked = Instant::now();
-            let sent = exchange::send(&self.worker, self.leg(), request).await;
+            let sent = exchange::send(&self.worker, self.leg(record.attempts > 1), request).await;
             record.waited(asked.elapsed());
             match sent {
-                Ok(response) => {
+                Ok(mut response) => {
                     in_flight.answered(!response.status().is_server_error());
-                    return Ok((response, in_flight));
+                    headers::strip_ours(response.headers_mut());
+                    // The guard is the connection's.
+                    let (unprocessed, deadline, guard) = (false, None, None);
+                    return Ok(Answer { response, in_flight, unprocessed, deadline, guard });
                 }
                 Err(Failed { fault, again }) => {
                     in_flight.answered(false);

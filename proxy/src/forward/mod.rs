@@ -14,8 +14,9 @@ mod opaque;
 pub mod outbound;
 mod record;
 mod sniff;
+mod target;
 
-pub use context::{Proxy, Settings, Worker};
+pub use context::{OwnEndpoints, Proxy, Settings, Worker};
 
 #[cfg(test)]
 mod tests;

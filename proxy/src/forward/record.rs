@@ -9,15 +9,16 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, Uri, header};
 use http_body::{Body as _, Frame, SizeHint};
-use tokio::time::Sleep;
 use tulle_certs::SpiffeId;
 
 use super::admit;
 use super::context::Worker;
+use super::exchange::Answer;
 use super::fault::{Fault, GRPC_STATUS};
 use super::headers;
 use crate::endpoint::Endpoint;
 use crate::policy;
+use crate::state::Peer;
 use crate::telemetry::metrics::{Direction, Outcome, RequestLabels, TlsKind};
 use crate::telemetry::{Reason, access};
 use crate::wire::{Body, BodyError, Transfer};
@@ -74,10 +75,13 @@ pub(super) struct Tracked {
     body: Body,
     downloaded: u64,
     record: Option<Box<Record>>,
-    /// When the whole response must be over.
-    deadline: Option<Pin<Box<Sleep>>>,
+    /// What may break it off.
+    until: Option<Until>,
     _in_flight: Option<InFlight>,
 }
+
+/// Resolves, with the reason, when a response that is under way must be broken off.
+struct Until(Pin<Box<dyn Future<Output = Reason> + Send>>);
 
 // === impl Record ===
 
@@ -147,6 +151,14 @@ impl Record {
         self.started
     }
 
+    /// One more attempt, at this endpoint; `application` is dialled in its place where the endpoint is this very workload's.
+    pub(super) fn sent_to(&mut self, endpoint: &Endpoint, application: Option<SocketAddr>) {
+        self.attempts += 1;
+        self.endpoint = Some(application.unwrap_or(endpoint.address));
+        self.destination = endpoint.identity().cloned();
+        self.tls = tls_kind(endpoint, application.is_some());
+    }
+
     /// Time spent waiting for others: it is not the proxy's own.
     pub(super) fn waited(&mut self, duration: Duration) {
         self.upstream += duration;
@@ -167,27 +179,23 @@ impl Record {
 
     /// The answer of whoever the request went to. The other workload's proxy may have made it itself; from nobody else has
     /// a field come through that says so.
-    pub(super) fn answer(
-        mut self: Box<Self>,
-        response: Response<Body>,
-        in_flight: InFlight,
-        deadline: Option<Instant>,
-    ) -> Response<Tracked> {
+    pub(super) fn answer(mut self: Box<Self>, answer: Answer) -> Response<Tracked> {
+        let Answer { response, in_flight, deadline, guard, .. } = answer;
         let told = response.headers().get(headers::ERROR).and_then(|error| error.to_str().ok());
         self.reason = told.and_then(Reason::from_code);
         if self.reason.is_some() {
             let by = response.headers().get(headers::ERROR_BY).cloned();
             self.by = Some(by.unwrap_or(HeaderValue::from_static("")));
         }
-        let deadline = deadline.map(|at| Box::pin(tokio::time::sleep_until(at.into())));
-        self.track(response, Some(in_flight), deadline)
+        let until = Until::new(Arc::clone(&self.worker), deadline, guard);
+        self.track(response, Some(in_flight), until)
     }
 
     fn track(
         mut self: Box<Self>,
         response: Response<Body>,
         in_flight: Option<InFlight>,
-        deadline: Option<Pin<Box<Sleep>>>,
+        until: Option<Until>,
     ) -> Response<Tracked> {
         self.status = response.status().as_u16();
         if self.grpc {
@@ -197,7 +205,7 @@ impl Record {
             body: body.trimmed(headers::strip_ours),
             downloaded: 0,
             record: Some(self),
-            deadline,
+            until,
             _in_flight: in_flight,
         })
     }
@@ -282,6 +290,15 @@ fn id(id: &Option<SpiffeId>) -> &str {
 
 fn text(text: &Option<Arc<str>>) -> &str {
     text.as_deref().unwrap_or("")
+}
+
+/// How what goes to `endpoint` is protected; it is `own` where the endpoint is this very workload's.
+pub(super) fn tls_kind(endpoint: &Endpoint, own: bool) -> TlsKind {
+    match &endpoint.peer {
+        Peer::Mesh(_) if own => TlsKind::Own,
+        Peer::Mesh(_) => TlsKind::Mtls,
+        Peer::Plaintext => TlsKind::None,
+    }
 }
 
 fn protocol(version: http::Version, grpc: bool) -> &'static str {
@@ -420,6 +437,39 @@ impl Drop for InFlight {
     }
 }
 
+// === impl Until ===
+
+impl Until {
+    /// `deadline`: when the whole response must be over; `guard`: what it is registered as.
+    fn new(
+        worker: Arc<Worker>,
+        deadline: Option<Instant>,
+        guard: Option<Arc<policy::Guard>>,
+    ) -> Option<Self> {
+        if deadline.is_none() && guard.is_none() {
+            return None;
+        }
+        Some(Self(Box::pin(async move {
+            let late = async {
+                match deadline {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = late => Reason::RequestTimeout,
+                fault = admit::revoked_for_long(&worker, guard.as_deref()) => fault.reason,
+            }
+        })))
+    }
+}
+
+impl std::fmt::Debug for Until {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Until")
+    }
+}
+
 // === impl Tracked ===
 
 impl Tracked {
@@ -441,9 +491,12 @@ impl http_body::Body for Tracked {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if self.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready()) {
-            self.end(Some(Reason::RequestTimeout));
-            return Poll::Ready(Some(Err(BodyError::new(Reason::RequestTimeout.message()))));
+        if let Some(Until(until)) = &mut self.until
+            && let Poll::Ready(reason) = until.as_mut().poll(cx)
+        {
+            self.until = None;
+            self.end(Some(reason));
+            return Poll::Ready(Some(Err(BodyError::new(reason.message()))));
         }
         let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
         match &frame {

@@ -9,6 +9,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use crate::detect::{self, Detection};
 use crate::drain;
 use crate::telemetry::metrics::{DetectProtocol, DetectResult};
+use crate::wire::Framing;
 
 /// What a connection turned out to speak, and what was read to find out.
 #[derive(Debug)]
@@ -21,6 +22,15 @@ pub(super) struct Sniffed {
 
 /// When draining, how long whoever has not said what it speaks may still say it.
 const LAST_WORD: Duration = Duration::from_secs(1);
+
+/// How what was found is framed, if it is HTTP.
+pub(super) fn framing(detection: &Detection) -> Option<Framing> {
+    match detection {
+        Detection::Http1 => Some(Framing::Http1),
+        Detection::Http2 => Some(Framing::Http2),
+        Detection::Tls(_) | Detection::Opaque | Detection::NeedMore => None,
+    }
+}
 
 /// Reads from `stream` until its protocol is told, for at most `patience` (`None`: as long as it takes). What
 /// cannot be told is opaque.

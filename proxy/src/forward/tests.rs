@@ -13,7 +13,7 @@ use tulle_certs::issue::Authority;
 use tulle_certs::key::csr;
 use tulle_certs::{Creds, PrivateKey, SpiffeId, TrustDomain};
 
-use super::{Proxy, Settings, Worker, inbound, outbound};
+use super::{OwnEndpoints, Proxy, Settings, Worker, inbound, outbound};
 use crate::accept::{Accepted, Destination};
 use crate::config::Config;
 use crate::drain;
@@ -82,7 +82,8 @@ fn worker(authority: &Authority, account: &str, access: Option<LineOutput>) -> A
     Box::leak(Box::new(signal));
     let creds = Arc::new(ArcSwapOption::from_pointee(creds));
     let workload = Some(format!("default/{account}"));
-    Worker::new(0, Arc::new(Proxy::new(Arc::new(store), creds, settings, telemetry, drain, workload)))
+    let (store, own) = (Arc::new(store), OwnEndpoints::default());
+    Worker::new(0, Arc::new(Proxy::new(store, creds, settings, telemetry, drain, own, workload)))
 }
 
 /// Gives a proxy the service `orders`, whose one endpoint is `address`.

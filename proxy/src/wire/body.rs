@@ -13,6 +13,7 @@ use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::h1;
+use super::kept::{self, Reader, Spare};
 
 /// A message's body: streamed, with its trailers, as its receiver asks for it.
 #[derive(Debug, Default)]
@@ -34,6 +35,7 @@ enum Kind {
     Trailers(HeaderMap),
     Incoming(Incoming),
     Http1(h1::Body),
+    Kept(Reader),
 }
 
 /// What has passed of a body so far, readable while it passes.
@@ -92,6 +94,22 @@ impl Body {
         self
     }
 
+    /// The same body, and the means to have it again, if little of it has passed by then.
+    pub fn kept(self) -> (Self, Spare) {
+        if http_body::Body::is_end_stream(&self) {
+            return (self, Spare::Empty);
+        }
+        if http_body::Body::size_hint(&self).lower() > kept::LIMIT {
+            return (self, Spare::Lost);
+        }
+        let (reader, spare) = Reader::first(self);
+        (Self::of(Kind::Kept(reader)), spare)
+    }
+
+    pub(super) fn reader(reader: Reader) -> Self {
+        Self::of(Kind::Kept(reader))
+    }
+
     fn at_end(&mut self) {
         if http_body::Body::is_end_stream(self)
             && let Some(Then(then)) = self.then.take()
@@ -131,6 +149,7 @@ impl http_body::Body for Body {
             Kind::Http1(body) => {
                 ready!(Pin::new(body).poll_frame(cx)).map(|frame| frame.map_err(BodyError::new))
             }
+            Kind::Kept(reader) => ready!(reader.poll_frame(cx)),
         };
         if let (Some(transfer), Some(Ok(frame))) = (&self.transfer, &frame)
             && let Some(data) = frame.data_ref()
@@ -155,6 +174,7 @@ impl http_body::Body for Body {
             Kind::Full(_) | Kind::Trailers(_) => false,
             Kind::Incoming(incoming) => incoming.is_end_stream(),
             Kind::Http1(body) => body.is_end_stream(),
+            Kind::Kept(reader) => reader.is_end_stream(),
         }
     }
 
@@ -164,6 +184,7 @@ impl http_body::Body for Body {
             Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Kind::Incoming(incoming) => incoming.size_hint(),
             Kind::Http1(body) => body.size_hint(),
+            Kind::Kept(reader) => reader.size_hint(),
         }
     }
 }

@@ -6,9 +6,11 @@
 mod body;
 pub mod h1;
 pub mod http2;
+mod kept;
 mod upgrade;
 
 pub use body::{Body, BodyError, Transfer};
+pub use kept::Spare;
 pub use upgrade::{Upgrade, tunnel};
 
 /// How HTTP is framed on a connection.

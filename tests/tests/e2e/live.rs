@@ -10,12 +10,12 @@ use tulle_tests::{Wire, World, eventually, within};
 
 use super::Pair;
 
-const NOBODY: &str = "apiVersion: policy.tulle.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata:\n  name: nobody\n  \
+pub(super) const NOBODY: &str = "apiVersion: policy.tulle.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata:\n  name: nobody\n  \
                       namespace: default\nspec:\n  targetRefs:\n    - {group: \"\", kind: Service, name: orders}\n  \
                       action: ALLOW\n  rules:\n    - name: other\n      from:\n        - identities: \
                       [\"default/other\"]\n";
 
-async fn echoing_upgrade() -> App {
+pub(super) async fn echoing_upgrade() -> App {
     App::wire(async move |mut wire: Wire| {
         wire.head().await;
         wire.send("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n").await;

@@ -22,6 +22,8 @@ pub enum TlsKind {
     None,
     /// The application's own TLS, which the proxy does not look into.
     App,
+    /// There is no such way: a workload asks itself.
+    Own,
 }
 
 /// Of whom, to whom and by which way. Empty: unknown, or does not apply; the label is left out.
@@ -217,6 +219,7 @@ impl TlsKind {
             Self::Mtls => "mtls",
             Self::None => "none",
             Self::App => "app",
+            Self::Own => "own",
         }
     }
 }

@@ -1,0 +1,149 @@
+//! Where a connection was going, and which endpoint of it takes the next request.
+//!
+//! Decides from the original destination alone, never from what a client says in its request; what is not known yet is
+//! asked of the control plane ([`Going::find`]). Called by `outbound`.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::context::Worker;
+use super::fault::Fault;
+use crate::accept::Destination;
+use crate::balance::{self, Candidate};
+use crate::endpoint::{Endpoint, Member};
+use crate::state::{AddressTarget, ObjectName, Peer, Protocol, ServiceState};
+use crate::telemetry::Reason;
+
+/// Something that requests and connections can be sent to.
+#[derive(Clone, Debug)]
+pub(super) enum Target {
+    /// A port of a service.
+    Service(Arc<ServiceState>, u16),
+    /// An address as such: a pod's, or one outside the mesh.
+    Address(Arc<Endpoint>),
+}
+
+/// Where one connection was going.
+#[derive(Debug)]
+pub(super) struct Going {
+    destination: Destination,
+    /// What was found when it came, or why nothing was, which its first request is told.
+    found: Result<Target, Mutex<Option<Fault>>>,
+}
+
+// === impl Going ===
+
+impl Going {
+    /// Finds where a connection was going, asking the control plane if it is the first to go there; and what is spoken
+    /// there, as far as it is declared.
+    pub(super) async fn find(worker: &Worker, destination: Destination) -> (Self, Protocol) {
+        match find(worker, &destination).await {
+            Ok((target, protocol)) => (Self { destination, found: Ok(target) }, protocol),
+            Err(fault) => (Self { destination, found: Err(Mutex::new(Some(fault))) }, Protocol::Detect),
+        }
+    }
+
+    /// What the next request goes to.
+    pub(super) async fn target(&self, worker: &Worker) -> Result<Target, Fault> {
+        match &self.found {
+            Ok(target) => return Ok(target.clone()),
+            Err(fault) => {
+                if let Some(fault) = fault.lock().take() {
+                    return Err(fault);
+                }
+            }
+        }
+        Ok(find(worker, &self.destination).await?.0)
+    }
+
+    /// `<namespace>/<name>:<port>`, for metrics and logs; empty when no service was dialled, as far as is known.
+    pub(super) fn service(&self) -> Arc<str> {
+        match &self.found {
+            Ok(Target::Service(service, port)) => format!("{}:{port}", service.name).into(),
+            Ok(Target::Address(_)) | Err(_) => Arc::from(""),
+        }
+    }
+}
+
+async fn find(worker: &Worker, destination: &Destination) -> Result<(Target, Protocol), Fault> {
+    match destination {
+        Destination::Service { service, port } => of_service(worker, service, *port).await,
+        Destination::Address(address) => of_address(worker, *address).await,
+        Destination::Application { application, .. } => Err(Fault::unsent(
+            Reason::LoopDetected,
+            format!("{application} is an inbound destination on an outbound listener"),
+        )),
+    }
+}
+
+async fn of_service(worker: &Worker, name: &ObjectName, port: u16) -> Result<(Target, Protocol), Fault> {
+    let service = service(worker, name).await?;
+    let protocol = service.info().and_then(|info| info.port(port).map(|port| port.protocol));
+    let protocol = worker.proxy.settings.protocol(protocol.unwrap_or(Protocol::Detect), port);
+    Ok((Target::Service(service, port), protocol))
+}
+
+/// The service of that name, asked for if nobody has used it yet.
+pub(super) async fn service(worker: &Worker, name: &ObjectName) -> Result<Arc<ServiceState>, Fault> {
+    let found = worker.service(name).await;
+    found.map_err(|unanswered| Fault::unsent(Reason::DiscoveryUnavailable, unanswered.to_string()))
+}
+
+async fn of_address(worker: &Worker, address: SocketAddr) -> Result<(Target, Protocol), Fault> {
+    let port = address.port();
+    let (peer, protocol) = match worker.address(address.ip()).await {
+        Ok(Some(info)) => match &info.target {
+            AddressTarget::Service(name) => return of_service(worker, name, port).await,
+            AddressTarget::Host(ports) => {
+                let known = ports.iter().find(|known| known.port == port);
+                known
+                    .map_or((Peer::Plaintext, Protocol::Detect), |known| (known.peer.clone(), known.protocol))
+            }
+        },
+        Ok(None) => (Peer::Plaintext, Protocol::Detect),
+        Err(unanswered) => {
+            return Err(Fault::unsent(Reason::DiscoveryUnavailable, unanswered.to_string()));
+        }
+    };
+    let protocol = worker.proxy.settings.protocol(protocol, port);
+    Ok((Target::Address(worker.loose_endpoint(address, &peer)), protocol))
+}
+
+// === impl Target ===
+
+impl Target {
+    /// The endpoint that takes the next request: one that is ready, by the balancer, and not the one that was `tried`
+    /// unless there is no other.
+    pub(super) fn pick(
+        &self,
+        worker: &Worker,
+        tried: Option<&Arc<Endpoint>>,
+    ) -> Result<Arc<Endpoint>, Fault> {
+        let (service, port) = match self {
+            Self::Address(endpoint) => return Ok(Arc::clone(endpoint)),
+            Self::Service(service, port) => (service, *port),
+        };
+        let none = || Fault::unsent(Reason::NoHealthyEndpoint, format!("{}:{port}", service.name));
+        let endpoints = service.endpoints().ok_or_else(none)?;
+        let members = endpoints.port(port);
+        let describe = |i: usize| {
+            let Member { endpoint, ready } = &members[i];
+            match ready {
+                _ if tried.is_some_and(|tried| Arc::ptr_eq(tried, endpoint)) => Candidate::Excluded,
+                true => Candidate::Ready(&endpoint.load),
+                false => Candidate::Standby(&endpoint.load),
+            }
+        };
+        let picked = balance::pick(members.len(), describe, worker.proxy.now(), rand::random());
+        // With nobody else left, one that was tried is better than none.
+        let picked = picked.or_else(|| (!members.is_empty() && tried.is_some()).then_some(0));
+        picked.map(|i| Arc::clone(&members[i].endpoint)).ok_or_else(none)
+    }
+
+    /// Whether another endpoint than this one could take the request.
+    pub(super) fn has_other(&self, worker: &Worker, than: &Arc<Endpoint>) -> bool {
+        self.pick(worker, Some(than)).is_ok_and(|other| !Arc::ptr_eq(&other, than))
+    }
+}

@@ -1,0 +1,238 @@
+//! A body that may have to be sent again.
+//!
+//! What passes of it is kept while it is short and its [`Spare`] lives. From the spare comes a second reader, which begins
+//! with what was kept and goes on where the first has stopped; the first can read no more.
+
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body as _, Frame, SizeHint};
+use parking_lot::Mutex;
+
+use super::body::{Body, BodyError};
+
+/// At most so many bytes are kept.
+pub(super) const LIMIT: u64 = 16 * 1024;
+
+/// The means to have a body a second time, from its beginning.
+#[derive(Debug)]
+pub enum Spare {
+    /// There is no body.
+    Empty,
+    /// It is too long to be kept.
+    Lost,
+    Kept(Kept),
+}
+
+/// What is shared with the body's reader.
+#[derive(Debug)]
+pub struct Kept(Arc<Mutex<Shared>>);
+
+#[derive(Debug)]
+struct Shared {
+    /// `None`: too much has passed.
+    passed: Option<Vec<Part>>,
+    bytes: u64,
+    /// It is the second reader's.
+    second: bool,
+    rest: Body,
+}
+
+#[derive(Clone, Debug)]
+enum Part {
+    Data(Bytes),
+    Trailers(HeaderMap),
+}
+
+/// One of the two that may read the body.
+#[derive(Debug)]
+pub(super) struct Reader {
+    shared: Arc<Mutex<Shared>>,
+    /// Of the second: how many of the kept parts it has read.
+    again: Option<usize>,
+}
+
+// === impl Spare ===
+
+impl Spare {
+    /// The body from its beginning; `None` if that is lost.
+    pub fn body(self) -> Option<Body> {
+        match self {
+            Self::Empty => Some(Body::empty()),
+            Self::Lost => None,
+            Self::Kept(Kept(shared)) => {
+                {
+                    let mut shared = shared.lock();
+                    shared.passed.as_ref()?;
+                    shared.second = true;
+                }
+                Some(Body::reader(Reader { shared, again: Some(0) }))
+            }
+        }
+    }
+}
+
+// === impl Reader ===
+
+impl Reader {
+    pub(super) fn first(body: Body) -> (Self, Spare) {
+        let shared = Shared { passed: Some(Vec::new()), bytes: 0, second: false, rest: body };
+        let shared = Arc::new(Mutex::new(shared));
+        (Self { shared: Arc::clone(&shared), again: None }, Spare::Kept(Kept(shared)))
+    }
+
+    pub(super) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        // Nobody holds the spare any more.
+        let alone = Arc::strong_count(&self.shared) == 1;
+        let mut shared = self.shared.lock();
+        match &mut self.again {
+            None if shared.second => {
+                return Poll::Ready(Some(Err(BodyError::new("the request was sent elsewhere"))));
+            }
+            None => {}
+            Some(read) => {
+                if let Some(part) = shared.passed.as_ref().and_then(|passed| passed.get(*read)) {
+                    *read += 1;
+                    return Poll::Ready(Some(Ok(part.clone().into())));
+                }
+            }
+        }
+        let frame = ready!(std::pin::Pin::new(&mut shared.rest).poll_frame(cx));
+        if alone || self.again.is_some() {
+            shared.passed = None;
+        } else if let Some(Ok(frame)) = &frame {
+            shared.keep(frame);
+        }
+        Poll::Ready(frame)
+    }
+
+    pub(super) fn is_end_stream(&self) -> bool {
+        let shared = self.shared.lock();
+        self.ahead(&shared).is_empty() && shared.rest.is_end_stream()
+    }
+
+    pub(super) fn size_hint(&self) -> SizeHint {
+        let shared = self.shared.lock();
+        let kept: u64 = self.ahead(&shared).iter().map(Part::bytes).sum();
+        let rest = shared.rest.size_hint();
+        let mut hint = SizeHint::new();
+        hint.set_lower(rest.lower() + kept);
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper + kept);
+        }
+        hint
+    }
+
+    /// What was kept and is still to be read.
+    fn ahead<'a>(&self, shared: &'a Shared) -> &'a [Part] {
+        let passed = shared.passed.as_deref().unwrap_or_default();
+        self.again.and_then(|read| passed.get(read..)).unwrap_or_default()
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    fn keep(&mut self, frame: &Frame<Bytes>) {
+        let part = match (frame.data_ref(), frame.trailers_ref()) {
+            (Some(data), _) => Part::Data(data.clone()),
+            (None, Some(trailers)) => Part::Trailers(trailers.clone()),
+            (None, None) => return,
+        };
+        self.bytes += part.bytes();
+        match &mut self.passed {
+            Some(passed) if self.bytes <= LIMIT => passed.push(part),
+            passed => *passed = None,
+        }
+    }
+}
+
+// === impl Part ===
+
+impl Part {
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Data(data) => data.len() as u64,
+            Self::Trailers(_) => 0,
+        }
+    }
+}
+
+impl From<Part> for Frame<Bytes> {
+    fn from(part: Part) -> Self {
+        match part {
+            Part::Data(data) => Self::data(data),
+            Part::Trailers(trailers) => Self::trailers(trailers),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_short_body_can_be_had_again_and_only_one_reads_it() {
+        let (mut first, spare) = Body::full(Bytes::from_static(b"hello")).kept();
+        assert_eq!(first.size_hint().exact(), Some(5));
+        assert_eq!(first.frame().await.unwrap().unwrap().into_data().unwrap(), "hello");
+        assert!(first.is_end_stream());
+        let second = spare.body().expect("it is kept");
+        assert_eq!(second.size_hint().exact(), Some(5));
+        assert!(first.frame().await.unwrap().is_err());
+        assert_eq!(second.collect().await.unwrap().to_bytes(), "hello");
+    }
+
+    #[tokio::test]
+    async fn trailers_come_again_too() {
+        let trailers = HeaderMap::from_iter([(http::header::ETAG, http::HeaderValue::from_static("a"))]);
+        let (first, spare) = Body::trailers(trailers.clone()).kept();
+        assert_eq!(first.collect().await.unwrap().trailers(), Some(&trailers));
+        let again = spare.body().expect("they are kept").collect().await.unwrap();
+        assert_eq!(again.trailers(), Some(&trailers));
+    }
+
+    #[tokio::test]
+    async fn a_body_that_nobody_has_touched_goes_to_the_second_reader_as_it_is() {
+        let (first, spare) = Body::full(Bytes::from_static(b"hello")).kept();
+        drop(first);
+        assert_eq!(spare.body().unwrap().collect().await.unwrap().to_bytes(), "hello");
+    }
+
+    #[tokio::test]
+    async fn a_long_body_is_not_kept_and_passes_all_the_same() {
+        let long = Bytes::from(vec![7; 20_000]);
+        let (first, spare) = Body::full(long.clone()).kept();
+        assert!(spare.body().is_none());
+        assert_eq!(first.collect().await.unwrap().to_bytes(), long);
+        // Of unknown length: found out on the way.
+        let mut shared = Shared { passed: Some(Vec::new()), bytes: 0, second: false, rest: Body::empty() };
+        shared.keep(&Frame::data(long));
+        assert!(shared.passed.is_none());
+    }
+
+    #[tokio::test]
+    async fn nothing_is_kept_once_nobody_can_ask_for_it() {
+        let (Kept(shared), mut first) = match Body::full(Bytes::from_static(b"hello")).kept() {
+            (first, Spare::Kept(kept)) => (kept, first),
+            other => panic!("{other:?}"),
+        };
+        let weak = Arc::downgrade(&shared);
+        drop(shared);
+        first.frame().await.unwrap().unwrap();
+        assert!(weak.upgrade().unwrap().lock().passed.is_none());
+    }
+
+    #[test]
+    fn without_a_body_there_is_nothing_to_lose() {
+        let (_, spare) = Body::empty().kept();
+        assert!(spare.body().unwrap().is_end_stream());
+    }
+}
