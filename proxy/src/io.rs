@@ -11,10 +11,13 @@ use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream};
 
+mod relay;
 pub mod resolver;
+
+pub use self::relay::relay;
 
 /// Connects. `mark`, where the proxy has one, keeps the kernel's rules from leading the connection back to it.
 ///
@@ -55,28 +58,6 @@ enum Inner {
 pub trait Transport: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     /// Has the peer see that what was sent is not all: dropping the stream after this must not look like an orderly end.
     fn abort(&mut self) {}
-}
-
-/// The two ends of a relay. Dropped before it is over, they are cut.
-struct Relay<A: Transport, B: Transport> {
-    client: A,
-    server: B,
-    over: bool,
-}
-
-/// What is taken from one side before it is given to the other.
-const BUFFER: usize = 16 * 1024;
-
-/// Relays both ways, an end as an end, until both sides have ended. Both are reset when one of them breaks, or when this is
-/// dropped before.
-///
-/// # Errors
-/// That of the side that broke.
-pub async fn relay(client: impl Transport, server: impl Transport) -> io::Result<()> {
-    let mut relay = Relay { client, server, over: false };
-    copy_bidirectional_with_sizes(&mut relay.client, &mut relay.server, BUFFER, BUFFER).await?;
-    relay.over = true;
-    Ok(())
 }
 
 /// Bytes that passed through an [`Io`], above TLS.
@@ -163,15 +144,6 @@ impl Transport for Io {
 impl Transport for Box<dyn Transport> {
     fn abort(&mut self) {
         (**self).abort();
-    }
-}
-
-impl<A: Transport, B: Transport> Drop for Relay<A, B> {
-    fn drop(&mut self) {
-        if !self.over {
-            self.client.abort();
-            self.server.abort();
-        }
     }
 }
 
