@@ -111,7 +111,7 @@ impl Cluster {
     /// A pod with our rules and a proxy, which is ready.
     pub async fn meshed(&self, name: &str) -> Pod {
         let mut pod = self.pod(name);
-        pod.join(self, &[]).await;
+        pod.join(self, &[], &[]).await;
         pod
     }
 
@@ -161,11 +161,11 @@ impl Cluster {
 // === impl Pod ===
 
 impl Pod {
-    /// Installs our rules, sees by the real check that they hold, and starts a proxy with these flags beside.
-    pub async fn join(&mut self, cluster: &Cluster, flags: &[(&str, &str)]) {
-        let rules = if has_users() { vec![] } else { vec!["--proxy-mark", MARK] };
+    /// Installs our rules by these flags, sees by the real check that they hold, and starts a proxy with those.
+    pub async fn join(&mut self, cluster: &Cluster, rules: &[&str], flags: &[(&str, &str)]) {
+        let own: &[&str] = if has_users() { &[] } else { &["--proxy-mark", MARK] };
         for verb in ["install", "check"] {
-            let arguments: Vec<&str> = ["intercept", verb].iter().chain(&rules).copied().collect();
+            let arguments = [&["intercept", verb], own, rules].concat();
             // What an init container has is CAP_NET_ADMIN; the check has nothing.
             let ran = if verb == "install" {
                 self.start(binary("tulle-proxy"), &arguments, None)
@@ -251,6 +251,19 @@ impl Pod {
     pub async fn curl_port(&self, to: SocketAddr) -> Result<String, String> {
         let url = format!("http://{to}/");
         let ran = self.run("curl", &["-sS", "--fail-with-body", "--max-time", "10", &url]).await;
+        if ran.status.success() { Ok(ran.stdout) } else { Err(ran.stdout + &ran.stderr) }
+    }
+
+    /// What curl is answered by a URL with a name, where `server` is the name server.
+    pub async fn curl_by_name(&self, url: &str, server: IpAddr) -> Result<String, String> {
+        let file = self.folder.run().join(format!("{}.resolv.conf", self.name));
+        std::fs::write(&file, format!("nameserver {server}\n")).expect("a file");
+        // A view of the machine's files in which that one is the resolver's.
+        let line = format!(
+            "mount --bind {} /etc/resolv.conf; exec curl -sS --fail-with-body --max-time 10 {url}",
+            file.display()
+        );
+        let ran = ended(self.start("unshare", &["-m", "sh", "-ec", &line], None)).await;
         if ran.status.success() { Ok(ran.stdout) } else { Err(ran.stdout + &ran.stderr) }
     }
 

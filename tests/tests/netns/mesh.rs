@@ -18,6 +18,7 @@ fn says_its_name(pod: &Pod) -> App {
     })
 }
 
+/// Its addresses, of both families.
 fn addresses(pod: &Pod) -> [IpAddr; 2] {
     [pod.v4().into(), pod.v6().into()]
 }
@@ -163,6 +164,47 @@ fn loopback_and_the_pods_own_addresses_are_untouched() {
             assert_eq!(web.curl(ip).await.as_deref(), Ok("web"), "{ip}");
         }
         assert_eq!(web.access_log(), Vec::<serde_json::Value>::new());
+    });
+}
+
+#[test]
+fn a_pod_that_calls_its_own_service_asks_its_own_policy_and_no_other() {
+    in_a_node(async || {
+        let cluster = Cluster::strict().await;
+        let web = cluster.meshed("web").await;
+        let _app = says_its_name(&web);
+        let to = cluster.service("web", "http", &[&web]);
+        for ip in [to.v4, to.v6] {
+            web.reaches(ip, "web").await;
+        }
+        // To an address of its own, of either family.
+        let own = addresses(&web).map(|ip| json!(SocketAddr::new(ip, 8080).to_string()));
+        eventually("the way to itself is logged", async || {
+            let log = web.access_log();
+            let went =
+                |record: &serde_json::Value| own.contains(&record["endpoint"]) && record["status"] == 200;
+            if log.iter().filter(|record| went(record)).count() >= 2 {
+                Ok(())
+            } else {
+                Err(format!("{log:#?}"))
+            }
+        })
+        .await;
+        let log = web.access_log();
+        assert!(log.iter().all(|record| record["direction"] == "outbound"), "{log:#?}");
+        cluster.world().yaml(
+            "others.yaml",
+            "apiVersion: policy.tulle.dev/v1alpha1\nkind: AuthorizationPolicy\n\
+             metadata: {name: others, namespace: default}\nspec:\n  targetRefs: [{group: '', kind: Service, name: web}]\n  \
+             action: ALLOW\n  rules: [{name: others, from: [{identities: [default/orders]}]}]\n",
+        );
+        for ip in [to.v4, to.v6] {
+            eventually("the pod may not call itself", async || match web.curl(ip).await {
+                Err(said) if said.contains("403") && said.contains("no rule of port 8080") => Ok(()),
+                Ok(said) | Err(said) => Err(said),
+            })
+            .await;
+        }
     });
 }
 
