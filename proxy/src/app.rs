@@ -28,6 +28,7 @@ use crate::control::gate::Gate;
 use crate::control::identity::{Identity, Source};
 use crate::control::report::Report;
 use crate::control::session::Session;
+use crate::dns;
 use crate::drain;
 use crate::forward::{OwnEndpoints, Proxy, Settings};
 use crate::runtime::{self, Listener, Workers};
@@ -81,6 +82,8 @@ async fn control(config: &Config, diagnostics: Option<Diagnostics>) -> anyhow::R
         let telemetry = telemetry.clone();
         async move { telemetry.run_logs().await }
     });
+    let dns = bind_dns(config, &mut bound).await?;
+    serve_dns(config, dns, &proxy)?;
     start_control(config, workers, &identity, wants, Registering { registration, registered }, &admin)?;
     let threads = runtime::start(&proxy, listeners, config.connection_limit(files))
         .context("cannot start the workers")?;
@@ -158,6 +161,37 @@ fn bind(
         add(&BoundAddresses::inbound_port(port), port.listen, Direction::Inbound, &original)?;
     }
     Ok(listeners)
+}
+
+async fn bind_dns(config: &Config, bound: &mut BoundAddresses) -> anyhow::Result<Vec<dns::Sockets>> {
+    let mut bound_sockets = Vec::with_capacity(config.dns_listen.len());
+    for address in &config.dns_listen {
+        let sockets = dns::Sockets::bind(*address).await?;
+        bound.insert(BoundAddresses::DNS, sockets.address()?);
+        bound_sockets.push(sockets);
+    }
+    Ok(bound_sockets)
+}
+
+/// Answers questions about names, on the control thread.
+fn serve_dns(config: &Config, sockets: Vec<dns::Sockets>, proxy: &Proxy) -> anyhow::Result<()> {
+    if sockets.is_empty() {
+        return Ok(());
+    }
+    let own = sockets.iter().map(dns::Sockets::address).collect::<io::Result<Vec<SocketAddr>>>()?;
+    let servers = match &config.dns_servers {
+        None => dns::Servers::File("/etc/resolv.conf".into()),
+        Some(servers) => dns::Servers::Fixed(servers.clone()),
+    };
+    let namespace =
+        config.workload.as_ref().map_or_else(|| "default".into(), |workload| workload.namespace.clone());
+    let (store, metrics) = (Arc::clone(&proxy.store), Arc::clone(proxy.telemetry.metrics.control()));
+    let dns = dns::Dns::new(store, metrics, namespace, &config.cluster_domain, servers, own)?;
+    let dns = Arc::new(dns);
+    for sockets in sockets {
+        tokio::spawn(sockets.serve(Arc::clone(&dns)));
+    }
+    Ok(())
 }
 
 /// Starts the tasks that speak with the control plane.

@@ -61,6 +61,12 @@ pub struct Config {
     pub inbound_ports: Vec<InboundPort>,
     /// The address that other workloads dial. `None`: that of the inbound listener.
     pub register_address: Option<IpAddr>,
+    /// Where questions about names are answered.
+    pub dns_listen: Vec<SocketAddr>,
+    /// Who is asked about names outside the mesh. `None`: the servers in `/etc/resolv.conf`.
+    pub dns_servers: Option<Vec<SocketAddr>>,
+    /// What the full names of services end in, in lower case, without a dot at either end.
+    pub cluster_domain: String,
     /// Ports whose bytes are never looked at.
     pub opaque_ports: PortSet,
     /// What leads through the proxy in a pod.
@@ -338,6 +344,9 @@ impl Default for Config {
             identity_cert_file: None,
             identity_key_file: None,
             outbound_listen: Vec::new(),
+            dns_listen: Vec::new(),
+            dns_servers: None,
+            cluster_domain: String::new(),
             outbound_services: Vec::new(),
             inbound_listen: Vec::new(),
             inbound_ports: Vec::new(),
@@ -437,6 +446,7 @@ impl Config {
             }
         }
         let mut bound: Vec<(&'static str, SocketAddr)> = Vec::new();
+        bound.extend(self.dns_listen.iter().map(|listen| ("DNS_LISTEN", *listen)));
         bound.extend(self.outbound_listen.iter().map(|listen| ("OUTBOUND_LISTEN", *listen)));
         bound.extend(self.inbound_listen.iter().map(|listen| ("INBOUND_LISTEN", *listen)));
         bound.extend(self.outbound_services.iter().map(|service| ("OUTBOUND_SERVICES", service.listen)));

@@ -11,6 +11,7 @@ pub mod balance;
 pub mod config;
 pub mod control;
 pub mod detect;
+pub mod dns;
 pub mod drain;
 pub mod endpoint;
 pub mod forward;

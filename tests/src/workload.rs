@@ -158,6 +158,11 @@ impl Workload {
         self.listener(&format!("inbound/{application}"))
     }
 
+    /// Where it answers questions about names.
+    pub fn dns(&self) -> SocketAddr {
+        self.addresses["dns"]
+    }
+
     /// The loopback admin listener.
     pub fn admin(&self) -> SocketAddr {
         self.listener("admin")

@@ -22,6 +22,8 @@ const EDGES: &[(&str, &[&str])] = &[
     ("control", &["drain", "policy", "route", "balance", "endpoint", "tls"]),
     // accept: to listen as the proxy will.
     ("intercept", &["accept"]),
+    // endpoint: a service without a virtual IP is answered by its endpoints.
+    ("dns", &["endpoint"]),
     ("admin", &["control", "drain", "policy"]),
     ("forward", &["accept", "balance", "detect", "drain", "endpoint", "policy", "route", "tls", "wire"]),
 ];

@@ -6,6 +6,7 @@
 //! anything is really different, the model decides by comparing bytes.
 
 mod registration;
+mod virtual_ip;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -13,6 +14,7 @@ use std::net::IpAddr;
 use bytes::Bytes;
 
 pub use self::registration::{Registration, RegistrationError, RegistrationId};
+pub use self::virtual_ip::NETWORKS as VIRTUAL_NETWORKS;
 use crate::finding::Origin;
 use crate::object::{Grant, Kind, Mesh, NamespacedName, Object, ObjectKey, Policy, Route, Service, Slice};
 
@@ -48,6 +50,10 @@ pub struct Index {
     mesh: Option<Stored<Mesh>>,
     registrations: BTreeMap<RegistrationId, Registration>,
     bundles: BTreeMap<String, Vec<Bytes>>,
+    /// Virtual IPs of the services that were given none; as of when it was last asked what is dirty.
+    assigned: BTreeMap<NamespacedName, Vec<IpAddr>>,
+    /// Services have come or gone since.
+    services_changed: bool,
     links: IndexLinks,
     dirty: Dirty,
 }
@@ -132,6 +138,7 @@ impl Index {
                 let name = object.name.clone();
                 link(&mut self.links.services_at, &object.addresses, &name);
                 self.services.insert(name.clone(), Stored { object, origin });
+                self.services_changed = true;
                 self.touch_service(&name);
             }
             Object::EndpointSlice(object) => {
@@ -175,6 +182,7 @@ impl Index {
                 self.touch_service(name);
                 if let Some(Stored { object, .. }) = self.services.remove(name) {
                     unlink(&mut self.links.services_at, &object.addresses, name);
+                    self.services_changed = true;
                 }
             }
             Kind::EndpointSlice => {
@@ -213,6 +221,7 @@ impl Index {
         let fresh = Self {
             registrations: std::mem::take(&mut self.registrations),
             bundles: std::mem::take(&mut self.bundles),
+            services_changed: true,
             dirty: Dirty { all: true, ..Dirty::default() },
             ..Self::default()
         };
@@ -223,6 +232,7 @@ impl Index {
         for (object, origin) in objects {
             self.apply(object, origin);
         }
+        self.assign_virtual_ips();
     }
 
     /// Makes a workload an endpoint of the services that it names, in place of what was said under the same ID. A
@@ -251,7 +261,36 @@ impl Index {
 
     /// What may have changed since this was last asked.
     pub fn take_dirty(&mut self) -> Dirty {
+        self.assign_virtual_ips();
         std::mem::take(&mut self.dirty)
+    }
+
+    /// For all services at once, and only where one has come or gone.
+    fn assign_virtual_ips(&mut self) {
+        if !std::mem::take(&mut self.services_changed) {
+            return;
+        }
+        let services = self.services.values().map(|stored| &stored.object);
+        let given: BTreeSet<IpAddr> =
+            services.clone().flat_map(|service| &service.addresses).copied().collect();
+        let without = services.filter(|service| service.addresses.is_empty() && !service.headless);
+        let assigned = virtual_ip::assign(without.map(|service| &service.name), &given);
+        let before = std::mem::take(&mut self.assigned);
+        for (name, addresses) in
+            before.iter().filter(|(name, addresses)| assigned.get(*name) != Some(addresses))
+        {
+            unlink(&mut self.links.services_at, addresses, name);
+            self.dirty.services.insert(name.clone());
+            self.dirty.addresses.extend(addresses);
+        }
+        for (name, addresses) in
+            assigned.iter().filter(|(name, addresses)| before.get(*name) != Some(addresses))
+        {
+            link(&mut self.links.services_at, addresses, name);
+            self.dirty.services.insert(name.clone());
+            self.dirty.addresses.extend(addresses);
+        }
+        self.assigned = assigned;
     }
 }
 
@@ -336,6 +375,13 @@ impl Index {
     /// A Service by name.
     pub fn service(&self, name: &NamespacedName) -> Option<&Service> {
         self.services.get(name).map(|stored| &stored.object)
+    }
+
+    /// A service's virtual IPs, written or assigned; none for one that is headless or not known.
+    pub fn virtual_ips(&self, name: &NamespacedName) -> &[IpAddr] {
+        let written = self.service(name).map(|service| service.addresses.as_slice());
+        let assigned = || self.assigned.get(name).map(Vec::as_slice);
+        written.filter(|addresses| !addresses.is_empty()).or_else(assigned).unwrap_or_default()
     }
 
     /// Every EndpointSlice.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tulle_api::{ResourceType, v1};
 
 use super::Encoded;
-use crate::index::Index;
+use crate::index::{Index, VIRTUAL_NETWORKS};
 use crate::object::{Mesh, NamespacedName, Policy, Service, Slice};
 
 /// What every resource is built from.
@@ -37,7 +37,7 @@ impl Context<'_> {
         let message = v1::Mesh {
             trust_domain: self.trust_domain.to_string(),
             mtls: self.mode.into(),
-            networks: mesh.networks.iter().map(ToString::to_string).collect(),
+            networks: mesh.networks.iter().chain(&VIRTUAL_NETWORKS).map(ToString::to_string).collect(),
         };
         Encoded::new(ResourceType::Mesh, &message)
     }
@@ -64,7 +64,7 @@ impl Context<'_> {
         });
         let message = v1::Service {
             name: Some(object_name(name)),
-            addresses: service.addresses.iter().map(ToString::to_string).collect(),
+            addresses: self.index.virtual_ips(name).iter().map(ToString::to_string).collect(),
             ports: ports.collect(),
         };
         encode(ResourceType::Service, &message)

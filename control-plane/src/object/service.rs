@@ -14,8 +14,10 @@ use crate::finding::Notes;
 pub struct Service {
     /// Its own name.
     pub name: NamespacedName,
-    /// Virtual IPs, sorted; none for a headless service and in most folders.
+    /// Virtual IPs as written, sorted; none for a headless service and in most folders.
     pub addresses: Vec<IpAddr>,
+    /// `clusterIP: None`: it has no virtual IP, and its name means its endpoints.
+    pub headless: bool,
     /// TCP ports only, by number.
     pub ports: Vec<Port>,
     /// Endpoints count as ready whatever their conditions say.
@@ -61,6 +63,7 @@ impl Service {
         Self {
             name: NamespacedName::of(&object.metadata),
             addresses: read_addresses(spec, notes),
+            headless: spec.cluster_ip.as_deref() == Some("None"),
             ports: read_ports(spec, opaque.as_deref(), notes),
             publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
         }

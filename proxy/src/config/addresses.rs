@@ -24,6 +24,9 @@ impl BoundAddresses {
     /// The intercepting inbound listener.
     pub const INBOUND: &str = "inbound";
 
+    /// Where questions about names are answered.
+    pub const DNS: &str = "dns";
+
     /// The name of a service's listener.
     pub fn outbound_service(service: &OutboundService) -> String {
         format!("outbound/{}:{}", service.service, service.port)

@@ -88,6 +88,18 @@ pub(super) fn addresses(value: &str) -> Parsed<Vec<SocketAddr>> {
     list(value, address)
 }
 
+/// `system` is `None`.
+pub(super) fn name_servers(value: &str) -> Parsed<Option<Vec<SocketAddr>>> {
+    if value == "system" { Ok(None) } else { addresses(value).map(Some) }
+}
+
+/// Two or more DNS labels are usual; one will do.
+pub(super) fn domain(value: &str) -> Parsed<String> {
+    let domain = value.strip_suffix('.').unwrap_or(value).to_ascii_lowercase();
+    domain.split('.').try_for_each(label)?;
+    Ok(domain)
+}
+
 /// Items between commas; `none` for none.
 pub(super) fn list<T>(value: &str, item: impl Fn(&str) -> Parsed<T>) -> Parsed<Vec<T>> {
     if value == "none" {

@@ -107,6 +107,16 @@ variables! {
     "INTERCEPT_DROP_QUIC", "`true` or `false`", Some("false"),
         "Whether UDP to port 443 is dropped, so that clients of HTTP/3 fall back to TCP, which is intercepted.",
         |config, value| config.intercept.drop_quic = parse::yes_or_no(value)?;
+    "DNS_LISTEN", "<ip>:<port>[,…] or `none`", Some("none"),
+        "Where questions about names are answered, over UDP and TCP, for places without cluster DNS: services of the mesh by their virtual IPs, \
+         the rest by the name servers.",
+        |config, value| config.dns_listen = parse::addresses(value)?;
+    "DNS_SERVERS", "`system`, or <ip>:<port>[,…], or `none`", Some("system"),
+        "Who is asked about names outside the mesh. System: the servers in `/etc/resolv.conf`, read again when it changes.",
+        |config, value| config.dns_servers = parse::name_servers(value)?;
+    "CLUSTER_DOMAIN", "a domain", Some("cluster.local"),
+        "What the full names of services end in, after `svc`.",
+        |config, value| config.cluster_domain = parse::domain(value)?;
     "WORKERS", "a number from 1 to 1024, or `auto`", Some("auto"),
         "How many worker threads. Auto: the cgroup's CPU limit rounded up, else the CPU request rounded up, else 2, and never more than cores.",
         |config, value| config.workers = parse::auto(value, |value| parse::number(value, 1, 1024))?;

@@ -28,8 +28,8 @@ pub use self::cells::{ConnectionCells, Counter, Histogram, OpenConnection, Reque
 pub use self::control::{CertKind, ControlMetrics};
 pub use self::families::{Family, Kind, reference};
 pub use self::labels::{
-    ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, Method, Outcome, PoolClose,
-    ReplayCause, RequestLabels, TlsKind, VerdictLabels,
+    ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, DnsResult, Method, Outcome,
+    PoolClose, ReplayCause, RequestLabels, TlsKind, VerdictLabels,
 };
 pub use self::pools::{PoolCells, PooledConnection};
 pub use self::worker::WorkerMetrics;

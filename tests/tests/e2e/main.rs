@@ -5,6 +5,7 @@
 mod bad_input;
 mod burst;
 mod control_plane;
+mod dns;
 mod http1;
 mod http2;
 mod live;

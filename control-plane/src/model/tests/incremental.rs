@@ -29,9 +29,12 @@ fn random_object(random: &mut Random) -> String {
     let (ip, port) = (random.pick(&IPS), random.pick(&["80", "81"]));
     let named = random.pick(&["http", "web", ""]);
     match random.below(6) {
-        0 | 1 => format!(
-            "apiVersion: v1\nkind: Service\nmetadata: {{name: {service}, namespace: {namespace}}}\nspec: {{clusterIP: {ip}, ports: [{{port: {port}, name: '{named}'}}]}}\n"
-        ),
+        0 | 1 => {
+            let written = if random.below(2) == 0 { format!("clusterIP: {ip}, ") } else { String::new() };
+            format!(
+                "apiVersion: v1\nkind: Service\nmetadata: {{name: {service}, namespace: {namespace}}}\nspec: {{{written}ports: [{{port: {port}, name: '{named}'}}]}}\n"
+            )
+        }
         2 => format!(
             "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: s-{other}, namespace: {namespace}, labels: {{kubernetes.io/service-name: {service}}}}}\naddressType: IPv4\nports: [{{name: '{named}', port: 8080}}]\nendpoints: [{{addresses: [{ip}], targetRef: {{kind: Pod, name: pod-{other}}}}}]\n"
         ),

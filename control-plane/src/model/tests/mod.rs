@@ -6,6 +6,7 @@ use prost::{Message, Name};
 mod incremental;
 mod publish;
 mod routes;
+mod virtual_ips;
 
 use super::*;
 use crate::finding::Finding;
@@ -292,7 +293,8 @@ fn the_mesh_sets_mode_trust_domain_and_networks() {
     let model = model(&text);
     let mesh: v1::Mesh = get(&model, "mesh").unwrap();
     assert_eq!((mesh.mtls(), mesh.trust_domain.as_str()), (v1::MtlsMode::Strict, "example.org"));
-    assert_eq!(mesh.networks, ["10.0.0.0/8", "fd00::/8"]);
+    // What is written, and where the virtual IPs lie that follow from names.
+    assert_eq!(mesh.networks, ["10.0.0.0/8", "fd00::/8", "198.18.0.0/15", "fd74:756c:6c65::/48"]);
     let endpoints: v1::Endpoints = get(&model, "default/orders").unwrap();
     assert_eq!(endpoints.endpoints[0].ports[0].peer, spiffe("spiffe://example.org/ns/shop/sa/orders"));
     let policy: v1::InboundPolicy = get(&model, "default/new").unwrap();
@@ -446,7 +448,7 @@ fn versions_are_the_same_everywhere_and_change_only_with_the_content() {
     let model = model(&text);
     // Recorded: another release must not send everything anew without a reason.
     let version = |kind: ResourceType, name: &str| model.get(kind, name).unwrap().version.to_string();
-    assert_eq!(version(ResourceType::Mesh, "mesh"), "92ca91e295462aa62e85380cf5a7d267");
+    assert_eq!(version(ResourceType::Mesh, "mesh"), "b528bf5ff0f5156c67690c375395e4ed");
     assert_eq!(version(ResourceType::Service, "default/orders"), "e50faa36dc018a0ecff7534b37b8b4bc");
 
     let mut index = index(&text).0;

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use parking_lot::Mutex;
 
 use super::families::{self, Family};
+use super::labels::DnsResult;
 
 /// A certificate whose expiry is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +84,16 @@ impl ControlMetrics {
     /// The registration is (or is not) held by the control plane.
     pub fn registered(&self, registered: bool) {
         self.set(&families::REGISTERED, &[], f64::from(u8::from(registered)));
+    }
+
+    /// Questions about names are answered from now on: every result is shown, though it be 0.
+    pub fn dns_started(&self) {
+        DnsResult::ALL.iter().for_each(|result| self.add(&families::DNS_QUERIES, &[result.as_str()], 0.0));
+    }
+
+    /// A question about a name was answered, or not.
+    pub fn dns_query(&self, result: DnsResult) {
+        self.add(&families::DNS_QUERIES, &[result.as_str()], 1.0);
     }
 
     pub(super) fn read(&self, family: &Family) -> Vec<(Vec<String>, f64)> {

@@ -106,6 +106,8 @@ families! {
         "When a certificate in use expires: leaf, issuer, root.";
     IDENTITY_RENEWALS = Counter "tulle_identity_renewals_total" ["result"]
         "Certificates that were asked for; result is ok or failed.";
+    DNS_QUERIES = Counter "tulle_dns_queries_total" ["result"]
+        "Questions about names: answered from the mesh (mesh), known not to exist there (absent), answered by the name servers (forwarded), by nobody (failed), not of a kind that is answered (refused), or unreadable (malformed).";
     LOG_DROPPED = Counter "tulle_log_lines_dropped_total" ["log"]
         "Lines that were dropped because nobody read them fast enough.";
     BUILD_INFO = Gauge "tulle_build_info" ["component", "version"]

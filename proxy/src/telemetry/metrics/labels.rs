@@ -187,6 +187,24 @@ label_enum! {
 }
 
 label_enum! {
+    /// What became of a question about a name.
+    DnsResult {
+        /// Answered from what the mesh has.
+        Mesh = "mesh",
+        /// The cluster's domain has no such name.
+        Absent = "absent",
+        /// Answered by the name servers, also when there is no such name.
+        Forwarded = "forwarded",
+        /// Nobody answered.
+        Failed = "failed",
+        /// Not a kind of question that is answered.
+        Refused = "refused",
+        /// Not a question.
+        Malformed = "malformed",
+    }
+}
+
+label_enum! {
     /// Why a request was sent once more.
     ReplayCause {
         /// The first try was provably not processed.
