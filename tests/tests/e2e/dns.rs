@@ -19,8 +19,8 @@ fn service(world: &World, name: &str) {
     );
 }
 
-async fn asker(world: &World, servers: &str) -> Workload {
-    let builder = world.workload("web").setting("--dns-listen", "127.0.0.1:0");
+async fn asker(world: &World, name: &str, servers: &str) -> Workload {
+    let builder = world.workload(name).setting("--dns-listen", "127.0.0.1:0");
     builder.setting("--dns-servers", servers).start().await
 }
 
@@ -44,7 +44,7 @@ async fn addresses(resolver: &TokioResolver, name: &str) -> Result<Vec<IpAddr>, 
 async fn a_service_has_the_same_address_after_everything_was_started_again() {
     let mut world = World::strict().await;
     service(&world, "orders");
-    let web = asker(&world, "none").await;
+    let web = asker(&world, "web", "none").await;
     let resolver_of = |web: &Workload| resolver(web.dns());
     let resolver = resolver_of(&web);
     let given = eventually("orders is found", async || addresses(&resolver, "orders.").await).await;
@@ -70,7 +70,7 @@ async fn a_service_has_the_same_address_after_everything_was_started_again() {
     assert_eq!(addresses(&resolver, "orders.").await.as_ref(), Ok(&given), "what is known stays known");
     world.restart_control_plane().await;
     drop(web);
-    let again = asker(&world, "none").await;
+    let again = asker(&world, "again", "none").await;
     let resolver = resolver_of(&again);
     let found = eventually("orders is found", async || addresses(&resolver, "orders.").await).await;
     assert_eq!(found, given);
@@ -79,7 +79,7 @@ async fn a_service_has_the_same_address_after_everything_was_started_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn names_come_and_go_with_their_services_and_are_counted() {
     let world = World::strict().await;
-    let web = asker(&world, "none").await;
+    let web = asker(&world, "web", "none").await;
     let resolver = resolver(web.dns());
     let name = "orders.default.svc.cluster.local.";
     let absent = addresses(&resolver, name).await.unwrap_err();
@@ -108,7 +108,7 @@ async fn names_outside_go_from_one_proxy_to_the_next_name_server() {
     let outside = world.workload("outside").setting("--dns-listen", "127.0.0.1:0");
     let outside =
         outside.setting("--dns-servers", "none").setting("--cluster-domain", "example.org").start().await;
-    let web = asker(&world, &outside.dns().to_string()).await;
+    let web = asker(&world, "web", &outside.dns().to_string()).await;
     let resolver = resolver(web.dns());
     let name = "orders.default.svc.example.org.";
     let found = eventually("the name is found outside", async || addresses(&resolver, name).await).await;
