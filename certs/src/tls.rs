@@ -13,13 +13,17 @@ use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::time_provider::TimeProvider;
 use rustls::version::TLS13;
-use rustls::{ClientConfig, ServerConfig};
+use rustls::{CipherSuite, ClientConfig, ServerConfig};
 
 use crate::verify::ClientVerifier;
 
-/// aws-lc-rs, X25519MLKEM768 offered first.
+/// aws-lc-rs, X25519MLKEM768 offered first. AES-128 before AES-256: it is no less safe where keys live for a connection,
+/// and bodies cost a quarter less.
 pub(crate) fn provider() -> Arc<CryptoProvider> {
-    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    // Stable: the others keep their order.
+    provider.cipher_suites.sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
+    Arc::new(provider)
 }
 
 pub(crate) fn server(
@@ -60,4 +64,16 @@ pub(crate) fn client(
     config.enable_early_data = false;
     config.enable_sni = false;
     Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn aes_128_comes_first_and_nothing_is_lost() {
+        let suites = provider().cipher_suites.iter().map(|suite| suite.suite()).collect::<Vec<_>>();
+        assert_eq!(suites[0], CipherSuite::TLS13_AES_128_GCM_SHA256);
+        assert_eq!(suites.len(), rustls::crypto::aws_lc_rs::default_provider().cipher_suites.len());
+    }
 }

@@ -5,6 +5,7 @@
 
 pub mod access;
 pub mod diagnostics;
+mod digits;
 pub mod lines;
 pub mod metrics;
 pub mod reason;

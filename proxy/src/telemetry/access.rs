@@ -4,11 +4,11 @@
 //! queue never waits for a reader; see there. What is logged never holds headers, bodies or the query of a path, which
 //! may be secret.
 
-use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::digits;
 use super::lines::Lines;
 use super::metrics::{Direction, TlsKind};
 use super::reason::Reason;
@@ -195,15 +195,16 @@ fn text(out: &mut Vec<u8>, field: &str, value: &str) {
 fn number(out: &mut Vec<u8>, field: &str, value: Option<u64>) {
     if let Some(value) = value {
         name(out, field);
-        // Writing to a Vec cannot fail.
-        let _ = write!(out, "{value}");
+        digits::decimal(out, value, 1);
     }
 }
 
 fn address(out: &mut Vec<u8>, field: &str, value: Option<SocketAddr>) {
     if let Some(value) = value {
         name(out, field);
-        let _ = write!(out, "\"{value}\"");
+        out.push(b'"');
+        digits::address(out, value);
+        out.push(b'"');
     }
 }
 

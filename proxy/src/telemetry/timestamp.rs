@@ -1,7 +1,8 @@
 //! Points in time as text.
 
-use std::io::Write as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::digits::decimal;
 
 /// As [`write_rfc3339`], in a string.
 pub(crate) fn rfc3339(time: SystemTime) -> String {
@@ -17,8 +18,11 @@ pub(crate) fn write_rfc3339(out: &mut Vec<u8>, time: SystemTime) {
     let (year, month, day) = civil(days);
     let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
     let micros = since.subsec_micros();
-    // Writing to a Vec cannot fail.
-    let _ = write!(out, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{micros:06}Z");
+    let parts = [(year, 4, b'-'), (month, 2, b'-'), (day, 2, b'T'), (hour, 2, b':'), (minute, 2, b':')];
+    for (value, width, after) in parts.into_iter().chain([(second, 2, b'.'), (micros.into(), 6, b'Z')]) {
+        decimal(out, value, width);
+        out.push(after);
+    }
 }
 
 /// Days since 1970-01-01 as year, month and day of the Gregorian calendar, counting years from March so that the leap

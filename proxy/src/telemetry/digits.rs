@@ -1,0 +1,58 @@
+//! Numbers as text, without the formatting machinery: a record has a score of them, and there is a record per request.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+
+/// Appends `value` in decimal, with zeros before it up to `width` digits.
+pub(super) fn decimal(out: &mut Vec<u8>, mut value: u64, width: usize) {
+    // As many as u64 has.
+    let mut digits = [b'0'; 20];
+    let mut first = digits.len();
+    while value > 0 {
+        first -= 1;
+        digits[first] += (value % 10) as u8;
+        value /= 10;
+    }
+    let first = first.min(digits.len() - width.clamp(1, digits.len()));
+    out.extend_from_slice(&digits[first..]);
+}
+
+/// Appends an address and its port.
+pub(super) fn address(out: &mut Vec<u8>, address: SocketAddr) {
+    match address {
+        SocketAddr::V4(address) => {
+            for (octet, after) in address.ip().octets().into_iter().zip(*b"...:") {
+                decimal(out, octet.into(), 1);
+                out.push(after);
+            }
+            decimal(out, address.port().into(), 1);
+        }
+        // Writing to a Vec cannot fail.
+        SocketAddr::V6(_) => drop(write!(out, "{address}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digits_are_those_that_the_standard_library_writes() {
+        for value in [0, 1, 9, 10, 99, 100, 503, 65_535, 1_000_000_007, u64::MAX] {
+            for width in [0, 1, 2, 6] {
+                let mut out = Vec::new();
+                decimal(&mut out, value, width);
+                assert_eq!(String::from_utf8(out).unwrap(), format!("{value:0width$}"));
+            }
+        }
+    }
+
+    #[test]
+    fn addresses_are_those_that_the_standard_library_writes() {
+        for text in ["0.0.0.0:0", "127.0.0.1:8080", "255.255.255.255:65535", "[::1]:80", "[fe80::1%3]:80"] {
+            let mut out = Vec::new();
+            address(&mut out, text.parse().unwrap());
+            assert_eq!(String::from_utf8(out).unwrap(), text);
+        }
+    }
+}
