@@ -47,6 +47,9 @@ pub fn run(config: &Config, diagnostics: Option<Diagnostics>) -> anyhow::Result<
 }
 
 async fn control(config: &Config, diagnostics: Option<Diagnostics>) -> anyhow::Result<()> {
+    if let Some(mark) = config.intercept.proxy_mark {
+        may_mark(mark)?;
+    }
     let files = raise_file_limit();
     let workers = config.worker_count();
     let telemetry = Telemetry::new(config, workers, diagnostics);
@@ -116,6 +119,17 @@ fn settings(config: &Config) -> Settings {
         opaque_ports: config.opaque_ports.clone(),
         mark: config.intercept.proxy_mark,
     }
+}
+
+/// Without the capability every dial would fail, one by one.
+fn may_mark(mark: u32) -> anyhow::Result<()> {
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
+    socket2::SockRef::from(&socket).set_mark(mark).with_context(|| {
+        format!(
+            "cannot set TULLE_PROXY_INTERCEPT_PROXY_MARK={mark:#x} on connections: grant CAP_NET_ADMIN, or have the rules tell \
+             the proxy by its user (TULLE_PROXY_INTERCEPT_PROXY_UID)"
+        )
+    })
 }
 
 /// Takes as many file descriptors as the kernel will give; returns how many.

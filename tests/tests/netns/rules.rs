@@ -154,11 +154,13 @@ fn r13_killed_midway_there_are_all_rules_or_none() {
 fn r13_without_the_capability_it_says_which() {
     in_a_node(async || {
         let program = binary("tulle-proxy");
-        let mut command = Command::new("setpriv");
-        command.args(["--inh-caps=-net_admin", "--bounding-set=-net_admin"]).arg(program);
-        let output = command.args(["intercept", "install"]).output().expect("setpriv starts");
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(!output.status.success() && said.contains("CAP_NET_ADMIN"), "{said}");
+        for arguments in [&["intercept", "install"] as &[&str], &["--intercept-proxy-mark=7"]] {
+            let mut command = Command::new("setpriv");
+            command.args(["--inh-caps=-net_admin,-net_raw", "--bounding-set=-net_admin,-net_raw"]);
+            let output = command.arg(&program).args(arguments).output().expect("setpriv starts");
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(!output.status.success() && said.contains("CAP_NET_ADMIN"), "{arguments:?}: {said}");
+        }
         assert_eq!(ruleset(), "");
     });
 }
