@@ -200,7 +200,8 @@ fn serve_dns(config: &Config, sockets: Vec<dns::Sockets>, proxy: &Proxy) -> anyh
     let namespace =
         config.workload.as_ref().map_or_else(|| "default".into(), |workload| workload.namespace.clone());
     let (store, metrics) = (Arc::clone(&proxy.store), Arc::clone(proxy.telemetry.metrics.control()));
-    let dns = dns::Dns::new(store, metrics, namespace, &config.cluster_domain, servers, own)?;
+    let asking = crate::io::resolver::Sockets::marked(config.intercept.proxy_mark);
+    let dns = dns::Dns::new(store, metrics, namespace, &config.cluster_domain, servers, own, asking)?;
     let dns = Arc::new(dns);
     for sockets in sockets {
         tokio::spawn(sockets.serve(Arc::clone(&dns)));

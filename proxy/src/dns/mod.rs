@@ -23,6 +23,7 @@ pub use self::listen::{BindError, Sockets};
 use self::names::Meaning;
 pub use self::upstream::Servers;
 use self::upstream::Upstream;
+use crate::io::resolver;
 use crate::state::{AddressTarget, ObjectName, ServiceInfo, Store};
 use crate::telemetry::metrics::{ControlMetrics, DnsResult};
 
@@ -57,7 +58,8 @@ type Said = (Message, DnsResult);
 // === impl Dns ===
 
 impl Dns {
-    /// For a workload of `namespace` in a cluster with `domain`; `own`: where its questions arrive.
+    /// For a workload of `namespace` in a cluster with `domain`; `own`: where its questions arrive; `sockets`:
+    /// how others are asked.
     ///
     /// # Errors
     /// When `domain` is not a domain.
@@ -68,11 +70,12 @@ impl Dns {
         domain: &str,
         servers: Servers,
         own: Vec<SocketAddr>,
+        sockets: resolver::Sockets,
     ) -> anyhow::Result<Self> {
         let text = domain.trim_matches('.').to_ascii_lowercase();
         let mut name = Name::from_ascii(&text)?;
         name.set_fqdn(true);
-        let upstream = Upstream::new(servers, own);
+        let upstream = Upstream::new(servers, own, sockets);
         metrics.dns_started();
         Ok(Self { store, metrics, namespace, domain: Domain { text, name }, upstream })
     }

@@ -65,7 +65,8 @@ async fn outside() -> (SocketAddr, mpsc::UnboundedReceiver<String>) {
 
 fn dns(servers: Servers) -> Dns {
     let metrics = Arc::new(ControlMetrics::default());
-    Dns::new(mesh(), metrics, "shop".into(), "Cluster.Local.", servers, Vec::new()).unwrap()
+    Dns::new(mesh(), metrics, "shop".into(), "Cluster.Local.", servers, Vec::new(), Default::default())
+        .unwrap()
 }
 
 fn question(name: &str, record_type: RecordType) -> Message {

@@ -10,15 +10,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use hickory_resolver::TokioResolver;
+use hickory_resolver::Resolver;
 use hickory_resolver::config::{NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts};
 use hickory_resolver::lookup::Lookup;
 use hickory_resolver::net::NetError;
-use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::op::Query;
 use hickory_resolver::proto::rr::Name;
 use hickory_resolver::system_conf::parse_resolv_conf;
 use parking_lot::Mutex;
+
+use crate::io::resolver::Sockets;
 
 /// Where the name servers are found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +40,7 @@ pub(super) struct Upstream {
     servers: Servers,
     /// Our own listeners.
     own: Vec<SocketAddr>,
+    sockets: Sockets,
     state: Mutex<State>,
 }
 
@@ -50,16 +52,16 @@ struct State {
 }
 
 struct Loaded {
-    resolver: TokioResolver,
+    resolver: Resolver<Sockets>,
     search: Vec<Name>,
 }
 
 // === impl Upstream ===
 
 impl Upstream {
-    /// `own`: where the proxy itself listens for questions.
-    pub(super) fn new(servers: Servers, own: Vec<SocketAddr>) -> Self {
-        Self { servers, own, state: Mutex::default() }
+    /// `own`: where the proxy itself listens for questions; `sockets`: how it asks its own.
+    pub(super) fn new(servers: Servers, own: Vec<SocketAddr>, sockets: Sockets) -> Self {
+        Self { servers, own, sockets, state: Mutex::default() }
     }
 
     /// Asks the servers; the answer holds what a CNAME leads to.
@@ -139,7 +141,7 @@ impl Upstream {
         options.cache_size = CACHED_ANSWERS;
         // Applications read their own.
         options.use_hosts_file = ResolveHosts::Never;
-        let builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+        let builder = Resolver::builder_with_config(config, self.sockets.clone());
         match builder.with_options(options).build() {
             Ok(resolver) => Some(Arc::new(Loaded { resolver, search })),
             Err(error) => {
@@ -171,10 +173,14 @@ mod tests {
     fn the_proxy_does_not_ask_itself() {
         let own: SocketAddr = "127.0.0.1:53".parse().unwrap();
         let other: SocketAddr = "127.0.0.2:53".parse().unwrap();
-        assert!(Upstream::new(Servers::Fixed(vec![own]), vec![own]).load().is_none());
-        assert!(Upstream::new(Servers::Fixed(vec![own, other]), vec![own]).load().is_some());
+        assert!(Upstream::new(Servers::Fixed(vec![own]), vec![own], Sockets::default()).load().is_none());
         assert!(
-            Upstream::new(Servers::Fixed(vec![own]), vec!["0.0.0.0:53".parse().unwrap()]).load().is_none()
+            Upstream::new(Servers::Fixed(vec![own, other]), vec![own], Sockets::default()).load().is_some()
+        );
+        assert!(
+            Upstream::new(Servers::Fixed(vec![own]), vec!["0.0.0.0:53".parse().unwrap()], Sockets::default())
+                .load()
+                .is_none()
         );
     }
 
@@ -185,7 +191,7 @@ mod tests {
         let domain = Name::from_ascii("cluster.local.").unwrap();
         let serves = |text: &str| {
             std::fs::write(&file, text).unwrap();
-            Upstream::new(Servers::File(file.clone()), Vec::new()).serves(&domain)
+            Upstream::new(Servers::File(file.clone()), Vec::new(), Sockets::default()).serves(&domain)
         };
         assert!(serves(
             "nameserver 10.96.0.10\nsearch shop.svc.cluster.local svc.cluster.local cluster.local\n"

@@ -6,6 +6,7 @@
 
 mod led;
 mod mesh;
+mod names;
 mod rules;
 
 /// The same tests once more, without privileges.

@@ -10,7 +10,7 @@ use tulle_tests::pod::{Cluster, Pod};
 use tulle_tests::{Mode, Wire, eventually};
 
 /// An application in `pod` that answers with the pod's name.
-fn says_its_name(pod: &Pod) -> App {
+pub(crate) fn says_its_name(pod: &Pod) -> App {
     let name = pod.name().to_owned();
     App::http1_on(pod.listen("[::]:8080"), move |_| {
         let name = name.clone();
