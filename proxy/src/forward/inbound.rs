@@ -73,7 +73,8 @@ pub async fn serve(worker: &Arc<Worker>, accepted: Accepted) {
             let id = worker.proxy.connection_id();
             let (worker, guard, tunnels) = (Arc::clone(worker), Arc::new(guard), Tunnels::default());
             let connection = Connection { worker, id, client, application, framing, guard, tunnels };
-            Arc::new(connection).serve(io).await;
+            // Apart, so that the task of an opaque connection is small.
+            Box::pin(Arc::new(connection).serve(io)).await;
         }
         None => match admit::judge(worker, &guard) {
             Ok(_) => relay(worker, io, &application, &guard, client).await,
@@ -114,7 +115,7 @@ async fn arrive(
     let opaque = matches!(policy.protocol, Protocol::Tcp | Protocol::Tls);
     Some(match sniffed.detection {
         Detection::Tls(hello) if hello.is_mesh.is_some() => {
-            return terminate(worker, stream, client, opaque).await;
+            return Box::pin(terminate(worker, stream, client, opaque)).await;
         }
         Detection::Tls(_) => Arrived {
             io: Io::replay(stream),
@@ -234,7 +235,7 @@ async fn relay(
 ) {
     let mut record =
         ConnectionRecord { endpoint: Some(application.address), ..relayed(worker, guard, client) };
-    let server = match exchange::dial(worker).opaque(application).await {
+    let server = match Box::pin(exchange::dial(worker).opaque(application)).await {
         Ok(server) => server,
         Err(error) => {
             let fault = exchange::connect_fault(&error);

@@ -61,7 +61,8 @@ pub async fn serve(worker: &Arc<Worker>, accepted: Accepted) {
             let (id, service) = (worker.proxy.connection_id(), going.service());
             let (worker, tunnels) = (Arc::clone(worker), Tunnels::default());
             let connection = Connection { worker, id, client, going, service, framing, tunnels };
-            Arc::new(connection).serve(io).await;
+            // Apart, so that the task of an opaque connection is small.
+            Box::pin(Arc::new(connection).serve(io)).await;
         }
         None => relay(worker, io, client, &going).await,
     }
@@ -271,7 +272,7 @@ async fn relay(worker: &Arc<Worker>, io: Io, client: SocketAddr, going: &Going) 
         let application = worker.proxy.own_application(&endpoint);
         let own = admit::own(worker, &endpoint, application, client).await?;
         let to = own.as_ref().map_or(&endpoint, |own| &own.application);
-        let server = exchange::dial(worker).opaque(to).await;
+        let server = Box::pin(exchange::dial(worker).opaque(to)).await;
         let server = server.map_err(|error| exchange::connect_fault(&error))?;
         Ok::<_, Fault>((endpoint, own, server))
     };
