@@ -4,6 +4,10 @@
 //! An error names the block by its number and line and says what is wrong with it. Used for everything that
 //! comes from a file or over the wire as PEM. Private keys are decoded into memory that is wiped.
 
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::Path;
+
 use base64::Engine;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
@@ -111,6 +115,23 @@ pub fn blocks(text: &str) -> Result<Vec<Block>, PemError> {
         found.push(Block { label: label.to_owned(), der: Zeroizing::new(der), index, line });
     }
     Ok(found)
+}
+
+/// No file of keys, certificates or tokens is larger, in bytes.
+const MAX_FILE: u64 = 1 << 20;
+
+/// The text of a file of keys, certificates or tokens, in memory that is wiped.
+///
+/// # Errors
+/// When it cannot be read, is not UTF-8, or is larger than 1 MiB.
+pub fn read_file(path: &Path) -> io::Result<Zeroizing<String>> {
+    let mut text = Zeroizing::new(String::new());
+    File::open(path)?.take(MAX_FILE + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_FILE {
+        let why = "it is larger than 1 MiB: not a file of keys, certificates or tokens";
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, why));
+    }
+    Ok(text)
 }
 
 /// The label of a BEGIN or END line.

@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 use crate::bundle::{Pin, PinError};
 use crate::id::{IdError, SpiffeId};
 use crate::key::{KeyError, PrivateKey};
-use crate::x509;
+use crate::{pem, x509};
 
 /// `aud` of every join token.
 pub const AUDIENCE: &str = "tulle";
@@ -278,8 +278,8 @@ impl TokenFile {
     /// Reads the file; the error names it.
     pub fn read(path: &Path) -> Result<Self, TokenError> {
         let file = |why: String| TokenError::File { path: path.display().to_string(), why };
-        let text = std::fs::read_to_string(path).map_err(|e| file(e.to_string()))?;
-        Self::parse(&Zeroizing::new(text)).map_err(|e| file(e.to_string()))
+        let text = pem::read_file(path).map_err(|e| file(e.to_string()))?;
+        Self::parse(&text).map_err(|e| file(e.to_string()))
     }
 
     /// The file's content, for a file of mode 0600.

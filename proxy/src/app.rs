@@ -345,7 +345,7 @@ async fn serve_admin(config: &Config, admin: &Arc<Admin>, bound: &mut BoundAddre
         let Some(address) = address else { continue };
         let listener = TcpListener::bind(address)
             .await
-            .with_context(|| format!("cannot listen on {address} ({name})"))?;
+            .map_err(|source| accept::ListenError::new(address, name, source))?;
         bound.insert(name, listener.local_addr()?);
         let state: Arc<dyn AdminState> = Arc::clone(admin) as _;
         tokio::spawn(admin::serve(admin::Listener::Tcp(listener), face, state));

@@ -108,3 +108,14 @@ fn random_text_never_panics() {
         let _ = certificates(&String::from_utf8(bytes).unwrap());
     }
 }
+
+#[test]
+fn a_file_without_an_end_is_not_read_to_its_end() {
+    let error = read_file(Path::new("/dev/zero")).unwrap_err();
+    assert!(error.to_string().contains("larger than 1 MiB"), "{error}");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), [0xff]).unwrap();
+    assert_eq!(read_file(file.path()).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    std::fs::write(file.path(), "text").unwrap();
+    assert_eq!(read_file(file.path()).unwrap().as_str(), "text");
+}

@@ -39,6 +39,13 @@ pub struct ListenError {
     source: io::Error,
 }
 
+impl ListenError {
+    /// `purpose` says what the listener would be for, or the setting that names it.
+    pub(crate) fn new(address: SocketAddr, purpose: &str, source: io::Error) -> Self {
+        Self { address, purpose: purpose.to_owned(), source }
+    }
+}
+
 fn hint(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::AddrInUse => "; another program has the port: stop it or choose another address",
@@ -61,7 +68,7 @@ pub fn bind(
     backlog: u32,
     purpose: &str,
 ) -> Result<Vec<StdListener>, ListenError> {
-    let failed = |source| ListenError { address, purpose: purpose.to_owned(), source };
+    let failed = |source| ListenError::new(address, purpose, source);
     // Another program's group must not be joined unnoticed: a socket that asks to share nothing finds out.
     if address.port() != 0 {
         let probe = socket(address).map_err(failed)?;

@@ -12,7 +12,7 @@ fn error(path: &Path, why: impl ToString) -> IdentityError {
 }
 
 fn read(path: &Path) -> Result<Zeroizing<String>, IdentityError> {
-    std::fs::read_to_string(path).map(Zeroizing::new).map_err(|e| error(path, e))
+    pem::read_file(path).map_err(|e| error(path, e))
 }
 
 /// The roots in a PEM file.
