@@ -145,6 +145,11 @@ async fn secure(socket: TcpStream, ca: &Ca, metrics: &Metrics) -> io::Result<Sec
     let left = caller.as_ref().map_or(ANONYMOUS, |caller| {
         caller.not_after.duration_since(SystemTime::now()).unwrap_or_default().min(LONGEST)
     });
+    if left.is_zero() {
+        // TLS counts in whole seconds, and lets in who has just expired.
+        let expired = rustls::Error::from(rustls::CertificateError::Expired);
+        return Err(io::Error::new(io::ErrorKind::InvalidData, expired));
+    }
     metrics.connections.inc();
     Ok(Secured {
         stream,

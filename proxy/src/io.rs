@@ -3,7 +3,7 @@
 //! A leaf: it knows nothing of the rooms above it. What was cut must never look to a peer as if it had ended.
 
 use std::io::{self, IoSlice};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,6 +29,18 @@ pub async fn connect(address: SocketAddr, mark: Option<u32>) -> io::Result<TcpSt
         SockRef::from(&socket).set_mark(mark)?;
     }
     socket.connect(address).await
+}
+
+/// Whether `ip` is an address of this host, or of this network namespace. What is sent there comes from there, as the kernel
+/// chooses sources (RFC 6724 §5, rule 1); nothing is sent to find out.
+pub fn is_own_address(ip: IpAddr) -> bool {
+    let any: IpAddr = if ip.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let source = UdpSocket::bind((any, 0)).and_then(|socket| {
+        // Connecting a datagram socket only looks up the way; the port is that of `discard`.
+        socket.connect((ip, 9))?;
+        socket.local_addr()
+    });
+    source.is_ok_and(|source| source.ip() == ip)
 }
 
 /// A stream that yields `head` before it yields what its inner stream has.

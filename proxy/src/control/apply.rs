@@ -19,6 +19,7 @@ use super::gate::{Gate, HeldBack};
 use super::identity::Identity;
 use super::session::{ResourceName, Update};
 use crate::endpoint::EndpointSet;
+use crate::io;
 use crate::policy;
 use crate::route;
 use crate::state::{AddressInfo, KnownAddress, ObjectName, ServiceState, Store, Want};
@@ -215,7 +216,9 @@ impl Applier {
         let store = Arc::clone(&self.store);
         match decoded {
             Decoded::Mesh(mesh) => store.update(|snapshot| snapshot.mesh = Some(Arc::new(mesh))),
-            Decoded::Workload(workload) => {
+            Decoded::Workload(mut workload) => {
+                // What goes to these is taken for one's own, and given to the application in plain text.
+                workload.addresses.retain(|ip| io::is_own_address(*ip));
                 store.update(|snapshot| snapshot.workload = Some(Arc::new(workload)));
             }
             Decoded::InboundPolicy(spec) => {

@@ -99,6 +99,7 @@ pub struct ServicePort {
 pub struct WorkloadInfo {
     pub name: ObjectName,
     pub id: SpiffeId,
+    /// In the snapshot only those of this host: a workload may have replicas on others.
     pub addresses: Vec<IpAddr>,
     pub zone: Option<Arc<str>>,
 }

@@ -162,3 +162,19 @@ fn a_service_that_is_taken_up_while_it_is_forgotten_is_kept_up_to_date() {
     assert_eq!(bench.applier.forget_at(later).len(), 3);
     assert!(bench.store.load().services.is_empty());
 }
+
+#[test]
+fn a_replica_of_the_workload_on_another_host_is_not_taken_for_this_one() {
+    let mut bench = Bench::new(&[]);
+    let workload = v1::Workload {
+        name: Some(v1::ObjectName { namespace: "shop".to_owned(), name: "web".to_owned() }),
+        spiffe_id: "spiffe://cluster.local/ns/shop/sa/web".to_owned(),
+        // The second is of a network for documentation (RFC 5737).
+        addresses: vec!["127.0.0.1".to_owned(), "192.0.2.7".to_owned()],
+        locality: None,
+    };
+    let applied = bench.told::<v1::Workload>(&[("shop/web", workload.encode_to_vec())], &[]);
+    assert!(applied.rejected.is_empty(), "{:?}", applied.rejected);
+    let known = bench.store.load().workload.as_ref().map(|workload| workload.addresses.clone());
+    assert_eq!(known, Some(vec![IpAddr::from([127, 0, 0, 1])]));
+}
