@@ -209,7 +209,8 @@ fn every_module_says_what_it_is_for() {
 fn every_version_of_a_dependency_is_in_the_workspaces_table() {
     let mut wrong = Vec::new();
     for path in files(&["toml"]).iter().filter(|path| path.ends_with("Cargo.toml")) {
-        if path.parent() == Some(&root()) {
+        // The fuzz targets are no member; see the next test.
+        if path.parent() == Some(&root()) || path.parent() == Some(&root().join("fuzz")) {
             continue;
         }
         let text = fs::read_to_string(path).unwrap();
@@ -227,4 +228,19 @@ fn every_version_of_a_dependency_is_in_the_workspaces_table() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_fuzz_targets_are_built_with_the_workspaces_versions() {
+    let packages = |path: &str| -> BTreeSet<String> {
+        let text = fs::read_to_string(root().join(path)).unwrap();
+        let packages = text.split("[[package]]\n").skip(1);
+        packages.map(|package| package.lines().take(2).collect::<Vec<_>>().join(" ")).collect()
+    };
+    let (ours, theirs) = (packages("Cargo.lock"), packages("fuzz/Cargo.lock"));
+    let own = ["arbitrary", "libfuzzer-sys", "tulle-fuzz"].map(|name| format!("name = \"{name}\""));
+    let other: Vec<_> =
+        theirs.difference(&ours).filter(|p| !own.iter().any(|name| p.starts_with(name))).collect();
+    let remedy = "cp Cargo.lock fuzz/ && cargo metadata --manifest-path fuzz/Cargo.toml >/dev/null";
+    assert!(other.is_empty(), "fuzz/Cargo.lock differs; `{remedy}` mends it:\n{other:#?}");
 }

@@ -1,8 +1,8 @@
 //! A folder of YAML: what is in force, given what is and what was in the files.
 //!
 //! Decides which version of an object holds. In force is what the files say; where a document is broken, or a file empty, what
-//! was last read of it; where two files speak of the same object, the first by path. Pure but for [`Folder::reread`], which
-//! reads the files; never watches (that is [`super::watch`]).
+//! was last read of it; where two files speak of the same object, the first by path. Pure but for [`Folder::open`] and
+//! [`Folder::reread`], which read the files; never watches (that is [`super::watch`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -62,7 +62,7 @@ struct File {
 }
 
 /// What reading a file gave.
-pub(super) type Bytes = Result<Vec<u8>, io::Error>;
+pub type Bytes = Result<Vec<u8>, io::Error>;
 
 // === impl Folder ===
 
@@ -78,7 +78,8 @@ impl Folder {
         Ok((folder, read))
     }
 
-    pub(super) fn empty(path: &Path) -> Self {
+    /// A folder of which nothing is read yet: for who reads the files in another way, and for tests.
+    pub fn empty(path: &Path) -> Self {
         Self { path: path.to_owned(), objects: BTreeMap::new(), files: BTreeMap::new() }
     }
 
@@ -111,8 +112,8 @@ impl Folder {
         }
     }
 
-    /// Takes in the files as they are now.
-    pub(super) fn update(&mut self, files: BTreeMap<String, Bytes>) -> Read {
+    /// Takes in the files as they are now: path, as findings show it, and content.
+    pub fn update(&mut self, files: BTreeMap<String, Bytes>) -> Read {
         // A folder that cannot be listed keeps its files.
         let lost = |name: &String| {
             let path = Path::new(name).parent();

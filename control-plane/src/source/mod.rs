@@ -15,7 +15,7 @@ mod yaml;
 
 use std::path::Path;
 
-pub use self::folder::{Folder, FolderError, Read};
+pub use self::folder::{Bytes, Folder, FolderError, Read};
 pub use self::watch::Watch;
 use crate::finding::{Finding, Severity};
 use crate::index::Index;

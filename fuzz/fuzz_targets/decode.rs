@@ -1,0 +1,168 @@
+//! What a control plane sends, whatever that is: a value, or a rejection that names the resource and the field; and what is
+//! accepted can be put to use against any request or connection.
+//!
+//! The first byte chooses the type of resource, the second is the seed of what it is used against, the rest is the message.
+#![no_main]
+
+use std::net::IpAddr;
+
+use libfuzzer_sys::fuzz_target;
+use prost::Message;
+use tulle_api::{MESH, ResourceType, v1};
+use tulle_certs::SpiffeId;
+use tulle_fuzz::Reader;
+use tulle_proxy::control::decode::{Decoded, any, decode};
+use tulle_proxy::policy::{Connection, Inbound, InboundSpec, TlsKind, Verdict};
+use tulle_proxy::route::{Match, Routes, Table};
+
+fuzz_target!(|data: &[u8]| {
+    let mut reader = Reader(data);
+    let resource_type = ResourceType::ALL[reader.below(ResourceType::ALL.len())];
+    let choice = reader.byte();
+    let bytes = reader.0;
+    let url = resource_type.type_url();
+    let Some(name) = own_name(resource_type, bytes) else {
+        refused(url, "shop/web", bytes);
+        return;
+    };
+    let carried = prost_types::Any { type_url: url.to_owned(), value: bytes.to_vec() };
+    assert_eq!(decode(url, &name, bytes).is_ok(), any(url, &name, &carried).is_ok());
+    match decode(url, &name, bytes) {
+        Err(rejection) => check(&rejection, &name),
+        Ok(decoded) => {
+            if resource_type != ResourceType::Routes {
+                refused(url, &format!("{name}x"), bytes);
+            }
+            use_it(resource_type, decoded, usize::from(choice));
+        }
+    }
+});
+
+/// The name that a message says is its own.
+fn own_name(resource_type: ResourceType, bytes: &[u8]) -> Option<String> {
+    let whole = |name: Option<v1::ObjectName>| {
+        name.map_or_else(|| "/".to_owned(), |name| format!("{}/{}", name.namespace, name.name))
+    };
+    Some(match resource_type {
+        ResourceType::Mesh => v1::Mesh::decode(bytes).ok().map(|_| MESH.to_owned())?,
+        ResourceType::TrustBundle => v1::TrustBundle::decode(bytes).ok()?.trust_domain,
+        ResourceType::Workload => whole(v1::Workload::decode(bytes).ok()?.name),
+        ResourceType::InboundPolicy => whole(v1::InboundPolicy::decode(bytes).ok()?.workload),
+        ResourceType::Address => v1::Address::decode(bytes).ok()?.ip,
+        ResourceType::Service => whole(v1::Service::decode(bytes).ok()?.name),
+        ResourceType::Endpoints => whole(v1::Endpoints::decode(bytes).ok()?.name),
+        ResourceType::Routes => {
+            let routes = v1::Routes::decode(bytes).ok()?;
+            let client = if routes.client_namespace.is_empty() { "web" } else { &routes.client_namespace };
+            format!("{client}/{}", whole(routes.service))
+        }
+    })
+}
+
+fn refused(url: &str, name: &str, bytes: &[u8]) {
+    let rejection = decode(url, name, bytes).expect_err("is of another name, or not a message");
+    check(&rejection, name);
+}
+
+/// `http[0].rules[2].matches[0].prefix`, or nothing for the whole.
+fn check(rejection: &v1::Rejection, name: &str) {
+    assert_eq!(rejection.resource, name);
+    assert!(!rejection.reason.is_empty(), "{rejection:?}");
+    let step = |step: &str| {
+        let (field, index) = step.split_once('[').unwrap_or((step, "0]"));
+        let index = index.strip_suffix(']').is_some_and(|index| index.parse::<usize>().is_ok());
+        index
+            && !field.is_empty()
+            && field.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+    };
+    assert!(rejection.field.is_empty() || rejection.field.split('.').all(step), "{rejection:?}");
+}
+
+fn use_it(resource_type: ResourceType, decoded: Decoded, choice: usize) {
+    match (resource_type, decoded) {
+        (ResourceType::Routes, Decoded::Routes(routes)) => route(routes, choice),
+        (ResourceType::InboundPolicy, Decoded::InboundPolicy(spec)) => judge(spec, choice),
+        (ResourceType::Endpoints, Decoded::Endpoints(info)) => {
+            for endpoint in &info.endpoints {
+                assert!(endpoint.addr.port() != 0 && endpoint.service_port != 0);
+                assert!(!endpoint.addr.ip().is_unspecified());
+            }
+        }
+        (ResourceType::Address, Decoded::Address(_))
+        | (ResourceType::Service, Decoded::Service(_))
+        | (ResourceType::Workload, Decoded::Workload(_))
+        | (ResourceType::Mesh, Decoded::Mesh(_))
+        | (ResourceType::TrustBundle, Decoded::TrustBundle(_)) => {}
+        (_, decoded) => panic!("a {resource_type} becomes {decoded:?}"),
+    }
+}
+
+fn route(routes: Routes, choice: usize) {
+    let rules: Vec<_> = routes.routes.iter().flat_map(|route| &route.rules).map(|rule| &rule.rule).collect();
+    let ports = [80, 443].into_iter().chain(routes.routes.iter().flat_map(|route| route.ports.clone()));
+    let hosts = routes
+        .routes
+        .iter()
+        .flat_map(|route| &route.hostnames)
+        .map(|host| host.to_string().replace('*', "a"));
+    let hosts = hosts.chain(["", "a", "a.b:80", "[::1]:80", "é."].map(str::to_owned));
+    let table = Table::new(routes.clone());
+    let hosts: Vec<String> = hosts.collect();
+    let host = &hosts[choice % hosts.len()];
+    for port in ports {
+        for path in ["", "*", "/", "//", "/a/b", "/a/"] {
+            match table.find(port, host, path) {
+                Match::NoRoutes => {
+                    assert!(
+                        routes
+                            .routes
+                            .iter()
+                            .all(|route| !route.ports.is_empty() && !route.ports.contains(&port))
+                    );
+                }
+                Match::NotFound => {}
+                Match::Rule(rule) => {
+                    assert!(rules.contains(&rule));
+                    for random in [0, u64::MAX / 2, u64::MAX, choice as u64] {
+                        let weighted = rule.backends.iter().any(|backend| backend.weight > 0);
+                        let picked = rule.pick(random);
+                        assert_eq!(picked.is_some(), weighted);
+                        assert!(picked.is_none_or(|backend| backend.weight > 0));
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn judge(spec: InboundSpec, choice: usize) {
+    let ids: Vec<SpiffeId> = spec.rules.iter().flat_map(|rule| rule.identities.clone()).collect();
+    let stranger = SpiffeId::parse("spiffe://elsewhere/ns/a/sa/b").expect("is one");
+    let peers: Vec<Option<&SpiffeId>> = ids.iter().map(Some).chain([None, Some(&stranger)]).collect();
+    let peer = peers[choice % peers.len()];
+    let ports = [80, 65535].into_iter().chain(spec.rules.iter().flat_map(|rule| rule.ports.clone()));
+    let ports: Vec<u16> = ports.chain(spec.ports.iter().map(|(port, _)| *port)).collect();
+    let inbound = Inbound::new(spec.clone());
+    for port in ports {
+        for tls in [TlsKind::Mesh, TlsKind::None, TlsKind::ApplicationTls] {
+            let client = IpAddr::from([127, 0, 0, 1]);
+            let verdict = inbound.evaluate(&Connection { port, peer, tls, client });
+            // Said again, plainly.
+            let speaks: Vec<_> = spec
+                .rules
+                .iter()
+                .filter(|rule| rule.ports.is_empty() || rule.ports.contains(&port))
+                .collect();
+            let named = |id| speaks.iter().any(|rule| rule.identities.contains(id));
+            let proven = peer.filter(|_| tls == TlsKind::Mesh);
+            let strict = inbound.port(port).mode == tulle_proxy::state::Mode::Strict;
+            let admitted = if tls == TlsKind::Mesh { proven.is_some() } else { !strict };
+            let allowed = admitted && (speaks.is_empty() || proven.is_some_and(named));
+            assert_eq!(
+                matches!(verdict, Verdict::Allow { .. }),
+                allowed,
+                "{port} {tls:?} {peer:?} {verdict:?}"
+            );
+        }
+    }
+}
