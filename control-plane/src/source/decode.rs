@@ -71,7 +71,8 @@ fn parse_json(chunk: Chunk<'_>) -> Result<Option<Document>, Broken> {
     let value = serde_json::from_str(chunk.text).map_err(|error| Broken {
         mark: Mark {
             line: u32::try_from(error.line()).unwrap_or(1),
-            column: u32::try_from(error.column()).unwrap_or(1),
+            // At the end of a line it counts from that line, which has no column yet.
+            column: u32::try_from(error.column().max(1)).unwrap_or(1),
         },
         message: error.to_string(),
     })?;

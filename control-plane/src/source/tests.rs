@@ -322,6 +322,12 @@ fn a_finding_reads_like_a_compilers() {
 }
 
 #[test]
+fn json_that_breaks_at_the_end_of_a_line_has_a_column_that_an_editor_knows() {
+    let (_, found) = World::new(&[("conf/a.json", "{\"a\": \"b\n\"}")]);
+    assert_eq!((found[0].line, found[0].column), (Some(2), Some(1)), "{found:?}");
+}
+
+#[test]
 fn json_is_read_with_its_escapes_and_positions() {
     let text = "{\n \"apiVersion\": \"v1\", \"kind\": \"Service\",\n \"metadata\": {\"name\": \"web\", \"annotations\": {\"a\": \"\\ud83d\\ude00\"}},\n \"spec\": {\"ports\": [\n  {\"port\": 0}]}\n}";
     let (mut world, found) = World::new(&[("conf/a.json", text)]);
