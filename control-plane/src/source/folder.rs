@@ -169,9 +169,19 @@ impl Folder {
     fn in_force(&self) -> (BTreeMap<ObjectKey, Held>, Vec<Finding>) {
         let mut objects: BTreeMap<ObjectKey, Held> = BTreeMap::new();
         let mut duplicates = Vec::new();
+        let entries = self.files.values().flat_map(|file| &file.contents.entries);
+        let good: BTreeSet<&ObjectKey> = entries
+            .filter(|entry| matches!(entry.content, Content::Good(_)))
+            .map(|entry| &entry.key)
+            .collect();
         for (name, file) in &self.files {
             let mut seen: BTreeSet<&ObjectKey> = BTreeSet::new();
             for entry in &file.contents.entries {
+                // What is written well elsewhere holds, rather than what stood once where it is now written badly.
+                if matches!(entry.content, Content::Refused { .. }) && good.contains(&entry.key) {
+                    seen.insert(&entry.key);
+                    continue;
+                }
                 let Some(held) = self.held(entry) else {
                     continue;
                 };

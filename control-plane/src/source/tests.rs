@@ -156,6 +156,15 @@ fn a_folder_within_that_cannot_be_listed_keeps_its_files() {
 }
 
 #[test]
+fn what_is_written_well_holds_where_it_is_also_written_badly_and_goes_on_holding() {
+    let bad = service("web", 0);
+    let (mut world, _) = World::new(&[("conf/a.yaml", &format!("{bad}---\n{}", service("web", 7)))]);
+    assert_eq!(world.port("web"), Some(7));
+    let files = [("conf/a.yaml".to_owned(), Ok(world.files["conf/a.yaml"].clone().into_bytes()))];
+    assert!(world.folder.update(files.into()).changes.is_empty(), "nothing has changed");
+}
+
+#[test]
 fn the_first_by_path_holds_of_what_is_written_twice() {
     let (mut world, found) = World::new(&[
         ("conf/a.yaml", &service("web", 1)),
