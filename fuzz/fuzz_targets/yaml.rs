@@ -21,7 +21,8 @@ fuzz_target!(|data: &[u8]| {
     // What is served on is told where it last stood.
     let mut lines = 0;
     for text in data.split(|byte| *byte == 0xff).take(3) {
-        lines = text.split(|byte| *byte == b'\n').count().max(lines);
+        // YAML takes a bare CR for the end of a line too (YAML 1.2.2 §5.4).
+        lines = text.split(|byte| matches!(byte, b'\n' | b'\r')).count().max(lines);
         let name = if text.starts_with(b"{") { "conf/a.json" } else { "conf/a.yaml" };
         let files = || [(name.to_owned(), Ok(text.to_vec()))].into();
         let read = folder.update(files());
