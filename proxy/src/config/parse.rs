@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use super::table::MAX_DURATION;
 use super::{HostPort, InboundPort, Locality, OutboundService, PortSet, ServicePort};
-use crate::state::ObjectName;
+use crate::state::{ObjectName, is_label};
 
 type Parsed<T> = Result<T, String>;
 
@@ -25,9 +25,7 @@ pub(super) fn name(value: &str) -> Parsed<ObjectName> {
 
 /// A DNS label (RFC 1123 §2.1).
 fn label(value: &str) -> Parsed<()> {
-    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    let ends = !value.starts_with('-') && !value.ends_with('-');
-    if value.is_empty() || value.len() > 63 || !value.bytes().all(inner) || !ends {
+    if !is_label(value) {
         return Err(format!(
             "`{value}` is not a name (1 to 63 lower-case letters, digits and `-`, with a letter or digit at both ends)"
         ));

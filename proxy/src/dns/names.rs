@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use hickory_resolver::proto::rr::Name;
 
-use crate::state::ObjectName;
+use crate::state::{ObjectName, is_label};
 
 /// What is asked about.
 #[derive(Debug, PartialEq, Eq)]
@@ -71,14 +71,7 @@ fn labels(name: &Name) -> Option<Vec<String>> {
 
 /// None if Kubernetes could not have such a service (RFC 1123 §2.1), so that nobody is asked about it.
 fn service_name(namespace: &str, service: &str) -> Option<ObjectName> {
-    let label = |text: &str| {
-        let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-        (1..=63).contains(&text.len())
-            && text.bytes().all(inner)
-            && !text.starts_with('-')
-            && !text.ends_with('-')
-    };
-    (label(namespace) && label(service)).then(|| ObjectName::new(namespace, service))
+    (is_label(namespace) && is_label(service)).then(|| ObjectName::new(namespace, service))
 }
 
 #[cfg(test)]

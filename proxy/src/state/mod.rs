@@ -12,6 +12,6 @@ pub use info::{
     AddressInfo, AddressTarget, EndpointInfo, EndpointsInfo, HostPort, MeshInfo, Mode, Peer, Protocol,
     ServiceInfo, ServicePort, WorkloadInfo,
 };
-pub use name::{InvalidName, ObjectName};
+pub use name::{InvalidName, ObjectName, is_label};
 pub use service::{Answer, ServiceState};
 pub use store::{KnownAddress, Snapshot, Store, Unanswered, Want};

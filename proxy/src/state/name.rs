@@ -11,6 +11,14 @@ pub struct ObjectName {
     pub name: Arc<str>,
 }
 
+/// Whether `text` is a DNS label in lower case, as Kubernetes names its services (RFC 1123 §2.1): 1 to 63 letters, digits
+/// and `-`, with a letter or digit at both ends.
+pub fn is_label(text: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    let ends = !text.starts_with('-') && !text.ends_with('-');
+    (1..=63).contains(&text.len()) && text.bytes().all(inner) && ends
+}
+
 /// Text that is not `<namespace>/<name>`.
 #[derive(Debug, thiserror::Error)]
 #[error("{0:?} is not <namespace>/<name>")]
