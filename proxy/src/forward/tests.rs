@@ -1,7 +1,5 @@
 //! The whole way of a request, through both proxies with mTLS between them, in one thread: what it allocates.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -26,33 +24,7 @@ use crate::state::{
 };
 use crate::telemetry::Telemetry;
 use crate::telemetry::lines::LineOutput;
-
-struct Counting;
-
-thread_local! {
-    static COUNT: Cell<usize> = const { Cell::new(0) };
-}
-
-#[allow(unsafe_code, reason = "an allocator that counts")]
-// SAFETY: every call goes to the system's allocator as it is.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        COUNT.set(COUNT.get() + 1);
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        COUNT.set(COUNT.get() + 1);
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
+use crate::testing::allocations;
 
 fn orders() -> ObjectName {
     ObjectName::new("default", "orders")
@@ -193,11 +165,11 @@ async fn requests(client: &mut TcpStream, times: usize) -> Vec<usize> {
     let mut space = vec![0; ANSWER.len()];
     let mut counts = Vec::with_capacity(times);
     for _ in 0..times {
-        let before = COUNT.get();
+        let before = allocations();
         client.write_all(request).await.unwrap();
         client.read_exact(&mut space).await.unwrap();
         assert!(space.ends_with(b"ok"), "{}", String::from_utf8_lossy(&space));
-        counts.push(COUNT.get() - before);
+        counts.push(allocations() - before);
     }
     counts
 }

@@ -8,10 +8,11 @@ use std::task::{Context, Poll};
 
 use http::{Request, Response};
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
 
 use super::super::{Body, Client, Limits, Settings, Transport, serve};
 use super::{read_until, refusal};
+use crate::testing::allocations;
 
 /// Counts reads that found something, and writes.
 struct Counting {
@@ -74,13 +75,8 @@ impl AsyncWrite for Counting {
     }
 }
 
-#[tokio::test]
-async fn a_relayed_exchange_takes_one_read_and_one_write_on_each_side() {
-    let (front, back) = (Arc::<Counts>::default(), Arc::<Counts>::default());
-    let (mut client, io) = tokio::io::duplex(256 * 1024);
-    let near = Counting { io, counts: Arc::clone(&front) };
-    let (io, mut origin) = tokio::io::duplex(256 * 1024);
-    let far = Counting { io, counts: Arc::clone(&back) };
+/// Serves `near` with what comes from `far`, one exchange after the other.
+fn relay(near: impl Transport, far: impl Transport) {
     let pool = Arc::new(Mutex::new(vec![Client::new(far, Limits::default())]));
     let handler = move |request: Request<Body>| {
         let pool = Arc::clone(&pool);
@@ -90,6 +86,16 @@ async fn a_relayed_exchange_takes_one_read_and_one_write_on_each_side() {
         }
     };
     tokio::spawn(serve(near, &[], Settings::default(), handler, refusal, std::future::pending()));
+}
+
+#[tokio::test]
+async fn a_relayed_exchange_takes_one_read_and_one_write_on_each_side() {
+    let (front, back) = (Arc::<Counts>::default(), Arc::<Counts>::default());
+    let (mut client, io) = tokio::io::duplex(256 * 1024);
+    let near = Counting { io, counts: Arc::clone(&front) };
+    let (io, mut origin) = tokio::io::duplex(256 * 1024);
+    let far = Counting { io, counts: Arc::clone(&back) };
+    relay(near, far);
     let body = "x".repeat(5000);
     let exchanges: [(String, String); 4] = [
         ("GET / HTTP/1.1\r\nHost: a\r\n\r\n".into(), "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".into()),
@@ -115,6 +121,49 @@ async fn a_relayed_exchange_takes_one_read_and_one_write_on_each_side() {
         read_until(&mut client, &response).await;
         assert_eq!(front.take(), (1, 1), "front: {}", &request[..20]);
         assert_eq!(back.take(), (1, 1), "back: {}", &request[..20]);
+    }
+}
+
+/// Sends `request`, has the origin answer with `response`, and returns how much was allocated meanwhile.
+async fn exchange(
+    client: &mut DuplexStream,
+    origin: &mut DuplexStream,
+    request: &[u8],
+    response: &[u8],
+    space: &mut [u8],
+) -> usize {
+    let before = allocations();
+    client.write_all(request).await.unwrap();
+    origin.read_exact(&mut space[..request.len()]).await.unwrap();
+    origin.write_all(response).await.unwrap();
+    client.read_exact(&mut space[..response.len()]).await.unwrap();
+    assert_eq!(&space[..response.len()], response);
+    allocations() - before
+}
+
+#[tokio::test]
+async fn a_relayed_exchange_allocates_little() {
+    let (mut client, near) = tokio::io::duplex(256 * 1024);
+    let (far, mut origin) = tokio::io::duplex(256 * 1024);
+    relay(near, far);
+    let fields = "Host: orders.default\r\nUser-Agent: curl/8\r\nAccept: */*\r\nAccept-Encoding: gzip\r\nCookie: a=b\r\n";
+    let get = format!("GET /orders/1?a=b HTTP/1.1\r\n{fields}\r\n");
+    let own = format!("GET /orders/1?a=b HTTP/1.1\r\n{fields}X-Request-Id: 1\r\nX-Tenant: 2\r\n\r\n");
+    let post = format!("POST / HTTP/1.1\r\n{fields}Content-Length: 300\r\n\r\n{}", "x".repeat(300));
+    let answer = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nDate: now\r\nContent-Length: 2\r\n\r\nok";
+    let mut space = vec![0; 4096];
+    for (name, request, most) in
+        [("GET", get, 12), ("GET with fields of its own", own, 14), ("POST", post, 12)]
+    {
+        let mut counts = Vec::with_capacity(20);
+        for _ in 0..20 {
+            let count =
+                exchange(&mut client, &mut origin, request.as_bytes(), answer.as_bytes(), &mut space).await;
+            counts.push(count);
+        }
+        // The first ones find buffers too small.
+        let usual = counts[10..].iter().max().unwrap();
+        assert!(*usual <= most, "{name}: {counts:?}");
     }
 }
 
