@@ -309,18 +309,15 @@ impl Pod {
     /// # Panics
     /// If it has no proxy.
     pub fn access_log(&self) -> Vec<Value> {
-        let log = self.proxy.as_ref().expect("a pod with a proxy").stderr();
-        log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+        self.proxy.as_ref().expect("a pod with a proxy").access_log()
     }
 
     /// Waits for a record of the access log whose fields have these values.
+    ///
+    /// # Panics
+    /// If it has no proxy.
     pub async fn logs(&self, fields: &[(&str, Value)]) -> Value {
-        eventually(&format!("{} logs {fields:?}", self.name), async || {
-            let log = self.access_log();
-            let has = |record: &&Value| fields.iter().all(|(field, value)| record[*field] == *value);
-            log.iter().find(has).cloned().ok_or_else(|| format!("{log:#?}"))
-        })
-        .await
+        self.proxy.as_ref().expect("a pod with a proxy").logs(fields).await
     }
 }
 

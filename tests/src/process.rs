@@ -9,6 +9,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::wait::eventually;
@@ -160,6 +161,21 @@ impl Process {
     /// Everything that it and its forerunners of the same name wrote to standard error.
     pub fn stderr(&self) -> String {
         self.log("err")
+    }
+
+    /// A proxy's access log so far.
+    pub fn access_log(&self) -> Vec<Value> {
+        self.stderr().lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// Waits for a record of the access log whose fields have these values.
+    pub async fn logs(&self, fields: &[(&str, Value)]) -> Value {
+        eventually(&format!("{} logs {fields:?}", self.program.name), async || {
+            let log = self.access_log();
+            let has = |record: &&Value| fields.iter().all(|(field, value)| record[*field] == *value);
+            log.iter().find(has).cloned().ok_or_else(|| format!("{log:#?}"))
+        })
+        .await
     }
 
     fn log(&self, kind: &str) -> String {

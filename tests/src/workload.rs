@@ -188,18 +188,12 @@ impl Workload {
 
     /// The access log so far.
     pub fn access_log(&self) -> Vec<Value> {
-        let log = self.process.stderr();
-        log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+        self.process.access_log()
     }
 
     /// Waits for a record of the access log whose fields have these values.
     pub async fn logs(&self, fields: &[(&str, Value)]) -> Value {
-        eventually(&format!("{} logs {fields:?}", self.name), async || {
-            let log = self.access_log();
-            let has = |record: &&Value| fields.iter().all(|(field, value)| record[*field] == *value);
-            log.iter().find(has).cloned().ok_or_else(|| format!("{log:#?}"))
-        })
-        .await
+        self.process.logs(fields).await
     }
 
     /// What the proxy said of itself so far.
