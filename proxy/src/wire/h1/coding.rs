@@ -178,7 +178,8 @@ impl Chunks {
         let unseen = buf.get(self.seen..).unwrap_or_default();
         let Some(end) = memchr::memchr(b'\n', unseen).map(|at| at + self.seen) else {
             self.seen = buf.len();
-            let most = limits.extensions - self.extensions + 16;
+            // Sixteen digits before, a CR after.
+            let most = limits.extensions - self.extensions + 17;
             return if buf.len() > most { Err(TOO_MANY_EXTENSIONS) } else { Ok(None) };
         };
         let line = buf.get(..end).and_then(|line| line.strip_suffix(b"\r"));

@@ -51,6 +51,18 @@ fn chunks_are_put_together() {
 }
 
 #[test]
+fn an_extension_of_the_limit_is_taken_wherever_its_line_is_cut() {
+    let body = format!("0000000000000003;{}\r\nabc\r\n0\r\n\r\n", "x".repeat(63));
+    for at in 0..body.len() {
+        let (a, b) = body.as_bytes().split_at(at);
+        let (data, _, _, ended) = decode(Length::Chunked, [a, b]).unwrap();
+        assert_eq!((data.as_slice(), ended), (&b"abc"[..], true), "cut at {at}");
+    }
+    let longer = body.replacen(';', ";x", 1);
+    assert!(matches!(chunked(&longer), Err(BodyError::Malformed("too many chunk extensions"))));
+}
+
+#[test]
 fn chunks_that_could_be_read_in_two_ways_are_refused() {
     let many = format!("1;{}\r\na\r\n", "x".repeat(40)).repeat(3);
     for bytes in [
