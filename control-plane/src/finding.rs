@@ -62,8 +62,12 @@ pub struct Finding {
 }
 
 impl fmt::Display for Finding {
-    /// `file:line:column: error: Kind ns/name: field: message (hint)`, the shape that editors jump from.
+    /// `file:line:column: error: Kind ns/name: field: message (hint)`, the shape that editors jump from: one line, whatever
+    /// was written.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use fmt::Write as _;
+
+        let f = &mut OneLine(f);
         if let Some(file) = &self.file {
             f.write_str(file)?;
             for number in [self.line, self.column].into_iter().flatten() {
@@ -130,6 +134,20 @@ pub struct Origin {
 pub struct Notes {
     notes: Vec<Note>,
     refused: bool,
+}
+
+/// Writes control characters as Rust does (`\n`, `\u{1b}`), so that nothing that people wrote ends a line or moves a cursor.
+struct OneLine<'a, 'f>(&'a mut fmt::Formatter<'f>);
+
+impl fmt::Write for OneLine<'_, '_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for part in text.split_inclusive(char::is_control) {
+            let plain = part.trim_end_matches(char::is_control);
+            self.0.write_str(plain)?;
+            write!(self.0, "{}", part[plain.len()..].escape_default())?;
+        }
+        Ok(())
+    }
 }
 
 // === impl Finding ===

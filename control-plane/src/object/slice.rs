@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use k8s_openapi::api::discovery::v1 as discovery;
 
 use super::policy::IDENTITY_HINT;
-use super::{DEFAULT_NAMESPACE, IDENTITY, Identity, NamespacedName, port};
+use super::{DEFAULT_NAMESPACE, IDENTITY, Identity, NamespacedName, is_label, is_subdomain, port};
 use crate::finding::Notes;
 
 /// The label that says which Service a slice belongs to.
@@ -130,14 +130,7 @@ fn read_endpoints(
         let ready = conditions.ready.unwrap_or(true);
         let serving = conditions.serving.unwrap_or(ready);
         let terminating = conditions.terminating.unwrap_or(false);
-        let workload =
-            endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod")).and_then(
-                |target| {
-                    let namespace = target.namespace.as_deref().unwrap_or(&slice.namespace);
-                    let namespace = if namespace.is_empty() { DEFAULT_NAMESPACE } else { namespace };
-                    Some(NamespacedName::new(namespace, target.name.as_deref()?))
-                },
-            );
+        let workload = read_workload(slice, endpoint, &format!("endpoints[{index}].targetRef"), notes);
         for (at, text) in endpoint.addresses.iter().enumerate() {
             let parsed = text.parse::<IpAddr>().ok();
             // 0.0.0.0, dialled, is the proxy's own host.
@@ -160,4 +153,26 @@ fn read_endpoints(
         }
     }
     endpoints
+}
+
+/// The Pod behind an endpoint, where one is named as Pods are.
+fn read_workload(
+    slice: &NamespacedName,
+    endpoint: &discovery::Endpoint,
+    field: &str,
+    notes: &mut Notes,
+) -> Option<NamespacedName> {
+    let target = endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"))?;
+    let namespace = target.namespace.as_deref().unwrap_or(&slice.namespace);
+    let namespace = if namespace.is_empty() { DEFAULT_NAMESPACE } else { namespace };
+    let name = target.name.as_deref()?;
+    if is_label(namespace) && is_subdomain(name) {
+        return Some(NamespacedName::new(namespace, name));
+    }
+    notes.warn(
+        field,
+        format!("`{namespace}/{name}` cannot be a Pod; the endpoint is served without a name of its own"),
+        "a Pod's name and namespace are small letters, digits and `-`",
+    );
+    None
 }

@@ -560,3 +560,31 @@ fn the_examples_of_the_reference_are_without_fault() {
     std::fs::write(dir.path().join("all.yaml"), texts.join("---\n")).unwrap();
     assert_eq!(check(dir.path()).unwrap(), []);
 }
+
+#[test]
+fn a_finding_is_one_line_whatever_is_written() {
+    let (_, found) =
+        World::new(&[("a.yaml", "apiVersion: v1\nkind: \"A\\n\\e[2JB\"\nmetadata: {name: a}\n")]);
+    let [finding] = &found[..] else { panic!("{found:?}") };
+    let told = finding.to_string();
+    assert!(told.contains(r"`A\n\u{1b}[2JB` means nothing to the mesh"), "{told}");
+}
+
+#[test]
+fn an_endpoint_of_what_cannot_be_a_pod_is_served_without_its_name() {
+    let slice = |pod: &str| {
+        format!(
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: s, labels: {{kubernetes.io/service-name: web}}}}\n\
+             addressType: IPv4\nports: [{{port: 80}}]\nendpoints:\n- {{addresses: [10.0.0.1], targetRef: {{kind: Pod, name: {pod}}}}}\n"
+        )
+    };
+    let (mut world, found) = World::new(&[("s.yaml", &slice("web-1"))]);
+    assert_eq!(found, []);
+    let found = world.write("s.yaml", &slice("web/1"));
+    let [finding] = &found[..] else { panic!("{found:?}") };
+    assert_eq!((finding.severity, finding.line), (Severity::Warning, Some(7)));
+    assert_eq!(finding.field.as_deref(), Some("endpoints[0].targetRef"));
+    let service = NamespacedName::new("default", "web");
+    let served: Vec<_> = world.index.slices_of(&service).flat_map(|slice| &slice.endpoints).collect();
+    assert!(matches!(&served[..], [endpoint] if endpoint.workload.is_none()), "{served:?}");
+}
