@@ -42,6 +42,17 @@ pub struct Pod {
     runs: Cell<usize>,
 }
 
+/// What a Service says about its port.
+#[derive(Clone, Copy, Debug)]
+pub struct Port {
+    /// Of the Service, and of the pods behind it.
+    pub number: u16,
+    /// Its name, whose prefix may declare what it speaks.
+    pub name: &'static str,
+    /// Nothing declared if empty.
+    pub app_protocol: &'static str,
+}
+
 /// A service's virtual IPs.
 #[derive(Clone, Copy, Debug)]
 pub struct VirtualIps {
@@ -117,34 +128,40 @@ impl Cluster {
 
     /// A Service whose port 8080 speaks `app_protocol` (nothing declared if empty), with virtual IPs, and the pods behind
     /// it; those with a proxy are known to be in the mesh.
-    pub fn service(&self, name: &str, app_protocol: &str, pods: &[&Pod]) -> VirtualIps {
+    pub fn service(&self, name: &str, app_protocol: &'static str, pods: &[&Pod]) -> VirtualIps {
         let pods: Vec<_> = pods.iter().map(|pod| (*pod, pod.name())).collect();
         self.service_as(name, app_protocol, &pods)
     }
 
     /// As [`Cluster::service`], with the service account that is expected of each pod.
-    pub fn service_as(&self, name: &str, app_protocol: &str, pods: &[(&Pod, &str)]) -> VirtualIps {
+    pub fn service_as(&self, name: &str, app_protocol: &'static str, pods: &[(&Pod, &str)]) -> VirtualIps {
+        let pods: Vec<_> =
+            pods.iter().map(|(pod, account)| (*pod, pod.proxy.is_some().then_some(*account))).collect();
+        self.service_of(name, &Port { number: 8080, name: "main", app_protocol }, &pods)
+    }
+
+    /// A Service with one port, and the pods behind it with the service account that is expected of each; `None` is outside
+    /// the mesh.
+    pub fn service_of(&self, name: &str, port: &Port, pods: &[(&Pod, Option<&str>)]) -> VirtualIps {
         let number = self.services.get() + 1;
         self.services.set(number);
         let v4 = Ipv4Addr::new(10, 96, 0, number);
         let v6 = Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, number.into());
+        let Port { number: port, name: port_name, app_protocol } = port;
         let declared =
             if app_protocol.is_empty() { String::new() } else { format!(", appProtocol: {app_protocol}") };
         let mut yaml = format!(
             "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {NAMESPACE}}}\nspec:\n  \
-             clusterIP: {v4}\n  clusterIPs: [{v4}, '{v6}']\n  ports: [{{name: main, port: 8080{declared}}}]\n"
+             clusterIP: {v4}\n  clusterIPs: [{v4}, '{v6}']\n  ports: [{{name: {port_name}, port: {port}{declared}}}]\n"
         );
         for (pod, account) in pods {
-            let identity = if pod.proxy.is_some() {
-                format!("tulle.dev/identity: {NAMESPACE}/{account}")
-            } else {
-                String::new()
-            };
+            let identity = account.map(|account| format!("tulle.dev/identity: {NAMESPACE}/{account}"));
+            let identity = identity.unwrap_or_default();
             for (family, address) in [("IPv4", IpAddr::V4(pod.v4())), ("IPv6", IpAddr::V6(pod.v6()))] {
                 yaml.push_str(&format!(
                     "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: {name}-{}-{}\n  \
                      namespace: {NAMESPACE}\n  labels: {{kubernetes.io/service-name: {name}}}\n  annotations: {{{identity}}}\n\
-                     addressType: {family}\nports: [{{name: main, port: 8080, protocol: TCP}}]\nendpoints:\n  \
+                     addressType: {family}\nports: [{{name: {port_name}, port: {port}, protocol: TCP}}]\nendpoints:\n  \
                      - addresses: ['{address}']\n    conditions: {{ready: true}}\n    \
                      targetRef: {{kind: Pod, name: {}, namespace: {NAMESPACE}}}\n",
                     pod.name,
@@ -274,6 +291,22 @@ impl Pod {
             Ok(said) | Err(said) => Err(said),
         })
         .await;
+    }
+
+    /// Starts lines of shell in it as root, who is not the proxy either, in a view of its own: of the processes, so that all
+    /// that they start ends with them; of the files, with an empty `/run`, and no name server to wait for. `$DIR` is a new
+    /// folder.
+    pub fn shell(&self, lines: &str) -> Process {
+        let folder = self.folder.path(&format!("{}-{}", self.name, self.runs.get()));
+        std::fs::create_dir(&folder).expect("a folder");
+        let resolver = folder.join("resolv.conf");
+        std::fs::write(&resolver, "nameserver 127.0.0.1\n").expect("a file");
+        let lines = format!(
+            "DIR={}; cd $DIR; mount -t tmpfs run /run; mount --bind resolv.conf /etc/resolv.conf\n{lines}",
+            folder.display()
+        );
+        let own = ["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-ec", &lines];
+        self.start("unshare", &own, None)
     }
 
     fn start(
