@@ -571,6 +571,16 @@ fn a_finding_is_one_line_whatever_is_written() {
 }
 
 #[test]
+fn what_is_missing_at_the_end_is_missed_in_the_last_line() {
+    for text in ["? #", "a: [", "a: [\n", "a: b\r? #"] {
+        let (_, found) = World::new(&[("a.yaml", text)]);
+        let [finding] = &found[..] else { panic!("{text:?}: {found:?}") };
+        let lines = if text.contains('\r') { 2 } else { 1 };
+        assert_eq!(finding.line, Some(lines), "{text:?}: {finding}");
+    }
+}
+
+#[test]
 fn an_endpoint_of_what_cannot_be_a_pod_is_served_without_its_name() {
     let slice = |pod: &str| {
         format!(

@@ -75,6 +75,7 @@ pub(super) fn split(text: &str) -> Vec<Chunk<'_>> {
 pub(super) fn parse(chunk: Chunk<'_>) -> Result<Option<Document>, Broken> {
     let mut builder = Builder {
         lines_before: chunk.first_line - 1,
+        lines: lines(chunk.text),
         positions: Positions::default(),
         path: String::new(),
         frames: Vec::new(),
@@ -87,16 +88,18 @@ pub(super) fn parse(chunk: Chunk<'_>) -> Result<Option<Document>, Broken> {
         match next {
             Ok((event, span)) => builder.event(event, span.start)?,
             Err(error) => {
-                let mut mark = builder.mark(*error.marker());
-                // What is missing at the end is missed there, and not in the next document.
-                let lines = u32::try_from(chunk.text.lines().count()).unwrap_or(u32::MAX);
-                mark.line = mark.line.min(chunk.first_line.saturating_add(lines).saturating_sub(1));
-                return Err(Broken { mark, message: error.info().to_owned() });
+                return Err(Broken { mark: builder.mark(*error.marker()), message: error.info().to_owned() });
             }
         }
     }
     let positions = builder.positions;
     Ok(builder.root.filter(|value| !value.is_null()).map(|value| Document { value, positions }))
+}
+
+/// How many lines `text` has; a bare CR ends one too (YAML 1.2.2 §5.4).
+fn lines(text: &str) -> u32 {
+    let ends = text.as_bytes().windows(2).filter(|two| two[0] == b'\n' || two[0] == b'\r' && two[1] != b'\n');
+    u32::try_from(ends.count()).unwrap_or(u32::MAX).saturating_add(1)
 }
 
 /// A collection that is still open.
@@ -127,6 +130,8 @@ const MERGE: &str = "<<";
 
 struct Builder {
     lines_before: u32,
+    /// How many lines the document has.
+    lines: u32,
     positions: Positions,
     path: String,
     frames: Vec<Frame>,
@@ -324,7 +329,8 @@ impl Builder {
     fn mark(&self, marker: Marker) -> Mark {
         let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         Mark {
-            line: self.lines_before.saturating_add(number(marker.line())),
+            // What is missing at the end is missed there, and not in the next document.
+            line: self.lines_before.saturating_add(number(marker.line()).min(self.lines)),
             column: number(marker.col().saturating_add(1)),
         }
     }
