@@ -14,13 +14,16 @@
 
 pub mod app;
 mod binaries;
+pub mod fleet;
 pub mod identity;
+pub mod machine;
 pub mod memory;
 mod metrics;
 pub mod netns;
 pub mod peer;
 pub mod pod;
 mod process;
+pub mod usage;
 mod wait;
 mod wire;
 mod workload;

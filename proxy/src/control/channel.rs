@@ -29,7 +29,7 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long to wait before a stream is opened again after `failures` in a row: a quarter of a second, doubled each
 /// time up to five seconds, so that a control plane that comes back is found soon; `jitter` in 0..1 spreads the proxies.
-pub(super) fn reconnect_delay(failures: u32, jitter: f64) -> Duration {
+pub fn reconnect_delay(failures: u32, jitter: f64) -> Duration {
     let doubled = Duration::from_millis(250) * 2_u32.pow(failures.saturating_sub(1).min(5));
     doubled.min(Duration::from_secs(5)).mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0)
 }

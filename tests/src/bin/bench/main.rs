@@ -11,14 +11,12 @@ mod backend;
 mod bare;
 mod cgroup;
 mod load;
-mod machine;
 mod pair;
 mod peers;
 mod pki;
 mod report;
 mod run;
 mod scenario;
-mod usage;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -10,7 +10,7 @@ use crate::backend::Backend;
 use crate::bare::Speaks;
 use crate::load::{http1, http2, tcp};
 use crate::pki::Pki;
-use crate::usage::{self, Cpu};
+use tulle_tests::usage::{self, Cpu};
 
 /// What a pair is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

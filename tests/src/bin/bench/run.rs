@@ -15,13 +15,13 @@ use crate::backend::Backend;
 use crate::bare::Speaks;
 use crate::cgroup::Quota;
 use crate::load::{self, Load, Plan, Traffic, http1, tcp};
-use crate::machine::{self, Busy};
 use crate::pair::{Pair, Site, Used};
 use crate::peers::Peer;
 use crate::pki::Pki;
 use crate::report::{Report, Sample};
 use crate::scenario::{Kind, Scenario};
-use crate::usage;
+use tulle_tests::machine::{self, Busy};
+use tulle_tests::usage;
 
 /// A program that ends when the benchmark does, however that ends.
 #[derive(Debug, clap::Args)]

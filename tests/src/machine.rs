@@ -4,7 +4,7 @@ use std::fs;
 
 /// Time of all cores since boot, in seconds.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Busy {
+pub struct Busy {
     busy: f64,
     stolen: f64,
 }
@@ -13,7 +13,7 @@ pub(crate) struct Busy {
 const TICKS: f64 = 100.0;
 
 impl Busy {
-    pub(crate) fn now() -> Self {
+    pub fn now() -> Self {
         let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
         let line = stat.lines().next().unwrap_or_default();
         let at: Vec<f64> = line.split_whitespace().skip(1).filter_map(|field| field.parse().ok()).collect();
@@ -23,18 +23,18 @@ impl Busy {
     }
 
     /// Cores that were busy since `earlier`, which was `seconds` ago.
-    pub(crate) fn cores_since(self, earlier: Self, seconds: f64) -> f64 {
+    pub fn cores_since(self, earlier: Self, seconds: f64) -> f64 {
         (self.busy - earlier.busy) / seconds
     }
 
     /// Cores that the hypervisor kept for others since `earlier`.
-    pub(crate) fn stolen_since(self, earlier: Self, seconds: f64) -> f64 {
+    pub fn stolen_since(self, earlier: Self, seconds: f64) -> f64 {
         (self.stolen - earlier.stolen) / seconds
     }
 }
 
 /// Cores, processor, kernel: a line for the head of the report.
-pub(crate) fn describe() -> String {
+pub fn describe() -> String {
     let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("unknown processor");
     let model = model.trim_start_matches(['\t', ' ', ':']);

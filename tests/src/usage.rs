@@ -5,26 +5,32 @@ use std::ops::Sub;
 
 /// CPU time that was used, in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct Cpu {
+pub struct Cpu {
     /// The scheduler's sum, exact to a nanosecond.
-    pub(crate) total: f64,
+    pub total: f64,
     /// How the kernel divides it, by estimate.
     user: f64,
     system: f64,
 }
 
 /// What a process and its children hold, in bytes.
-pub(crate) fn resident(pid: u32) -> u64 {
-    let of = |pid: u32| {
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
-        line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap_or(0) * 1024
-    };
-    family(pid).into_iter().map(of).sum()
+pub fn resident(pid: u32) -> u64 {
+    family(pid).into_iter().map(|pid| status(pid, "VmRSS:")).sum()
+}
+
+/// What a process holds, and the most that it has held, in bytes.
+pub fn resident_and_peak(pid: u32) -> (u64, u64) {
+    (status(pid, "VmRSS:"), status(pid, "VmHWM:"))
+}
+
+fn status(pid: u32, field: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap_or_default();
+    line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap_or(0) * 1024
 }
 
 /// CPU time of a process and its children so far.
-pub(crate) fn cpu(pid: u32) -> Cpu {
+pub fn cpu(pid: u32) -> Cpu {
     family(pid).into_iter().map(of_process).fold(Cpu::default(), |sum, one| Cpu {
         total: sum.total + one.total,
         user: sum.user + one.user,
@@ -33,7 +39,7 @@ pub(crate) fn cpu(pid: u32) -> Cpu {
 }
 
 /// A process and all that descend from it.
-pub(crate) fn family(pid: u32) -> Vec<u32> {
+pub fn family(pid: u32) -> Vec<u32> {
     let mut found = vec![pid];
     let mut next = 0;
     while let Some(parent) = found.get(next).copied() {
@@ -63,7 +69,7 @@ fn of_process(pid: u32) -> Cpu {
 
 impl Cpu {
     /// The part of the total that was spent in the kernel.
-    pub(crate) fn system(self) -> f64 {
+    pub fn system(self) -> f64 {
         let estimated = self.user + self.system;
         if estimated > 0.0 { self.total * self.system / estimated } else { 0.0 }
     }
