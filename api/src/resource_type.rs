@@ -18,6 +18,8 @@ pub enum ResourceType {
     Workload,
     /// [`v1::InboundPolicy`]
     InboundPolicy,
+    /// [`v1::EgressPolicy`]
+    EgressPolicy,
     /// [`v1::Address`]
     Address,
     /// [`v1::Service`]
@@ -30,11 +32,12 @@ pub enum ResourceType {
 
 impl ResourceType {
     /// Every type.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Mesh,
         Self::TrustBundle,
         Self::Workload,
         Self::InboundPolicy,
+        Self::EgressPolicy,
         Self::Address,
         Self::Service,
         Self::Endpoints,
@@ -48,6 +51,7 @@ impl ResourceType {
             Self::TrustBundle => v1::TrustBundle::NAME,
             Self::Workload => v1::Workload::NAME,
             Self::InboundPolicy => v1::InboundPolicy::NAME,
+            Self::EgressPolicy => v1::EgressPolicy::NAME,
             Self::Address => v1::Address::NAME,
             Self::Service => v1::Service::NAME,
             Self::Endpoints => v1::Endpoints::NAME,
@@ -62,6 +66,7 @@ impl ResourceType {
             Self::TrustBundle => "type.googleapis.com/tulle.v1.TrustBundle",
             Self::Workload => "type.googleapis.com/tulle.v1.Workload",
             Self::InboundPolicy => "type.googleapis.com/tulle.v1.InboundPolicy",
+            Self::EgressPolicy => "type.googleapis.com/tulle.v1.EgressPolicy",
             Self::Address => "type.googleapis.com/tulle.v1.Address",
             Self::Service => "type.googleapis.com/tulle.v1.Service",
             Self::Endpoints => "type.googleapis.com/tulle.v1.Endpoints",
@@ -92,6 +97,7 @@ mod tests {
             v1::TrustBundle::type_url(),
             v1::Workload::type_url(),
             v1::InboundPolicy::type_url(),
+            v1::EgressPolicy::type_url(),
             v1::Address::type_url(),
             v1::Service::type_url(),
             v1::Endpoints::type_url(),

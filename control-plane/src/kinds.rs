@@ -29,6 +29,22 @@ pub struct MeshSpec {
     /// is refused rather than passed through.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub networks: Vec<String>,
+    /// What becomes of destinations outside the mesh where no EgressPolicy says so. `allow` by default.
+    #[serde(default)]
+    pub egress: EgressAction,
+}
+
+/// What becomes of a destination outside the mesh.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum EgressAction {
+    /// It may be reached.
+    #[default]
+    Allow,
+    /// It may be reached; each connection or request is counted and logged.
+    Audit,
+    /// It may not be reached.
+    Deny,
 }
 
 /// How plaintext is treated.
@@ -109,4 +125,53 @@ pub struct PolicyRule {
 pub struct PolicySource {
     /// Each a SPIFFE ID, or `<namespace>/<service account>` in the mesh's own trust domain.
     pub identities: Vec<String>,
+}
+
+/// What workloads may reach outside the mesh. Of several rules that describe a destination, whichever policy they are
+/// of, the strictest holds: deny over audit over allow.
+#[derive(CustomResource, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[kube(
+    group = "policy.tulle.dev",
+    version = "v1alpha1",
+    kind = "EgressPolicy",
+    plural = "egresspolicies",
+    namespaced,
+    derive = "PartialEq"
+)]
+#[serde(rename_all = "camelCase")]
+pub struct EgressPolicySpec {
+    /// Services in the policy's own namespace (GEP-713): the policy is for the workloads behind them. None: for every
+    /// workload of the namespace.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub target_refs: Vec<PolicyTargetRef>,
+    /// What becomes of destinations that no rule describes. Of several policies the strictest holds; where none says
+    /// it, the Mesh's `egress`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub action: Option<EgressAction>,
+    /// What becomes of the destinations that they describe.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<EgressRule>,
+}
+
+/// Describes destinations by all of the fields that are written, and by any value of each.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EgressRule {
+    /// Shown in logs and metrics; the rule's index by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// What becomes of them.
+    pub action: EgressAction,
+    /// CIDR blocks of the addresses that are dialled.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cidrs: Vec<String>,
+    /// Ports that are dialled.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<i32>,
+    /// Server names that clients give in TLS, exact or with a leading `*.`. Not together with `hosts`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sni: Vec<String>,
+    /// Hosts of HTTP requests in plain text, exact or with a leading `*.`. Not together with `sni`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<String>,
 }

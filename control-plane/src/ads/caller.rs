@@ -39,7 +39,9 @@ impl Caller {
     /// rest is what anybody may know who wants to call anybody.
     pub(crate) fn may(&self, resource_type: ResourceType, name: &str) -> bool {
         match resource_type {
-            ResourceType::Workload | ResourceType::InboundPolicy => name == self.node,
+            ResourceType::Workload | ResourceType::InboundPolicy | ResourceType::EgressPolicy => {
+                name == self.node
+            }
             ResourceType::Routes => {
                 name.split_once('/').is_some_and(|(client, _)| client == &*self.workload.namespace)
             }
@@ -64,6 +66,8 @@ mod tests {
             (ResourceType::Workload, "shop/orders", false),
             (ResourceType::InboundPolicy, "shop/web", true),
             (ResourceType::InboundPolicy, "bank/web", false),
+            (ResourceType::EgressPolicy, "shop/web", true),
+            (ResourceType::EgressPolicy, "shop/orders", false),
             (ResourceType::Routes, "shop/bank/ledger", true),
             (ResourceType::Routes, "bank/shop/web", false),
             (ResourceType::Routes, "shop", false),

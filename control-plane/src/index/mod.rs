@@ -10,13 +10,16 @@ mod virtual_ip;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 pub use self::registration::{Registration, RegistrationError, RegistrationId};
 pub use self::virtual_ip::NETWORKS as VIRTUAL_NETWORKS;
 use crate::finding::Origin;
-use crate::object::{Grant, Kind, Mesh, NamespacedName, Object, ObjectKey, Policy, Route, Service, Slice};
+use crate::object::{
+    Egress, Grant, Kind, Mesh, NamespacedName, Object, ObjectKey, Policy, Route, Service, Slice,
+};
 
 /// An object and where it is written.
 #[derive(Debug, Clone)]
@@ -47,6 +50,7 @@ pub struct Index {
     routes: Objects<Route>,
     grants: Objects<Grant>,
     policies: Objects<Policy>,
+    egress: Objects<Egress>,
     mesh: Option<Stored<Mesh>>,
     registrations: BTreeMap<RegistrationId, Registration>,
     bundles: BTreeMap<String, Vec<Bytes>>,
@@ -71,6 +75,8 @@ struct IndexLinks {
     backends: Links<NamespacedName>,
     /// Service → policies attached to it.
     policies: Links<NamespacedName>,
+    /// Service → EgressPolicies attached to it.
+    egress: Links<NamespacedName>,
     /// Virtual IP → services.
     services_at: Links<IpAddr>,
     /// Address → slices with an endpoint there.
@@ -98,8 +104,10 @@ pub struct Dirty {
     pub routes: BTreeSet<NamespacedName>,
     /// `Address` resources.
     pub addresses: BTreeSet<IpAddr>,
-    /// `Workload` and `InboundPolicy` resources.
+    /// `Workload` and `InboundPolicy` resources, and `EgressPolicy` where the workload has one of its own.
     pub workloads: BTreeSet<NamespacedName>,
+    /// The `EgressPolicy` of these namespaces' workloads, of those with one of their own too.
+    pub egress: BTreeSet<Arc<str>>,
 }
 
 // === impl Dirty ===
@@ -114,6 +122,7 @@ impl Dirty {
             && self.routes.is_empty()
             && self.addresses.is_empty()
             && self.workloads.is_empty()
+            && self.egress.is_empty()
     }
 }
 
@@ -167,6 +176,13 @@ impl Index {
                 self.policies.insert(name.clone(), Stored { object, origin });
                 self.touch_policy(&name);
             }
+            Object::EgressPolicy(object) => {
+                let name = object.name.clone();
+                let targets = object.targets.iter().map(|target| &target.service);
+                link(&mut self.links.egress, targets, &name);
+                self.dirty.egress.insert(name.namespace.clone());
+                self.egress.insert(name, Stored { object, origin });
+            }
             Object::Mesh(object) => {
                 self.mesh = Some(Stored { object, origin });
                 self.dirty.all = true;
@@ -210,6 +226,13 @@ impl Index {
                 if let Some(Stored { object, .. }) = self.policies.remove(name) {
                     let targets = object.targets.iter().map(|target| &target.service);
                     unlink(&mut self.links.policies, targets, name);
+                }
+            }
+            Kind::EgressPolicy => {
+                if let Some(Stored { object, .. }) = self.egress.remove(name) {
+                    let targets = object.targets.iter().map(|target| &target.service);
+                    unlink(&mut self.links.egress, targets, name);
+                    self.dirty.egress.insert(name.namespace.clone());
                 }
             }
             Kind::Mesh => self.dirty.all |= self.mesh.take().is_some(),
@@ -397,6 +420,29 @@ impl Index {
     /// Every AuthorizationPolicy.
     pub fn policies(&self) -> impl Iterator<Item = &Stored<Policy>> {
         self.policies.values()
+    }
+
+    /// Every EgressPolicy.
+    pub fn egress_policies(&self) -> impl Iterator<Item = &Stored<Egress>> {
+        self.egress.values()
+    }
+
+    /// The EgressPolicies for every workload of a namespace, by name.
+    pub fn egress_of_namespace(&self, namespace: &str) -> impl Iterator<Item = &Egress> {
+        let of_namespace = self.egress.range(NamespacedName::new(namespace, "")..);
+        let of_namespace = of_namespace.take_while(move |(name, _)| &*name.namespace == namespace);
+        of_namespace.map(|(_, stored)| &stored.object).filter(|policy| policy.targets.is_empty())
+    }
+
+    /// An EgressPolicy by name.
+    pub fn egress_policy(&self, name: &NamespacedName) -> Option<&Egress> {
+        self.egress.get(name).map(|stored| &stored.object)
+    }
+
+    /// The EgressPolicies attached to a service, by name.
+    pub fn egress_of<'a>(&'a self, service: &NamespacedName) -> impl Iterator<Item = &'a Egress> + use<'a> {
+        let policies = linked(&self.links.egress, service);
+        policies.filter_map(|name| Some(&self.egress.get(name)?.object))
     }
 
     /// The Mesh, if one is written.

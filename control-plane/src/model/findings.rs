@@ -8,7 +8,9 @@ use super::Settings;
 use super::routes::{attach, resolve};
 use crate::finding::{Finding, Notes, Origin};
 use crate::index::{Index, Stored};
-use crate::object::{Identity, Kind, Mesh, NamespacedName, ObjectKey, Policy, Route, Service, Slice};
+use crate::object::{
+    Identity, Kind, Mesh, NamespacedName, ObjectKey, Policy, PolicyTarget, Route, Service, Slice,
+};
 
 /// Ports that an inbound proxy refuses as a destination: the proxy's own, and some to spare.
 const OWN_PORTS: RangeInclusive<u16> = 15_000..=15_090;
@@ -42,6 +44,11 @@ pub fn findings(index: &Index, settings: &Settings) -> Vec<Finding> {
     for Stored { object, origin } in index.policies() {
         let notes = policy(index, object, &trust_domain);
         tell(Kind::AuthorizationPolicy, &object.name, origin.as_ref(), notes);
+    }
+    for Stored { object, origin } in index.egress_policies() {
+        let mut notes = Notes::default();
+        targets(index, &object.targets, &mut notes);
+        tell(Kind::EgressPolicy, &object.name, origin.as_ref(), notes);
     }
     all.sort();
     all
@@ -162,17 +169,7 @@ fn route(index: &Index, route: &Route) -> Notes {
 
 fn policy(index: &Index, policy: &Policy, trust_domain: &str) -> Notes {
     let mut notes = Notes::default();
-    let mut known = Vec::new();
-    for target in &policy.targets {
-        match index.service(&target.service) {
-            Some(service) => known.push(service),
-            None => notes.error(
-                format!("spec.targetRefs[{}].name", target.index),
-                format!("there is no Service {}; the policy is not attached there", target.service),
-                "write the Service, or correct the reference",
-            ),
-        }
-    }
+    let known = targets(index, &policy.targets, &mut notes);
     for (at, rule) in policy.rules.iter().enumerate() {
         for (index, port) in rule.ports.iter().enumerate() {
             let served = known.iter().any(|service| service.port(*port).is_some());
@@ -198,4 +195,20 @@ fn policy(index: &Index, policy: &Policy, trust_domain: &str) -> Notes {
         }
     }
     notes
+}
+
+/// The Services that a policy is attached to, of those that there are.
+fn targets<'i>(index: &'i Index, targets: &[PolicyTarget], notes: &mut Notes) -> Vec<&'i Service> {
+    let mut known = Vec::new();
+    for target in targets {
+        match index.service(&target.service) {
+            Some(service) => known.push(service),
+            None => notes.error(
+                format!("spec.targetRefs[{}].name", target.index),
+                format!("there is no Service {}; the policy is not attached there", target.service),
+                "write the Service, or correct the reference",
+            ),
+        }
+    }
+    known
 }

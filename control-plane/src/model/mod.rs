@@ -17,11 +17,13 @@
 //! 4. only then it accepts.
 
 mod build;
+mod egress;
 mod findings;
 mod publish;
 mod routes;
 mod table;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use aws_lc_rs::digest;
@@ -67,6 +69,10 @@ pub struct Model {
     endpoints: Table<Arc<Encoded>>,
     workloads: Table<Arc<Encoded>>,
     inbound: Table<Arc<Encoded>>,
+    /// For workloads that none of the next two is for.
+    egress: Arc<Encoded>,
+    egress_of_namespaces: Table<Arc<Encoded>>,
+    egress_of_workloads: Table<Arc<Encoded>>,
     /// By service.
     routes: Table<Arc<RouteSet>>,
 }
@@ -115,6 +121,9 @@ impl Model {
             trust_domain: settings.trust_domain(None),
             settings,
             mesh,
+            egress: Arc::new(Encoded::new(ResourceType::EgressPolicy, &v1::EgressPolicy::default())),
+            egress_of_namespaces: Table::default(),
+            egress_of_workloads: Table::default(),
             bundles: Table::default(),
             addresses: Table::default(),
             services: Table::default(),
@@ -150,6 +159,16 @@ impl Model {
         for workload in &dirty.workloads {
             next.workloads.set(workload.to_string(), context.workload(workload));
             next.inbound.set(workload.to_string(), context.inbound(workload));
+            next.egress_of_workloads.set(workload.to_string(), context.egress_of_workload(workload));
+        }
+        for namespace in &dirty.egress {
+            next.egress_of_namespaces.set(namespace.to_string(), context.egress_of_namespace(namespace));
+        }
+        if !dirty.egress.is_empty() {
+            let workloads = index.workloads();
+            for workload in workloads.iter().filter(|workload| dirty.egress.contains(&workload.namespace)) {
+                next.egress_of_workloads.set(workload.to_string(), context.egress_of_workload(workload));
+            }
         }
         if dirty.bundles {
             next.bundles.replace(context.bundles());
@@ -177,6 +196,17 @@ impl Model {
         self.workloads.replace(workloads.iter().map(|name| (name.to_string(), context.workload(name))));
         self.inbound.replace(workloads.iter().map(|name| (name.to_string(), context.inbound(name))));
         self.bundles.replace(context.bundles());
+        let egress = Arc::new(context.egress_of_mesh());
+        if self.egress != egress {
+            self.egress = egress;
+        }
+        let namespaces = index.egress_policies().map(|stored| &stored.object.name.namespace);
+        let namespaces: BTreeSet<&Arc<str>> = namespaces.collect();
+        let namespaces = namespaces.into_iter();
+        self.egress_of_namespaces
+            .replace(namespaces.map(|name| (name.to_string(), context.egress_of_namespace(name))));
+        self.egress_of_workloads
+            .replace(workloads.iter().map(|name| (name.to_string(), context.egress_of_workload(name))));
     }
 
     fn context<'a>(&self, index: &'a Index) -> build::Context<'a> {
@@ -185,8 +215,8 @@ impl Model {
 
     /// A resource by name, or none if there is none of that name (and the name goes into `removed_resources`).
     ///
-    /// Names are those of `resources.proto`, without the type. An `InboundPolicy` is there for every workload whose
-    /// name can be one, known or not (see the [module's documentation](self)).
+    /// Names are those of `resources.proto`, without the type. An `InboundPolicy` and an `EgressPolicy` are there for every
+    /// workload whose name can be one, known or not (see the [module's documentation](self)).
     pub fn get(&self, resource_type: ResourceType, name: &str) -> Option<Arc<Encoded>> {
         match resource_type {
             ResourceType::Mesh => (name == MESH).then(|| self.mesh.clone()),
@@ -195,6 +225,12 @@ impl Model {
             ResourceType::InboundPolicy => {
                 let known = self.inbound.get(name).cloned();
                 known.or_else(|| self.unknown_inbound(name))
+            }
+            ResourceType::EgressPolicy => {
+                let workload = NamespacedName::parse(name)?;
+                let own = self.egress_of_workloads.get(name);
+                let known = own.or_else(|| self.egress_of_namespaces.get(&workload.namespace));
+                Some(known.unwrap_or(&self.egress).clone())
             }
             ResourceType::Address => self.addresses.get(name).cloned(),
             ResourceType::Service => self.services.get(name).cloned(),
@@ -217,13 +253,15 @@ impl Model {
         Some(Arc::new(Encoded::new(ResourceType::InboundPolicy, &policy)))
     }
 
-    /// Names of the resources of a type, sorted: for dumps. For [`ResourceType::Routes`], the services.
+    /// Names of the resources of a type, sorted: for dumps. For [`ResourceType::Routes`], the services; for
+    /// [`ResourceType::EgressPolicy`], the workloads that have one of their own.
     pub fn names(&self, resource_type: ResourceType) -> Vec<Arc<str>> {
         match resource_type {
             ResourceType::Mesh => vec![MESH.into()],
             ResourceType::TrustBundle => self.bundles.names(),
             ResourceType::Workload => self.workloads.names(),
             ResourceType::InboundPolicy => self.inbound.names(),
+            ResourceType::EgressPolicy => self.egress_of_workloads.names(),
             ResourceType::Address => self.addresses.names(),
             ResourceType::Service => self.services.names(),
             ResourceType::Endpoints => self.endpoints.names(),
@@ -252,6 +290,9 @@ impl PartialEq for Model {
             && self.endpoints == other.endpoints
             && self.workloads == other.workloads
             && self.inbound == other.inbound
+            && self.egress == other.egress
+            && self.egress_of_namespaces == other.egress_of_namespaces
+            && self.egress_of_workloads == other.egress_of_workloads
             && self.routes == other.routes
     }
 }

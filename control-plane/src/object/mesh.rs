@@ -5,7 +5,7 @@ use tulle_api::{MESH, v1};
 
 use super::NamespacedName;
 use crate::finding::Notes;
-use crate::kinds::{self, Mtls};
+use crate::kinds::{self, EgressAction, Mtls};
 
 /// The trust domain unless one is set.
 pub const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
@@ -21,6 +21,8 @@ pub struct Mesh {
     pub trust_domain: Option<String>,
     /// Sorted, without host bits.
     pub networks: Vec<IpNet>,
+    /// For destinations outside the mesh, where no EgressPolicy says so.
+    pub egress: EgressAction,
 }
 
 // === impl Mesh ===
@@ -56,7 +58,8 @@ impl Mesh {
             name: NamespacedName::new("", MESH),
             mtls: spec.mtls,
             trust_domain: spec.trust_domain.clone(),
-            networks: read_networks(&spec.networks, notes),
+            networks: read_networks("spec.networks", &spec.networks, notes),
+            egress: spec.egress,
         }
     }
 
@@ -78,14 +81,16 @@ impl Default for Mesh {
             mtls: Mtls::default(),
             trust_domain: None,
             networks: Vec::new(),
+            egress: EgressAction::default(),
         }
     }
 }
 
-fn read_networks(networks: &[String], notes: &mut Notes) -> Vec<IpNet> {
+/// CIDR blocks, sorted and each once; `field` is where they are written.
+pub(super) fn read_networks(field: &str, networks: &[String], notes: &mut Notes) -> Vec<IpNet> {
     let mut read = Vec::with_capacity(networks.len());
     for (index, text) in networks.iter().enumerate() {
-        let field = format!("spec.networks[{index}]");
+        let field = format!("{field}[{index}]");
         match text.parse::<IpNet>() {
             Ok(network) => {
                 if network.trunc() != network {

@@ -4,6 +4,7 @@
 //! refuse is refused here too ([`Notes::refuse`]), and what this version cannot serve is told. How objects fit
 //! together is decided in [`crate::model`]. Called by every source; does no I/O and never panics on input.
 
+mod egress;
 mod mesh;
 mod policy;
 mod route;
@@ -19,8 +20,9 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+pub use self::egress::{Egress, EgressRule};
 pub use self::mesh::{DEFAULT_TRUST_DOMAIN, Mesh};
-pub use self::policy::{Identity, Policy, Rule as PolicyRule};
+pub use self::policy::{Identity, Policy, PolicyTarget, Rule as PolicyRule};
 pub use self::route::{Backend, Grant, GrantTarget, Match, Parent, Route, Rule};
 pub use self::service::{Port, Protocol, Service};
 pub use self::slice::{Slice, SliceEndpoint};
@@ -53,6 +55,8 @@ pub enum Kind {
     ReferenceGrant,
     /// `policy.tulle.dev/v1alpha1` AuthorizationPolicy.
     AuthorizationPolicy,
+    /// `policy.tulle.dev/v1alpha1` EgressPolicy.
+    EgressPolicy,
     /// `policy.tulle.dev/v1alpha1` Mesh.
     Mesh,
 }
@@ -79,6 +83,8 @@ pub enum Object {
     ReferenceGrant(Grant),
     /// An AuthorizationPolicy.
     AuthorizationPolicy(Policy),
+    /// An EgressPolicy.
+    EgressPolicy(Egress),
     /// The Mesh.
     Mesh(Mesh),
 }
@@ -125,6 +131,7 @@ impl Kind {
             Self::HttpRoute => "HTTPRoute",
             Self::ReferenceGrant => "ReferenceGrant",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::EgressPolicy => "EgressPolicy",
             Self::Mesh => "Mesh",
         }
     }
@@ -182,6 +189,12 @@ impl Object {
         finish(Self::AuthorizationPolicy(read), &object.metadata, notes)
     }
 
+    /// Reads an EgressPolicy; none if it is refused.
+    pub fn egress_policy(object: &kinds::EgressPolicy, notes: &mut Notes) -> Option<Self> {
+        let read = Egress::read(object, notes);
+        finish(Self::EgressPolicy(read), &object.metadata, notes)
+    }
+
     /// Reads the Mesh; none if it is refused.
     pub fn mesh(object: &kinds::Mesh, notes: &mut Notes) -> Option<Self> {
         let read = Mesh::read(object, notes);
@@ -196,6 +209,7 @@ impl Object {
             Self::HttpRoute(object) => (Kind::HttpRoute, &object.name),
             Self::ReferenceGrant(object) => (Kind::ReferenceGrant, &object.name),
             Self::AuthorizationPolicy(object) => (Kind::AuthorizationPolicy, &object.name),
+            Self::EgressPolicy(object) => (Kind::EgressPolicy, &object.name),
             Self::Mesh(object) => (Kind::Mesh, &object.name),
         };
         ObjectKey { kind, name: name.clone() }

@@ -86,6 +86,13 @@ pub(super) const IDENTITY_HINT: &str = "write `<namespace>/<service account>`, s
 impl Policy {
     pub(super) fn read(object: &kinds::AuthorizationPolicy, notes: &mut Notes) -> Self {
         let name = NamespacedName::of(&object.metadata);
+        if object.spec.target_refs.is_empty() {
+            notes.refuse(
+                "spec.targetRefs",
+                "the policy is attached to nothing",
+                "name at least one Service: `targetRefs: [{group: \"\", kind: Service, name: …}]`",
+            );
+        }
         Self {
             targets: read_targets(&name, &object.spec.target_refs, notes),
             rules: read_rules(&object.spec.rules, notes),
@@ -104,14 +111,11 @@ impl Policy {
     }
 }
 
-fn read_targets(policy: &NamespacedName, refs: &[PolicyTargetRef], notes: &mut Notes) -> Vec<PolicyTarget> {
-    if refs.is_empty() {
-        notes.refuse(
-            "spec.targetRefs",
-            "the policy is attached to nothing",
-            "name at least one Service: `targetRefs: [{group: \"\", kind: Service, name: …}]`",
-        );
-    }
+pub(super) fn read_targets(
+    policy: &NamespacedName,
+    refs: &[PolicyTargetRef],
+    notes: &mut Notes,
+) -> Vec<PolicyTarget> {
     let mut targets: Vec<PolicyTarget> = Vec::with_capacity(refs.len());
     for (index, target) in refs.iter().enumerate() {
         if !target.group.is_empty() || target.kind != "Service" {
@@ -135,21 +139,7 @@ fn read_rules(rules: &[kinds::PolicyRule], notes: &mut Notes) -> Vec<Rule> {
     let mut read = Vec::with_capacity(rules.len());
     for (index, rule) in rules.iter().enumerate() {
         let at = format!("spec.rules[{index}]");
-        let name = rule.name.clone().unwrap_or_else(|| index.to_string());
-        if name.is_empty() || name.contains('/') {
-            notes.refuse(
-                format!("{at}.name"),
-                format!("`{name}` cannot be a rule's name"),
-                "not empty, and without `/`",
-            );
-        }
-        if !names.insert(name.clone()) {
-            notes.refuse(
-                format!("{at}.name"),
-                format!("two rules are called `{name}`"),
-                "rules are told apart by name in logs and metrics: rename one",
-            );
-        }
+        let name = read_name(index, rule.name.as_deref(), &mut names, notes);
         if rule.from.iter().all(|source| source.identities.is_empty()) {
             notes.refuse(
                 format!("{at}.from"),
@@ -159,19 +149,42 @@ fn read_rules(rules: &[kinds::PolicyRule], notes: &mut Notes) -> Vec<Rule> {
         }
         read.push(Rule {
             name,
-            ports: read_ports(&at, &rule.to_ports, notes),
+            ports: read_ports(&format!("{at}.toPorts"), &rule.to_ports, notes),
             identities: read_identities(&at, &rule.from, notes),
         });
     }
     read
 }
 
-fn read_ports(at: &str, ports: &[i32], notes: &mut Notes) -> Vec<u16> {
-    ports
-        .iter()
-        .enumerate()
-        .map(|(index, number)| port(*number, format!("{at}.toPorts[{index}]"), notes))
-        .collect()
+/// The name of the rule at `index`: its own, or the index; not yet among `names`.
+pub(super) fn read_name(
+    index: usize,
+    name: Option<&str>,
+    names: &mut BTreeSet<String>,
+    notes: &mut Notes,
+) -> String {
+    let field = format!("spec.rules[{index}].name");
+    let name = name.map_or_else(|| index.to_string(), str::to_owned);
+    if name.is_empty() || name.contains('/') {
+        notes.refuse(
+            field.as_str(),
+            format!("`{name}` cannot be a rule's name"),
+            "not empty, and without `/`",
+        );
+    }
+    if !names.insert(name.clone()) {
+        notes.refuse(
+            field,
+            format!("two rules are called `{name}`"),
+            "rules are told apart by name in logs and metrics: rename one",
+        );
+    }
+    name
+}
+
+pub(super) fn read_ports(field: &str, ports: &[i32], notes: &mut Notes) -> Vec<u16> {
+    let ports = ports.iter().enumerate();
+    ports.map(|(index, number)| port(*number, format!("{field}[{index}]"), notes)).collect()
 }
 
 fn read_identities(at: &str, from: &[kinds::PolicySource], notes: &mut Notes) -> Vec<Identity> {

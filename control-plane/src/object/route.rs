@@ -98,7 +98,7 @@ impl Route {
         Self {
             created: object.metadata.creation_timestamp.as_ref().map(|time| time.0.as_second()),
             parents: read_parents(&name, spec.parent_refs.as_deref().unwrap_or_default(), notes),
-            hostnames: read_hostnames(spec.hostnames.as_deref().unwrap_or_default(), notes),
+            hostnames: read_hostnames("spec.hostnames", spec.hostnames.as_deref().unwrap_or_default(), notes),
             rules: read_rules(&name, spec.rules.as_deref(), notes),
             name,
         }
@@ -173,12 +173,13 @@ fn read_parents(route: &NamespacedName, refs: &[HttpRouteParentRefs], notes: &mu
     parents
 }
 
-fn read_hostnames(hostnames: &[String], notes: &mut Notes) -> Vec<String> {
+/// Host names, each as it is written; `field` is where they are.
+pub(super) fn read_hostnames(field: &str, hostnames: &[String], notes: &mut Notes) -> Vec<String> {
     for (index, hostname) in hostnames.iter().enumerate() {
         let bare = hostname.strip_prefix("*.").unwrap_or(hostname);
         if !is_subdomain(bare) || bare.parse::<std::net::IpAddr>().is_ok() {
             notes.refuse(
-                format!("spec.hostnames[{index}]"),
+                format!("{field}[{index}]"),
                 format!("`{hostname}` is not a host name"),
                 "lower case, no port and no IP address, with at most a leading `*.`, such as `*.example.com`",
             );

@@ -10,9 +10,9 @@ use serde_path_to_error::Segment;
 
 use super::yaml::{self, Broken, Chunk, Document};
 use crate::finding::{Finding, Mark, Note, Notes, Origin, Severity, push_index, push_key};
-use crate::kinds::{AuthorizationPolicy, Mesh, PolicyTargetRef};
+use crate::kinds::{AuthorizationPolicy, EgressPolicy, Mesh, PolicyTargetRef};
 use crate::object::{
-    DEFAULT_NAMESPACE, Kind, NamespacedName, Object, ObjectKey, Policy, is_label, is_subdomain,
+    DEFAULT_NAMESPACE, Egress, Kind, NamespacedName, Object, ObjectKey, Policy, is_label, is_subdomain,
 };
 
 /// Lists within lists are not read.
@@ -245,12 +245,13 @@ impl Decoder {
 }
 
 /// Every kind that is read.
-const ALL: [Kind; 6] = [
+const ALL: [Kind; 7] = [
     Kind::Service,
     Kind::EndpointSlice,
     Kind::HttpRoute,
     Kind::ReferenceGrant,
     Kind::AuthorizationPolicy,
+    Kind::EgressPolicy,
     Kind::Mesh,
 ];
 
@@ -262,7 +263,7 @@ fn versions(kind: Kind) -> &'static [&'static str] {
         Kind::HttpRoute | Kind::ReferenceGrant => {
             &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"]
         }
-        Kind::AuthorizationPolicy | Kind::Mesh => &["policy.tulle.dev/v1alpha1"],
+        Kind::AuthorizationPolicy | Kind::EgressPolicy | Kind::Mesh => &["policy.tulle.dev/v1alpha1"],
     }
 }
 
@@ -282,8 +283,8 @@ fn find_kind(version: &str, kind: &str) -> Result<Kind, Option<Kind>> {
 
 fn read(kind: Kind, key: &ObjectKey, value: Value) -> (Content, Notes) {
     let mut notes = Notes::default();
-    let fallback = (kind == Kind::AuthorizationPolicy).then(|| closed(key, &value)).flatten();
-    let has_fallback = fallback.is_some();
+    let fallback = closed(key, &value);
+    let meanwhile = meanwhile(kind, fallback.as_ref());
     let object = match kind {
         Kind::Service => typed(value, &mut notes).and_then(|v| Object::service(&v, &mut notes)),
         Kind::EndpointSlice => typed(value, &mut notes).and_then(|v| Object::endpoint_slice(&v, &mut notes)),
@@ -293,16 +294,15 @@ fn read(kind: Kind, key: &ObjectKey, value: Value) -> (Content, Notes) {
         }
         Kind::AuthorizationPolicy => typed::<AuthorizationPolicy>(value, &mut notes)
             .and_then(|v| Object::authorization_policy(&v, &mut notes)),
+        Kind::EgressPolicy => {
+            typed::<EgressPolicy>(value, &mut notes).and_then(|v| Object::egress_policy(&v, &mut notes))
+        }
         Kind::Mesh => typed::<Mesh>(value, &mut notes).and_then(|v| Object::mesh(&v, &mut notes)),
     };
     let content = match object {
         Some(object) => Content::Good(object),
         None => {
-            if kind == Kind::AuthorizationPolicy {
-                let (meanwhile, hint) = match has_fallback {
-                    true => ("nobody is allowed to reach its targets", ""),
-                    false => ("it protects nothing", "its targetRefs cannot be read either"),
-                };
+            if let Some((meanwhile, hint)) = meanwhile {
                 let message =
                     format!("until it is mended its last good version holds; without one, {meanwhile}");
                 notes.error("", message, hint);
@@ -313,13 +313,37 @@ fn read(kind: Kind, key: &ObjectKey, value: Value) -> (Content, Notes) {
     (content, notes)
 }
 
-/// What holds in place of a policy that cannot be read, if it says at least what it is attached to.
+/// What holds in place of a policy that cannot be read, as far as it says what it is attached to.
 fn closed(key: &ObjectKey, value: &Value) -> Option<Object> {
-    let refs = value.get("spec")?.get("targetRefs")?.as_array()?.iter();
+    let refs = || value.get("spec")?.get("targetRefs")?.as_array();
+    let refs = refs().into_iter().flatten();
     let refs: Vec<PolicyTargetRef> =
         refs.filter_map(|one| serde_json::from_value(one.clone()).ok()).collect();
-    let policy = Policy::closed(key.name.clone(), &refs);
-    (!policy.targets.is_empty()).then_some(Object::AuthorizationPolicy(policy))
+    match key.kind {
+        Kind::AuthorizationPolicy => {
+            let policy = Policy::closed(key.name.clone(), &refs);
+            (!policy.targets.is_empty()).then_some(Object::AuthorizationPolicy(policy))
+        }
+        Kind::EgressPolicy => Some(Object::EgressPolicy(Egress::closed(key.name.clone(), &refs))),
+        _ => None,
+    }
+}
+
+/// What holds where a policy is refused and has no last good version, in words, and a hint; nothing for other kinds.
+fn meanwhile(kind: Kind, fallback: Option<&Object>) -> Option<(&'static str, &'static str)> {
+    match (kind, fallback) {
+        (_, Some(Object::AuthorizationPolicy(_))) => Some(("nobody is allowed to reach its targets", "")),
+        (Kind::AuthorizationPolicy, _) => {
+            Some(("it protects nothing", "its targetRefs cannot be read either"))
+        }
+        (_, Some(Object::EgressPolicy(policy))) if policy.targets.is_empty() => {
+            Some(("no workload of its namespace reaches anything outside the mesh", ""))
+        }
+        (_, Some(Object::EgressPolicy(_))) => {
+            Some(("the workloads of its targets reach nothing outside the mesh", ""))
+        }
+        _ => None,
+    }
 }
 
 /// Fields that every object has, and that its type does not name.

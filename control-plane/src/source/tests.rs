@@ -229,6 +229,31 @@ fn a_policy_that_never_could_be_read_allows_nobody() {
 }
 
 #[test]
+fn an_egress_policy_that_never_could_be_read_lets_nothing_out() {
+    let policy = "apiVersion: policy.tulle.dev/v1alpha1\nkind: EgressPolicy\nmetadata: {name: p}\nspec:\n  rules: [{action: allow, hosts: [example.com]}]\n";
+    let broken = policy.replace("action: allow", "action: let");
+    let (mut world, found) = World::new(&[("conf/a.yaml", &broken)]);
+    assert!(
+        found.iter().any(|finding| finding.field.as_deref() == Some("spec.rules[0].action")),
+        "{found:#?}"
+    );
+    assert!(
+        found.iter().any(|finding| finding.message.contains("reaches anything outside the mesh")),
+        "{found:#?}"
+    );
+    let rules = |world: &World| -> Vec<String> {
+        let policies = world.index.egress_policies().flat_map(|stored| stored.object.rules.iter());
+        policies.map(|rule| format!("{}: {:?}", rule.name, rule.action)).collect()
+    };
+    assert_eq!(rules(&world), ["unreadable: Deny"]);
+    world.write("conf/a.yaml", policy);
+    assert_eq!(rules(&world), ["0: Allow"]);
+    // Broken again, but now there is a last good version.
+    world.write("conf/a.yaml", &broken);
+    assert_eq!(rules(&world), ["0: Allow"]);
+}
+
+#[test]
 fn an_unchanged_folder_changes_nothing() {
     let (mut world, _) = World::new(&[("conf/a.yaml", &service("web", 1)), ("conf/b.yaml", "kind: [")]);
     let files = world.files.iter();

@@ -28,7 +28,7 @@ fn random_object(random: &mut Random) -> String {
         (random.pick(&NAMESPACES), random.pick(&SERVICES), random.pick(&SERVICES));
     let (ip, port) = (random.pick(&IPS), random.pick(&["80", "81"]));
     let named = random.pick(&["http", "web", ""]);
-    match random.below(6) {
+    match random.below(7) {
         0 | 1 => {
             let written = if random.below(2) == 0 { format!("clusterIP: {ip}, ") } else { String::new() };
             format!(
@@ -47,9 +47,21 @@ fn random_object(random: &mut Random) -> String {
         4 => format!(
             "apiVersion: policy.tulle.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{name: p-{other}, namespace: {namespace}}}\nspec: {{targetRefs: [{{kind: Service, name: {service}}}], rules: [{{from: [{{identities: [x/{other}]}}], toPorts: [{port}]}}]}}\n"
         ),
+        5 => {
+            let targets = if random.below(2) == 0 {
+                String::new()
+            } else {
+                format!("{{kind: Service, name: {service}}}")
+            };
+            format!(
+                "apiVersion: policy.tulle.dev/v1alpha1\nkind: EgressPolicy\nmetadata: {{name: e-{other}, namespace: {namespace}}}\nspec: {{targetRefs: [{targets}], action: {}, rules: [{{action: allow, ports: [{port}]}}]}}\n",
+                random.pick(&["allow", "audit", "deny"])
+            )
+        }
         _ if random.below(3) == 0 => format!(
-            "apiVersion: policy.tulle.dev/v1alpha1\nkind: Mesh\nmetadata: {{name: mesh}}\nspec: {{mtls: {}}}\n",
-            random.pick(&["strict", "permissive", "'off'"])
+            "apiVersion: policy.tulle.dev/v1alpha1\nkind: Mesh\nmetadata: {{name: mesh}}\nspec: {{mtls: {}, egress: {}}}\n",
+            random.pick(&["strict", "permissive", "'off'"]),
+            random.pick(&["allow", "deny"])
         ),
         _ => format!(
             "apiVersion: gateway.networking.k8s.io/v1\nkind: ReferenceGrant\nmetadata: {{name: g, namespace: {namespace}}}\nspec: {{from: [{{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: {}}}], to: [{{group: '', kind: Service}}]}}\n",
@@ -77,6 +89,11 @@ fn dump(model: &Model) -> BTreeMap<String, Arc<str>> {
                 all.insert(format!("{kind}/{name}"), model.get(kind, &name).unwrap().version.clone());
             }
         }
+    }
+    // These are there for everybody.
+    for workload in ["default/w1", "default/w2", "default/pod-a", "shop/pod-a", "shop/new"] {
+        let kind = ResourceType::EgressPolicy;
+        all.insert(format!("{kind}/{workload}"), model.get(kind, workload).unwrap().version.clone());
     }
     all
 }

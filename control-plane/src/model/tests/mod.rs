@@ -3,6 +3,7 @@ use std::net::IpAddr;
 
 use prost::{Message, Name};
 
+mod egress;
 mod incremental;
 mod publish;
 mod routes;
