@@ -249,7 +249,10 @@ impl Heard {
             let there = world.get(resource_type, &one.name).expect("what is not there is not sent");
             assert_eq!(*one.version, *there.version);
             assert_eq!(one.resource.as_ref(), Some(&there.to_any()));
-            let own = matches!(resource_type, ResourceType::Workload | ResourceType::InboundPolicy);
+            let own = matches!(
+                resource_type,
+                ResourceType::Workload | ResourceType::InboundPolicy | ResourceType::EgressPolicy
+            );
             assert!(!own || one.name == "shop/web", "{} is for another workload", one.name);
             let routes = resource_type == ResourceType::Routes;
             assert!(!routes || one.name.starts_with("shop/"), "{} is for another namespace", one.name);

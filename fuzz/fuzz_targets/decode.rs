@@ -4,7 +4,7 @@
 //! The first byte chooses the type of resource, the second is the seed of what it is used against, the rest is the message.
 #![no_main]
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use libfuzzer_sys::fuzz_target;
 use prost::Message;
@@ -12,7 +12,9 @@ use tulle_api::{MESH, ResourceType, v1};
 use tulle_certs::SpiffeId;
 use tulle_fuzz::Reader;
 use tulle_proxy::control::decode::{Decoded, any, decode};
-use tulle_proxy::policy::{Connection, Inbound, InboundSpec, TlsKind, Verdict};
+use tulle_proxy::policy::{
+    Action, Connection, Egress, EgressSpec, Inbound, InboundSpec, Name, Names, Outside, TlsKind, Verdict,
+};
 use tulle_proxy::route::{Match, Routes, Table};
 
 fuzz_target!(|data: &[u8]| {
@@ -30,7 +32,7 @@ fuzz_target!(|data: &[u8]| {
     match decode(url, &name, bytes) {
         Err(rejection) => check(&rejection, &name),
         Ok(decoded) => {
-            if resource_type != ResourceType::Routes {
+            if !matches!(resource_type, ResourceType::Routes | ResourceType::EgressPolicy) {
                 refused(url, &format!("{name}x"), bytes);
             }
             use_it(resource_type, decoded, usize::from(choice));
@@ -48,6 +50,8 @@ fn own_name(resource_type: ResourceType, bytes: &[u8]) -> Option<String> {
         ResourceType::TrustBundle => v1::TrustBundle::decode(bytes).ok()?.trust_domain,
         ResourceType::Workload => whole(v1::Workload::decode(bytes).ok()?.name),
         ResourceType::InboundPolicy => whole(v1::InboundPolicy::decode(bytes).ok()?.workload),
+        // It does not say whose it is.
+        ResourceType::EgressPolicy => "shop/web".to_owned(),
         ResourceType::Address => v1::Address::decode(bytes).ok()?.ip,
         ResourceType::Service => whole(v1::Service::decode(bytes).ok()?.name),
         ResourceType::Endpoints => whole(v1::Endpoints::decode(bytes).ok()?.name),
@@ -82,6 +86,7 @@ fn use_it(resource_type: ResourceType, decoded: Decoded, choice: usize) {
     match (resource_type, decoded) {
         (ResourceType::Routes, Decoded::Routes(routes)) => route(routes, choice),
         (ResourceType::InboundPolicy, Decoded::InboundPolicy(spec)) => judge(spec, choice),
+        (ResourceType::EgressPolicy, Decoded::EgressPolicy(spec)) => let_out(spec, choice),
         (ResourceType::Endpoints, Decoded::Endpoints(info)) => {
             for endpoint in &info.endpoints {
                 assert!(endpoint.addr.port() != 0 && endpoint.service_port != 0);
@@ -132,6 +137,31 @@ fn route(routes: Routes, choice: usize) {
                 }
             }
         }
+    }
+}
+
+fn let_out(spec: EgressSpec, choice: usize) {
+    let names = spec.rules.iter().flat_map(|rule| match &rule.names {
+        Names::Any => Vec::new(),
+        Names::Sni(names) | Names::Host(names) => names.iter().map(|name| name.to_string().replace('*', "a")).collect(),
+    });
+    let names: Vec<String> = names.chain(["", ".", "a.b", "é."].map(str::to_owned)).collect();
+    let name = names[choice % names.len()].as_str();
+    let networks = spec.rules.iter().flat_map(|rule| &rule.networks).map(|network| network.addr());
+    let ips: Vec<IpAddr> = networks.chain([IpAddr::from([192, 0, 2, 1])]).collect();
+    let ports = spec.rules.iter().flat_map(|rule| rule.ports.clone()).chain([443]);
+    let address = SocketAddr::new(ips[choice % ips.len()], ports.max().unwrap_or(443));
+    let policy = Egress::new(spec.clone());
+    for name in [Name::None, Name::Tls(None), Name::Tls(Some(name.into())), Name::Http(name.into())] {
+        // Whatever describes it, nothing stricter than what is said does.
+        let verdict = policy.evaluate(&Outside { address, name });
+        let (rule, action) = match &verdict {
+            Verdict::Allow { rule } => (Some(rule), Action::Allow),
+            Verdict::Audit { rule } => (Some(rule), Action::Audit),
+            Verdict::Deny { rule, .. } => (rule.as_ref(), Action::Deny),
+        };
+        let said = spec.rules.iter().any(|one| Some(&one.name) == rule && one.action == action);
+        assert!(said || (Some(&spec.action_name) == rule && action == spec.action), "{verdict:?}");
     }
 }
 

@@ -419,6 +419,7 @@ impl AdminState for Admin {
             (self.proxy.creds.load().is_none() && self.controlled, "no certificate yet"),
             (snapshot.mesh.is_none() && self.controlled, "no Mesh received yet"),
             (snapshot.inbound.is_none() && self.controlled, policy),
+            (snapshot.egress.is_none() && self.controlled, "no EgressPolicy received yet"),
         ]
         .into_iter()
         .filter_map(|(is_missing, what)| is_missing.then_some(what))
@@ -443,6 +444,10 @@ impl AdminState for Admin {
                     "client": open.client.to_string(),
                     "peer": open.peer.map(|peer| peer.to_string()),
                     "tls": format!("{:?}", open.tls),
+                    "outside": open.outside.map(|outside| json!({
+                        "address": outside.address.to_string(),
+                        "name": outside.name.as_str(),
+                    })),
                 })
             })
             .collect()
@@ -510,6 +515,7 @@ fn dump(proxy: &Proxy) -> Value {
         "workload": format!("{:?}", snapshot.workload),
         "mesh": format!("{:?}", snapshot.mesh),
         "inbound_policy": format!("{:?}", snapshot.inbound.as_ref().map(|inbound| inbound.spec())),
+        "egress_policy": format!("{:?}", snapshot.egress.as_ref().map(|egress| egress.spec())),
         "addresses": snapshot.addresses.iter()
             .map(|(ip, info)| (ip.to_string(), format!("{:?}", info.info).into()))
             .collect::<serde_json::Map<_, _>>(),

@@ -121,9 +121,24 @@ pub async fn connect(
     identity: Option<&Identity>,
     alpn: &[&[u8]],
 ) -> std::io::Result<Wire<TlsStream<TcpStream>>> {
-    let stream = TcpStream::connect(address).await?;
-    let name = ServerName::try_from("peer.invalid").expect("a name");
-    let connector = TlsConnector::from(client(identity, alpn));
+    handshake(TcpStream::connect(address).await?, "peer.invalid", client(identity, alpn)).await
+}
+
+/// A TLS connection, over this one, of a client that asks for the server `name`.
+///
+/// # Errors
+/// The handshake's.
+pub async fn connect_as(stream: TcpStream, name: &str) -> std::io::Result<Wire<TlsStream<TcpStream>>> {
+    handshake(stream, name, client(None, &[])).await
+}
+
+async fn handshake(
+    stream: TcpStream,
+    name: &str,
+    config: Arc<ClientConfig>,
+) -> std::io::Result<Wire<TlsStream<TcpStream>>> {
+    let name = ServerName::try_from(name.to_owned()).expect("a name");
+    let connector = TlsConnector::from(config);
     Ok(Wire::new(within("a TLS handshake", connector.connect(name, stream)).await?))
 }
 

@@ -248,10 +248,17 @@ impl Pod {
     /// # Panics
     /// If it is refused.
     pub fn connect(&self, to: SocketAddr) -> Wire {
-        let stream = self.namespace.enter(|| TcpStream::connect_timeout(&to, crate::DEADLINE));
-        let stream = stream.unwrap_or_else(|error| panic!("{to}: {error}"));
-        stream.set_nonblocking(true).expect("a socket");
-        Wire::new(tokio::net::TcpStream::from_std(stream).expect("a runtime"))
+        self.try_connect(to).unwrap_or_else(|error| panic!("{to}: {error}"))
+    }
+
+    /// As [`Pod::connect`].
+    ///
+    /// # Errors
+    /// If it is refused, or reset as soon as it is made.
+    pub fn try_connect(&self, to: SocketAddr) -> std::io::Result<Wire> {
+        let stream = self.namespace.enter(|| TcpStream::connect_timeout(&to, crate::DEADLINE))?;
+        stream.set_nonblocking(true)?;
+        tokio::net::TcpStream::from_std(stream).map(Wire::new)
     }
 
     /// Runs a program in it, to its end, as a user who is not the proxy's.
@@ -335,6 +342,14 @@ impl Pod {
     /// What the proxy counts.
     pub async fn metrics(&self) -> Metrics {
         scrape(SocketAddr::new(self.v4().into(), 15020)).await
+    }
+
+    /// What the proxy said of itself so far.
+    ///
+    /// # Panics
+    /// If it has no proxy.
+    pub fn diagnostics(&self) -> String {
+        self.proxy.as_ref().expect("a pod with a proxy").stdout()
     }
 
     /// The proxy's access log so far.

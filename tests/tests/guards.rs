@@ -17,7 +17,8 @@ const EDGES: &[(&str, &[&str])] = &[
     // accept: for the options that every socket gets.
     ("endpoint", &["accept", "balance", "drain", "tls", "wire"]),
     ("balance", &["endpoint"]),
-    ("policy", &["drain"]),
+    // route: host names mean the same in both.
+    ("policy", &["drain", "route"]),
     ("wire", &["drain"]),
     ("control", &["drain", "policy", "route", "balance", "endpoint", "tls"]),
     // accept: to listen as the proxy will.

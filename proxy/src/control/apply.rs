@@ -20,7 +20,7 @@ use super::identity::Identity;
 use super::session::{ResourceName, Update};
 use crate::endpoint::EndpointSet;
 use crate::io;
-use crate::policy;
+use crate::policy::{self, Action, EgressSpec};
 use crate::route;
 use crate::state::{AddressInfo, KnownAddress, ObjectName, ServiceState, Store, Want};
 
@@ -90,7 +90,8 @@ impl Applier {
         vec![
             resource::<v1::Mesh>(tulle_api::MESH.to_owned()),
             resource::<v1::Workload>(own.clone()),
-            resource::<v1::InboundPolicy>(own),
+            resource::<v1::InboundPolicy>(own.clone()),
+            resource::<v1::EgressPolicy>(own),
             resource::<v1::TrustBundle>(trust_domain),
         ]
     }
@@ -239,6 +240,7 @@ impl Applier {
                     tracing::info!(connections = cut, "a change of policy has cut open connections");
                 }
             }
+            Decoded::EgressPolicy(spec) => self.put_egress(spec),
             Decoded::TrustBundle(bundle) => {
                 self.identity.set_bundle(bundle, SystemTime::now()).map_err(|error| error.to_string())?;
             }
@@ -271,6 +273,15 @@ impl Applier {
         Ok(())
     }
 
+    fn put_egress(&self, spec: EgressSpec) {
+        let egress = Arc::new(policy::Egress::new(spec));
+        self.store.update(|snapshot| snapshot.egress = Some(Arc::clone(&egress)));
+        let cut = self.connections.rejudge_egress(&egress);
+        if cut > 0 {
+            tracing::info!(connections = cut, "a change of policy has cut connections that leave the mesh");
+        }
+    }
+
     /// The control plane has no such resource (any more).
     fn remove(&mut self, type_url: &str, name: &str) {
         let store = Arc::clone(&self.store);
@@ -300,6 +311,14 @@ impl Applier {
             if cut > 0 {
                 tracing::info!(connections = cut, "without a policy, open connections were cut");
             }
+        } else if type_url == v1::EgressPolicy::type_url() && store.load().egress.is_none() {
+            // One that knows policies for egress has one for everybody; where there are none, nothing can be denied.
+            tracing::warn!(
+                name,
+                "the control plane knows no EgressPolicy; what lies outside the mesh may be reached"
+            );
+            let action_name = "unknown".into();
+            self.put_egress(EgressSpec { action: Action::Allow, action_name, rules: Vec::new() });
         } else if type_url == v1::Workload::type_url() {
             // Nobody knows a workload before it registers, and not everyone does.
             tracing::debug!(name, "the control plane does not know this workload");

@@ -9,11 +9,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use prost::{Message, Name};
 use tulle_api::v1::{self, Rejection};
 use tulle_certs::{SpiffeId, TrustBundle, TrustDomain};
 
-use crate::policy::{Allow, InboundSpec, PortPolicy};
+use crate::policy::{Action, Allow, EgressRule, EgressSpec, InboundSpec, Names, PortPolicy};
 use crate::route::{Backend, Hostname, PathMatch, Route, RouteRule, Routes, Rule};
 use crate::state::{
     AddressInfo, AddressTarget, EndpointInfo, EndpointsInfo, HostPort, MeshInfo, Mode, ObjectName, Peer,
@@ -29,6 +30,7 @@ pub enum Decoded {
     Routes(Routes),
     Workload(WorkloadInfo),
     InboundPolicy(InboundSpec),
+    EgressPolicy(EgressSpec),
     Mesh(MeshInfo),
     TrustBundle(TrustBundle),
 }
@@ -54,6 +56,7 @@ pub fn decode(type_url: &str, name: &str, bytes: &[u8]) -> Result<Decoded, Rejec
         url if url == v1::Routes::type_url() => message(bytes).and_then(|m| routes(m, name)),
         url if url == v1::Workload::type_url() => message(bytes).and_then(|m| workload(m, name)),
         url if url == v1::InboundPolicy::type_url() => message(bytes).and_then(|m| inbound_policy(m, name)),
+        url if url == v1::EgressPolicy::type_url() => message(bytes).and_then(|m| egress_policy(m, name)),
         url if url == v1::Mesh::type_url() => message(bytes).and_then(|m| mesh(m, name)),
         url if url == v1::TrustBundle::type_url() => message(bytes).and_then(|m| trust_bundle(m, name)),
         other => Err(fault("", format!("resources of type {other:?} are not known to this version"))),
@@ -160,9 +163,7 @@ fn routes(message: v1::Routes, name: &str) -> Result<Decoded> {
         let route = object(http.name, &format!("{at}.name"))?;
         Ok(Route {
             ports: each(http.ports, &format!("{at}.ports"), port)?,
-            hostnames: each(http.hostnames, &format!("{at}.hostnames"), |hostname, at| {
-                hostname.parse::<Hostname>().map_err(|error| fault(at, error.to_string()))
-            })?,
+            hostnames: each(http.hostnames, &format!("{at}.hostnames"), hostname)?,
             rules: each(http.rules, &format!("{at}.rules"), |rule, at| self::rule(rule, &route, at))?,
             name: route,
         })
@@ -247,6 +248,37 @@ fn inbound_policy(message: v1::InboundPolicy, name: &str) -> Result<Decoded> {
     Ok(Decoded::InboundPolicy(InboundSpec { workload, mode: default, ports, rules }))
 }
 
+fn egress_policy(message: v1::EgressPolicy, name: &str) -> Result<Decoded> {
+    name.parse::<ObjectName>().map_err(|error| fault("", error.to_string()))?;
+    if message.action_name.is_empty() {
+        return Err(fault("action_name", "is missing"));
+    }
+    let rules = each(message.rules, "rules", |rule, at| {
+        if rule.name.is_empty() {
+            return Err(fault(format!("{at}.name"), "is missing"));
+        }
+        let sni = each(rule.sni, &format!("{at}.sni"), hostname)?;
+        let hosts = each(rule.hosts, &format!("{at}.hosts"), hostname)?;
+        let names = match (sni.is_empty(), hosts.is_empty()) {
+            (true, true) => Names::Any,
+            (false, true) => Names::Sni(sni),
+            (true, false) => Names::Host(hosts),
+            (false, false) => {
+                return Err(fault(format!("{at}.hosts"), "is there beside `sni`; no connection has both"));
+            }
+        };
+        Ok(EgressRule {
+            name: rule.name.into(),
+            action: action(rule.action, &format!("{at}.action"))?,
+            networks: each(rule.networks, &format!("{at}.networks"), network)?,
+            ports: each(rule.ports, &format!("{at}.ports"), port)?,
+            names,
+        })
+    })?;
+    let action = action(message.action, "action")?;
+    Ok(Decoded::EgressPolicy(EgressSpec { action, action_name: message.action_name.into(), rules }))
+}
+
 fn mesh(message: v1::Mesh, name: &str) -> Result<Decoded> {
     if name != tulle_api::MESH {
         return Err(fault("", format!("is named {name:?}; the only one is named {:?}", tulle_api::MESH)));
@@ -254,9 +286,7 @@ fn mesh(message: v1::Mesh, name: &str) -> Result<Decoded> {
     Ok(Decoded::Mesh(MeshInfo {
         trust_domain: trust_domain(&message.trust_domain)?,
         mode: mode(message.mtls, "mtls")?,
-        networks: each(message.networks, "networks", |network, at| {
-            network.parse().map_err(|_| fault(at, format!("{network:?} is not a CIDR block")))
-        })?,
+        networks: each(message.networks, "networks", network)?,
     }))
 }
 
@@ -284,6 +314,14 @@ fn port(number: u32, at: &str) -> Result<u16> {
 
 fn ip(text: &str, at: &str) -> Result<IpAddr> {
     text.parse().map_err(|_| fault(at, format!("{text:?} is not an IP address")))
+}
+
+fn network(text: String, at: &str) -> Result<IpNet> {
+    text.parse().map_err(|_| fault(at, format!("{text:?} is not a CIDR block")))
+}
+
+fn hostname(text: String, at: &str) -> Result<Hostname> {
+    text.parse::<Hostname>().map_err(|error| fault(at, error.to_string()))
 }
 
 fn named(said: &str, name: &str, at: &str) -> Result<()> {
@@ -347,6 +385,16 @@ fn mode(number: i32, at: &str) -> Result<Mode> {
         Ok(v1::MtlsMode::Strict) => Ok(Mode::Strict),
         Ok(v1::MtlsMode::Off) => Ok(Mode::Off),
         Ok(v1::MtlsMode::Unspecified) => Err(fault(at, "is not set")),
+        Err(_) => Err(fault(at, format!("{number} is not known"))),
+    }
+}
+
+fn action(number: i32, at: &str) -> Result<Action> {
+    match v1::EgressAction::try_from(number) {
+        Ok(v1::EgressAction::Allow) => Ok(Action::Allow),
+        Ok(v1::EgressAction::Audit) => Ok(Action::Audit),
+        Ok(v1::EgressAction::Deny) => Ok(Action::Deny),
+        Ok(v1::EgressAction::Unspecified) => Err(fault(at, "is not set")),
         Err(_) => Err(fault(at, format!("{number} is not known"))),
     }
 }

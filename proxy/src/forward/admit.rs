@@ -9,13 +9,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::context::Worker;
+use super::egress;
 use super::exchange::Failed;
 use super::fault::Fault;
 use crate::endpoint::Endpoint;
 use crate::policy::{self, Denial, Open, Verdict};
 use crate::state::Peer;
 use crate::telemetry::Reason;
-use crate::telemetry::metrics::VerdictLabels;
+use crate::telemetry::metrics::{VerdictKind, VerdictLabels};
 
 /// How long requests under way have to end after a change of policy no longer allows their connection.
 const REVOKED: Duration = Duration::from_secs(1);
@@ -35,31 +36,33 @@ pub(super) fn judge(worker: &Worker, guard: &policy::Guard) -> Result<Arc<str>, 
         None => Verdict::Deny { reason: Denial::NoPolicy, rule: None },
     };
     match verdict {
-        Verdict::Allow { rule } => {
-            worker.metrics.verdicts(&VerdictLabels { allowed: true, rule: &rule, reason: None }).inc();
+        Verdict::Allow { rule } | Verdict::Audit { rule } => {
+            let verdict = VerdictKind::Allow;
+            worker.metrics.verdicts(&VerdictLabels { verdict, rule: &rule, reason: None }).inc();
             Ok(rule)
         }
         Verdict::Deny { reason, rule } => {
-            let fault = denied(worker, reason, guard.open());
-            let rule = rule.as_deref().unwrap_or("");
-            worker
-                .metrics
-                .verdicts(&VerdictLabels { allowed: false, rule, reason: Some(fault.reason) })
-                .inc();
+            let rule = rule.as_deref();
+            let fault = denied(worker, reason, rule, guard.open());
+            let (verdict, reason) = (VerdictKind::Deny, Some(fault.reason));
+            worker.metrics.verdicts(&VerdictLabels { verdict, rule: rule.unwrap_or(""), reason }).inc();
             Err(fault)
         }
     }
 }
 
-fn denied(worker: &Worker, denial: Denial, open: &Open) -> Fault {
+fn denied(worker: &Worker, denial: Denial, rule: Option<&str>, open: &Open) -> Fault {
+    if let Some(outside) = &open.outside {
+        return egress::denied(denial, rule, outside.address, outside.name.as_str().unwrap_or(""));
+    }
     let port = format!("port {} of {}", open.port, worker.proxy.workload().unwrap_or("this workload"));
     match (denial, &open.peer) {
         (Denial::NoPolicy, _) => Fault::unsent(Reason::PolicyUnavailable, "no InboundPolicy is in force"),
         (Denial::MtlsRequired, _) => Fault::unsent(Reason::MtlsRequired, port),
-        (Denial::PolicyDenied, Some(peer)) => {
+        (Denial::PolicyDenied | Denial::EgressDenied, Some(peer)) => {
             Fault::unsent(Reason::PolicyDenied, format!("no rule of {port} allows {peer}"))
         }
-        (Denial::PolicyDenied, None) => {
+        (Denial::PolicyDenied | Denial::EgressDenied, None) => {
             Fault::unsent(Reason::IdentityRequired, format!("the rules of {port} name identities"))
         }
     }
@@ -67,11 +70,11 @@ fn denied(worker: &Worker, denial: Denial, open: &Open) -> Fault {
 
 /// What a change of policy that has revoked `guard` means for what is under way there.
 pub(super) fn revocation(worker: &Worker, guard: &policy::Guard) -> Fault {
-    let denial = match guard.revoked_by() {
-        Some(Verdict::Deny { reason, .. }) => *reason,
-        Some(Verdict::Allow { .. }) | None => Denial::PolicyDenied,
+    let (denial, rule) = match guard.revoked_by() {
+        Some(Verdict::Deny { reason, rule }) => (*reason, rule.as_deref()),
+        Some(Verdict::Allow { .. } | Verdict::Audit { .. }) | None => (Denial::PolicyDenied, None),
     };
-    let Fault { reason, detail, .. } = denied(worker, denial, guard.open());
+    let Fault { reason, detail, .. } = denied(worker, denial, rule, guard.open());
     Fault::maybe(reason, format!("policy has changed: {detail}"))
 }
 
@@ -111,6 +114,7 @@ pub(super) async fn own(
         peer: endpoint.identity().cloned(),
         tls: policy::TlsKind::Mesh,
         client: client.ip(),
+        outside: None,
     }));
     let rule = judge(worker, &guard)?;
     let application = worker.loose_endpoint(application, &Peer::Plaintext);

@@ -66,7 +66,8 @@ pub async fn serve(worker: &Arc<Worker>, accepted: Accepted) {
     let policy = PortPolicy { protocol: worker.proxy.settings.protocol(policy.protocol, port), ..policy };
     let Some(arrived) = arrive(worker, stream, client, policy).await else { return };
     let Arrived { io, peer, tls, framing } = arrived;
-    let guard = worker.proxy.connections.register(Open { port, peer, tls, client: client.ip() });
+    let guard =
+        worker.proxy.connections.register(Open { port, peer, tls, client: client.ip(), outside: None });
     let application = worker.loose_endpoint(application, &Peer::Plaintext);
     match framing {
         Some(framing) => {

@@ -6,6 +6,7 @@
 
 mod admit;
 mod context;
+mod egress;
 mod exchange;
 mod fault;
 mod headers;

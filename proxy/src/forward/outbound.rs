@@ -4,8 +4,8 @@
 //! relayed ([`relay`]). Each HTTP request goes `route → balance → endpoint → wire` ([`Connection::request`]): the route
 //! picks a backend ([`Connection::forward`]), the balancer an endpoint ([`Connection::attempts`]), and [`exchange`] sends
 //! it there and brings the answer back ([`Connection::attempt`]); what is provably unprocessed is sent once more. What
-//! goes to this very workload is judged by its policy here and given to the application directly. Whatever fails is
-//! answered by the proxy itself, with its reason.
+//! goes to this very workload is judged by its policy here and given to the application directly, and what leaves the mesh
+//! by the policy for that ([`egress`]). Whatever fails is answered by the proxy itself, with its reason.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use http::{Request, Response};
 
 use super::admit;
 use super::context::Worker;
+use super::egress;
 use super::exchange::{self, Answer, Failed, Leg, Tunnels};
 use super::fault::Fault;
 use super::headers;
@@ -26,6 +27,7 @@ use crate::accept::Accepted;
 use crate::detect::Detection;
 use crate::endpoint::Endpoint;
 use crate::io::{Io, Meter, Replay};
+use crate::policy::{self, Name};
 use crate::route::{self, Backend, Match, Rule};
 use crate::state::{Peer, Protocol};
 use crate::telemetry::Reason;
@@ -49,7 +51,7 @@ struct Connection {
 pub async fn serve(worker: &Arc<Worker>, accepted: Accepted) {
     let Accepted { mut stream, client, destination } = accepted;
     let (going, protocol) = Going::find(worker, destination).await;
-    let Ok(sniffed) = speaks(worker, &mut stream, protocol).await else { return };
+    let Ok(sniffed) = speaks(worker, &mut stream, protocol, going.outside()).await else { return };
     let http = matches!(protocol, Protocol::Http | Protocol::Http2 | Protocol::Grpc);
     if http && sniffed.result == DetectResult::Closed && sniffed.head.is_empty() {
         // Opened ahead of need, or to see whether the port is open: no endpoint is troubled with it.
@@ -64,16 +66,17 @@ pub async fn serve(worker: &Arc<Worker>, accepted: Accepted) {
             // Apart, so that the task of an opaque connection is small.
             Box::pin(Arc::new(connection).serve(io)).await;
         }
-        None => relay(worker, io, client, &going).await,
+        None => relay(worker, io, client, &going, egress::name(&sniffed.detection)).await,
     }
 }
 
 /// What the connection speaks: as declared, else as its first bytes tell. A declared port is never waited for longer
-/// than its client takes.
+/// than its client takes; `outside`: the address, where it lies outside the mesh.
 async fn speaks(
     worker: &Worker,
     stream: &mut tokio::net::TcpStream,
     protocol: Protocol,
+    outside: Option<SocketAddr>,
 ) -> std::io::Result<Sniffed> {
     let patience = match protocol {
         Protocol::Tcp | Protocol::Tls => {
@@ -82,7 +85,7 @@ async fn speaks(
             return Ok(Sniffed { detection, result, head: bytes::Bytes::new() });
         }
         Protocol::Http | Protocol::Http2 | Protocol::Grpc => None,
-        Protocol::Detect => Some(worker.proxy.settings.detect_timeout),
+        Protocol::Detect => Some(egress::patience(worker, outside)),
     };
     let started = Instant::now();
     let sniffed = sniff::sniff(stream, patience, &worker.proxy.drain).await?;
@@ -137,13 +140,20 @@ impl Connection {
     async fn forward(&self, record: &mut Record, request: Request<Body>) -> Result<Answer, Fault> {
         headers::check_host(&request)?;
         let target = self.going.target(&self.worker).await?;
+        let mut out = None;
+        if let Target::Outside(endpoint) = &target {
+            let host = Name::Http(headers::host(&request).to_ascii_lowercase().into());
+            let allowed = egress::let_out(&self.worker, endpoint.address, self.client, host).await?;
+            record.rule = Some(allowed.rule);
+            out = Some(allowed.guard);
+        }
         // Routes are looked at anew for each request, so that connections which live long obey changes.
         let routes = match &target {
             Target::Service(service, _) => service.routes(),
-            Target::Address(_) => None,
+            Target::Address(_) | Target::Outside(_) => None,
         };
         let Some(rule) = rule(routes.as_deref(), &target, &request)? else {
-            return self.attempts(record, request, None, &target).await;
+            return self.attempts(record, request, None, &target, out).await;
         };
         record.route = Some(Arc::clone(&rule.label));
         let backend = choose(rule)?;
@@ -152,7 +162,7 @@ impl Connection {
         let send = async {
             let service = target::service(&self.worker, &backend.service).await?;
             let backend = Target::Service(service, backend.port);
-            self.attempts(record, request, rule.backend_timeout, &backend).await
+            self.attempts(record, request, rule.backend_timeout, &backend, None).await
         };
         let answer = match deadline {
             None => send.await?,
@@ -164,13 +174,15 @@ impl Connection {
         Ok(Answer { deadline, ..answer })
     }
 
-    /// To an endpoint of the target; once more, preferably to another, if nobody can have acted on it.
+    /// To an endpoint of the target; once more, preferably to another, if nobody can have acted on it. `out`: what a
+    /// request that leaves the mesh is registered as.
     async fn attempts(
         &self,
         record: &mut Record,
         mut request: Request<Body>,
         limit: Option<Duration>,
         target: &Target,
+        out: Option<Arc<policy::Guard>>,
     ) -> Result<Answer, Fault> {
         let mut tried: Option<Arc<Endpoint>> = None;
         loop {
@@ -179,7 +191,7 @@ impl Connection {
             let in_mesh = matches!(endpoint.peer, Peer::Mesh(_));
             let spare = (tried.is_none() && in_mesh && target.has_other(&self.worker, &endpoint))
                 .then(|| exchange::spare(&mut request));
-            match self.attempt(record, &endpoint, request, limit).await {
+            match self.attempt(record, &endpoint, request, limit, out.as_ref()).await {
                 Ok(answer) => match spare.filter(|_| answer.unprocessed).and_then(exchange::Spare::request) {
                     None => return Ok(answer),
                     Some(spare) => {
@@ -206,6 +218,7 @@ impl Connection {
         endpoint: &Arc<Endpoint>,
         request: Request<Body>,
         limit: Option<Duration>,
+        out: Option<&Arc<policy::Guard>>,
     ) -> Result<Answer, Failed> {
         let application = self.worker.proxy.own_application(endpoint);
         record.sent_to(endpoint, application);
@@ -217,7 +230,7 @@ impl Connection {
         let mut in_flight = InFlight::start(&self.worker, endpoint);
         let (endpoint, guard) = match &own {
             Some(own) => (&own.application, Some(&own.guard)),
-            None => (endpoint, None),
+            None => (endpoint, out),
         };
         let (framing, tunnels, fresh) = (self.framing, &self.tunnels, record.attempts > 1);
         let leg = Leg { endpoint, framing, limit, tunnels, fresh, guard };
@@ -228,7 +241,7 @@ impl Connection {
         in_flight.answered(sent.as_ref().is_ok_and(|response| !response.status().is_server_error()));
         let mut response = sent?;
         let unprocessed = headers::take_ours(response.headers_mut(), &endpoint.peer);
-        let guard = own.map(|own| own.guard);
+        let guard = own.map(|own| own.guard).or_else(|| out.cloned());
         Ok(Answer { response, in_flight, unprocessed, deadline: None, guard })
     }
 }
@@ -262,21 +275,30 @@ fn choose(rule: &Rule) -> Result<&Backend, Fault> {
     }
 }
 
-/// Relays opaque bytes to one endpoint of where they were going.
-async fn relay(worker: &Arc<Worker>, io: Io, client: SocketAddr, going: &Going) {
+/// Relays opaque bytes to one endpoint of where they were going; `name`: whom they say they want to reach.
+async fn relay(worker: &Arc<Worker>, io: Io, client: SocketAddr, going: &Going, name: Name) {
     let service = going.service();
-    let record =
-        ConnectionRecord { service: &service, ..ConnectionRecord::new(worker, Direction::Outbound, client) };
+    let authority = name.as_str().map(Box::<str>::from).unwrap_or_default();
+    let record = ConnectionRecord {
+        service: &service,
+        authority: &authority,
+        ..ConnectionRecord::new(worker, Direction::Outbound, client)
+    };
     let connected = async {
-        let endpoint = going.target(worker).await?.pick(worker, None)?;
+        let target = going.target(worker).await?;
+        let out = match &target {
+            Target::Outside(to) => Some(Box::pin(egress::let_out(worker, to.address, client, name)).await?),
+            Target::Service(..) | Target::Address(_) => None,
+        };
+        let endpoint = target.pick(worker, None)?;
         let application = worker.proxy.own_application(&endpoint);
         let own = admit::own(worker, &endpoint, application, client).await?;
         let to = own.as_ref().map_or(&endpoint, |own| &own.application);
         let server = Box::pin(exchange::dial(worker).opaque(to)).await;
         let server = server.map_err(|error| exchange::connect_fault(&error))?;
-        Ok::<_, Fault>((endpoint, own, server))
+        Ok::<_, Fault>((endpoint, own, out, server))
     };
-    let (endpoint, own, server) = match connected.await {
+    let (endpoint, own, out, server) = match connected.await {
         Ok(connected) => connected,
         Err(fault) => {
             record.refused(fault.reason, &fault.detail).write(worker);
@@ -286,17 +308,22 @@ async fn relay(worker: &Arc<Worker>, io: Io, client: SocketAddr, going: &Going) 
     let mut in_flight = InFlight::start(worker, &endpoint);
     in_flight.answered(true);
     let meter = Arc::new(Meter::default());
-    let tls = record::tls_kind(&endpoint, own.is_some());
+    let tls = match out.as_ref().map(|out| out.guard.open().tls) {
+        Some(policy::TlsKind::ApplicationTls) => TlsKind::App,
+        _ => record::tls_kind(&endpoint, own.is_some()),
+    };
     let peer = endpoint.identity().map_or("", |id| id.as_str());
     let labels = ConnectionLabels { direction: Direction::Outbound, tls, peer, service: &service };
     let open = worker.metrics.connections(&labels).open();
-    let guard = own.as_ref().map(|own| &*own.guard);
+    let passed = own.as_ref().map(|own| (&*own.guard, &*own.rule));
+    let (guard, rule) = passed.or_else(|| out.as_ref().map(|out| (&*out.guard, &*out.rule))).unzip();
     let ended = opaque::relay(io.metered(Arc::clone(&meter)), server, guard).await;
     let record = ConnectionRecord {
         bytes: exchange::count(&open, &meter),
         tls,
         endpoint: Some(own.as_ref().map_or(endpoint.address, |own| own.application.address)),
         destination: endpoint.identity(),
+        rule: rule.unwrap_or_default(),
         ..record
     };
     match (ended, guard) {

@@ -21,8 +21,10 @@ use crate::telemetry::Reason;
 pub(super) enum Target {
     /// A port of a service.
     Service(Arc<ServiceState>, u16),
-    /// An address as such: a pod's, or one outside the mesh.
+    /// A workload's address as such: a pod's.
     Address(Arc<Endpoint>),
+    /// An address, or a port of a workload's, of which the mesh knows nothing.
+    Outside(Arc<Endpoint>),
 }
 
 /// Where one connection was going.
@@ -62,7 +64,15 @@ impl Going {
     pub(super) fn service(&self) -> Arc<str> {
         match &self.found {
             Ok(Target::Service(service, port)) => format!("{}:{port}", service.name).into(),
-            Ok(Target::Address(_)) | Err(_) => Arc::from(""),
+            Ok(Target::Address(_) | Target::Outside(_)) | Err(_) => Arc::from(""),
+        }
+    }
+
+    /// The address, if it is known to lie outside the mesh.
+    pub(super) fn outside(&self) -> Option<SocketAddr> {
+        match &self.found {
+            Ok(Target::Outside(endpoint)) => Some(endpoint.address),
+            Ok(Target::Service(..) | Target::Address(_)) | Err(_) => None,
         }
     }
 }
@@ -93,22 +103,21 @@ pub(super) async fn service(worker: &Worker, name: &ObjectName) -> Result<Arc<Se
 
 async fn of_address(worker: &Worker, address: SocketAddr) -> Result<(Target, Protocol), Fault> {
     let port = address.port();
-    let (peer, protocol) = match worker.address(address.ip()).await {
+    let known = match worker.address(address.ip()).await {
         Ok(Some(info)) => match &info.target {
             AddressTarget::Service(name) => return of_service(worker, name, port).await,
-            AddressTarget::Host(ports) => {
-                let known = ports.iter().find(|known| known.port == port);
-                known
-                    .map_or((Peer::Plaintext, Protocol::Detect), |known| (known.peer.clone(), known.protocol))
-            }
+            AddressTarget::Host(ports) => ports.iter().find(|known| known.port == port).cloned(),
         },
-        Ok(None) => (Peer::Plaintext, Protocol::Detect),
+        Ok(None) => None,
         Err(unanswered) => {
             return Err(Fault::unsent(Reason::DiscoveryUnavailable, unanswered.to_string()));
         }
     };
-    let protocol = worker.proxy.settings.protocol(protocol, port);
-    Ok((Target::Address(worker.loose_endpoint(address, &peer)), protocol))
+    let (target, declared) = match known {
+        Some(known) => (Target::Address(worker.loose_endpoint(address, &known.peer)), known.protocol),
+        None => (Target::Outside(worker.loose_endpoint(address, &Peer::Plaintext)), Protocol::Detect),
+    };
+    Ok((target, worker.proxy.settings.protocol(declared, port)))
 }
 
 // === impl Target ===
@@ -122,7 +131,7 @@ impl Target {
         tried: Option<&Arc<Endpoint>>,
     ) -> Result<Arc<Endpoint>, Fault> {
         let (service, port) = match self {
-            Self::Address(endpoint) => return Ok(Arc::clone(endpoint)),
+            Self::Address(endpoint) | Self::Outside(endpoint) => return Ok(Arc::clone(endpoint)),
             Self::Service(service, port) => (service, *port),
         };
         let none = || Fault::unsent(Reason::NoHealthyEndpoint, format!("{}:{port}", service.name));

@@ -1,4 +1,5 @@
-//! Every open inbound connection, so that a change of policy reaches the old ones too.
+//! Every open connection that policy judges, so that a change of policy reaches the old ones too: inbound ones, and what
+//! goes out of the mesh.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -10,7 +11,7 @@ use parking_lot::Mutex;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 use tulle_certs::SpiffeId;
 
-use super::{Connection, Denial, Inbound, TlsKind, Verdict};
+use super::{Connection, Denial, Egress, Inbound, Outside, TlsKind, Verdict};
 
 /// Connections are spread over this many locks, so that workers seldom meet.
 const SHARDS: usize = 16;
@@ -22,9 +23,11 @@ pub struct Open {
     pub peer: Option<SpiffeId>,
     pub tls: TlsKind,
     pub client: IpAddr,
+    /// Where it goes outside the mesh: then [`Egress`] judges it, else [`Inbound`].
+    pub outside: Option<Box<Outside>>,
 }
 
-/// The open inbound connections of this proxy. Cheap to clone.
+/// The open connections of this proxy that policy judges. Cheap to clone.
 ///
 /// The order on both sides is what lets no change slip between:
 /// - a connection is first registered ([`Connections::register`]), then judged by the policy that is *then* current
@@ -82,22 +85,30 @@ impl Connections {
     /// Judges every registered connection by `policy`, which is already published, and revokes those that it no
     /// longer allows. Returns how many.
     pub fn rejudge(&self, policy: &Inbound) -> usize {
-        self.rejudge_with(|connection| policy.evaluate(connection))
+        self.rejudge_with(|open| open.outside.is_none().then(|| policy.evaluate(&open.as_connection())))
     }
 
-    /// Revokes every registered connection, for there is no policy any more; that is already published. Returns how many.
+    /// As [`Connections::rejudge`], for what goes out of the mesh.
+    pub fn rejudge_egress(&self, policy: &Egress) -> usize {
+        self.rejudge_with(|open| open.outside.as_ref().map(|outside| policy.evaluate(outside)))
+    }
+
+    /// Revokes every registered inbound connection, for there is no policy any more; that is already published. Returns
+    /// how many.
     pub fn revoke_all(&self) -> usize {
-        self.rejudge_with(|_| Verdict::Deny { reason: Denial::NoPolicy, rule: None })
+        let verdict = Verdict::Deny { reason: Denial::NoPolicy, rule: None };
+        self.rejudge_with(|open| open.outside.is_none().then(|| verdict.clone()))
     }
 
-    fn rejudge_with(&self, judge: impl Fn(&Connection<'_>) -> Verdict) -> usize {
+    /// `judge` gives none for what is not its business.
+    fn rejudge_with(&self, judge: impl Fn(&Open) -> Option<Verdict>) -> usize {
         let mut revoked = 0;
         for shard in &self.shared.shards {
             // Wakers run outside the lock.
             let all: Vec<_> = shard.lock().values().cloned().collect();
             for registered in all {
-                let verdict = judge(&registered.open.as_connection());
-                if !verdict.is_allowed() && registered.revoke(verdict) {
+                let verdict = judge(&registered.open).filter(|verdict| !verdict.is_allowed());
+                if verdict.is_some_and(|verdict| registered.revoke(verdict)) {
                     revoked += 1;
                 }
             }
@@ -165,6 +176,15 @@ impl Guard {
     /// judged once and then relayed ends by [`Guard::revoked`], also when that came before the verdict.
     pub fn judge(&self, policy: &Inbound) -> Verdict {
         policy.evaluate(&self.open().as_connection())
+    }
+
+    /// As [`Guard::judge`], for what goes out of the mesh.
+    pub fn judge_egress(&self, policy: &Egress) -> Verdict {
+        match &self.open().outside {
+            Some(outside) => policy.evaluate(outside),
+            // Registered as inbound; nothing is let out under its name.
+            None => Verdict::Deny { reason: Denial::EgressDenied, rule: None },
+        }
     }
 
     /// Resolves when a change of policy no longer allows the connection.

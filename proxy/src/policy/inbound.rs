@@ -66,6 +66,8 @@ pub enum TlsKind {
 pub enum Verdict {
     /// `rule` is the one that let it in, or `default` where no rule speaks of the port.
     Allow { rule: Arc<str> },
+    /// As `Allow`, and it is to be told.
+    Audit { rule: Arc<str> },
     /// `rule` is the one that refused it, where there is such a rule; rules that only allow refuse nobody by name.
     Deny { reason: Denial, rule: Option<Arc<str>> },
 }
@@ -79,6 +81,8 @@ pub enum Denial {
     PolicyDenied,
     /// There is no policy (any more).
     NoPolicy,
+    /// The destination lies outside the mesh and may not be reached.
+    EgressDenied,
 }
 
 /// A workload's policy for inbound connections, compiled.
@@ -189,7 +193,7 @@ impl Rules {
 
 impl Verdict {
     pub fn is_allowed(&self) -> bool {
-        matches!(self, Self::Allow { .. })
+        matches!(self, Self::Allow { .. } | Self::Audit { .. })
     }
 }
 
@@ -202,6 +206,7 @@ impl Denial {
             Self::MtlsRequired => "mtls_required",
             Self::PolicyDenied => "policy_denied",
             Self::NoPolicy => "policy_unavailable",
+            Self::EgressDenied => "egress_denied",
         }
     }
 }

@@ -1,15 +1,18 @@
-//! Who may connect.
+//! Who may connect, and what may be reached outside the mesh.
 //!
 //! Decides, for one inbound connection, whether this workload's policy lets it in, and names the rule that did or
-//! the reason that did not. [`Inbound`] is compiled when a policy arrives and evaluated without allocation;
-//! [`Connections`] holds every open connection, so that each is judged anew when the policy changes. It must never
-//! do I/O, and never decide on anything but what it is handed: identities were proven by `tls`, ports by `accept`.
-//! Called by `forward/inbound.rs`, by `forward/outbound.rs` for a request to its own pod, and by other programs.
+//! the reason that did not; and likewise for a connection or request that leaves the mesh. [`Inbound`] and [`Egress`] are
+//! compiled when a policy arrives and evaluated without allocation; [`Connections`] holds every open connection, so that
+//! each is judged anew when the policy changes. It must never do I/O, and never decide on anything but what it is handed:
+//! identities were proven by `tls`, ports and original destinations by `accept`. Called by `forward/inbound.rs`, by
+//! `forward/outbound.rs` for a request to its own pod or out of the mesh, and by other programs.
 
 mod connections;
+mod egress;
 mod inbound;
 
 pub use connections::{Connections, Guard, Open};
+pub use egress::{Action, Egress, EgressRule, EgressSpec, Name, Names, Outside};
 pub use inbound::{Allow, Connection, Denial, Inbound, InboundSpec, PortPolicy, TlsKind, Verdict};
 
 #[cfg(test)]

@@ -38,7 +38,7 @@ fn inbound(mode: Mode, ports: &[(u16, Mode)], rules: Vec<Allow>) -> Inbound {
 fn judge(policy: &Inbound, port: u16, tls: TlsKind, account: Option<&str>) -> Result<String, &'static str> {
     let peer = account.map(id);
     match policy.evaluate(&Connection { port, peer: peer.as_ref(), tls, client: CLIENT }) {
-        Verdict::Allow { rule } => Ok(rule.to_string()),
+        Verdict::Allow { rule } | Verdict::Audit { rule } => Ok(rule.to_string()),
         Verdict::Deny { reason, .. } => Err(reason.as_str()),
     }
 }
@@ -147,7 +147,7 @@ fn compiled_rules_judge_as_the_plain_ones_read() {
 // === open connections ===
 
 fn open(account: &str) -> Open {
-    Open { port: 80, peer: Some(id(account)), tls: TlsKind::Mesh, client: CLIENT }
+    Open { port: 80, peer: Some(id(account)), tls: TlsKind::Mesh, client: CLIENT, outside: None }
 }
 
 fn only(accounts: &[&str]) -> Arc<Inbound> {

@@ -23,6 +23,21 @@ pub struct InvalidHostname(String);
 
 // === impl Hostname ===
 
+impl Hostname {
+    /// Whether this is about `host`: a host name without a port, compared without case and without the root's dot.
+    pub fn matches(&self, host: &str) -> bool {
+        let host = host.strip_suffix('.').unwrap_or(host);
+        match self {
+            Self::Exact(name) => host.eq_ignore_ascii_case(name),
+            Self::Suffix(name) => {
+                let at = host.len().checked_sub(name.len()).filter(|at| *at > 1);
+                let split = at.and_then(|at| host.split_at_checked(at));
+                split.is_some_and(|(labels, end)| labels.ends_with('.') && end.eq_ignore_ascii_case(name))
+            }
+        }
+    }
+}
+
 impl FromStr for Hostname {
     type Err = InvalidHostname;
 

@@ -20,6 +20,8 @@ pub struct Snapshot {
     pub workload: Option<Arc<WorkloadInfo>>,
     /// How inbound connections are treated; `None`: nothing is let in.
     pub inbound: Option<Arc<policy::Inbound>>,
+    /// What may be reached outside the mesh; `None`: nothing.
+    pub egress: Option<Arc<policy::Egress>>,
     pub addresses: HashMap<IpAddr, Arc<KnownAddress>, RandomState>,
     pub services: HashMap<ObjectName, Arc<ServiceState>, RandomState>,
 }
@@ -150,6 +152,11 @@ impl Store {
     /// asked for without this, from the start.
     pub async fn inbound(&self) -> Option<Arc<policy::Inbound>> {
         self.held(|snapshot| snapshot.inbound.clone(), || ()).await
+    }
+
+    /// What may be reached outside the mesh; as [`Store::inbound`].
+    pub async fn egress(&self) -> Option<Arc<policy::Egress>> {
+        self.held(|snapshot| snapshot.egress.clone(), || ()).await
     }
 
     async fn wait<T>(

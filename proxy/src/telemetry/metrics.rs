@@ -2,8 +2,8 @@
 //!
 //! Each worker thread counts in cells of its own ([`WorkerMetrics`]); a scrape adds them up ([`Metrics::render`]). A
 //! label set is looked up by its values as they lie ([`table`]), and its cells are an [`Arc`] that may be kept: counting
-//! then takes a nanosecond. No label takes a value that a client chooses freely, and the number of lines is
-//! capped (R11). Families, their labels and meanings are in one table, from which `docs/reference/metrics.md` is made.
+//! then takes a nanosecond. No label takes a value that a client chooses freely, but for a hundred names of what
+//! leaves the mesh, and the number of lines is capped (R11). Families, their labels and meanings are in one table, from which `docs/reference/metrics.md` is made.
 
 mod budget;
 mod cells;
@@ -28,8 +28,9 @@ pub use self::cells::{ConnectionCells, Counter, Histogram, OpenConnection, Reque
 pub use self::control::{CertKind, ControlMetrics};
 pub use self::families::{Family, Kind, reference};
 pub use self::labels::{
-    ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, DnsResult, Method, Outcome,
-    PoolClose, ReplayCause, RequestLabels, TlsKind, VerdictLabels,
+    ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, DnsResult, EgressLabels,
+    EgressProtocol, Method, Outcome, PoolClose, ReplayCause, RequestLabels, TlsKind, VerdictKind,
+    VerdictLabels,
 };
 pub use self::pools::{PoolCells, PooledConnection};
 pub use self::worker::WorkerMetrics;

@@ -113,6 +113,10 @@ reasons! {
         "policy does not allow this client"
         "The workload has AuthorizationPolicies for this port, and none of them allows the client's identity."
         "Allow the identity that the access log shows as `source`, if it should be allowed.";
+    EgressDenied "egress_denied" 403 PERMISSION_DENIED
+        "policy does not allow this destination outside the mesh"
+        "The destination belongs to no Service and no workload of the mesh, and an EgressPolicy of the namespace, or the Mesh's `egress`, denies it; which one is in the message. A connection that is not HTTP is reset."
+        "Allow the destination with a rule of an EgressPolicy, if it should be allowed; no rule helps against a rule that denies it.";
     MtlsRequired "mtls_required" 403 PERMISSION_DENIED
         "this port takes connections from the mesh only"
         "The port is in strict mode, and the connection came in plain text or with TLS that is not the mesh's."
@@ -127,8 +131,8 @@ reasons! {
         "See whether the control plane runs (`tulle check`); what was used before goes on working.";
     PolicyUnavailable "policy_unavailable" 503 UNAVAILABLE
         "the policy of this workload is not known yet"
-        "The proxy has not received the workload's inbound policy, and does not guess it."
-        "See whether the control plane runs, and the proxy's log for a rejected InboundPolicy.";
+        "The proxy has not received the workload's policy, for what comes in or for what leaves the mesh, and does not guess it."
+        "See whether the control plane runs, and the proxy's log for a rejected InboundPolicy or EgressPolicy.";
     NotReady "not_ready" 503 UNAVAILABLE
         "the proxy has not received its first configuration"
         "The proxy has just started, and is not connected to the control plane yet, or has no certificate."

@@ -105,7 +105,7 @@ impl Bench {
     async fn stream(&mut self) -> (Served, Vec<DeltaDiscoveryRequest>) {
         let mut served = self.streams.recv().await.unwrap();
         let mut asked = Vec::new();
-        for _ in 0..4 {
+        for _ in 0..5 {
             asked.push(served.requests.message().await.unwrap().unwrap());
         }
         (served, asked)

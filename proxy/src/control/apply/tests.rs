@@ -118,6 +118,25 @@ fn what_cannot_be_read_is_rejected_by_name_and_the_last_good_stays() {
 }
 
 #[test]
+fn r18_an_egress_policy_stays_in_force_until_there_is_another() {
+    let mut bench = Bench::new(&[]);
+    let in_force = |bench: &Bench| bench.store.load().egress.as_ref().map(|egress| egress.spec().action);
+    assert_eq!(in_force(&bench), None, "nothing leaves before it is there");
+    let name = "shop/web".to_owned();
+    let deny = v1::EgressPolicy { action: 3, action_name: "shop/p".to_owned(), rules: Vec::new() };
+    // A control plane that does not know the kind has no policy that could deny anything.
+    bench.told::<v1::EgressPolicy>(&[], std::slice::from_ref(&name));
+    assert_eq!(in_force(&bench), Some(Action::Allow));
+    bench.told::<v1::EgressPolicy>(&[(&name, deny.encode_to_vec())], &[]);
+    assert_eq!(in_force(&bench), Some(Action::Deny));
+    // One that no longer says anything, or nothing that can be read, opens nothing.
+    bench.told::<v1::EgressPolicy>(&[], std::slice::from_ref(&name));
+    assert_eq!(in_force(&bench), Some(Action::Deny));
+    let applied = bench.told::<v1::EgressPolicy>(&[(&name, vec![0xff; 40])], &[]);
+    assert_eq!((applied.rejected.len(), in_force(&bench)), (1, Some(Action::Deny)));
+}
+
+#[test]
 fn absent_addresses_are_bounded_and_the_least_recently_used_go() {
     let mut bench = Bench::new(&[]);
     let names: Vec<String> = (0..10_000).map(|number| ip(number).to_string()).collect();

@@ -141,6 +141,7 @@ fn samples() -> Vec<(String, &'static str, Vec<u8>)> {
             },
         ),
         sample("shop/web", &policy()),
+        sample("shop/web", &egress()),
         sample(
             "mesh",
             &v1::Mesh {
@@ -157,6 +158,18 @@ fn samples() -> Vec<(String, &'static str, Vec<u8>)> {
             },
         ),
     ]
+}
+
+fn egress() -> v1::EgressPolicy {
+    let rule = v1::EgressRule {
+        name: "shop/p/r".to_owned(),
+        action: 1,
+        networks: vec!["10.0.0.0/8".to_owned()],
+        ports: vec![443],
+        sni: vec!["*.example.com".to_owned()],
+        hosts: Vec::new(),
+    };
+    v1::EgressPolicy { action: 3, action_name: "shop/p".to_owned(), rules: vec![rule] }
 }
 
 fn policy() -> v1::InboundPolicy {
@@ -207,6 +220,29 @@ fn a_policy_is_rejected_rather_than_half_understood() {
         spoil(&mut policy);
         assert_eq!(rejected(&policy, "shop/web").0, *field);
     }
+}
+
+#[test]
+fn r18_an_egress_policy_is_rejected_rather_than_half_understood() {
+    type Spoil = fn(&mut v1::EgressPolicy);
+    let faults: &[(&str, Spoil)] = &[
+        ("action", |policy| policy.action = 0),
+        ("action", |policy| policy.action = 9),
+        ("action_name", |policy| policy.action_name.clear()),
+        ("rules[0].name", |policy| policy.rules[0].name.clear()),
+        ("rules[0].action", |policy| policy.rules[0].action = 0),
+        ("rules[0].networks[0]", |policy| policy.rules[0].networks[0] = "10.0.0.0/33".to_owned()),
+        ("rules[0].ports[0]", |policy| policy.rules[0].ports[0] = 65_536),
+        ("rules[0].sni[0]", |policy| policy.rules[0].sni[0] = "*".to_owned()),
+        ("rules[0].hosts[0]", |policy| policy.rules[0].hosts = vec!["a:80".to_owned()]),
+        ("rules[0].hosts", |policy| policy.rules[0].hosts = vec!["a.example".to_owned()]),
+    ];
+    for (field, spoil) in faults {
+        let mut policy = egress();
+        spoil(&mut policy);
+        assert_eq!(rejected(&policy, "shop/web").0, *field);
+    }
+    assert_eq!(rejected(&egress(), "web").0, "", "no workload's name");
 }
 
 #[test]

@@ -7,6 +7,9 @@ use std::collections::HashSet;
 
 use parking_lot::Mutex;
 
+/// How many names that clients choose are told apart.
+pub(super) const MAX_NAMES: usize = 100;
+
 /// Families whose series come and grow with use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Group {
@@ -14,6 +17,7 @@ pub(super) enum Group {
     Durations,
     Connections,
     Verdicts,
+    Egress,
     Pools,
 }
 
@@ -29,6 +33,7 @@ pub(super) struct Budget {
 struct State {
     used: usize,
     known: HashSet<(Group, u64, Box<[u8]>), foldhash::fast::RandomState>,
+    names: HashSet<Box<str>, foldhash::fast::RandomState>,
 }
 
 // === impl Budget ===
@@ -51,7 +56,7 @@ impl Budget {
             return true;
         }
         let (lines, limit) = match group {
-            Group::Requests | Group::Verdicts => (1, self.lines),
+            Group::Requests | Group::Verdicts | Group::Egress => (1, self.lines),
             Group::Pools => (2, self.lines),
             Group::Connections => (4, self.lines),
             Group::Durations => (self.lines_per_histogram, self.lines / 4 * 3),
@@ -63,6 +68,13 @@ impl Budget {
         state.known.insert(entry);
         true
     }
+
+    /// Whether a name that clients choose may be a label's value: it is one already, or there are not too many yet.
+    pub(super) fn admit_name(&self, name: &str) -> bool {
+        let names = &mut self.state.lock().names;
+        names.contains(name) || (names.len() < MAX_NAMES && names.insert(name.into()))
+    }
+
     /// How many label sets of requests a worker keeps, with or without outcomes.
     pub(super) fn most_label_sets(&self) -> usize {
         self.lines.max(1)

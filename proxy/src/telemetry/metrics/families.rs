@@ -56,6 +56,8 @@ families! {
         "Connections and requests that the proxy itself refused or answered; the reasons are in errors.md.";
     POLICY_VERDICTS = Counter "tulle_policy_verdicts_total" ["verdict", "rule", "reason", "overflow"]
         "What policy said, by the rule that decided.";
+    EGRESS = Counter "tulle_egress_total" ["verdict", "protocol", "name", "overflow"]
+        "What left the mesh, or would have: requests of HTTP in plain text (http), connections with TLS of the application's own (tls) and others (tcp).";
     TLS_HANDSHAKES = Counter "tulle_tls_handshakes_total" ["direction", "result", "reason"]
         "Handshakes of the mesh's TLS; result is ok or failed.";
     TLS_HANDSHAKE_DURATION = Histogram "tulle_tls_handshake_duration_seconds" ["direction"]
@@ -177,10 +179,12 @@ A label whose value is empty is left out.
 | `grpc_status` | the number of gRPC's status, from trailers or head; `_OTHER` if it is not one |
 | `reason` | a reason of [errors.md](errors.md), if the proxy made the answer, refused or gave up |
 | `reason_by` | with `reason`: `self`, this proxy; `peer`, that of the other workload, as its answer says (`x-tulle-error`) |
+| `verdict` | `allow`; `audit`, let through and logged; `deny` |
+| `name` | of `tulle_egress_total`: the request's host or TLS's server name, as the client gives it; `_OTHER` beyond the first 100 |
 | `cause` | of `tulle_pool_closed_total`: `idle`, it had idled for too long; `peer`, the server closed it while it was idle (a shared HTTP/2 connection: at any time); `ended`, its exchange was the last, since it failed, was given up or upgraded, or the answer forbids another; `retired`, its endpoint went away |
 | `overflow` | `true` for what no longer fits, see below |
 
-No label takes a value that a client chooses freely. `/metrics` has at most `TULLE_PROXY_METRICS_MAX_SERIES` lines (2000): what comes beyond is counted
+No label takes a value that a client chooses freely, but for the 100 first names of `tulle_egress_total`. `/metrics` has at most `TULLE_PROXY_METRICS_MAX_SERIES` lines (2000): what comes beyond is counted
 in series of `overflow=\"true\"` with the direction only, and `tulle_metrics_limited` is 1. Histograms may take three quarters of the lines, so that
 counts of errors find room when latencies no longer do. No series is ever taken away: a counter starts anew only when the proxy does.
 ";

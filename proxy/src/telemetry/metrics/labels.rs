@@ -26,6 +26,28 @@ pub enum TlsKind {
     Own,
 }
 
+/// What policy said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum VerdictKind {
+    /// It may go on.
+    Allow,
+    /// It may, and is told.
+    Audit,
+    /// It may not.
+    Deny,
+}
+
+/// What goes out of the mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum EgressProtocol {
+    /// A request in plain text; its name is the host.
+    Http,
+    /// A connection with TLS of the application's own; its name is the server name.
+    Tls,
+    /// Any other connection; it has no name.
+    Tcp,
+}
+
 /// Of whom, to whom and by which way. Empty: unknown, or does not apply; the label is left out.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestLabels<'a> {
@@ -60,11 +82,22 @@ pub struct ConnectionLabels<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct VerdictLabels<'a> {
     /// Whether the connection or request went on.
-    pub allowed: bool,
+    pub verdict: VerdictKind,
     /// The rule that decided, `<namespace>/<policy>/<rule>`; empty if none did.
     pub rule: &'a str,
     /// Why it did not go on.
     pub reason: Option<Reason>,
+}
+
+/// What leaves the mesh, or would.
+#[derive(Clone, Copy, Debug)]
+pub struct EgressLabels<'a> {
+    /// Whether it went on.
+    pub verdict: VerdictKind,
+    /// What the client speaks.
+    pub protocol: EgressProtocol,
+    /// Whom the client says that it wants to reach; empty if it does not.
+    pub name: &'a str,
 }
 
 /// How a request ended.
@@ -242,6 +275,32 @@ impl TlsKind {
     }
 }
 
+// === impl VerdictKind ===
+
+impl VerdictKind {
+    /// The label's value.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Audit => "audit",
+            Self::Deny => "deny",
+        }
+    }
+}
+
+// === impl EgressProtocol ===
+
+impl EgressProtocol {
+    /// The label's value.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Tls => "tls",
+            Self::Tcp => "tcp",
+        }
+    }
+}
+
 // === impl Method ===
 
 impl From<&http::Method> for Method {
@@ -327,8 +386,15 @@ impl VerdictLabels<'_> {
     pub(super) const NAMES: [&'static str; 3] = ["verdict", "rule", "reason"];
 
     pub(super) fn values(&self) -> [&str; 3] {
-        let verdict = if self.allowed { "allow" } else { "deny" };
-        [verdict, self.rule, self.reason.map_or("", Reason::code)]
+        [self.verdict.as_str(), self.rule, self.reason.map_or("", Reason::code)]
+    }
+}
+
+impl EgressLabels<'_> {
+    pub(super) const NAMES: [&'static str; 3] = ["verdict", "protocol", "name"];
+
+    pub(super) fn values(&self) -> [&str; 3] {
+        [self.verdict.as_str(), self.protocol.as_str(), self.name]
     }
 }
 

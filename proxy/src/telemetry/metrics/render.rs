@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use prometheus::proto;
 use prometheus::{Encoder as _, TextEncoder};
 
-use super::cells::Histogram;
+use super::cells::{Counter, Histogram};
 use super::families::{self, FAMILIES, Family, Kind};
 use super::labels::{
-    ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, Outcome, PoolClose,
-    ReplayCause, RequestLabels, VerdictLabels, values,
+    ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, EgressLabels, Outcome,
+    PoolClose, ReplayCause, RequestLabels, VerdictLabels, values,
 };
 use super::pools::{PoolCells, Pooled};
+use super::table::Table;
 use super::worker::WorkerCells;
 use super::{Metrics, Sample, process};
 use crate::telemetry::Reason;
@@ -36,6 +37,7 @@ pub(super) fn text(metrics: &Metrics) -> String {
     let limited = requests(&mut scrape, metrics, &workers)
         | connections(&mut scrape, &workers)
         | verdicts(&mut scrape, &workers)
+        | egress(&mut scrape, &workers)
         | pools(&mut scrape, &workers);
     bounded(&mut scrape, metrics, &workers);
     scrape.value(&families::SERIES_LIMITED, &[], f64::from(u8::from(limited)));
@@ -140,18 +142,35 @@ fn connections(scrape: &mut Scrape, workers: &[&WorkerCells]) -> bool {
 }
 
 fn verdicts(scrape: &mut Scrape, workers: &[&WorkerCells]) -> bool {
+    let counters = workers.iter().map(|worker| (&worker.verdicts, &*worker.overflow_verdicts));
+    counted(scrape, &families::POLICY_VERDICTS, &VerdictLabels::NAMES, counters)
+}
+
+fn egress(scrape: &mut Scrape, workers: &[&WorkerCells]) -> bool {
+    let counters = workers.iter().map(|worker| (&worker.egress, &*worker.overflow_egress));
+    counted(scrape, &families::EGRESS, &EgressLabels::NAMES, counters)
+}
+
+/// A family of counters, with each worker's and its overflow.
+fn counted<'a>(
+    scrape: &mut Scrape,
+    family: &'static Family,
+    names: &'static [&'static str],
+    workers: impl Iterator<Item = (&'a Table<Counter>, &'a Counter)>,
+) -> bool {
     let mut sums: BTreeMap<Box<[u8]>, u64> = BTreeMap::new();
-    for worker in workers {
-        worker.verdicts.each(|key, counter| *sums.entry(key.into()).or_default() += counter.get());
+    let mut overflow = 0;
+    for (table, over) in workers {
+        table.each(|key, counter| *sums.entry(key.into()).or_default() += counter.get());
+        overflow += over.get();
     }
     for (key, count) in &sums {
         let values: Vec<_> = values(key).collect();
-        let labels: Vec<_> = names_and(&VerdictLabels::NAMES, &values).collect();
-        scrape.value(&families::POLICY_VERDICTS, &labels, *count as f64);
+        let labels: Vec<_> = names_and(names, &values).collect();
+        scrape.value(family, &labels, *count as f64);
     }
-    let overflow: u64 = workers.iter().map(|worker| worker.overflow_verdicts.get()).sum();
     if overflow > 0 {
-        scrape.value(&families::POLICY_VERDICTS, &[("overflow", "true")], overflow as f64);
+        scrape.value(family, &[("overflow", "true")], overflow as f64);
     }
     overflow > 0
 }

@@ -140,7 +140,7 @@ fn what_a_worker_counts_by_itself_is_there() {
     worker.replayed(ReplayCause::Idempotent);
     worker.accept_error();
     worker.handed_over();
-    let verdict = VerdictLabels { allowed: false, rule: "", reason: Some(Reason::PolicyDenied) };
+    let verdict = VerdictLabels { verdict: VerdictKind::Deny, rule: "", reason: Some(Reason::PolicyDenied) };
     worker.verdicts(&verdict).inc();
     let text = metrics.render();
     for (name, parts, expected) in [
@@ -252,7 +252,9 @@ fn r11_a_hundred_thousand_label_sets_stay_under_the_cap() {
         worker.requests(&labels(&service)).record(outcome(n), Duration::from_millis(1));
         let (direction, tls) = (Direction::Inbound, TlsKind::Mtls);
         worker.connections(&ConnectionLabels { direction, tls, peer: &service, service: "" }).open();
-        worker.verdicts(&VerdictLabels { allowed: true, rule: &service, reason: None }).inc();
+        worker.verdicts(&VerdictLabels { verdict: VerdictKind::Allow, rule: &service, reason: None }).inc();
+        let (verdict, protocol) = (VerdictKind::Deny, EgressProtocol::Http);
+        worker.egress(&EgressLabels { verdict, protocol, name: &service }).inc();
         drop(worker.pool(&service).open(PoolClose::Ended));
         for reason in Reason::ALL {
             worker.refused(Direction::Inbound, *reason);
@@ -273,8 +275,27 @@ fn r11_a_hundred_thousand_label_sets_stay_under_the_cap() {
     assert_eq!(all("http_client_request_duration_seconds_count"), 100_000.0);
     assert_eq!(all("tulle_connections_total"), 100_000.0);
     assert_eq!(all("tulle_policy_verdicts_total"), 100_000.0);
+    assert_eq!(all("tulle_egress_total"), 100_000.0);
     assert_eq!(all("tulle_pool_closed_total"), 100_000.0);
     assert!(value(&text, "tulle_requests_total", &[r#"{direction="outbound",overflow="true"}"#]) > 0.0);
+}
+
+#[test]
+fn r18_a_hundred_names_outside_the_mesh_are_told_apart_over_all_workers() {
+    let metrics = metrics(2, 1_000_000);
+    let (verdict, protocol) = (VerdictKind::Allow, EgressProtocol::Tls);
+    for n in 0..400 {
+        let name = format!("{}.example.com", n / 2);
+        metrics.worker(n % 2).egress(&EgressLabels { verdict, protocol, name: &name }).inc();
+    }
+    metrics.worker(0).egress(&EgressLabels { verdict, protocol, name: "" }).inc();
+    let text = metrics.render();
+    let series = text.lines().filter(|line| line.starts_with("tulle_egress_total")).count();
+    assert_eq!(series, 100 + 1 + 1);
+    assert_eq!(value(&text, "tulle_egress_total", &[r#"{verdict="allow",protocol="tls"}"#]), 1.0);
+    assert_eq!(value(&text, "tulle_egress_total", &[r#"name="99.example.com"}"#]), 2.0);
+    assert_eq!(value(&text, "tulle_egress_total", &[r#"name="_OTHER"}"#]), 200.0);
+    assert_eq!(value(&text, "tulle_metrics_limited", &[]), 0.0);
 }
 
 #[test]

@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::budget::{Budget, Group};
 use super::cells::{ByDirection, ConnectionCells, Counter, Histogram, OverflowRequests, RequestCells};
 use super::labels::{
-    ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, ReplayCause, RequestLabels,
-    VerdictLabels,
+    ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, EgressLabels, ReplayCause,
+    RequestLabels, VerdictLabels,
 };
 use super::pools::PoolCells;
 use super::table::Table;
@@ -26,12 +26,14 @@ pub(super) struct WorkerCells {
     pub(super) requests: Table<RequestCells>,
     pub(super) connections: Table<ConnectionCells>,
     pub(super) verdicts: Table<Counter>,
+    pub(super) egress: Table<Counter>,
     pub(super) pools: Table<PoolCells>,
 
     pub(super) overflow_requests: ByDirection<Arc<RequestCells>>,
     pub(super) overflow: ByDirection<Arc<OverflowRequests>>,
     pub(super) overflow_connections: ByDirection<Arc<ConnectionCells>>,
     pub(super) overflow_verdicts: Arc<Counter>,
+    pub(super) overflow_egress: Arc<Counter>,
     pub(super) overflow_pools: Arc<PoolCells>,
 
     pub(super) requests_started: ByDirection<Counter>,
@@ -53,6 +55,9 @@ pub(super) struct WorkerCells {
     pub(super) handed_over: Counter,
 }
 
+/// In place of a name that is not told apart.
+const OTHER: &str = "_OTHER";
+
 fn counters(count: usize) -> Vec<Counter> {
     (0..count).map(|_| Counter::default()).collect()
 }
@@ -68,6 +73,7 @@ impl WorkerMetrics {
             requests: Table::default(),
             connections: Table::default(),
             verdicts: Table::default(),
+            egress: Table::default(),
             pools: Table::default(),
             overflow_requests: ByDirection::new(|side| {
                 Arc::new(RequestCells::new_overflow(overflow.get(side).clone()))
@@ -75,6 +81,7 @@ impl WorkerMetrics {
             overflow,
             overflow_connections: ByDirection::default(),
             overflow_verdicts: Arc::default(),
+            overflow_egress: Arc::default(),
             overflow_pools: Arc::default(),
             requests_started: ByDirection::default(),
             requests_ended: ByDirection::default(),
@@ -120,6 +127,19 @@ impl WorkerMetrics {
     pub fn verdicts(&self, labels: &VerdictLabels<'_>) -> Arc<Counter> {
         let cells = self.0.verdicts.get(labels.values(), self.admit(Group::Verdicts));
         cells.unwrap_or_else(|| self.0.overflow_verdicts.clone())
+    }
+
+    /// Where what leaves the mesh is counted; a name beyond those that are told apart is `_OTHER`.
+    pub fn egress(&self, labels: &EgressLabels<'_>) -> Arc<Counter> {
+        let named = self.0.egress.get(labels.values(), |key, count| {
+            let admitted = labels.name.is_empty() || self.0.budget.admit_name(labels.name);
+            if admitted { self.admit(Group::Egress)(key, count) } else { None }
+        });
+        let other = || {
+            let other = EgressLabels { name: OTHER, ..*labels };
+            self.0.egress.get(other.values(), self.admit(Group::Egress))
+        };
+        named.or_else(other).unwrap_or_else(|| self.0.overflow_egress.clone())
     }
 
     /// Where connections of pools are counted; `service` as [`RequestLabels::service`].

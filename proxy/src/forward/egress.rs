@@ -1,0 +1,107 @@
+//! What leaves the mesh: EgressPolicy's verdict, and what is told of it.
+//!
+//! A connection, or each request of an HTTP connection, is registered, then judged by the policy of that moment
+//! ([`let_out`]), before its destination hears of it; what stays open ends when a change of policy no longer allows it, as
+//! [`admit`](super::admit) has it for what is let in. The verdict itself is [`policy`]'s. Where it goes was decided by the
+//! original destination alone: a name that a client gives is judged, never followed. Called by `outbound`.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::context::Worker;
+use super::fault::Fault;
+use crate::detect::Detection;
+use crate::policy::{self, Denial, Name, Open, Outside, Verdict};
+use crate::telemetry::Reason;
+use crate::telemetry::metrics::{EgressLabels, EgressProtocol, VerdictKind, VerdictLabels};
+
+/// How long a client may take to name whom it wants to reach, where everybody who names nobody is denied.
+const NAMED: Duration = Duration::from_secs(10);
+
+/// What may leave the mesh.
+#[derive(Debug)]
+pub(super) struct Out {
+    pub guard: Arc<policy::Guard>,
+    pub rule: Arc<str>,
+}
+
+/// How long the first bytes of a connection to `outside` are waited for. Elsewhere a silent client is taken for one whose
+/// server speaks first; here that would deny one that is merely late.
+pub(super) fn patience(worker: &Worker, outside: Option<SocketAddr>) -> Duration {
+    let detect = worker.proxy.settings.detect_timeout;
+    let snapshot = worker.proxy.store.load();
+    let policy = snapshot.egress.as_ref();
+    let awaited = outside.is_some_and(|to| policy.is_some_and(|policy| policy.awaits_a_name(to)));
+    if awaited { detect.max(NAMED) } else { detect }
+}
+
+/// The name that the first bytes of a connection give, if it is not HTTP.
+pub(super) fn name(detection: &Detection) -> Name {
+    match detection {
+        Detection::Tls(hello) => Name::Tls(hello.sni.clone()),
+        _ => Name::None,
+    }
+}
+
+/// Judges what goes to `address`, outside the mesh, under `name`.
+///
+/// # Errors
+/// [`Reason::EgressDenied`]; [`Reason::PolicyUnavailable`] where no policy is known yet.
+pub(super) async fn let_out(
+    worker: &Worker,
+    address: SocketAddr,
+    client: SocketAddr,
+    name: Name,
+) -> Result<Out, Fault> {
+    // Awaited only; what is in force once it is registered judges.
+    drop(worker.proxy.store.egress().await);
+    let (tls, protocol) = match &name {
+        Name::None => (policy::TlsKind::None, EgressProtocol::Tcp),
+        Name::Tls(_) => (policy::TlsKind::ApplicationTls, EgressProtocol::Tls),
+        Name::Http(_) => (policy::TlsKind::None, EgressProtocol::Http),
+    };
+    let guard = worker.proxy.connections.register(Open {
+        port: address.port(),
+        peer: None,
+        tls,
+        client: client.ip(),
+        outside: Some(Box::new(Outside { address, name })),
+    });
+    let verdict = match &worker.proxy.store.load().egress {
+        Some(policy) => guard.judge_egress(policy),
+        None => Verdict::Deny { reason: Denial::NoPolicy, rule: None },
+    };
+    let name = guard.open().outside.as_ref().and_then(|outside| outside.name.as_str()).unwrap_or("");
+    let count = |verdict: VerdictKind, rule: &str, reason: Option<Reason>| {
+        worker.metrics.egress(&EgressLabels { verdict, protocol, name }).inc();
+        worker.metrics.verdicts(&VerdictLabels { verdict, rule, reason }).inc();
+    };
+    let rule = match verdict {
+        Verdict::Allow { rule } => {
+            count(VerdictKind::Allow, &rule, None);
+            rule
+        }
+        Verdict::Audit { rule } => {
+            count(VerdictKind::Audit, &rule, None);
+            tracing::info!(%client, destination = %address, name, rule = &*rule, "audited what leaves the mesh");
+            rule
+        }
+        Verdict::Deny { reason, rule } => {
+            let fault = denied(reason, rule.as_deref(), address, name);
+            count(VerdictKind::Deny, rule.as_deref().unwrap_or(""), Some(fault.reason));
+            return Err(fault);
+        }
+    };
+    Ok(Out { guard: Arc::new(guard), rule })
+}
+
+/// Why `address` may not be reached under `name`, by which rule.
+pub(super) fn denied(denial: Denial, rule: Option<&str>, address: SocketAddr, name: &str) -> Fault {
+    if denial == Denial::NoPolicy {
+        return Fault::unsent(Reason::PolicyUnavailable, "no EgressPolicy is in force");
+    }
+    let named = if name.is_empty() { String::new() } else { format!(" ({name})") };
+    let rule = rule.unwrap_or("nobody");
+    Fault::unsent(Reason::EgressDenied, format!("{address}{named} is outside the mesh, and denied by {rule}"))
+}
