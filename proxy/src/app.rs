@@ -31,6 +31,7 @@ use crate::control::session::Session;
 use crate::dns;
 use crate::drain;
 use crate::forward::{OwnEndpoints, Proxy, Settings};
+use crate::memory::{self, Tide};
 use crate::runtime::{self, Listener, Workers};
 use crate::state::{ObjectName, Store, Want};
 use crate::telemetry::metrics::Direction;
@@ -283,14 +284,14 @@ async fn register(
     register: watch::Sender<Option<Registration>>,
 ) {
     let mut changes = admin.proxy.store.changes();
-    // Nothing wakes for the certificate, of which the store knows nothing.
-    let mut wait = async || drop(tokio::time::timeout(Duration::from_millis(100), changes.changed()).await);
-    while admin.proxy.creds.load().is_none() || admin.proxy.store.load().mesh.is_none() {
-        wait().await;
+    admin.identity.ready().await;
+    while admin.proxy.store.load().mesh.is_none() {
+        drop(changes.changed().await);
     }
     register.send_replace(Some(Registration { ready: false, ..registration.clone() }));
     while admin.readiness().is_err() {
-        wait().await;
+        // The policy is the last to come; the store does not know of all that readiness asks for.
+        drop(tokio::time::timeout(Duration::from_millis(100), changes.changed()).await);
     }
     register.send_replace(Some(Registration { ready: true, ..registration.clone() }));
     // However it was begun: by a signal or by `/drain`.
@@ -368,14 +369,20 @@ async fn until_told(
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut look = tokio::time::interval(Duration::from_secs(1));
+    let mut tide = Tide::default();
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             _ = stop.wait_for(|stop| *stop) => break,
-            _ = look.tick() => if threads.is_broken() {
-                anyhow::bail!("a worker thread has ended; see the log above");
-            },
+            _ = look.tick() => {
+                if threads.is_broken() {
+                    anyhow::bail!("a worker thread has ended; see the log above");
+                }
+                if tide.has_ebbed(drain.left()) {
+                    memory::give_back();
+                }
+            }
         }
     }
     drain.start();

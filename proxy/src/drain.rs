@@ -50,6 +50,11 @@ impl Signal {
         drop(self.draining.subscribe().wait_for(|draining| *draining).await);
     }
 
+    /// How much work there is.
+    pub fn left(&self) -> usize {
+        *self.work.borrow()
+    }
+
     /// Returns once there is no work left.
     pub async fn drained(&self) {
         drop(self.work.subscribe().wait_for(|left| *left == 0).await);
