@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -36,6 +37,7 @@ pub struct Folder(Arc<TempDir>);
 pub struct Process {
     program: Program,
     child: Child,
+    started: Instant,
     /// Where its logs are.
     folder: Folder,
     ended: Option<ExitStatus>,
@@ -133,6 +135,7 @@ impl Process {
             let path = folder.run().join(format!("{}.{kind}", program.name));
             File::options().create(true).append(true).open(path).expect("a log file")
         };
+        let started = Instant::now();
         let child = program
             .command()
             .stdin(Stdio::null())
@@ -140,12 +143,17 @@ impl Process {
             .stderr(log("err"))
             .spawn()
             .unwrap_or_else(|error| panic!("{} does not start: {error}", program.path.display()));
-        Self { program, child, folder: folder.clone(), ended: None }
+        Self { program, child, started, folder: folder.clone(), ended: None }
     }
 
     /// What was started.
     pub fn program(&self) -> &Program {
         &self.program
+    }
+
+    /// How long ago it was started.
+    pub fn running(&self) -> Duration {
+        self.started.elapsed()
     }
 
     /// Its process ID.

@@ -29,6 +29,11 @@ fn status(pid: u32, field: &str) -> u64 {
     line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap_or(0) * 1024
 }
 
+/// The size of a process's executable, in bytes.
+pub(crate) fn binary(pid: u32) -> u64 {
+    fs::metadata(format!("/proc/{pid}/exe")).map_or(0, |metadata| metadata.len())
+}
+
 /// CPU time of a process and its children so far.
 pub fn cpu(pid: u32) -> Cpu {
     family(pid).into_iter().map(of_process).fold(Cpu::default(), |sum, one| Cpu {

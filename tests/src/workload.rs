@@ -168,6 +168,11 @@ impl Workload {
         self.listener("admin")
     }
 
+    /// The listener of `/metrics` and `/ready`.
+    pub fn public(&self) -> SocketAddr {
+        self.listener("metrics")
+    }
+
     fn listener(&self, name: &str) -> SocketAddr {
         *self.addresses.get(name).unwrap_or_else(|| panic!("no listener {name} in {:?}", self.addresses))
     }

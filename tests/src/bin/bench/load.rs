@@ -93,6 +93,8 @@ struct Due {
 
 type Result<T> = std::io::Result<T>;
 
+/// How long what is under way may take when the load is stopped.
+const LAST: Duration = Duration::from_secs(1);
 /// How long after a failure a connection is tried again.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -133,9 +135,10 @@ async fn generate(plan: Plan, target: SocketAddr, shared: Arc<Shared>) -> Histog
     let due = plan.rate.map(|_| Due { times: RefCell::default(), waiting: Semaphore::new(0) });
     let latencies = RefCell::new(Histogram::new(3).expect("three digits"));
     let generator = Rc::new(Generator { target, shared, latencies, due, connected: Cell::default() });
+    let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..plan.connections {
         let generator = Rc::clone(&generator);
-        tokio::task::spawn_local(async move {
+        tasks.spawn_local(async move {
             while !generator.stopped() {
                 let ended = match plan.traffic {
                     Traffic::Http1 => http1::kept(&generator).await,
@@ -158,6 +161,9 @@ async fn generate(plan: Plan, target: SocketAddr, shared: Arc<Shared>) -> Histog
     while !generator.stopped() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+    // What is under way ends: whoever resets a hundred streams at once is taken for an attacker, by the proxy's own peer too.
+    let ended = async { while tasks.join_next().await.is_some() {} };
+    drop(tokio::time::timeout(LAST, ended).await);
     generator.latencies.replace(Histogram::new(3).expect("three digits"))
 }
 

@@ -37,6 +37,8 @@ pub(crate) struct Pair {
     pub(crate) front: SocketAddr,
     /// The two proxies' processes; none where there is no proxy.
     pub(crate) proxies: Option<Proxies>,
+    /// How long it took from the start until it may be used.
+    pub(crate) ready: Option<Duration>,
     /// Where its logs are, if not in the site's folder.
     pub(crate) folder: Option<Folder>,
     /// Whatever must live as long.
@@ -111,7 +113,7 @@ pub(crate) fn free_address() -> SocketAddr {
 
 impl Pair {
     pub(crate) fn new(front: SocketAddr, proxies: Option<Proxies>, held: impl std::any::Any) -> Self {
-        Self { front, proxies, folder: None, _held: Box::new(held) }
+        Self { front, proxies, ready: None, folder: None, _held: Box::new(held) }
     }
 
     /// Two processes, the outbound one first.

@@ -8,6 +8,7 @@ mod tulle;
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use tulle_tests::Program;
 
@@ -36,6 +37,9 @@ pub(crate) enum Peer {
     #[value(name = "linkerd2-proxy")]
     Linkerd2Proxy,
     Ztunnel,
+    /// Tulle once more: what differs between its two rows is noise.
+    #[value(name = "tulle-again")]
+    Again,
 }
 
 // === impl Peer ===
@@ -49,6 +53,7 @@ impl Peer {
         match self {
             Self::None => "no proxy",
             Self::Tulle => "Tulle",
+            Self::Again => "Tulle once more",
             Self::Bare => "bare",
             Self::BareH2 => "bare, HTTP/2 leg",
             Self::Haproxy => "HAProxy",
@@ -65,7 +70,7 @@ impl Peer {
     pub(crate) fn version(self, options: &Options) -> Result<String, String> {
         match self {
             Self::None => Ok(String::new()),
-            Self::Tulle => says(&tulle_tests::binary("tulle-proxy"), "--version"),
+            Self::Tulle | Self::Again => says(&tulle_tests::binary("tulle-proxy"), "--version"),
             Self::Bare | Self::BareH2 => Ok("hyper, tokio, rustls of this build".to_owned()),
             Self::Haproxy | Self::HaproxyH2 => says(&options.haproxy, "-v"),
             Self::Nginx => says(&options.nginx, "-v"),
@@ -93,9 +98,10 @@ impl Peer {
         site: &Site,
         options: &Options,
     ) -> Result<Pair, String> {
-        let pair = match self {
+        let begun = Instant::now();
+        let mut pair = match self {
             Self::None => Pair::new(site.backend(purpose.speaks), None, ()),
-            Self::Tulle => tulle::start(purpose, site).await,
+            Self::Tulle | Self::Again => tulle::start(purpose, site).await,
             Self::Bare => bare(purpose, purpose.speaks, site),
             Self::BareH2 => bare(purpose, Speaks::Http2, site),
             Self::Haproxy => haproxy::start(purpose, purpose.speaks, site, options),
@@ -106,6 +112,7 @@ impl Peer {
             Self::Linkerd2Proxy | Self::Ztunnel => return Err("cannot be started".to_owned()),
         };
         pair.forwards(purpose.speaks).await.map_err(|error| format!("{}: {error}", self.name()))?;
+        pair.ready.get_or_insert_with(|| begun.elapsed());
         Ok(pair)
     }
 }

@@ -43,6 +43,8 @@ const LOAD: &[Column] = &[
     ("p50", "p50 ms", 3),
     ("p99", "p99 ms", 3),
     ("p999", "p99.9 ms", 3),
+    ("added_p50", "added p50", 3),
+    ("added_p99", "added p99", 3),
     ("loaded", "MiB", 1),
 ];
 const BODY: &[Column] = &[
@@ -69,6 +71,8 @@ const BURST: &[Column] = &[
     ("loaded", "MiB with 2,000", 1),
     ("after", "MiB a minute later", 1),
 ];
+const START: &[Column] =
+    &[("ready", "ms from start to ready", 1), ("fresh", "MiB then", 1), ("binary", "MB of executable", 2)];
 
 // === impl Report ===
 
@@ -148,6 +152,7 @@ impl Report {
             Kind::Idle(_) => IDLE,
             Kind::Quota(..) => QUOTA,
             Kind::Burst(_) => BURST,
+            Kind::Start => START,
         };
         let _ = write!(text, "\n### {}: {}\n\n| |", scenario.name(), scenario.title());
         columns.iter().for_each(|(_, heading, _)| {
@@ -165,6 +170,13 @@ impl Report {
                 continue;
             }
             for (name, _, decimals) in columns {
+                if let Some(of) = name.strip_prefix("added_") {
+                    let _ = match self.added(scenario, *peer, of) {
+                        None => write!(text, " |"),
+                        Some(added) => write!(text, " {added:.decimals$} |"),
+                    };
+                    continue;
+                }
                 let _ = match median(&self.values(scenario, *peer, name)) {
                     None => write!(text, " |"),
                     Some(value) if self.rounds == 1 => write!(text, " {value:.decimals$} |"),
@@ -176,6 +188,12 @@ impl Report {
             }
             text.push('\n');
         }
+    }
+
+    /// What a pair adds to the figure of no proxy in the same run.
+    fn added(&self, scenario: Scenario, peer: Peer, name: &str) -> Option<f64> {
+        let of = |peer| median(&self.values(scenario, peer, name));
+        (peer != Peer::None).then(|| Some(of(peer)? - of(Peer::None)?)).flatten()
     }
 
     /// Why figures may not be what they seem.

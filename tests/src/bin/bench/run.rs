@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+use tokio::signal::unix::{SignalKind, signal};
 use tulle_tests::Folder;
 
 use crate::Options;
@@ -77,7 +78,15 @@ pub(crate) fn run(mut options: Options) -> Result<(), String> {
     let run = Run { options, site };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     // On the first thread: children end with the thread that started them.
-    runtime.map_err(|error| error.to_string())?.block_on(run.all())
+    runtime.map_err(|error| error.to_string())?.block_on(async {
+        let mut told = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
+        // Either way what was started ends here, and what was made is removed.
+        tokio::select! {
+            done = run.all() => done,
+            _ = tokio::signal::ctrl_c() => Err("interrupted".to_owned()),
+            _ = told.recv() => Err("told to end".to_owned()),
+        }
+    })
 }
 
 /// Builds the proxy as images have it, and what is not measured with less patience. Says where they are.
@@ -182,6 +191,7 @@ impl Run {
             Kind::Idle(count) => self.idle(scenario.purpose().speaks, count, pair).await,
             Kind::Quota(plan, cores) => self.quota(plan, cores, pair).await,
             Kind::Burst(connections) => self.burst(connections, pair).await,
+            Kind::Start => Ok(started(pair)),
         }
     }
 
@@ -293,6 +303,17 @@ impl Run {
         memory(pair, "after", &mut sample);
         Ok(sample)
     }
+}
+
+/// How the pair came up, and what it weighs.
+fn started(pair: &Pair) -> Sample {
+    let mut sample = Sample::new();
+    if let (Some(proxies), Some(ready)) = (pair.proxies, pair.ready) {
+        sample.insert("ready", ready.as_secs_f64() * 1e3);
+        sample.insert("binary", usage::binary(proxies.outbound) as f64 / 1e6);
+    }
+    memory(pair, "fresh", &mut sample);
+    sample
 }
 
 /// CPU seconds for each gibibyte.

@@ -48,6 +48,9 @@ pub(crate) enum Scenario {
     /// Memory before, under and after 2,000 connections at once.
     #[value(name = "burst")]
     Burst,
+    /// From the start to the first request that may be sent; what it weighs then.
+    #[value(name = "start")]
+    Start,
 }
 
 /// How a scenario is measured.
@@ -63,6 +66,8 @@ pub(crate) enum Kind {
     Quota(Plan, f64),
     /// A closed loop of so many connections between two of few.
     Burst(usize),
+    /// How the pair came up.
+    Start,
 }
 
 // === impl Scenario ===
@@ -110,11 +115,12 @@ impl Scenario {
                 Kind::Quota(Plan { traffic: Traffic::Http1, connections: 32, rate: Some(200) }, 0.2)
             }
             Self::Burst => Kind::Burst(2000),
+            Self::Start => Kind::Start,
         }
     }
 
     /// Whether it needs a pair that has served nothing else.
     pub(crate) fn alone(self) -> bool {
-        matches!(self.kind(), Kind::Idle(_) | Kind::Quota(..) | Kind::Burst(_))
+        matches!(self.kind(), Kind::Idle(_) | Kind::Quota(..) | Kind::Burst(_) | Kind::Start)
     }
 }

@@ -68,10 +68,13 @@ async fn one_stream(generator: &Generator, mut sender: SendRequest<Full<Bytes>>,
         if response.status() != 200 {
             return Err(Error::other(format!("{response:?}")));
         }
-        let body = response.into_body().collect().await.map_err(Error::other)?;
+        let (head, body) = response.into_parts();
+        let body = body.collect().await.map_err(Error::other)?;
         let status = body.trailers().and_then(|trailers| trailers.get("grpc-status"));
         if grpc && status.is_none_or(|status| status != "0") {
-            return Err(Error::other(format!("a call without a good status: {body:?}")));
+            // A proxy's own answer has its status and why in the head.
+            let (head, trailers) = (&head.headers, body.trailers());
+            return Err(Error::other(format!("a call without a good status: {head:?}, {trailers:?}")));
         }
         generator.answered(due);
     }

@@ -1,6 +1,9 @@
 //! Tulle as shipped, by its own control plane and explicit ports.
 
-use tulle_tests::{Mode, World};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tulle_tests::{Mode, Wire, Workload, World};
 
 use crate::bare::Speaks;
 use crate::pair::{Pair, Proxies, Purpose, Site, leashed};
@@ -17,15 +20,32 @@ pub(super) async fn start(purpose: Purpose, site: &Site) -> Pair {
         world.yaml(&format!("route-{at}.yaml"), &route(at, rules));
     }
     let inbound = world.workload("orders").serves("orders", site.backend(purpose.speaks));
-    let inbound = inbound.setting("--workers", "1").program(leashed).start().await;
+    let mut inbound = inbound.setting("--workers", "1").program(leashed).start_unready().await;
+    let first = ready(&mut inbound).await;
     let outbound = world.workload("web").calls("orders").setting("--workers", "1").program(leashed);
-    let mut outbound = outbound.start().await;
-    let mut inbound = inbound;
+    let mut outbound = outbound.start_unready().await;
+    let second = ready(&mut outbound).await;
     let proxies = Proxies { outbound: outbound.process().pid(), inbound: inbound.process().pid() };
     let (front, folder) = (outbound.outbound("orders"), world.folder().clone());
     let mut pair = Pair::new(front, Some(proxies), (outbound, inbound, world));
     pair.folder = Some(folder);
+    pair.ready = Some(first.max(second));
     pair
+}
+
+/// Waits until the proxy says that it is ready; how long that took from its start on.
+async fn ready(workload: &mut Workload) -> Duration {
+    let metrics = workload.public();
+    while !is_ready(metrics).await {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    workload.process().running()
+}
+
+async fn is_ready(metrics: SocketAddr) -> bool {
+    let mut wire = Wire::connect(metrics).await;
+    wire.send("GET /ready HTTP/1.1\r\nhost: ready\r\nconnection: close\r\n\r\n").await;
+    wire.try_head().await.is_some_and(|head| head.status() == 200)
 }
 
 /// A route of rules that the benchmark's requests do not match; the first also has the rule that they do.
