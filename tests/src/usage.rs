@@ -30,7 +30,7 @@ fn status(pid: u32, field: &str) -> u64 {
 }
 
 /// The size of a process's executable, in bytes.
-pub(crate) fn binary(pid: u32) -> u64 {
+pub fn binary(pid: u32) -> u64 {
     fs::metadata(format!("/proc/{pid}/exe")).map_or(0, |metadata| metadata.len())
 }
 
