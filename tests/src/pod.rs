@@ -147,12 +147,24 @@ impl Cluster {
         self.services.set(number);
         let v4 = Ipv4Addr::new(10, 96, 0, number);
         let v6 = Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, number.into());
+        self.write(name, port, &format!("clusterIP: {v4}\n  clusterIPs: [{v4}, '{v6}']"), pods);
+        VirtualIps { v4: v4.into(), v6: v6.into() }
+    }
+
+    /// As [`Cluster::service`], without virtual IPs: its name means its pods.
+    pub fn headless(&self, name: &str, app_protocol: &'static str, pods: &[&Pod]) {
+        let pods: Vec<_> = pods.iter().map(|pod| (*pod, Some(pod.name()))).collect();
+        self.write(name, &Port { number: 8080, name: "main", app_protocol }, "clusterIP: None", &pods);
+    }
+
+    /// Writes a Service, with what is said of its virtual IPs, and a slice for each pod and family.
+    fn write(&self, name: &str, port: &Port, virtual_ips: &str, pods: &[(&Pod, Option<&str>)]) {
         let Port { number: port, name: port_name, app_protocol } = port;
         let declared =
             if app_protocol.is_empty() { String::new() } else { format!(", appProtocol: {app_protocol}") };
         let mut yaml = format!(
             "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {NAMESPACE}}}\nspec:\n  \
-             clusterIP: {v4}\n  clusterIPs: [{v4}, '{v6}']\n  ports: [{{name: {port_name}, port: {port}{declared}}}]\n"
+             {virtual_ips}\n  ports: [{{name: {port_name}, port: {port}{declared}}}]\n"
         );
         for (pod, account) in pods {
             let identity = account.map(|account| format!("tulle.dev/identity: {NAMESPACE}/{account}"));
@@ -171,7 +183,6 @@ impl Cluster {
             }
         }
         self.world.yaml(&format!("service-{name}.yaml"), &yaml);
-        VirtualIps { v4: v4.into(), v6: v6.into() }
     }
 }
 

@@ -105,3 +105,6 @@ pub(super) fn denied(denial: Denial, rule: Option<&str>, address: SocketAddr, na
     let rule = rule.unwrap_or("nobody");
     Fault::unsent(Reason::EgressDenied, format!("{address}{named} is outside the mesh, and denied by {rule}"))
 }
+
+#[cfg(test)]
+mod tests;

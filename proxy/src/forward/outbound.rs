@@ -113,7 +113,8 @@ impl Connection {
         let cut = self.tunnels.ended().await;
         let bytes = exchange::count(&open, &meter);
         if let Some(guard) = cut {
-            let (id, service, tls) = (self.id, &*self.service, TlsKind::Own);
+            let tls = if guard.open().outside.is_some() { TlsKind::None } else { TlsKind::Own };
+            let (id, service) = (self.id, &*self.service);
             let destination = guard.open().peer.as_ref();
             let record = ConnectionRecord::new(&self.worker, direction, self.client);
             ConnectionRecord { id, service, tls, destination, bytes, ..record }.cut(&self.worker, &guard);

@@ -31,7 +31,7 @@ fn orders() -> ObjectName {
 }
 
 /// A worker of the proxy of `account`, with nothing in its store.
-fn worker(authority: &Authority, account: &str, access: Option<LineOutput>) -> Arc<Worker> {
+pub(super) fn worker(authority: &Authority, account: &str, access: Option<LineOutput>) -> Arc<Worker> {
     let now = SystemTime::now();
     let key = PrivateKey::generate().unwrap();
     let id = SpiffeId::new(authority.trust_domain(), "default", account).unwrap();
@@ -41,7 +41,7 @@ fn worker(authority: &Authority, account: &str, access: Option<LineOutput>) -> A
     let settings = Settings {
         connect_timeout: Duration::from_secs(10),
         idle_timeout: Duration::from_secs(60),
-        detect_timeout: Duration::from_secs(10),
+        detect_timeout: Duration::from_secs(1),
         http1: Default::default(),
         http2: Default::default(),
         opaque_ports: config.opaque_ports.clone(),

@@ -234,6 +234,34 @@ fn r18_tls_leaves_by_server_name_and_is_reset_where_it_may_not() {
 }
 
 #[test]
+fn r18_what_an_upgrade_has_turned_into_a_stream_is_cut_too() {
+    in_a_node(async || {
+        let border = Border::new().await;
+        let _app = App::tcp_on(border.outside.listen("[::]:9000"), async |stream| {
+            let mut wire = Wire::new(stream);
+            wire.head().await;
+            wire.send("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n")
+                .await;
+            let (mut reader, mut writer) = wire.into_stream().into_split();
+            let _ = tokio::io::copy(&mut reader, &mut writer).await;
+        });
+        border.policy("{action: deny, rules: [{action: allow, hosts: [good.example]}]}");
+        border.settles("good.example", true).await;
+        let mut stream = border.web.connect(SocketAddr::new(border.outside.v4().into(), 9000));
+        stream
+            .send("GET / HTTP/1.1\r\nhost: good.example\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n")
+            .await;
+        assert_eq!(stream.head().await.status(), 101);
+        stream.send("ping").await;
+        assert_eq!(stream.exactly(4).await, b"ping");
+        border.policy("{action: deny}");
+        assert_eq!(stream.to_end_or_reset().await, b"");
+        let cut = [("reason", json!("egress_denied")), ("protocol", json!("TCP")), ("tls", json!("none"))];
+        border.web.logs(&cut).await;
+    });
+}
+
+#[test]
 fn r18_addresses_and_ports_decide_for_whatever_is_spoken() {
     in_a_node(async || {
         let border = Border::new().await;

@@ -86,6 +86,38 @@ fn a_pod_that_is_dialled_directly_must_still_prove_who_it_is() {
 }
 
 #[test]
+fn a_headless_service_means_its_pods_and_each_must_prove_who_it_is() {
+    in_a_node(async || {
+        let cluster = Cluster::strict().await;
+        let pods = [cluster.meshed("db-0").await, cluster.meshed("db-1").await];
+        let _apps = pods.each_ref().map(says_its_name);
+        let mut web = cluster.pod("web");
+        let flags = [("--dns-listen", "127.0.0.1:15053,[::1]:15053")];
+        web.join(&cluster, &["--dns=true"], &flags).await;
+        cluster.headless("db", "http", &[&pods[0], &pods[1]]);
+        let nobody = "10.96.0.10".parse().expect("an address");
+        eventually("the name means a pod", async || match web.curl_by_name("http://db:8080", nobody).await {
+            Ok(said) if said.starts_with("db-") => Ok(()),
+            Ok(said) | Err(said) => Err(said),
+        })
+        .await;
+        // Each of them, by what a client has looked up.
+        for pod in &pods {
+            for ip in addresses(pod) {
+                assert_eq!(web.curl(ip).await.as_deref(), Ok(pod.name()));
+                let to = SocketAddr::new(ip, 8080).to_string();
+                let record = web.logs(&[("endpoint", json!(to)), ("status", json!(200))]).await;
+                assert_eq!(
+                    (&record["tls"], &record["destination"]),
+                    (&json!("mtls"), &json!(pod.identity())),
+                    "{record}"
+                );
+            }
+        }
+    });
+}
+
+#[test]
 fn r13_strict_mode_lets_nobody_in_from_outside_the_mesh() {
     in_a_node(async || {
         let cluster = Cluster::strict().await;
