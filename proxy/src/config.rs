@@ -79,7 +79,7 @@ pub struct Config {
     pub connect_timeout: Duration,
     /// How long a pooled HTTP/1 connection may idle.
     pub idle_timeout: Duration,
-    /// How long detection waits for the first bytes.
+    /// How long detection waits for the rest, once it has the first bytes.
     pub detect_timeout: Duration,
     /// How long a request's head may take, from its first byte.
     pub header_read_timeout: Duration,

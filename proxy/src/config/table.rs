@@ -129,8 +129,8 @@ variables! {
     "IDLE_TIMEOUT", "a duration (`300ms`, `10s`, `5m`, `1h`)", Some("3s"),
         "How long a pooled HTTP/1 connection may idle before it is closed. A server's shorter `Keep-Alive: timeout=n` is obeyed.",
         |config, value| config.idle_timeout = parse::duration(value)?;
-    "DETECT_TIMEOUT", "a duration (`300ms`, `10s`, `5m`, `1h`)", Some("10s"),
-        "How long to wait for bytes that tell the protocol.",
+    "DETECT_TIMEOUT", "a duration (`300ms`, `10s`, `5m`, `1h`)", Some("2s"),
+        "How long to wait for the rest of what may be a request or a TLS handshake, once its first bytes are there, on a port that declares no protocol; then it is relayed as opaque.",
         |config, value| config.detect_timeout = parse::duration(value)?;
     "HEADER_READ_TIMEOUT", "a duration (`300ms`, `10s`, `5m`, `1h`)", Some("30s"),
         "How long a request's head may take to arrive.",

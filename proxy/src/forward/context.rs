@@ -15,7 +15,7 @@ use super::fault::Speaker;
 use crate::drain;
 use crate::endpoint::Endpoint;
 use crate::policy;
-use crate::state::{AddressInfo, ObjectName, Peer, Protocol, ServiceState, Store, Unanswered};
+use crate::state::{AddressInfo, ObjectName, Peer, Protocol, ServiceState, Spoken, Store, Unanswered};
 use crate::telemetry::metrics::{Direction, DiscoveryResult, WorkerMetrics};
 use crate::telemetry::{AccessLog, Telemetry};
 use crate::wire::{h1, http2};
@@ -25,6 +25,7 @@ use crate::wire::{h1, http2};
 pub struct Settings {
     pub connect_timeout: Duration,
     pub idle_timeout: Duration,
+    /// For the rest of what has begun.
     pub detect_timeout: Duration,
     pub http1: h1::Settings,
     pub http2: http2::Limits,
@@ -53,6 +54,8 @@ pub struct Proxy {
     pub settings: Settings,
     pub telemetry: Telemetry,
     pub drain: drain::Watch,
+    /// Who speaks first at addresses that belong to no service: the application's ports, addresses dialled directly.
+    pub spoken: Spoken<SocketAddr>,
     own: OwnEndpoints,
     workload: Option<String>,
     speakers: [Arc<Speaker>; 2],
@@ -119,6 +122,7 @@ impl Proxy {
             settings,
             telemetry,
             drain,
+            spoken: Spoken::default(),
             own,
             speakers: [speaker(Direction::Inbound), speaker(Direction::Outbound)],
             workload,

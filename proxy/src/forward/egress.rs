@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::context::Worker;
 use super::fault::Fault;
+use super::first::Times;
 use crate::detect::Detection;
 use crate::policy::{self, Denial, Name, Open, Outside, Verdict};
 use crate::telemetry::Reason;
@@ -26,14 +27,12 @@ pub(super) struct Out {
     pub rule: Arc<str>,
 }
 
-/// How long the first bytes of a connection to `outside` are waited for. Elsewhere a silent client is taken for one whose
+/// How long a client may be silent towards `to`, outside the mesh. Elsewhere a silent client is soon taken for one whose
 /// server speaks first; here that would deny one that is merely late.
-pub(super) fn patience(worker: &Worker, outside: Option<SocketAddr>) -> Duration {
-    let detect = worker.proxy.settings.detect_timeout;
+pub(super) fn times(worker: &Worker, to: SocketAddr, times: Times) -> Times {
     let snapshot = worker.proxy.store.load();
-    let policy = snapshot.egress.as_ref();
-    let awaited = outside.is_some_and(|to| policy.is_some_and(|policy| policy.awaits_a_name(to)));
-    if awaited { detect.max(NAMED) } else { detect }
+    let awaited = snapshot.egress.as_ref().is_some_and(|policy| policy.awaits_a_name(to));
+    if awaited { Times { wait: NAMED, ..times } } else { times }
 }
 
 /// The name that the first bytes of a connection give, if it is not HTTP.

@@ -1,8 +1,9 @@
 //! From the mesh, or from outside it, to the application.
 //!
 //! A connection: is it another proxy's TLS, the application's own, or plaintext ([`arrive`])? The mesh's is terminated
-//! here, and who the peer is known from then on. The connection is registered, *then* judged, so that no change of
-//! policy slips between. Opaque bytes are relayed to the application; each HTTP request is judged again and sent
+//! here ([`terminate`]), and who the peer is known from then on. Where nothing says what the port speaks, the application is
+//! opened while its client is silent ([`listen`]). The connection is registered, *then* judged, so that no change of policy
+//! slips between; before it is judged, nothing is opened. Opaque bytes are relayed to the application; each HTTP request is judged again and sent
 //! ([`Connection::request`]). Nothing is let in before the workload's policy is known: a connection waits for it as long
 //! as for any answer of the control plane, then it is refused, in HTTP where it speaks that.
 
@@ -11,26 +12,29 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::{Request, Response};
+use tokio::io::AsyncRead;
+use tokio::net::TcpStream;
 
 use super::admit;
 use super::context::Worker;
 use super::exchange::{self, Answer, Failed, Leg, Tunnels};
 use super::fault::Fault;
+use super::first::{self, Opened, Times};
 use super::headers;
 use super::opaque::{self, Ended};
 use super::record::{ConnectionRecord, InFlight, Record, Tracked};
-use super::sniff;
+use super::sniff::{self, Sniffed};
 use crate::accept::{Accepted, Destination};
 use crate::detect::Detection;
 use crate::endpoint::Endpoint;
 use crate::io::{Io, Meter, Replay};
 use crate::policy::{self, Open, PortPolicy};
-use crate::state::{Mode, Peer, Protocol};
+use crate::state::{First, Mode, Peer, Protocol};
 use crate::telemetry::Reason;
 use crate::telemetry::metrics::{ConnectionLabels, DetectResult, Direction, TlsKind};
 use crate::tls;
 use crate::wire::{Body, Framing};
-use tulle_certs::{Alpn, Refusal};
+use tulle_certs::{Alpn, Refusal, SpiffeId};
 
 /// One connection to the application, from wherever.
 #[derive(Debug)]
@@ -44,12 +48,29 @@ struct Connection {
     tunnels: Tunnels,
 }
 
-/// A stream whose protection is known, and what it seems to carry.
+/// Where a connection comes from and goes to.
+struct Way {
+    client: SocketAddr,
+    application: Arc<Endpoint>,
+    /// That which the client dialled, by which policy is chosen.
+    port: u16,
+    policy: PortPolicy,
+}
+
+/// A stream whose protection is known, registered with policy, and what it seems to carry.
 struct Arrived {
     io: Io,
-    peer: Option<tulle_certs::SpiffeId>,
-    tls: policy::TlsKind,
+    guard: policy::Guard,
     framing: Option<Framing>,
+    detected: DetectResult,
+    /// The application, where it was opened to find out; then the connection has been judged.
+    server: Option<Result<Io, Fault>>,
+}
+
+/// What was heard on a stream, and the application if that was opened to find out.
+struct Heard {
+    sniffed: Sniffed,
+    server: Option<Result<Io, Fault>>,
 }
 
 /// Serves one connection to the application until it ends.
@@ -64,81 +85,168 @@ pub async fn serve(worker: &Arc<Worker>, accepted: Accepted) {
     // Without a policy it is read only to be refused in its own language, by `judge`.
     let policy = known.unwrap_or(PortPolicy { protocol: Protocol::Detect, mode: Mode::Permissive });
     let policy = PortPolicy { protocol: worker.proxy.settings.protocol(policy.protocol, port), ..policy };
-    let Some(arrived) = arrive(worker, stream, client, policy).await else { return };
-    let Arrived { io, peer, tls, framing } = arrived;
-    let guard =
-        worker.proxy.connections.register(Open { port, peer, tls, client: client.ip(), outside: None });
     let application = worker.loose_endpoint(application, &Peer::Plaintext);
+    let way = Way { client, application, port, policy };
+    let Some(arrived) = arrive(worker, stream, &way).await else { return };
+    let Arrived { io, guard, framing, detected, server } = arrived;
     match framing {
         Some(framing) => {
             let id = worker.proxy.connection_id();
             let (worker, guard, tunnels) = (Arc::clone(worker), Arc::new(guard), Tunnels::default());
+            let Way { client, application, .. } = way;
             let connection = Connection { worker, id, client, application, framing, guard, tunnels };
             // Apart, so that the task of an opaque connection is small.
             Box::pin(Arc::new(connection).serve(io)).await;
         }
-        None => match admit::judge(worker, &guard) {
-            Ok(_) => relay(worker, io, &application, &guard, client).await,
-            Err(fault) => {
-                relayed(worker, &guard, client).refused(fault.reason, &fault.detail).write(worker);
-                io.reset_on_drop();
-            }
-        },
+        None => {
+            let server = match server {
+                Some(server) => server,
+                None => open(worker, &way, &guard).await,
+            };
+            relay(worker, io, &way, &guard, detected, server).await;
+        }
     }
 }
 
 /// Reads as far as is needed to know how the connection is protected and framed; `None` when it is over already.
-async fn arrive(
-    worker: &Worker,
-    mut stream: tokio::net::TcpStream,
-    client: SocketAddr,
-    policy: PortPolicy,
-) -> Option<Arrived> {
-    let started = Instant::now();
-    // A plaintext client of a server that speaks first sends nothing; where only the mesh is let in, or HTTP is
+async fn arrive(worker: &Worker, mut stream: TcpStream, way: &Way) -> Option<Arrived> {
+    // A plaintext client of a server that speaks first sends nothing; where only the mesh is let in, or HTTP or TLS is
     // spoken, the client does.
-    let client_speaks = match (policy.mode, policy.protocol) {
-        (Mode::Strict, _) | (_, Protocol::Http | Protocol::Http2 | Protocol::Grpc | Protocol::Tls) => true,
-        (Mode::Permissive | Mode::Off, Protocol::Tcp | Protocol::Detect) => false,
+    let patience = match (way.policy.mode, way.policy.protocol) {
+        (Mode::Strict, _) | (_, Protocol::Tls) => Some(SILENCE),
+        (_, Protocol::Http | Protocol::Http2 | Protocol::Grpc) => {
+            Some(worker.proxy.settings.http1.idle_timeout)
+        }
+        (Mode::Permissive | Mode::Off, Protocol::Tcp | Protocol::Detect) => None,
     };
-    let patience = if client_speaks { SILENCE } else { worker.proxy.settings.detect_timeout };
-    let sniffed = sniff::sniff(&mut stream, Some(patience), &worker.proxy.drain).await.ok()?;
-    worker.metrics.detect(sniffed.result, sniff::protocol(&sniffed.detection), started.elapsed());
-    if client_speaks && sniffed.result == DetectResult::Timeout {
-        refuse(worker, client, Reason::DetectTimeout, "the client has not said what it speaks");
-        crate::io::reset_on_drop(&stream);
+    let sniffed = match patience {
+        Some(patience) => must_speak(worker, &mut stream, way, patience, |stream| stream).await?,
+        None => {
+            let guard = register(worker, way, None, policy::TlsKind::None);
+            // What a declared port speaks is not asked; only whether it is the mesh that calls.
+            let seen = way.seen(worker).filter(|_| !way.is_opaque());
+            let bytes = |detection: &Detection| matches!(detection, Detection::Opaque);
+            let heard = listen(worker, &mut stream, way, &guard, Times::accepted_plain(seen), bytes);
+            let Heard { sniffed, server } = Box::pin(heard).await.or_else(|| {
+                crate::io::reset_on_drop(&stream);
+                None
+            })?;
+            if server.is_some() {
+                let io = Io::replay(Replay::new(sniffed.head, stream));
+                return Some(Arrived { io, guard, framing: None, detected: sniffed.result, server });
+            }
+            sniffed
+        }
+    };
+    let Sniffed { detection, result: detected, head } = sniffed;
+    if head.is_empty() && detected == DetectResult::Closed {
         return None;
     }
-    if sniffed.head.is_empty() && sniffed.result == DetectResult::Closed {
-        return None;
-    }
-    let stream = Replay::new(sniffed.head, stream);
-    let opaque = matches!(policy.protocol, Protocol::Tcp | Protocol::Tls);
-    Some(match sniffed.detection {
+    let stream = Replay::new(head, stream);
+    let (tls, framing) = match detection {
         Detection::Tls(hello) if hello.is_mesh.is_some() => {
-            return Box::pin(terminate(worker, stream, client, opaque)).await;
+            return Box::pin(terminate(worker, stream, way)).await;
         }
-        Detection::Tls(_) => Arrived {
-            io: Io::replay(stream),
-            peer: None,
-            tls: policy::TlsKind::ApplicationTls,
-            framing: None,
-        },
-        detection => {
-            let framing = sniff::framing(&detection).filter(|_| !opaque);
-            Arrived { io: Io::replay(stream), peer: None, tls: policy::TlsKind::None, framing }
-        }
-    })
+        Detection::Tls(_) => (policy::TlsKind::ApplicationTls, None),
+        detection => (policy::TlsKind::None, sniff::framing(&detection).filter(|_| !way.is_opaque())),
+    };
+    let guard = register(worker, way, None, tls);
+    Some(Arrived { io: Io::replay(stream), guard, framing, detected, server: None })
 }
 
 /// Terminates the mesh's TLS. An opaque port's streams are opaque whatever protocol the peer names, and what a
 /// `tulle-tcp` stream carries to another port is told from its bytes: a peer does not choose by which rules it is judged.
-async fn terminate(
+async fn terminate(worker: &Worker, stream: Replay<TcpStream>, way: &Way) -> Option<Arrived> {
+    let tls::Terminated { mut io, peer, alpn } = handshake(worker, stream, way.client).await?;
+    let guard = register(worker, way, Some(peer), policy::TlsKind::Mesh);
+    let detects = way.policy.protocol == Protocol::Detect;
+    let framing = match alpn {
+        Alpn::H2 => Some(Framing::Http2),
+        Alpn::Http1 => Some(Framing::Http1),
+        _ => None,
+    };
+    if way.is_opaque() || framing.is_some() {
+        if detects {
+            way.saw(worker, First::Client);
+        }
+        let framing = framing.filter(|_| !way.is_opaque());
+        return Some(Arrived { io, guard, framing, detected: DetectResult::Declared, server: None });
+    }
+    let Heard { sniffed, server } = if detects {
+        let times = Times::waited(way.seen(worker));
+        let bytes = |detection: &Detection| sniff::framing(detection).is_none();
+        listen(worker, &mut io, way, &guard, times, bytes).await.or_else(|| {
+            io.reset_on_drop();
+            None
+        })?
+    } else {
+        let patience = worker.proxy.settings.http1.idle_timeout;
+        let sniffed = must_speak(worker, &mut io, way, patience, Io::socket).await?;
+        Heard { sniffed, server: None }
+    };
+    let Sniffed { detection, result: detected, head } = sniffed;
+    if head.is_empty() && detected == DetectResult::Closed && server.is_none() {
+        return None;
+    }
+    Some(Arrived { io: io.rewind(head), guard, framing: sniff::framing(&detection), detected, server })
+}
+
+/// What a client says that speaks first; `None` when it does not, or is over.
+async fn must_speak<S>(
     worker: &Worker,
-    stream: Replay<tokio::net::TcpStream>,
+    stream: &mut S,
+    way: &Way,
+    patience: Duration,
+    socket: fn(&S) -> &TcpStream,
+) -> Option<Sniffed>
+where
+    S: AsyncRead + Unpin,
+{
+    let started = Instant::now();
+    let sniffed = sniff::sniff(stream, Some(patience), &worker.proxy.drain).await.ok()?;
+    worker.metrics.detect(sniffed.result, sniff::protocol(&sniffed.detection), started.elapsed());
+    if sniffed.result == DetectResult::Timeout {
+        refuse(worker, way.client, Reason::DetectTimeout, "the client has not said what it speaks");
+        crate::io::reset_on_drop(socket(stream));
+        return None;
+    }
+    Some(sniffed)
+}
+
+/// What is said first, by the client or by the application, which is opened when the client is silent and policy lets it
+/// in; `None` when it is over, and to be reset.
+async fn listen<S>(
+    worker: &Worker,
+    stream: &mut S,
+    way: &Way,
+    guard: &policy::Guard,
+    times: Times,
+    relayed: fn(&Detection) -> bool,
+) -> Option<Heard>
+where
+    S: AsyncRead + Unpin,
+{
+    let open = async { Ok((open(worker, way, guard).await?, ())) };
+    let heard = tokio::select! {
+        heard = first::hear(worker, stream, times, relayed, open) => heard.ok()?,
+        () = guard.revoked() => {
+            registered(worker, guard, way.client).cut(worker, guard);
+            return None;
+        }
+    };
+    if let Some(first) = heard.first.filter(|_| way.policy.protocol == Protocol::Detect) {
+        way.saw(worker, first);
+    }
+    let server = heard.server.map(|opened| opened.map(|Opened { stream, said, .. }| stream.rewind(said)));
+    Some(Heard { sniffed: heard.sniffed, server })
+}
+
+/// Completes the handshake of the mesh's TLS.
+async fn handshake(
+    worker: &Worker,
+    stream: Replay<TcpStream>,
     client: SocketAddr,
-    opaque: bool,
-) -> Option<Arrived> {
+) -> Option<tls::Terminated> {
     let started = Instant::now();
     let Some(creds) = worker.proxy.creds.load_full() else {
         refuse(worker, client, Reason::NotReady, "no certificate yet");
@@ -146,34 +254,27 @@ async fn terminate(
         return None;
     };
     let accepted = tokio::time::timeout(HANDSHAKE, tls::accept(stream, &creds)).await;
-    let terminated = match accepted {
-        Ok(Ok(terminated)) => terminated,
-        Ok(Err(error)) => {
-            let reason = refusal(&error);
-            worker.metrics.handshake(Direction::Inbound, Err(reason), started.elapsed());
-            refuse(worker, client, reason, &error.to_string());
-            return None;
+    let (reason, detail) = match accepted {
+        Ok(Ok(terminated)) => {
+            worker.metrics.handshake(Direction::Inbound, Ok(()), started.elapsed());
+            return Some(terminated);
         }
-        Err(_) => {
-            worker.metrics.handshake(Direction::Inbound, Err(Reason::TlsMalformed), started.elapsed());
-            refuse(worker, client, Reason::TlsMalformed, "the handshake was not finished in time");
-            return None;
-        }
+        Ok(Err(error)) => (refusal(&error), error.to_string()),
+        Err(_) => (Reason::TlsMalformed, "the handshake was not finished in time".to_owned()),
     };
-    worker.metrics.handshake(Direction::Inbound, Ok(()), started.elapsed());
-    let tls::Terminated { mut io, peer, alpn } = terminated;
-    let framing = match alpn {
-        _ if opaque => None,
-        Alpn::H2 => Some(Framing::Http2),
-        Alpn::Http1 => Some(Framing::Http1),
-        _ => {
-            let patience = worker.proxy.settings.detect_timeout;
-            let sniffed = sniff::sniff(&mut io, Some(patience), &worker.proxy.drain).await.ok()?;
-            io = io.rewind(sniffed.head);
-            sniff::framing(&sniffed.detection)
-        }
-    };
-    Some(Arrived { io, peer: Some(peer), tls: policy::TlsKind::Mesh, framing })
+    worker.metrics.handshake(Direction::Inbound, Err(reason), started.elapsed());
+    refuse(worker, client, reason, &detail);
+    None
+}
+
+fn register(worker: &Worker, way: &Way, peer: Option<SpiffeId>, tls: policy::TlsKind) -> policy::Guard {
+    worker.proxy.connections.register(Open {
+        port: way.port,
+        peer,
+        tls,
+        client: way.client.ip(),
+        outside: None,
+    })
 }
 
 /// How long a client that must speak first may be silent, or take for what tells its protocol, before it is given up:
@@ -203,7 +304,7 @@ fn refuse(worker: &Worker, client: SocketAddr, reason: Reason, detail: &str) {
 }
 
 /// The record of a connection that was registered.
-fn relayed<'a>(worker: &Worker, guard: &'a policy::Guard, client: SocketAddr) -> ConnectionRecord<'a> {
+fn registered<'a>(worker: &Worker, guard: &'a policy::Guard, client: SocketAddr) -> ConnectionRecord<'a> {
     let open = guard.open();
     let record = ConnectionRecord::new(worker, Direction::Inbound, client);
     ConnectionRecord { source: open.peer.as_ref(), tls: metrics_tls(open.tls), ..record }
@@ -226,20 +327,26 @@ fn labels(open: &Open) -> ConnectionLabels<'_> {
     }
 }
 
-/// Relays opaque bytes to the application.
+/// A stream to the application for opaque bytes, once policy has let them in.
+async fn open(worker: &Worker, way: &Way, guard: &policy::Guard) -> Result<Io, Fault> {
+    admit::judge(worker, guard)?;
+    let opened = Box::pin(exchange::dial(worker).opaque(&way.application)).await;
+    opened.map_err(|error| exchange::connect_fault(&error))
+}
+
+/// Relays opaque bytes to the application, if they were let in and it could be reached.
 async fn relay(
     worker: &Arc<Worker>,
     io: Io,
-    application: &Arc<Endpoint>,
+    way: &Way,
     guard: &policy::Guard,
-    client: SocketAddr,
+    detected: DetectResult,
+    server: Result<Io, Fault>,
 ) {
-    let mut record =
-        ConnectionRecord { endpoint: Some(application.address), ..relayed(worker, guard, client) };
-    let server = match Box::pin(exchange::dial(worker).opaque(application)).await {
+    let record = ConnectionRecord { detected: Some(detected), ..registered(worker, guard, way.client) };
+    let server = match server {
         Ok(server) => server,
-        Err(error) => {
-            let fault = exchange::connect_fault(&error);
+        Err(fault) => {
             record.refused(fault.reason, &fault.detail).write(worker);
             return io.reset_on_drop();
         }
@@ -247,10 +354,30 @@ async fn relay(
     let meter = Arc::new(Meter::default());
     let open = worker.metrics.connections(&labels(guard.open())).open();
     let ended = opaque::relay(io.metered(Arc::clone(&meter)), server, Some(guard)).await;
-    record.bytes = exchange::count(&open, &meter);
+    let (endpoint, bytes) = (Some(way.application.address), exchange::count(&open, &meter));
+    let record = ConnectionRecord { endpoint, bytes, ..record };
     match ended {
         Ended::Revoked => record.cut(worker, guard),
         Ended::Closed | Ended::Reset(_) => record.write(worker),
+    }
+}
+
+// === impl Way ===
+
+impl Way {
+    /// Whether the port's bytes are none of the proxy's business, as is declared.
+    fn is_opaque(&self) -> bool {
+        matches!(self.policy.protocol, Protocol::Tcp | Protocol::Tls)
+    }
+
+    /// Who was last seen to speak first.
+    fn seen(&self, worker: &Worker) -> Option<First> {
+        worker.proxy.spoken.first(self.application.address)
+    }
+
+    /// Remembers who was seen to.
+    fn saw(&self, worker: &Worker, first: First) {
+        worker.proxy.spoken.saw(self.application.address, first);
     }
 }
 
@@ -266,7 +393,7 @@ impl Connection {
         let refuse = |fault: &Fault| self.record(&mut Request::default()).unread().fault(fault);
         let (direction, drain) = (Direction::Inbound, &worker.proxy.drain);
         let served = exchange::serve(&worker, direction, self.framing, io, handler, refuse, drain);
-        let record = relayed(&worker, &self.guard, self.client);
+        let record = registered(&worker, &self.guard, self.client);
         let closed = tokio::select! {
             () = served => false,
             // New requests are denied one by one; what is still under way, a watch say, would go on for hours.

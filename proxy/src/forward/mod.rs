@@ -1,7 +1,8 @@
 //! A connection's and a request's whole way, from accept to the last byte.
 //!
 //! Read [`outbound`] and [`inbound`] first: they call the rooms in order. What both share lies beside them: sending a
-//! request to an endpoint ([`exchange`]), relaying opaque bytes ([`opaque`]), what is told about a request when it is
+//! request to an endpoint ([`exchange`]), finding out who speaks
+//! first ([`first`]), relaying opaque bytes ([`opaque`]), what is told about a request when it is
 //! over ([`record`]), and what the proxy answers itself ([`fault`]). Called by `runtime`; nothing imports this room.
 
 mod admit;
@@ -9,6 +10,7 @@ mod context;
 mod egress;
 mod exchange;
 mod fault;
+mod first;
 mod headers;
 pub mod inbound;
 mod opaque;

@@ -20,10 +20,12 @@ pub(super) enum Ended {
 /// Relays until both sides are done, or until `guard` is revoked.
 pub(super) async fn relay(client: Io, server: Io, guard: Option<&policy::Guard>) -> Ended {
     tokio::select! {
+        // First: it may have been revoked before there was anything to relay.
+        biased;
+        () = admit::revoked(guard) => Ended::Revoked,
         relayed = crate::io::relay(client, server) => match relayed {
             Ok(()) => Ended::Closed,
             Err(error) => Ended::Reset(error),
         },
-        () = admit::revoked(guard) => Ended::Revoked,
     }
 }

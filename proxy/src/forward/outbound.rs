@@ -1,8 +1,8 @@
 //! From the application into the mesh.
 //!
-//! A connection: where was it going ([`target`])? What does it speak ([`speaks`])? Opaque bytes get an endpoint and are
-//! relayed ([`relay`]). Each HTTP request goes `route → balance → endpoint → wire` ([`Connection::request`]): the route
-//! picks a backend ([`Connection::forward`]), the balancer an endpoint ([`Connection::attempts`]), and [`exchange`] sends
+//! A connection: where was it going ([`target`])? What does it speak ([`speaks`]; where nothing says so, an endpoint is
+//! opened in case the server speaks first)? Opaque bytes get an endpoint ([`connect`]) and are relayed ([`relay`]). Each
+//! HTTP request goes `route → balance → endpoint → wire` ([`Connection::request`]): the route picks a backend ([`Connection::forward`]), the balancer an endpoint ([`Connection::attempts`]), and [`exchange`] sends
 //! it there and brings the answer back ([`Connection::attempt`]); what is provably unprocessed is sent once more. What
 //! goes to this very workload is judged by its policy here and given to the application directly, and what leaves the mesh
 //! by the policy for that ([`egress`]). Whatever fails is answered by the proxy itself, with its reason.
@@ -13,11 +13,12 @@ use std::time::{Duration, Instant};
 
 use http::{Request, Response};
 
-use super::admit;
+use super::admit::{self, Own};
 use super::context::Worker;
-use super::egress;
+use super::egress::{self, Out};
 use super::exchange::{self, Answer, Failed, Leg, Tunnels};
 use super::fault::Fault;
+use super::first::{self, Opened, Times};
 use super::headers;
 use super::opaque::{self, Ended};
 use super::record::{self, ConnectionRecord, InFlight, Record, Tracked};
@@ -51,12 +52,9 @@ struct Connection {
 pub async fn serve(worker: &Arc<Worker>, accepted: Accepted) {
     let Accepted { mut stream, client, destination } = accepted;
     let (going, protocol) = Going::find(worker, destination).await;
-    let Ok(sniffed) = speaks(worker, &mut stream, protocol, going.outside()).await else { return };
-    let http = matches!(protocol, Protocol::Http | Protocol::Http2 | Protocol::Grpc);
-    if http && sniffed.result == DetectResult::Closed && sniffed.head.is_empty() {
-        // Opened ahead of need, or to see whether the port is open: no endpoint is troubled with it.
+    let Some(Spoken { sniffed, server }) = speaks(worker, &mut stream, client, &going, protocol).await else {
         return;
-    }
+    };
     let io = Io::replay(Replay::new(sniffed.head, stream));
     match sniff::framing(&sniffed.detection) {
         Some(framing) => {
@@ -66,31 +64,82 @@ pub async fn serve(worker: &Arc<Worker>, accepted: Accepted) {
             // Apart, so that the task of an opaque connection is small.
             Box::pin(Arc::new(connection).serve(io)).await;
         }
-        None => relay(worker, io, client, &going, egress::name(&sniffed.detection)).await,
+        None => {
+            let name = egress::name(&sniffed.detection);
+            let authority = name.as_str().map(Box::<str>::from).unwrap_or_default();
+            let server = match server {
+                Some(server) => server,
+                None => Box::pin(connect(worker, client, &going, name)).await,
+            };
+            let service = going.service();
+            let record = ConnectionRecord::new(worker, Direction::Outbound, client);
+            let (service, authority, detected) = (&*service, &*authority, Some(sniffed.result));
+            relay(worker, io, ConnectionRecord { service, authority, detected, ..record }, server).await;
+        }
     }
 }
 
-/// What the connection speaks: as declared, else as its first bytes tell. A declared port is never waited for longer
-/// than its client takes; `outside`: the address, where it lies outside the mesh.
+/// What a connection speaks, and the server if that was opened to find out.
+struct Spoken {
+    sniffed: Sniffed,
+    server: Option<Result<Connected, Fault>>,
+}
+
+/// What the connection speaks: as declared, else as its first bytes tell, or the server's. `None`: nothing, it is over. A
+/// declared port is never waited for longer than its client takes.
 async fn speaks(
-    worker: &Worker,
+    worker: &Arc<Worker>,
     stream: &mut tokio::net::TcpStream,
+    client: SocketAddr,
+    going: &Going,
     protocol: Protocol,
-    outside: Option<SocketAddr>,
-) -> std::io::Result<Sniffed> {
-    let patience = match protocol {
+) -> Option<Spoken> {
+    let spoken = match protocol {
         Protocol::Tcp | Protocol::Tls => {
             let (detection, result) = (Detection::Opaque, DetectResult::Declared);
             worker.metrics.detect(result, sniff::protocol(&detection), Duration::ZERO);
-            return Ok(Sniffed { detection, result, head: bytes::Bytes::new() });
+            let sniffed = Sniffed { detection, result, head: bytes::Bytes::new() };
+            return Some(Spoken { sniffed, server: None });
         }
-        Protocol::Http | Protocol::Http2 | Protocol::Grpc => None,
-        Protocol::Detect => Some(egress::patience(worker, outside)),
+        Protocol::Http | Protocol::Http2 | Protocol::Grpc => {
+            let started = Instant::now();
+            let sniffed = sniff::sniff(stream, None, &worker.proxy.drain).await.ok()?;
+            worker.metrics.detect(sniffed.result, sniff::protocol(&sniffed.detection), started.elapsed());
+            Spoken { sniffed, server: None }
+        }
+        Protocol::Detect => Box::pin(undeclared(worker, stream, client, going)).await?,
     };
-    let started = Instant::now();
-    let sniffed = sniff::sniff(stream, patience, &worker.proxy.drain).await?;
-    worker.metrics.detect(sniffed.result, sniff::protocol(&sniffed.detection), started.elapsed());
-    Ok(sniffed)
+    // Opened ahead of need, or to see whether the port is open: no endpoint is troubled with it.
+    let nothing = spoken.sniffed.head.is_empty() && spoken.sniffed.result == DetectResult::Closed;
+    (!nothing || spoken.server.is_some()).then_some(spoken)
+}
+
+/// Told from what is said first, the endpoint being opened when the client is silent.
+async fn undeclared(
+    worker: &Arc<Worker>,
+    stream: &mut tokio::net::TcpStream,
+    client: SocketAddr,
+    going: &Going,
+) -> Option<Spoken> {
+    let times = Times::accepted(going.first(worker));
+    let (times, opaque): (_, fn(&Detection) -> bool) = match going.outside() {
+        None => (times, |detection| sniff::framing(detection).is_none()),
+        // What has a name is judged by it, and not let out as what was silent.
+        Some(to) => (egress::times(worker, to, times), |detection| *detection == Detection::Opaque),
+    };
+    let open = async {
+        let Connected { endpoint, own, out, server } = connect(worker, client, going, Name::None).await?;
+        Ok((server, (endpoint, own, out)))
+    };
+    let heard = first::hear(worker, stream, times, opaque, open).await.ok()?;
+    if let Some(first) = heard.first {
+        going.saw(worker, first);
+    }
+    let server = heard.server.map(|opened| {
+        let Opened { stream, said, context: (endpoint, own, out) } = opened?;
+        Ok(Connected { endpoint, own, out, server: stream.rewind(said) })
+    });
+    Some(Spoken { sniffed: heard.sniffed, server })
 }
 
 // === impl Connection ===
@@ -276,36 +325,40 @@ fn choose(rule: &Rule) -> Result<&Backend, Fault> {
     }
 }
 
-/// Relays opaque bytes to one endpoint of where they were going; `name`: whom they say they want to reach.
-async fn relay(worker: &Arc<Worker>, io: Io, client: SocketAddr, going: &Going, name: Name) {
-    let service = going.service();
-    let authority = name.as_str().map(Box::<str>::from).unwrap_or_default();
-    let record = ConnectionRecord {
-        service: &service,
-        authority: &authority,
-        ..ConnectionRecord::new(worker, Direction::Outbound, client)
+/// A stream to an endpoint for opaque bytes, or to the application itself, if the endpoint is this very workload's.
+struct Connected {
+    endpoint: Arc<Endpoint>,
+    own: Option<Own>,
+    out: Option<Out>,
+    server: Io,
+}
+
+/// Opens a stream to one endpoint of where the connection was going; `name`: whom it says it wants to reach.
+async fn connect(worker: &Worker, client: SocketAddr, going: &Going, name: Name) -> Result<Connected, Fault> {
+    let target = going.target(worker).await?;
+    let out = match &target {
+        Target::Outside(to) => Some(Box::pin(egress::let_out(worker, to.address, client, name)).await?),
+        Target::Service(..) | Target::Address(_) => None,
     };
-    let connected = async {
-        let target = going.target(worker).await?;
-        let out = match &target {
-            Target::Outside(to) => Some(Box::pin(egress::let_out(worker, to.address, client, name)).await?),
-            Target::Service(..) | Target::Address(_) => None,
-        };
-        let endpoint = target.pick(worker, None)?;
-        let application = worker.proxy.own_application(&endpoint);
-        let own = admit::own(worker, &endpoint, application, client).await?;
-        let to = own.as_ref().map_or(&endpoint, |own| &own.application);
-        let server = Box::pin(exchange::dial(worker).opaque(to)).await;
-        let server = server.map_err(|error| exchange::connect_fault(&error))?;
-        Ok::<_, Fault>((endpoint, own, out, server))
-    };
-    let (endpoint, own, out, server) = match connected.await {
+    let endpoint = target.pick(worker, None)?;
+    let application = worker.proxy.own_application(&endpoint);
+    let own = admit::own(worker, &endpoint, application, client).await?;
+    let to = own.as_ref().map_or(&endpoint, |own| &own.application);
+    let server = Box::pin(exchange::dial(worker).opaque(to)).await;
+    let server = server.map_err(|error| exchange::connect_fault(&error))?;
+    Ok(Connected { endpoint, own, out, server })
+}
+
+/// Relays opaque bytes to the endpoint, if one could be reached.
+async fn relay(worker: &Arc<Worker>, io: Io, record: ConnectionRecord<'_>, server: Result<Connected, Fault>) {
+    let Connected { endpoint, own, out, server } = match server {
         Ok(connected) => connected,
         Err(fault) => {
             record.refused(fault.reason, &fault.detail).write(worker);
             return io.reset_on_drop();
         }
     };
+    let (service, client) = (record.service, record.client);
     let mut in_flight = InFlight::start(worker, &endpoint);
     in_flight.answered(true);
     let meter = Arc::new(Meter::default());
@@ -314,7 +367,7 @@ async fn relay(worker: &Arc<Worker>, io: Io, client: SocketAddr, going: &Going, 
         _ => record::tls_kind(&endpoint, own.is_some()),
     };
     let peer = endpoint.identity().map_or("", |id| id.as_str());
-    let labels = ConnectionLabels { direction: Direction::Outbound, tls, peer, service: &service };
+    let labels = ConnectionLabels { direction: Direction::Outbound, tls, peer, service };
     let open = worker.metrics.connections(&labels).open();
     let passed = own.as_ref().map(|own| (&*own.guard, &*own.rule));
     let (guard, rule) = passed.or_else(|| out.as_ref().map(|out| (&*out.guard, &*out.rule))).unzip();

@@ -19,7 +19,7 @@ use super::headers;
 use crate::endpoint::Endpoint;
 use crate::policy;
 use crate::state::Peer;
-use crate::telemetry::metrics::{Direction, Outcome, RequestLabels, TlsKind};
+use crate::telemetry::metrics::{DetectResult, Direction, Outcome, RequestLabels, TlsKind};
 use crate::telemetry::{Reason, access};
 use crate::wire::{Body, BodyError, Transfer};
 
@@ -271,6 +271,7 @@ impl Record {
             service,
             route,
             backend,
+            detected: "",
             endpoint: self.endpoint,
             rule: text(&self.rule),
             tls: self.tls,
@@ -324,6 +325,8 @@ pub(super) struct ConnectionRecord<'a> {
     /// The rule that let it through.
     pub rule: &'a str,
     pub endpoint: Option<SocketAddr>,
+    /// How it was found that it is not HTTP.
+    pub detected: Option<DetectResult>,
     pub tls: TlsKind,
     pub started: Instant,
     /// Bytes from and to the client.
@@ -344,6 +347,7 @@ impl<'a> ConnectionRecord<'a> {
             authority: "",
             rule: "",
             endpoint: None,
+            detected: None,
             tls: TlsKind::None,
             started: Instant::now(),
             bytes: (0, 0),
@@ -387,6 +391,7 @@ impl<'a> ConnectionRecord<'a> {
             service: self.service,
             route: "",
             backend: "",
+            detected: self.detected.map_or("", DetectResult::as_str),
             endpoint: self.endpoint,
             rule: self.rule,
             tls: self.tls,

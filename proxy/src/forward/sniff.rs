@@ -20,6 +20,9 @@ pub(super) struct Sniffed {
     pub head: Bytes,
 }
 
+/// What is made room for at first.
+pub(super) const FIRST_READ: usize = 4096;
+
 /// When draining, how long whoever has not said what it speaks may still say it.
 const LAST_WORD: Duration = Duration::from_secs(1);
 
@@ -45,13 +48,15 @@ pub(super) async fn sniff<S>(
 where
     S: AsyncRead + Unpin,
 {
-    let mut head = BytesMut::with_capacity(4096);
-    let drained = async {
-        drain.draining().await;
-        tokio::time::sleep(LAST_WORD).await;
-    };
+    let mut head = BytesMut::with_capacity(FIRST_READ);
     let read = async {
-        let read = read(stream, &mut head);
+        let read = async {
+            loop {
+                if let Some(told) = read(stream, &mut head).await? {
+                    return io::Result::Ok(told);
+                }
+            }
+        };
         match patience {
             None => read.await,
             Some(patience) => match tokio::time::timeout(patience, read).await {
@@ -62,26 +67,32 @@ where
     };
     let (detection, result) = tokio::select! {
         read = read => read?,
-        () = drained => return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "drained")),
+        () = drained(drain) => return Err(io::ErrorKind::ConnectionAborted.into()),
     };
     Ok(Sniffed { detection, result, head: head.freeze() })
 }
 
-async fn read<S>(stream: &mut S, head: &mut BytesMut) -> io::Result<(Detection, DetectResult)>
+/// Reads once, after what is in `head` already; `None`: more is needed to tell.
+pub(super) async fn read<S>(
+    stream: &mut S,
+    head: &mut BytesMut,
+) -> io::Result<Option<(Detection, DetectResult)>>
 where
     S: AsyncRead + Unpin,
 {
-    loop {
-        let eof = stream.read_buf(head).await? == 0;
-        match detect::detect(head, eof) {
-            Detection::NeedMore => {}
-            Detection::Opaque if eof => return Ok((Detection::Opaque, DetectResult::Closed)),
-            Detection::Opaque if head.len() >= detect::MAX => {
-                return Ok((Detection::Opaque, DetectResult::Limit));
-            }
-            detection => return Ok((detection, DetectResult::Detected)),
-        }
-    }
+    let eof = stream.read_buf(head).await? == 0;
+    Ok(match detect::detect(head, eof) {
+        Detection::NeedMore => None,
+        Detection::Opaque if eof => Some((Detection::Opaque, DetectResult::Closed)),
+        Detection::Opaque if head.len() >= detect::MAX => Some((Detection::Opaque, DetectResult::Limit)),
+        detection => Some((detection, DetectResult::Detected)),
+    })
+}
+
+/// Resolves when whoever has not said what it speaks is to be given up.
+pub(super) async fn drained(drain: &drain::Watch) {
+    drain.draining().await;
+    tokio::time::sleep(LAST_WORD).await;
 }
 
 /// The metric's word for what was detected.

@@ -13,7 +13,7 @@ use super::fault::Fault;
 use crate::accept::Destination;
 use crate::balance::{self, Candidate};
 use crate::endpoint::{Endpoint, Member};
-use crate::state::{AddressTarget, ObjectName, Peer, Protocol, ServiceState};
+use crate::state::{AddressTarget, First, ObjectName, Peer, Protocol, ServiceState};
 use crate::telemetry::Reason;
 
 /// Something that requests and connections can be sent to.
@@ -58,6 +58,27 @@ impl Going {
             }
         }
         Ok(find(worker, &self.destination).await?.0)
+    }
+
+    /// Who was last seen to speak first there.
+    pub(super) fn first(&self, worker: &Worker) -> Option<First> {
+        match self.found.as_ref().ok()? {
+            Target::Service(service, port) => service.spoken.first(*port),
+            Target::Address(endpoint) | Target::Outside(endpoint) => {
+                worker.proxy.spoken.first(endpoint.address)
+            }
+        }
+    }
+
+    /// Remembers who was seen to.
+    pub(super) fn saw(&self, worker: &Worker, first: First) {
+        match &self.found {
+            Ok(Target::Service(service, port)) => service.spoken.saw(*port, first),
+            Ok(Target::Address(endpoint) | Target::Outside(endpoint)) => {
+                worker.proxy.spoken.saw(endpoint.address, first);
+            }
+            Err(_) => {}
+        }
     }
 
     /// `<namespace>/<name>:<port>`, for metrics and logs; empty when no service was dialled, as far as is known.

@@ -3,11 +3,13 @@
 //! `control` is the only writer. A snapshot is replaced, never changed in place; what must survive an update (a
 //! service's endpoints with their load and connections) lives in [`ServiceState`], which stays the same object.
 
+mod first;
 mod info;
 mod name;
 mod service;
 mod store;
 
+pub use first::{First, Spoken};
 pub use info::{
     AddressInfo, AddressTarget, EndpointInfo, EndpointsInfo, HostPort, MeshInfo, Mode, Peer, Protocol,
     ServiceInfo, ServicePort, WorkloadInfo,

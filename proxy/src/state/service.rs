@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 
-use super::{ObjectName, ServiceInfo};
+use super::{ObjectName, ServiceInfo, Spoken};
 use crate::endpoint::EndpointSet;
 use crate::route;
 
@@ -26,6 +26,8 @@ pub struct ServiceState {
     info: ArcSwap<Answer<ServiceInfo>>,
     routes: ArcSwap<Answer<route::Table>>,
     endpoints: ArcSwapOption<EndpointSet>,
+    /// Who speaks first, by port.
+    pub spoken: Spoken<u16>,
     /// When it was last used, in seconds of the proxy's own clock.
     used: AtomicU64,
 }
@@ -39,6 +41,7 @@ impl ServiceState {
             info: ArcSwap::from_pointee(Answer::Awaited),
             routes: ArcSwap::from_pointee(Answer::Awaited),
             endpoints: ArcSwapOption::empty(),
+            spoken: Spoken::default(),
             used: AtomicU64::new(0),
         }
     }

@@ -55,6 +55,8 @@ pub struct Record<'a> {
     pub route: &'a str,
     /// `<namespace>/<name>:<port>` of the backend that was chosen.
     pub backend: &'a str,
+    /// How it was found that a connection is not HTTP, as in `tulle_detect_total`.
+    pub detected: &'a str,
     /// Where it was sent.
     pub endpoint: Option<SocketAddr>,
     /// The rule that decided, `<namespace>/<policy>/<rule>`.
@@ -125,6 +127,7 @@ impl Default for Record<'_> {
             service: "",
             route: "",
             backend: "",
+            detected: "",
             endpoint: None,
             rule: "",
             tls: TlsKind::None,
@@ -160,6 +163,7 @@ impl Record<'_> {
         text(out, "service", self.service);
         text(out, "route", self.route);
         text(out, "backend", self.backend);
+        text(out, "detected", self.detected);
         address(out, "endpoint", self.endpoint);
         text(out, "rule", self.rule);
         text(out, "tls", self.tls.as_str());
@@ -262,6 +266,7 @@ mod tests {
             service: "default/payments:80",
             route: "default/split",
             backend: "default/payments-v1:80",
+            detected: "server_first",
             endpoint: Some("[::1]:5000".parse().unwrap()),
             rule: "default/allow/web",
             tls: TlsKind::Mtls,
@@ -280,7 +285,7 @@ mod tests {
                 "reason": "connect_failed", "by": "default/orders/outbound", "detail": "connection refused",
                 "client": "127.0.0.1:4000", "source": "spiffe://cluster.local/ns/default/sa/orders",
                 "destination": "spiffe://cluster.local/ns/default/sa/payments", "service": "default/payments:80",
-                "route": "default/split", "backend": "default/payments-v1:80", "endpoint": "[::1]:5000",
+                "route": "default/split", "backend": "default/payments-v1:80", "detected": "server_first", "endpoint": "[::1]:5000",
                 "rule": "default/allow/web", "tls": "mtls", "bytes_in": 1, "bytes_out": 2, "duration_ns": 3_000_000,
                 "processing_ns": 4000, "attempts": 1, "connection": 7,
             })

@@ -28,9 +28,9 @@ pub use self::cells::{ConnectionCells, Counter, Histogram, OpenConnection, Reque
 pub use self::control::{CertKind, ControlMetrics};
 pub use self::families::{Family, Kind, reference};
 pub use self::labels::{
-    ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, DnsResult, EgressLabels,
-    EgressProtocol, Method, Outcome, PoolClose, ReplayCause, RequestLabels, TlsKind, VerdictKind,
-    VerdictLabels,
+    ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, DnsResult, EarlyOpen,
+    EgressLabels, EgressProtocol, Method, Outcome, PoolClose, ReplayCause, RequestLabels, TlsKind,
+    VerdictKind, VerdictLabels,
 };
 pub use self::pools::{PoolCells, PooledConnection};
 pub use self::worker::WorkerMetrics;

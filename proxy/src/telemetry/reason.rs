@@ -151,8 +151,8 @@ reasons! {
         "Dial the application's port. Without interception: use the listener that is configured for the service.";
     DetectTimeout "detect_timeout" none UNAVAILABLE
         "the client sent too little to tell the protocol"
-        "No protocol could be told from the first bytes within TULLE_PROXY_DETECT_TIMEOUT."
-        "Declare the port's protocol (`appProtocol`, or `config.tulle.dev/opaque-ports`).";
+        "Where the client must speak first, it did not: under strict mutual TLS and on ports declared as TLS for 30 seconds, on ports declared as HTTP for 10 minutes."
+        "See what the client waits for. If it is the server, declare the port's protocol (`appProtocol: tcp`, or `config.tulle.dev/opaque-ports`); under strict mutual TLS, give the client a proxy.";
     Draining "draining" 503 UNAVAILABLE
         "the proxy is shutting down"
         "The proxy was told to drain, and its grace period is over."

@@ -65,7 +65,9 @@ families! {
     DETECT = Counter "tulle_detect_total" ["result", "protocol"]
         "How the protocols of connections were found.";
     DETECT_DURATION = Histogram "tulle_detect_duration_seconds" []
-        "From accept until the protocol was known.";
+        "Until the protocol was known or the server had spoken, from accept or the end of the handshake on.";
+    OPENED_EARLY = Counter "tulle_detect_opened_early_total" ["result"]
+        "Servers that were opened before their clients had spoken: used, unused (the client spoke HTTP or the mesh's TLS), or failed.";
     DISCOVERY = Counter "tulle_discovery_total" ["result"]
         "First uses of an address or service.";
     DISCOVERY_DURATION = Histogram "tulle_discovery_duration_seconds" []

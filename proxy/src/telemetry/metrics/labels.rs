@@ -166,12 +166,26 @@ label_enum! {
         Detected = "detected",
         /// Declared by configuration; nothing was waited for.
         Declared = "declared",
+        /// The server spoke first, or closed before its client had spoken.
+        ServerFirst = "server_first",
         /// Too little came in time.
         Timeout = "timeout",
         /// The client closed before.
         Closed = "closed",
         /// The buffer was full.
         Limit = "limit",
+    }
+}
+
+label_enum! {
+    /// What became of a server that was opened before its client had spoken.
+    EarlyOpen {
+        /// The connection was relayed to it.
+        Used = "used",
+        /// It was closed: the client spoke HTTP, or the mesh's TLS.
+        Unused = "unused",
+        /// It could not be opened, or broke.
+        Failed = "failed",
     }
 }
 

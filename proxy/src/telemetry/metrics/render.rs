@@ -8,8 +8,8 @@ use prometheus::{Encoder as _, TextEncoder};
 use super::cells::{Counter, Histogram};
 use super::families::{self, FAMILIES, Family, Kind};
 use super::labels::{
-    ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, EgressLabels, Outcome,
-    PoolClose, ReplayCause, RequestLabels, VerdictLabels, values,
+    ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, EarlyOpen, EgressLabels,
+    Outcome, PoolClose, ReplayCause, RequestLabels, VerdictLabels, values,
 };
 use super::pools::{PoolCells, Pooled};
 use super::table::Table;
@@ -235,6 +235,10 @@ fn bounded(scrape: &mut Scrape, metrics: &Metrics, workers: &[&WorkerCells]) {
             let labels = [("result", result.as_str()), ("protocol", protocol.as_str())];
             scrape.nonzero(&families::DETECT, &labels, count);
         }
+    }
+    for result in EarlyOpen::ALL {
+        let count = total(&|worker| worker.opened_early[*result as usize].get());
+        scrape.value(&families::OPENED_EARLY, &[("result", result.as_str())], count as f64);
     }
     for (result, reason, index) in results() {
         let count = total(&|worker| worker.dials[index].get());

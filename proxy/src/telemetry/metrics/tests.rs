@@ -133,6 +133,7 @@ fn what_a_worker_counts_by_itself_is_there() {
     worker.handshake(Direction::Inbound, Ok(()), Duration::from_millis(2));
     worker.refused(Direction::Inbound, Reason::TlsExpired);
     worker.detect(DetectResult::Timeout, DetectProtocol::Opaque, Duration::from_secs(10));
+    worker.opened_early(EarlyOpen::Unused);
     worker.discovery(DiscoveryResult::Found, Duration::from_millis(3));
     worker.dial(Err(Reason::ConnectTimeout), Duration::from_secs(1));
     worker.dial(Ok(()), Duration::from_millis(1));
@@ -151,6 +152,7 @@ fn what_a_worker_counts_by_itself_is_there() {
         ("tulle_tls_handshake_duration_seconds_count", vec!["inbound"], 2.0),
         ("tulle_refused_total", vec!["tls_expired"], 1.0),
         ("tulle_detect_total", vec![r#"{result="timeout",protocol="opaque"}"#], 1.0),
+        ("tulle_detect_opened_early_total", vec!["unused"], 1.0),
         ("tulle_discovery_total", vec!["found"], 1.0),
         ("tulle_pool_dials_total", vec!["connect_timeout"], 1.0),
         ("tulle_pool_dials_total", vec![r#"{result="ok"}"#], 1.0),

@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::budget::{Budget, Group};
 use super::cells::{ByDirection, ConnectionCells, Counter, Histogram, OverflowRequests, RequestCells};
 use super::labels::{
-    ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, EgressLabels, ReplayCause,
-    RequestLabels, VerdictLabels,
+    ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, EarlyOpen, EgressLabels,
+    ReplayCause, RequestLabels, VerdictLabels,
 };
 use super::pools::PoolCells;
 use super::table::Table;
@@ -44,6 +44,7 @@ pub(super) struct WorkerCells {
     pub(super) refused: ByDirection<Vec<Counter>>,
     pub(super) detected: Vec<Counter>,
     pub(super) detect_duration: Histogram,
+    pub(super) opened_early: Vec<Counter>,
     pub(super) discovered: Vec<Counter>,
     pub(super) discovery_duration: Histogram,
     /// The last one: success.
@@ -90,6 +91,7 @@ impl WorkerMetrics {
             refused: ByDirection::new(|_| counters(Reason::COUNT)),
             detected: counters(DetectResult::ALL.len() * DetectProtocol::ALL.len()),
             detect_duration: histogram(),
+            opened_early: counters(EarlyOpen::ALL.len()),
             discovered: counters(DiscoveryResult::ALL.len()),
             discovery_duration: histogram(),
             dials: counters(Reason::COUNT + 1),
@@ -176,10 +178,15 @@ impl WorkerMetrics {
         self.0.refused.get(direction)[reason.index()].inc();
     }
 
-    /// How the protocol of a connection was found, and how long after accept.
+    /// How the protocol of a connection was found, and after how long.
     pub fn detect(&self, result: DetectResult, protocol: DetectProtocol, duration: Duration) {
         self.0.detected[result as usize * DetectProtocol::ALL.len() + protocol as usize].inc();
         self.0.detect_duration.observe(duration);
+    }
+
+    /// What became of a server that was opened before its client had spoken.
+    pub fn opened_early(&self, result: EarlyOpen) {
+        self.0.opened_early[result as usize].inc();
     }
 
     /// The first use of an address or service, and how long it was held.
