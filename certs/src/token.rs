@@ -185,12 +185,16 @@ impl JoinTokens {
         if let Some(nbf) = claims.nbf.filter(|nbf| *nbf > now.saturating_add(LEEWAY.as_secs())) {
             return Err(TokenError::NotYetValid(show(nbf)));
         }
-        Ok(Claims {
-            sub: SpiffeId::parse(&claims.sub)?,
-            services: claims.services,
-            exp: time(claims.exp),
-            jti: claims.jti,
-        })
+        claims.read()
+    }
+}
+
+// === impl Wire ===
+
+impl Wire {
+    fn read(self) -> Result<Claims, TokenError> {
+        let sub = SpiffeId::parse(&self.sub)?;
+        Ok(Claims { sub, services: self.services, exp: time(self.exp), jti: self.jti })
     }
 }
 
@@ -287,20 +291,16 @@ impl TokenFile {
         Zeroizing::new(format!("{}\n{}\n", self.token.as_str(), self.pin))
     }
 
-    /// Who the token says its bearer is, *not verified*: what a workload asks to become, for choosing its own
-    /// name and the trust domain to expect. Only the control plane's verification gives it any authority.
-    pub fn subject(&self) -> Result<SpiffeId, TokenError> {
-        #[derive(Deserialize)]
-        struct Subject {
-            sub: String,
-        }
+    /// What the token says, *not verified*: for a bearer to choose its own name by, and to see that the token is of no use
+    /// any more. Only the control plane's verification gives it any authority.
+    pub fn claims(&self) -> Result<Claims, TokenError> {
         let payload = self.token.split('.').nth(1).ok_or(TokenError::NoToken)?;
         let json = URL_SAFE_NO_PAD
             .decode(payload)
             .map_err(|_| TokenError::Malformed("a part is not base64url".into()))?;
-        let subject: Subject = serde_json::from_slice(&json)
+        let claims: Wire = serde_json::from_slice(&json)
             .map_err(|e| TokenError::Malformed(format!("JSON, column {}", e.column())))?;
-        Ok(SpiffeId::parse(&subject.sub)?)
+        claims.read()
     }
 }
 

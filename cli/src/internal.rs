@@ -1,4 +1,4 @@
-//! `tulle internal …`: the demo's own processes, each the library's program under this binary's name.
+//! `tulle internal …`: the processes of `tulle demo` and `tulle run`, each the library's program under this binary's name.
 //!
 //! Hidden: who runs a proxy or a control plane in earnest has `tulle-proxy` and `tulle-control-plane`, with the same
 //! flags.
@@ -11,7 +11,8 @@ use clap::Subcommand;
 use tulle_proxy::config::{self, ConfigError};
 use tulle_proxy::{app, telemetry};
 
-use crate::{demo, service};
+use crate::run::{EnterArgs, NamespaceArgs, enter, hold_namespace};
+use crate::{process, service};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct InternalArgs {
@@ -33,6 +34,10 @@ enum Program {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         flags: Vec<OsString>,
     },
+    /// A network namespace, for as long as standard input is open.
+    Namespace(NamespaceArgs),
+    /// A program in such a namespace.
+    Enter(EnterArgs),
     /// One of the demo's small services.
     Service(service::ServiceArgs),
 }
@@ -43,7 +48,7 @@ enum Program {
 /// It cannot start.
 pub(crate) fn run(arguments: InternalArgs) -> Result<ExitCode> {
     if let Some(parent) = arguments.parent {
-        demo::follow_parent(parent)?;
+        process::follow_parent(parent)?;
     }
     match arguments.program {
         Program::ControlPlane(config) => {
@@ -51,6 +56,8 @@ pub(crate) fn run(arguments: InternalArgs) -> Result<ExitCode> {
             tulle_control_plane::app::run(&config)?;
         }
         Program::Proxy { flags } => proxy(flags)?,
+        Program::Namespace(arguments) => hold_namespace(&arguments)?,
+        Program::Enter(arguments) => return enter(&arguments),
         Program::Service(arguments) => {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().context("the runtime")?;

@@ -10,6 +10,8 @@ mod http;
 mod identity;
 mod internal;
 mod output;
+mod process;
+mod run;
 mod service;
 mod token;
 mod version;
@@ -24,6 +26,7 @@ const EXAMPLES: &str = "\
 Examples:
   tulle demo                        a mesh of three services on this machine, live
   tulle demo --for 10s              the same with an end and a verdict
+  tulle run --config-dir mesh/ -- curl http://orders:8080
   tulle check --config-dir mesh/    look over a folder of YAML
   source <(tulle completion bash)
 
@@ -41,6 +44,8 @@ struct Tulle {
 enum Verb {
     /// Run a control plane and three small services with their proxies on this machine, with traffic.
     Demo(demo::DemoArgs),
+    /// Run a program in the mesh, as it is: its connections and names lead through a proxy of its own.
+    Run(run::RunArgs),
     /// Look over a folder of YAML as the control plane would.
     Check(check::CheckArgs),
     /// Show the certificate of a running proxy, and when it is renewed.
@@ -79,6 +84,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
     let done = |()| ExitCode::SUCCESS;
     match verb {
         Verb::Demo(arguments) => demo::run(&arguments),
+        Verb::Run(arguments) => run::run(&arguments),
         Verb::Check(arguments) => check::run(&arguments),
         Verb::Identity(arguments) => identity::run(&arguments).map(done),
         Verb::Token(command) => token::run(&command).map(done),

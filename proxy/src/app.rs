@@ -18,7 +18,7 @@ use tulle_api::discovery::Node;
 use tulle_api::v1::{Locality, RegisteredPort, RegisteredService, Registration};
 use tulle_certs::Alpn;
 
-use crate::accept::{self, OriginalDst};
+use crate::accept::{self, Namespace, OriginalDst};
 use crate::admin::{self, AdminState, Face};
 use crate::config::{BoundAddresses, Config};
 use crate::control::ads::Ads;
@@ -26,7 +26,7 @@ use crate::control::apply::Applier;
 use crate::control::channel;
 use crate::control::gate::Gate;
 use crate::control::identity::{Identity, Source};
-use crate::control::report::Report;
+use crate::control::report::{Registered, Report};
 use crate::control::session::Session;
 use crate::dns;
 use crate::drain;
@@ -70,7 +70,7 @@ async fn control(config: &Config, diagnostics: Option<Diagnostics>) -> anyhow::R
         config.workload.as_ref().map(ToString::to_string),
     ));
     let (shutdown, stop) = watch::channel(false);
-    let (registered, streams) = watch::channel(0);
+    let (registered, registration_state) = watch::channel(Registered::default());
     let registration = config.control_plane_address.as_ref().and_then(|_| registration(config, &bound));
     let admin = Arc::new(Admin {
         proxy: Arc::clone(&proxy),
@@ -79,7 +79,7 @@ async fn control(config: &Config, diagnostics: Option<Diagnostics>) -> anyhow::R
         drain: Arc::clone(&signal),
         shutdown,
         controlled: config.control_plane_address.is_some(),
-        registered: registration.as_ref().map(|_| streams),
+        registered: registration.as_ref().map(|_| registration_state),
     });
     serve_admin(config, &admin, &mut bound).await?;
     let logs = tokio::spawn({
@@ -119,7 +119,12 @@ fn settings(config: &Config) -> Settings {
         },
         opaque_ports: config.opaque_ports.clone(),
         mark: config.intercept.proxy_mark,
+        namespace: namespace(config),
     }
+}
+
+fn namespace(config: &Config) -> Option<Namespace> {
+    config.namespace_socket.as_deref().map(Namespace::new)
 }
 
 /// Without the capability every dial would fail, one by one.
@@ -150,8 +155,14 @@ fn bind(
     bound: &mut BoundAddresses,
 ) -> Result<Vec<Vec<Listener>>, accept::ListenError> {
     let mut listeners: Vec<Vec<Listener>> = (0..workers).map(|_| Vec::new()).collect();
+    let namespace = namespace(config);
     let mut add = |name: &str, address: SocketAddr, direction: Direction, original: &OriginalDst| {
-        let sockets = accept::bind(address, workers, config.listen_backlog, name)?;
+        let sockets = match &namespace {
+            Some(namespace) if name == BoundAddresses::OUTBOUND => {
+                namespace.bind(address, workers, config.listen_backlog, name)?
+            }
+            _ => accept::bind(address, workers, config.listen_backlog, name)?,
+        };
         if let Some(address) = sockets.first().and_then(|socket| socket.local_addr().ok()) {
             bound.insert(name, address);
         }
@@ -181,7 +192,14 @@ fn bind(
 async fn bind_dns(config: &Config, bound: &mut BoundAddresses) -> anyhow::Result<Vec<dns::Sockets>> {
     let mut bound_sockets = Vec::with_capacity(config.dns_listen.len());
     for address in &config.dns_listen {
-        let sockets = dns::Sockets::bind(*address).await?;
+        let sockets = match namespace(config) {
+            Some(namespace) => {
+                let bound =
+                    namespace.bind_both(*address).and_then(|(udp, tcp)| dns::Sockets::from_std(udp, tcp));
+                bound.map_err(|source| accept::ListenError::new(*address, BoundAddresses::DNS, source))?
+            }
+            None => dns::Sockets::bind(*address).await?,
+        };
         bound.insert(BoundAddresses::DNS, sockets.address()?);
         bound_sockets.push(sockets);
     }
@@ -273,7 +291,7 @@ fn start_control(
 /// What is to be registered, and where it is told that it has been.
 struct Registering {
     registration: Option<Registration>,
-    registered: watch::Sender<u64>,
+    registered: watch::Sender<Registered>,
 }
 
 /// Makes this workload known once it is configured otherwise, and an endpoint that is used once its policy is in force:
@@ -408,14 +426,15 @@ struct Admin {
     shutdown: watch::Sender<bool>,
     /// Whether a control plane is to be waited for.
     controlled: bool,
-    /// How often the workload was registered; `None`: there is nothing to register.
-    registered: Option<watch::Receiver<u64>>,
+    /// What became of the registration; `None`: there is nothing to register.
+    registered: Option<watch::Receiver<Registered>>,
 }
 
 impl AdminState for Admin {
     fn readiness(&self) -> Result<(), String> {
         let snapshot = self.proxy.store.load();
-        let unregistered = self.registered.as_ref().is_some_and(|streams| *streams.borrow() == 0);
+        let unregistered =
+            self.registered.as_ref().is_some_and(|registered| registered.borrow().streams == 0);
         let policy = match (&self.registered, unregistered) {
             (_, true) => "not registered with the control plane yet",
             (Some(_), false) => "no InboundPolicy that knows of the registration received yet",
@@ -439,7 +458,12 @@ impl AdminState for Admin {
     }
 
     fn config_dump(&self) -> Value {
-        dump(&self.proxy)
+        let mut dump = dump(&self.proxy);
+        if let Some(registered) = &self.registered {
+            let Registered { streams, pending } = registered.borrow().clone();
+            dump["registration"] = json!({ "streams": streams, "pending": pending });
+        }
+        dump
     }
 
     fn connections(&self) -> Value {

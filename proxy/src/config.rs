@@ -63,6 +63,8 @@ pub struct Config {
     pub register_address: Option<IpAddr>,
     /// Where questions about names are answered.
     pub dns_listen: Vec<SocketAddr>,
+    /// The unix socket of another network namespace ([`crate::accept::Namespace`]), in which applications connect.
+    pub namespace_socket: Option<PathBuf>,
     /// Who is asked about names outside the mesh. `None`: the servers in `/etc/resolv.conf`.
     pub dns_servers: Option<Vec<SocketAddr>>,
     /// What the full names of services end in, in lower case, without a dot at either end.
@@ -345,6 +347,7 @@ impl Default for Config {
             identity_key_file: None,
             outbound_listen: Vec::new(),
             dns_listen: Vec::new(),
+            namespace_socket: None,
             dns_servers: None,
             cluster_domain: String::new(),
             outbound_services: Vec::new(),
@@ -431,6 +434,13 @@ impl Config {
             ));
         }
         for port in &self.inbound_ports {
+            if port.application.ip().is_unspecified() && self.namespace_socket.is_none() {
+                return conflict(format!(
+                    "{PREFIX}INBOUND_PORTS: {} is no address that an application can be dialled at; give the one that it listens \
+                     on, or 127.0.0.1",
+                    port.application
+                ));
+            }
             if port.application == port.listen && port.listen.port() != 0 {
                 return conflict(format!(
                     "{PREFIX}INBOUND_PORTS: {} would lead to itself; the application and the proxy need different ports",

@@ -155,7 +155,7 @@ fn token_files() {
     ] {
         assert_eq!(TokenFile::parse(&text).unwrap(), file);
     }
-    assert_eq!(file.subject().unwrap(), web());
+    assert_eq!(file.claims().unwrap().sub, web());
     for (text, word) in [
         (String::new(), "line 1"),
         (format!("{pin}\n{token}"), "line 1"),
@@ -167,7 +167,7 @@ fn token_files() {
     }
     let error = TokenFile::read(Path::new("/nowhere/token")).unwrap_err().to_string();
     assert!(error.contains("/nowhere/token"), "{error}");
-    assert!(TokenFile::new("a.b.c".into(), pin).subject().is_err());
+    assert!(TokenFile::new("a.b.c".into(), pin).claims().is_err());
 }
 
 #[test]

@@ -3,24 +3,22 @@
 //! Every process comes from this binary and takes free ports: applications' sockets are bound here and handed down as
 //! standard input; proxies and the control plane bind port 0 and tell where in their addresses files.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use http::HeaderMap;
 
-use super::process::{Process, Program};
 use super::scrape;
 use super::topology::{self, NAMESPACE, PORT, WORKLOADS, Workload};
 use crate::http::Origin;
+use crate::process::{Addresses, POLL, Process, Program, READY_WITHIN, strings};
 use crate::token;
 
-/// How long any one thing may take to get ready. Generous: a debug build on a busy machine is meant too.
-const READY_WITHIN: Duration = Duration::from_secs(60);
-const POLL: Duration = Duration::from_millis(25);
 const SCRAPE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Latencies on one machine are far below the first of the default buckets.
 const BUCKETS: &str = "100us,250us,500us,750us,1ms,1500us,2ms,3ms,4ms,5ms,7500us,10ms,15ms,25ms,50ms,75ms,100ms,\
@@ -55,11 +53,6 @@ struct Proxy {
     metrics: Origin,
     addresses: Addresses,
 }
-
-/// What an addresses file says: listener → address.
-#[derive(Debug, Clone, serde::Deserialize)]
-#[serde(transparent)]
-struct Addresses(BTreeMap<String, SocketAddr>);
 
 // === impl Folders ===
 
@@ -114,9 +107,9 @@ impl Mesh {
         let front = started.first().map(|(_, _, _, application)| *application).context("no workload")?;
         let (mut proxies, mut services) = (Vec::new(), Vec::new());
         for (workload, mut process, listener, _) in started {
-            let addresses = addresses_of(&mut process, &folders.addresses(&proxy_name(&workload))).await?;
+            let addresses = process.addresses(&folders.addresses(&proxy_name(&workload))).await?;
             let metrics = Origin::new(addresses.get("metrics")?, None)?;
-            ready(&mut process, &metrics).await?;
+            process.ready(&metrics, READY_WITHIN).await?;
             services.push(start_service(&folders, &workload, &addresses, listener)?);
             proxies.push(Proxy { workload, process, metrics, addresses });
         }
@@ -131,13 +124,13 @@ impl Mesh {
     /// The address that a workload's proxy takes mTLS on.
     pub(crate) fn inbound_of(&self, workload: &str) -> Option<SocketAddr> {
         let proxy = self.proxies.iter().find(|proxy| proxy.workload.name == workload)?;
-        proxy.addresses.0.iter().find(|(name, _)| name.starts_with("inbound/")).map(|(_, address)| *address)
+        proxy.addresses.first("inbound/")
     }
 
     /// The address of a workload's proxy's admin listener.
     pub(crate) fn admin_of(&self, workload: &str) -> Option<SocketAddr> {
         let proxy = self.proxies.iter().find(|proxy| proxy.workload.name == workload)?;
-        proxy.addresses.0.get("admin").copied()
+        proxy.addresses.first("admin")
     }
 
     pub(crate) fn control_plane_pid(&self) -> u32 {
@@ -172,7 +165,7 @@ impl Mesh {
         }
         if let Some(status) = self.control_plane.ended() {
             let program = self.control_plane.program().clone();
-            self.control_plane = Process::start(program, None, &self.folders.logs)?;
+            self.control_plane = Process::start(program, Stdio::null(), &self.folders.logs)?;
             let pid = self.control_plane.id();
             self.notices.push(format!("the control plane ended ({status}); started again as pid {pid}"));
         }
@@ -211,15 +204,6 @@ impl Mesh {
     }
 }
 
-// === impl Addresses ===
-
-impl Addresses {
-    fn get(&self, name: &str) -> Result<SocketAddr> {
-        let known = || self.0.keys().cloned().collect::<Vec<_>>().join(", ");
-        self.0.get(name).copied().with_context(|| format!("no listener `{name}` among {}", known()))
-    }
-}
-
 async fn start_control_plane(folders: &Folders) -> Result<(Process, Addresses)> {
     let program = |grpc: SocketAddr, metrics: SocketAddr| Program {
         name: "control-plane".to_owned(),
@@ -240,9 +224,9 @@ async fn start_control_plane(folders: &Folders) -> Result<(Process, Addresses)> 
         ]),
     };
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    let mut process = Process::start(program(any, any), None, &folders.logs)?;
-    let addresses = addresses_of(&mut process, &folders.addresses("control-plane")).await?;
-    ready(&mut process, &Origin::new(addresses.get("metrics")?, None)?).await?;
+    let mut process = Process::start(program(any, any), Stdio::null(), &folders.logs)?;
+    let addresses = process.addresses(&folders.addresses("control-plane")).await?;
+    process.ready(&Origin::new(addresses.get("metrics")?, None)?, READY_WITHIN).await?;
     // Started again, it must be found where it was.
     process.set_program(program(addresses.get("grpc")?, addresses.get("metrics")?));
     Ok((process, addresses))
@@ -298,7 +282,7 @@ fn start_proxy(
         let listener = format!("127.0.0.1:0={NAMESPACE}/{upstream}:{PORT}");
         arguments.extend(strings(&["--outbound-services", &listener]));
     }
-    Process::start(Program { name: proxy_name(workload), arguments }, None, &folders.logs)
+    Process::start(Program { name: proxy_name(workload), arguments }, Stdio::null(), &folders.logs)
 }
 
 fn start_service(
@@ -312,50 +296,13 @@ fn start_service(
         let address = addresses.get(&format!("outbound/{NAMESPACE}/{upstream}:{PORT}"))?;
         arguments.extend(strings(&["--upstream", &format!("{upstream}:{PORT}={address}")]));
     }
-    Process::start(Program { name: workload.name.to_owned(), arguments }, Some(listener), &folders.logs)
+    Process::start(
+        Program { name: workload.name.to_owned(), arguments },
+        OwnedFd::from(listener).into(),
+        &folders.logs,
+    )
 }
 
 fn proxy_name(workload: &Workload) -> String {
     format!("{}-proxy", workload.name)
-}
-
-fn strings(texts: &[&str]) -> Vec<String> {
-    texts.iter().map(|&text| text.to_owned()).collect()
-}
-
-/// Waits for the addresses file, which is moved into its place whole.
-async fn addresses_of(process: &mut Process, file: &Path) -> Result<Addresses> {
-    let begun = Instant::now();
-    loop {
-        if let Ok(text) = fs::read(file) {
-            return serde_json::from_slice(&text).with_context(|| format!("{}", file.display()));
-        }
-        still_starting(process, begun, "it did not say where it listens")?;
-        tokio::time::sleep(POLL).await;
-    }
-}
-
-/// Waits until `/ready` is answered with 200.
-async fn ready(process: &mut Process, origin: &Origin) -> Result<()> {
-    let begun = Instant::now();
-    loop {
-        let why = match origin.get("/ready", &HeaderMap::new(), READY_WITHIN).await {
-            Ok(answer) if answer.status().is_success() => return Ok(()),
-            Ok(answer) => String::from_utf8_lossy(answer.body()).trim().to_owned(),
-            Err(error) => format!("{error:#}"),
-        };
-        still_starting(process, begun, &format!("http://{}/ready says: {why}", origin.address()))?;
-        tokio::time::sleep(POLL).await;
-    }
-}
-
-fn still_starting(process: &mut Process, begun: Instant, why: &str) -> Result<()> {
-    let name = process.name().to_owned();
-    if let Some(status) = process.ended() {
-        bail!("{name} ended while it started ({status}); {}", process.log_tail());
-    }
-    if begun.elapsed() > READY_WITHIN {
-        bail!("{name} is not ready after {READY_WITHIN:?}: {why}; {}", process.log_tail());
-    }
-    Ok(())
 }

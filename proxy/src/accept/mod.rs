@@ -3,6 +3,7 @@
 //! Decides nothing but whether a connection is taken at all; `runtime` runs [`Acceptor::next`] on each worker and
 //! gives what it returns to `forward`.
 
+mod namespace;
 mod original;
 
 use std::io;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 
+pub use namespace::{Namespace, serve as serve_namespace};
 pub use original::{Destination, OriginalDst, Refused};
 
 /// A connection that an application or a peer has opened.

@@ -117,6 +117,10 @@ variables! {
     "CLUSTER_DOMAIN", "a domain", Some("cluster.local"),
         "What the full names of services end in, after `svc`.",
         |config, value| config.cluster_domain = parse::domain(value)?;
+    "NAMESPACE_SOCKET", "a path", None,
+        "Where `tulle run` passes sockets of its program's network namespace out: `OUTBOUND_LISTEN` and `DNS_LISTEN` are bound there, and an \
+         application on 0.0.0.0 (`INBOUND_PORTS`) is dialled there.",
+        |config, value| config.namespace_socket = Some(value.into());
     "WORKERS", "a number from 1 to 1024, or `auto`", Some("auto"),
         "How many worker threads. Auto: the cgroup's CPU limit rounded up, else the CPU request rounded up, else 2, and never more than cores.",
         |config, value| config.workers = parse::auto(value, |value| parse::number(value, 1, 1024))?;

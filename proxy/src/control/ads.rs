@@ -18,6 +18,7 @@ use tulle_api::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use super::apply::Applier;
 use super::channel::reconnect_delay;
 use super::identity::Identity;
+use super::report::Registered;
 use super::session::Session;
 use crate::state::Want;
 use crate::telemetry::metrics::ControlMetrics;
@@ -37,7 +38,7 @@ pub struct Ads {
     pub applier: Applier,
     pub wants: mpsc::UnboundedReceiver<Want>,
     /// Changes whenever the workload has been registered ([`super::report`]).
-    pub registered: watch::Receiver<u64>,
+    pub registered: watch::Receiver<Registered>,
     pub metrics: Arc<ControlMetrics>,
 }
 

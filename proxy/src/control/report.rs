@@ -25,9 +25,18 @@ pub struct Report {
     pub node: Node,
     /// The registration as it should stand; `None`: not yet.
     pub registration: watch::Receiver<Option<Registration>>,
-    /// Counts the streams over which the registration was taken in.
-    pub registered: watch::Sender<u64>,
+    /// What became of it.
+    pub registered: watch::Sender<Registered>,
     pub metrics: Arc<ControlMetrics>,
+}
+
+/// What became of a registration.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Registered {
+    /// Counts the streams over which it was taken in.
+    pub streams: u64,
+    /// The services, or ports of them, that it is for and that no source has yet.
+    pub pending: Vec<String>,
 }
 
 impl Report {
@@ -75,10 +84,14 @@ impl Report {
                     Some(Ok(response)) => {
                         *failures = 0;
                         if let Some(report_response::Response::Registered(registered)) = response.response {
-                            if std::mem::take(&mut first) {
+                            if first {
                                 self.metrics.registered(true);
-                                self.registered.send_modify(|streams| *streams += 1);
                             }
+                            self.registered.send_if_modified(|known| {
+                                known.pending.clone_from(&registered.pending);
+                                known.streams += u64::from(first);
+                                std::mem::take(&mut first)
+                            });
                             if pending.replace(registered.pending.clone()) == Some(registered.pending.clone()) {
                                 continue;
                             }

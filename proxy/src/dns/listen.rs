@@ -68,6 +68,14 @@ impl Sockets {
         }
     }
 
+    /// Of sockets that are bound already, to one port.
+    ///
+    /// # Errors
+    /// When they cannot be given to the current runtime.
+    pub fn from_std(udp: std::net::UdpSocket, tcp: std::net::TcpListener) -> io::Result<Self> {
+        Ok(Self { udp: UdpSocket::from_std(udp)?, tcp: TcpListener::from_std(tcp)? })
+    }
+
     /// Where it is.
     ///
     /// # Errors

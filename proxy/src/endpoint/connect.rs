@@ -11,7 +11,7 @@ use arc_swap::ArcSwapOption;
 use tulle_certs::{Alpn, Creds, Refusal};
 
 use super::Endpoint;
-use crate::accept;
+use crate::accept::{self, Namespace};
 use crate::io::Io;
 use crate::state::Peer;
 use crate::telemetry::Reason;
@@ -27,6 +27,8 @@ pub struct Dial {
     pub timeout: Duration,
     /// The mark of our connections.
     pub mark: Option<u32>,
+    /// Where endpoints on no particular address are.
+    pub namespace: Option<Namespace>,
     pub http1: h1::Limits,
     pub http2: http2::Limits,
     /// Of the worker that dials.
@@ -119,9 +121,11 @@ impl Dial {
 
     async fn dial(&self, endpoint: &Endpoint, alpn: Alpn) -> Result<Io, ConnectError> {
         let address = endpoint.address;
-        let stream = crate::io::connect(address, self.mark)
-            .await
-            .map_err(|source| ConnectError::Tcp { address, source })?;
+        let stream = match &self.namespace {
+            Some(namespace) if address.ip().is_unspecified() => namespace.connect(address.port()).await,
+            _ => crate::io::connect(address, self.mark).await,
+        };
+        let stream = stream.map_err(|source| ConnectError::Tcp { address, source })?;
         accept::tune(&stream);
         match &endpoint.peer {
             Peer::Plaintext => Ok(Io::tcp(stream)),

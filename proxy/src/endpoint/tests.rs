@@ -26,6 +26,7 @@ fn dial_counted(metrics: &Metrics) -> Dial {
         creds: Arc::default(),
         timeout: Duration::from_secs(10),
         mark: None,
+        namespace: None,
         http1: h1::Limits::default(),
         http2: http2::Limits::default(),
         metrics: metrics.worker(0),

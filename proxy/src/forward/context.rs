@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use tulle_certs::Creds;
 
 use super::fault::Speaker;
+use crate::accept::Namespace;
 use crate::drain;
 use crate::endpoint::Endpoint;
 use crate::policy;
@@ -33,6 +34,8 @@ pub struct Settings {
     pub opaque_ports: crate::config::PortSet,
     /// The mark of the proxy's own connections.
     pub mark: Option<u32>,
+    /// Where applications on no particular address are.
+    pub namespace: Option<Namespace>,
 }
 
 /// Where this very workload is an endpoint. Addresses alone do not tell: on one machine many workloads may share one.

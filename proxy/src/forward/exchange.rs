@@ -89,6 +89,7 @@ pub(super) fn dial(worker: &Worker) -> Dial {
         creds: Arc::clone(&worker.proxy.creds),
         timeout: settings.connect_timeout,
         mark: settings.mark,
+        namespace: settings.namespace.clone(),
         http1: settings.http1.limits,
         http2: settings.http2.clone(),
         metrics: worker.metrics.clone(),

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::TABLE;
-use super::netlink::{Family, Writer, flag};
-use super::rules::{Action, Chain, Hook, Kind, Match, Rule, Ruleset, Transport};
+use super::netlink::{Writer, flag, netfilter};
+use super::rules::{Action, Chain, Hook, Kind, Match, REFUSED_GROUP, Rule, Ruleset, Transport};
 
 /// Bytes for the kernel, and what each of their messages is.
 #[derive(Debug, PartialEq, Eq)]
@@ -22,9 +22,9 @@ const BATCH_END: u16 = 0x11;
 const SUBSYSTEM: u16 = 10;
 
 /// `NFPROTO_INET`: IPv4 and IPv6.
-const INET: Family = Family { family: 1, resource: 0 };
+const INET: [u8; 4] = netfilter(1, 0);
 /// Of a batch: for whom it is.
-const BATCH: Family = Family { family: 0, resource: SUBSYSTEM };
+const BATCH: [u8; 4] = netfilter(0, SUBSYSTEM);
 
 /// `enum nf_tables_msg_types`
 mod message {
@@ -273,6 +273,14 @@ fn write_action(writer: &mut Writer, action: Action) {
     match action {
         Action::Return => verdict(writer, RETURN),
         Action::Drop => verdict(writer, DROP),
+        Action::Refuse => {
+            expression(writer, "log", |writer| {
+                writer.attribute(1, &REFUSED_GROUP.to_be_bytes());
+                // As much of a packet as tells where it was going.
+                writer.number(3, 128);
+            });
+            verdict(writer, DROP);
+        }
         Action::Redirect(port) => {
             expression(writer, "immediate", |writer| {
                 writer.number(1, REGISTER);

@@ -141,7 +141,7 @@ fn write_rules(out: &mut String, own: &str, chain: &Chain, family: Family) {
         let _ = match rule.action {
             Action::Return => writeln!(out, " -j RETURN"),
             Action::Redirect(port) => writeln!(out, " -j REDIRECT --to-ports {port}"),
-            Action::Drop => writeln!(out, " -j DROP"),
+            Action::Drop | Action::Refuse => writeln!(out, " -j DROP"),
         };
     }
 }

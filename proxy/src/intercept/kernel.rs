@@ -1,8 +1,12 @@
 //! Carries transactions to the kernel: one socket, one message, one answer. Decides nothing but what an errno means.
 
+use std::os::fd::OwnedFd;
+
 use rustix::io::Errno;
 use rustix::net::netlink::{NETFILTER, SocketAddrNetlink};
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, sendto, socket_with};
+use rustix::net::{
+    AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, recv, sendto, socket_with,
+};
 
 use super::encode::Transaction;
 use super::netlink;
@@ -30,7 +34,7 @@ pub enum Refused {
 fn hint(errno: Errno) -> &'static str {
     match errno {
         Errno::NOENT | Errno::OPNOTSUPP | Errno::INVAL => {
-            "; it may lack a module (nft_redir, nft_fib_inet, nft_chain_nat, nf_nat) that the host can load"
+            "; it may lack a module (nft_redir, nft_fib_inet, nft_chain_nat, nf_nat, nft_log) that the host can load"
         }
         Errno::NOMEM | Errno::NOBUFS => "; there is too little memory",
         _ => "",
@@ -39,11 +43,10 @@ fn hint(errno: Errno) -> &'static str {
 
 /// Has the kernel carry out a transaction: all of it or nothing.
 pub(super) fn commit(transaction: &Transaction) -> Result<(), Refused> {
-    let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(NETFILTER))
-        .map_err(|errno| match errno {
-            Errno::PROTONOSUPPORT | Errno::AFNOSUPPORT => Refused::NoNfTables,
-            errno => Refused::Socket(errno),
-        })?;
+    let socket = socket(Some(NETFILTER)).map_err(|errno| match errno {
+        Errno::PROTONOSUPPORT | Errno::AFNOSUPPORT => Refused::NoNfTables,
+        errno => Refused::Socket(errno),
+    })?;
     let kernel = SocketAddrNetlink::new(0, 0);
     sendto(&socket, &transaction.bytes, SendFlags::empty(), &kernel).map_err(|errno| match errno {
         Errno::MSGSIZE | Errno::NOBUFS => Refused::TooLarge(transaction.bytes.len()),
@@ -59,6 +62,25 @@ pub(super) fn commit(transaction: &Transaction) -> Result<(), Refused> {
             Err(Errno::AGAIN) if acknowledged => return Ok(()),
             Err(Errno::INTR) => {}
             Err(errno) => return Err(Refused::Socket(errno)),
+        }
+    }
+}
+
+/// A socket for a part of the kernel; `None` is routing.
+pub(super) fn socket(protocol: Option<Protocol>) -> Result<OwnedFd, Errno> {
+    socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)
+}
+
+/// Asks for one thing that is to be acknowledged. What comes before the acknowledgement is left out.
+pub(super) fn ask(socket: &OwnedFd, message: &[u8]) -> Result<(), Errno> {
+    sendto(socket, message, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let (length, _) = recv(socket, &mut buffer[..], RecvFlags::empty())?;
+        match netlink::messages(&buffer[..length]).find_map(|message| message.error()) {
+            Some(0) => return Ok(()),
+            Some(error) => return Err(Errno::from_raw_os_error(error)),
+            None => {}
         }
     }
 }
@@ -89,14 +111,13 @@ fn read(bytes: &[u8], steps: &[String]) -> Result<bool, Refused> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::netlink::{ERROR, Family, Writer};
+    use super::super::netlink::{ERROR, Writer, netfilter};
     use super::*;
 
     /// What the kernel answers to the message `sequence`.
     fn answer(sequence: u32, errno: i32) -> Vec<u8> {
         let mut writer = Writer::default();
-        let family = Family { family: 0, resource: 0 };
-        writer.message(ERROR, 0, sequence, family, |_| {});
+        writer.message(ERROR, 0, sequence, netfilter(0, 0), |_| {});
         let mut bytes = writer.into_bytes();
         bytes[16..20].copy_from_slice(&(-errno).to_ne_bytes());
         bytes

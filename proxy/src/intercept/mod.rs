@@ -3,13 +3,15 @@
 //!
 //! Decides which connections are led where ([`rules`]), and nothing about them afterwards: that is `accept`'s and
 //! `forward`'s. Everything is in one table of ours, `inet tulle`, written in one transaction and removed with it; other
-//! tables are never touched. Called by `main`; runs in no proxy.
+//! tables are never touched. Called by `main`, and by `tulle run` for a namespace of its own; runs in no proxy.
 
 mod check;
+mod enclose;
 mod encode;
 mod iptables;
 mod kernel;
 mod netlink;
+mod refused;
 mod rules;
 mod text;
 
@@ -19,9 +21,11 @@ use std::io::Write as _;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 pub use self::check::Missing;
+pub use self::enclose::{Enclosed, NotEnclosed, enclose};
 pub use self::iptables::{Failed, Family, restore};
 pub use self::kernel::Refused;
-pub use self::rules::{Kind, Ruleset, rules};
+pub use self::refused::{Packet, Refusals};
+pub use self::rules::{ENCLOSED_PORT, Kind, Ruleset, rules};
 use crate::config::{self, ConfigError};
 
 /// The name of our table.
@@ -42,6 +46,8 @@ pub enum Error {
     Iptables(#[from] Failed),
     #[error(transparent)]
     Missing(#[from] Missing),
+    #[error(transparent)]
+    NotEnclosed(#[from] NotEnclosed),
     #[error("cannot write to standard output: {0}")]
     Output(#[from] std::io::Error),
 }

@@ -31,10 +31,9 @@ pub(super) struct Writer {
 }
 
 /// What stands before a netfilter message's attributes (`struct nfgenmsg`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Family {
-    pub(super) family: u8,
-    pub(super) resource: u16,
+pub(super) const fn netfilter(family: u8, resource: u16) -> [u8; 4] {
+    let [high, low] = resource.to_be_bytes();
+    [family, 0, high, low]
 }
 
 /// A message that was read.
@@ -55,13 +54,13 @@ impl Writer {
         self.bytes
     }
 
-    /// Writes a message whose attributes `body` writes.
+    /// Writes a message whose attributes `body` writes, after the `fixed` part that its kind has.
     pub(super) fn message(
         &mut self,
         kind: u16,
         flags: u16,
         sequence: u32,
-        family: Family,
+        fixed: impl AsRef<[u8]>,
         body: impl FnOnce(&mut Self),
     ) {
         let start = self.bytes.len();
@@ -71,8 +70,7 @@ impl Writer {
         self.bytes.extend(sequence.to_ne_bytes());
         // From whichever port: the kernel knows.
         self.bytes.extend([0; 4]);
-        self.bytes.extend([family.family, 0]);
-        self.bytes.extend(family.resource.to_be_bytes());
+        self.bytes.extend(fixed.as_ref());
         body(self);
         let length = u32::try_from(self.bytes.len() - start).unwrap_or(u32::MAX);
         self.bytes[start..start + 4].copy_from_slice(&length.to_ne_bytes());
@@ -111,6 +109,18 @@ impl Writer {
         self.bytes[start..start + 2].copy_from_slice(&length.to_ne_bytes());
         self.bytes.resize(self.bytes.len().next_multiple_of(ALIGN), 0);
     }
+}
+
+/// The attributes in `bytes`, each its type and value. What is cut short ends them.
+pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    const HEADER: usize = 4;
+    std::iter::from_fn(move || {
+        let length = usize::from(u16::from_ne_bytes(array(bytes, 0)?));
+        let kind = u16::from_ne_bytes(array(bytes, 2)?) & !NESTED;
+        let value = bytes.get(HEADER..length)?;
+        bytes = bytes.get(length.next_multiple_of(ALIGN)..).unwrap_or_default();
+        Some((kind, value))
+    })
 }
 
 /// The messages in what was received. What is cut short ends them.

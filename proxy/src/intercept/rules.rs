@@ -10,6 +10,9 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::config::{Config, DNS_PORT, Intercept, RESERVED_PORTS};
 
+/// Where connections of an enclosed network namespace are led.
+pub const ENCLOSED_PORT: u16 = 15001;
+
 /// Everything in our table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ruleset {
@@ -89,7 +92,12 @@ pub enum Action {
     Redirect(u16),
     /// Goes nowhere.
     Drop,
+    /// Goes nowhere, and is told to whoever listens to [`REFUSED_GROUP`].
+    Refuse,
 }
+
+/// The group of the kernel's packet log that hears of what is refused.
+pub(super) const REFUSED_GROUP: u16 = 15001;
 
 /// The rules that a configuration asks for.
 pub fn rules(config: &Config) -> Ruleset {
@@ -116,6 +124,20 @@ pub fn rules(config: &Config) -> Ruleset {
     Ruleset { chains }
 }
 
+/// The rules for a network namespace in which every address is the namespace's own and which nothing leaves: TCP and
+/// queries of names lead to listeners within whose holder is outside. No process within is the proxy.
+pub(super) fn enclosed() -> Ruleset {
+    let mut rules = loopback();
+    rules.extend(queries());
+    rules.push(rule([Match::Protocol(Transport::Tcp)], Action::Redirect(ENCLOSED_PORT), "to the proxy"));
+    let outbound = Chain { name: "outbound", kind: Kind::Nat, hook: Hook::Output, rules };
+    let mut rules = loopback();
+    rules.push(rule([Match::Protocol(Transport::Tcp)], Action::Return, "led to the proxy"));
+    rules.push(rule([], Action::Refuse, "leads nowhere"));
+    let refused = Chain { name: "refused", kind: Kind::Filter, hook: Hook::Output, rules };
+    Ruleset { chains: vec![outbound, refused] }
+}
+
 /// The port of a list of listeners; they differ in their addresses only.
 fn port(listeners: &[std::net::SocketAddr]) -> Option<u16> {
     listeners.first().map(std::net::SocketAddr::port)
@@ -128,14 +150,23 @@ fn rule<const N: usize>(matches: [Match; N], action: Action, comment: &'static s
 /// What the proxy itself sends, and what stays in the pod: otherwise it would meet itself.
 fn never(intercept: &Intercept) -> Vec<Rule> {
     let own = intercept.proxy_mark.map_or(Match::Uid(intercept.proxy_uid), Match::Mark);
-    let loopback_v4 = IpNet::from(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8));
-    let loopback_v6 = IpNet::from(Ipv6Net::from(Ipv6Addr::LOCALHOST));
-    vec![
-        rule([own], Action::Return, "the proxy's own"),
-        rule([Match::To(loopback_v4)], Action::Return, "loopback"),
-        rule([Match::To(loopback_v6)], Action::Return, "loopback"),
-        rule([Match::ToOwn(true)], Action::Return, "the pod's own addresses"),
-    ]
+    let mut rules = vec![rule([own], Action::Return, "the proxy's own")];
+    rules.extend(loopback());
+    rules.push(rule([Match::ToOwn(true)], Action::Return, "the pod's own addresses"));
+    rules
+}
+
+fn loopback() -> Vec<Rule> {
+    let v4 = IpNet::from(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8));
+    let v6 = IpNet::from(Ipv6Net::from(Ipv6Addr::LOCALHOST));
+    [v4, v6].map(|net| rule([Match::To(net)], Action::Return, "loopback")).into()
+}
+
+fn queries() -> [Rule; 2] {
+    [Transport::Udp, Transport::Tcp].map(|transport| {
+        let names = Match::Ports(transport, 53..=53);
+        rule([names], Action::Redirect(DNS_PORT), "queries of names")
+    })
 }
 
 fn skipped(intercept: &Intercept) -> Vec<Rule> {
@@ -155,10 +186,7 @@ fn tcp(ports: RangeInclusive<u16>) -> [Match; 1] {
 fn outbound(intercept: &Intercept, to: Option<u16>) -> Vec<Rule> {
     let mut rules = Vec::new();
     if intercept.dns {
-        for transport in [Transport::Udp, Transport::Tcp] {
-            let names = Match::Ports(transport, 53..=53);
-            rules.push(rule([names], Action::Redirect(DNS_PORT), "queries of names"));
-        }
+        rules.extend(queries());
     }
     let Some(to) = to else { return rules };
     let skips = intercept.skip_outbound_ports.ranges();

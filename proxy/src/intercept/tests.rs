@@ -289,3 +289,29 @@ fn iptables_is_not_told_twice_to_jump_and_removal_takes_what_is_there() {
     assert_eq!(removed, "*nat\n-D OUTPUT -j TULLE_OUTBOUND\n-F TULLE_OUTBOUND\n-X TULLE_OUTBOUND\nCOMMIT\n");
     assert_eq!(restore(&nothing, Family::V4, Kind::Nat, "*nat\nCOMMIT\n"), "");
 }
+
+#[test]
+fn nothing_leaves_an_enclosed_namespace_but_by_the_proxys_listeners() {
+    let expected = r#"table inet tulle
+delete table inet tulle
+table inet tulle {
+	chain outbound {
+		type nat hook output priority -110; policy accept;
+		ip daddr 127.0.0.0/8 return comment "loopback"
+		ip6 daddr ::1 return comment "loopback"
+		udp dport 53 redirect to :15053 comment "queries of names"
+		tcp dport 53 redirect to :15053 comment "queries of names"
+		meta l4proto tcp redirect to :15001 comment "to the proxy"
+	}
+
+	chain refused {
+		type filter hook output priority -10; policy accept;
+		ip daddr 127.0.0.0/8 return comment "loopback"
+		ip6 daddr ::1 return comment "loopback"
+		meta l4proto tcp return comment "led to the proxy"
+		log group 15001 drop comment "leads nowhere"
+	}
+}
+"#;
+    assert_eq!(text::script(&rules::enclosed()), expected);
+}

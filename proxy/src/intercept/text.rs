@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use ipnet::IpNet;
 
 use super::TABLE;
-use super::rules::{Action, Chain, Hook, Kind, Match, Rule, Ruleset};
+use super::rules::{Action, Chain, Hook, Kind, Match, REFUSED_GROUP, Rule, Ruleset};
 
 /// A whole script: what was there before goes with it.
 pub(super) fn script(rules: &Ruleset) -> String {
@@ -54,6 +54,7 @@ impl fmt::Display for Rule {
             Action::Return => write!(f, "return"),
             Action::Redirect(port) => write!(f, "redirect to :{port}"),
             Action::Drop => write!(f, "drop"),
+            Action::Refuse => write!(f, "log group {REFUSED_GROUP} drop"),
         }
     }
 }

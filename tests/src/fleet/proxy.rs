@@ -101,7 +101,7 @@ impl Proxy {
 
     async fn join(&self) -> Result<Creds, Status> {
         let failed = |error: &dyn std::fmt::Display| Status::unknown(error.to_string());
-        let id = self.token.subject().map_err(|error| failed(&error))?;
+        let id = self.token.claims().map_err(|error| failed(&error))?.sub;
         let domain = id.trust_domain();
         let tls = bootstrap::pinned(self.token.pin, &domain).map_err(|error| failed(&error))?;
         let key = PrivateKey::generate().map_err(|error| failed(&error))?;

@@ -9,6 +9,7 @@ mod led;
 mod mesh;
 mod names;
 mod rules;
+mod run;
 
 /// The same tests once more, without privileges.
 #[test]

@@ -8,9 +8,12 @@ use tulle_tests::pod::{Cluster, Pod};
 
 use crate::mesh::says_its_name;
 
-/// A name server in `pod` that has one address for every name, and no other kind of record.
 fn name_server(pod: &Pod, address: [u8; 4]) -> tokio::task::JoinHandle<()> {
-    let socket = pod.namespace().enter(|| UdpSocket::bind("[::]:53")).expect("a port");
+    answers_names(pod.namespace().enter(|| UdpSocket::bind("[::]:53")).expect("a port"), address)
+}
+
+/// A name server that has one address for every name, and no other kind of record.
+pub(crate) fn answers_names(socket: UdpSocket, address: [u8; 4]) -> tokio::task::JoinHandle<()> {
     socket.set_nonblocking(true).expect("a socket");
     let socket = tokio::net::UdpSocket::from_std(socket).expect("a runtime");
     tokio::spawn(async move {

@@ -92,7 +92,7 @@ impl Bench {
             Gate::new(Vec::new()),
             1,
         );
-        let (_, registered) = watch::channel(0);
+        let (_, registered) = watch::channel(Default::default());
         let node = Node { id: "shop/web".to_owned(), ..Node::default() };
         let session = Session::new(node);
         let control = Arc::clone(metrics.control());

@@ -227,7 +227,7 @@ async fn join(
     bundle_file: Option<&std::path::Path>,
 ) -> Result<Obtained, IdentityError> {
     let file = TokenFile::read(token_file)?;
-    let id = file.subject()?;
+    let id = file.claims()?.sub;
     let domain = id.trust_domain();
     let given = bundle_file.map(|path| files::bundle(path, &domain)).transpose()?;
     let config = match &given {
