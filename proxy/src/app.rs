@@ -362,12 +362,12 @@ async fn serve_admin(config: &Config, admin: &Arc<Admin>, bound: &mut BoundAddre
     ];
     for (name, address, face) in faces {
         let Some(address) = address else { continue };
-        let listener = TcpListener::bind(address)
-            .await
-            .map_err(|source| accept::ListenError::new(address, name, source))?;
-        bound.insert(name, listener.local_addr()?);
-        let state: Arc<dyn AdminState> = Arc::clone(admin) as _;
-        tokio::spawn(admin::serve(admin::Listener::Tcp(listener), face, state));
+        for listener in accept::bind(address, 1, config.listen_backlog, name)? {
+            let listener = TcpListener::from_std(listener)?;
+            bound.insert(name, listener.local_addr()?);
+            let state: Arc<dyn AdminState> = Arc::clone(admin) as _;
+            tokio::spawn(admin::serve(admin::Listener::Tcp(listener), face, state));
+        }
     }
     if let Some(path) = &config.admin_socket {
         let listener =

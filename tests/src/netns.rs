@@ -22,11 +22,12 @@ pub struct Namespace {
 const IN_USER_NAMESPACE: &str = "TULLE_TEST_IN_USER_NAMESPACE";
 
 /// The programs that tests in namespaces need, and Debian's packages that have them.
-const PROGRAMS: [(&str, &str); 6] = [
+const PROGRAMS: [(&str, &str); 7] = [
     ("ip", "iproute2"),
     ("nft", "nftables"),
     ("iptables-legacy-restore", "iptables"),
     ("curl", "curl"),
+    ("python3", "python3"),
     ("unshare", "util-linux"),
     ("setpriv", "util-linux"),
 ];

@@ -7,7 +7,7 @@ mod namespace;
 mod original;
 
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdListener};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
@@ -34,17 +34,18 @@ pub struct Acceptor {
 
 /// Why a listener cannot be had.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address} ({purpose}): {source}{}", hint(source))]
+#[error("cannot listen on {address} ({purpose}): {error}{}", hint(error))]
 pub struct ListenError {
     address: SocketAddr,
     purpose: String,
-    source: io::Error,
+    /// Not a source: it is in the text.
+    error: io::Error,
 }
 
 impl ListenError {
     /// `purpose` says what the listener would be for, or the setting that names it.
-    pub(crate) fn new(address: SocketAddr, purpose: &str, source: io::Error) -> Self {
-        Self { address, purpose: purpose.to_owned(), source }
+    pub(crate) fn new(address: SocketAddr, purpose: &str, error: io::Error) -> Self {
+        Self { address, purpose: purpose.to_owned(), error }
     }
 }
 
@@ -71,6 +72,7 @@ pub fn bind(
     purpose: &str,
 ) -> Result<Vec<StdListener>, ListenError> {
     let failed = |source| ListenError::new(address, purpose, source);
+    let address = without_ipv6(address);
     // Another program's group must not be joined unnoticed: a socket that asks to share nothing finds out.
     if address.port() != 0 {
         let probe = socket(address).map_err(failed)?;
@@ -93,6 +95,22 @@ fn socket(address: SocketAddr) -> io::Result<Socket> {
     }
     socket.set_reuse_address(true)?;
     Ok(socket)
+}
+
+/// Every address of both families is every address of IPv4 where the kernel has no other.
+fn without_ipv6(address: SocketAddr) -> SocketAddr {
+    let both = SocketAddr::from((Ipv6Addr::UNSPECIFIED, address.port()));
+    match socket(address) {
+        Err(error) if address == both && is_no_family(&error) => {
+            (Ipv4Addr::UNSPECIFIED, address.port()).into()
+        }
+        _ => address,
+    }
+}
+
+/// Whether the kernel does not know the family of addresses at all.
+pub(crate) fn is_no_family(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error())
 }
 
 fn bind_one(address: SocketAddr, backlog: u32) -> io::Result<StdListener> {

@@ -1,16 +1,18 @@
 //! Whether connections are led to the proxy, by making some (R13): a pod whose rules are missing must not start.
 //!
 //! Listens where the proxy will, dials addresses that nobody has, and sees who answers. Runs before the proxy does, as a
-//! user whose connections are intercepted. A family without a route is left out; with none left, the check fails.
+//! user whose connections are intercepted. Of the way in it sees only that the rules are there, where it may. A family without a route is left out; with none left, the check fails.
 
 use std::io::{self, ErrorKind, Read as _, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
 use socket2::SockRef;
 
+use super::rules::{Hook, rules};
+use super::survey::{self, Found};
+use super::{Refused, TABLE, iptables};
 use crate::accept;
 use crate::config::{Config, DNS_PORT, RESERVED_PORTS};
 
@@ -30,6 +32,13 @@ pub enum Missing {
         "the check runs as user {0}, the proxy's, whose connections are not intercepted: run it as another user"
     )]
     AsProxy(u32),
+    #[error(
+        "{0}: connections to the application are not intercepted. Has `tulle-proxy intercept install` run in this network namespace, \
+         with the same settings, and has nothing flushed the rules since?"
+    )]
+    Inbound(String),
+    #[error(transparent)]
+    Refused(#[from] Refused),
     #[error(
         "nothing could be checked: {0}; a pod without a route cannot show that its connections are intercepted"
     )]
@@ -54,6 +63,7 @@ pub(super) fn check(config: &Config, out: &mut impl Write) -> Result<(), Missing
     if config.intercept.proxy_mark.is_none() && uid == config.intercept.proxy_uid {
         return Err(Missing::AsProxy(uid));
     }
+    inbound(config, out)?;
     let mut checked = 0;
     let mut left_out = Vec::new();
     for v6 in [false, true] {
@@ -95,6 +105,42 @@ pub(super) fn check(config: &Config, out: &mut impl Write) -> Result<(), Missing
     Ok(())
 }
 
+/// Nobody can dial into its own pod from outside: what can be seen is that the rules are there, by who may look.
+fn inbound(config: &Config, out: &mut impl Write) -> Result<(), Missing> {
+    let rules = rules(config);
+    let Some(wanted) = rules.chains.iter().find(|chain| chain.hook == Hook::Prerouting) else {
+        return Ok(());
+    };
+    let chains = match survey::chains() {
+        Ok(chains) => chains,
+        Err(Refused::NotPermitted) => {
+            writeln!(out, "inbound: not checked: to see the rules takes CAP_NET_ADMIN")?;
+            return Ok(());
+        }
+        Err(refused) => return Err(refused.into()),
+    };
+    if let Some(stranger) = survey::stranger(&chains) {
+        writeln!(out, "beside ours: {stranger}")?;
+    }
+    let table = format!("the table `inet {TABLE}`");
+    let by_iptables = iptables::own_name(wanted.name);
+    let ours =
+        |found: &&Found| (found.place == table && found.name == wanted.name) || found.name == by_iptables;
+    let mut ours = chains.iter().filter(ours).peekable();
+    if ours.peek().is_none() {
+        return Err(Missing::Inbound(format!("there is no chain `{}` in {table}", wanted.name)));
+    }
+    for found in ours {
+        let Found { place, name, rules, asked } = found;
+        if !asked || *rules != wanted.rules.len() {
+            let are = format!("{rules} rules in the chain `{name}` of {place}");
+            return Err(Missing::Inbound(format!("there are {are}, not {}", wanted.rules.len())));
+        }
+        writeln!(out, "inbound: {rules} rules are in force in {place}")?;
+    }
+    Ok(())
+}
+
 enum Seen {
     Redirected,
     /// The kernel knows no way, and asks no rule.
@@ -121,10 +167,8 @@ fn probe_port(config: &Config) -> u16 {
 }
 
 fn is_no_route(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::NetworkUnreachable | ErrorKind::HostUnreachable | ErrorKind::AddrNotAvailable
-    )
+    let kinds = [ErrorKind::NetworkUnreachable, ErrorKind::HostUnreachable, ErrorKind::AddrNotAvailable];
+    kinds.contains(&error.kind()) || accept::is_no_family(error)
 }
 
 /// Listens on every address of the family.
@@ -142,8 +186,6 @@ fn tcp(what: &'static str, to: SocketAddr, port: u16) -> Result<Seen, Missing> {
         .and_then(|mut sockets| sockets.pop().ok_or_else(|| io::Error::other("no socket")));
     let listener = match listener {
         Ok(listener) => listener,
-        // Without IPv6 in the kernel there is nothing to listen with either.
-        Err(error) if is_no_family(&error) => return Ok(Seen::NoRoute(error)),
         Err(source) => return Err(Missing::Listen { port, source }),
     };
     let client = match TcpStream::connect_timeout(&to, PATIENCE) {
@@ -186,17 +228,12 @@ fn accept_within(listener: &TcpListener) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Whether the kernel does not know the family of addresses at all.
-fn is_no_family(error: &io::Error) -> bool {
-    Errno::from_io_error(error) == Some(Errno::AFNOSUPPORT)
-}
-
 fn udp(to: SocketAddr) -> Result<Seen, Missing> {
     let what = "DNS over UDP";
     let missing = |why: String| Missing::NotRedirected { what, to, port: DNS_PORT, why };
     let server = match UdpSocket::bind(any(to.ip(), DNS_PORT)) {
         Ok(server) => server,
-        Err(error) if is_no_family(&error) => return Ok(Seen::NoRoute(error)),
+        Err(error) if accept::is_no_family(&error) => return Ok(Seen::NoRoute(error)),
         Err(source) => return Err(Missing::Listen { port: DNS_PORT, source }),
     };
     let token: [u8; 16] = rand::random();

@@ -6,8 +6,9 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::TABLE;
-use super::netlink::{Writer, flag, netfilter};
+use super::netlink::{Message, Writer, attributes, flag, netfilter};
 use super::rules::{Action, Chain, Hook, Kind, Match, REFUSED_GROUP, Rule, Ruleset, Transport};
+use super::survey::Found;
 
 /// Bytes for the kernel, and what each of their messages is.
 #[derive(Debug, PartialEq, Eq)]
@@ -31,6 +32,7 @@ mod message {
     pub(super) const NEW_TABLE: u16 = 0;
     pub(super) const DELETE_TABLE: u16 = 2;
     pub(super) const NEW_CHAIN: u16 = 3;
+    pub(super) const GET_CHAIN: u16 = 4;
     pub(super) const NEW_RULE: u16 = 6;
 }
 
@@ -52,6 +54,43 @@ pub(super) fn replace(rules: &Ruleset) -> Transaction {
 pub(super) fn remove() -> Transaction {
     // Deleting what is not there would be refused: it is made first.
     transaction(&[Step::NewTable, Step::DeleteTable])
+}
+
+/// Asks for every chain of every table.
+pub(super) fn list() -> Transaction {
+    let mut writer = Writer::default();
+    let all = netfilter(0, 0);
+    writer.message(SUBSYSTEM << 8 | message::GET_CHAIN, flag::REQUEST | flag::DUMP, 0, all, |_| {});
+    Transaction { bytes: writer.into_bytes(), steps: vec!["the question which chains there are".to_owned()] }
+}
+
+/// The chain that a message of the answer to [`list`] tells of (`enum nft_chain_attributes`).
+pub(super) fn chain(message: &Message<'_>) -> Option<Found> {
+    if message.kind != SUBSYSTEM << 8 | message::NEW_CHAIN {
+        return None;
+    }
+    let (family, body) = (message.body.first()?, message.body.get(4..)?);
+    let family = match family {
+        1 => "inet",
+        2 => "ip",
+        3 => "arp",
+        5 => "netdev",
+        7 => "bridge",
+        10 => "ip6",
+        _ => "",
+    };
+    let value = |kind| attributes(body).find_map(|(found, value)| (found == kind).then_some(value));
+    let text = |kind| {
+        let bytes = value(kind)?;
+        Some(String::from_utf8_lossy(bytes.strip_suffix(&[0]).unwrap_or(bytes)).into_owned())
+    };
+    let used = value(6).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_be_bytes);
+    Some(Found {
+        place: format!("the table `{family} {}`", text(1)?),
+        name: text(3)?,
+        rules: usize::try_from(used).unwrap_or(usize::MAX),
+        asked: value(4).is_some(),
+    })
 }
 
 enum Step<'a> {

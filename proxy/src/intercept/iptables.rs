@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 use ipnet::IpNet;
 
 use super::rules::{Action, Chain, Kind, Match, Rule, Ruleset};
+use super::survey::Found;
 use super::text;
 
 /// Why the rules are not in force.
@@ -72,6 +73,40 @@ fn apply_to(rules: &Ruleset, flavour: &str) -> Result<(), Failed> {
     Ok(())
 }
 
+/// The chains of iptables of its own kind, beside nf_tables; none where its tables or its program are not there.
+pub(super) fn chains() -> Vec<Found> {
+    let families = [("/proc/net/ip_tables_names", "iptables"), ("/proc/net/ip6_tables_names", "ip6tables")];
+    let used = families.iter().filter(|(tables, _)| {
+        // Where none is in use, to list them would make them.
+        std::fs::read_to_string(tables).is_ok_and(|tables| !tables.trim().is_empty())
+    });
+    let saved =
+        used.filter_map(|(_, name)| Some(parse(name, &run(&format!("{name}-legacy-save"), &[], "").ok()?)));
+    saved.flatten().collect()
+}
+
+/// What `iptables-save` lists, without what the kernel has by itself.
+pub(super) fn parse(name: &str, saved: &str) -> Vec<Found> {
+    let mut found = Vec::new();
+    let mut table = "";
+    for line in saved.lines() {
+        if let Some(name) = line.strip_prefix('*') {
+            table = name;
+        }
+        let chain = line.strip_prefix(':').and_then(|rest| rest.split_once(" - ["));
+        if let Some((chain, _)) = chain {
+            let place = format!("the table `{table}` of {name}");
+            found.push(Found { place, name: chain.to_owned(), rules: 0, asked: false });
+        }
+        let Some(rule) = line.strip_prefix("-A ") else { continue };
+        for chain in found.iter_mut().rev().filter(|found| found.place.contains(&format!("`{table}`"))) {
+            chain.rules += usize::from(rule.starts_with(&format!("{} ", chain.name)));
+            chain.asked |= rule.ends_with(&format!("-j {}", chain.name));
+        }
+    }
+    found
+}
+
 fn run(program: &str, arguments: &[&str], input: &str) -> Result<String, Failed> {
     let failed = |said: String| Failed::Program { program: program.to_owned(), said };
     let start = || -> io::Result<std::process::Output> {
@@ -97,7 +132,7 @@ fn run(program: &str, arguments: &[&str], input: &str) -> Result<String, Failed>
 pub fn restore(rules: &Ruleset, family: Family, table: Kind, saved: &str) -> String {
     let mut body = String::new();
     for (name, _, hook) in CHAINS.iter().filter(|(_, kind, _)| *kind == table) {
-        let own = format!("TULLE_{}", name.to_ascii_uppercase());
+        let own = own_name(name);
         let wanted = rules.chains.iter().find(|chain| chain.name == *name);
         let jump = format!("{hook} -j {own}");
         let jumps = saved.lines().any(|line| line == format!("-A {jump}"));
@@ -122,6 +157,11 @@ pub fn restore(rules: &Ruleset, family: Family, table: Kind, saved: &str) -> Str
         }
     }
     if body.is_empty() { body } else { format!("*{}\n{body}COMMIT\n", table_name(table)) }
+}
+
+/// What a chain of ours is called there.
+pub(super) fn own_name(chain: &str) -> String {
+    format!("TULLE_{}", chain.to_ascii_uppercase())
 }
 
 fn table_name(table: Kind) -> &'static str {

@@ -1,4 +1,4 @@
-//! Carries transactions to the kernel: one socket, one message, one answer. Decides nothing but what an errno means.
+//! Carries transactions to the kernel, and questions: one socket, one message, one answer. Decides nothing but what an errno means.
 
 use std::os::fd::OwnedFd;
 
@@ -8,8 +8,9 @@ use rustix::net::{
     AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, recv, sendto, socket_with,
 };
 
-use super::encode::Transaction;
+use super::encode::{self, Transaction};
 use super::netlink;
+use super::survey::Found;
 
 /// Why the kernel has not taken a transaction. It took nothing of it.
 #[derive(Debug, thiserror::Error)]
@@ -43,16 +44,7 @@ fn hint(errno: Errno) -> &'static str {
 
 /// Has the kernel carry out a transaction: all of it or nothing.
 pub(super) fn commit(transaction: &Transaction) -> Result<(), Refused> {
-    let socket = socket(Some(NETFILTER)).map_err(|errno| match errno {
-        Errno::PROTONOSUPPORT | Errno::AFNOSUPPORT => Refused::NoNfTables,
-        errno => Refused::Socket(errno),
-    })?;
-    let kernel = SocketAddrNetlink::new(0, 0);
-    sendto(&socket, &transaction.bytes, SendFlags::empty(), &kernel).map_err(|errno| match errno {
-        Errno::MSGSIZE | Errno::NOBUFS => Refused::TooLarge(transaction.bytes.len()),
-        Errno::PERM => Refused::NotPermitted,
-        errno => Refused::Socket(errno),
-    })?;
+    let socket = send(transaction)?;
     // The kernel has done it when `sendto` returns, and the answers lie there.
     let mut acknowledged = false;
     let mut buffer = vec![0; 64 << 10];
@@ -83,6 +75,43 @@ pub(super) fn ask(socket: &OwnedFd, message: &[u8]) -> Result<(), Errno> {
             None => {}
         }
     }
+}
+
+/// Every chain that there is, of all tables.
+pub(super) fn chains() -> Result<Vec<Found>, Refused> {
+    let question = encode::list();
+    let socket = send(&question)?;
+    let mut found = Vec::new();
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let length = match recv(&socket, &mut buffer[..], RecvFlags::empty()) {
+            Ok((length, _)) => length,
+            Err(Errno::INTR) => continue,
+            Err(errno) => return Err(Refused::Socket(errno)),
+        };
+        read(&buffer[..length], &question.steps)?;
+        for message in netlink::messages(&buffer[..length]) {
+            if message.kind == netlink::DONE {
+                return Ok(found);
+            }
+            found.extend(encode::chain(&message));
+        }
+    }
+}
+
+/// A socket to the kernel, with the answers to a transaction on it.
+fn send(transaction: &Transaction) -> Result<OwnedFd, Refused> {
+    let socket = socket(Some(NETFILTER)).map_err(|errno| match errno {
+        Errno::PROTONOSUPPORT | Errno::AFNOSUPPORT => Refused::NoNfTables,
+        errno => Refused::Socket(errno),
+    })?;
+    let kernel = SocketAddrNetlink::new(0, 0);
+    sendto(&socket, &transaction.bytes, SendFlags::empty(), &kernel).map_err(|errno| match errno {
+        Errno::MSGSIZE | Errno::NOBUFS => Refused::TooLarge(transaction.bytes.len()),
+        Errno::PERM => Refused::NotPermitted,
+        errno => Refused::Socket(errno),
+    })?;
+    Ok(socket)
 }
 
 /// Whether all is done, by what the kernel has answered.

@@ -13,9 +13,11 @@ mod kernel;
 mod netlink;
 mod refused;
 mod rules;
+mod survey;
 mod text;
 
 use std::ffi::OsString;
+use std::fmt;
 use std::io::Write as _;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
@@ -26,6 +28,7 @@ pub use self::iptables::{Failed, Family, restore};
 pub use self::kernel::Refused;
 pub use self::refused::{Packet, Refusals};
 pub use self::rules::{ENCLOSED_PORT, Kind, Ruleset, rules};
+pub use self::survey::Stranger;
 use crate::config::{self, ConfigError};
 
 /// The name of our table.
@@ -45,11 +48,21 @@ pub enum Error {
     #[error(transparent)]
     Iptables(#[from] Failed),
     #[error(transparent)]
+    Stranger(#[from] Stranger),
+    #[error(transparent)]
     Missing(#[from] Missing),
     #[error(transparent)]
     NotEnclosed(#[from] NotEnclosed),
     #[error("cannot write to standard output: {0}")]
     Output(#[from] std::io::Error),
+}
+
+/// How rules got into the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Means {
+    NfTables,
+    /// Since the kernel has no nf_tables.
+    Iptables,
 }
 
 /// `intercept`, with its own subcommands and flags.
@@ -69,7 +82,14 @@ pub fn command() -> Command {
         )
         .subcommand_required(true)
         .subcommand(
-            with("install", "Write the rules, in place of those of an earlier installation").arg(dry_run()),
+            with("install", "Write the rules, in place of those of an earlier installation")
+                .arg(dry_run())
+                .arg(
+                    Arg::new("force")
+                        .long("force")
+                        .action(ArgAction::SetTrue)
+                        .help("Also where rules of another mesh, or of a host of containers, are in force"),
+                ),
         )
         .subcommand(Command::new("remove").about("Remove the rules").arg(dry_run()))
         .subcommand(with("check", "Open connections, and fail unless they are led to the proxy's ports"))
@@ -90,8 +110,8 @@ pub fn run(
             write!(out, "{}", text::removal())?;
             return Ok(());
         }
-        remove()?;
-        writeln!(out, "removed the table `inet {TABLE}`")?;
+        let means = remove()?;
+        writeln!(out, "removed {means}")?;
         return Ok(());
     }
     let loaded = config::intercept_from_matches(matches, environment)?;
@@ -110,9 +130,14 @@ pub fn run(
         write!(out, "{}", text::script(&rules))?;
         return Ok(());
     }
-    install(&rules)?;
+    if !matches.get_flag("force")
+        && let Some(stranger) = survey::stranger(&survey::chains()?)
+    {
+        return Err(stranger.into());
+    }
+    let means = install(&rules)?;
     let count: usize = rules.chains.iter().map(|chain| chain.rules.len()).sum();
-    writeln!(out, "installed {count} rules in the table `inet {TABLE}`")?;
+    writeln!(out, "installed {count} rules in {means}")?;
     Ok(())
 }
 
@@ -120,21 +145,38 @@ pub fn run(
 ///
 /// # Errors
 /// What the kernel refuses, and why.
-pub fn install(rules: &Ruleset) -> Result<(), Error> {
-    match kernel::commit(&encode::replace(rules)) {
-        Err(Refused::NoNfTables) => Ok(iptables::apply(rules)?),
-        done => Ok(done?),
-    }
+pub fn install(rules: &Ruleset) -> Result<Means, Error> {
+    carry_out(&encode::replace(rules), rules)
 }
 
 /// Takes away whatever there is of ours; nothing is no error.
 ///
 /// # Errors
 /// What the kernel refuses, and why.
-pub fn remove() -> Result<(), Error> {
-    match kernel::commit(&encode::remove()) {
-        Err(Refused::NoNfTables) => Ok(iptables::apply(&Ruleset { chains: Vec::new() })?),
-        done => Ok(done?),
+pub fn remove() -> Result<Means, Error> {
+    carry_out(&encode::remove(), &Ruleset { chains: Vec::new() })
+}
+
+/// As a transaction of nf_tables where the kernel has it, else by iptables so that there are these rules.
+fn carry_out(transaction: &encode::Transaction, rules: &Ruleset) -> Result<Means, Error> {
+    match kernel::commit(transaction) {
+        Ok(()) => Ok(Means::NfTables),
+        Err(Refused::NoNfTables) => {
+            iptables::apply(rules)?;
+            Ok(Means::Iptables)
+        }
+        Err(refused) => Err(refused.into()),
+    }
+}
+
+// === impl Means ===
+
+impl fmt::Display for Means {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NfTables => write!(f, "the table `inet {TABLE}`"),
+            Self::Iptables => f.write_str("chains of iptables, `TULLE_…`, since the kernel has no nf_tables"),
+        }
     }
 }
 

@@ -11,6 +11,8 @@ const NESTED: u16 = 1 << 15;
 
 /// `NLMSG_ERROR`: an error, or with 0 an acknowledgement.
 pub(super) const ERROR: u16 = 2;
+/// `NLMSG_DONE`: the last of several.
+pub(super) const DONE: u16 = 3;
 
 /// Flags of a message.
 pub(super) mod flag {
@@ -18,6 +20,8 @@ pub(super) mod flag {
     pub(in super::super) const REQUEST: u16 = 0x001;
     /// `NLM_F_ACK`
     pub(in super::super) const ACK: u16 = 0x004;
+    /// `NLM_F_DUMP`
+    pub(in super::super) const DUMP: u16 = 0x300;
     /// `NLM_F_CREATE`
     pub(in super::super) const CREATE: u16 = 0x400;
     /// `NLM_F_APPEND`

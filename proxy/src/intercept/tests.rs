@@ -2,6 +2,7 @@ use super::encode::{remove, replace};
 use super::iptables::Family;
 use super::netlink::{self, Writer, flag};
 use super::rules::{Action, Chain, Hook, Match, Rule, Transport};
+use super::survey::Found;
 use super::*;
 use crate::config::{Config, PREFIX};
 
@@ -162,17 +163,8 @@ fn messages_are_laid_out_as_the_kernel_reads_them() {
     assert_eq!(hex(&remove().bytes), expected);
 }
 
-/// The attributes in `bytes`: type without its flags, and value.
-fn attributes(mut bytes: &[u8]) -> Vec<(u16, &[u8])> {
-    let mut found = Vec::new();
-    while bytes.len() >= 4 {
-        let length = usize::from(u16::from_ne_bytes([bytes[0], bytes[1]]));
-        let kind = u16::from_ne_bytes([bytes[2], bytes[3]]) & 0x3fff;
-        found.push((kind, &bytes[4..length]));
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-    }
-    assert!(bytes.is_empty(), "{} bytes beyond the last attribute", bytes.len());
-    found
+fn attributes(bytes: &[u8]) -> Vec<(u16, &[u8])> {
+    netlink::attributes(bytes).collect()
 }
 
 fn value<'a>(attributes: &[(u16, &'a [u8])], kind: u16) -> &'a [u8] {
@@ -277,6 +269,23 @@ COMMIT
 "#;
     assert_eq!(restore(&rules, Family::V6, Kind::Nat, ""), expected);
     assert_eq!(restore(&rules, Family::V6, Kind::Filter, ""), "", "QUIC is not dropped");
+}
+
+#[test]
+fn chains_are_read_from_what_iptables_saves() {
+    let found = iptables::parse(
+        "iptables",
+        "*filter\n:OUTPUT ACCEPT [0:0]\n:KEPT - [0:0]\nCOMMIT\n*nat\n:OUTPUT ACCEPT [0:0]\n:ISTIO_OUTPUT - [1:2]\n\
+         -A OUTPUT -p tcp -j ISTIO_OUTPUT\n-A ISTIO_OUTPUT -j RETURN\n-A ISTIO_OUTPUT -p tcp -j RETURN\nCOMMIT\n",
+    );
+    let chain = |table: &str, name: &str, rules, asked| Found {
+        place: format!("the table `{table}` of iptables"),
+        name: name.to_owned(),
+        rules,
+        asked,
+    };
+    assert_eq!(found, [chain("filter", "KEPT", 0, false), chain("nat", "ISTIO_OUTPUT", 2, true)]);
+    assert!(survey::stranger(&found).is_some());
 }
 
 #[test]

@@ -13,7 +13,7 @@ use tulle_tests::netns::{Namespace, in_a_node, shell};
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A neighbour, and a way for it through this node to a network that the node does not have.
-fn neighbour() -> Namespace {
+pub(crate) fn neighbour() -> Namespace {
     let other = Namespace::new();
     shell(&format!(
         "ip link add near type veth peer name eth0 netns {}; ip link set near up
@@ -28,7 +28,7 @@ fn neighbour() -> Namespace {
 }
 
 /// Listens on each port, and answers each connection with `name`, until the process ends.
-fn answers(name: &'static str, ports: &[u16]) {
+pub(crate) fn answers(name: &'static str, ports: &[u16]) {
     for port in ports {
         let listener = TcpListener::bind(SocketAddr::from(([0_u16; 8], *port))).expect("a port");
         std::thread::spawn(move || {
@@ -40,7 +40,7 @@ fn answers(name: &'static str, ports: &[u16]) {
 }
 
 /// Who answers at `to`.
-fn who(to: &str, mark: Option<u32>) -> String {
+pub(crate) fn who(to: &str, mark: Option<u32>) -> String {
     let to: SocketAddr = to.parse().expect("an address");
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).expect("a socket");
     if let Some(mark) = mark {

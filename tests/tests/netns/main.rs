@@ -1,10 +1,11 @@
 //! Interception, in network namespaces: the rules in a real kernel, beside `nft` and `iptables`, and the mesh behind them.
 //!
-//! Needs iproute2, nftables, iptables, curl and util-linux, and root or user namespaces: see docs/testing.md.
+//! Needs iproute2, nftables, iptables, curl, Python and util-linux, and root or user namespaces: see docs/testing.md.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 mod egress;
+mod lacking;
 mod led;
 mod mesh;
 mod names;

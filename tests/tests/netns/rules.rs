@@ -28,23 +28,24 @@ const OTHERS: &str = "
 fn try_intercept(arguments: &[&str]) -> Output {
     let mut command = Command::new(binary("tulle-proxy"));
     command.arg("intercept").args(arguments).env_clear().stdin(Stdio::null());
+    command.envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
     command.output().expect("tulle-proxy starts")
 }
 
-fn intercept(arguments: &[&str]) -> String {
+pub(crate) fn intercept(arguments: &[&str]) -> String {
     let output = try_intercept(arguments);
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{arguments:?}: {}: {error}", output.status);
     String::from_utf8(output.stdout).expect("text")
 }
 
-fn refused(arguments: &[&str]) -> String {
+pub(crate) fn refused(arguments: &[&str]) -> String {
     let output = try_intercept(arguments);
     assert!(!output.status.success(), "{arguments:?} succeeds");
     String::from_utf8(output.stderr).expect("text")
 }
 
-fn nft(script: &str) {
+pub(crate) fn nft(script: &str) {
     let path =
         std::env::temp_dir().join(format!("tulle-test.{}.nft", rustix::thread::gettid().as_raw_nonzero()));
     std::fs::write(&path, script).expect("a file");
@@ -52,7 +53,7 @@ fn nft(script: &str) {
     std::fs::remove_file(path).expect("a file");
 }
 
-fn ruleset() -> String {
+pub(crate) fn ruleset() -> String {
     shell("nft -s list ruleset")
 }
 
@@ -166,7 +167,7 @@ fn r13_without_the_capability_it_says_which() {
 }
 
 /// A way to everywhere, that nobody is at the end of.
-fn route() {
+pub(crate) fn route() {
     shell(
         "ip link add out type veth peer name away; ip link set out up; ip link set away up
          ip addr add 10.9.0.1/24 dev out; ip route add default via 10.9.0.2
