@@ -1,9 +1,13 @@
 //! The endpoints of a service, by port; what has not changed is carried over an update.
 
+use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
+
 use super::Endpoint;
-use crate::state::{EndpointsInfo, ObjectName};
+use crate::state::{EndpointsInfo, ObjectName, Peer};
 
 /// A service's endpoints at one moment.
 #[derive(Debug, Default)]
@@ -25,30 +29,26 @@ impl EndpointSet {
     /// The set that `info` describes. An endpoint with the address, port and peer of one in `old` is that one,
     /// with its load and its connections.
     pub fn apply(old: Option<&Self>, info: &EndpointsInfo, workers: usize) -> Self {
+        let mut known: HashMap<(u16, SocketAddr, &Peer), &Arc<Endpoint>, RandomState> = HashMap::default();
+        for (port, members) in old.into_iter().flat_map(|set| &set.ports) {
+            let endpoints = members.iter().map(|member| &member.endpoint);
+            known.extend(endpoints.map(|endpoint| ((*port, endpoint.address, &endpoint.peer), endpoint)));
+        }
         let mut ports: Vec<(u16, Vec<Member>)> = Vec::new();
-        for endpoint in &info.endpoints {
-            let kept = old
-                .into_iter()
-                .flat_map(|set| set.port(endpoint.service_port))
-                .find(|m| m.endpoint.address == endpoint.addr && m.endpoint.peer == endpoint.peer);
-            let member = Member {
-                endpoint: kept.map_or_else(
-                    || {
-                        Endpoint::new(
-                            endpoint.addr,
-                            endpoint.peer.clone(),
-                            endpoint.workload.clone(),
-                            service(&ports, endpoint.service_port, &info.name),
-                            workers,
-                        )
-                    },
-                    |member| Arc::clone(&member.endpoint),
-                ),
-                ready: endpoint.ready,
-            };
-            match ports.iter_mut().find(|(port, _)| *port == endpoint.service_port) {
+        for told in &info.endpoints {
+            let port = told.service_port;
+            let kept = known.get(&(port, told.addr, &told.peer));
+            let endpoint = kept.map_or_else(
+                || {
+                    let (peer, workload) = (told.peer.clone(), told.workload.clone());
+                    Endpoint::new(told.addr, peer, workload, service(&ports, port, &info.name), workers)
+                },
+                |known| Arc::clone(known),
+            );
+            let member = Member { endpoint, ready: told.ready };
+            match ports.iter_mut().find(|(known, _)| *known == port) {
                 Some((_, members)) => members.push(member),
-                None => ports.push((endpoint.service_port, vec![member])),
+                None => ports.push((port, vec![member])),
             }
         }
         Self { ports }
@@ -68,4 +68,38 @@ impl EndpointSet {
 fn service(ports: &[(u16, Vec<Member>)], port: u16, name: &ObjectName) -> Arc<str> {
     let known = ports.iter().find(|(known, _)| *known == port).and_then(|(_, members)| members.first());
     known.map_or_else(|| format!("{name}:{port}").into(), |member| Arc::clone(&member.endpoint.service))
+}
+
+#[cfg(test)]
+mod tests {
+    use tulle_certs::SpiffeId;
+
+    use super::*;
+    use crate::state::EndpointInfo;
+
+    fn info(endpoints: &[(u16, &str, Peer)]) -> EndpointsInfo {
+        let endpoints = endpoints.iter().map(|(service_port, addr, peer)| EndpointInfo {
+            addr: addr.parse().unwrap(),
+            service_port: *service_port,
+            peer: peer.clone(),
+            workload: None,
+            zone: None,
+            ready: true,
+        });
+        EndpointsInfo { name: ObjectName::new("default", "orders"), endpoints: endpoints.collect() }
+    }
+
+    #[test]
+    fn an_endpoint_is_the_same_as_long_as_address_port_and_peer_are() {
+        let mesh = |account: &str| {
+            Peer::Mesh(SpiffeId::parse(&format!("spiffe://cluster.local/ns/default/sa/{account}")).unwrap())
+        };
+        let here = "10.0.0.1:80";
+        let before = EndpointSet::apply(None, &info(&[(80, here, mesh("a")), (81, here, mesh("a"))]), 1);
+        let after = info(&[(80, "10.0.0.2:80", mesh("a")), (80, here, mesh("a")), (81, here, mesh("b"))]);
+        let after = EndpointSet::apply(Some(&before), &after, 1);
+        assert!(Arc::ptr_eq(&before.port(80)[0].endpoint, &after.port(80)[1].endpoint));
+        assert!(!Arc::ptr_eq(&before.port(80)[0].endpoint, &after.port(80)[0].endpoint));
+        assert!(!Arc::ptr_eq(&before.port(81)[0].endpoint, &after.port(81)[0].endpoint), "somebody else");
+    }
 }
