@@ -21,7 +21,7 @@ use crate::ca;
 use crate::ending::Ending;
 use crate::index::{Registration, RegistrationId};
 use crate::metrics::Metrics;
-use crate::model::{Model, Publisher};
+use crate::model::Publisher;
 use crate::registration::{Refusal, Registrations};
 use crate::server;
 
@@ -44,7 +44,8 @@ struct ReportStream {
     expires: SystemTime,
     caller: Option<Caller>,
     held: Option<Held>,
-    models: watch::Receiver<Arc<Model>>,
+    /// Changes with what is pending.
+    services: watch::Receiver<u64>,
     responses: mpsc::Sender<Result<ReportResponse, Status>>,
 }
 
@@ -89,7 +90,7 @@ impl Proxy for Reports {
             expires: caller.not_after,
             caller: None,
             held: None,
-            models: self.publisher.models(),
+            services: self.publisher.services(),
             responses,
         };
         tokio::spawn(stream.run(request.into_inner()));
@@ -128,7 +129,7 @@ impl ReportStream {
                     // The proxy is gone; it will come back.
                     Some(Err(_)) | None => return Ok(()),
                 },
-                changed = self.models.changed() => match changed {
+                changed = self.services.changed() => match changed {
                     Ok(()) => self.tell_pending().await,
                     Err(_) => return Err(Status::unavailable("the control plane is ending")),
                 },

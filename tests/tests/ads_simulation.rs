@@ -150,8 +150,10 @@ impl Simulation {
 
     /// Several changes count as one when the server has not looked in between.
     fn change_model(&mut self) {
+        let mut changed = Vec::new();
         for _ in 0..=self.random.below(3) {
             let key = self.key();
+            changed.push(key.clone());
             match self.random.below(4) {
                 0 => drop(self.world.0.remove(&key)),
                 _ => {
@@ -160,8 +162,20 @@ impl Simulation {
                 }
             }
         }
+        let told_all = self.random.below(4) == 0;
         if let Some(link) = &mut self.link {
-            link.server.model_changed();
+            if told_all {
+                link.server.model_changed();
+            }
+            for (resource_type, name) in &changed {
+                // Routes by their service.
+                let name = if *resource_type == ResourceType::Routes {
+                    name.strip_prefix("shop/")
+                } else {
+                    Some(&**name)
+                };
+                link.server.changed(*resource_type, name.expect("routes of a client in shop"));
+            }
         }
         self.server_speaks();
     }

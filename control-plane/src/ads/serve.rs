@@ -41,6 +41,8 @@ struct ServedStream {
     session: Session,
     identity: String,
     ads: Ads,
+    /// The number of the model that the session knows of.
+    seen: Option<u64>,
     place: Place,
     responses: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
 }
@@ -78,6 +80,7 @@ impl AggregatedDiscoveryService for Ads {
             place: self.proxies.enter(&identity),
             identity,
             ads: self.clone(),
+            seen: None,
             responses,
         };
         tokio::spawn(stream.run(request.into_inner()));
@@ -101,11 +104,8 @@ impl ServedStream {
     async fn serve(&mut self, requests: &mut Streaming<DeltaDiscoveryRequest>) -> Result<(), Status> {
         let mut ending = self.ads.ending.clone();
         loop {
-            // A model that comes with a request must not count as seen before the session knows of it.
-            if self.ads.models.has_changed().unwrap_or(false) {
-                self.session.model_changed();
-            }
             let model = self.ads.models.borrow_and_update().clone();
+            self.see(&model);
             while let Some(response) = self.session.poll(&*model) {
                 self.count(&response);
                 tokio::select! {
@@ -125,13 +125,25 @@ impl ServedStream {
                     // The client is gone; it will come back.
                     Some(Err(_)) | None => return Ok(()),
                 },
-                changed = self.ads.models.changed() => match changed {
-                    // `changed` marks it as seen.
-                    Ok(()) => self.session.model_changed(),
-                    Err(_) => return Err(ends()),
+                changed = self.ads.models.changed() => if changed.is_err() {
+                    return Err(ends());
                 },
                 () = ending.wait() => return Err(ends()),
             }
+        }
+    }
+
+    /// Tells the session what is new in a model.
+    fn see(&mut self, model: &Model) {
+        if self.seen == Some(model.number()) {
+            return;
+        }
+        let seen = self.seen.replace(model.number());
+        match seen.and_then(|seen| model.changed_since(seen)) {
+            Some(changed) => {
+                changed.for_each(|(resource_type, name)| self.session.changed(resource_type, name));
+            }
+            None => self.session.model_changed(),
         }
     }
 

@@ -147,7 +147,8 @@ struct Subscription {
     told: Told,
     /// The version that the client last accepted.
     acked: Option<Arc<str>>,
-    rejected: Option<Rejection>,
+    /// Rare, and so elsewhere.
+    rejected: Option<Box<Rejection>>,
 }
 
 /// What the client was last told about a name, whether or not it has answered yet.
@@ -280,6 +281,16 @@ impl Session {
         }
     }
 
+    /// A resource is not as it was, if it is subscribed to: it is compared again. [`ResourceType::Routes`] are named by their
+    /// service, whoever they are for.
+    pub fn changed(&mut self, resource_type: ResourceType, name: &str) {
+        let Some(channel) = self.channels.get_mut(&resource_type) else { return };
+        match resource_type {
+            ResourceType::Routes => channel.changed(&format!("{}/{name}", self.namespace)),
+            _ => channel.changed(name),
+        }
+    }
+
     /// The next response, if there is anything to say that may be said now.
     pub fn poll(&mut self, view: &impl View) -> Option<DeltaDiscoveryResponse> {
         if let Some(refusal) = self.refusals.pop_front() {
@@ -372,6 +383,12 @@ impl Channel {
         self.due.remove(name);
     }
 
+    fn changed(&mut self, name: &str) {
+        if let Some((name, _)) = self.subscriptions.get_key_value(name) {
+            self.due.insert(Arc::clone(name));
+        }
+    }
+
     /// Reads a request as the answer to the response in flight; any other nonce answers nothing.
     fn settle(&mut self, nonce: &str, error: Option<&Status>) -> Verdict {
         let Some(in_flight) = self.in_flight.take_if(|in_flight| nonce.parse() == Ok(in_flight.nonce)) else {
@@ -384,7 +401,7 @@ impl Channel {
             let Some(subscription) = subscription.filter(|now| now.serial == serial) else { continue };
             match (faults.as_mut().and_then(|faults| faults.take(&name)), told) {
                 (Some(faults), Told::Version(version)) => {
-                    subscription.rejected = Some(Rejection { version, faults });
+                    subscription.rejected = Some(Box::new(Rejection { version, faults }));
                 }
                 (_, Told::Version(version)) => {
                     subscription.acked = Some(version);

@@ -19,6 +19,7 @@
 mod build;
 mod egress;
 mod findings;
+mod history;
 mod publish;
 mod routes;
 mod table;
@@ -32,6 +33,7 @@ use prost::Message;
 use tulle_api::{MESH, ResourceType, v1};
 
 pub use self::findings::findings;
+use self::history::History;
 pub use self::publish::{Publisher, Registered, Submitted};
 use self::routes::RouteSet;
 use self::table::Table;
@@ -75,6 +77,7 @@ pub struct Model {
     egress_of_workloads: Table<Arc<Encoded>>,
     /// By service.
     routes: Table<Arc<RouteSet>>,
+    history: History,
 }
 
 // === impl Encoded ===
@@ -131,6 +134,7 @@ impl Model {
             workloads: Table::default(),
             inbound: Table::default(),
             routes: Table::default(),
+            history: History::default(),
         };
         let all = Dirty { all: true, ..Dirty::default() };
         empty.next(index, &all)
@@ -141,25 +145,38 @@ impl Model {
         let mut next = self.clone();
         if dirty.all {
             next.rebuild(index);
+            next.history.push(None);
             return next;
         }
         let context = next.context(index);
+        let mut changed: Vec<(ResourceType, Arc<str>)> = Vec::new();
+        let mut note = |is_new: bool, resource_type: ResourceType, name: &str| {
+            if is_new {
+                changed.push((resource_type, name.into()));
+            }
+        };
         for name in &dirty.services {
-            next.services.set(name.to_string(), context.service(name));
+            let text = name.to_string();
+            note(next.services.set(text.clone(), context.service(name)), ResourceType::Service, &text);
         }
         for name in &dirty.endpoints {
-            next.endpoints.set(name.to_string(), context.endpoints(name));
+            let text = name.to_string();
+            note(next.endpoints.set(text.clone(), context.endpoints(name)), ResourceType::Endpoints, &text);
         }
         for name in &dirty.routes {
-            next.routes.set(name.to_string(), context.routes(name));
+            let text = name.to_string();
+            note(next.routes.set(text.clone(), context.routes(name)), ResourceType::Routes, &text);
         }
         for address in &dirty.addresses {
-            next.addresses.set(address.to_string(), context.address(*address));
+            let text = address.to_string();
+            note(next.addresses.set(text.clone(), context.address(*address)), ResourceType::Address, &text);
         }
-        for workload in &dirty.workloads {
-            next.workloads.set(workload.to_string(), context.workload(workload));
-            next.inbound.set(workload.to_string(), context.inbound(workload));
-            next.egress_of_workloads.set(workload.to_string(), context.egress_of_workload(workload));
+        for name in &dirty.workloads {
+            let text = name.to_string();
+            note(next.workloads.set(text.clone(), context.workload(name)), ResourceType::Workload, &text);
+            note(next.inbound.set(text.clone(), context.inbound(name)), ResourceType::InboundPolicy, &text);
+            let egress = context.egress_of_workload(name);
+            note(next.egress_of_workloads.set(text.clone(), egress), ResourceType::EgressPolicy, &text);
         }
         for namespace in &dirty.egress {
             next.egress_of_namespaces.set(namespace.to_string(), context.egress_of_namespace(namespace));
@@ -171,8 +188,12 @@ impl Model {
             }
         }
         if dirty.bundles {
-            next.bundles.replace(context.bundles());
+            for (domain, bundle) in context.bundles() {
+                note(next.bundles.set(domain.clone(), bundle), ResourceType::TrustBundle, &domain);
+            }
         }
+        // Workloads that nobody knows yet follow a namespace's policy too, so that not all names are known.
+        next.history.push(dirty.egress.is_empty().then_some(changed));
         next
     }
 
@@ -267,6 +288,17 @@ impl Model {
             ResourceType::Endpoints => self.endpoints.names(),
             ResourceType::Routes => self.routes.names(),
         }
+    }
+
+    /// Tells this snapshot from the others of its line; each has a greater number than the one before.
+    pub fn number(&self) -> u64 {
+        self.history.number()
+    }
+
+    /// What is not as it was in the snapshot of that number, each by type and name ([`ResourceType::Routes`] by service),
+    /// perhaps more than once. `None`: it may be everything, or the snapshot is too old to tell.
+    pub fn changed_since(&self, number: u64) -> Option<impl Iterator<Item = (ResourceType, &str)>> {
+        self.history.since(number)
     }
 
     /// The trust domain in force.

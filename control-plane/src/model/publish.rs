@@ -26,6 +26,8 @@ pub struct Publisher {
     state: Mutex<State>,
     changed: Notify,
     model: watch::Sender<Arc<Model>>,
+    /// How often Services have changed, or may have.
+    services: watch::Sender<u64>,
     findings: watch::Sender<Arc<[Finding]>>,
     /// The number of the newest change that the published model holds.
     published: watch::Sender<u64>,
@@ -73,6 +75,7 @@ impl Publisher {
             settings,
             changed: Notify::new(),
             model: watch::Sender::new(model),
+            services: watch::Sender::new(0),
             findings: watch::Sender::new(all),
             published: watch::Sender::new(0),
         })
@@ -81,6 +84,11 @@ impl Publisher {
     /// The newest snapshot, and every later one; a slow reader skips to the newest.
     pub fn models(&self) -> watch::Receiver<Arc<Model>> {
         self.model.subscribe()
+    }
+
+    /// Changes whenever Services have, and with them what is pending of a registration.
+    pub fn services(&self) -> watch::Receiver<u64> {
+        self.services.subscribe()
     }
 
     /// The newest snapshot.
@@ -165,8 +173,15 @@ impl Publisher {
         if !dirty.is_empty() {
             let current = self.model();
             let next = Arc::new(current.next(&state.index, &dirty));
-            if *current != *next {
+            let is_new = match next.changed_since(current.number()) {
+                Some(mut changed) => changed.next().is_some(),
+                None => *current != *next,
+            };
+            if is_new {
                 self.model.send_replace(next);
+            }
+            if dirty.all || !dirty.services.is_empty() {
+                self.services.send_modify(|times| *times += 1);
             }
         }
         let number = state.changes;

@@ -31,13 +31,13 @@ impl<V: Clone + PartialEq> Table<V> {
         self.shards.get(shard(name))?.get(name)
     }
 
-    /// Sets or removes; a value equal to the present one leaves that in its place.
-    pub(super) fn set(&mut self, name: String, value: Option<V>) {
+    /// Sets or removes; a value equal to the present one leaves that in its place. Says whether there is a difference.
+    pub(super) fn set(&mut self, name: String, value: Option<V>) -> bool {
         let Some(shard) = self.shards.get_mut(shard(&name)) else {
-            return;
+            return false;
         };
         if shard.get(name.as_str()) == value.as_ref() {
-            return;
+            return false;
         }
         let entries = Arc::make_mut(shard);
         match value {
@@ -48,6 +48,7 @@ impl<V: Clone + PartialEq> Table<V> {
                 entries.remove(name.as_str());
             }
         }
+        true
     }
 
     /// Sets these and removes all others.

@@ -1,5 +1,7 @@
 //! Seeded: whatever changes in whatever order, a kept model is a built one.
 
+use std::collections::BTreeSet;
+
 use super::*;
 
 /// A xorshift, so that a failure can be replayed by its seed.
@@ -111,7 +113,9 @@ fn a_model_kept_through_changes_equals_one_built_from_scratch() {
                 change(&mut random, &mut kept, &mut objects, &mut registrations);
             }
             let dirty = kept.take_dirty();
-            model = model.next(&kept, &dirty);
+            let next = model.next(&kept, &dirty);
+            let before = std::mem::replace(&mut model, next);
+            told_apart(&before, &model, &format!("seed {seed}, step {step}"));
 
             let mut fresh = Index::default();
             for registration in registrations.values() {
@@ -123,6 +127,24 @@ fn a_model_kept_through_changes_equals_one_built_from_scratch() {
             assert!(model == scratch, "seed {seed}, step {step}");
         }
     }
+}
+
+/// What a model says to have changed is what has.
+fn told_apart(before: &Model, after: &Model, at: &str) {
+    let Some(changed) = after.changed_since(before.number()) else { return };
+    let changed: BTreeSet<String> = changed.map(|(kind, name)| format!("{kind}/{name}")).collect();
+    let (before, after) = (dump(before), dump(after));
+    let names: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+    let different = names.into_iter().filter(|name| before.get(*name) != after.get(*name));
+    // Routes are told by their service.
+    let of_service = |name: &String| match name.strip_prefix("Routes/").and_then(|name| name.split_once('/'))
+    {
+        Some((_, service)) => format!("Routes/{service}"),
+        None => name.clone(),
+    };
+    let services = different.map(of_service);
+    let missing: Vec<String> = services.filter(|name| !changed.contains(name)).collect();
+    assert!(missing.is_empty(), "{at}: {missing:?} are not among {changed:?}");
 }
 
 fn change(
