@@ -6,9 +6,9 @@
 //! endpoint away. What is registered is kept in the state folder, and a workload is told that it is registered only once
 //! that is written; changes that come during a write are written together by the next one. Called by [`crate::report`]; tells the [`Publisher`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -25,8 +25,10 @@ use crate::state_dir::StateDir;
 
 const FILE: &str = "registrations.json";
 
-/// The least time between two writes of the file.
+/// The least time between two writes of the file …
 const GATHER: Duration = Duration::from_millis(20);
+/// … and how many times longer than a write the time after it is.
+const REST: u32 = 4;
 
 /// How long a workload whose certificate has expired may take to come back with another one.
 const REJOIN: Duration = Duration::from_secs(10);
@@ -52,13 +54,25 @@ pub type Permit = Box<dyn Fn(&SpiffeId, &str) -> Result<(), NotGranted> + Send +
 #[derive(Debug, Default)]
 struct Held {
     /// By streams that are open.
-    live: BTreeMap<RegistrationId, Stored>,
+    live: BTreeMap<RegistrationId, Known>,
     /// Whose workloads are waited for: since a restart, or since their certificates expired.
-    awaited: BTreeMap<RegistrationId, Stored>,
+    awaited: BTreeMap<RegistrationId, Known>,
+    /// Of both, by workload.
+    by_workload: BTreeMap<Arc<str>, BTreeSet<RegistrationId>>,
     /// Number of the last change.
     changes: u64,
     /// The control plane is ending: streams end with it, and what they registered is for the next one.
     closing: bool,
+}
+
+/// What must be known of a registration beside what is published.
+#[derive(Debug)]
+struct Known {
+    workload: Arc<str>,
+    spiffe_id: String,
+    address: String,
+    /// [`Stored`] as JSON, made once and not at each write of the file.
+    line: String,
 }
 
 /// A registration as it is kept in the file.
@@ -111,29 +125,29 @@ pub enum Refusal {
 impl Registrations {
     /// Takes up what was registered before a restart; it is published when this returns.
     pub fn open(publisher: Arc<Publisher>, permit: Permit, folder: Arc<StateDir>, metrics: Metrics) -> Self {
-        let mut restored = BTreeMap::new();
+        let mut held = Held::default();
         for stored in read(&folder) {
             match stored.registration() {
                 Ok(registration) => {
                     let submitted = publisher.submit(registration, None);
-                    restored.insert(submitted.registered.id, stored);
+                    held.wait_for(submitted.registered.id, Known::new(&stored));
                 }
                 Err(error) => {
                     tracing::warn!(workload = stored.workload, %error, "left out a registration of {FILE}");
                 }
             }
         }
-        if !restored.is_empty() {
+        if !held.awaited.is_empty() {
             publisher.publish();
-            tracing::info!(workloads = restored.len(), "serving registrations from before the restart");
+            tracing::info!(workloads = held.awaited.len(), "serving registrations from before the restart");
         }
-        let held = Mutex::new(Held { awaited: restored, ..Held::default() });
+        let held = Mutex::new(held);
         let written = watch::Sender::new(0);
         Self { publisher, permit, folder, metrics, held, changed: Notify::new(), written }
     }
 
     /// Keeps the file, and ends what has not come back after `grace`. Runs until it is dropped.
-    pub async fn keep(&self, grace: Duration) {
+    pub async fn keep(self: Arc<Self>, grace: Duration) {
         let restored: Vec<RegistrationId> = self.held.lock().awaited.keys().copied().collect();
         let expire = async {
             tokio::time::sleep(grace).await;
@@ -142,8 +156,11 @@ impl Registrations {
         let write = async {
             loop {
                 self.changed.notified().await;
-                self.write();
-                tokio::time::sleep(GATHER).await;
+                let begun = Instant::now();
+                let writing = Arc::clone(&self);
+                // The disk must not keep anybody else waiting.
+                let _panicked = tokio::task::spawn_blocking(move || writing.write()).await;
+                tokio::time::sleep(GATHER.max(begun.elapsed() * REST)).await;
             }
         };
         tokio::join!(expire, write);
@@ -169,22 +186,20 @@ impl Registrations {
         for service in &said.services {
             (self.permit)(id, &service.name)?;
         }
+        let known = Known::new(&Stored::new(workload, id, said));
         let (submitted, change) = {
             let mut held = self.held.lock();
-            let stored = Stored::new(workload, id, said);
-            held.check_name(&stored)?;
+            held.check_name(&known)?;
             let submitted = self.publisher.submit(registration.clone(), replaces);
             if let Some(before) = replaces {
-                held.live.remove(&before);
+                held.remove(before);
             }
             // It is back: what it was before is void.
-            let back = held.awaited.extract_if(.., |_, before| {
-                before.workload == stored.workload && before.address == stored.address
-            });
-            for (before, _) in back.collect::<Vec<_>>() {
+            for before in held.awaited_at(&known) {
+                held.remove(before);
                 self.publisher.unregister(before);
             }
-            held.live.insert(submitted.registered.id, stored);
+            held.live_from(submitted.registered.id, known);
             held.changes += 1;
             self.show(&held);
             (submitted, held.changes)
@@ -203,7 +218,8 @@ impl Registrations {
         if held.closing {
             return;
         }
-        if held.live.remove(&id).is_some() {
+        if held.live.contains_key(&id) {
+            held.remove(id);
             self.publisher.unregister(id);
             self.show(&held);
             drop(held);
@@ -221,8 +237,8 @@ impl Registrations {
     /// it registered waits for it, for [`REJOIN`].
     pub fn await_return(self: &Arc<Self>, id: RegistrationId) {
         let mut held = self.held.lock();
-        let Some(stored) = held.live.remove(&id) else { return };
-        held.awaited.insert(id, stored);
+        let Some(known) = held.live.remove(&id) else { return };
+        held.wait_for(id, known);
         self.show(&held);
         drop(held);
         let registrations = Arc::clone(self);
@@ -239,8 +255,8 @@ impl Registrations {
             return;
         }
         for id in awaited {
-            if let Some(stored) = held.awaited.remove(id) {
-                tracing::warn!(workload = stored.workload, "a registered workload has not come back");
+            if let Some(known) = held.awaited.contains_key(id).then(|| held.remove(*id)).flatten() {
+                tracing::warn!(workload = &*known.workload, "a registered workload has not come back");
                 self.publisher.unregister(*id);
                 self.changed.notify_one();
             }
@@ -252,14 +268,11 @@ impl Registrations {
     }
 
     fn write(&self) {
-        let (change, stored): (u64, Vec<Stored>) = {
+        let (change, text) = {
             let held = self.held.lock();
-            (held.changes, held.awaited.values().chain(held.live.values()).cloned().collect())
+            (held.changes, held.text())
         };
-        let written = serde_json::to_vec_pretty(&stored)
-            .map_err(std::io::Error::other)
-            .and_then(|bytes| self.folder.write(FILE, &bytes));
-        if let Err(error) = written {
+        if let Err(error) = self.folder.write(FILE, text.as_bytes()) {
             tracing::error!(%error, "cannot keep the registrations in {FILE}; a restart would forget them");
         }
         // Also when it failed: a full disk must not take endpoints away.
@@ -272,12 +285,69 @@ impl Registrations {
 impl Held {
     /// A workload's name is its identity's for as long as it is registered: what is known of a workload (its policy, its
     /// addresses) is gathered over all registrations of the name, and nobody may add to another's.
-    fn check_name(&self, new: &Stored) -> Result<(), Refusal> {
-        let mut known = self.live.values().chain(self.awaited.values());
-        let other = known.find(|known| known.workload == new.workload && known.spiffe_id != new.spiffe_id);
-        other.map_or(Ok(()), |other| {
-            Err(Refusal::Taken { workload: new.workload.clone(), holder: other.spiffe_id.clone() })
+    fn check_name(&self, new: &Known) -> Result<(), Refusal> {
+        let mut known = self.of_workload(&new.workload).map(|(_, known)| known);
+        known.find(|known| known.spiffe_id != new.spiffe_id).map_or(Ok(()), |other| {
+            Err(Refusal::Taken { workload: new.workload.to_string(), holder: other.spiffe_id.clone() })
         })
+    }
+
+    /// Those of the same workload at the same address that are waited for.
+    fn awaited_at(&self, new: &Known) -> Vec<RegistrationId> {
+        let before = self.of_workload(&new.workload).filter(|(_, before)| before.address == new.address);
+        before.map(|(id, _)| id).filter(|id| self.awaited.contains_key(id)).collect()
+    }
+
+    fn of_workload(&self, workload: &str) -> impl Iterator<Item = (RegistrationId, &Known)> {
+        let ids = self.by_workload.get(workload).into_iter().flatten();
+        ids.filter_map(|id| Some((*id, self.live.get(id).or_else(|| self.awaited.get(id))?)))
+    }
+
+    fn live_from(&mut self, id: RegistrationId, known: Known) {
+        self.by_workload.entry(Arc::clone(&known.workload)).or_default().insert(id);
+        self.live.insert(id, known);
+    }
+
+    fn wait_for(&mut self, id: RegistrationId, known: Known) {
+        self.by_workload.entry(Arc::clone(&known.workload)).or_default().insert(id);
+        self.awaited.insert(id, known);
+    }
+
+    fn remove(&mut self, id: RegistrationId) -> Option<Known> {
+        let known = self.live.remove(&id).or_else(|| self.awaited.remove(&id))?;
+        if let Some(ids) = self.by_workload.get_mut(&known.workload) {
+            ids.remove(&id);
+            if ids.is_empty() {
+                self.by_workload.remove(&known.workload);
+            }
+        }
+        Some(known)
+    }
+
+    /// A JSON list of [`Stored`], a line each.
+    fn text(&self) -> String {
+        let lines = || self.awaited.values().chain(self.live.values()).map(|known| &known.line);
+        let mut text = String::with_capacity(lines().map(|line| line.len() + 2).sum::<usize>() + 4);
+        for (at, line) in lines().enumerate() {
+            text.push_str(if at == 0 { "[\n" } else { ",\n" });
+            text.push_str(line);
+        }
+        text.push_str(if text.is_empty() { "[]\n" } else { "\n]\n" });
+        text
+    }
+}
+
+// === impl Known ===
+
+impl Known {
+    fn new(stored: &Stored) -> Self {
+        Self {
+            workload: stored.workload.as_str().into(),
+            spiffe_id: stored.spiffe_id.clone(),
+            address: stored.address.clone(),
+            // Text, numbers and lists are always JSON.
+            line: serde_json::to_string(stored).unwrap_or_default(),
+        }
     }
 }
 

@@ -5,7 +5,8 @@
 //! identity, and each has its token: their grants add up. Asked by [`crate::report`].
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tulle_certs::SpiffeId;
@@ -17,7 +18,16 @@ type Kept = BTreeMap<String, BTreeSet<String>>;
 
 /// The grants of one state folder.
 pub(super) struct Grants {
+    state: Arc<State>,
+    /// Held by who writes.
+    turn: Arc<tokio::sync::Mutex<()>>,
+}
+
+struct State {
+    dir: PathBuf,
     kept: Mutex<Kept>,
+    /// To be written.
+    staged: Mutex<Vec<(SpiffeId, Vec<String>)>>,
 }
 
 /// A service that no join token of the identity names.
@@ -45,30 +55,62 @@ impl Grants {
                 Kept::new()
             }),
         };
-        Ok(Self { kept: Mutex::new(kept) })
+        let state = State { dir: dir.to_owned(), kept: Mutex::new(kept), staged: Mutex::default() };
+        Ok(Self { state: Arc::new(state), turn: Arc::default() })
     }
 
-    /// Adds what a token grants. In the file before it counts.
-    pub(super) fn add(&self, dir: &Path, id: &SpiffeId, services: &[String]) -> Result<(), CaError> {
-        let mut kept = self.kept.lock();
-        let known = kept.get(id.as_str());
-        if services.iter().all(|service| known.is_some_and(|known| known.contains(service))) {
+    /// Adds what a token grants. In the file before it counts; those who join at once are written together.
+    pub(super) async fn add(&self, id: &SpiffeId, services: &[String]) -> Result<(), CaError> {
+        if self.state.holds(id, services) {
             return Ok(());
         }
-        let mut next = kept.clone();
-        next.entry(id.to_string()).or_default().extend(services.iter().cloned());
-        let text = serde_json::to_string_pretty(&next)
-            .map_err(|error| CaError::Io { path: dir.join(store::GRANTS), why: error.into() })?;
-        store::write_grants(dir, &text)?;
-        *kept = next;
-        Ok(())
+        let (id, services) = (id.clone(), services.to_vec());
+        self.state.staged.lock().push((id.clone(), services.clone()));
+        let turn = Arc::clone(&self.turn).lock_owned().await;
+        let state = Arc::clone(&self.state);
+        // With its turn: a caller that goes away meanwhile must not let another write beside it.
+        let written = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            state.write(id, services)
+        });
+        written.await.unwrap_or_else(|panicked| Err(self.state.failed(std::io::Error::other(panicked))))
     }
 
     pub(super) fn check(&self, id: &SpiffeId, service: &str) -> Result<(), NotGranted> {
-        let kept = self.kept.lock();
+        let kept = self.state.kept.lock();
         if kept.get(id.as_str()).is_some_and(|services| services.contains(service)) {
             return Ok(());
         }
         Err(NotGranted { id: id.clone(), service: service.to_owned() })
+    }
+}
+
+// === impl State ===
+
+impl State {
+    /// Writes what is staged and this; nothing, if somebody before has written this already.
+    fn write(&self, id: SpiffeId, services: Vec<String>) -> Result<(), CaError> {
+        if self.holds(&id, &services) {
+            return Ok(());
+        }
+        let mut next = self.kept.lock().clone();
+        let staged = std::mem::take(&mut *self.staged.lock());
+        for (id, services) in staged.into_iter().chain([(id, services)]) {
+            next.entry(id.to_string()).or_default().extend(services);
+        }
+        let text = serde_json::to_string_pretty(&next).map_err(|error| self.failed(error.into()))?;
+        store::write_grants(&self.dir, &text)?;
+        *self.kept.lock() = next;
+        Ok(())
+    }
+
+    fn holds(&self, id: &SpiffeId, services: &[String]) -> bool {
+        let kept = self.kept.lock();
+        let known = kept.get(id.as_str());
+        services.iter().all(|service| known.is_some_and(|known| known.contains(service)))
+    }
+
+    fn failed(&self, why: std::io::Error) -> CaError {
+        CaError::Io { path: self.dir.join(store::GRANTS), why }
     }
 }

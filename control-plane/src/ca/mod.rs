@@ -91,7 +91,6 @@ struct Inner {
     bundle: Arc<TrustBundle>,
     pin: Pin,
     tokens: JoinTokens,
-    state_dir: PathBuf,
     grants: Grants,
     lifetime: Duration,
     creds: ArcSwap<Creds>,
@@ -151,7 +150,6 @@ impl Ca {
             authority,
             pin,
             tokens,
-            state_dir: state_dir.to_owned(),
             grants: Grants::open(state_dir)?,
             lifetime: options.lifetime,
             creds: ArcSwap::from_pointee(creds),
@@ -218,8 +216,8 @@ impl Ca {
     }
 
     /// Remembers what a verified join token grants.
-    fn grant(&self, id: &SpiffeId, services: &[String]) -> Result<(), CaError> {
-        self.0.grants.add(&self.0.state_dir, id, services)
+    async fn grant(&self, id: &SpiffeId, services: &[String]) -> Result<(), CaError> {
+        self.0.grants.add(id, services).await
     }
 
     /// Whom it issues for.

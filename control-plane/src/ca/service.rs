@@ -88,12 +88,12 @@ impl CertificateService {
     }
 
     /// The whole decision, with the time passed in.
-    pub(super) fn answer(
+    pub(super) async fn answer(
         &self,
         request: &Request<IstioCertificateRequest>,
         now: SystemTime,
     ) -> Result<IstioCertificateResponse, Status> {
-        let result = self.decide(request, now);
+        let result = self.decide(request, now).await;
         let outcome = match &result {
             Ok((_, outcome)) | Err((_, outcome)) => *outcome,
         };
@@ -107,7 +107,7 @@ impl CertificateService {
         }
     }
 
-    fn decide(
+    async fn decide(
         &self,
         request: &Request<IstioCertificateRequest>,
         now: SystemTime,
@@ -130,7 +130,7 @@ impl CertificateService {
             }
         })?;
         // Before the certificate is used: whoever has it registers at once.
-        self.ca.grant(&id, &services).map_err(|error| {
+        self.ca.grant(&id, &services).await.map_err(|error| {
             tracing::error!(%error, "cannot keep what a join token grants");
             (Status::unavailable(error.to_string()), Outcome::Failed)
         })?;
@@ -204,6 +204,6 @@ impl IstioCertificateService for CertificateService {
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
-        self.answer(&request, SystemTime::now()).map(Response::new)
+        self.answer(&request, SystemTime::now()).await.map(Response::new)
     }
 }

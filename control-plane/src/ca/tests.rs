@@ -1,8 +1,8 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 
-use tonic::{Code, Request};
-use tulle_api::ca::IstioCertificateRequest;
+use tonic::{Code, Request, Status};
+use tulle_api::ca::{IstioCertificateRequest, IstioCertificateResponse};
 use tulle_certs::issue::split_chain;
 use tulle_certs::pem;
 
@@ -26,8 +26,13 @@ fn open(dir: &Path) -> Ca {
     Ca::open(dir, &domain(), now()).unwrap()
 }
 
-fn service(ca: &Ca) -> CertificateService {
-    CertificateService::new(ca.clone())
+fn certificate(
+    ca: &Ca,
+    request: &Request<IstioCertificateRequest>,
+    now: SystemTime,
+) -> Result<IstioCertificateResponse, Status> {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(CertificateService::new(ca.clone()).answer(request, now))
 }
 
 fn request(seconds: i64) -> (Request<IstioCertificateRequest>, PrivateKey) {
@@ -47,7 +52,7 @@ fn a_token_gives_its_identity_and_the_certificate_renews_itself() {
     let token = ca.tokens().mint(&id("web"), &["web".into()], HOUR, now()).unwrap();
     let (mut ask, key) = request(0);
     bearer(&mut ask, &token);
-    let answer = service(&ca).answer(&ask, now()).unwrap();
+    let answer = certificate(&ca, &ask, now()).unwrap();
     let (chain, bundle) = split_chain(&answer.cert_chain, &domain()).unwrap();
     assert_eq!(&bundle, &*ca.bundle());
     let creds = Creds::new(chain, key, ca.bundle(), now()).unwrap();
@@ -60,13 +65,13 @@ fn a_token_gives_its_identity_and_the_certificate_renews_itself() {
     let caller = Caller::of(Some(creds.chain())).unwrap().unwrap();
     assert_eq!((&caller.id, caller.not_after), (creds.id(), creds.not_after()));
     ask.extensions_mut().insert(caller.clone());
-    let answer = service(&ca).answer(&ask, now()).unwrap();
+    let answer = certificate(&ca, &ask, now()).unwrap();
     let (chain, _) = split_chain(&answer.cert_chain, &domain()).unwrap();
     let renewed = Creds::new(chain, key, ca.bundle(), now()).unwrap();
     assert_eq!(renewed.id(), &id("web"));
     assert!(renewed.not_after().duration_since(now()).unwrap() <= Duration::from_secs(60));
 
-    let status = service(&ca).answer(&ask, caller.not_after + Duration::from_secs(1)).unwrap_err();
+    let status = certificate(&ca, &ask, caller.not_after + Duration::from_secs(1)).unwrap_err();
     assert_eq!(status.code(), Code::Unauthenticated);
     assert!(status.message().contains("expired"), "{status}");
 }
@@ -79,14 +84,14 @@ fn what_a_token_grants_adds_up_per_identity_and_survives_renewal_and_restart() {
         let token = ca.tokens().mint(&id(account), services, HOUR, now()).unwrap();
         let (mut ask, _) = request(0);
         bearer(&mut ask, &token);
-        service(ca).answer(&ask, now()).unwrap();
+        certificate(ca, &ask, now()).unwrap();
     };
     join(&ca, "web", &["web".into()]);
     join(&ca, "web", &["api".into()]);
     join(&ca, "orders", &[]);
     let (mut ask, _) = request(0);
     ask.extensions_mut().insert(Caller { id: id("web"), not_after: now() + HOUR });
-    service(&ca).answer(&ask, now()).unwrap();
+    certificate(&ca, &ask, now()).unwrap();
     drop(ca);
 
     let ca = open(dir.path());
@@ -108,6 +113,27 @@ fn what_a_token_grants_adds_up_per_identity_and_survives_renewal_and_restart() {
 }
 
 #[test]
+fn many_who_join_at_once_are_all_granted_what_their_tokens_say() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = open(dir.path());
+    let grants = |account: usize| (id(&format!("w{account}")), [format!("s{account}")]);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let joins = (0..50).map(async |account| {
+            let (id, services) = grants(account);
+            ca.grant(&id, &services).await.unwrap();
+            assert_eq!(ca.may_register(&id, &services[0]), Ok(()), "as soon as it is answered");
+        });
+        futures_util::future::join_all(joins).await;
+    });
+    drop(ca);
+    let ca = open(dir.path());
+    for (id, [service]) in (0..50).map(grants) {
+        assert_eq!(ca.may_register(&id, &service), Ok(()), "kept");
+    }
+}
+
+#[test]
 fn every_refusal_has_its_status_and_is_observed() {
     let dir = tempfile::tempdir().unwrap();
     let seen: Arc<Mutex<Vec<Outcome>>> = Arc::default();
@@ -123,7 +149,7 @@ fn every_refusal_has_its_status_and_is_observed() {
 
     let (ask, _) = request(0);
     let refuse = |ask: &Request<IstioCertificateRequest>, code, outcome, word: &str| {
-        let status = service(&ca).answer(ask, now()).unwrap_err();
+        let status = certificate(&ca, ask, now()).unwrap_err();
         assert_eq!(status.code(), code, "{status}");
         assert!(status.message().contains(word), "{status}");
         assert_eq!(seen.lock().pop(), Some(outcome));
