@@ -21,7 +21,8 @@ const MAX_BODY: usize = 16 << 20;
 /// An address that requests are sent to, and the connections to it that wait for the next one.
 #[derive(Debug)]
 pub(crate) struct Origin {
-    address: SocketAddr,
+    /// Looked up for each connection where it begins with a name.
+    address: String,
     host: HeaderValue,
     idle: Mutex<Vec<SendRequest<Empty<Bytes>>>>,
 }
@@ -31,15 +32,23 @@ pub(crate) struct Origin {
 impl Origin {
     /// `host` is what the `Host` field says; by default the address.
     pub(crate) fn new(address: SocketAddr, host: Option<&str>) -> Result<Self> {
-        let host = host.map_or_else(|| address.to_string(), str::to_owned);
-        let host =
-            HeaderValue::from_str(&host).with_context(|| format!("`{host}` cannot be a Host field"))?;
-        Ok(Self { address, host, idle: Mutex::new(Vec::new()) })
+        let address = address.to_string();
+        Self::at(&address, host.unwrap_or(&address))
+    }
+
+    /// The origin `<name>:<port>`, whose addresses are asked for as any program does.
+    pub(crate) fn named(host: &str) -> Result<Self> {
+        Self::at(host, host)
+    }
+
+    fn at(address: &str, host: &str) -> Result<Self> {
+        let host = HeaderValue::from_str(host).with_context(|| format!("`{host}` cannot be a Host field"))?;
+        Ok(Self { address: address.to_owned(), host, idle: Mutex::new(Vec::new()) })
     }
 
     /// Where the requests go.
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.address
+    pub(crate) fn address(&self) -> &str {
+        &self.address
     }
 
     /// GET `path` (with its query). A kept connection that turns out to be closed is replaced; a GET may be sent twice.
@@ -96,7 +105,7 @@ impl Origin {
     }
 
     async fn connect(&self) -> Result<SendRequest<Empty<Bytes>>> {
-        let stream = TcpStream::connect(self.address).await.context("connect")?;
+        let stream = TcpStream::connect(&self.address).await.context("connect")?;
         stream.set_nodelay(true).context("TCP_NODELAY")?;
         let (sender, connection) = handshake(TokioIo::new(stream)).await.context("HTTP/1.1")?;
         tokio::spawn(async move {

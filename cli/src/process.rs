@@ -86,6 +86,23 @@ impl Process {
         output: Option<Stdio>,
         logs: &Path,
     ) -> Result<Self> {
+        let mut command = Command::new(executable());
+        command.arg0("tulle").arg("internal").args(flags).args(&program.arguments);
+        Self::spawn_as(program, command, input, output, logs)
+    }
+
+    /// As [`Process::start`], by a command that sees to it that what it starts ends with us.
+    pub(crate) fn start_as(program: Program, command: Command, input: Stdio, logs: &Path) -> Result<Self> {
+        Self::spawn_as(program, command, input, None, logs)
+    }
+
+    fn spawn_as(
+        program: Program,
+        mut command: Command,
+        input: Stdio,
+        output: Option<Stdio>,
+        logs: &Path,
+    ) -> Result<Self> {
         let log = logs.join(format!("{}.log", program.name));
         let errors = OpenOptions::new().create(true).append(true).open(&log);
         let errors = errors.with_context(|| format!("cannot write {}", log.display()))?;
@@ -93,17 +110,12 @@ impl Process {
             Some(output) => output,
             None => errors.try_clone().context("the log's descriptor")?.into(),
         };
-        let mut command = Command::new(executable());
         // Settings of a mesh that is run in earnest from the same shell are not meant for this one.
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TULLE_"))
         {
             command.env_remove(name);
         }
         let child = command
-            .arg0("tulle")
-            .arg("internal")
-            .args(flags)
-            .args(&program.arguments)
             .stdin(input)
             .stdout(output)
             .stderr(errors)

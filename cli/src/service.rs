@@ -1,8 +1,8 @@
 //! The demo's small services: `tulle internal service`.
 //!
 //! One answers every GET with a JSON object of who it is and what its upstream said, so that `curl` shows the way of
-//! a request. It knows nothing of the mesh: it listens where it was told and calls its proxy's port in plain
-//! HTTP/1.1, as any application would. A failing upstream's status is passed on, never made good.
+//! a request. It knows nothing of the mesh: it listens where it was told and calls plain `http://orders:8080`, or its
+//! proxy's port, as any application would. A failing upstream's status is passed on, never made good.
 
 use std::convert::Infallible;
 use std::net::{SocketAddr, TcpListener};
@@ -49,9 +49,12 @@ pub(crate) struct ServiceArgs {
     /// Listen here. Without it standard input is the listening socket, as from inetd.
     #[arg(long)]
     listen: Option<SocketAddr>,
-    /// The service to call for each request, by its `Host` field and the address to dial.
-    #[arg(long, value_name = "HOST=ADDRESS", value_parser = upstream)]
-    upstream: Option<(String, SocketAddr)>,
+    /// Standard input is a listening socket as well.
+    #[arg(long, requires = "listen")]
+    front: bool,
+    /// The service to call for each request, by its `Host` field, and the address to dial where its name is not known.
+    #[arg(long, value_name = "HOST[=ADDRESS]", value_parser = upstream)]
+    upstream: Option<(String, Option<SocketAddr>)>,
 }
 
 #[derive(Debug)]
@@ -63,18 +66,27 @@ struct Service {
 
 /// Serves until the process is ended.
 pub(crate) async fn run(arguments: ServiceArgs) -> Result<()> {
-    let listener = listener(arguments.listen)?;
+    let own = listener(arguments.listen)?;
+    let front = if arguments.front { Some(listener(None)?) } else { None };
     let upstream = match arguments.upstream {
-        Some((host, address)) => Some(Origin::new(address, Some(&host))?),
+        Some((host, Some(address))) => Some(Origin::new(address, Some(&host))?),
+        Some((host, None)) => Some(Origin::named(&host)?),
         None => None,
     };
     let service = Arc::new(Service { name: arguments.name, version: arguments.version, upstream });
-    serve(listener, service).await
+    if let Some(front) = front {
+        tokio::spawn(serve(front, Arc::clone(&service)));
+    }
+    serve(own, service).await
 }
 
-fn upstream(text: &str) -> Result<(String, SocketAddr)> {
-    let (host, address) = text.split_once('=').context("expected HOST=ADDRESS")?;
-    Ok((host.to_owned(), address.parse().with_context(|| format!("`{address}` is not an <ip>:<port>"))?))
+fn upstream(text: &str) -> Result<(String, Option<SocketAddr>)> {
+    let Some((host, address)) = text.split_once('=') else {
+        let host = text.strip_prefix("http://").unwrap_or(text);
+        return Ok((host.to_owned(), None));
+    };
+    let address = address.parse().with_context(|| format!("`{address}` is not an <ip>:<port>"))?;
+    Ok((host.to_owned(), Some(address)))
 }
 
 fn listener(listen: Option<SocketAddr>) -> Result<tokio::net::TcpListener> {

@@ -1,10 +1,12 @@
 //! Starts the demo's mesh, waits until it is ready and keeps watch over its processes.
 //!
-//! Every process comes from this binary and takes free ports: applications' sockets are bound here and handed down as
-//! standard input; proxies and the control plane bind port 0 and tell where in their addresses files.
+//! Every process comes from this binary. Services run as `tulle run` runs programs, each in a [`Room`] of its own, and know
+//! nothing of the mesh. Where the kernel forbids that, they call each other by their proxies' ports: applications' sockets are
+//! bound here and handed down as standard input then, as `web`'s, whom the driver calls, always is. Proxies and the
+//! control plane bind port 0 and tell where in their addresses files.
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -16,9 +18,12 @@ use http::HeaderMap;
 use super::scrape;
 use super::topology::{self, NAMESPACE, PORT, WORKLOADS, Workload};
 use crate::http::Origin;
-use crate::process::{Addresses, POLL, Process, Program, READY_WITHIN, strings};
+use crate::process::{Addresses, POLL, Process, Program, READY_WITHIN, executable, strings};
+use crate::run::Room;
 use crate::token;
 
+/// Where a service listens in a room: on each of its addresses, at its port.
+const IN_ROOM: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), PORT);
 const SCRAPE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Latencies on one machine are far below the first of the default buckets.
 const BUCKETS: &str = "100us,250us,500us,750us,1ms,1500us,2ms,3ms,4ms,5ms,7500us,10ms,15ms,25ms,50ms,75ms,100ms,\
@@ -40,9 +45,11 @@ pub(crate) struct Mesh {
     /// `web`'s application.
     pub(crate) front: SocketAddr,
     control_plane: Process,
-    proxies: Vec<Proxy>,
     services: Vec<Process>,
-    /// What happened to the control plane, for people.
+    proxies: Vec<Proxy>,
+    /// Of each workload; none where the kernel forbids them.
+    rooms: Vec<Room>,
+    /// What is otherwise than expected, for people.
     pub(crate) notices: Vec<String>,
 }
 
@@ -97,26 +104,39 @@ impl Mesh {
     pub(crate) async fn start(folders: Folders) -> Result<Self> {
         let (mut control_plane, addresses) = start_control_plane(&folders).await?;
         let grpc = addresses.get("grpc")?;
+        let (rooms, notices) = match open_rooms(&folders) {
+            Ok(rooms) => (rooms, Vec::new()),
+            Err(error) => {
+                let why = tulle_control_plane::app::describe(&error);
+                let notice = format!("services call each other by explicit ports, since {why}");
+                eprintln!("tulle: {notice}");
+                (Vec::new(), vec![notice])
+            }
+        };
         let mut started = Vec::new();
-        for workload in WORKLOADS {
+        for (index, workload) in WORKLOADS.into_iter().enumerate() {
             let listener = TcpListener::bind("127.0.0.1:0").context("no free port on 127.0.0.1")?;
-            let application = listener.local_addr().context("a listener's address")?;
-            let process = start_proxy(&folders, &workload, grpc, application)?;
-            started.push((workload, process, listener, application));
+            let bound = listener.local_addr().context("a listener's address")?;
+            let room = rooms.get(index);
+            let process = start_proxy(&folders, &workload, grpc, room, bound)?;
+            started.push((workload, process, room, listener, bound));
         }
-        let front = started.first().map(|(_, _, _, application)| *application).context("no workload")?;
+        let front = started.first().map(|(.., bound)| *bound).context("no workload")?;
         let (mut proxies, mut services) = (Vec::new(), Vec::new());
-        for (workload, mut process, listener, _) in started {
+        for (workload, mut process, room, listener, bound) in started {
             let addresses = process.addresses(&folders.addresses(&proxy_name(&workload))).await?;
             let metrics = Origin::new(addresses.get("metrics")?, None)?;
             process.ready(&metrics, READY_WITHIN).await?;
-            services.push(start_service(&folders, &workload, &addresses, listener)?);
+            services.push(match room {
+                Some(room) => start_in_room(&folders, &workload, room, (bound == front).then_some(listener))?,
+                None => start_service(&folders, &workload, &addresses, listener)?,
+            });
             proxies.push(Proxy { workload, process, metrics, addresses });
         }
         if control_plane.ended().is_some() {
             bail!("the control plane ended\n{}", control_plane.log_tail());
         }
-        let mut mesh = Self { folders, front, control_plane, proxies, services, notices: Vec::new() };
+        let mut mesh = Self { folders, front, control_plane, services, proxies, rooms, notices };
         mesh.answered().await?;
         Ok(mesh)
     }
@@ -162,6 +182,9 @@ impl Mesh {
             if let Some(status) = process.ended() {
                 bail!("{} ended ({status}); {}", process.name(), process.log_tail());
             }
+        }
+        for room in &mut self.rooms {
+            room.watch()?;
         }
         if let Some(status) = self.control_plane.ended() {
             let program = self.control_plane.program().clone();
@@ -236,9 +259,11 @@ fn start_proxy(
     folders: &Folders,
     workload: &Workload,
     control_plane: SocketAddr,
-    application: SocketAddr,
+    room: Option<&Room>,
+    bound: SocketAddr,
 ) -> Result<Process> {
     let Workload { name, services, upstream, .. } = workload;
+    let application = room.map_or(bound, |_| IN_ROOM);
     let token_file = folders.token(name);
     let token = token::create(&token::Request {
         state_dir: &folders.state,
@@ -259,8 +284,6 @@ fn start_proxy(
         &token_file.to_string_lossy(),
         "--inbound-listen",
         "none",
-        "--outbound-listen",
-        "none",
         "--inbound-ports",
         &format!("127.0.0.1:0={application}{registered}"),
         "--admin-address",
@@ -278,11 +301,47 @@ fn start_proxy(
         "--access-log",
         "none",
     ]);
-    if let Some(upstream) = upstream {
-        let listener = format!("127.0.0.1:0={NAMESPACE}/{upstream}:{PORT}");
-        arguments.extend(strings(&["--outbound-services", &listener]));
+    match (room, upstream) {
+        (Some(room), _) => arguments.extend(room.proxy_flags()),
+        (None, Some(upstream)) => {
+            let listener = format!("127.0.0.1:0={NAMESPACE}/{upstream}:{PORT}");
+            arguments.extend(strings(&["--outbound-listen", "none", "--outbound-services", &listener]));
+        }
+        (None, None) => arguments.extend(strings(&["--outbound-listen", "none"])),
     }
     Process::start(Program { name: proxy_name(workload), arguments }, Stdio::null(), &folders.logs)
+}
+
+/// A room for each workload. What a room refuses is nothing that the demo's services do.
+fn open_rooms(folders: &Folders) -> Result<Vec<Room>> {
+    let open = |workload: Workload| Room::open(workload.name, &folders.run, &folders.logs, NAMESPACE, |_| ());
+    WORKLOADS.into_iter().map(open).collect()
+}
+
+/// A service as anybody would write it: it listens on its port and calls the next by its name.
+fn start_in_room(
+    folders: &Folders,
+    workload: &Workload,
+    room: &Room,
+    front: Option<TcpListener>,
+) -> Result<Process> {
+    let mut arguments = service_arguments(workload);
+    arguments.extend(strings(&["--listen", &IN_ROOM.to_string()]));
+    if front.is_some() {
+        arguments.push("--front".to_owned());
+    }
+    if let Some(upstream) = workload.upstream {
+        arguments.extend(strings(&["--upstream", &format!("http://{upstream}:{PORT}")]));
+    }
+    let mut program = vec![executable().into_os_string(), "internal".into()];
+    program.extend(arguments.iter().map(Into::into));
+    let command = room.command(&program);
+    let input = front.map_or_else(Stdio::null, |front| OwnedFd::from(front).into());
+    Process::start_as(Program { name: workload.name.to_owned(), arguments }, command, input, &folders.logs)
+}
+
+fn service_arguments(workload: &Workload) -> Vec<String> {
+    strings(&["service", "--name", workload.application, "--version", workload.version])
 }
 
 fn start_service(
@@ -291,7 +350,7 @@ fn start_service(
     addresses: &Addresses,
     listener: TcpListener,
 ) -> Result<Process> {
-    let mut arguments = strings(&["service", "--name", workload.application, "--version", workload.version]);
+    let mut arguments = service_arguments(workload);
     if let Some(upstream) = workload.upstream {
         let address = addresses.get(&format!("outbound/{NAMESPACE}/{upstream}:{PORT}"))?;
         arguments.extend(strings(&["--upstream", &format!("{upstream}:{PORT}={address}")]));

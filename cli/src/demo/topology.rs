@@ -89,7 +89,6 @@ metadata:
   name: {name}
   namespace: {NAMESPACE}
 spec:
-  clusterIP: None
   ports:
     - name: http
       port: {PORT}

@@ -448,3 +448,36 @@ fn run_says_what_to_do_where_namespaces_are_forbidden() {
         mesh.is_gone(None).await;
     });
 }
+
+/// The demo's verdict on three seconds, and what it said of itself.
+fn demo(mesh: &Mesh, command: &mut Command) -> (Value, String) {
+    command.args(["demo", "--for", "3s", "--rps", "10", "--output", "json"]).env("TMPDIR", mesh.path("own"));
+    let ended = Ended::of(command.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap());
+    assert!(ended.status.success(), "{ended:?}");
+    (serde_json::from_str(&ended.out).unwrap(), ended.err)
+}
+
+#[test]
+fn run_is_how_the_demo_starts_its_services() {
+    in_a_node(async || {
+        let mesh = Mesh::of_an_ordinary_user();
+        let (report, said) = demo(&mesh, &mut mesh.tulle(&[]));
+        assert_eq!(report["edges"].as_array().map(Vec::len), Some(3), "{report}");
+        assert_eq!(said, "");
+        mesh.is_gone(None).await;
+    });
+}
+
+#[test]
+fn run_is_done_without_by_the_demo_where_namespaces_are_forbidden() {
+    in_a_node(async || {
+        let mesh = Mesh::new();
+        let script = "echo 0 > /proc/sys/user/max_net_namespaces; exec \"$0\" \"$@\"";
+        let mut command = Command::new("unshare");
+        command.args(["-Ur", "sh", "-c", script]).arg(mesh.path("tulle"));
+        let (report, said) = demo(&mesh, &mut command);
+        assert_eq!(report["edges"].as_array().map(Vec::len), Some(3), "{report}");
+        assert!(said.contains("explicit ports, since the kernel does not let this user"), "{said}");
+        mesh.is_gone(None).await;
+    });
+}
