@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 mod egress;
+mod first;
 mod lacking;
 mod led;
 mod mesh;
