@@ -3,7 +3,7 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tulle_tests::app::App;
 use tulle_tests::memory::resident;
-use tulle_tests::{Wire, deep, within};
+use tulle_tests::{NAMESPACE, Wire, World, deep, eventually, within};
 
 use super::Pair;
 
@@ -172,9 +172,46 @@ async fn connections_that_came_and_went_leave_nothing() {
     }
     let after = resident(pair.web.process());
     assert!(after < before + BOUND, "{} → {} KiB", before >> 10, after >> 10);
-    tulle_tests::eventually("no connection is open", async || {
+    eventually("no connection is open", async || {
         let open = pair.web.metrics().await.sum("tulle_connections_active", &[("direction", "outbound")]);
         if open < 0.5 { Ok(()) } else { Err(open.to_string()) }
     })
     .await;
+}
+
+/// What a proxy holds that uses ten services of a mesh of so many.
+async fn using_ten_of(services: usize) -> u64 {
+    let world = World::strict().await;
+    let service = |number: usize| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: s{number}, namespace: {NAMESPACE}}}\nspec: {{ports: [{{name: main, port: 8080}}]}}\n"
+        )
+    };
+    let services: Vec<String> = (0..services).map(service).collect();
+    world.yaml("services.yaml", &services.join("---\n"));
+    let used: Vec<String> = (0..10).map(|number| format!("s{number}")).collect();
+    let web = used.iter().fold(world.workload("web"), |web, service| web.calls(service));
+    let mut web = web.start().await;
+    for service in &used {
+        eventually(&format!("{service} is known"), async || {
+            let mut wire = web.connect(service).await;
+            wire.send("GET / HTTP/1.1\r\nhost: any\r\nconnection: close\r\n\r\n").await;
+            let head = wire.head().await;
+            // It is there, and has no endpoints.
+            match head.get("x-tulle-error") {
+                Some("no_healthy_endpoint") => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
+    }
+    resident(web.process())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_holds_what_it_uses_however_large_the_mesh_is() {
+    let small = using_ten_of(10).await;
+    let large = using_ten_of(if deep() { 10_000 } else { 1000 }).await;
+    assert!(large < small + 2 * MIB, "{} → {} KiB", small >> 10, large >> 10);
+    eprintln!("{} KiB in a mesh of ten services, {} KiB in the large one", small >> 10, large >> 10);
 }
