@@ -53,7 +53,7 @@ fn rabbitmq_brings_messages_to_amqp_clients() {
 #[ignore = "needs nats-server and the Python of TULLE_TEST_PYTHON"]
 fn nats_greets_its_client_and_brings_messages() {
     in_a_node(async || {
-        let ports = [declared(14222, "nats")];
+        let ports = [undeclared(4222), declared(14222, "nats")];
         let mesh = Mesh::start(&ports).await;
         let mut servers = Vec::new();
         for port in &ports {
