@@ -16,8 +16,10 @@ use tokio::net::{TcpSocket, TcpStream};
 
 mod relay;
 pub mod resolver;
+mod tls;
 
 pub use self::relay::relay;
+pub use self::tls::TlsStream;
 
 /// Connects. `mark`, where the proxy has one, keeps the kernel's rules from leading the connection back to it.
 ///
@@ -54,7 +56,11 @@ pub struct Replay<S> {
 
 /// A connection's stream, whatever is underneath.
 #[derive(Debug)]
-pub struct Io {
+pub struct Io(Box<Layers>);
+
+/// Apart, since a stream is handed on from future to future, each of which has room for it.
+#[derive(Debug)]
+struct Layers {
     head: Bytes,
     inner: Inner,
     meter: Option<Arc<Meter>>,
@@ -63,7 +69,7 @@ pub struct Io {
 #[derive(Debug)]
 enum Inner {
     Tcp(Replay<TcpStream>),
-    Tls(Box<tokio_rustls::TlsStream<Replay<TcpStream>>>),
+    Tls(Box<TlsStream<Replay<TcpStream>>>),
 }
 
 /// A byte stream that can be cut.
@@ -167,29 +173,33 @@ impl Io {
     }
 
     pub fn replay(stream: Replay<TcpStream>) -> Self {
-        Self { head: Bytes::new(), inner: Inner::Tcp(stream), meter: None }
+        Self::of(Inner::Tcp(stream))
     }
 
-    pub fn tls(stream: tokio_rustls::TlsStream<Replay<TcpStream>>) -> Self {
-        Self { head: Bytes::new(), inner: Inner::Tls(Box::new(stream)), meter: None }
+    pub fn tls(stream: TlsStream<Replay<TcpStream>>) -> Self {
+        Self::of(Inner::Tls(Box::new(stream)))
+    }
+
+    fn of(inner: Inner) -> Self {
+        Self(Box::new(Layers { head: Bytes::new(), inner, meter: None }))
     }
 
     /// Yields `head` before anything else: bytes that were read from it to see what it carries.
     pub fn rewind(mut self, head: Bytes) -> Self {
-        self.head = head;
+        self.0.head = head;
         self
     }
 
     /// Counts what passes from now on.
     pub fn metered(mut self, meter: Arc<Meter>) -> Self {
-        self.meter = Some(meter);
+        self.0.meter = Some(meter);
         self
     }
 
     pub fn socket(&self) -> &TcpStream {
-        match &self.inner {
+        match &self.0.inner {
             Inner::Tcp(stream) => stream.get_ref(),
-            Inner::Tls(stream) => stream.get_ref().0.get_ref(),
+            Inner::Tls(stream) => stream.get_ref().get_ref(),
         }
     }
 
@@ -199,7 +209,7 @@ impl Io {
     }
 
     fn count_sent(&self, result: &Poll<io::Result<usize>>) {
-        if let (Some(meter), Poll::Ready(Ok(n))) = (&self.meter, result) {
+        if let (Some(meter), Poll::Ready(Ok(n))) = (&self.0.meter, result) {
             meter.sent.fetch_add(*n as u64, Ordering::Relaxed);
         }
     }
@@ -218,13 +228,13 @@ impl AsyncRead for Io {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        let Self { head, inner, .. } = &mut *self;
+        let Layers { head, inner, .. } = &mut *self.0;
         let result = match inner {
             _ if replay(head, buf) => Poll::Ready(Ok(())),
             Inner::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Inner::Tls(stream) => Pin::new(stream.as_mut()).poll_read(cx, buf),
         };
-        if let Some(meter) = &self.meter {
+        if let Some(meter) = &self.0.meter {
             meter.received.fetch_add((buf.filled().len() - before) as u64, Ordering::Relaxed);
         }
         result
@@ -233,7 +243,7 @@ impl AsyncRead for Io {
 
 impl AsyncWrite for Io {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let result = match &mut self.inner {
+        let result = match &mut self.0.inner {
             Inner::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
             Inner::Tls(stream) => Pin::new(stream.as_mut()).poll_write(cx, buf),
         };
@@ -242,14 +252,14 @@ impl AsyncWrite for Io {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.inner {
+        match &mut self.0.inner {
             Inner::Tcp(stream) => Pin::new(stream).poll_flush(cx),
             Inner::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.inner {
+        match &mut self.0.inner {
             Inner::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Inner::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),
         }
@@ -260,7 +270,7 @@ impl AsyncWrite for Io {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let result = match &mut self.inner {
+        let result = match &mut self.0.inner {
             Inner::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Inner::Tls(stream) => Pin::new(stream.as_mut()).poll_write_vectored(cx, bufs),
         };
@@ -269,7 +279,7 @@ impl AsyncWrite for Io {
     }
 
     fn is_write_vectored(&self) -> bool {
-        match &self.inner {
+        match &self.0.inner {
             Inner::Tcp(stream) => stream.is_write_vectored(),
             Inner::Tls(stream) => stream.is_write_vectored(),
         }

@@ -16,6 +16,8 @@ pub mod inbound;
 mod opaque;
 pub mod outbound;
 mod record;
+#[cfg(test)]
+mod sizes;
 mod sniff;
 mod target;
 

@@ -51,8 +51,10 @@ struct Connection {
 /// Serves one connection of the application until it ends.
 pub async fn serve(worker: &Arc<Worker>, accepted: Accepted) {
     let Accepted { mut stream, client, destination } = accepted;
-    let (going, protocol) = Going::find(worker, destination).await;
-    let Some(Spoken { sniffed, server }) = speaks(worker, &mut stream, client, &going, protocol).await else {
+    let (going, protocol) = Box::pin(Going::find(worker, destination)).await;
+    let Some(Spoken { sniffed, server }) =
+        Box::pin(speaks(worker, &mut stream, client, &going, protocol)).await
+    else {
         return;
     };
     let io = Io::replay(Replay::new(sniffed.head, stream));

@@ -45,18 +45,20 @@ struct Way {
 ///
 /// # Errors
 /// That of the side that broke.
-pub async fn relay(client: impl Transport, server: impl Transport) -> io::Result<()> {
+pub fn relay(
+    client: impl Transport,
+    server: impl Transport,
+) -> impl Future<Output = io::Result<()>> + Send + 'static {
+    // Not an async function, which would keep both streams twice.
     let mut relay = Relay { client, server, over: false };
     let (mut up, mut down) = (Way::default(), Way::default());
-    poll_fn(|cx| {
-        let Relay { client, server, .. } = &mut relay;
+    poll_fn(move |cx| {
+        let Relay { client, server, over } = &mut relay;
         let up = up.poll(client, server, cx)?;
         let down = down.poll(server, client, cx)?;
-        if up.is_ready() && down.is_ready() { Poll::Ready(io::Result::Ok(())) } else { Poll::Pending }
+        *over = up.is_ready() && down.is_ready();
+        if *over { Poll::Ready(Ok(())) } else { Poll::Pending }
     })
-    .await?;
-    relay.over = true;
-    Ok(())
 }
 
 // === impl Relay ===

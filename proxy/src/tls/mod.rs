@@ -7,10 +7,9 @@ use std::io;
 use std::time::SystemTime;
 
 use tokio::net::TcpStream;
-use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 use tulle_certs::{Alpn, Creds, Refusal, SpiffeId, creds, refusal};
 
-use crate::io::{Io, Replay};
+use crate::io::{Io, Replay, TlsStream};
 
 /// A connection from another proxy.
 #[derive(Debug)]
@@ -49,25 +48,19 @@ pub enum ConnectError {
 /// # Errors
 /// When the peer is refused or breaks the handshake off.
 pub async fn accept(stream: Replay<TcpStream>, creds: &Creds) -> Result<Terminated, AcceptError> {
-    let stream =
-        TlsAcceptor::from(creds.inbound()).accept(stream).await.map_err(
-            |source| match refusal::refusal_of_io(&source) {
-                Some(refusal) => AcceptError::Refused { refusal, source },
-                None => AcceptError::Failed(source),
-            },
-        )?;
-    let (_, session) = stream.get_ref();
-    let alpn = session
-        .alpn_protocol()
-        .and_then(Alpn::of)
-        .filter(|alpn| alpn.is_mesh())
-        .ok_or(AcceptError::NoProtocol)?;
-    let chain = session.peer_certificates().unwrap_or_default();
-    let peer = tulle_certs::peer_id(chain).map_err(|refusal| AcceptError::Refused {
+    let stream = TlsStream::accept(creds.inbound(), stream).await.map_err(|source| {
+        match refusal::refusal_of_io(&source) {
+            Some(refusal) => AcceptError::Refused { refusal, source },
+            None => AcceptError::Failed(source),
+        }
+    })?;
+    let alpn =
+        stream.alpn().and_then(Alpn::of).filter(|alpn| alpn.is_mesh()).ok_or(AcceptError::NoProtocol)?;
+    let peer = tulle_certs::peer_id(stream.peer_certificates()).map_err(|refusal| AcceptError::Refused {
         refusal,
         source: io::Error::new(io::ErrorKind::InvalidData, refusal.reason()),
     })?;
-    Ok(Terminated { io: Io::tls(TlsStream::Server(stream)), peer, alpn })
+    Ok(Terminated { io: Io::tls(stream), peer, alpn })
 }
 
 /// Opens TLS to an endpoint that must prove to be `expected`.
@@ -86,15 +79,14 @@ pub async fn connect(
         return Err(ConnectError::OwnCertificateExpired);
     }
     let stream = Replay::new(bytes::Bytes::new(), stream);
-    let stream = TlsConnector::from(creds.client(expected, alpn))
-        .connect(creds::server_name(), stream)
+    let stream = TlsStream::connect(creds.client(expected, alpn), creds::server_name(), stream)
         .await
         .map_err(|source| match (refusal::refusal_of_io(&source), refused_by_peer(&source)) {
             (Some(refusal), _) => ConnectError::Refused { expected: expected.clone(), refusal, source },
             (None, true) => ConnectError::RefusedByPeer(source),
             (None, false) => ConnectError::Failed(source),
         })?;
-    Ok(Io::tls(TlsStream::Client(stream)))
+    Ok(Io::tls(stream))
 }
 
 /// Whether an error on a stream, seen before any byte of an answer, says that the peer refused our certificate:
