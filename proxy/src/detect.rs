@@ -58,6 +58,25 @@ pub enum MeshAlpn {
 ///
 /// Once the answer is not [`Detection::NeedMore`], more bytes do not change it.
 pub fn detect(bytes: &[u8], eof: bool) -> Detection {
+    decide(bytes, eof, detect_http)
+}
+
+/// As [`detect`], where nothing says that it is HTTP: a method with a lower-case letter, which none that is registered
+/// has, is none, so that `ruok` or `JDWP-Handshake` is not taken for the beginning of a request.
+pub fn detect_undeclared(bytes: &[u8], eof: bool) -> Detection {
+    let detect_http = |seen: &[u8]| {
+        let mut method = after_empty_line(seen).unwrap_or_default().iter().take_while(|b| is_token(**b));
+        if method.any(u8::is_ascii_lowercase) { Detection::Opaque } else { detect_http(seen) }
+    };
+    decide(bytes, eof, detect_http)
+}
+
+/// As [`detect`], where nothing but TLS is asked for.
+pub fn detect_tls_alone(bytes: &[u8], eof: bool) -> Detection {
+    decide(bytes, eof, |_| Detection::Opaque)
+}
+
+fn decide(bytes: &[u8], eof: bool, detect_http: impl Fn(&[u8]) -> Detection) -> Detection {
     let seen = &bytes[..bytes.len().min(MAX)];
     let detection = match seen.first() {
         None => Detection::NeedMore,
@@ -109,12 +128,7 @@ fn detect_http(bytes: &[u8]) -> Detection {
 
 /// Whether `bytes` begin with a request line; `None` while they may yet.
 fn request_line(bytes: &[u8]) -> Option<bool> {
-    // A server should ignore at least one empty line before it (RFC 9112 §2.2).
-    let rest = match bytes {
-        [b'\r', b'\n', rest @ ..] | [b'\n', rest @ ..] => rest,
-        [b'\r'] => return None,
-        _ => bytes,
-    };
+    let rest = after_empty_line(bytes)?;
     let method = rest.iter().take_while(|b| is_token(**b)).count();
     match rest.get(method) {
         None => return None,
@@ -139,6 +153,15 @@ fn request_line(bytes: &[u8]) -> Option<bool> {
         [] | [b'0' | b'1'] | [b'0' | b'1', b'\r'] => None,
         [b'0' | b'1', b'\r', b'\n', ..] | [b'0' | b'1', b'\n', ..] => Some(true),
         _ => Some(false),
+    }
+}
+
+/// A server should ignore at least one empty line before the request line (RFC 9112 §2.2). `None`: it is not whole.
+fn after_empty_line(bytes: &[u8]) -> Option<&[u8]> {
+    match bytes {
+        [b'\r', b'\n', rest @ ..] | [b'\n', rest @ ..] => Some(rest),
+        [b'\r'] => None,
+        _ => Some(bytes),
     }
 }
 

@@ -133,6 +133,33 @@ fn first_bytes_are_told() {
 }
 
 #[test]
+fn a_method_in_lower_case_is_a_request_only_where_http_is_declared() {
+    for (bytes, declared, undeclared) in [
+        (b"ruok".as_slice(), Detection::NeedMore, Detection::Opaque),
+        (b"JDWP-Handshake", Detection::NeedMore, Detection::Opaque),
+        (b"\r\nget", Detection::NeedMore, Detection::Opaque),
+        (b"get / HTTP/1.1\r\n", Detection::Http1, Detection::Opaque),
+        (b"\r", Detection::NeedMore, Detection::NeedMore),
+        (b"JDWP", Detection::NeedMore, Detection::NeedMore),
+        (b"M-SEARCH /a HTTP/1.1\r\n", Detection::Http1, Detection::Http1),
+        (HTTP2_PREFACE, Detection::Http2, Detection::Http2),
+    ] {
+        let told = (detect(bytes, false), detect_undeclared(bytes, false));
+        assert_eq!(told, (declared, undeclared), "{:?}", String::from_utf8_lossy(bytes));
+    }
+}
+
+#[test]
+fn where_only_tls_is_asked_for_the_first_byte_of_anything_else_decides() {
+    for bytes in [b"P".as_slice(), b"GET / HTTP/1.1\r\n", HTTP2_PREFACE, b"\0"] {
+        assert_eq!(detect_tls_alone(bytes, false), Detection::Opaque);
+    }
+    assert_eq!(detect_tls_alone(b"\x16\x03", false), Detection::NeedMore);
+    let hello = records(&hello(&[alpn(&[b"tulle-tcp"])]), 9000);
+    assert!(matches!(detect_tls_alone(&hello, false), Detection::Tls(hello) if hello.is_mesh.is_some()));
+}
+
+#[test]
 fn the_end_of_the_stream_decides() {
     for bytes in [b"".as_slice(), b"GET", b"\x16\x03\x01", b"PRI * HTTP/2.0\r\n"] {
         assert_eq!(detect(bytes, true), Detection::Opaque);

@@ -14,8 +14,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::context::Worker;
 use super::fault::Fault;
-use super::sniff::{self, Sniffed};
-use crate::detect::Detection;
+use super::sniff::{self, Sniffed, Tell};
+use crate::detect::{self, Detection};
 use crate::drain;
 use crate::state::First;
 use crate::telemetry::Reason;
@@ -37,6 +37,8 @@ pub(super) struct Times {
     pub wait: Duration,
     /// After that has failed, to say that it speaks HTTP and be answered in HTTP.
     pub chance: Duration,
+    /// Whether servers were seen to speak first: then one is opened even for a client that has ended what it says.
+    pub greeted: bool,
 }
 
 /// Who was heard, and what was read to find out.
@@ -68,18 +70,28 @@ enum Server<S, C> {
 }
 
 /// Who is to be remembered as the first, if it is certain.
-fn remembered(result: DetectResult, head: &[u8], said: &[u8]) -> Option<First> {
+fn remembered(detection: &Detection, result: DetectResult, head: &[u8], said: &[u8]) -> Option<First> {
     match result {
         // It gave up on its client: 408, or an end without a word.
         DetectResult::ServerFirst if said.is_empty() || said.starts_with(b"HTTP/") => None,
+        DetectResult::ServerFirst if is_settings(said) => None,
         DetectResult::ServerFirst => Some(First::Server),
+        // A proxy always speaks first; what it was given to carry is yet to be heard.
+        _ if matches!(detection, Detection::Tls(hello) if hello.is_mesh.is_some()) => None,
         _ if head.is_empty() => None,
         _ => Some(First::Client),
     }
 }
 
-/// Listens to the client for as long as `times.wait`; then opens the server by `open`, and listens to both. `relayed`: what
-/// of the client's goes to the server that is open; for anything else it is closed. Counts what came of it.
+/// Whether it is what an HTTP/2 server may say before it has heard its client: a SETTINGS frame that acknowledges nothing
+/// (RFC 9113 §3.4, §6.5).
+fn is_settings(said: &[u8]) -> bool {
+    matches!(said, [0, high, low, 4, 0, 0, 0, 0, 0, ..] if u16::from_be_bytes([*high, *low]) % 6 == 0)
+}
+
+/// Listens to the client for as long as `times.wait`; then opens the server by `open`, and listens to both. `tell`: what the
+/// client's bytes are; `relayed`: what of them goes to the server that is open; for anything else it is closed. Counts
+/// what came of it.
 ///
 /// # Errors
 /// When the client's connection breaks, or both are silent while the proxy is draining.
@@ -87,6 +99,7 @@ pub(super) async fn hear<R, S, C>(
     worker: &Worker,
     client: &mut R,
     times: Times,
+    tell: Tell,
     relayed: fn(&Detection) -> bool,
     open: impl Future<Output = Result<(S, C), Fault>>,
 ) -> io::Result<Heard<S, C>>
@@ -96,7 +109,7 @@ where
 {
     let started = Instant::now();
     let (rest, drain) = (worker.proxy.settings.detect_timeout, &worker.proxy.drain);
-    let heard = race(client, times, rest, drain, relayed, open).await?;
+    let heard = race(client, times, (rest, drain), tell, relayed, open).await?;
     let Sniffed { detection, result, .. } = &heard.sniffed;
     worker.metrics.detect(*result, sniff::protocol(detection), started.elapsed());
     if let Some(early) = heard.early {
@@ -108,8 +121,8 @@ where
 async fn race<R, S, C>(
     client: &mut R,
     times: Times,
-    rest: Duration,
-    drain: &drain::Watch,
+    (rest, drain): (Duration, &drain::Watch),
+    tell: Tell,
     relayed: fn(&Detection) -> bool,
     open: impl Future<Output = Result<(S, C), Fault>>,
 ) -> io::Result<Heard<S, C>>
@@ -126,7 +139,7 @@ where
         let begun = !head.is_empty();
         let limit = tokio::select! {
             biased;
-            read = sniff::read(client, &mut head) => match read? {
+            read = sniff::read(client, &mut head, tell) => match read? {
                 Some(told) => break told,
                 None if begun => continue,
                 None => rest,
@@ -142,6 +155,8 @@ where
                 }
             },
             heard = server.hear(&mut said) => match heard {
+                // HTTP/2: its client speaks, too.
+                Ok(1..) if is_settings(&said) && said.len() < detect::MAX => continue,
                 Ok(_) => break (Detection::Opaque, DetectResult::ServerFirst),
                 Err(error) => {
                     server = Server::Failed(Fault::maybe(Reason::UpstreamReset, error.to_string()));
@@ -163,7 +178,11 @@ where
             timed = true;
         }
     };
-    let first = remembered(result, &head, &said);
+    let first = remembered(&detection, result, &head, &said);
+    if head.is_empty() && result == DetectResult::Closed && times.greeted && matches!(server, Server::Closed)
+    {
+        server = Server::Opening;
+    }
     let (server, early) = match server {
         Server::Closed => (None, None),
         Server::Failed(fault) => (relayed(&detection).then_some(Err(fault)), Some(EarlyOpen::Failed)),
@@ -193,7 +212,7 @@ impl Times {
             Some(First::Client) => PATIENCE,
             Some(First::Server) => Duration::ZERO,
         };
-        Self { wait, chance: PATIENCE }
+        Self { wait, chance: PATIENCE, greeted: first == Some(First::Server) }
     }
 
     /// As [`Times::accepted`], where another proxy's ClientHello may come too: it must not be answered by a greeting, so
@@ -206,7 +225,7 @@ impl Times {
     /// For a stream of another proxy's, which has waited itself and waits when this one is reset.
     pub(super) fn waited(first: Option<First>) -> Self {
         let wait = if first == Some(First::Client) { PATIENCE } else { Duration::ZERO };
-        Self { wait, chance: Duration::ZERO }
+        Self { wait, chance: Duration::ZERO, greeted: first == Some(First::Server) }
     }
 }
 

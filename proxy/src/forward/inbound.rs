@@ -23,9 +23,9 @@ use super::first::{self, Opened, Times};
 use super::headers;
 use super::opaque::{self, Ended};
 use super::record::{ConnectionRecord, InFlight, Record, Tracked};
-use super::sniff::{self, Sniffed};
+use super::sniff::{self, Sniffed, Tell};
 use crate::accept::{Accepted, Destination};
-use crate::detect::Detection;
+use crate::detect::{self, Detection};
 use crate::endpoint::Endpoint;
 use crate::io::{Io, Meter, Replay};
 use crate::policy::{self, Open, PortPolicy};
@@ -122,15 +122,7 @@ async fn arrive(worker: &Worker, mut stream: TcpStream, way: &Way) -> Option<Arr
     let sniffed = match patience {
         Some(patience) => must_speak(worker, &mut stream, way, patience, |stream| stream).await?,
         None => {
-            let guard = register(worker, way, None, policy::TlsKind::None);
-            // What a declared port speaks is not asked; only whether it is the mesh that calls.
-            let seen = way.seen(worker).filter(|_| !way.is_opaque());
-            let bytes = |detection: &Detection| matches!(detection, Detection::Opaque);
-            let heard = listen(worker, &mut stream, way, &guard, Times::accepted_plain(seen), bytes);
-            let Heard { sniffed, server } = Box::pin(heard).await.or_else(|| {
-                crate::io::reset_on_drop(&stream);
-                None
-            })?;
+            let (Heard { sniffed, server }, guard) = Box::pin(overhear(worker, &mut stream, way)).await?;
             if server.is_some() {
                 let io = Io::replay(Replay::new(sniffed.head, stream));
                 return Some(Arrived { io, guard, framing: None, detected: sniffed.result, server });
@@ -175,10 +167,12 @@ async fn terminate(worker: &Worker, stream: Replay<TcpStream>, way: &Way) -> Opt
     let Heard { sniffed, server } = if detects {
         let times = Times::waited(way.seen(worker));
         let bytes = |detection: &Detection| sniff::framing(detection).is_none();
-        listen(worker, &mut io, way, &guard, times, bytes).await.or_else(|| {
-            io.reset_on_drop();
-            None
-        })?
+        listen(worker, &mut io, way, &guard, times, (detect::detect_undeclared, bytes)).await.or_else(
+            || {
+                io.reset_on_drop();
+                None
+            },
+        )?
     } else {
         let patience = worker.proxy.settings.http1.idle_timeout;
         let sniffed = must_speak(worker, &mut io, way, patience, Io::socket).await?;
@@ -189,6 +183,22 @@ async fn terminate(worker: &Worker, stream: Replay<TcpStream>, way: &Way) -> Opt
         return None;
     }
     Some(Arrived { io: io.rewind(head), guard, framing: sniff::framing(&detection), detected, server })
+}
+
+/// What is said first where a client may come without the mesh's TLS; `None` when it is over.
+async fn overhear(worker: &Worker, stream: &mut TcpStream, way: &Way) -> Option<(Heard, policy::Guard)> {
+    let guard = register(worker, way, None, policy::TlsKind::None);
+    let relayed = |detection: &Detection| matches!(detection, Detection::Opaque);
+    let (times, tell): (_, Tell) = match way.is_opaque() {
+        // What it speaks is not asked; only whether it is the mesh that calls.
+        true => (Times { greeted: true, ..Times::accepted_plain(None) }, detect::detect_tls_alone),
+        false => (Times::accepted_plain(way.seen(worker)), detect::detect_undeclared),
+    };
+    let heard = listen(worker, stream, way, &guard, times, (tell, relayed)).await;
+    if heard.is_none() {
+        crate::io::reset_on_drop(stream);
+    }
+    Some((heard?, guard))
 }
 
 /// What a client says that speaks first; `None` when it does not, or is over.
@@ -221,14 +231,14 @@ async fn listen<S>(
     way: &Way,
     guard: &policy::Guard,
     times: Times,
-    relayed: fn(&Detection) -> bool,
+    (tell, relayed): (Tell, fn(&Detection) -> bool),
 ) -> Option<Heard>
 where
     S: AsyncRead + Unpin,
 {
     let open = async { Ok((open(worker, way, guard).await?, ())) };
     let heard = tokio::select! {
-        heard = first::hear(worker, stream, times, relayed, open) => heard.ok()?,
+        heard = first::hear(worker, stream, times, tell, relayed, open) => heard.ok()?,
         () = guard.revoked() => {
             registered(worker, guard, way.client).cut(worker, guard);
             return None;
@@ -464,3 +474,6 @@ impl Connection {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -25,7 +25,7 @@ use super::record::{self, ConnectionRecord, InFlight, Record, Tracked};
 use super::sniff::{self, Sniffed};
 use super::target::{self, Going, Target};
 use crate::accept::Accepted;
-use crate::detect::Detection;
+use crate::detect::{self, Detection};
 use crate::endpoint::Endpoint;
 use crate::io::{Io, Meter, Replay};
 use crate::policy::{self, Name};
@@ -133,7 +133,7 @@ async fn undeclared(
         let Connected { endpoint, own, out, server } = connect(worker, client, going, Name::None).await?;
         Ok((server, (endpoint, own, out)))
     };
-    let heard = first::hear(worker, stream, times, opaque, open).await.ok()?;
+    let heard = first::hear(worker, stream, times, detect::detect_undeclared, opaque, open).await.ok()?;
     if let Some(first) = heard.first {
         going.saw(worker, first);
     }

@@ -20,6 +20,9 @@ pub(super) struct Sniffed {
     pub head: Bytes,
 }
 
+/// Tells what a connection speaks from all its bytes so far, and whether they have ended.
+pub(super) type Tell = fn(&[u8], bool) -> Detection;
+
 /// What is made room for at first.
 pub(super) const FIRST_READ: usize = 4096;
 
@@ -52,7 +55,7 @@ where
     let read = async {
         let read = async {
             loop {
-                if let Some(told) = read(stream, &mut head).await? {
+                if let Some(told) = read(stream, &mut head, detect::detect).await? {
                     return io::Result::Ok(told);
                 }
             }
@@ -76,12 +79,13 @@ where
 pub(super) async fn read<S>(
     stream: &mut S,
     head: &mut BytesMut,
+    tell: Tell,
 ) -> io::Result<Option<(Detection, DetectResult)>>
 where
     S: AsyncRead + Unpin,
 {
     let eof = stream.read_buf(head).await? == 0;
-    Ok(match detect::detect(head, eof) {
+    Ok(match tell(head, eof) {
         Detection::NeedMore => None,
         Detection::Opaque if eof => Some((Detection::Opaque, DetectResult::Closed)),
         Detection::Opaque if head.len() >= detect::MAX => Some((Detection::Opaque, DetectResult::Limit)),

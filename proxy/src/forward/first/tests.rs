@@ -35,7 +35,7 @@ async fn races(
         server.map(|server| (server, ())).ok_or_else(|| Fault::unsent(Reason::ConnectFailed, "nobody there"))
     };
     let opaque = |detection: &Detection| sniff::framing(detection).is_none();
-    let heard = race(near, Times::accepted(first), REST, &drain, opaque, open);
+    let heard = race(near, Times::accepted(first), (REST, &drain), detect::detect_undeclared, opaque, open);
     let far = far.unwrap_or_else(|| duplex(1).0);
     let (heard, ()) = tokio::join!(heard, act(client, far));
     (heard.unwrap(), opened_at)
@@ -97,7 +97,7 @@ async fn r01_a_request_that_comes_late_is_http_and_the_unused_server_is_closed_i
 #[tokio::test(start_paused = true)]
 async fn r01_other_bytes_that_come_late_go_to_the_server_that_is_open() {
     // The second might be the beginning of a request, and is waited for; its server does not answer what it has not got.
-    for (said, result) in [(&b"\0late"[..], DetectResult::Detected), (b"hello", DetectResult::Timeout)] {
+    for (said, result) in [(&b"\0late"[..], DetectResult::Detected), (b"HELLO", DetectResult::Timeout)] {
         let act = async |client: &mut DuplexStream, far: DuplexStream| {
             later(100).await;
             client.write_all(said).await.unwrap();
@@ -133,6 +133,49 @@ async fn r01_a_client_that_leaves_within_the_wait_opens_no_server_and_proves_not
     let (heard, opened_at) = races(Some(First::Client), &mut scene(), act).await;
     assert_eq!((opened_at, heard.first, heard.early), (None, None, None));
     assert_eq!(heard.sniffed.result, DetectResult::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn r01_where_servers_speak_first_one_is_opened_for_a_client_that_has_ended_what_it_says() {
+    let act = async |client: &mut DuplexStream, mut far: DuplexStream| {
+        client.shutdown().await.unwrap();
+        far.write_all(b"220 hi").await.unwrap();
+    };
+    let (heard, _) = races(Some(First::Server), &mut scene(), act).await;
+    assert_eq!((heard.sniffed.result, heard.first), (DetectResult::Closed, None));
+    let mut greeting = [0; 6];
+    heard.server.unwrap().unwrap().stream.read_exact(&mut greeting).await.unwrap();
+    assert_eq!(&greeting, b"220 hi");
+}
+
+/// What a server of hyper's says before it has heard its client.
+const SETTINGS: &[u8] = b"\0\0\x06\x04\0\0\0\0\0\0\x03\0\0\0\xc8\0\0\x04\x08\0\0\0\0\0\0\x0f\0\x01";
+
+#[tokio::test(start_paused = true)]
+async fn r01_the_settings_of_an_http2_server_decide_nothing() {
+    for (said, framed) in [(&detect::HTTP2_PREFACE[..], true), (b"\0binary", false)] {
+        let act = async |client: &mut DuplexStream, mut far: DuplexStream| {
+            far.write_all(SETTINGS).await.unwrap();
+            later(500).await;
+            client.write_all(said).await.unwrap();
+            later(1).await;
+        };
+        let (heard, _) = races(None, &mut scene(), act).await;
+        assert_eq!((&heard.sniffed.head[..], heard.first), (said, Some(First::Client)));
+        assert_eq!(sniff::framing(&heard.sniffed.detection).is_some(), framed);
+        assert_eq!(heard.server.map(|opened| opened.unwrap().said), (!framed).then(|| SETTINGS.into()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn r01_an_http2_server_that_gives_up_on_its_client_is_relayed_and_not_remembered() {
+    let act = async |_: &mut DuplexStream, mut far: DuplexStream| {
+        far.write_all(SETTINGS).await.unwrap();
+        later(5000).await;
+    };
+    let (heard, _) = races(None, &mut scene(), act).await;
+    assert_eq!((heard.first, heard.sniffed.result), (None, DetectResult::ServerFirst));
+    assert_eq!(heard.server.unwrap().unwrap().said, SETTINGS);
 }
 
 #[tokio::test(start_paused = true)]
