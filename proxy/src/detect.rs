@@ -51,6 +51,7 @@ pub struct ClientHello {
 pub enum MeshAlpn {
     H2,
     Http1,
+    Streams,
     Tcp,
 }
 
@@ -93,13 +94,14 @@ fn decide(bytes: &[u8], eof: bool, detect_http: impl Fn(&[u8]) -> Detection) -> 
 
 impl MeshAlpn {
     /// In the order in which inbound prefers them.
-    pub const ALL: [Self; 3] = [Self::H2, Self::Http1, Self::Tcp];
+    pub const ALL: [Self; 4] = [Self::H2, Self::Http1, Self::Streams, Self::Tcp];
 
     /// The name on the wire.
     pub const fn as_bytes(self) -> &'static [u8] {
         match self {
             Self::H2 => b"tulle-h2",
             Self::Http1 => b"tulle-http/1.1",
+            Self::Streams => b"tulle-streams",
             Self::Tcp => b"tulle-tcp",
         }
     }

@@ -16,6 +16,7 @@ use tokio::net::{TcpSocket, TcpStream};
 
 mod relay;
 pub mod resolver;
+pub mod streams;
 mod tls;
 
 pub use self::relay::relay;
@@ -70,6 +71,8 @@ struct Layers {
 enum Inner {
     Tcp(Replay<TcpStream>),
     Tls(Box<TlsStream<Replay<TcpStream>>>),
+    /// One of many on a connection.
+    Stream(streams::Stream),
 }
 
 /// A byte stream that can be cut.
@@ -184,6 +187,10 @@ impl Io {
         Self(Box::new(Layers { head: Bytes::new(), inner, meter: None }))
     }
 
+    pub fn stream(stream: streams::Stream) -> Self {
+        Self::of(Inner::Stream(stream))
+    }
+
     /// Yields `head` before anything else: bytes that were read from it to see what it carries.
     pub fn rewind(mut self, head: Bytes) -> Self {
         self.0.head = head;
@@ -196,16 +203,13 @@ impl Io {
         self
     }
 
-    pub fn socket(&self) -> &TcpStream {
-        match &self.0.inner {
-            Inner::Tcp(stream) => stream.get_ref(),
-            Inner::Tls(stream) => stream.get_ref().get_ref(),
-        }
-    }
-
-    /// Has the kernel answer the close with a reset instead of an orderly end.
+    /// Has the close look like a reset instead of an orderly end.
     pub fn reset_on_drop(&self) {
-        reset_on_drop(self.socket());
+        match &self.0.inner {
+            Inner::Tcp(stream) => reset_on_drop(stream.get_ref()),
+            Inner::Tls(stream) => reset_on_drop(stream.get_ref().get_ref()),
+            Inner::Stream(stream) => stream.reset(),
+        }
     }
 
     fn count_sent(&self, result: &Poll<io::Result<usize>>) {
@@ -233,6 +237,7 @@ impl AsyncRead for Io {
             _ if replay(head, buf) => Poll::Ready(Ok(())),
             Inner::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Inner::Tls(stream) => Pin::new(stream.as_mut()).poll_read(cx, buf),
+            Inner::Stream(stream) => Pin::new(stream).poll_read(cx, buf),
         };
         if let Some(meter) = &self.0.meter {
             meter.received.fetch_add((buf.filled().len() - before) as u64, Ordering::Relaxed);
@@ -246,6 +251,7 @@ impl AsyncWrite for Io {
         let result = match &mut self.0.inner {
             Inner::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
             Inner::Tls(stream) => Pin::new(stream.as_mut()).poll_write(cx, buf),
+            Inner::Stream(stream) => Pin::new(stream).poll_write(cx, buf),
         };
         self.count_sent(&result);
         result
@@ -255,6 +261,7 @@ impl AsyncWrite for Io {
         match &mut self.0.inner {
             Inner::Tcp(stream) => Pin::new(stream).poll_flush(cx),
             Inner::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(cx),
+            Inner::Stream(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
@@ -262,6 +269,7 @@ impl AsyncWrite for Io {
         match &mut self.0.inner {
             Inner::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Inner::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),
+            Inner::Stream(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 
@@ -273,6 +281,7 @@ impl AsyncWrite for Io {
         let result = match &mut self.0.inner {
             Inner::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Inner::Tls(stream) => Pin::new(stream.as_mut()).poll_write_vectored(cx, bufs),
+            Inner::Stream(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         };
         self.count_sent(&result);
         result
@@ -282,6 +291,7 @@ impl AsyncWrite for Io {
         match &self.0.inner {
             Inner::Tcp(stream) => stream.is_write_vectored(),
             Inner::Tls(stream) => stream.is_write_vectored(),
+            Inner::Stream(stream) => stream.is_write_vectored(),
         }
     }
 }

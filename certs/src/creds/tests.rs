@@ -156,7 +156,7 @@ fn forge(
 fn proxies_meet_in_tls13_with_the_post_quantum_group() {
     let ca = authority();
     let (web, orders) = (creds(&ca, "web"), creds(&ca, "orders"));
-    for alpn in [Alpn::H2, Alpn::Http1, Alpn::Tcp] {
+    for alpn in [Alpn::H2, Alpn::Http1, Alpn::Streams, Alpn::Tcp] {
         let ended = handshake(web.client(&id("orders"), alpn), orders.inbound());
         assert!(ended.client_error.is_none() && ended.server_error.is_none());
         for connection in [Connection::Client(ended.client), Connection::Server(ended.server)] {

@@ -191,7 +191,7 @@ fn a_hello_in_records_of_an_unheard_of_minor_version_is_not_taken_for_opaque_byt
 #[test]
 fn our_protocol_names_are_those_that_certs_negotiates() {
     use tulle_certs::Alpn;
-    for (ours, theirs) in MeshAlpn::ALL.into_iter().zip([Alpn::H2, Alpn::Http1, Alpn::Tcp]) {
+    for (ours, theirs) in MeshAlpn::ALL.into_iter().zip([Alpn::H2, Alpn::Http1, Alpn::Streams, Alpn::Tcp]) {
         assert_eq!(ours.as_bytes(), theirs.name());
     }
 }

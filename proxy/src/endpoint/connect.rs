@@ -12,7 +12,7 @@ use tulle_certs::{Alpn, Creds, Refusal};
 
 use super::Endpoint;
 use crate::accept::{self, Namespace};
-use crate::io::Io;
+use crate::io::{Io, streams};
 use crate::state::Peer;
 use crate::telemetry::Reason;
 use crate::telemetry::metrics::{Direction, WorkerMetrics};
@@ -83,6 +83,20 @@ impl Dial {
     pub async fn http1(&self, endpoint: &Endpoint) -> Result<h1::Client<Io>, ConnectError> {
         let io = self.counted(self.open(endpoint, Alpn::Http1)).await?;
         Ok(h1::Client::new(io, self.http1))
+    }
+
+    /// A connection for many streams; its own task is spawned on the current runtime.
+    pub(super) async fn streams(&self, endpoint: &Endpoint) -> Result<streams::Opener, ConnectError> {
+        let io = self.counted(self.open(endpoint, Alpn::Streams)).await?;
+        let (opener, mut driver) = streams::dialled(io);
+        let address = endpoint.address;
+        tokio::spawn(async move {
+            // Only who dials opens streams.
+            if let Err(error) = driver.next().await {
+                tracing::debug!(%error, %address, "a connection of streams to an endpoint ended");
+            }
+        });
+        Ok(opener)
     }
 
     pub async fn http2(&self, endpoint: &Endpoint) -> Result<http2::Sender, ConnectError> {

@@ -37,8 +37,9 @@ pub(super) struct Entry<W: Waiter> {
     idle: Vec<Idle<W::Connection>>,
     waiting: VecDeque<(u64, W)>,
     dialling: usize,
-    /// How many may be dialled at one time.
+    /// How many may be dialled at one time, and how many ever.
     limit: usize,
+    max_limit: usize,
     /// The number of the next waiter.
     next: u64,
     /// Connections that have come, dialled or given back.
@@ -66,11 +67,21 @@ pub(super) struct Ticket {
 
 impl<W: Waiter> Default for Entry<W> {
     fn default() -> Self {
-        Self { idle: Vec::new(), waiting: VecDeque::new(), dialling: 0, limit: FIRST_DIALS, next: 0, came: 0 }
+        Self::limited(FIRST_DIALS, MAX_DIALS)
     }
 }
 
 impl<W: Waiter> Entry<W> {
+    /// One whose dials follow each other: the first may serve all.
+    pub(super) fn one_by_one() -> Self {
+        Self::limited(1, 1)
+    }
+
+    fn limited(limit: usize, max_limit: usize) -> Self {
+        let (idle, waiting) = (Vec::new(), VecDeque::new());
+        Self { idle, waiting, dialling: 0, limit, max_limit, next: 0, came: 0 }
+    }
+
     /// The idle connection that was used last.
     pub(super) fn take(&mut self) -> Option<Idle<W::Connection>> {
         self.idle.pop()
@@ -104,7 +115,7 @@ impl<W: Waiter> Entry<W> {
         now: Instant,
     ) -> [Option<Ticket>; 2] {
         self.dialling = self.dialling.saturating_sub(1);
-        self.limit = (self.limit + 1).min(MAX_DIALS);
+        self.limit = (self.limit + 1).min(self.max_limit);
         self.place(connection, true, now);
         [self.ticket(), self.ticket()]
     }

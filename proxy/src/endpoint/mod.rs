@@ -48,8 +48,26 @@ pub struct Http1 {
     pub client: h1::Client<Io>,
     /// To be given back with it, and dropped when it is closed.
     pub pooled: PooledConnection,
-    /// It has served another request before.
+    /// It has served another request before, or is a stream of a connection that has.
     pub reused: bool,
+    pub way: Way,
+}
+
+/// What carries an HTTP/1 connection to an endpoint of the mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// A TLS connection of its own.
+    Own,
+    /// A stream, on a connection that carries others too.
+    Shared,
+}
+
+/// Which way a request would rather go, and whether it may go the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Preferred {
+    pub way: Way,
+    /// If nothing must be dialled for it, then over that.
+    pub or_other: bool,
 }
 
 /// An HTTP/1 connection between two exchanges.
@@ -57,6 +75,7 @@ pub struct Http1 {
 struct Kept {
     client: h1::Client<Io>,
     pooled: PooledConnection,
+    way: Way,
 }
 
 /// A place for one stream on a shared HTTP/2 connection.
@@ -110,48 +129,62 @@ impl Endpoint {
 
     /// A connection for one exchange: idle, for less than `idle`, or given back by another request, or new, whichever
     /// there is first; no idle one without `idle`. It dials in a task of its own, so that a request that leaves does not
-    /// take the dial with it.
+    /// take the dial with it. A new stream costs no dial, and so counts as idle.
     ///
     /// # Errors
     /// That of a dial which began after this request had come.
     pub async fn http1(
         self: &Arc<Self>,
         worker: usize,
+        preferred: Preferred,
         idle: Option<Duration>,
-        dial: impl FnOnce() -> Dial,
+        dial: impl Fn() -> Dial,
     ) -> Result<Http1, Arc<ConnectError>> {
-        if let Some(Kept { client, pooled }) = idle.and_then(|idle| self.idle_http1(worker, idle)) {
-            return Ok(Http1 { client, pooled, reused: true });
+        let Preferred { way, or_other } = preferred;
+        if let Some(idle) = idle {
+            let other = or_other.then_some(match way {
+                Way::Own => Way::Shared,
+                Way::Shared => Way::Own,
+            });
+            for way in [Some(way), other].into_iter().flatten() {
+                if let Some(Kept { client, pooled, way }) = self.ready_http1(worker, way, idle, &dial) {
+                    return Ok(Http1 { client, pooled, reused: true, way });
+                }
+            }
         }
         let (sender, receiver) = oneshot::channel();
-        let ticket = self.pools[worker].http1(|entry| entry.wait(sender));
+        let ticket = self.pools[worker].http1(way, |entry| entry.wait(sender));
         if let Some(ticket) = ticket {
-            Self::spawn_http1(Arc::clone(self), worker, ticket, dial());
+            Self::spawn_http1(Arc::clone(self), worker, way, ticket, dial());
         }
         receiver.await.unwrap_or_else(|_| Err(Arc::new(ConnectError::Ended(self.address))))
     }
 
-    fn spawn_http1(self: Arc<Self>, worker: usize, ticket: Ticket, dial: Dial) {
-        tokio::spawn(self.dial_http1(worker, ticket, dial));
+    fn spawn_http1(self: Arc<Self>, worker: usize, way: Way, ticket: Ticket, dial: Dial) {
+        tokio::spawn(self.dial_http1(worker, way, ticket, dial));
     }
 
     /// Dials for as long as more wait than others dial for.
-    async fn dial_http1(self: Arc<Self>, worker: usize, ticket: Ticket, dial: Dial) {
+    async fn dial_http1(self: Arc<Self>, worker: usize, way: Way, ticket: Ticket, dial: Dial) {
         let pool = &self.pools[worker];
         let mut next = Some(ticket);
         while let Some(ticket) = next {
-            next = match dial.http1(&self).await {
+            let connected = match way {
+                Way::Own => dial.http1(&self).await,
+                Way::Shared => self.stream(pool, &dial).await,
+            };
+            next = match connected {
                 Ok(client) => {
                     let pooled = pool.opened(&dial.metrics, &self.service, PoolClose::Ended);
-                    let kept = Kept { client, pooled };
-                    let [next, more] = pool.http1(|entry| entry.dialled(ticket, kept, Instant::now()));
+                    let kept = Kept { client, pooled, way };
+                    let [next, more] = pool.http1(way, |entry| entry.dialled(ticket, kept, Instant::now()));
                     if let Some(more) = more {
-                        Self::spawn_http1(Arc::clone(&self), worker, more, dial.clone());
+                        Self::spawn_http1(Arc::clone(&self), worker, way, more, dial.clone());
                     }
                     next
                 }
                 Err(error) => {
-                    let (told, more) = pool.http1(|entry| entry.failed(ticket));
+                    let (told, more) = pool.http1(way, |entry| entry.failed(ticket));
                     let error = Arc::new(error);
                     for waiter in told {
                         let _ = waiter.send(Err(Arc::clone(&error)));
@@ -162,11 +195,38 @@ impl Endpoint {
         }
     }
 
+    /// A stream, for which a connection is dialled if there is none with room.
+    async fn stream(&self, pool: &Pool, dial: &Dial) -> Result<h1::Client<Io>, ConnectError> {
+        let stream = match pool.stream() {
+            Some(stream) => stream,
+            None => pool.share(dial.streams(self).await?).ok_or(ConnectError::Closed(self.address))?,
+        };
+        Ok(h1::Client::new(Io::stream(stream), dial.http1))
+    }
+
+    /// A connection for which nothing must be dialled.
+    fn ready_http1(
+        &self,
+        worker: usize,
+        way: Way,
+        configured: Duration,
+        dial: impl Fn() -> Dial,
+    ) -> Option<Kept> {
+        let idle = self.idle_http1(worker, way, configured);
+        if idle.is_some() || way == Way::Own {
+            return idle;
+        }
+        let pool = &self.pools[worker];
+        let (stream, dial) = (pool.stream()?, dial());
+        let client = h1::Client::new(Io::stream(stream), dial.http1);
+        Some(Kept { client, pooled: pool.opened(&dial.metrics, &self.service, PoolClose::Ended), way })
+    }
+
     /// A connection that waits for its next request, the one used last first.
-    fn idle_http1(&self, worker: usize, configured: Duration) -> Option<Kept> {
+    fn idle_http1(&self, worker: usize, way: Way, configured: Duration) -> Option<Kept> {
         let pool = &self.pools[worker];
         loop {
-            let entry::Idle { connection: mut kept, since } = pool.http1(|entry| entry.take())?;
+            let entry::Idle { connection: mut kept, since } = pool.http1(way, |entry| entry.take())?;
             let now = Instant::now();
             match kept.client.closed() {
                 Some(at) => {
@@ -182,13 +242,13 @@ impl Endpoint {
     }
 
     /// Gives a connection back once its exchange is over.
-    pub fn keep_http1(&self, worker: usize, mut client: h1::Client<Io>, pooled: PooledConnection) {
+    pub fn keep_http1(&self, worker: usize, way: Way, mut client: h1::Client<Io>, pooled: PooledConnection) {
         let pool = &self.pools[worker];
         if let Some(timeout) = client.idle_hint() {
             pool.state_limit(timeout);
         }
         if client.closed().is_none() {
-            pool.http1(|entry| entry.give(Kept { client, pooled }, Instant::now()));
+            pool.http1(way, |entry| entry.give(Kept { client, pooled, way }, Instant::now()));
         }
     }
 
@@ -301,10 +361,10 @@ impl Drop for Place {
 impl Waiter for Http1Waiter {
     type Connection = Kept;
 
-    fn give(self, Kept { client, pooled }: Kept, fresh: bool) -> Result<(), Kept> {
-        match self.send(Ok(Http1 { client, pooled, reused: !fresh })) {
+    fn give(self, Kept { client, pooled, way }: Kept, fresh: bool) -> Result<(), Kept> {
+        match self.send(Ok(Http1 { client, pooled, reused: !fresh, way })) {
             Ok(()) | Err(Err(_)) => Ok(()),
-            Err(Ok(Http1 { client, pooled, .. })) => Err(Kept { client, pooled }),
+            Err(Ok(Http1 { client, pooled, way, .. })) => Err(Kept { client, pooled, way }),
         }
     }
 

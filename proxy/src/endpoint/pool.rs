@@ -11,13 +11,18 @@ use parking_lot::Mutex;
 use super::entry::Entry;
 use super::idle::IdleLimit;
 use super::shared::{self, Shared};
-use super::{Http1Waiter, Http2Waiter};
+use super::{Http1Waiter, Http2Waiter, Way};
+use crate::io::streams::{Opener, Stream};
 use crate::telemetry::metrics::{PoolCells, PoolClose, PooledConnection, WorkerMetrics};
 use crate::wire::http2;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Pool {
     http1: Mutex<Entry<Http1Waiter>>,
+    /// As `http1`, of those that are streams on `openers`.
+    streams: Mutex<Entry<Http1Waiter>>,
+    /// Connections of many streams, the first the most used.
+    openers: Mutex<Vec<Opener>>,
     /// For how long the server keeps idle HTTP/1 connections.
     idle_limit: Mutex<IdleLimit>,
     http2: Mutex<Shared<SharedConnection, Http2Waiter>>,
@@ -34,6 +39,19 @@ pub(super) struct SharedConnection {
 
 // === impl Pool ===
 
+impl Default for Pool {
+    fn default() -> Self {
+        Self {
+            http1: Mutex::default(),
+            streams: Mutex::new(Entry::one_by_one()),
+            openers: Mutex::default(),
+            idle_limit: Mutex::default(),
+            http2: Mutex::default(),
+            cells: OnceLock::new(),
+        }
+    }
+}
+
 impl Pool {
     /// Counts a connection that was dialled.
     pub(super) fn opened(
@@ -46,12 +64,27 @@ impl Pool {
     }
 
     /// Reads or changes the HTTP/1 connections.
-    pub(super) fn http1<R>(&self, change: impl FnOnce(&mut Entry<Http1Waiter>) -> R) -> R {
-        let mut entry = self.http1.lock();
+    pub(super) fn http1<R>(&self, way: Way, change: impl FnOnce(&mut Entry<Http1Waiter>) -> R) -> R {
+        let mut entry = match way {
+            Way::Own => self.http1.lock(),
+            Way::Shared => self.streams.lock(),
+        };
         let before = entry.idle();
         let result = change(&mut entry);
         self.count_idle(before, entry.idle());
         result
+    }
+
+    /// A new stream, if a connection has room for it.
+    pub(super) fn stream(&self) -> Option<Stream> {
+        self.openers.lock().iter().find_map(Opener::open)
+    }
+
+    /// A connection for streams was dialled; the first of them, unless it has already ended.
+    pub(super) fn share(&self, opener: Opener) -> Option<Stream> {
+        let stream = opener.open();
+        self.openers.lock().push(opener);
+        stream
     }
 
     /// Reads or changes the HTTP/2 connections.
@@ -71,14 +104,14 @@ impl Pool {
 
     /// Connections that are idle or shared.
     pub(super) fn connections(&self) -> usize {
-        self.http1.lock().idle() + self.http2.lock().connections()
+        self.http1.lock().idle() + self.streams.lock().idle() + self.http2.lock().connections()
     }
 
     /// Drops what has been idle for longer than `configured`, or than the server allows.
     pub(super) fn sweep(&self, now: Instant, configured: Duration) {
         let mut closed = Vec::new();
         let limit = self.idle_limit(now, configured);
-        let keep = |idle: &mut super::entry::Idle<super::Kept>| match idle.connection.client.closed() {
+        let mut keep = |idle: &mut super::entry::Idle<super::Kept>| match idle.connection.client.closed() {
             Some(at) => {
                 idle.connection.pooled.closing(PoolClose::Peer);
                 closed.push((at, idle.since));
@@ -90,10 +123,12 @@ impl Pool {
                 false
             }
         };
-        self.http1(|entry| entry.retain(keep));
+        self.http1(Way::Own, |entry| entry.retain(&mut keep));
+        self.http1(Way::Shared, |entry| entry.retain(&mut keep));
         for (at, since) in closed {
             self.saw_close(at, since);
         }
+        self.openers.lock().retain(|opener| opener.is_open() && !opener.is_idle());
         let expired = self.http2(|shared| shared.sweep(now));
         for connection in expired {
             if shared::Connection::is_open(&connection) {
@@ -121,11 +156,15 @@ impl Drop for Pool {
     /// Streams and exchanges hold on to their endpoint: what is left is idle. Any thread may come here.
     fn drop(&mut self) {
         let Some(cells) = self.cells.get() else { return };
-        cells.dropped(self.http1.get_mut().idle() + self.http2.get_mut().idle());
-        self.http1.get_mut().retain(|idle| {
-            idle.connection.pooled.closing(PoolClose::Retired);
-            false
-        });
+        let http1 = [self.http1.get_mut(), self.streams.get_mut()];
+        let idle: usize = http1.iter().map(|entry| entry.idle()).sum();
+        cells.dropped(idle + self.http2.get_mut().idle());
+        for entry in http1 {
+            entry.retain(|idle| {
+                idle.connection.pooled.closing(PoolClose::Retired);
+                false
+            });
+        }
         for connection in self.http2.get_mut().all() {
             connection.pooled.closing(PoolClose::Retired);
         }

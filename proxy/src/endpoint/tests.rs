@@ -169,6 +169,8 @@ async fn a_client_that_leaves_while_it_waits_leaves_no_place_behind() {
     drop(stays);
 }
 
+const OWN: Preferred = Preferred { way: Way::Own, or_other: false };
+
 /// A server of HTTP/1 that answers every request, and closes its connections once `closing` is told.
 async fn http1_server(closing: Arc<Notify>) -> Arc<Endpoint> {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -202,13 +204,13 @@ async fn http1_server(closing: Arc<Notify>) -> Arc<Endpoint> {
 /// One exchange, its connection given back if it can be used again.
 async fn exchange(endpoint: &Arc<Endpoint>, metrics: &Metrics, path: &str) {
     let idle = Duration::from_secs(60);
-    let http1 = endpoint.http1(0, Some(idle), || dial_counted(metrics)).await.unwrap();
+    let http1 = endpoint.http1(0, OWN, Some(idle), || dial_counted(metrics)).await.unwrap();
     let Http1 { client, pooled: counted, .. } = http1;
     let (open, idle) = pooled(metrics);
     assert!(open > idle, "one is in use: {open} {idle}");
     let to = Arc::clone(endpoint);
     let request = Request::get(path).header("host", "orders").body(Body::empty()).unwrap();
-    let done = move |client| to.keep_http1(0, client, counted);
+    let done = move |client| to.keep_http1(0, Way::Own, client, counted);
     let response = client.send(request, |_| (), done).await.unwrap();
     http_body_util::BodyExt::collect(response.into_body()).await.unwrap();
 }
@@ -224,10 +226,10 @@ async fn http1_connections_are_counted_from_their_dial_to_their_end() {
     assert_eq!((pooled(&metrics), closed(&metrics, PoolClose::Ended)), ((0, 0), 1));
 
     // Two at a time; one comes back, the other is given up.
-    let first = endpoint.http1(0, Some(idle), || dial_counted(&metrics)).await.unwrap();
-    let second = endpoint.http1(0, Some(idle), || dial_counted(&metrics)).await.unwrap();
+    let first = endpoint.http1(0, OWN, Some(idle), || dial_counted(&metrics)).await.unwrap();
+    let second = endpoint.http1(0, OWN, Some(idle), || dial_counted(&metrics)).await.unwrap();
     assert_eq!(pooled(&metrics), (2, 0));
-    endpoint.keep_http1(0, first.client, first.pooled);
+    endpoint.keep_http1(0, Way::Own, first.client, first.pooled);
     assert_eq!(pooled(&metrics), (2, 1));
     drop(second);
     assert_eq!((pooled(&metrics), closed(&metrics, PoolClose::Ended)), ((1, 1), 2));

@@ -8,12 +8,14 @@
 //! as for any answer of the control plane, then it is refused, in HTTP where it speaks that.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::{Request, Response};
 use tokio::io::AsyncRead;
 use tokio::net::TcpStream;
+use tokio_util::task::TaskTracker;
 
 use super::admit;
 use super::context::Worker;
@@ -27,7 +29,7 @@ use super::sniff::{self, Sniffed, Tell};
 use crate::accept::{Accepted, Destination};
 use crate::detect::{self, Detection};
 use crate::endpoint::Endpoint;
-use crate::io::{Io, Meter, Replay};
+use crate::io::{Io, Meter, Replay, streams};
 use crate::policy::{self, Open, PortPolicy};
 use crate::state::{First, Mode, Peer, Protocol};
 use crate::telemetry::Reason;
@@ -49,6 +51,7 @@ struct Connection {
 }
 
 /// Where a connection comes from and goes to.
+#[derive(Clone)]
 struct Way {
     client: SocketAddr,
     application: Arc<Endpoint>,
@@ -65,6 +68,8 @@ struct Arrived {
     detected: DetectResult,
     /// The application, where it was opened to find out; then the connection has been judged.
     server: Option<Result<Io, Fault>>,
+    /// It carries many streams, each of which is framed so.
+    is_shared: bool,
 }
 
 /// What was heard on a stream, and the application if that was opened to find out.
@@ -88,11 +93,28 @@ pub async fn serve(worker: &Arc<Worker>, accepted: Accepted) {
     let application = worker.loose_endpoint(application, &Peer::Plaintext);
     let way = Way { client, application, port, policy };
     let Some(arrived) = arrive(worker, stream, &way).await else { return };
-    let Arrived { io, guard, framing, detected, server } = arrived;
+    if arrived.is_shared {
+        Box::pin(serve_streams(worker, arrived, way)).await;
+    } else {
+        let Arrived { io, guard, framing, detected, server, .. } = arrived;
+        serve_one(worker, io, way, Arc::new(guard), framing, detected, server).await;
+    }
+}
+
+/// Serves what arrived, or one of the streams on it.
+async fn serve_one(
+    worker: &Arc<Worker>,
+    io: Io,
+    way: Way,
+    guard: Arc<policy::Guard>,
+    framing: Option<Framing>,
+    detected: DetectResult,
+    server: Option<Result<Io, Fault>>,
+) {
     match framing {
         Some(framing) => {
             let id = worker.proxy.connection_id();
-            let (worker, guard, tunnels) = (Arc::clone(worker), Arc::new(guard), Tunnels::default());
+            let (worker, tunnels) = (Arc::clone(worker), Tunnels::default());
             let Way { client, application, .. } = way;
             let connection = Connection { worker, id, client, application, framing, guard, tunnels };
             // Apart, so that the task of an opaque connection is small.
@@ -108,6 +130,49 @@ pub async fn serve(worker: &Arc<Worker>, accepted: Accepted) {
     }
 }
 
+/// Serves each stream as a connection of its own, of the same peer, until the client is done; once the drain begins, until
+/// those that are left are, and those that the client had begun before it could know.
+async fn serve_streams(worker: &Arc<Worker>, arrived: Arrived, way: Way) {
+    let Arrived { io, guard, framing, detected, .. } = arrived;
+    let (guard, tasks, mut driver) = (Arc::new(guard), TaskTracker::new(), streams::accepted(io));
+    let mut draining = pin!(worker.proxy.drain.draining());
+    let mut grace = pin!(tokio::time::sleep(DRAIN_GRACE));
+    let (mut told, mut finishing) = (false, false);
+    loop {
+        tokio::select! {
+            next = driver.next() => match next {
+                Ok(Some(stream)) => {
+                    let (worker, way, guard) = (Arc::clone(worker), way.clone(), Arc::clone(&guard));
+                    let io = Io::stream(stream);
+                    tasks.spawn(async move {
+                        serve_one(&worker, io, way, guard, framing, detected, None).await;
+                    });
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::debug!(%error, client = %way.client, "a connection of streams ended");
+                    break;
+                }
+            },
+            () = draining.as_mut(), if !told => {
+                told = true;
+                driver.go_away();
+                grace.as_mut().reset(tokio::time::Instant::now() + DRAIN_GRACE);
+            }
+            () = grace.as_mut(), if told && !finishing => {
+                finishing = true;
+                driver.finish();
+            }
+        }
+    }
+    drop(driver);
+    tasks.close();
+    tasks.wait().await;
+}
+
+/// When draining, how long a stream may still come that was opened before the client could know.
+const DRAIN_GRACE: Duration = Duration::from_millis(500);
+
 /// Reads as far as is needed to know how the connection is protected and framed; `None` when it is over already.
 async fn arrive(worker: &Worker, mut stream: TcpStream, way: &Way) -> Option<Arrived> {
     // A plaintext client of a server that speaks first sends nothing; where only the mesh is let in, or HTTP or TLS is
@@ -120,12 +185,13 @@ async fn arrive(worker: &Worker, mut stream: TcpStream, way: &Way) -> Option<Arr
         (Mode::Permissive | Mode::Off, Protocol::Tcp | Protocol::Detect) => None,
     };
     let sniffed = match patience {
-        Some(patience) => must_speak(worker, &mut stream, way, patience, |stream| stream).await?,
+        Some(patience) => must_speak(worker, &mut stream, way, patience, crate::io::reset_on_drop).await?,
         None => {
             let (Heard { sniffed, server }, guard) = Box::pin(overhear(worker, &mut stream, way)).await?;
             if server.is_some() {
                 let io = Io::replay(Replay::new(sniffed.head, stream));
-                return Some(Arrived { io, guard, framing: None, detected: sniffed.result, server });
+                let (framing, detected) = (None, sniffed.result);
+                return Some(Arrived { io, guard, framing, detected, server, is_shared: false });
             }
             sniffed
         }
@@ -143,7 +209,8 @@ async fn arrive(worker: &Worker, mut stream: TcpStream, way: &Way) -> Option<Arr
         detection => (policy::TlsKind::None, sniff::framing(&detection).filter(|_| !way.is_opaque())),
     };
     let guard = register(worker, way, None, tls);
-    Some(Arrived { io: Io::replay(stream), guard, framing, detected, server: None })
+    let io = Io::replay(stream);
+    Some(Arrived { io, guard, framing, detected, server: None, is_shared: false })
 }
 
 /// Terminates the mesh's TLS. An opaque port's streams are opaque whatever protocol the peer names, and what a
@@ -154,7 +221,7 @@ async fn terminate(worker: &Worker, stream: Replay<TcpStream>, way: &Way) -> Opt
     let detects = way.policy.protocol == Protocol::Detect;
     let framing = match alpn {
         Alpn::H2 => Some(Framing::Http2),
-        Alpn::Http1 => Some(Framing::Http1),
+        Alpn::Http1 | Alpn::Streams => Some(Framing::Http1),
         _ => None,
     };
     if way.is_opaque() || framing.is_some() {
@@ -162,7 +229,8 @@ async fn terminate(worker: &Worker, stream: Replay<TcpStream>, way: &Way) -> Opt
             way.saw(worker, First::Client);
         }
         let framing = framing.filter(|_| !way.is_opaque());
-        return Some(Arrived { io, guard, framing, detected: DetectResult::Declared, server: None });
+        let (detected, is_shared) = (DetectResult::Declared, alpn == Alpn::Streams);
+        return Some(Arrived { io, guard, framing, detected, server: None, is_shared });
     }
     let Heard { sniffed, server } = if detects {
         let times = Times::waited(way.seen(worker));
@@ -175,14 +243,15 @@ async fn terminate(worker: &Worker, stream: Replay<TcpStream>, way: &Way) -> Opt
         )?
     } else {
         let patience = worker.proxy.settings.http1.idle_timeout;
-        let sniffed = must_speak(worker, &mut io, way, patience, Io::socket).await?;
+        let sniffed = must_speak(worker, &mut io, way, patience, Io::reset_on_drop).await?;
         Heard { sniffed, server: None }
     };
     let Sniffed { detection, result: detected, head } = sniffed;
     if head.is_empty() && detected == DetectResult::Closed && server.is_none() {
         return None;
     }
-    Some(Arrived { io: io.rewind(head), guard, framing: sniff::framing(&detection), detected, server })
+    let (io, framing) = (io.rewind(head), sniff::framing(&detection));
+    Some(Arrived { io, guard, framing, detected, server, is_shared: false })
 }
 
 /// What is said first where a client may come without the mesh's TLS; `None` when it is over.
@@ -207,7 +276,7 @@ async fn must_speak<S>(
     stream: &mut S,
     way: &Way,
     patience: Duration,
-    socket: fn(&S) -> &TcpStream,
+    reset: fn(&S),
 ) -> Option<Sniffed>
 where
     S: AsyncRead + Unpin,
@@ -217,7 +286,7 @@ where
     worker.metrics.detect(sniffed.result, sniff::protocol(&sniffed.detection), started.elapsed());
     if sniffed.result == DetectResult::Timeout {
         refuse(worker, way.client, Reason::DetectTimeout, "the client has not said what it speaks");
-        crate::io::reset_on_drop(socket(stream));
+        reset(stream);
         return None;
     }
     Some(sniffed)

@@ -21,6 +21,11 @@ thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; BUFFER].into());
 }
 
+/// Runs `read` with the buffer that all on this thread share. It must not come here again within.
+pub(super) fn with_scratch<R>(read: impl FnOnce(&mut [u8]) -> R) -> R {
+    SCRATCH.with_borrow_mut(|scratch| read(scratch))
+}
+
 /// The two ends of a relay. Dropped before it is over, they are cut.
 struct Relay<A: Transport, B: Transport> {
     client: A,
@@ -88,8 +93,7 @@ impl Way {
             } else if self.ended {
                 ready!(Pin::new(&mut *to).poll_shutdown(cx))?;
                 self.over = true;
-            } else if SCRATCH.with_borrow_mut(|scratch| self.poll_fresh(from, to, scratch, cx))?.is_pending()
-            {
+            } else if with_scratch(|scratch| self.poll_fresh(from, to, scratch, cx))?.is_pending() {
                 // Nothing to read: what was written must not wait in a buffer of the writer's.
                 if self.unflushed {
                     ready!(Pin::new(&mut *to).poll_flush(cx))?;

@@ -19,6 +19,7 @@ mod policy;
 mod replay;
 mod routing;
 mod scripted;
+mod shared;
 mod start;
 
 use tulle_tests::app::App;
