@@ -1,7 +1,8 @@
 //! `EgressPolicy`: what each workload may reach outside the mesh. Pure, total and deterministic.
 //!
-//! Built once for the mesh, for each namespace that has policies for every workload, and for each workload that has
-//! policies by a Service besides; [`Model::get`](super::Model::get) gives a workload the narrowest.
+//! Built for the mesh, for each namespace that has policies for every workload (both once for workloads that are registered
+//! and once for others), and for each workload that has policies by a Service besides;
+//! [`Model::get`](super::Model::get) gives a workload the narrowest.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,25 +14,43 @@ use super::build::{Context, encode};
 use crate::kinds::EgressAction;
 use crate::object::{Egress, NamespacedName};
 
+/// What is the same for many workloads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Shared {
+    /// For those that are registered.
+    registered: Arc<Encoded>,
+    /// For all others, known or not.
+    pub(super) other: Arc<Encoded>,
+}
+
+// === impl Shared ===
+
+impl Shared {
+    pub(super) fn new(policy: v1::EgressPolicy) -> Self {
+        let encode = |policy: &v1::EgressPolicy| Arc::new(Encoded::new(ResourceType::EgressPolicy, policy));
+        let other = encode(&policy);
+        Self { registered: encode(&v1::EgressPolicy { registered: true, ..policy }), other }
+    }
+}
+
 // === impl Context ===
 
 impl Context<'_> {
     /// For workloads of whom no policy speaks.
-    pub(super) fn egress_of_mesh(&self) -> Encoded {
-        Encoded::new(ResourceType::EgressPolicy, &self.egress(&[]))
+    pub(super) fn egress_of_mesh(&self) -> Shared {
+        Shared::new(self.egress(&[]))
     }
 
     /// For the workloads of a namespace; none where no policy is for all of them.
-    pub(super) fn egress_of_namespace(&self, namespace: &str) -> Option<Arc<Encoded>> {
+    pub(super) fn egress_of_namespace(&self, namespace: &str) -> Option<Shared> {
         let policies: Vec<&Egress> = self.index.egress_of_namespace(namespace).collect();
-        if policies.is_empty() {
-            return None;
-        }
-        encode(ResourceType::EgressPolicy, &self.egress(&policies))
+        (!policies.is_empty()).then(|| Shared::new(self.egress(&policies)))
     }
 
-    /// For one workload; none where no policy speaks of a Service that it is behind.
-    pub(super) fn egress_of_workload(&self, name: &NamespacedName) -> Option<Arc<Encoded>> {
+    /// For one workload, where `shared` is for all of its namespace; none where it is not registered and no policy speaks of a
+    /// Service that it is behind.
+    pub(super) fn egress_of_workload(&self, name: &NamespacedName, shared: &Shared) -> Option<Arc<Encoded>> {
+        let is_registered = self.index.registrations_of_workload(name).next().is_some();
         let registered = self.index.registrations_of_workload(name).flat_map(|known| known.services());
         let listed = self.index.slices_of_workload(name).map(|slice| &slice.service);
         let services: BTreeSet<&NamespacedName> = registered.chain(listed).collect();
@@ -39,11 +58,12 @@ impl Context<'_> {
         let own = own.filter(|policy| policy.name.namespace == name.namespace);
         let own: BTreeSet<&NamespacedName> = own.map(|policy| &policy.name).collect();
         if own.is_empty() {
-            return None;
+            return is_registered.then(|| Arc::clone(&shared.registered));
         }
         let own = own.into_iter().filter_map(|policy| self.index.egress_policy(policy));
         let policies: Vec<&Egress> = self.index.egress_of_namespace(&name.namespace).chain(own).collect();
-        encode(ResourceType::EgressPolicy, &self.egress(&policies))
+        let policy = v1::EgressPolicy { registered: is_registered, ..self.egress(&policies) };
+        encode(ResourceType::EgressPolicy, &policy)
     }
 
     /// All of these together.
@@ -65,7 +85,12 @@ impl Context<'_> {
                 hosts: rule.hosts.clone(),
             })
         });
-        v1::EgressPolicy { action: action(default).into(), action_name, rules: rules.collect() }
+        v1::EgressPolicy {
+            action: action(default).into(),
+            action_name,
+            rules: rules.collect(),
+            registered: false,
+        }
     }
 }
 

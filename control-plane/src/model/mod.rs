@@ -8,12 +8,12 @@
 //! # A new workload, in order
 //!
 //! A proxy asks for its own `InboundPolicy` before anybody knows it, since it must be configured before it is ready.
-//! The answer is the mesh's mode, no ports and no rules. Rules for it can exist as soon as it registers, so:
+//! The answer is the mesh's mode, no ports and no rules; and for its `EgressPolicy`, what holds for its whole namespace. Rules for it can exist as soon as it registers, so:
 //! 1. the proxy binds its inbound listeners and does not accept on them; connections wait in the backlog;
 //! 2. it registers; [`Publisher::register`] returns, and `Registered` is sent, only after a snapshot with the
 //!    registration is published. That very snapshot holds its policy, with every rule;
-//! 3. it subscribes to its `InboundPolicy` *again*. A server answers a repeated subscription with the resource as it is
-//!    now (xDS, "Subscribing to resources"), so the next `InboundPolicy` that arrives is from that snapshot or a later one;
+//! 3. it subscribes to its `InboundPolicy` and `EgressPolicy` *again*. A server answers a repeated subscription with the resource as it is
+//!    now (xDS, "Subscribing to resources"), so the next that arrive are from that snapshot or a later one;
 //! 4. only then it accepts.
 
 mod build;
@@ -72,8 +72,8 @@ pub struct Model {
     workloads: Table<Arc<Encoded>>,
     inbound: Table<Arc<Encoded>>,
     /// For workloads that none of the next two is for.
-    egress: Arc<Encoded>,
-    egress_of_namespaces: Table<Arc<Encoded>>,
+    egress: egress::Shared,
+    egress_of_namespaces: Table<egress::Shared>,
     egress_of_workloads: Table<Arc<Encoded>>,
     /// By service.
     routes: Table<Arc<RouteSet>>,
@@ -124,7 +124,7 @@ impl Model {
             trust_domain: settings.trust_domain(None),
             settings,
             mesh,
-            egress: Arc::new(Encoded::new(ResourceType::EgressPolicy, &v1::EgressPolicy::default())),
+            egress: egress::Shared::new(v1::EgressPolicy::default()),
             egress_of_namespaces: Table::default(),
             egress_of_workloads: Table::default(),
             bundles: Table::default(),
@@ -171,20 +171,24 @@ impl Model {
             let text = address.to_string();
             note(next.addresses.set(text.clone(), context.address(*address)), ResourceType::Address, &text);
         }
+        for namespace in &dirty.egress {
+            next.egress_of_namespaces.set(namespace.to_string(), context.egress_of_namespace(namespace));
+        }
+        let shared = |workload: &NamespacedName| {
+            next.egress_of_namespaces.get(&workload.namespace).unwrap_or(&next.egress)
+        };
         for name in &dirty.workloads {
             let text = name.to_string();
             note(next.workloads.set(text.clone(), context.workload(name)), ResourceType::Workload, &text);
             note(next.inbound.set(text.clone(), context.inbound(name)), ResourceType::InboundPolicy, &text);
-            let egress = context.egress_of_workload(name);
+            let egress = context.egress_of_workload(name, shared(name));
             note(next.egress_of_workloads.set(text.clone(), egress), ResourceType::EgressPolicy, &text);
-        }
-        for namespace in &dirty.egress {
-            next.egress_of_namespaces.set(namespace.to_string(), context.egress_of_namespace(namespace));
         }
         if !dirty.egress.is_empty() {
             let workloads = index.workloads();
             for workload in workloads.iter().filter(|workload| dirty.egress.contains(&workload.namespace)) {
-                next.egress_of_workloads.set(workload.to_string(), context.egress_of_workload(workload));
+                let egress = context.egress_of_workload(workload, shared(workload));
+                next.egress_of_workloads.set(workload.to_string(), egress);
             }
         }
         if dirty.bundles {
@@ -217,7 +221,7 @@ impl Model {
         self.workloads.replace(workloads.iter().map(|name| (name.to_string(), context.workload(name))));
         self.inbound.replace(workloads.iter().map(|name| (name.to_string(), context.inbound(name))));
         self.bundles.replace(context.bundles());
-        let egress = Arc::new(context.egress_of_mesh());
+        let egress = context.egress_of_mesh();
         if self.egress != egress {
             self.egress = egress;
         }
@@ -226,8 +230,12 @@ impl Model {
         let namespaces = namespaces.into_iter();
         self.egress_of_namespaces
             .replace(namespaces.map(|name| (name.to_string(), context.egress_of_namespace(name))));
-        self.egress_of_workloads
-            .replace(workloads.iter().map(|name| (name.to_string(), context.egress_of_workload(name))));
+        let shared = |workload: &NamespacedName| {
+            self.egress_of_namespaces.get(&workload.namespace).unwrap_or(&self.egress)
+        };
+        self.egress_of_workloads.replace(
+            workloads.iter().map(|name| (name.to_string(), context.egress_of_workload(name, shared(name)))),
+        );
     }
 
     fn context<'a>(&self, index: &'a Index) -> build::Context<'a> {
@@ -249,9 +257,8 @@ impl Model {
             }
             ResourceType::EgressPolicy => {
                 let workload = NamespacedName::parse(name)?;
-                let own = self.egress_of_workloads.get(name);
-                let known = own.or_else(|| self.egress_of_namespaces.get(&workload.namespace));
-                Some(known.unwrap_or(&self.egress).clone())
+                let shared = || self.egress_of_namespaces.get(&workload.namespace).unwrap_or(&self.egress);
+                Some(self.egress_of_workloads.get(name).unwrap_or_else(|| &shared().other).clone())
             }
             ResourceType::Address => self.addresses.get(name).cloned(),
             ResourceType::Service => self.services.get(name).cloned(),
@@ -275,7 +282,7 @@ impl Model {
     }
 
     /// Names of the resources of a type, sorted: for dumps. For [`ResourceType::Routes`], the services; for
-    /// [`ResourceType::EgressPolicy`], the workloads that have one of their own.
+    /// [`ResourceType::EgressPolicy`], the workloads that are registered or have one of their own.
     pub fn names(&self, resource_type: ResourceType) -> Vec<Arc<str>> {
         match resource_type {
             ResourceType::Mesh => vec![MESH.into()],

@@ -125,8 +125,9 @@ impl Ads {
                 },
                 Some(want) = self.wants.recv() => self.want(want),
                 Ok(()) = self.registered.changed() => {
-                    let again = self.applier.registered();
-                    self.session.subscribe_again(again);
+                    for again in self.applier.registered() {
+                        self.session.subscribe_again(again);
+                    }
                 }
                 _ = forget.tick() => self.forget(),
             }

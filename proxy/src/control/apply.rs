@@ -79,9 +79,10 @@ impl Applier {
     }
 
     /// The workload is registered; returns what must be asked for again, since only what comes now counts.
-    pub fn registered(&mut self) -> ResourceName {
+    pub fn registered(&mut self) -> [ResourceName; 2] {
         self.gate.registered();
-        resource::<v1::InboundPolicy>(self.workload.to_string())
+        let own = self.workload.to_string();
+        [resource::<v1::InboundPolicy>(own.clone()), resource::<v1::EgressPolicy>(own)]
     }
 
     /// What a proxy of `trust_domain` subscribes to before anything is used.
@@ -224,13 +225,7 @@ impl Applier {
             }
             Decoded::InboundPolicy(spec) => {
                 if let Err(why) = self.gate.check(&spec) {
-                    // Expected once at every start; later the last policy stays in force, and that must be seen.
-                    match why {
-                        HeldBack::NotRegistered => tracing::debug!(%why, "held back an InboundPolicy"),
-                        HeldBack::PortUnknown(_) => {
-                            tracing::warn!(%why, "held back an InboundPolicy; what is in force stays")
-                        }
-                    }
+                    held_back("InboundPolicy", &why);
                     return Ok(());
                 }
                 let inbound = Arc::new(policy::Inbound::new(spec));
@@ -240,7 +235,10 @@ impl Applier {
                     tracing::info!(connections = cut, "a change of policy has cut open connections");
                 }
             }
-            Decoded::EgressPolicy(spec) => self.put_egress(spec),
+            Decoded::EgressPolicy { spec, registered } => match self.gate.check_egress(registered) {
+                Ok(()) => self.put_egress(spec),
+                Err(why) => held_back("EgressPolicy", &why),
+            },
             Decoded::TrustBundle(bundle) => {
                 self.identity.set_bundle(bundle, SystemTime::now()).map_err(|error| error.to_string())?;
             }
@@ -352,6 +350,16 @@ impl Applier {
 
     fn service(&self, name: &ObjectName) -> Option<Arc<ServiceState>> {
         self.store.load().services.get(name).cloned()
+    }
+}
+
+/// Expected at every start; later the last policy stays in force, and that must be seen.
+fn held_back(kind: &str, why: &HeldBack) {
+    match why {
+        HeldBack::NotRegistered => tracing::debug!(%why, "held back an {kind}"),
+        HeldBack::PortUnknown(_) | HeldBack::Unregistered => {
+            tracing::warn!(%why, "held back an {kind}; what is in force stays");
+        }
     }
 }
 

@@ -30,7 +30,11 @@ pub enum Decoded {
     Routes(Routes),
     Workload(WorkloadInfo),
     InboundPolicy(InboundSpec),
-    EgressPolicy(EgressSpec),
+    EgressPolicy {
+        spec: EgressSpec,
+        /// Whether it is what holds for this workload once that is registered.
+        registered: bool,
+    },
     Mesh(MeshInfo),
     TrustBundle(TrustBundle),
 }
@@ -276,7 +280,8 @@ fn egress_policy(message: v1::EgressPolicy, name: &str) -> Result<Decoded> {
         })
     })?;
     let action = action(message.action, "action")?;
-    Ok(Decoded::EgressPolicy(EgressSpec { action, action_name: message.action_name.into(), rules }))
+    let spec = EgressSpec { action, action_name: message.action_name.into(), rules };
+    Ok(Decoded::EgressPolicy { spec, registered: message.registered })
 }
 
 fn mesh(message: v1::Mesh, name: &str) -> Result<Decoded> {

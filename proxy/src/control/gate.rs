@@ -1,11 +1,13 @@
-//! Which `InboundPolicy` may be put in force: the rule that leaves no hole while a workload becomes known.
+//! Which `InboundPolicy` and `EgressPolicy` may be put in force: the rule that leaves no hole while a workload becomes known.
 //!
 //! Rules for a workload exist from its registration on; before, the control plane answers with the mesh's mode and no
-//! rules, which would let everybody in. So while there is something to register, a policy counts only if
+//! rules, which would let everybody in, and with what holds for the namespace, which may let everything out. So while there
+//! is something to register, a policy counts only if
 //! - this process has registered: what was known of the workload before may be another's, or an older life's; and
-//! - it names every port that was registered: a policy from before the registration, or from after its loss, does not.
+//! - it names every port that was registered, or says that it is for a workload that is registered: a policy from before the
+//!   registration, or from after its loss, does not.
 //!
-//! Whatever is held back changes nothing: the last policy in force stays, and without one nobody is let in. Asked by
+//! Whatever is held back changes nothing: the last policy in force stays, and without one nobody is let in or out. Asked by
 //! [`super::apply`]; told of registrations by [`super::ads`].
 
 use crate::policy::InboundSpec;
@@ -19,6 +21,10 @@ pub enum HeldBack {
         "it does not name port {0}, which this workload has registered: the control plane has lost the registration, or another proxy registers under the same --workload"
     )]
     PortUnknown(u16),
+    #[error(
+        "it is for a workload that is not registered, which this one is: the control plane has lost the registration"
+    )]
+    Unregistered,
 }
 
 /// Holds policies back until they are about this proxy.
@@ -48,14 +54,25 @@ impl Gate {
     /// # Errors
     /// Why the policy must not be put in force.
     pub fn check(&self, policy: &InboundSpec) -> Result<(), HeldBack> {
-        if !self.ports.is_empty() && !self.registered {
-            return Err(HeldBack::NotRegistered);
-        }
+        self.after_registration()?;
         let known = |port: &u16| policy.ports.iter().any(|(known, _)| known == port);
         match self.ports.iter().find(|port| !known(port)) {
             None => Ok(()),
             Some(port) => Err(HeldBack::PortUnknown(*port)),
         }
+    }
+
+    /// The same of an `EgressPolicy`, which says whether it is for a workload that is `registered`.
+    ///
+    /// # Errors
+    /// Why the policy must not be put in force.
+    pub fn check_egress(&self, registered: bool) -> Result<(), HeldBack> {
+        self.after_registration()?;
+        if self.ports.is_empty() || registered { Ok(()) } else { Err(HeldBack::Unregistered) }
+    }
+
+    fn after_registration(&self) -> Result<(), HeldBack> {
+        if self.ports.is_empty() || self.registered { Ok(()) } else { Err(HeldBack::NotRegistered) }
     }
 }
 

@@ -83,6 +83,34 @@ fn r18_a_policy_with_targets_is_for_the_workloads_behind_them_beside_their_names
 }
 
 #[test]
+fn r18_a_policy_says_whether_the_workload_was_registered_when_it_was_made() {
+    let some = policy("default", "some", "{targetRefs: [{kind: Service, name: orders}], action: deny}");
+    let all = policy("default", "all", "{action: audit}");
+    for (yaml, before, after) in
+        [("", "mesh", "mesh"), (&*all, "default/all", "default/all"), (&*some, "mesh", "default/some")]
+    {
+        let (mut index, _) = index(&(ORDERS.to_owned() + &slice("") + yaml));
+        let model = Model::build(&index, Settings::default());
+        let unknown = egress(&model, "default/orders-1");
+        assert_eq!((&*unknown.action_name, unknown.registered), (before, false));
+        for (workload, number) in [("orders-1", 1), ("orders-2", 2)] {
+            let address = format!("192.0.2.{number}");
+            register(&mut index, registration(workload, &address, &[("orders", 80, 8080)]));
+        }
+        let dirty = index.take_dirty();
+        let model = model.next(&index, &dirty);
+        for workload in ["default/orders-1", "default/orders-2"] {
+            let policy = egress(&model, workload);
+            assert_eq!((&*policy.action_name, policy.registered), (after, true), "{workload}");
+        }
+        assert!(!egress(&model, "default/orders-x").registered, "a slice is no registration");
+        let of = |name: &str| model.get(ResourceType::EgressPolicy, name).unwrap();
+        let shared = Arc::ptr_eq(&of("default/orders-1"), &of("default/orders-2"));
+        assert_eq!(shared, yaml != some, "encoded once where it holds for the namespace");
+    }
+}
+
+#[test]
 fn r18_the_strictest_default_of_several_policies_holds() {
     let three = policy("default", "a", "{action: allow}")
         + &policy("default", "b", "{action: deny}")

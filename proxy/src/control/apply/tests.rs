@@ -88,8 +88,7 @@ fn nobody_is_let_in_by_a_policy_from_before_the_registration() {
     let mut bench = Bench::new(&[8080]);
     assert!(bench.policy(&[]).rejected.is_empty(), "it is not wrong, only not the one");
     assert_eq!(bench.ports_in_force(), None);
-    let again = bench.applier.registered();
-    bench.session.subscribe_again(again);
+    bench.applier.registered().into_iter().for_each(|again| bench.session.subscribe_again(again));
     let asked = bench.session.requests();
     assert!(asked.iter().any(|request| request.resource_names_subscribe == ["shop/web"]));
     bench.policy(&[]);
@@ -123,7 +122,8 @@ fn r18_an_egress_policy_stays_in_force_until_there_is_another() {
     let in_force = |bench: &Bench| bench.store.load().egress.as_ref().map(|egress| egress.spec().action);
     assert_eq!(in_force(&bench), None, "nothing leaves before it is there");
     let name = "shop/web".to_owned();
-    let deny = v1::EgressPolicy { action: 3, action_name: "shop/p".to_owned(), rules: Vec::new() };
+    let deny =
+        v1::EgressPolicy { action: 3, action_name: "shop/p".to_owned(), ..v1::EgressPolicy::default() };
     // A control plane that does not know the kind has no policy that could deny anything.
     bench.told::<v1::EgressPolicy>(&[], std::slice::from_ref(&name));
     assert_eq!(in_force(&bench), Some(Action::Allow));
@@ -134,6 +134,41 @@ fn r18_an_egress_policy_stays_in_force_until_there_is_another() {
     assert_eq!(in_force(&bench), Some(Action::Deny));
     let applied = bench.told::<v1::EgressPolicy>(&[(&name, vec![0xff; 40])], &[]);
     assert_eq!((applied.rejected.len(), in_force(&bench)), (1, Some(Action::Deny)));
+}
+
+#[test]
+fn r18_nothing_leaves_by_a_policy_from_before_the_registration_or_after_its_loss() {
+    let name = "shop/web";
+    let policy = |action: v1::EgressAction, registered| {
+        let action_name = "shop/p".to_owned();
+        v1::EgressPolicy { action: action.into(), action_name, rules: Vec::new(), registered }.encode_to_vec()
+    };
+    let in_force = |bench: &Bench| bench.store.load().egress.as_ref().map(|egress| egress.spec().action);
+    let (allow, deny) = (v1::EgressAction::Allow, v1::EgressAction::Deny);
+    let mut bench = Bench::new(&[8080]);
+    let applied = bench.told::<v1::EgressPolicy>(&[(name, policy(allow, false))], &[]);
+    assert!(applied.rejected.is_empty(), "it is not wrong, only not the one");
+    bench.told::<v1::EgressPolicy>(&[(name, policy(allow, true))], &[]);
+    assert_eq!(in_force(&bench), None, "an older life's");
+    bench.session.requests();
+    bench.applier.registered().into_iter().for_each(|again| bench.session.subscribe_again(again));
+    let asked = bench.session.requests();
+    let again = |request: &tulle_api::discovery::DeltaDiscoveryRequest| {
+        request.type_url == v1::EgressPolicy::type_url() && request.resource_names_subscribe == [name]
+    };
+    assert!(asked.iter().any(again), "{asked:?}");
+    bench.told::<v1::EgressPolicy>(&[(name, policy(allow, false))], &[]);
+    assert_eq!(in_force(&bench), None, "it was under way already");
+    bench.told::<v1::EgressPolicy>(&[(name, policy(deny, true))], &[]);
+    assert_eq!(in_force(&bench), Some(Action::Deny));
+    bench.told::<v1::EgressPolicy>(&[(name, policy(allow, false))], &[]);
+    assert_eq!(in_force(&bench), Some(Action::Deny), "a lost registration opens nothing");
+    bench.told::<v1::EgressPolicy>(&[(name, policy(allow, true))], &[]);
+    assert_eq!(in_force(&bench), Some(Action::Allow));
+    // Who registers nothing is bound by its namespace's at once.
+    let mut client = Bench::new(&[]);
+    client.told::<v1::EgressPolicy>(&[(name, policy(deny, false))], &[]);
+    assert_eq!(in_force(&client), Some(Action::Deny));
 }
 
 #[test]

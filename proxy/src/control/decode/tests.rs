@@ -169,7 +169,7 @@ fn egress() -> v1::EgressPolicy {
         sni: vec!["*.example.com".to_owned()],
         hosts: Vec::new(),
     };
-    v1::EgressPolicy { action: 3, action_name: "shop/p".to_owned(), rules: vec![rule] }
+    v1::EgressPolicy { action: 3, action_name: "shop/p".to_owned(), rules: vec![rule], registered: true }
 }
 
 fn policy() -> v1::InboundPolicy {
