@@ -93,7 +93,7 @@ impl Egress {
         let mut strictest: Option<&EgressRule> = None;
         for rule in &self.spec.rules {
             let stricter = strictest.is_none_or(|held| rule.action > held.action);
-            if stricter && rule.is_at(outside.address) && rule.names.has(&outside.name) {
+            if stricter && rule.describes(outside) {
                 strictest = Some(rule);
             }
         }
@@ -111,15 +111,26 @@ impl Egress {
 
     /// Whether a connection to `address` is denied for as long as it names nobody, and may be let through once it does.
     pub fn awaits_a_name(&self, address: SocketAddr) -> bool {
-        self.spec.action == Action::Deny
-            && self.spec.rules.iter().any(|rule| rule.action != Action::Deny && rule.is_at(address))
-            && self.spec.rules.iter().all(|rule| rule.names != Names::Any || !rule.is_at(address))
+        let nobody = Outside { address, name: Name::None };
+        let here = || self.spec.rules.iter().filter(|rule| rule.is_at(address));
+        !self.evaluate(&nobody).is_allowed()
+            && here().all(|rule| rule.action != Action::Deny || rule.names != Names::Any)
+            && (self.spec.action != Action::Deny || here().any(|rule| rule.action != Action::Deny))
     }
 }
 
 // === impl EgressRule ===
 
 impl EgressRule {
+    /// A rule that denies at an address or port, by name besides, is not passed by with bytes that hide the name. One that
+    /// denies by name alone would deny everything that has none: it binds only those who give theirs.
+    fn describes(&self, outside: &Outside) -> bool {
+        let placed = !self.ports.is_empty() || !self.networks.is_empty();
+        self.is_at(outside.address)
+            && (self.names.has(&outside.name)
+                || (self.action == Action::Deny && placed && self.names.may_be_hidden_by(&outside.name)))
+    }
+
     fn is_at(&self, address: SocketAddr) -> bool {
         (self.ports.is_empty() || self.ports.contains(&address.port()))
             && (self.networks.is_empty() || self.networks.iter().any(|net| net.contains(&address.ip())))
@@ -136,6 +147,16 @@ impl Names {
                 names.iter().any(|hostname| hostname.matches(name))
             }
             (Self::Sni(_) | Self::Host(_), _) => false,
+        }
+    }
+
+    /// Whether the server may still be reached under one of these by a client that is heard to say `name`: it names nobody in
+    /// a protocol that could.
+    fn may_be_hidden_by(&self, name: &Name) -> bool {
+        match (self, name) {
+            (Self::Sni(_) | Self::Host(_), Name::None) | (Self::Sni(_), Name::Tls(None)) => true,
+            (Self::Host(_), Name::Http(name)) => name.is_empty(),
+            (Self::Any | Self::Sni(_) | Self::Host(_), _) => false,
         }
     }
 }

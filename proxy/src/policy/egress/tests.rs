@@ -77,6 +77,35 @@ fn r18_a_rule_describes_by_all_of_its_fields_and_any_value_of_each() {
 }
 
 #[test]
+fn r18_a_rule_that_denies_somewhere_is_not_passed_by_without_a_name() {
+    let by_host = || EgressRule { names: hosts(&["evil.example"]), ..rule("r", Action::Deny) };
+    let at_port = || EgressRule { ports: vec![80], ..by_host() };
+    let in_network = || EgressRule { networks: vec!["192.0.2.0/24".parse().unwrap()], ..by_host() };
+    let by_sni = || EgressRule { names: sni(&["evil.example"]), ..at_port() };
+    for (said, rule, name, denied) in [
+        ("bytes", at_port(), Name::None, true),
+        ("bytes", in_network(), Name::None, true),
+        ("no Host", at_port(), http(""), true),
+        ("another Host", at_port(), http("good.example"), false),
+        ("TLS is not HTTP", at_port(), Name::Tls(None), false),
+        ("bytes", by_sni(), Name::None, true),
+        ("no server name", by_sni(), Name::Tls(None), true),
+        ("another server name", by_sni(), tls("good.example"), false),
+        ("HTTP is not TLS", by_sni(), http(""), false),
+        // By name alone, it binds who gives one.
+        ("bytes", by_host(), Name::None, false),
+        ("no Host", by_host(), http(""), false),
+        ("elsewhere", EgressRule { ports: vec![81], ..by_host() }, Name::None, false),
+        // To hide a name earns nothing that is allowed by it.
+        ("audited", EgressRule { action: Action::Audit, ..at_port() }, Name::None, false),
+    ] {
+        let verdict = judge(&egress(Action::Allow, vec![rule.clone()]), "192.0.2.1:80", name);
+        let expected = if denied { "egress_denied r" } else { "allow shop/p" };
+        assert_eq!(verdict, expected, "{said}: {rule:?}");
+    }
+}
+
+#[test]
 fn r18_hosts_compare_without_case_and_the_roots_dot() {
     let policy = egress(
         Action::Deny,
@@ -117,6 +146,15 @@ fn r18_a_name_is_awaited_only_where_it_may_help() {
         (egress(Action::Allow, vec![named()]), false),
         (egress(Action::Deny, vec![EgressRule { ports: vec![80], ..named() }]), false),
         (egress(Action::Deny, vec![EgressRule { action: Action::Deny, ..named() }]), false),
+        // Denied only for want of a name.
+        (egress(Action::Allow, vec![EgressRule { action: Action::Deny, ..named() }]), true),
+        (
+            egress(
+                Action::Deny,
+                vec![EgressRule { action: Action::Deny, ..named() }, rule("any", Action::Audit)],
+            ),
+            true,
+        ),
         // Decided by the address alone, whichever way.
         (egress(Action::Deny, vec![named(), rule("any", Action::Deny)]), false),
         (egress(Action::Deny, vec![named(), rule("any", Action::Allow)]), false),
