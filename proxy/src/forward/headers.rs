@@ -108,9 +108,16 @@ pub(super) fn host_of<'a>(target: &'a Uri, host: Option<&'a HeaderValue>) -> &'a
 /// # Errors
 /// [`Reason::MalformedRequest`].
 pub(super) fn check_host<B>(request: &Request<B>) -> Result<(), Fault> {
-    let Some(authority) = request.uri().authority().filter(|_| request.version() == Version::HTTP_2) else {
-        return Ok(());
-    };
+    if request.version() == Version::HTTP_2 { check_only_host(request) } else { Ok(()) }
+}
+
+/// The same of any version, where [`host`] is what the server is told apart by: outside the mesh, servers that share an address
+/// may go by `Host`, though the target names another (RFC 9112 §3.2.2 has them not to).
+///
+/// # Errors
+/// [`Reason::MalformedRequest`].
+pub(super) fn check_only_host<B>(request: &Request<B>) -> Result<(), Fault> {
+    let Some(authority) = request.uri().authority() else { return Ok(()) };
     let same = |host: &HeaderValue| {
         let host = host.to_str().map(without_port);
         host.is_ok_and(|host| host.eq_ignore_ascii_case(without_port(authority.as_str())))
@@ -118,7 +125,7 @@ pub(super) fn check_host<B>(request: &Request<B>) -> Result<(), Fault> {
     if request.headers().get_all(header::HOST).iter().all(same) {
         return Ok(());
     }
-    Err(Fault::unsent(Reason::MalformedRequest, "`host` and `:authority` differ"))
+    Err(Fault::unsent(Reason::MalformedRequest, "`Host` and the target's authority differ"))
 }
 
 fn without_port(authority: &str) -> &str {
@@ -221,6 +228,25 @@ mod tests {
         assert_eq!(check(Version::HTTP_2, "Orders"), Ok(()));
         assert_eq!(check(Version::HTTP_2, "admin"), Err(Reason::MalformedRequest));
         assert_eq!(check(Version::HTTP_11, "admin"), Ok(()), "applications tell these apart themselves");
+    }
+
+    #[test]
+    fn r18_outside_the_mesh_no_request_names_two_hosts() {
+        let check = |target: &str, host: Option<&str>| {
+            let request = host.into_iter().fold(Request::get(target), |it, host| it.header("host", host));
+            check_only_host(&request.body(()).unwrap()).map_err(|fault| fault.reason)
+        };
+        for (target, host) in [
+            ("http://good.example:80/", Some("Good.Example")),
+            ("http://good.example/", None),
+            ("/", Some("good.example")),
+        ] {
+            assert_eq!(check(target, host), Ok(()), "{target} {host:?}");
+        }
+        for host in ["other.example", "", "good.example.other"] {
+            let checked = check("http://good.example/", Some(host));
+            assert_eq!(checked, Err(Reason::MalformedRequest), "{host}");
+        }
     }
 
     #[test]

@@ -194,6 +194,7 @@ impl Connection {
         let target = self.going.target(&self.worker).await?;
         let mut out = None;
         if let Target::Outside(endpoint) = &target {
+            headers::check_only_host(&request)?;
             let host = Name::Http(headers::host(&request).to_ascii_lowercase().into());
             let allowed = egress::let_out(&self.worker, endpoint.address, self.client, host).await?;
             record.rule = Some(allowed.rule);

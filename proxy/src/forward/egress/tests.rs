@@ -106,6 +106,22 @@ async fn r18_without_a_policy_nothing_leaves_and_it_is_said_why() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn r18_a_request_that_names_two_hosts_is_not_judged_by_one_and_served_by_the_other() {
+    let mut policy = only("good.example");
+    policy.rules[0].names = Names::Host(vec!["good.example".parse().unwrap()]);
+    let border = Border::new(Some(policy)).await;
+    let mut http = border.connect().await;
+    http.write_all(b"GET http://good.example/ HTTP/1.1\r\nHost: other.example\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    http.read_to_string(&mut answer).await.unwrap();
+    assert!(
+        answer.starts_with("HTTP/1.1 400 ") && answer.contains("x-tulle-error: malformed_request"),
+        "{answer}"
+    );
+    border.is_untouched();
+}
+
+#[tokio::test(start_paused = true)]
 async fn r18_a_client_that_is_late_is_judged_by_its_name() {
     let border = Border::new(Some(only("a.example"))).await;
     for (name, allowed) in [("a.example", true), ("b.example", false)] {
