@@ -25,6 +25,7 @@ const NAMED: Duration = Duration::from_secs(10);
 pub(super) struct Out {
     pub guard: Arc<policy::Guard>,
     pub rule: Arc<str>,
+    verdict: VerdictKind,
 }
 
 /// How long a client may be silent towards `to`, outside the mesh. Elsewhere a silent client is soon taken for one whose
@@ -43,7 +44,8 @@ pub(super) fn name(detection: &Detection) -> Name {
     }
 }
 
-/// Judges what goes to `address`, outside the mesh, under `name`.
+/// Judges what goes to `address`, outside the mesh, under `name`. A denial is counted here; what may leave, by
+/// [`Out::leaves`].
 ///
 /// # Errors
 /// [`Reason::EgressDenied`]; [`Reason::PolicyUnavailable`] where no policy is known yet.
@@ -55,10 +57,9 @@ pub(super) async fn let_out(
 ) -> Result<Out, Fault> {
     // Awaited only; what is in force once it is registered judges.
     drop(worker.proxy.store.egress().await);
-    let (tls, protocol) = match &name {
-        Name::None => (policy::TlsKind::None, EgressProtocol::Tcp),
-        Name::Tls(_) => (policy::TlsKind::ApplicationTls, EgressProtocol::Tls),
-        Name::Http(_) => (policy::TlsKind::None, EgressProtocol::Http),
+    let tls = match &name {
+        Name::None | Name::Http(_) => policy::TlsKind::None,
+        Name::Tls(_) => policy::TlsKind::ApplicationTls,
     };
     let guard = worker.proxy.connections.register(Open {
         port: address.port(),
@@ -71,28 +72,46 @@ pub(super) async fn let_out(
         Some(policy) => guard.judge_egress(policy),
         None => Verdict::Deny { reason: Denial::NoPolicy, rule: None },
     };
-    let name = guard.open().outside.as_ref().and_then(|outside| outside.name.as_str()).unwrap_or("");
-    let count = |verdict: VerdictKind, rule: &str, reason: Option<Reason>| {
-        worker.metrics.egress(&EgressLabels { verdict, protocol, name }).inc();
-        worker.metrics.verdicts(&VerdictLabels { verdict, rule, reason }).inc();
-    };
-    let rule = match verdict {
-        Verdict::Allow { rule } => {
-            count(VerdictKind::Allow, &rule, None);
-            rule
-        }
-        Verdict::Audit { rule } => {
-            count(VerdictKind::Audit, &rule, None);
-            tracing::info!(%client, destination = %address, name, rule = &*rule, "audited what leaves the mesh");
-            rule
-        }
+    let (verdict, rule) = match verdict {
+        Verdict::Allow { rule } => (VerdictKind::Allow, rule),
+        Verdict::Audit { rule } => (VerdictKind::Audit, rule),
         Verdict::Deny { reason, rule } => {
-            let fault = denied(reason, rule.as_deref(), address, name);
-            count(VerdictKind::Deny, rule.as_deref().unwrap_or(""), Some(fault.reason));
+            let rule = rule.as_deref();
+            let fault = denied(reason, rule, address, named(guard.open()));
+            count(worker, guard.open(), VerdictKind::Deny, rule.unwrap_or(""), Some(fault.reason));
             return Err(fault);
         }
     };
-    Ok(Out { guard: Arc::new(guard), rule })
+    Ok(Out { guard: Arc::new(guard), rule, verdict })
+}
+
+/// The name that the client gave; empty if it gave none.
+fn named(open: &Open) -> &str {
+    open.outside.as_ref().and_then(|outside| outside.name.as_str()).unwrap_or("")
+}
+
+fn count(worker: &Worker, open: &Open, verdict: VerdictKind, rule: &str, reason: Option<Reason>) {
+    let protocol = match open.outside.as_ref().map(|outside| &outside.name) {
+        None | Some(Name::None) => EgressProtocol::Tcp,
+        Some(Name::Tls(_)) => EgressProtocol::Tls,
+        Some(Name::Http(_)) => EgressProtocol::Http,
+    };
+    worker.metrics.egress(&EgressLabels { verdict, protocol, name: named(open) }).inc();
+    worker.metrics.verdicts(&VerdictLabels { verdict, rule, reason }).inc();
+}
+
+// === impl Out ===
+
+impl Out {
+    /// Tells that it leaves. What was opened for a silent client that then gave a name is judged anew, and never did.
+    pub(super) fn leaves(&self, worker: &Worker, client: SocketAddr) {
+        let (open, rule) = (self.guard.open(), &*self.rule);
+        count(worker, open, self.verdict, rule, None);
+        if self.verdict == VerdictKind::Audit {
+            let destination = open.outside.as_ref().map(|outside| tracing::field::display(outside.address));
+            tracing::info!(%client, destination, name = named(open), rule, "audited what leaves the mesh");
+        }
+    }
 }
 
 /// Why `address` may not be reached under `name`, by which rule.

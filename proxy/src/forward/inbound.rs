@@ -185,7 +185,9 @@ async fn arrive(worker: &Worker, mut stream: TcpStream, way: &Way) -> Option<Arr
         (Mode::Permissive | Mode::Off, Protocol::Tcp | Protocol::Detect) => None,
     };
     let sniffed = match patience {
-        Some(patience) => must_speak(worker, &mut stream, way, patience, crate::io::reset_on_drop).await?,
+        Some(patience) => {
+            Box::pin(must_speak(worker, &mut stream, way, patience, crate::io::reset_on_drop)).await?
+        }
         None => {
             let (Heard { sniffed, server }, guard) = Box::pin(overhear(worker, &mut stream, way)).await?;
             if server.is_some() {
@@ -320,7 +322,8 @@ where
     Some(Heard { sniffed: heard.sniffed, server })
 }
 
-/// Completes the handshake of the mesh's TLS.
+/// Completes the handshake of the mesh's TLS. Whoever leaves before was not refused: another proxy does that whose client
+/// was silent, and has spoken HTTP meanwhile.
 async fn handshake(
     worker: &Worker,
     stream: Replay<TcpStream>,
@@ -338,6 +341,7 @@ async fn handshake(
             worker.metrics.handshake(Direction::Inbound, Ok(()), started.elapsed());
             return Some(terminated);
         }
+        Ok(Err(tls::AcceptError::Failed(error))) if given_up(&error) => return None,
         Ok(Err(error)) => (refusal(&error), error.to_string()),
         Err(_) => (Reason::TlsMalformed, "the handshake was not finished in time".to_owned()),
     };
@@ -362,6 +366,12 @@ const SILENCE: Duration = Duration::from_secs(30);
 
 /// How long a handshake may take before its peer is given up.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// Whether the peer has left, without a word of why.
+fn given_up(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), UnexpectedEof | ConnectionReset | BrokenPipe)
+}
 
 fn refusal(error: &tls::AcceptError) -> Reason {
     match error {

@@ -129,11 +129,31 @@ async fn undeclared(
         // What has a name is judged by it, and not let out as what was silent.
         Some(to) => (egress::times(worker, to, times), |detection| *detection == Detection::Opaque),
     };
+    let (opened, guarded) = tokio::sync::oneshot::channel();
     let open = async {
         let Connected { endpoint, own, out, server } = connect(worker, client, going, Name::None).await?;
+        let outside = || out.as_ref().map(|out| &out.guard);
+        let guard = own.as_ref().map(|own| &own.guard).or_else(outside);
+        if let Some(guard) = guard {
+            // It is listened to for as long as this runs.
+            drop(opened.send(Arc::clone(guard)));
+        }
         Ok((server, (endpoint, own, out)))
     };
-    let heard = first::hear(worker, stream, times, detect::detect_undeclared, opaque, open).await.ok()?;
+    let revoked = async {
+        let Ok(guard) = guarded.await else { return std::future::pending().await };
+        guard.revoked().await;
+        guard
+    };
+    let heard = tokio::select! {
+        heard = first::hear(worker, stream, times, detect::detect_undeclared, opaque, open) => heard.ok()?,
+        guard = revoked => {
+            let record = ConnectionRecord::new(worker, Direction::Outbound, client);
+            ConnectionRecord { service: &going.service(), ..record }.cut(worker, &guard);
+            crate::io::reset_on_drop(stream);
+            return None;
+        }
+    };
     if let Some(first) = heard.first {
         going.saw(worker, first);
     }
@@ -197,6 +217,7 @@ impl Connection {
             headers::check_only_host(&request)?;
             let host = Name::Http(headers::host(&request).to_ascii_lowercase().into());
             let allowed = egress::let_out(&self.worker, endpoint.address, self.client, host).await?;
+            allowed.leaves(&self.worker, self.client);
             record.rule = Some(allowed.rule);
             out = Some(allowed.guard);
         }
@@ -332,7 +353,7 @@ fn choose(rule: &Rule) -> Result<&Backend, Fault> {
 struct Connected {
     endpoint: Arc<Endpoint>,
     own: Option<Own>,
-    out: Option<Out>,
+    out: Option<Box<Out>>,
     server: Io,
 }
 
@@ -340,7 +361,10 @@ struct Connected {
 async fn connect(worker: &Worker, client: SocketAddr, going: &Going, name: Name) -> Result<Connected, Fault> {
     let target = going.target(worker).await?;
     let out = match &target {
-        Target::Outside(to) => Some(Box::pin(egress::let_out(worker, to.address, client, name)).await?),
+        Target::Outside(to) => {
+            let out = Box::pin(egress::let_out(worker, to.address, client, name)).await?;
+            Some(Box::new(out))
+        }
         Target::Service(..) | Target::Address(_) => None,
     };
     let endpoint = target.pick(worker, None)?;
@@ -348,7 +372,12 @@ async fn connect(worker: &Worker, client: SocketAddr, going: &Going, name: Name)
     let own = admit::own(worker, &endpoint, application, client).await?;
     let to = own.as_ref().map_or(&endpoint, |own| &own.application);
     let server = Box::pin(exchange::dial(worker).opaque(to)).await;
-    let server = server.map_err(|error| exchange::connect_fault(&error))?;
+    let server = server.map_err(|error| {
+        if let Some(out) = &out {
+            out.leaves(worker, client);
+        }
+        exchange::connect_fault(&error)
+    })?;
     Ok(Connected { endpoint, own, out, server })
 }
 
@@ -362,6 +391,9 @@ async fn relay(worker: &Arc<Worker>, io: Io, record: ConnectionRecord<'_>, serve
         }
     };
     let (service, client) = (record.service, record.client);
+    if let Some(out) = &out {
+        out.leaves(worker, client);
+    }
     let mut in_flight = InFlight::start(worker, &endpoint);
     in_flight.answered(true);
     let meter = Arc::new(Meter::default());

@@ -15,6 +15,7 @@ use crate::accept::{Accepted, Destination};
 use crate::forward::{Worker, outbound, tests};
 use crate::policy::{Action, Egress, EgressRule, EgressSpec, Names};
 use crate::state::KnownAddress;
+use crate::telemetry::metrics::{EgressLabels, EgressProtocol, VerdictKind};
 
 /// A proxy's worker, and a listener outside the mesh.
 struct Border {
@@ -150,4 +151,45 @@ async fn r18_a_client_that_names_nobody_is_denied_after_a_while() {
     assert_eq!(ended(silent).await, Err(std::io::ErrorKind::ConnectionReset));
     assert!(before.elapsed() >= NAMED, "{:?}", before.elapsed());
     border.is_untouched();
+}
+
+/// Anybody may leave, by that rule.
+fn all() -> EgressSpec {
+    EgressSpec { action: Action::Allow, action_name: "shop/all".into(), rules: Vec::new() }
+}
+
+#[tokio::test]
+async fn r18_a_client_that_is_late_with_its_name_is_counted_once() {
+    let border = Border::new(Some(all())).await;
+    let outside = TcpListener::from_std(border.outside.try_clone().unwrap()).unwrap();
+    let mut late = border.connect().await;
+    let (mut early, _) = outside.accept().await.unwrap();
+    late.write_all(b"GET / HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n").await.unwrap();
+    assert_eq!(early.read(&mut [0; 16]).await.unwrap(), 0, "unused");
+    let (mut server, _) = outside.accept().await.unwrap();
+    server.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+    late.read_to_end(&mut Vec::new()).await.unwrap();
+    let count = |protocol, name| {
+        let labels = EgressLabels { verdict: VerdictKind::Allow, protocol, name };
+        border.worker.metrics.egress(&labels).get()
+    };
+    assert_eq!((count(EgressProtocol::Tcp, ""), count(EgressProtocol::Http, "a.example")), (0, 1));
+    // What is used counts.
+    let mut silent = border.connect().await;
+    let (mut server, _) = outside.accept().await.unwrap();
+    server.write_all(b"220 hi").await.unwrap();
+    silent.read_exact(&mut [0; 6]).await.unwrap();
+    assert_eq!(count(EgressProtocol::Tcp, ""), 1);
+}
+
+#[tokio::test]
+async fn r18_what_is_silent_on_both_sides_ends_with_its_permission() {
+    let border = Border::new(Some(all())).await;
+    let outside = TcpListener::from_std(border.outside.try_clone().unwrap()).unwrap();
+    let silent = border.connect().await;
+    let _server = outside.accept().await.unwrap();
+    let denied = Egress::new(EgressSpec { action: Action::Deny, ..all() });
+    border.worker.proxy.connections.rejudge_egress(&denied);
+    assert_eq!(ended(silent).await, Err(std::io::ErrorKind::ConnectionReset));
+    assert!(border.worker.proxy.connections.is_empty());
 }

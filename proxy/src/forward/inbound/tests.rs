@@ -106,3 +106,23 @@ async fn r01_on_a_port_declared_opaque_the_first_byte_is_not_waited_after_nor_ta
         assert_eq!(heard, said);
     }
 }
+
+#[tokio::test]
+async fn a_proxy_that_leaves_amid_its_handshake_is_not_refused() {
+    let scene = Scene::new(Protocol::Detect).await;
+    let near = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let client = std::net::TcpStream::connect(near.local_addr().unwrap()).unwrap();
+    let (stream, from) = near.accept().await.unwrap();
+    let creds = scene.web.proxy.creds.load_full().unwrap();
+    let peer = scene.orders.proxy.creds.load_full().unwrap().id().clone();
+    let config = creds.client(&peer, Alpn::Tcp);
+    let mut session = rustls::ClientConnection::new(config, tulle_certs::creds::server_name()).unwrap();
+    session.write_tls(&mut &client).unwrap();
+    drop(client);
+    let application = scene.application.local_addr().unwrap();
+    let destination = Destination::Application { application, port: 80 };
+    serve(&scene.orders, Accepted { stream, client: from, destination }).await;
+    let metrics = scene.orders.proxy.telemetry.metrics.render();
+    let refused = metrics.lines().filter(|line| line.contains("tls_malformed") && !line.ends_with(" 0"));
+    assert_eq!(refused.collect::<Vec<_>>(), Vec::<&str>::new());
+}
