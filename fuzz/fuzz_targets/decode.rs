@@ -143,7 +143,9 @@ fn route(routes: Routes, choice: usize) {
 fn let_out(spec: EgressSpec, choice: usize) {
     let names = spec.rules.iter().flat_map(|rule| match &rule.names {
         Names::Any => Vec::new(),
-        Names::Sni(names) | Names::Host(names) => names.iter().map(|name| name.to_string().replace('*', "a")).collect(),
+        Names::Sni(names) | Names::Host(names) => {
+            names.iter().map(|name| name.to_string().replace('*', "a")).collect()
+        }
     });
     let names: Vec<String> = names.chain(["", ".", "a.b", "é."].map(str::to_owned)).collect();
     let name = names[choice % names.len()].as_str();
