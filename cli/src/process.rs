@@ -74,7 +74,7 @@ impl Process {
         Self::spawn(program, &parent, input, None, logs)
     }
 
-    /// Starts `program`, which sees to it by itself that it ends once its standard input does, and writes to [`Process::output`].
+    /// Starts `program`, which sees to it by itself that it ends once its standard input does, and writes to `Process::output`.
     pub(crate) fn start_piped(program: Program, logs: &Path) -> Result<Self> {
         Self::spawn(program, &[], Stdio::piped(), Some(Stdio::piped()), logs)
     }

@@ -1,7 +1,7 @@
 //! A room for one program: its network namespace, and what `/etc` says there of names.
 //!
 //! Holds the process within the namespace ([`super::namespace`]) and says how a program is started there
-//! ([`super::enter`]), and how the proxy outside is to be. Used by `tulle run` and by the demo.
+//! ([`mod@super::enter`]), and how the proxy outside is to be. Used by `tulle run` and by the demo.
 
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};
