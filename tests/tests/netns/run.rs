@@ -56,7 +56,13 @@ impl Mesh {
 
     /// For an ordinary user: another one where there are others.
     fn of_an_ordinary_user() -> Self {
-        Self { user: has_users().then_some(NOBODY), ..Self::new() }
+        let mesh = Self { user: has_users().then_some(NOBODY), ..Self::new() };
+        if mesh.user.is_some() {
+            let searchable = |path: &&Path| fs::metadata(path).unwrap().permissions().mode() & 0o001 != 0;
+            let closed = mesh.folder.path().ancestors().skip(1).find(|path| !searchable(path));
+            assert_eq!(closed, None, "TMPDIR must be where another user may go (chmod o+x)");
+        }
+        mesh
     }
 
     fn path(&self, name: &str) -> PathBuf {
