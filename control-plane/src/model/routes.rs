@@ -86,6 +86,7 @@ impl Context<'_> {
             },
             hostnames: route.hostnames.clone(),
             rules: route.rules.iter().map(|rule| self.rule(route, rule)).collect(),
+            kind: v1::RouteKind::Http.into(),
         });
         let message = v1::Routes {
             client_namespace: client_namespace.to_owned(),
@@ -101,6 +102,7 @@ impl Context<'_> {
                 Match::Exact(path) => v1::http_match::Path::Exact(path.clone()),
                 Match::Prefix(path) => v1::http_match::Path::Prefix(path.clone()),
             }),
+            ..Default::default()
         });
         let backends = rule.backends.iter().map(|backend| v1::WeightedBackend {
             service: Some(object_name(&backend.service)),
@@ -110,6 +112,7 @@ impl Context<'_> {
                 Ok(()) => String::new(),
                 Err(unresolved) => unresolved.message,
             },
+            filters: Vec::new(),
         });
         v1::HttpRule {
             name: rule.name.clone(),
@@ -117,6 +120,7 @@ impl Context<'_> {
             backends: backends.collect(),
             request_timeout: rule.request_timeout.and_then(|d| d.try_into().ok()),
             backend_request_timeout: rule.backend_request_timeout.and_then(|d| d.try_into().ok()),
+            filters: Vec::new(),
         }
     }
 }

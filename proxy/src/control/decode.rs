@@ -178,10 +178,14 @@ fn routes(message: v1::Routes, name: &str) -> Result<Decoded> {
 fn rule(rule: v1::HttpRule, route: &ObjectName, at: &str) -> Result<RouteRule> {
     let matches = each(rule.matches, &format!("{at}.matches"), |one, at| {
         use v1::http_match::Path;
+        if !one.headers.is_empty() || !one.query.is_empty() || !one.method.is_empty() {
+            return Err(fault(at, UNKNOWN));
+        }
         let (path, field) = match &one.path {
             None => return Ok(PathMatch::Prefix("/".into())),
             Some(Path::Exact(path)) => (path, "exact"),
             Some(Path::Prefix(path)) => (path, "prefix"),
+            Some(Path::Regex(_)) => return Err(fault(format!("{at}.regex"), UNKNOWN)),
         };
         if !path.starts_with('/') {
             return Err(fault(format!("{at}.{field}"), format!("{path:?} does not begin with a slash")));
@@ -189,7 +193,13 @@ fn rule(rule: v1::HttpRule, route: &ObjectName, at: &str) -> Result<RouteRule> {
         let path = path.as_str().into();
         Ok(if field == "exact" { PathMatch::Exact(path) } else { PathMatch::Prefix(path) })
     })?;
+    if !rule.filters.is_empty() {
+        return Err(fault(format!("{at}.filters"), UNKNOWN));
+    }
     let backends = each(rule.backends, &format!("{at}.backends"), |backend, at| {
+        if !backend.filters.is_empty() {
+            return Err(fault(format!("{at}.filters"), UNKNOWN));
+        }
         let invalid = (!backend.invalid.is_empty()).then(|| Arc::from(backend.invalid.as_str()));
         let port = match (&invalid, backend.port) {
             // What does not resolve need not have a port.
@@ -215,6 +225,8 @@ fn rule(rule: v1::HttpRule, route: &ObjectName, at: &str) -> Result<RouteRule> {
 }
 
 const MAX_WEIGHT: u32 = 1_000_000;
+/// Serving it as if it were not said would send requests where nobody wanted them.
+const UNKNOWN: &str = "asks for what this version of the proxy does not know";
 
 fn workload(message: v1::Workload, name: &str) -> Result<Decoded> {
     Ok(Decoded::Workload(WorkloadInfo {

@@ -236,8 +236,11 @@ fn routes(prefix: &str) -> v1::Routes {
     let path = Some(v1::http_match::Path::Prefix(prefix.to_owned()));
     let backend =
         v1::WeightedBackend { service: name("orders"), port: 8080, weight: 1, ..Default::default() };
-    let rule =
-        v1::HttpRule { matches: vec![v1::HttpMatch { path }], backends: vec![backend], ..Default::default() };
+    let rule = v1::HttpRule {
+        matches: vec![v1::HttpMatch { path, ..Default::default() }],
+        backends: vec![backend],
+        ..Default::default()
+    };
     let route = v1::HttpRoute { name: name("orders"), rules: vec![rule], ..Default::default() };
     v1::Routes { service: name("orders"), http: vec![route], ..Default::default() }
 }

@@ -28,7 +28,7 @@ fn endpoints() -> v1::Endpoints {
 
 fn routes() -> v1::Routes {
     let backend =
-        v1::WeightedBackend { service: name("shop", "v1"), port: 80, weight: 1, invalid: String::new() };
+        v1::WeightedBackend { service: name("shop", "v1"), port: 80, weight: 1, ..Default::default() };
     let path = Some(v1::http_match::Path::Prefix("/a".to_owned()));
     v1::Routes {
         client_namespace: String::new(),
@@ -36,7 +36,7 @@ fn routes() -> v1::Routes {
         http: vec![v1::HttpRoute {
             name: name("shop", "split"),
             rules: vec![v1::HttpRule {
-                matches: vec![v1::HttpMatch { path }],
+                matches: vec![v1::HttpMatch { path, ..Default::default() }],
                 backends: vec![backend],
                 ..v1::HttpRule::default()
             }],
