@@ -118,7 +118,7 @@ fn token_file(text: &str) {
     if let Ok(file) = TokenFile::parse(text) {
         assert!(TokenFile::parse(&file.to_text()).is_ok_and(|again| again == file));
         assert!(!format!("{file:?}").contains(file.token.as_str()), "a token is a secret");
-        let _ = file.subject();
+        drop(file.claims());
     }
 }
 
