@@ -42,6 +42,9 @@ use prost::Name;
 /// The one name of the [`v1::Mesh`] resource.
 pub const MESH: &str = "mesh";
 
+/// What a regular expression of a route may need when it is compiled, in bytes.
+pub const PATTERN_SIZE: usize = 1024 * 1024;
+
 /// `type.googleapis.com/<message>`: the type URL that ADS and `google.protobuf.Any` use for `M`.
 pub fn type_url<M: Name>() -> String {
     M::type_url()

@@ -4,6 +4,8 @@
 //! that is missing, unknown or out of range is rejected rather than replaced, and the resource's name must be the one
 //! that it was subscribed by. Fields that this version does not know are passed over (a newer control plane's).
 
+mod rule;
+
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -15,7 +17,7 @@ use tulle_api::v1::{self, Rejection};
 use tulle_certs::{SpiffeId, TrustBundle, TrustDomain};
 
 use crate::policy::{Action, Allow, EgressRule, EgressSpec, InboundSpec, Names, PortPolicy};
-use crate::route::{Backend, Hostname, PathMatch, Route, RouteRule, Routes, Rule};
+use crate::route::{Hostname, Route, Routes};
 use crate::state::{
     AddressInfo, AddressTarget, EndpointInfo, EndpointsInfo, HostPort, MeshInfo, Mode, ObjectName, Peer,
     Protocol, ServiceInfo, ServicePort, WorkloadInfo,
@@ -168,65 +170,12 @@ fn routes(message: v1::Routes, name: &str) -> Result<Decoded> {
         Ok(Route {
             ports: each(http.ports, &format!("{at}.ports"), port)?,
             hostnames: each(http.hostnames, &format!("{at}.hostnames"), hostname)?,
-            rules: each(http.rules, &format!("{at}.rules"), |rule, at| self::rule(rule, &route, at))?,
+            rules: rule::rules(http.rules, http.kind, &route, at)?,
             name: route,
         })
     })?;
     Ok(Decoded::Routes(Routes { client_namespace: client_namespace.into(), service, routes }))
 }
-
-fn rule(rule: v1::HttpRule, route: &ObjectName, at: &str) -> Result<RouteRule> {
-    let matches = each(rule.matches, &format!("{at}.matches"), |one, at| {
-        use v1::http_match::Path;
-        if !one.headers.is_empty() || !one.query.is_empty() || !one.method.is_empty() {
-            return Err(fault(at, UNKNOWN));
-        }
-        let (path, field) = match &one.path {
-            None => return Ok(PathMatch::Prefix("/".into())),
-            Some(Path::Exact(path)) => (path, "exact"),
-            Some(Path::Prefix(path)) => (path, "prefix"),
-            Some(Path::Regex(_)) => return Err(fault(format!("{at}.regex"), UNKNOWN)),
-        };
-        if !path.starts_with('/') {
-            return Err(fault(format!("{at}.{field}"), format!("{path:?} does not begin with a slash")));
-        }
-        let path = path.as_str().into();
-        Ok(if field == "exact" { PathMatch::Exact(path) } else { PathMatch::Prefix(path) })
-    })?;
-    if !rule.filters.is_empty() {
-        return Err(fault(format!("{at}.filters"), UNKNOWN));
-    }
-    let backends = each(rule.backends, &format!("{at}.backends"), |backend, at| {
-        if !backend.filters.is_empty() {
-            return Err(fault(format!("{at}.filters"), UNKNOWN));
-        }
-        let invalid = (!backend.invalid.is_empty()).then(|| Arc::from(backend.invalid.as_str()));
-        let port = match (&invalid, backend.port) {
-            // What does not resolve need not have a port.
-            (Some(_), 0) => 0,
-            _ => port(backend.port, &format!("{at}.port"))?,
-        };
-        if backend.weight > MAX_WEIGHT {
-            return Err(fault(format!("{at}.weight"), format!("{} is above {MAX_WEIGHT}", backend.weight)));
-        }
-        let service = object(backend.service, &format!("{at}.service"))?;
-        let label = format!("{service}:{port}").into();
-        Ok(Backend { service, port, label, weight: backend.weight, invalid })
-    })?;
-    let rule = Rule {
-        name: rule.name.into(),
-        route: route.clone(),
-        label: route.to_string().into(),
-        backends: backends.into(),
-        request_timeout: duration(rule.request_timeout, &format!("{at}.request_timeout"))?,
-        backend_timeout: duration(rule.backend_request_timeout, &format!("{at}.backend_request_timeout"))?,
-    };
-    Ok(RouteRule { matches, rule: Arc::new(rule) })
-}
-
-const MAX_WEIGHT: u32 = 1_000_000;
-/// Serving it as if it were not said would send requests where nobody wanted them.
-const UNKNOWN: &str = "asks for what this version of the proxy does not know";
 
 fn workload(message: v1::Workload, name: &str) -> Result<Decoded> {
     Ok(Decoded::Workload(WorkloadInfo {

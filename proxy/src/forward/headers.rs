@@ -93,13 +93,21 @@ pub(super) fn host<B>(request: &Request<B>) -> &str {
     host_of(request.uri(), request.headers().get(header::HOST))
 }
 
+/// The same as it was sent, port and all.
+pub(super) fn authority<B>(request: &Request<B>) -> &str {
+    authority_of(request.uri(), request.headers().get(header::HOST))
+}
+
 /// As [`host`], of a request's target and its `Host`.
 pub(super) fn host_of<'a>(target: &'a Uri, host: Option<&'a HeaderValue>) -> &'a str {
-    let authority = match target.authority() {
+    without_port(authority_of(target, host))
+}
+
+fn authority_of<'a>(target: &'a Uri, host: Option<&'a HeaderValue>) -> &'a str {
+    match target.authority() {
         Some(authority) => authority.as_str(),
         None => host.and_then(|host| host.to_str().ok()).unwrap_or(""),
-    };
-    without_port(authority)
+    }
 }
 
 /// Refuses a request of HTTP/2 that names its host twice and differently: whoever judges it by one would be passed by with the

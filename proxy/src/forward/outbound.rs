@@ -29,7 +29,7 @@ use crate::detect::{self, Detection};
 use crate::endpoint::Endpoint;
 use crate::io::{Io, Meter, Replay};
 use crate::policy::{self, Name};
-use crate::route::{self, Backend, Match, Rule};
+use crate::route::{self, Asked, Backend, Found, Match, RouteKind, Rule};
 use crate::state::{Peer, Protocol};
 use crate::telemetry::Reason;
 use crate::telemetry::metrics::{ConnectionLabels, DetectResult, Direction, ReplayCause, TlsKind};
@@ -226,9 +226,13 @@ impl Connection {
             Target::Service(service, _) => service.routes(),
             Target::Address(_) | Target::Outside(_) => None,
         };
-        let Some(rule) = rule(routes.as_deref(), &target, &request)? else {
+        let Some(found) = rule(routes.as_deref(), &target, &request)? else {
             return self.attempts(record, request, None, &target, out).await;
         };
+        let rule = found.rule;
+        if rule.kind == RouteKind::Grpc {
+            record.grpc = true;
+        }
         record.route = Some(Arc::clone(&rule.label));
         let backend = choose(rule)?;
         record.backend = Some(Arc::clone(&backend.label));
@@ -325,12 +329,19 @@ fn rule<'a>(
     routes: Option<&'a route::Table>,
     target: &Target,
     request: &Request<Body>,
-) -> Result<Option<&'a Rule>, Fault> {
+) -> Result<Option<Found<'a>>, Fault> {
     let (Some(table), Target::Service(service, port)) = (routes, target) else { return Ok(None) };
     let path = request.uri().path();
-    match table.find(*port, headers::host(request), path) {
+    let asked = Asked {
+        method: request.method(),
+        authority: headers::authority(request),
+        path,
+        query: request.uri().query().unwrap_or(""),
+        headers: request.headers(),
+    };
+    match table.find(*port, &asked) {
         Match::NoRoutes => Ok(None),
-        Match::Rule(rule) => Ok(Some(rule)),
+        Match::Rule(found) => Ok(Some(found)),
         Match::NotFound => {
             let what = format!("{} {path} to {}:{port}", request.method(), service.name);
             Err(Fault::unsent(Reason::RouteNotFound, what))

@@ -35,7 +35,8 @@ pub(super) struct Record {
     /// The target and `Host`, when they will be logged.
     target: Option<(Uri, Option<HeaderValue>)>,
     version: http::Version,
-    grpc: bool,
+    /// The proxy's own answer is gRPC's.
+    pub(super) grpc: bool,
     /// The fault's answer tells the peer's proxy whether the request was processed.
     to_mesh: bool,
     uploaded: Arc<Transfer>,

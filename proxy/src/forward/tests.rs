@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::drain;
 use crate::endpoint::EndpointSet;
 use crate::policy::{Inbound, InboundSpec, PortPolicy};
-use crate::route::{Backend, Route, RouteRule, Routes, Rule, Table};
+use crate::route::{Backend, Route, RouteKind, RouteRule, Routes, Rule, Table};
 use crate::state::{
     EndpointInfo, EndpointsInfo, Mode, ObjectName, Peer, Protocol, ServiceInfo, ServicePort, ServiceState,
     Store,
@@ -84,6 +84,7 @@ fn knows_orders(worker: &Worker, authority: &Authority, address: SocketAddr) {
         name: "".into(),
         route: ObjectName::new("default", "split"),
         label: "default/split".into(),
+        kind: RouteKind::Http,
         backends: [backend].into(),
         request_timeout: None,
         backend_timeout: None,

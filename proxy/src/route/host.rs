@@ -67,7 +67,7 @@ impl fmt::Display for Hostname {
     }
 }
 
-/// A request's host as routes compare it: without the port and the root's dot, in lower case; on the stack.
+/// A request's host as routes compare it: without user, port and the root's dot, in lower case; on the stack.
 pub(super) struct RequestHost {
     bytes: [u8; MAX],
     len: usize,
@@ -78,7 +78,7 @@ pub(super) struct RequestHost {
 impl RequestHost {
     /// `None` if it is empty or longer than any name, so that only routes without host names can match.
     pub(super) fn new(authority: &str) -> Option<Self> {
-        let name = without_port(authority);
+        let name = without_port(authority.rsplit_once('@').map_or(authority, |(_, host)| host));
         let name = name.strip_suffix('.').unwrap_or(name).as_bytes();
         if name.is_empty() || name.len() > MAX {
             return None;

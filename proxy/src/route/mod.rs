@@ -2,22 +2,36 @@
 //!
 //! Decides, for one request to one service, which rule of which route applies, and which of the rule's backends
 //! takes it. [`Table`] is compiled when routes arrive; a match looks at hash maps and a tree of path elements, takes
-//! time in proportion to the host and path alone, and allocates nothing. It must never do I/O, know an endpoint or
+//! time in proportion to the host, the path and what few rules share it, and allocates nothing. Only regular expressions
+//! are tried one after the other. It must never do I/O, know an endpoint or
 //! read a clock; randomness is handed in. Called by `forward/outbound.rs` and by other programs.
 //!
-//! The order of precedence is Gateway API's (`HTTPRoute.spec.hostnames` and `.rules`, GEP-1722):
+//! The order of precedence is Gateway API's (`HTTPRoute.spec.hostnames` and `.rules`, `GRPCRoute.spec.rules.matches`, GEP-1722):
 //! 1. the most specific host: an exact name, then the longest wildcard, then routes without host names;
-//! 2. an exact path, then the longest prefix;
-//! 3. the older route, which is the order in which they are given, then the earlier rule.
+//! 2. an exact path, then regular expressions, then the longest prefix, then a gRPC method of any service;
+//! 3. a match by method, then more header matches, then more query parameter matches;
+//! 4. the older route, which is the order in which they are given, then the earlier rule.
 //!
-//! A request that no rule of the most specific host takes goes on to the less specific ones.
+//! Where regular expressions come, Gateway API leaves open. Whoever writes one beside a prefix such as `/` means the
+//! exception to it, which would never match if it came later; and an exact path is what somebody meant most exactly.
+//! Among themselves none is more specific.
+//!
+//! A request that no rule of the most specific host takes goes on to the less specific ones, as it goes on to the next
+//! path where headers, query or method do not match.
 
+mod candidates;
+mod condition;
 mod host;
 mod paths;
+mod pattern;
 mod table;
 
+pub use condition::{Asked, Conditions, HeaderMatch, QueryMatch, ValueMatch};
 pub use host::{Hostname, InvalidHostname};
-pub use table::{Backend, Match, PathMatch, Route, RouteRule, Routes, Rule, Table};
+pub use pattern::{InvalidPattern, Pattern};
+pub use table::{
+    Backend, Found, Match, PathMatch, RequestMatch, Route, RouteKind, RouteRule, Routes, Rule, Table,
+};
 
 #[cfg(test)]
 mod tests;

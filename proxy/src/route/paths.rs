@@ -1,15 +1,19 @@
-//! Paths compiled for look-up: a hash map of the exact ones, a tree of elements for prefixes.
+//! Paths compiled for look-up: a hash map of the exact ones, a tree of elements for prefixes, and between the two, tried
+//! one after the other, regular expressions.
 
 use std::collections::HashMap;
 
 use foldhash::fast::RandomState;
 
-use super::table::PathMatch;
+use super::candidates::{Candidate, Candidates};
+use super::condition::Asked;
+use super::table::{PathMatch, RequestMatch};
 
 /// The rules of one host, by path.
 #[derive(Debug, Default)]
 pub(super) struct Paths {
-    exact: HashMap<Box<str>, u32, RandomState>,
+    exact: HashMap<Box<str>, Candidates, RandomState>,
+    patterns: Candidates,
     /// Node 0 is the root: the prefix `/`, which matches everything.
     nodes: Vec<Node>,
 }
@@ -17,47 +21,63 @@ pub(super) struct Paths {
 #[derive(Debug, Default)]
 struct Node {
     children: HashMap<Box<str>, u32, RandomState>,
-    prefix: Option<Prefix>,
-}
-
-/// The rule of a prefix that ends at a node.
-#[derive(Clone, Copy, Debug)]
-struct Prefix {
-    rule: u32,
-    /// Its length as written: `/a/` and `/a` end at the same node, and the longer takes precedence.
-    length: usize,
+    /// `None` at the root.
+    parent: Option<u32>,
+    /// `/a/` and `/a` end at the same node, and the longer takes precedence.
+    candidates: Candidates,
 }
 
 // === impl Paths ===
 
 impl Paths {
-    /// Adds a rule by its number. Of two with the same match, the one that is added first stays.
-    pub(super) fn insert(&mut self, path: &PathMatch, rule: u32) {
-        match path {
-            PathMatch::Exact(path) => {
-                self.exact.entry(path.clone()).or_insert(rule);
+    /// Adds a rule by its number.
+    pub(super) fn insert(&mut self, one: &RequestMatch, rule: u32) {
+        let when = one.when.clone();
+        let mut candidate = Candidate { rule, length: 0, prefix: 0, path: None, when };
+        let candidates = match &one.path {
+            PathMatch::Exact(path) => self.exact.entry(path.clone()).or_default(),
+            PathMatch::Pattern(pattern) => {
+                candidate.path = Some(pattern.clone());
+                &mut self.patterns
             }
             PathMatch::Prefix(prefix) => {
-                let node = self.grow(prefix);
-                let length = prefix.len();
-                if node.prefix.is_none_or(|earlier| earlier.length < length) {
-                    node.prefix = Some(Prefix { rule, length });
-                }
+                candidate.length = prefix.len() as u32;
+                let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
+                candidate.prefix = prefix.len() as u32;
+                &mut self.grow(prefix).candidates
             }
-        }
+            PathMatch::Method(pattern) => {
+                // Of every service, so after all that name one; before `/`, which names no method either.
+                candidate.length = 1 + pattern.as_str().len() as u32;
+                candidate.path = Some(pattern.clone());
+                &mut self.grow("").candidates
+            }
+        };
+        candidates.push(candidate);
     }
 
-    /// The number of the rule that takes `path` (without a query).
-    pub(super) fn find(&self, path: &str) -> Option<u32> {
+    /// Once all are added.
+    pub(super) fn sort(&mut self) {
+        self.exact.values_mut().for_each(Candidates::sort);
+        self.patterns.sort();
+        self.nodes.iter_mut().for_each(|node| node.candidates.sort());
+    }
+
+    /// Who takes the request.
+    pub(super) fn find(&self, asked: &Asked<'_>) -> Option<&Candidate> {
         if !self.exact.is_empty()
-            && let Some(rule) = self.exact.get(path)
+            && let Some(exact) = self.exact.get(asked.path)
+            && let Some(found) = exact.find(asked)
         {
-            return Some(*rule);
+            return Some(found);
         }
+        self.patterns.find(asked).or_else(|| self.find_prefix(asked))
+    }
+
+    fn find_prefix(&self, asked: &Asked<'_>) -> Option<&Candidate> {
         let mut node = self.nodes.first()?;
-        let mut longest = node.prefix;
         // `*` and CONNECT's empty path have no elements; only the root matches them.
-        let mut rest = path.strip_prefix('/');
+        let mut rest = asked.path.strip_prefix('/');
         while let Some(elements) = rest
             && !node.children.is_empty()
         {
@@ -70,18 +90,22 @@ impl Paths {
                 break;
             };
             node = child;
-            longest = node.prefix.or(longest);
             rest = after;
         }
-        longest.map(|prefix| prefix.rule)
+        // From the longest back to the root.
+        loop {
+            if let Some(found) = node.candidates.find(asked) {
+                return Some(found);
+            }
+            node = self.nodes.get(node.parent? as usize)?;
+        }
     }
 
-    /// The node where `prefix` ends, made if need be.
+    /// The node where `prefix`, without a slash at its end, ends; made if need be.
     fn grow(&mut self, prefix: &str) -> &mut Node {
         if self.nodes.is_empty() {
             self.nodes.push(Node::default());
         }
-        let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
         let mut at = 0;
         for element in prefix.split('/').skip(1) {
             let next = self.nodes.len();
@@ -89,7 +113,7 @@ impl Paths {
                 Some(child) => *child as usize,
                 None => {
                     self.nodes[at].children.insert(element.into(), next as u32);
-                    self.nodes.push(Node::default());
+                    self.nodes.push(Node { parent: Some(at as u32), ..Node::default() });
                     next
                 }
             };

@@ -6,8 +6,11 @@ use std::time::Duration;
 
 use foldhash::fast::RandomState;
 
+use super::candidates::Candidate;
+use super::condition::{Asked, Conditions};
 use super::host::{Hostname, RequestHost};
 use super::paths::Paths;
+use super::pattern::Pattern;
 use crate::state::ObjectName;
 
 /// The routes that this proxy's clients follow to one service, before they are compiled.
@@ -20,7 +23,7 @@ pub struct Routes {
     pub routes: Vec<Route>,
 }
 
-/// One `HTTPRoute`.
+/// One `HTTPRoute` or `GRPCRoute`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
     pub name: ObjectName,
@@ -35,18 +38,38 @@ pub struct Route {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RouteRule {
     /// Any of them; empty: every request.
-    pub matches: Vec<PathMatch>,
+    pub matches: Vec<RequestMatch>,
     pub rule: Arc<Rule>,
 }
 
+/// Which requests match: by their path, and by all else that is said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestMatch {
+    pub path: PathMatch,
+    /// `None`: whatever the rest is.
+    pub when: Option<Arc<Conditions>>,
+}
+
 /// Which paths match; queries never count.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PathMatch {
     /// Byte for byte.
     Exact(Box<str>),
     /// Begins with a slash. Element by element: `/a` matches `/a`, `/a/` and `/a/b`, not `/ab`. A slash at its end does not matter.
     /// `/` matches every request, also those for `*` and CONNECT's.
     Prefix(Box<str>),
+    /// The whole path.
+    Pattern(Pattern),
+    /// The whole path, of a gRPC method whatever its service.
+    Method(Pattern),
+}
+
+/// Whose rules say what the proxy itself answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RouteKind {
+    Http,
+    /// A `GRPCRoute`: the proxy's own answers are a status in trailers.
+    Grpc,
 }
 
 /// What is done with a request.
@@ -58,6 +81,7 @@ pub struct Rule {
     pub route: ObjectName,
     /// The same as text, for metrics and logs.
     pub label: Arc<str>,
+    pub kind: RouteKind,
     pub backends: Box<[Backend]>,
     /// The whole request, from its head to the response's end.
     pub request_timeout: Option<Duration>,
@@ -83,9 +107,17 @@ pub struct Backend {
 pub enum Match<'a> {
     /// No route is attached to the port: the request goes to the service itself.
     NoRoutes,
-    Rule(&'a Arc<Rule>),
+    Rule(Found<'a>),
     /// There are routes, and none takes the request: 404 `route_not_found`.
     NotFound,
+}
+
+/// The rule that takes a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Found<'a> {
+    pub rule: &'a Arc<Rule>,
+    /// Bytes of the request's path that the rule's prefix takes, without a slash at its end; 0 where it matched otherwise.
+    pub prefix: usize,
 }
 
 /// [`Routes`], compiled.
@@ -130,16 +162,16 @@ impl Table {
     }
 
     /// The rule for a request to `port` of the service.
-    ///
-    /// `host` is the request's authority as it was sent: its port and a dot at its end are left out, and letters
-    /// compare without case. `path` is the path without its query, `*`, or empty for CONNECT.
-    pub fn find(&self, port: u16, host: &str, path: &str) -> Match<'_> {
+    pub fn find(&self, port: u16, asked: &Asked<'_>) -> Match<'_> {
         let hosts = self.named.get(&port).unwrap_or(&self.every);
         if !hosts.attached {
             return Match::NoRoutes;
         }
-        match hosts.find(host, path).and_then(|rule| self.rules.get(rule as usize)) {
-            Some(rule) => Match::Rule(rule),
+        let found = hosts.find(asked);
+        let rule =
+            found.and_then(|found| Some((self.rules.get(found.rule as usize)?, found.prefix as usize)));
+        match rule {
+            Some((rule, prefix)) => Match::Rule(Found { rule, prefix }),
             None => Match::NotFound,
         }
     }
@@ -158,6 +190,8 @@ impl Hosts {
             }
             first += route.rules.len() as u32;
         }
+        hosts.exact.values_mut().chain(hosts.suffixes.values_mut()).for_each(Paths::sort);
+        hosts.any.sort();
         hosts
     }
 
@@ -166,10 +200,10 @@ impl Hosts {
         let insert = |paths: &mut Paths| {
             for (number, rule) in (first..).zip(&route.rules) {
                 if rule.matches.is_empty() {
-                    paths.insert(&PathMatch::Prefix("/".into()), number);
+                    paths.insert(&RequestMatch { path: PathMatch::Prefix("/".into()), when: None }, number);
                 }
-                for path in &rule.matches {
-                    paths.insert(path, number);
+                for one in &rule.matches {
+                    paths.insert(one, number);
                 }
             }
         };
@@ -184,18 +218,18 @@ impl Hosts {
         }
     }
 
-    fn find(&self, host: &str, path: &str) -> Option<u32> {
-        if (self.exact.is_empty() && self.suffixes.is_empty()) || host.is_empty() {
-            return self.any.find(path);
+    fn find(&self, asked: &Asked<'_>) -> Option<&Candidate> {
+        if (self.exact.is_empty() && self.suffixes.is_empty()) || asked.authority.is_empty() {
+            return self.any.find(asked);
         }
-        let host = RequestHost::new(host);
-        let named = host.as_ref().and_then(|host| self.find_named(host.as_str(), path));
-        named.or_else(|| self.any.find(path))
+        let host = RequestHost::new(asked.authority);
+        let named = host.as_ref().and_then(|host| self.find_named(host.as_str(), asked));
+        named.or_else(|| self.any.find(asked))
     }
 
-    fn find_named(&self, host: &str, path: &str) -> Option<u32> {
-        if let Some(rule) = self.exact.get(host).and_then(|paths| paths.find(path)) {
-            return Some(rule);
+    fn find_named(&self, host: &str, asked: &Asked<'_>) -> Option<&Candidate> {
+        if let Some(found) = self.exact.get(host).and_then(|paths| paths.find(asked)) {
+            return Some(found);
         }
         if self.suffixes.is_empty() {
             return None;
@@ -203,7 +237,7 @@ impl Hosts {
         // From the longest: everything after the first dot, after the second, and so on.
         host.match_indices('.')
             .filter(|(dot, _)| *dot > 0)
-            .find_map(|(dot, _)| self.suffixes.get(&host[dot + 1..])?.find(path))
+            .find_map(|(dot, _)| self.suffixes.get(&host[dot + 1..])?.find(asked))
     }
 }
 

@@ -45,6 +45,14 @@ fn routes() -> v1::Routes {
     }
 }
 
+fn header(name: &str, value: v1::value_match::Value) -> v1::ValueMatch {
+    v1::ValueMatch { name: name.to_owned(), value: Some(value) }
+}
+
+fn exact(name: &str) -> v1::ValueMatch {
+    header(name, v1::value_match::Value::Exact("x".to_owned()))
+}
+
 fn rejected<M: Name>(message: &M, name: &str) -> (String, String) {
     let rejection = decode(&M::type_url(), name, &message.encode_to_vec()).expect_err("is rejected");
     assert_eq!(rejection.resource, name);
@@ -84,6 +92,63 @@ fn each_fault_is_named_by_its_path() {
     assert_eq!(rejected(&message, "web/shop/orders").0, "http[0].rules[0].backends[0].weight");
     let message = v1::InboundPolicy { workload: name("shop", "web"), ..v1::InboundPolicy::default() };
     assert_eq!(rejected(&message, "shop/web"), ("mode".to_owned(), "is not set".to_owned()));
+}
+
+#[test]
+fn matches_are_decoded_whole() {
+    use crate::route::{PathMatch, RouteKind, ValueMatch};
+    let mut message = routes();
+    message.http[0].kind = 1;
+    let one = &mut message.http[0].rules[0].matches[0];
+    one.method = "POST".to_owned();
+    one.headers = vec![exact("X-A"), header("b", v1::value_match::Value::Regex("b+".to_owned()))];
+    one.query = vec![exact("q")];
+    let any = v1::http_match::Path::Regex("/[^/]+/Get".to_owned());
+    message.http[0].rules[0].matches.push(v1::HttpMatch { path: Some(any), ..Default::default() });
+    let decoded = decode(&v1::Routes::type_url(), "web/shop/orders", &message.encode_to_vec()).unwrap();
+    let Decoded::Routes(decoded) = decoded else { panic!("{decoded:?}") };
+    let rule = &decoded.routes[0].rules[0];
+    assert_eq!(rule.rule.kind, RouteKind::Grpc);
+    let when = rule.matches[0].when.as_ref().unwrap();
+    assert_eq!(when.method, Some(http::Method::POST));
+    assert_eq!(when.headers[0].name, "x-a");
+    assert!(matches!(&when.headers[1].value, ValueMatch::Pattern(pattern) if pattern.as_str() == "b+"));
+    assert_eq!(&*when.query[0].name, "q");
+    assert!(matches!(rule.matches[1].path, PathMatch::Method(_)));
+    assert!(rule.matches[1].when.is_none());
+}
+
+#[test]
+fn a_route_is_rejected_rather_than_half_understood() {
+    type Spoil = fn(&mut v1::HttpRoute);
+    fn one(route: &mut v1::HttpRoute) -> &mut v1::HttpMatch {
+        &mut route.rules[0].matches[0]
+    }
+    let faults: &[(&str, Spoil)] = &[
+        ("kind", |route| route.kind = 9),
+        ("rules[0].matches[0].prefix", |route| {
+            one(route).path = Some(v1::http_match::Path::Prefix("a".to_owned()))
+        }),
+        ("rules[0].matches[0].regex", |route| {
+            one(route).path = Some(v1::http_match::Path::Regex("(".to_owned()))
+        }),
+        ("rules[0].matches[0].method", |route| one(route).method = "A B".to_owned()),
+        ("rules[0].matches[0].headers[0].name", |route| one(route).headers = vec![exact("a b")]),
+        ("rules[0].matches[0].headers[1].name", |route| one(route).headers = vec![exact("a"), exact("A")]),
+        ("rules[0].matches[0].headers[0].value", |route| {
+            one(route).headers = vec![v1::ValueMatch { name: "a".to_owned(), value: None }];
+        }),
+        ("rules[0].matches[0].headers[0].regex", |route| {
+            one(route).headers = vec![header("a", v1::value_match::Value::Regex("[".to_owned()))];
+        }),
+        ("rules[0].matches[0].query[0].name", |route| one(route).query = vec![exact("")]),
+        ("rules[0].matches[0].query[1].name", |route| one(route).query = vec![exact("a"), exact("a")]),
+    ];
+    for (field, spoil) in faults {
+        let mut message = routes();
+        spoil(&mut message.http[0]);
+        assert_eq!(rejected(&message, "web/shop/orders").0, format!("http[0].{field}"));
+    }
 }
 
 #[test]
