@@ -18,7 +18,7 @@ pub use self::registration::{Registration, RegistrationError, RegistrationId};
 pub use self::virtual_ip::NETWORKS as VIRTUAL_NETWORKS;
 use crate::finding::Origin;
 use crate::object::{
-    Egress, Grant, Kind, Mesh, NamespacedName, Object, ObjectKey, Policy, Route, Service, Slice,
+    Egress, Grant, Kind, Mesh, NamespacedName, Object, ObjectKey, Policy, Route, RouteKind, Service, Slice,
 };
 
 /// An object and where it is written.
@@ -47,7 +47,8 @@ type Links<K, V = NamespacedName> = BTreeMap<K, BTreeSet<V>>;
 pub struct Index {
     services: Objects<Service>,
     slices: Objects<Slice>,
-    routes: Objects<Route>,
+    /// By kind too: an HTTPRoute and a GRPCRoute may have the same name.
+    routes: BTreeMap<ObjectKey, Stored<Route>>,
     grants: Objects<Grant>,
     policies: Objects<Policy>,
     egress: Objects<Egress>,
@@ -70,9 +71,9 @@ struct IndexLinks {
     /// Service → registrations for it.
     registrations: Links<NamespacedName, RegistrationId>,
     /// Service → routes attached to it.
-    routes: Links<NamespacedName>,
+    routes: Links<NamespacedName, ObjectKey>,
     /// Service → routes that send requests to it.
-    backends: Links<NamespacedName>,
+    backends: Links<NamespacedName, ObjectKey>,
     /// Service → policies attached to it.
     policies: Links<NamespacedName>,
     /// Service → EgressPolicies attached to it.
@@ -158,12 +159,12 @@ impl Index {
                 self.slices.insert(name.clone(), Stored { object, origin });
                 self.touch_slice(&name);
             }
-            Object::HttpRoute(object) => {
-                let name = object.name.clone();
-                link(&mut self.links.routes, object.services(), &name);
-                link(&mut self.links.backends, object.backends(), &name);
-                self.routes.insert(name.clone(), Stored { object, origin });
-                self.touch_route(&name);
+            Object::Route(object) => {
+                let key = object.key();
+                link(&mut self.links.routes, object.services(), &key);
+                link(&mut self.links.backends, object.backends(), &key);
+                self.routes.insert(key.clone(), Stored { object, origin });
+                self.touch_route(&key);
             }
             Object::ReferenceGrant(object) => {
                 self.grants.insert(object.name.clone(), Stored { object, origin });
@@ -209,11 +210,11 @@ impl Index {
                     unlink(&mut self.links.slices_of_workload, object.workloads(), name);
                 }
             }
-            Kind::HttpRoute => {
-                self.touch_route(name);
-                if let Some(Stored { object, .. }) = self.routes.remove(name) {
-                    unlink(&mut self.links.routes, object.services(), name);
-                    unlink(&mut self.links.backends, object.backends(), name);
+            Kind::HttpRoute | Kind::GrpcRoute => {
+                self.touch_route(key);
+                if let Some(Stored { object, .. }) = self.routes.remove(key) {
+                    unlink(&mut self.links.routes, object.services(), key);
+                    unlink(&mut self.links.backends, object.backends(), key);
                 }
             }
             Kind::ReferenceGrant => {
@@ -353,8 +354,8 @@ impl Index {
         }
     }
 
-    fn touch_route(&mut self, name: &NamespacedName) {
-        if let Some(Stored { object, .. }) = self.routes.get(name) {
+    fn touch_route(&mut self, key: &ObjectKey) {
+        if let Some(Stored { object, .. }) = self.routes.get(key) {
             self.dirty.routes.extend(object.services().cloned());
         }
     }
@@ -412,7 +413,7 @@ impl Index {
         self.slices.values()
     }
 
-    /// Every HTTPRoute.
+    /// Every HTTPRoute, then every GRPCRoute.
     pub fn routes(&self) -> impl Iterator<Item = &Stored<Route>> {
         self.routes.values()
     }
@@ -488,8 +489,7 @@ impl Index {
     /// The routes attached to a service, in order of precedence.
     pub fn routes_of(&self, service: &NamespacedName) -> Vec<&Route> {
         let routes = linked(&self.links.routes, service);
-        let mut routes: Vec<&Route> =
-            routes.filter_map(|name| Some(&self.routes.get(name)?.object)).collect();
+        let mut routes: Vec<&Route> = routes.filter_map(|key| Some(&self.routes.get(key)?.object)).collect();
         routes.sort_by_key(|route| route.precedence());
         routes
     }
@@ -541,10 +541,10 @@ impl Index {
         named.chain(self.links.registrations_of_workload.keys()).cloned().collect()
     }
 
-    /// Whether a route in `namespace` may send requests to a service of another namespace.
-    pub fn is_granted(&self, namespace: &str, service: &NamespacedName) -> bool {
+    /// Whether a route of this kind in `namespace` may send requests to a service of another namespace.
+    pub fn is_granted(&self, kind: RouteKind, namespace: &str, service: &NamespacedName) -> bool {
         let mut grants = self.grants.values();
-        grants.any(|grant| grant.object.allows(namespace, service))
+        grants.any(|grant| grant.object.allows(kind, namespace, service))
     }
 }
 

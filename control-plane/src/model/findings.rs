@@ -5,11 +5,11 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use super::Settings;
-use super::routes::{attach, resolve};
+use super::routes::{attach, conflicts, has_filters, resolve};
 use crate::finding::{Finding, Notes, Origin};
 use crate::index::{Index, Stored};
 use crate::object::{
-    Identity, Kind, Mesh, NamespacedName, ObjectKey, Policy, PolicyTarget, Route, Service, Slice,
+    Filter, Identity, Kind, Mesh, NamespacedName, ObjectKey, Policy, PolicyTarget, Route, Service, Slice,
 };
 
 /// Ports that an inbound proxy refuses as a destination: the proxy's own, and some to spare.
@@ -39,7 +39,7 @@ pub fn findings(index: &Index, settings: &Settings) -> Vec<Finding> {
     }
     for Stored { object, origin } in index.routes() {
         let notes = route(index, object);
-        tell(Kind::HttpRoute, &object.name, origin.as_ref(), notes);
+        tell(object.kind.into(), &object.name, origin.as_ref(), notes);
     }
     for Stored { object, origin } in index.policies() {
         let notes = policy(index, object, &trust_domain);
@@ -142,7 +142,29 @@ fn route(index: &Index, route: &Route) -> Notes {
                     let field = if parent.section.is_some() { "sectionName" } else { "port" };
                     notes.error(format!("{at}.{field}"), unresolved.message, unresolved.hint);
                 }
+                if service.headless {
+                    notes.warn(
+                        format!("{at}.name"),
+                        format!(
+                            "Service {} is headless: clients dial its endpoints, where no route holds (GEP-1426)",
+                            service.name
+                        ),
+                        "give the Service a virtual IP",
+                    );
+                }
             }
+        }
+    }
+    for parent in &route.parents {
+        for (port, other) in conflicts(index, route, parent) {
+            notes.error(
+                format!("spec.parentRefs[{}]", parent.index),
+                format!(
+                    "GRPCRoute {} is attached to port {port} too, where this route does not hold then",
+                    other.name
+                ),
+                "routes of one kind for a port: write these rules in GRPCRoutes too, or those in HTTPRoutes",
+            );
         }
     }
     for rule in &route.rules {
@@ -156,7 +178,15 @@ fn route(index: &Index, route: &Route) -> Notes {
                 );
             }
         }
-        if rule.backends.iter().all(|backend| backend.weight == 0) {
+        if let Some(field) = has_filters(rule).filter(|_| rule.fault.is_none()) {
+            notes.error(
+                field,
+                "proxies do not know filters yet: every request that the rule takes gets 500 `route_without_backend`",
+                "",
+            );
+        }
+        let redirects = rule.filters.iter().any(|filter| matches!(filter, Filter::Redirect(_)));
+        if rule.fault.is_none() && !redirects && rule.backends.iter().all(|backend| backend.weight == 0) {
             notes.warn(
                 format!("{at}.backendRefs"),
                 "no backend takes a request, so every request gets 500 `route_without_backend`",

@@ -23,6 +23,7 @@ mod history;
 mod publish;
 mod routes;
 mod table;
+mod wire;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -1,7 +1,8 @@
 //! Which routes the clients of a namespace follow to a service (GAMMA, GEP-1426).
 //!
 //! A route in the service's own namespace (a producer's) holds for every client. Routes in another namespace (a
-//! consumer's) hold for the clients of that namespace only, and take the producer's place there, port by port.
+//! consumer's) hold for the clients of that namespace only, and take the producer's place there, port by port. Where what is left
+//! for a port is of several kinds, GRPCRoutes hold and HTTPRoutes do not.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,8 +11,9 @@ use tulle_api::{ResourceType, v1};
 
 use super::Encoded;
 use super::build::{Context, object_name};
+use super::wire;
 use crate::index::Index;
-use crate::object::{Backend, Match, NamespacedName, Parent, Route, Rule, Service};
+use crate::object::{Backend, Effect, NamespacedName, Parent, Route, RouteKind, Rule, Service};
 
 /// The routes to one service.
 #[derive(Debug, PartialEq, Eq)]
@@ -62,14 +64,13 @@ impl Context<'_> {
             }
         }
         let consumers = consumers.into_iter().map(|(namespace, own)| {
-            let routes = in_place_of(service, &producers, own);
+            let routes = of_one_kind(service, in_place_of(service, &producers, own));
             let encoded = self.encode_routes(&namespace, name, &routes);
             (namespace, encoded)
         });
-        Some(Arc::new(RouteSet {
-            consumers: consumers.collect(),
-            producer: self.encode_routes("", name, &producers),
-        }))
+        let consumers = consumers.collect();
+        let producers = of_one_kind(service, producers);
+        Some(Arc::new(RouteSet { consumers, producer: self.encode_routes("", name, &producers) }))
     }
 
     fn encode_routes(
@@ -84,9 +85,13 @@ impl Context<'_> {
                 Ports::All => Vec::new(),
                 Ports::Only(ports) => ports.iter().copied().map(u32::from).collect(),
             },
-            hostnames: route.hostnames.clone(),
-            rules: route.rules.iter().map(|rule| self.rule(route, rule)).collect(),
-            kind: v1::RouteKind::Http.into(),
+            // They mean nothing where a Service is the parent (GEP-1426).
+            hostnames: Vec::new(),
+            rules: route.rules.iter().filter_map(|rule| self.rule(route, rule)).collect(),
+            kind: match route.kind {
+                RouteKind::Grpc => v1::RouteKind::Grpc.into(),
+                RouteKind::Http => v1::RouteKind::Http.into(),
+            },
         });
         let message = v1::Routes {
             client_namespace: client_namespace.to_owned(),
@@ -96,32 +101,57 @@ impl Context<'_> {
         Arc::new(Encoded::new(ResourceType::Routes, &message))
     }
 
-    fn rule(&self, route: &Route, rule: &Rule) -> v1::HttpRule {
-        let matches = rule.matches.iter().map(|one| v1::HttpMatch {
-            path: Some(match one {
-                Match::Exact(path) => v1::http_match::Path::Exact(path.clone()),
-                Match::Prefix(path) => v1::http_match::Path::Prefix(path.clone()),
-            }),
-            ..Default::default()
+    /// None for a rule that is left out.
+    fn rule(&self, route: &Route, rule: &Rule) -> Option<v1::HttpRule> {
+        let matches = rule.matches.iter().map(wire::http_match).collect();
+        let name = rule.name.clone();
+        match &rule.fault {
+            Some(fault) if fault.effect == Effect::LeftOut => return None,
+            None if has_filters(rule).is_none() => {}
+            _ => return Some(v1::HttpRule { name, matches, ..Default::default() }),
+        }
+        let backends = rule.backends.iter().map(|backend| {
+            let invalid = match (resolve(self.index, route, backend), &backend.fault) {
+                (Err(unresolved), _) => unresolved.message,
+                (Ok(()), Some(fault)) => fault.message.clone(),
+                (Ok(()), None) => String::new(),
+            };
+            v1::WeightedBackend {
+                service: Some(object_name(&backend.service)),
+                port: backend.port.into(),
+                weight: backend.weight,
+                filters: if invalid.is_empty() { wire::filters(&backend.filters) } else { Vec::new() },
+                invalid,
+            }
         });
-        let backends = rule.backends.iter().map(|backend| v1::WeightedBackend {
-            service: Some(object_name(&backend.service)),
-            port: backend.port.into(),
-            weight: backend.weight,
-            invalid: match resolve(self.index, route, backend) {
-                Ok(()) => String::new(),
-                Err(unresolved) => unresolved.message,
-            },
-            filters: Vec::new(),
-        });
-        v1::HttpRule {
-            name: rule.name.clone(),
-            matches: matches.collect(),
+        Some(v1::HttpRule {
+            name,
+            matches,
             backends: backends.collect(),
             request_timeout: rule.request_timeout.and_then(|d| d.try_into().ok()),
             backend_request_timeout: rule.backend_request_timeout.and_then(|d| d.try_into().ok()),
-            filters: Vec::new(),
+            filters: wire::filters(&rule.filters),
+        })
+    }
+}
+
+// === impl Ports ===
+
+impl Ports {
+    fn numbers(&self, service: &Service) -> BTreeSet<u16> {
+        match self {
+            Self::All => service.ports.iter().map(|port| port.number).collect(),
+            Self::Only(ports) => ports.clone(),
         }
+    }
+
+    /// Those that are not taken; none if all are.
+    fn without(&self, service: &Service, taken: &BTreeSet<u16>) -> Option<Self> {
+        if taken.is_empty() {
+            return Some(self.clone());
+        }
+        let left: BTreeSet<u16> = self.numbers(service).difference(taken).copied().collect();
+        (!left.is_empty()).then_some(Self::Only(left))
     }
 }
 
@@ -131,24 +161,59 @@ fn in_place_of<'r>(
     producers: &[(&'r Route, Ports)],
     mut own: Vec<(&'r Route, Ports)>,
 ) -> Vec<(&'r Route, Ports)> {
-    let mut left: BTreeSet<u16> = service.ports.iter().map(|port| port.number).collect();
-    for (_, ports) in &own {
-        match ports {
-            Ports::All => return own,
-            Ports::Only(ports) => left.retain(|port| !ports.contains(port)),
-        }
-    }
+    let taken = taken_by(service, own.iter());
     for (route, ports) in producers {
-        let ports = match ports {
-            Ports::All => left.clone(),
-            Ports::Only(ports) => ports.intersection(&left).copied().collect(),
-        };
-        if !ports.is_empty() {
-            own.push((route, Ports::Only(ports)));
+        if let Some(left) = ports.without(service, &taken) {
+            own.push((route, left));
         }
     }
     own.sort_by_key(|(route, _)| route.precedence());
     own
+}
+
+/// The routes without the HTTPRoutes on ports that have GRPCRoutes (GEP-1426).
+fn of_one_kind<'r>(service: &Service, routes: Vec<(&'r Route, Ports)>) -> Vec<(&'r Route, Ports)> {
+    let taken = taken_by(service, routes.iter().filter(|(route, _)| route.kind == RouteKind::Grpc));
+    let left = routes.into_iter().filter_map(|(route, ports)| match route.kind {
+        RouteKind::Grpc => Some((route, ports)),
+        RouteKind::Http => Some((route, ports.without(service, &taken)?)),
+    });
+    left.collect()
+}
+
+/// The ports to which any of the routes is attached.
+fn taken_by<'a, 'r: 'a>(
+    service: &Service,
+    routes: impl Iterator<Item = &'a (&'r Route, Ports)>,
+) -> BTreeSet<u16> {
+    routes.flat_map(|(_, ports)| ports.numbers(service)).collect()
+}
+
+/// The ports of an HTTPRoute's parent that a GRPCRoute takes from it, and which does.
+pub(super) fn conflicts<'i>(index: &'i Index, route: &Route, parent: &Parent) -> Vec<(u16, &'i Route)> {
+    let Some(service) = index.service(&parent.service) else {
+        return Vec::new();
+    };
+    let own = match attach(service, parent) {
+        Ok(Some(port)) => BTreeSet::from([port]),
+        Ok(None) => Ports::All.numbers(service),
+        Err(_) => return Vec::new(),
+    };
+    let grpc = |other: &&Route| {
+        // A consumer's routes and the producer's never meet on a port.
+        let same_side = other.is_producer_for(&service.name) && route.is_producer_for(&service.name)
+            || other.name.namespace == route.name.namespace;
+        route.kind == RouteKind::Http && other.kind == RouteKind::Grpc && same_side
+    };
+    let mut found = Vec::new();
+    for other in index.routes_of(&service.name).into_iter().filter(grpc) {
+        let theirs = attachment(service, other).map(|ports| ports.numbers(service)).unwrap_or_default();
+        let both = own.intersection(&theirs).copied();
+        found.extend(both.map(|port| (port, other)));
+    }
+    found.sort_by_key(|(port, _)| *port);
+    found.dedup_by_key(|(port, _)| *port);
+    found
 }
 
 /// Where the route is attached to the service; none if every parent names a port that the service has not.
@@ -197,6 +262,16 @@ pub(super) fn attach(service: &Service, parent: &Parent) -> Result<Option<u16>, 
     }
 }
 
+/// Where a rule has filters, which proxies do not know yet: they get it without backends, so that they answer with 500.
+pub(super) fn has_filters(rule: &Rule) -> Option<String> {
+    let at = format!("spec.rules[{}]", rule.index);
+    if !rule.filters.is_empty() {
+        return Some(format!("{at}.filters"));
+    }
+    let backend = rule.backends.iter().find(|backend| !backend.filters.is_empty())?;
+    Some(format!("{at}.backendRefs[{}].filters", backend.index))
+}
+
 /// Whether requests can be sent to a backend.
 ///
 /// The service that a route is attached to needs no grant: the client has dialled it already.
@@ -211,10 +286,13 @@ pub(super) fn resolve(index: &Index, route: &Route, backend: &Backend) -> Result
     let abroad = name.namespace != route.name.namespace;
     if abroad
         && route.services().all(|parent| parent != name)
-        && !index.is_granted(&route.name.namespace, name)
+        && !index.is_granted(route.kind, &route.name.namespace, name)
     {
         return Err(Unresolved {
-            message: format!("a route in namespace {} may not refer to Service {name}", route.name.namespace),
+            message: format!(
+                "{}s in namespace {} may not refer to Service {name}",
+                route.kind, route.name.namespace
+            ),
             hint: "a ReferenceGrant in the Service's namespace allows it",
         });
     }

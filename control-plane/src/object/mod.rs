@@ -14,6 +14,7 @@ mod slice;
 use std::fmt;
 use std::sync::Arc;
 
+use gateway_api::experimental::grpcroutes::GrpcRoute;
 use gateway_api::experimental::httproutes::HttpRoute;
 use gateway_api::experimental::referencegrants::ReferenceGrant;
 use k8s_openapi::api::core::v1 as core;
@@ -23,7 +24,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 pub use self::egress::{Egress, EgressRule};
 pub use self::mesh::{DEFAULT_TRUST_DOMAIN, Mesh};
 pub use self::policy::{Identity, Policy, PolicyTarget, Rule as PolicyRule};
-pub use self::route::{Backend, Grant, GrantTarget, Match, Parent, Route, Rule};
+pub use self::route::{
+    Backend, Effect, Fault, Filter, Grant, GrantTarget, HeaderModifier, Match, Parent, PathMatch,
+    PathModifier, Redirect, Rewrite, Route, RouteKind, Rule, ValueMatch, ValuePattern,
+};
 pub use self::service::{Port, Protocol, Service};
 pub use self::slice::{Slice, SliceEndpoint};
 
@@ -51,6 +55,8 @@ pub enum Kind {
     EndpointSlice,
     /// `gateway.networking.k8s.io/v1` HTTPRoute.
     HttpRoute,
+    /// `gateway.networking.k8s.io/v1` GRPCRoute.
+    GrpcRoute,
     /// `gateway.networking.k8s.io/v1` ReferenceGrant.
     ReferenceGrant,
     /// `policy.tulle.dev/v1alpha1` AuthorizationPolicy.
@@ -77,8 +83,8 @@ pub enum Object {
     Service(Service),
     /// An EndpointSlice.
     EndpointSlice(Slice),
-    /// An HTTPRoute.
-    HttpRoute(Route),
+    /// An HTTPRoute or a GRPCRoute.
+    Route(Route),
     /// A ReferenceGrant.
     ReferenceGrant(Grant),
     /// An AuthorizationPolicy.
@@ -129,6 +135,7 @@ impl Kind {
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
             Self::HttpRoute => "HTTPRoute",
+            Self::GrpcRoute => "GRPCRoute",
             Self::ReferenceGrant => "ReferenceGrant",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::EgressPolicy => "EgressPolicy",
@@ -173,8 +180,14 @@ impl Object {
 
     /// Reads an HTTPRoute; none if it is refused.
     pub fn http_route(object: &HttpRoute, notes: &mut Notes) -> Option<Self> {
-        let read = Route::read(object, notes);
-        finish(Self::HttpRoute(read), &object.metadata, notes)
+        let read = Route::read_http(object, notes);
+        finish(Self::Route(read), &object.metadata, notes)
+    }
+
+    /// Reads a GRPCRoute; none if it is refused.
+    pub fn grpc_route(object: &GrpcRoute, notes: &mut Notes) -> Option<Self> {
+        let read = Route::read_grpc(object, notes);
+        finish(Self::Route(read), &object.metadata, notes)
     }
 
     /// Reads a ReferenceGrant; none if it is refused.
@@ -206,7 +219,7 @@ impl Object {
         let (kind, name) = match self {
             Self::Service(object) => (Kind::Service, &object.name),
             Self::EndpointSlice(object) => (Kind::EndpointSlice, &object.name),
-            Self::HttpRoute(object) => (Kind::HttpRoute, &object.name),
+            Self::Route(object) => (object.kind.into(), &object.name),
             Self::ReferenceGrant(object) => (Kind::ReferenceGrant, &object.name),
             Self::AuthorizationPolicy(object) => (Kind::AuthorizationPolicy, &object.name),
             Self::EgressPolicy(object) => (Kind::EgressPolicy, &object.name),

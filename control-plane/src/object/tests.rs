@@ -74,14 +74,21 @@ fn a_grant_is_for_the_kinds_that_it_names() {
         (from("HTTPRoute"), to("Service", Some("cups")), true),
         (from("HTTPRoute"), to("Service", Some("plates")), false),
         (from("HTTPRoute"), to("Secret", None), false),
+        (from("GRPCRoute"), to("Service", None), false),
         (from("Gateway"), to("Service", None), false),
     ];
     for (from, to, allowed) in cases {
         let mut object = ReferenceGrant::new("g", ReferenceGrantSpec { from: vec![from], to: vec![to] });
         object.metadata.namespace = Some("cafe".to_owned());
         let grant = Grant::read(&object);
-        assert_eq!(grant.allows("shop", &NamespacedName::new("cafe", "cups")), allowed, "{grant:?}");
-        assert!(!grant.allows("elsewhere", &NamespacedName::new("cafe", "cups")));
-        assert!(!grant.allows("shop", &NamespacedName::new("bar", "cups")));
+        assert_eq!(
+            grant.allows(RouteKind::Http, "shop", &NamespacedName::new("cafe", "cups")),
+            allowed,
+            "{grant:?}"
+        );
+        let is_for_grpc = grant.from.iter().any(|(kind, _)| *kind == RouteKind::Grpc);
+        assert_eq!(grant.allows(RouteKind::Grpc, "shop", &NamespacedName::new("cafe", "cups")), is_for_grpc);
+        assert!(!grant.allows(RouteKind::Http, "elsewhere", &NamespacedName::new("cafe", "cups")));
+        assert!(!grant.allows(RouteKind::Http, "shop", &NamespacedName::new("bar", "cups")));
     }
 }

@@ -245,10 +245,11 @@ impl Decoder {
 }
 
 /// Every kind that is read.
-const ALL: [Kind; 7] = [
+const ALL: [Kind; 8] = [
     Kind::Service,
     Kind::EndpointSlice,
     Kind::HttpRoute,
+    Kind::GrpcRoute,
     Kind::ReferenceGrant,
     Kind::AuthorizationPolicy,
     Kind::EgressPolicy,
@@ -263,6 +264,7 @@ fn versions(kind: Kind) -> &'static [&'static str] {
         Kind::HttpRoute | Kind::ReferenceGrant => {
             &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"]
         }
+        Kind::GrpcRoute => &["gateway.networking.k8s.io/v1"],
         Kind::AuthorizationPolicy | Kind::EgressPolicy | Kind::Mesh => &["policy.tulle.dev/v1alpha1"],
     }
 }
@@ -289,6 +291,7 @@ fn read(kind: Kind, key: &ObjectKey, value: Value) -> (Content, Notes) {
         Kind::Service => typed(value, &mut notes).and_then(|v| Object::service(&v, &mut notes)),
         Kind::EndpointSlice => typed(value, &mut notes).and_then(|v| Object::endpoint_slice(&v, &mut notes)),
         Kind::HttpRoute => typed(value, &mut notes).and_then(|v| Object::http_route(&v, &mut notes)),
+        Kind::GrpcRoute => typed(value, &mut notes).and_then(|v| Object::grpc_route(&v, &mut notes)),
         Kind::ReferenceGrant => {
             typed(value, &mut notes).and_then(|v| Object::reference_grant(&v, &mut notes))
         }

@@ -580,7 +580,7 @@ fn the_examples_of_the_reference_are_without_fault() {
     let reference = include_str!("../../../docs/reference/yaml.md");
     let blocks = reference.split("```yaml\n").skip(1).filter_map(|rest| rest.split_once("```"));
     let texts: Vec<&str> = blocks.map(|(text, _)| text).collect();
-    assert_eq!(texts.len(), 6);
+    assert_eq!(texts.len(), 7);
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("all.yaml"), texts.join("---\n")).unwrap();
     assert_eq!(check(dir.path()).unwrap(), []);

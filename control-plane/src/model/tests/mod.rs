@@ -4,6 +4,8 @@ use std::net::IpAddr;
 use prost::{Message, Name};
 
 mod egress;
+mod filters;
+mod grpc;
 mod incremental;
 mod publish;
 mod routes;
@@ -112,6 +114,11 @@ endpoints:
   conditions: {{ready: false, serving: false, terminating: true}}
 "
     )
+}
+
+/// The same as a GRPCRoute.
+fn grpc_route(namespace: &str, name: &str, port: &str, rules: &str) -> String {
+    route(namespace, name, port, rules).replace("HTTPRoute", "GRPCRoute")
 }
 
 /// An HTTPRoute `<namespace>/<name>` to `default/orders`, with what follows `spec:` after the parent.

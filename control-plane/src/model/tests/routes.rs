@@ -87,29 +87,51 @@ fn a_rule_is_served_as_written_or_not_at_all() {
     let cases: &[(&str, &[&str], Option<usize>)] = &[
         ("{BACKEND}", &[], Some(1)),
         (
-            "{matches: [{path: {value: /}, headers: [{name: a, value: b}]}], BACKEND}",
-            &["spec.rules[0].matches[0].headers"],
+            "{matches: [{path: {value: /}, headers: [{name: a, value: b}], queryParams: [{name: a, value: b}], method: GET}], BACKEND}",
+            &[],
+            Some(1),
+        ),
+        (
+            "{matches: [{headers: [{name: a, value: b}, {name: A, value: c}]}], BACKEND}",
+            &["spec.rules[0].matches[0].headers[1].name"],
+            Some(1),
+        ),
+        ("{matches: [{queryParams: [{name: a, value: b}, {name: A, value: c}]}], BACKEND}", &[], Some(1)),
+        (
+            "{matches: [{headers: [{name: 'a b', value: b}]}], BACKEND}",
+            &["spec.rules[0].matches[0].headers[0].name"],
+            None,
+        ),
+        (
+            "{matches: [{headers: [{name: a, value: ' b'}]}], BACKEND}",
+            &["spec.rules[0].matches[0].headers[0].value"],
+            None,
+        ),
+        (
+            "{matches: [{queryParams: [{name: a, value: ''}]}], BACKEND}",
+            &["spec.rules[0].matches[0].queryParams[0].value"],
+            None,
+        ),
+        ("{matches: [{method: PURGE}], BACKEND}", &["spec.rules[0].matches[0].method"], None),
+        (
+            "{matches: [{path: {value: /}}, {path: {type: RegularExpression, value: '/[a-z]+'}}], BACKEND}",
+            &[],
+            Some(1),
+        ),
+        // What a rule with a regular expression that is none means, cannot be told; the others hold.
+        (
+            "{matches: [{path: {type: RegularExpression, value: '/('}}], BACKEND}, {BACKEND}",
+            &["spec.rules[0].matches[0].path.value"],
+            Some(1),
+        ),
+        (
+            "{matches: [{headers: [{name: a, type: RegularExpression, value: 'a)|(?:b'}]}], BACKEND}",
+            &["spec.rules[0].matches[0].headers[0].value"],
             Some(0),
         ),
         (
-            "{matches: [{queryParams: [{name: a, value: b}]}], BACKEND}",
-            &["spec.rules[0].matches[0].queryParams"],
-            Some(0),
-        ),
-        ("{matches: [{method: GET}], BACKEND}", &["spec.rules[0].matches[0].method"], Some(0)),
-        (
-            "{matches: [{path: {value: /}}, {path: {type: RegularExpression, value: /.*}}], BACKEND}",
-            &["spec.rules[0].matches[1].path.type"],
-            Some(0),
-        ),
-        (
-            "{filters: [{type: RequestMirror, requestMirror: {backendRef: {name: a, port: 1}}}], BACKEND}",
-            &["spec.rules[0].filters"],
-            Some(0),
-        ),
-        (
-            "{backendRefs: [{name: orders, port: 80, filters: [{type: RequestHeaderModifier, requestHeaderModifier: {remove: [a]}}]}]}",
-            &["spec.rules[0].backendRefs[0].filters"],
+            "{matches: [{queryParams: [{name: a, type: RegularExpression, value: '(a{1000}){1000}'}]}], BACKEND}",
+            &["spec.rules[0].matches[0].queryParams[0].value"],
             Some(0),
         ),
         ("{retry: {attempts: 2}, BACKEND}", &["spec.rules[0].retry"], Some(1)),
@@ -128,6 +150,9 @@ fn a_rule_is_served_as_written_or_not_at_all() {
             &["spec.rules[0].backendRefs[0].weight"],
             None,
         ),
+        ("{matches: [{path: {value: '/a b'}}], BACKEND}", &["spec.rules[0].matches[0].path.value"], None),
+        ("{matches: [{path: {value: /a%2}}], BACKEND}", &["spec.rules[0].matches[0].path.value"], None),
+        ("{matches: [{path: {value: '/a?b'}}], BACKEND}", &["spec.rules[0].matches[0].path.value"], None),
         ("{timeouts: {request: 10}, BACKEND}", &["spec.rules[0].timeouts.request"], None),
         ("{timeouts: {request: 1d}, BACKEND}", &["spec.rules[0].timeouts.request"], None),
         (

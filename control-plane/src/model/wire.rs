@@ -1,0 +1,78 @@
+//! Parts of routes, as the wire has them.
+
+use tulle_api::v1;
+
+use crate::object::{
+    Filter, HeaderModifier, Match, PathMatch, PathModifier, Redirect, Rewrite, ValueMatch, ValuePattern,
+};
+
+pub(super) fn http_match(one: &Match) -> v1::HttpMatch {
+    v1::HttpMatch {
+        path: one.path.as_ref().map(|path| match path {
+            PathMatch::Exact(path) => v1::http_match::Path::Exact(path.clone()),
+            PathMatch::Prefix(path) => v1::http_match::Path::Prefix(path.clone()),
+            PathMatch::Regex(path) => v1::http_match::Path::Regex(path.clone()),
+        }),
+        headers: one.headers.iter().map(value_match).collect(),
+        query: one.query.iter().map(value_match).collect(),
+        method: one.method.unwrap_or_default().to_owned(),
+    }
+}
+
+fn value_match(one: &ValueMatch) -> v1::ValueMatch {
+    v1::ValueMatch {
+        name: one.name.clone(),
+        value: Some(match &one.value {
+            ValuePattern::Exact(value) => v1::value_match::Value::Exact(value.clone()),
+            ValuePattern::Regex(value) => v1::value_match::Value::Regex(value.clone()),
+        }),
+    }
+}
+
+pub(super) fn filters(filters: &[Filter]) -> Vec<v1::HttpFilter> {
+    use v1::http_filter::Filter as Wire;
+
+    let filters = filters.iter().map(|one| match one {
+        Filter::RequestHeaders(one) => Wire::RequestHeaders(header_modifier(one)),
+        Filter::ResponseHeaders(one) => Wire::ResponseHeaders(header_modifier(one)),
+        Filter::Redirect(one) => Wire::Redirect(redirect(one)),
+        Filter::Rewrite(one) => Wire::Rewrite(rewrite(one)),
+    });
+    filters.map(|filter| v1::HttpFilter { filter: Some(filter) }).collect()
+}
+
+fn header_modifier(one: &HeaderModifier) -> v1::HeaderModifier {
+    let header = |(name, value): &(String, String)| v1::Header { name: name.clone(), value: value.clone() };
+    v1::HeaderModifier {
+        set: one.set.iter().map(header).collect(),
+        add: one.add.iter().map(header).collect(),
+        remove: one.remove.clone(),
+    }
+}
+
+fn redirect(one: &Redirect) -> v1::Redirect {
+    v1::Redirect {
+        scheme: one.scheme.unwrap_or_default().to_owned(),
+        hostname: one.hostname.clone().unwrap_or_default(),
+        path: one.path.as_ref().map(path_modifier),
+        port: one.port.map(u32::from).unwrap_or_default(),
+        status: one.status.into(),
+    }
+}
+
+fn rewrite(one: &Rewrite) -> v1::Rewrite {
+    v1::Rewrite {
+        hostname: one.hostname.clone().unwrap_or_default(),
+        path: one.path.as_ref().map(path_modifier),
+    }
+}
+
+fn path_modifier(one: &PathModifier) -> v1::PathModifier {
+    use v1::path_modifier::Modifier;
+
+    let modifier = match one {
+        PathModifier::Full(path) => Modifier::Full(path.clone()),
+        PathModifier::Prefix(path) => Modifier::Prefix(path.clone()),
+    };
+    v1::PathModifier { modifier: Some(modifier) }
+}
