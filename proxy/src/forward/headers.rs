@@ -35,6 +35,10 @@ pub(super) fn take_ours(fields: &mut HeaderMap, peer: &Peer) -> bool {
 /// Removes what belongs to the hop it came over (RFC 9110 §7.6.1) and is made anew for the next: the fields that
 /// `Connection` names, and those that are always the hop's. `Upgrade` stays where the message is an upgrade.
 pub(super) fn strip_hop(fields: &mut HeaderMap, upgrade: bool) {
+    // Most messages have none of these: one walk over the names spares a look-up for each.
+    if !upgrade && !fields.keys().any(is_hops) {
+        return;
+    }
     let named: Vec<HeaderName> = list(fields, header::CONNECTION)
         .filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok())
         .collect();
@@ -62,6 +66,12 @@ pub(super) fn strip_hop(fields: &mut HeaderMap, upgrade: bool) {
     } else {
         fields.remove(header::UPGRADE);
     }
+}
+
+fn is_hops(name: &HeaderName) -> bool {
+    matches!(*name, header::CONNECTION | header::TE | header::UPGRADE)
+        || *name == KEEP_ALIVE
+        || *name == PROXY_CONNECTION
 }
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");

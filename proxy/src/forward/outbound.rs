@@ -267,7 +267,7 @@ impl Connection {
             let endpoint = target.pick(&self.worker, tried.as_ref())?;
             // What another proxy cannot pass on may go to another endpoint, if there is one.
             let in_mesh = matches!(endpoint.peer, Peer::Mesh(_));
-            let spare = (tried.is_none() && in_mesh && target.has_other(&self.worker, &endpoint))
+            let spare = (tried.is_none() && in_mesh && target.has_other(&endpoint))
                 .then(|| exchange::spare(&mut request));
             match self.attempt(record, &endpoint, request, limit, out.as_ref()).await {
                 Ok(answer) => match spare.filter(|_| answer.unprocessed).and_then(exchange::Spare::request) {

@@ -39,7 +39,8 @@ pub(super) struct Record {
     pub(super) grpc: bool,
     /// The fault's answer tells the peer's proxy whether the request was processed.
     to_mesh: bool,
-    uploaded: Arc<Transfer>,
+    /// `None`: the request has no body.
+    uploaded: Option<Arc<Transfer>>,
     pub(super) source: Option<SpiffeId>,
     pub(super) service: Option<Arc<str>>,
     pub(super) route: Option<Arc<str>>,
@@ -94,10 +95,13 @@ impl Record {
         client: SocketAddr,
         request: &mut Request<Body>,
     ) -> Box<Self> {
-        let uploaded = Arc::new(Transfer::default());
         worker.metrics.request_began(direction);
-        let body = std::mem::take(request.body_mut());
-        *request.body_mut() = body.counted(Arc::clone(&uploaded)).trimmed(headers::strip_ours);
+        let uploaded = (!request.body().is_end_stream()).then(|| {
+            let uploaded = Arc::new(Transfer::default());
+            let body = std::mem::take(request.body_mut());
+            *request.body_mut() = body.counted(Arc::clone(&uploaded)).trimmed(headers::strip_ours);
+            uploaded
+        });
         let target = worker
             .access
             .is_enabled()
@@ -276,7 +280,7 @@ impl Record {
             endpoint: self.endpoint,
             rule: text(&self.rule),
             tls: self.tls,
-            bytes_in: self.uploaded.bytes(),
+            bytes_in: self.uploaded.as_ref().map_or(0, |uploaded| uploaded.bytes()),
             bytes_out: downloaded,
             duration,
             processing: Some(duration.saturating_sub(self.upstream)),

@@ -158,6 +158,10 @@ impl Target {
         let none = || Fault::unsent(Reason::NoHealthyEndpoint, format!("{}:{port}", service.name));
         let endpoints = service.endpoints().ok_or_else(none)?;
         let members = endpoints.port(port);
+        if let [only] = members {
+            // With nobody else left, one that was tried is better than none.
+            return Ok(Arc::clone(&only.endpoint));
+        }
         let describe = |i: usize| {
             let Member { endpoint, ready } = &members[i];
             match ready {
@@ -167,13 +171,14 @@ impl Target {
             }
         };
         let picked = balance::pick(members.len(), describe, worker.proxy.now(), rand::random());
-        // With nobody else left, one that was tried is better than none.
         let picked = picked.or_else(|| (!members.is_empty() && tried.is_some()).then_some(0));
         picked.map(|i| Arc::clone(&members[i].endpoint)).ok_or_else(none)
     }
 
     /// Whether another endpoint than this one could take the request.
-    pub(super) fn has_other(&self, worker: &Worker, than: &Arc<Endpoint>) -> bool {
-        self.pick(worker, Some(than)).is_ok_and(|other| !Arc::ptr_eq(&other, than))
+    pub(super) fn has_other(&self, than: &Arc<Endpoint>) -> bool {
+        let Self::Service(service, port) = self else { return false };
+        let other = |member: &Member| !Arc::ptr_eq(&member.endpoint, than);
+        service.endpoints().is_some_and(|endpoints| endpoints.port(*port).iter().any(other))
     }
 }

@@ -3,15 +3,35 @@
 use std::io::Write as _;
 use std::net::SocketAddr;
 
+/// `00` to `99`, one after the other.
+const PAIRS: [u8; 200] = {
+    let mut pairs = [0; 200];
+    let mut number = 0;
+    while number < 100 {
+        pairs[2 * number] = b'0' + (number / 10) as u8;
+        pairs[2 * number + 1] = b'0' + (number % 10) as u8;
+        number += 1;
+    }
+    pairs
+};
+
 /// Appends `value` in decimal, with zeros before it up to `width` digits.
 pub(super) fn decimal(out: &mut Vec<u8>, mut value: u64, width: usize) {
+    if value < 10 && width <= 1 {
+        return out.push(b'0' + value as u8);
+    }
     // As many as u64 has.
     let mut digits = [b'0'; 20];
     let mut first = digits.len();
-    while value > 0 {
+    while value >= 10 {
+        first -= 2;
+        let pair = 2 * (value % 100) as usize;
+        digits[first..first + 2].copy_from_slice(&PAIRS[pair..pair + 2]);
+        value /= 100;
+    }
+    if value > 0 {
         first -= 1;
-        digits[first] += (value % 10) as u8;
-        value /= 10;
+        digits[first] += value as u8;
     }
     let first = first.min(digits.len() - width.clamp(1, digits.len()));
     out.extend_from_slice(&digits[first..]);

@@ -1,5 +1,6 @@
 //! Points in time as text.
 
+use std::cell::Cell;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::digits::decimal;
@@ -11,18 +12,39 @@ pub(crate) fn rfc3339(time: SystemTime) -> String {
     String::from_utf8(out).unwrap_or_default()
 }
 
+/// A second of Unix time, and its text up to the dot.
+type Second = (u64, [u8; 20]);
+
+thread_local! {
+    /// That of the last time that was written: records come by the thousand in one.
+    static LAST: Cell<Second> = const { Cell::new((0, *b"1970-01-01T00:00:00.")) };
+}
+
 /// `2026-11-21T05:01:39.123456Z` (RFC 3339 §5.6).
 pub(crate) fn write_rfc3339(out: &mut Vec<u8>, time: SystemTime) {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    let (days, seconds) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
+    let (mut known, mut text) = LAST.get();
+    if known != since.as_secs() {
+        (known, text) = (since.as_secs(), second(since.as_secs()));
+        LAST.set((known, text));
+    }
+    out.extend_from_slice(&text);
+    decimal(out, since.subsec_micros().into(), 6);
+    out.push(b'Z');
+}
+
+fn second(unix: u64) -> [u8; 20] {
+    let (days, seconds) = (unix / 86_400, unix % 86_400);
     let (year, month, day) = civil(days);
     let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    let micros = since.subsec_micros();
     let parts = [(year, 4, b'-'), (month, 2, b'-'), (day, 2, b'T'), (hour, 2, b':'), (minute, 2, b':')];
-    for (value, width, after) in parts.into_iter().chain([(second, 2, b'.'), (micros.into(), 6, b'Z')]) {
-        decimal(out, value, width);
-        out.push(after);
+    let mut text = Vec::with_capacity(20);
+    for (value, width, after) in parts.into_iter().chain([(second, 2, b'.')]) {
+        decimal(&mut text, value, width);
+        text.push(after);
     }
+    // Years have four digits for 8000 years to come.
+    text.try_into().unwrap_or(*b"9999-12-31T23:59:59.")
 }
 
 /// Days since 1970-01-01 as year, month and day of the Gregorian calendar, counting years from March so that the leap
@@ -56,6 +78,10 @@ mod tests {
             let mut out = Vec::new();
             write_rfc3339(&mut out, UNIX_EPOCH + Duration::from_secs(seconds));
             assert_eq!(String::from_utf8(out).unwrap(), expected);
+            assert_eq!(
+                rfc3339(UNIX_EPOCH + Duration::new(seconds, 1_234_999)),
+                expected.replace(".000000", ".001234")
+            );
         }
     }
 }

@@ -21,6 +21,7 @@ use super::coding::{BodyError, Decoder};
 use super::head::{self, HeadError, Length, Limits, ResponseHead, Scan};
 use super::incoming::{Body, Polled, Received, Upload};
 use super::outgoing::{self, Sending};
+use super::reuse;
 use super::shared::poll_part;
 use super::upgrade::{Switched, Upgraded};
 use crate::io::Transport;
@@ -170,7 +171,11 @@ impl<I: Transport> Client<I> {
         self.0.done = Some(Box::new(done));
         let received = std::future::poll_fn(|cx| self.0.poll_head(&parts, &mut sent, &mut interim, cx)).await;
         match received {
-            Ok(head) => Ok(self.respond(&parts, sent, head)),
+            Ok(head) => {
+                let response = self.respond(&parts, sent, head);
+                reuse::give(parts.headers, parts.extensions);
+                Ok(response)
+            }
             Err(failure) => {
                 let Sent { sending, body, answered, .. } = sent;
                 let processed = if self.0.out.written == before { Processed::No } else { Processed::Maybe };
@@ -197,7 +202,7 @@ impl<I: Transport> Client<I> {
         *response.status_mut() = head.status;
         *response.version_mut() = head.version;
         *response.headers_mut() = head.headers;
-        response.extensions_mut().insert(head.original);
+        *response.extensions_mut() = reuse::extensions(head.original);
         if outgoing::is_upgrade(&parts.method, head.status) {
             let Connection { io, input, .. } = *self.0;
             response.extensions_mut().insert(Switched::new(Upgraded::new(io, input.buf)));
@@ -368,7 +373,8 @@ fn as_interim(head: ResponseHead) -> Response<()> {
 
 /// The `timeout` of a `Keep-Alive` field (draft-thomson-hybi-http-timeout §2, as servers send it), in whole seconds.
 fn idle_hint(headers: &HeaderMap) -> Option<Duration> {
-    let value = headers.get(HeaderName::from_static("keep-alive"))?.to_str().ok()?;
+    const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+    let value = headers.get(&KEEP_ALIVE)?.to_str().ok()?;
     value.split(',').find_map(|parameter| {
         let (name, seconds) = parameter.split_once('=')?;
         let is_timeout = name.trim().eq_ignore_ascii_case("timeout");

@@ -11,6 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version,
 use httparse::{Header, ParserConfig, Status};
 
 use super::original::{Line, OriginalHead};
+use super::reuse;
 
 /// Bounds on what a peer may send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -353,7 +354,7 @@ struct Fields {
 
 impl Fields {
     fn read(head: &Bytes, fields: &[Header<'_>], version: Version) -> Result<Self, HeadError> {
-        let mut read = Self { map: HeaderMap::with_capacity(fields.len()), ..Self::default() };
+        let mut read = Self { map: reuse::headers(fields.len()), ..Self::default() };
         let start = head.as_ptr().addr();
         for field in fields {
             let name = HeaderName::from_bytes(field.name.as_bytes())

@@ -27,6 +27,7 @@ mod head;
 mod incoming;
 mod original;
 mod outgoing;
+mod reuse;
 mod server;
 mod shared;
 mod upgrade;

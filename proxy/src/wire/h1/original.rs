@@ -6,7 +6,7 @@
 //! Called by the shells, [`super::server`] and [`super::client`].
 
 use bytes::{BufMut, Bytes};
-use http::{HeaderMap, Method, StatusCode, Uri, Version, header};
+use http::{HeaderMap, HeaderName, Method, StatusCode, Uri, Version, header};
 use smallvec::SmallVec;
 
 /// A head as it came, kept in the extensions of the message that was made of it.
@@ -61,6 +61,12 @@ impl OriginalHead {
         Self { bytes, lines, chunked }
     }
 
+    /// Lets go of what it holds.
+    pub(super) fn clear(&mut self) {
+        self.bytes = Bytes::new();
+        self.lines.clear();
+    }
+
     /// Bytes that it came in.
     pub(super) fn len(&self) -> usize {
         self.bytes.len()
@@ -101,6 +107,21 @@ impl OriginalHead {
             Some(next) => next.start as usize,
             None => self.bytes.len().saturating_sub(2),
         }
+    }
+
+    /// Whether `value` is the very bytes of the line at `i`, under its name.
+    fn is_line(&self, i: usize, name: &str, value: &[u8]) -> bool {
+        let Some(line) = self.lines.get(i) else { return false };
+        let at = value.as_ptr().addr().wrapping_sub(self.bytes.as_ptr().addr());
+        at == line.value as usize
+            && self.bytes.get(at..self.end(i)).and_then(|rest| rest.strip_prefix(value)) == Some(b"\r\n")
+            && self.name(line).eq_ignore_ascii_case(name.as_bytes())
+    }
+
+    /// All fields, and the empty line after them.
+    fn after_start_line(&self) -> &[u8] {
+        let start = self.lines.first().map_or_else(|| self.end(0), |line| line.start as usize);
+        self.bytes.get(start..).unwrap_or(b"\r\n")
     }
 
     /// The line that `value` is a part of, if it is a whole line's value.
@@ -172,6 +193,9 @@ impl Fields<'_> {
             Told::Chunked => Some((header::TRANSFER_ENCODING, &b"chunked"[..])),
             Told::Nothing | Told::AsGiven => None,
         };
+        if let Some(original) = self.original.filter(|original| self.is_as_it_came(original, &length)) {
+            return out.put_slice(original.after_start_line());
+        }
         let connection = self.connection.map(|value| (header::CONNECTION, value.as_bytes()));
         let own = [length, connection];
         let given = self.headers.iter().filter(|(name, _)| match **name {
@@ -187,6 +211,29 @@ impl Fields<'_> {
             None => all.for_each(|(name, value)| write_line(name.as_bytes(), value, out)),
         }
         out.put_slice(b"\r\n");
+    }
+
+    /// Whether there is exactly what came, in that order, `length` included: as in most heads. False where it is not told
+    /// at a glance.
+    fn is_as_it_came(&self, original: &OriginalHead, length: &Option<(HeaderName, &[u8])>) -> bool {
+        if self.connection.is_some() || self.headers.len() != original.lines.len() {
+            return false;
+        }
+        let mut is_told = length.is_none();
+        for (i, (name, value)) in self.headers.iter().enumerate() {
+            match *name {
+                header::CONTENT_LENGTH | header::TRANSFER_ENCODING => match length {
+                    Some((told, length)) if told == name && *length == value.as_bytes() => is_told = true,
+                    None if self.told == Told::AsGiven && *name == header::CONTENT_LENGTH => {}
+                    _ => return false,
+                },
+                _ => {}
+            }
+            if !original.is_line(i, name.as_str(), value.as_bytes()) {
+                return false;
+            }
+        }
+        is_told
     }
 }
 

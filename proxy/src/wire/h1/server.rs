@@ -20,6 +20,7 @@ use super::coding::{BodyError, Decoder};
 use super::head::{HeadError, Length, Limits, RequestHead, Scan};
 use super::incoming::{Body, Exchange, Upload};
 use super::outgoing::{self, Asked};
+use super::reuse;
 use super::shared::{Shared, State};
 use crate::io::Transport;
 
@@ -235,7 +236,7 @@ impl<I: Transport> Server<I> {
         *request.uri_mut() = head.uri;
         *request.version_mut() = head.version;
         *request.headers_mut() = head.headers;
-        request.extensions_mut().insert(head.original);
+        *request.extensions_mut() = reuse::extensions(head.original);
         request.extensions_mut().insert(exchange);
         (request, serving)
     }
@@ -284,7 +285,8 @@ impl<I: Transport> Server<I> {
         }
         let (mut sending, keep_alive) =
             outgoing::response(&parts, &body, &asked, &mut self.out).map_err(Closed::Aborted)?;
-        let upload = parts.extensions.get::<Upload>().cloned();
+        let (status, upload) = (parts.status, parts.extensions.get::<Upload>().cloned());
+        reuse::give(parts.headers, parts.extensions);
         let mut body = pin!(body);
         let Self { shared, out, .. } = self;
         std::future::poll_fn(|cx| {
@@ -312,7 +314,7 @@ impl<I: Transport> Server<I> {
             }
         })
         .await?;
-        if outgoing::is_upgrade(&asked.method, parts.status) {
+        if outgoing::is_upgrade(&asked.method, status) {
             self.shared.upgrade();
             return Err(Closed::Upgraded);
         }

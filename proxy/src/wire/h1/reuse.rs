@@ -1,0 +1,98 @@
+//! Header maps and extensions of messages that are over, for the next ones of the same thread.
+//!
+//! Decides how many are kept. It must never keep anything that a message held, least of all a connection or the bytes of
+//! its head. Called by [`super::head`] and the shells, [`super::server`] and [`super::client`].
+
+use std::cell::RefCell;
+
+use http::{Extensions, HeaderMap};
+
+use super::incoming::Exchange;
+use super::original::OriginalHead;
+
+thread_local! {
+    static KEPT: RefCell<Kept> = const { RefCell::new(Kept { headers: Vec::new(), extensions: Vec::new() }) };
+}
+
+struct Kept {
+    headers: Vec<HeaderMap>,
+    extensions: Vec<Extensions>,
+}
+
+/// How many of each a thread keeps: for so many requests at a time, in some 80 KiB.
+const MOST: usize = 64;
+/// A map that has grown larger is not kept.
+const MAX_FIELDS: usize = 32;
+
+/// A map without fields, and most often with room for `fields`.
+pub(super) fn headers(fields: usize) -> HeaderMap {
+    let kept = KEPT.with_borrow_mut(|kept| kept.headers.pop());
+    kept.unwrap_or_else(|| HeaderMap::with_capacity(fields))
+}
+
+/// Extensions that hold `original` and nothing else.
+pub(super) fn extensions(original: OriginalHead) -> Extensions {
+    let mut extensions = KEPT.with_borrow_mut(|kept| kept.extensions.pop()).unwrap_or_default();
+    match extensions.get_mut::<OriginalHead>() {
+        Some(place) => *place = original,
+        None => drop(extensions.insert(original)),
+    }
+    extensions
+}
+
+/// Takes what is left of a message.
+pub(super) fn give(mut headers: HeaderMap, mut extensions: Extensions) {
+    // A value may be anybody's, and its drop anything: not while what is kept is borrowed.
+    headers.clear();
+    drop(extensions.remove::<Exchange>());
+    if extensions.len() > 1 {
+        extensions.clear();
+    }
+    let has_place = extensions.get_mut().map(OriginalHead::clear).is_some();
+    KEPT.with_borrow_mut(|kept| {
+        if (1..=MAX_FIELDS).contains(&headers.capacity()) && kept.headers.len() < MOST {
+            kept.headers.push(headers);
+        }
+        if has_place && kept.extensions.len() < MOST {
+            kept.extensions.push(extensions);
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use smallvec::SmallVec;
+
+    use super::*;
+
+    fn original(bytes: &Bytes) -> OriginalHead {
+        OriginalHead::new(bytes.clone(), SmallVec::new(), true)
+    }
+
+    #[test]
+    fn nothing_of_a_message_is_kept() {
+        let bytes = Bytes::from(vec![b'x'; 100]);
+        let (mut map, mut found) = (headers(4), extensions(original(&bytes)));
+        map.insert("host", "a".parse().unwrap());
+        found.insert("anything else");
+        give(map, found);
+        assert!(bytes.is_unique(), "its bytes are free");
+        let next = Bytes::from_static(b"y");
+        assert!(headers(4).is_empty());
+        give(headers(4), extensions(original(&next)));
+        let found = extensions(original(&next));
+        assert_eq!((found.len(), found.get::<OriginalHead>().map(OriginalHead::len)), (1, Some(1)));
+    }
+
+    #[test]
+    fn what_is_large_or_too_much_is_not_kept() {
+        give(HeaderMap::with_capacity(1000), Extensions::new());
+        assert!(headers(1).capacity() <= MAX_FIELDS);
+        for _ in 0..2 * MOST {
+            give(HeaderMap::with_capacity(1), Extensions::new());
+        }
+        let kept = std::iter::from_fn(|| Some(headers(0).capacity())).take_while(|capacity| *capacity > 0);
+        assert_eq!(kept.count(), MOST);
+    }
+}
