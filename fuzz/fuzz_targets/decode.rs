@@ -15,7 +15,7 @@ use tulle_proxy::control::decode::{Decoded, any, decode};
 use tulle_proxy::policy::{
     Action, Connection, Egress, EgressSpec, Inbound, InboundSpec, Name, Names, Outside, TlsKind, Verdict,
 };
-use tulle_proxy::route::{Match, Routes, Table};
+use tulle_proxy::route::{Asked, Found, Match, Routes, Table};
 
 fuzz_target!(|data: &[u8]| {
     let mut reader = Reader(data);
@@ -114,9 +114,17 @@ fn route(routes: Routes, choice: usize) {
     let table = Table::new(routes.clone());
     let hosts: Vec<String> = hosts.collect();
     let host = &hosts[choice % hosts.len()];
+    let headers = http::HeaderMap::new();
     for port in ports {
         for path in ["", "*", "/", "//", "/a/b", "/a/"] {
-            match table.find(port, host, path) {
+            let asked = Asked {
+                method: &http::Method::GET,
+                authority: host,
+                path,
+                query: "a=%41&b",
+                headers: &headers,
+            };
+            match table.find(port, &asked) {
                 Match::NoRoutes => {
                     assert!(
                         routes
@@ -126,8 +134,9 @@ fn route(routes: Routes, choice: usize) {
                     );
                 }
                 Match::NotFound => {}
-                Match::Rule(rule) => {
+                Match::Rule(Found { rule, prefix }) => {
                     assert!(rules.contains(&rule));
+                    assert!(prefix <= path.len());
                     for random in [0, u64::MAX / 2, u64::MAX, choice as u64] {
                         let weighted = rule.backends.iter().any(|backend| backend.weight > 0);
                         let picked = rule.pick(random);

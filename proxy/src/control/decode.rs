@@ -4,6 +4,7 @@
 //! that is missing, unknown or out of range is rejected rather than replaced, and the resource's name must be the one
 //! that it was subscribed by. Fields that this version does not know are passed over (a newer control plane's).
 
+mod filter;
 mod rule;
 
 use std::collections::HashSet;

@@ -58,7 +58,8 @@ pub(super) struct Leg<'a> {
 #[derive(Debug)]
 pub(super) struct Answer {
     pub response: Response<Body>,
-    pub in_flight: InFlight,
+    /// `None`: the proxy answers itself, by a rule.
+    pub in_flight: Option<InFlight>,
     /// The other proxy says that the request never reached its application.
     pub unprocessed: bool,
     /// When the whole response must be over.

@@ -537,6 +537,7 @@ impl Connection {
                     headers::strip_ours(response.headers_mut());
                     // The guard is the connection's.
                     let (unprocessed, deadline, guard) = (false, None, None);
+                    let in_flight = Some(in_flight);
                     return Ok(Answer { response, in_flight, unprocessed, deadline, guard });
                 }
                 Err(Failed { fault, again }) => {

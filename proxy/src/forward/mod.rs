@@ -10,6 +10,7 @@ mod context;
 mod egress;
 mod exchange;
 mod fault;
+mod filters;
 mod first;
 mod headers;
 pub mod inbound;

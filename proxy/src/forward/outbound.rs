@@ -18,6 +18,7 @@ use super::context::Worker;
 use super::egress::{self, Out};
 use super::exchange::{self, Answer, Failed, Leg, Tunnels};
 use super::fault::Fault;
+use super::filters;
 use super::first::{self, Opened, Times};
 use super::headers;
 use super::opaque::{self, Ended};
@@ -29,7 +30,7 @@ use crate::detect::{self, Detection};
 use crate::endpoint::Endpoint;
 use crate::io::{Io, Meter, Replay};
 use crate::policy::{self, Name};
-use crate::route::{self, Asked, Backend, Found, Match, RouteKind, Rule};
+use crate::route::{self, Backend, Found, Match, RouteKind, Rule};
 use crate::state::{Peer, Protocol};
 use crate::telemetry::Reason;
 use crate::telemetry::metrics::{ConnectionLabels, DetectResult, Direction, ReplayCause, TlsKind};
@@ -209,7 +210,7 @@ impl Connection {
     }
 
     /// By the rule that matches to a backend, within the time that the rule allows; without routes, where it was going.
-    async fn forward(&self, record: &mut Record, request: Request<Body>) -> Result<Answer, Fault> {
+    async fn forward(&self, record: &mut Record, mut request: Request<Body>) -> Result<Answer, Fault> {
         headers::check_host(&request)?;
         let target = self.going.target(&self.worker).await?;
         let mut out = None;
@@ -234,21 +235,28 @@ impl Connection {
             record.grpc = true;
         }
         record.route = Some(Arc::clone(&rule.label));
+        if let Target::Service(_, port) = &target
+            && let Some(answer) = filters::redirect(&found, &request, *port)
+        {
+            return answer;
+        }
         let backend = choose(rule)?;
         record.backend = Some(Arc::clone(&backend.label));
+        filters::request(&found, backend, self.framing, &mut request)?;
         let deadline = rule.request_timeout.map(|limit| record.started() + limit);
         let send = async {
             let service = target::service(&self.worker, &backend.service).await?;
-            let backend = Target::Service(service, backend.port);
-            self.attempts(record, request, rule.backend_timeout, &backend, None).await
+            let target = Target::Service(service, backend.port);
+            self.attempts(record, request, rule.backend_timeout, &target, None).await
         };
-        let answer = match deadline {
+        let mut answer = match deadline {
             None => send.await?,
             Some(at) => tokio::time::timeout_at(at.into(), send).await.unwrap_or_else(|_| {
                 let limit = rule.request_timeout.unwrap_or_default();
                 Err(Fault::maybe(Reason::RequestTimeout, format!("{limit:?}, by route {}", rule.route)))
             })?,
         };
+        filters::response(&found, backend, &mut answer.response);
         Ok(Answer { deadline, ..answer })
     }
 
@@ -320,7 +328,7 @@ impl Connection {
         let mut response = sent?;
         let unprocessed = headers::take_ours(response.headers_mut(), &endpoint.peer);
         let guard = own.map(|own| own.guard).or_else(|| out.cloned());
-        Ok(Answer { response, in_flight, unprocessed, deadline: None, guard })
+        Ok(Answer { response, in_flight: Some(in_flight), unprocessed, deadline: None, guard })
     }
 }
 
@@ -332,14 +340,7 @@ fn rule<'a>(
 ) -> Result<Option<Found<'a>>, Fault> {
     let (Some(table), Target::Service(service, port)) = (routes, target) else { return Ok(None) };
     let path = request.uri().path();
-    let asked = Asked {
-        method: request.method(),
-        authority: headers::authority(request),
-        path,
-        query: request.uri().query().unwrap_or(""),
-        headers: request.headers(),
-    };
-    match table.find(*port, &asked) {
+    match table.find(*port, &filters::asked(request)) {
         Match::NoRoutes => Ok(None),
         Match::Rule(found) => Ok(Some(found)),
         Match::NotFound => {

@@ -182,7 +182,7 @@ impl Record {
         self.track(response, None, None)
     }
 
-    /// The answer of whoever the request went to. The other workload's proxy may have made it itself; from nobody else has
+    /// The answer of whoever the request went to, or of a rule. The other workload's proxy may have made it itself; from nobody else has
     /// a field come through that says so.
     pub(super) fn answer(mut self: Box<Self>, answer: Answer) -> Response<Tracked> {
         let Answer { response, in_flight, deadline, guard, .. } = answer;
@@ -193,7 +193,7 @@ impl Record {
             self.by = Some(by.unwrap_or(HeaderValue::from_static("")));
         }
         let until = Until::new(Arc::clone(&self.worker), deadline, guard);
-        self.track(response, Some(in_flight), until)
+        self.track(response, in_flight, until)
     }
 
     fn track(

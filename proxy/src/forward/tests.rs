@@ -78,13 +78,20 @@ fn knows_orders(worker: &Worker, authority: &Authority, address: SocketAddr) {
     };
     let endpoints = EndpointsInfo { name: orders(), endpoints: vec![endpoint] };
     service.set_endpoints(EndpointSet::apply(None, &endpoints, 1));
-    let backend =
-        Backend { service: orders(), port: 80, label: "default/orders:80".into(), weight: 1, invalid: None };
+    let backend = Backend {
+        service: orders(),
+        port: 80,
+        label: "default/orders:80".into(),
+        weight: 1,
+        invalid: None,
+        filters: None,
+    };
     let rule = Rule {
         name: "".into(),
         route: ObjectName::new("default", "split"),
         label: "default/split".into(),
         kind: RouteKind::Http,
+        filters: None,
         backends: [backend].into(),
         request_timeout: None,
         backend_timeout: None,

@@ -78,7 +78,7 @@ pub(super) struct RequestHost {
 impl RequestHost {
     /// `None` if it is empty or longer than any name, so that only routes without host names can match.
     pub(super) fn new(authority: &str) -> Option<Self> {
-        let name = without_port(authority.rsplit_once('@').map_or(authority, |(_, host)| host));
+        let name = host_of(authority);
         let name = name.strip_suffix('.').unwrap_or(name).as_bytes();
         if name.is_empty() || name.len() > MAX {
             return None;
@@ -96,8 +96,9 @@ impl RequestHost {
     }
 }
 
-/// `authority` without a port: digits after the last colon, which in `[::1]:80` follow the bracket.
-fn without_port(authority: &str) -> &str {
+/// `authority` without a user and a port: digits after the last colon, which in `[::1]:80` follow the bracket.
+pub(super) fn host_of(authority: &str) -> &str {
+    let authority = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
     match authority.rsplit_once(':') {
         Some((host, port))
             if port.bytes().all(|b| b.is_ascii_digit()) && (!host.contains(':') || host.ends_with(']')) =>

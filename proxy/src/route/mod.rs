@@ -1,7 +1,7 @@
 //! Where a request goes.
 //!
-//! Decides, for one request to one service, which rule of which route applies, and which of the rule's backends
-//! takes it. [`Table`] is compiled when routes arrive; a match looks at hash maps and a tree of path elements, takes
+//! Decides, for one request to one service, which rule of which route applies, which of the rule's backends
+//! takes it, and what the rule's filters make of it. [`Table`] is compiled when routes arrive; a match looks at hash maps and a tree of path elements, takes
 //! time in proportion to the host, the path and what few rules share it, and allocates nothing. Only regular expressions
 //! are tried one after the other. It must never do I/O, know an endpoint or
 //! read a clock; randomness is handed in. Called by `forward/outbound.rs` and by other programs.
@@ -21,12 +21,14 @@
 
 mod candidates;
 mod condition;
+mod filter;
 mod host;
 mod paths;
 mod pattern;
 mod table;
 
 pub use condition::{Asked, Conditions, HeaderMatch, QueryMatch, ValueMatch};
+pub use filter::{Filters, HeaderModifier, PathModifier, Redirect, Rewrite, Scheme, is_protected};
 pub use host::{Hostname, InvalidHostname};
 pub use pattern::{InvalidPattern, Pattern};
 pub use table::{

@@ -8,6 +8,7 @@ use foldhash::fast::RandomState;
 
 use super::candidates::Candidate;
 use super::condition::{Asked, Conditions};
+use super::filter::Filters;
 use super::host::{Hostname, RequestHost};
 use super::paths::Paths;
 use super::pattern::Pattern;
@@ -82,6 +83,7 @@ pub struct Rule {
     /// The same as text, for metrics and logs.
     pub label: Arc<str>,
     pub kind: RouteKind,
+    pub filters: Option<Box<Filters>>,
     pub backends: Box<[Backend]>,
     /// The whole request, from its head to the response's end.
     pub request_timeout: Option<Duration>,
@@ -100,6 +102,8 @@ pub struct Backend {
     pub weight: u32,
     /// Why the reference does not resolve: its share is answered with `backend_not_found`.
     pub invalid: Option<Arc<str>>,
+    /// After the rule's own; they modify headers only.
+    pub filters: Option<Box<Filters>>,
 }
 
 /// What [`Table::find`] found.

@@ -16,12 +16,14 @@ fn rule(route: &str, name: &str, matches: Vec<RequestMatch>, weights: &[u32]) ->
         label: format!("shop/v{i}:80").into(),
         weight: *weight,
         invalid: None,
+        filters: None,
     });
     let rule = Rule {
         name: name.into(),
         route: ObjectName::new("shop", route),
         label: format!("shop/{route}").into(),
         kind: RouteKind::Http,
+        filters: None,
         backends: backends.collect(),
         request_timeout: None,
         backend_timeout: None,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use http::{HeaderName, Method};
 use tulle_api::v1;
 
+use super::filter::{Of, filters};
 use super::{Result, duration, each, fault, object, port};
 use crate::route::{
     Backend, Conditions, HeaderMatch, PathMatch, Pattern, QueryMatch, RequestMatch, RouteKind, RouteRule,
@@ -16,8 +17,6 @@ use crate::state::ObjectName;
 const MAX_WEIGHT: u32 = 1_000_000;
 /// How the path of a gRPC method begins that may be any service's.
 const ANY_SERVICE: &str = "/[^/]+/";
-/// Serving it as if it were not said would send requests where nobody wanted them.
-const UNKNOWN: &str = "asks for what this version of the proxy does not know";
 
 /// The rules of one route.
 pub(super) fn rules(
@@ -36,14 +35,14 @@ pub(super) fn rules(
 
 fn rule(rule: v1::HttpRule, kind: RouteKind, route: &ObjectName, at: &str) -> Result<RouteRule> {
     let matches = each(rule.matches, &format!("{at}.matches"), |one, at| self::one(one, kind, at))?;
-    if !rule.filters.is_empty() {
-        return Err(fault(format!("{at}.filters"), UNKNOWN));
-    }
+    let by_prefix = matches.iter().all(|one| matches!(one.path, PathMatch::Prefix(_)));
+    let of = Of::Rule { by_prefix, has_backends: !rule.backends.is_empty() };
     let rule = Rule {
         name: rule.name.into(),
         route: route.clone(),
         label: route.to_string().into(),
         kind,
+        filters: filters(rule.filters, of, at)?,
         backends: each(rule.backends, &format!("{at}.backends"), backend)?.into(),
         request_timeout: duration(rule.request_timeout, &format!("{at}.request_timeout"))?,
         backend_timeout: duration(rule.backend_request_timeout, &format!("{at}.backend_request_timeout"))?,
@@ -112,15 +111,12 @@ fn pattern(text: &str, at: &str) -> Result<Pattern> {
     Pattern::new(text).map_err(|error| fault(at, error.to_string()))
 }
 
-fn header_name(text: &str, at: &str) -> Result<HeaderName> {
+pub(super) fn header_name(text: &str, at: &str) -> Result<HeaderName> {
     let name = HeaderName::from_bytes(text.as_bytes());
     name.map_err(|_| fault(at, format!("{text:?} is not a header's name")))
 }
 
 fn backend(backend: v1::WeightedBackend, at: &str) -> Result<Backend> {
-    if !backend.filters.is_empty() {
-        return Err(fault(format!("{at}.filters"), UNKNOWN));
-    }
     let invalid = (!backend.invalid.is_empty()).then(|| Arc::from(backend.invalid.as_str()));
     let port = match (&invalid, backend.port) {
         // What does not resolve need not have a port.
@@ -132,5 +128,6 @@ fn backend(backend: v1::WeightedBackend, at: &str) -> Result<Backend> {
     }
     let service = object(backend.service, &format!("{at}.service"))?;
     let label = format!("{service}:{port}").into();
-    Ok(Backend { service, port, label, weight: backend.weight, invalid })
+    let filters = filters(backend.filters, Of::Backend, at)?;
+    Ok(Backend { service, port, label, weight: backend.weight, invalid, filters })
 }

@@ -151,6 +151,83 @@ fn a_route_is_rejected_rather_than_half_understood() {
     }
 }
 
+fn filter(filter: v1::http_filter::Filter) -> v1::HttpFilter {
+    v1::HttpFilter { filter: Some(filter) }
+}
+
+fn sets(name: &str) -> v1::HttpFilter {
+    let header = v1::Header { name: name.to_owned(), value: "v".to_owned() };
+    let modifier = v1::HeaderModifier { set: vec![header], ..Default::default() };
+    filter(v1::http_filter::Filter::RequestHeaders(modifier))
+}
+
+fn rewrites(path: v1::path_modifier::Modifier) -> v1::HttpFilter {
+    let path = Some(v1::PathModifier { modifier: Some(path) });
+    filter(v1::http_filter::Filter::Rewrite(v1::Rewrite { path, ..Default::default() }))
+}
+
+fn redirects(status: u32) -> v1::HttpFilter {
+    filter(v1::http_filter::Filter::Redirect(v1::Redirect { status, ..Default::default() }))
+}
+
+#[test]
+fn no_filter_changes_what_frames_a_message_or_is_ours() {
+    let mut message = routes();
+    let names =
+        ["X-Mine", "Content-Length", "transfer-encoding", "Connection", "Host", "x-tulle-error", "TE"];
+    let mut all = v1::HeaderModifier::default();
+    for name in names {
+        all.set.push(v1::Header { name: name.to_owned(), value: "v".to_owned() });
+        all.remove.push(name.to_owned());
+    }
+    all.add = all.set.clone();
+    message.http[0].rules[0].filters = vec![filter(v1::http_filter::Filter::ResponseHeaders(all))];
+    let decoded = decode(&v1::Routes::type_url(), "web/shop/orders", &message.encode_to_vec()).unwrap();
+    let Decoded::Routes(decoded) = decoded else { panic!("{decoded:?}") };
+    let modifier = &decoded.routes[0].rules[0].rule.filters.as_ref().unwrap().response;
+    let left = modifier.set.iter().chain(&modifier.add).map(|(name, _)| name).chain(&modifier.remove);
+    assert_eq!(left.collect::<Vec<_>>(), ["x-mine"; 3]);
+}
+
+#[test]
+fn a_filter_is_rejected_rather_than_half_understood() {
+    use v1::path_modifier::Modifier;
+    type Spoil = fn(&mut v1::HttpRule);
+    let faults: &[(&str, Spoil)] = &[
+        ("filters[0]", |rule| rule.filters = vec![v1::HttpFilter { filter: None }]),
+        ("filters[1]", |rule| rule.filters = vec![sets("a"), sets("b")]),
+        ("filters[0].request_headers.set[0].name", |rule| rule.filters = vec![sets("a b")]),
+        ("filters[0].redirect", |rule| rule.filters = vec![redirects(302)]),
+        ("filters[0].redirect.status", |rule| {
+            rule.backends.clear();
+            rule.filters = vec![redirects(300)];
+        }),
+        ("filters", |rule| {
+            rule.backends.clear();
+            rule.filters = vec![redirects(302), rewrites(Modifier::Full("/".to_owned()))];
+        }),
+        ("filters[0].rewrite.path.full", |rule| {
+            rule.filters = vec![rewrites(Modifier::Full("/a?b".to_owned()))]
+        }),
+        ("filters[0].rewrite.path.full", |rule| rule.filters = vec![rewrites(Modifier::Full(String::new()))]),
+        ("filters[0].rewrite.path.prefix", |rule| {
+            rule.filters = vec![rewrites(Modifier::Prefix("a".to_owned()))]
+        }),
+        ("filters[0].rewrite.path.prefix", |rule| {
+            rule.matches[0].path = Some(v1::http_match::Path::Exact("/a".to_owned()));
+            rule.filters = vec![rewrites(Modifier::Prefix("/b".to_owned()))];
+        }),
+        ("backends[0].filters[0].rewrite", |rule| {
+            rule.backends[0].filters = vec![rewrites(Modifier::Full("/b".to_owned()))];
+        }),
+    ];
+    for (field, spoil) in faults {
+        let mut message = routes();
+        spoil(&mut message.http[0].rules[0]);
+        assert_eq!(rejected(&message, "web/shop/orders").0, format!("http[0].rules[0].{field}"));
+    }
+}
+
 #[test]
 fn routes_of_all_clients_and_of_one_are_decoded_and_anothers_are_not() {
     let url = v1::Routes::type_url();

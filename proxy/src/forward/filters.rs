@@ -1,0 +1,85 @@
+//! What a route's filters do to a request before it is sent, and to the answer that comes back.
+//!
+//! What is changed, and how, is [`route`](crate::route)'s; here is where. A rule without filters costs a look at two empty
+//! options. Answers that a proxy makes itself to say what went wrong are not changed. Called by `outbound`.
+
+use http::{HeaderValue, Request, Response, header};
+
+use super::exchange::Answer;
+use super::fault::Fault;
+use super::headers;
+use crate::route::{Asked, Backend, Filters, Found};
+use crate::telemetry::Reason;
+use crate::wire::{Body, Framing};
+
+/// Those of the rule, then those of the backend.
+fn all<'a>(found: &Found<'a>, backend: &'a Backend) -> impl Iterator<Item = &'a Filters> + use<'a> {
+    [&found.rule.filters, &backend.filters].into_iter().flatten().map(|filters| &**filters)
+}
+
+/// The answer of a rule that redirects, to a request to `port` of the service.
+pub(super) fn redirect(
+    found: &Found<'_>,
+    request: &Request<Body>,
+    port: u16,
+) -> Option<Result<Answer, Fault>> {
+    let filters = found.rule.filters.as_deref()?;
+    let redirect = filters.redirect.as_ref()?;
+    let location = redirect.location(&asked(request), found.prefix, port);
+    let Ok(location) = HeaderValue::try_from(location) else {
+        return Some(Err(Fault::unsent(Reason::MalformedRequest, "the host is not one to be redirected to")));
+    };
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = redirect.status;
+    response.headers_mut().insert(header::LOCATION, location);
+    filters.response.apply(response.headers_mut());
+    Some(Ok(Answer { response, in_flight: None, unprocessed: false, deadline: None, guard: None }))
+}
+
+/// Changes a request that goes to the backend.
+///
+/// # Errors
+/// [`Reason::HeadTooLarge`], where its target grows longer than any may be.
+pub(super) fn request(
+    found: &Found<'_>,
+    backend: &Backend,
+    framing: Framing,
+    request: &mut Request<Body>,
+) -> Result<(), Fault> {
+    let mut filters = all(found, backend).peekable();
+    if filters.peek().is_none() {
+        return Ok(());
+    }
+    // First, so that a client's `Connection` cannot name, and so take away, what is set here.
+    let upgrade = framing == Framing::Http1 && headers::is_upgrade(request.headers());
+    headers::strip_hop(request.headers_mut(), upgrade);
+    for filters in filters {
+        filters.request.apply(request.headers_mut());
+        if let Some(rewrite) = &filters.rewrite {
+            let rewritten = rewrite.apply(request, found.prefix);
+            rewritten.map_err(|error| Fault::unsent(Reason::HeadTooLarge, format!("rewritten: {error}")))?;
+        }
+    }
+    Ok(())
+}
+
+/// Changes the answer.
+pub(super) fn response(found: &Found<'_>, backend: &Backend, response: &mut Response<Body>) {
+    for filters in all(found, backend) {
+        filters.response.apply(response.headers_mut());
+    }
+}
+
+/// What routes look at.
+pub(super) fn asked(request: &Request<Body>) -> Asked<'_> {
+    Asked {
+        method: request.method(),
+        authority: headers::authority(request),
+        path: request.uri().path(),
+        query: request.uri().query().unwrap_or(""),
+        headers: request.headers(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

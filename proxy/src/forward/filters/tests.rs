@@ -1,0 +1,170 @@
+//! Filters on the way of requests through the outbound side, to an application without a proxy that answers what it was sent.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use http::{HeaderName, StatusCode};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tulle_certs::TrustDomain;
+use tulle_certs::issue::Authority;
+
+use crate::accept::{Accepted, Destination};
+use crate::endpoint::EndpointSet;
+use crate::forward::outbound;
+use crate::forward::tests::worker;
+use crate::route::{
+    Backend, Filters, HeaderModifier, PathMatch, PathModifier, Redirect, RequestMatch, Rewrite, Route,
+    RouteKind, RouteRule, Routes, Rule, Table,
+};
+use crate::state::{
+    EndpointInfo, EndpointsInfo, ObjectName, Peer, Protocol, ServiceInfo, ServicePort, ServiceState,
+};
+
+fn orders() -> ObjectName {
+    ObjectName::new("default", "orders")
+}
+
+/// Answers with the head that it was sent.
+async fn application() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let (mut space, mut filled) = ([0; 4096], 0);
+        while !space[..filled].ends_with(b"\r\n\r\n") {
+            filled += stream.read(&mut space[filled..]).await.unwrap();
+        }
+        let head = format!("HTTP/1.1 200 OK\r\nX-Old: 1\r\nContent-Length: {filled}\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(&space[..filled]).await.unwrap();
+    });
+    address
+}
+
+fn headers(set: &'static str, remove: &'static str) -> HeaderModifier {
+    HeaderModifier {
+        set: vec![(HeaderName::from_static(set), "new".parse().unwrap())],
+        add: Vec::new(),
+        remove: vec![HeaderName::from_static(remove)],
+    }
+}
+
+fn table(kind: RouteKind, rule: Filters, backend: Filters) -> Table {
+    let backend = Backend {
+        service: orders(),
+        port: 80,
+        label: "default/orders:80".into(),
+        weight: u32::from(rule.redirect.is_none()),
+        invalid: None,
+        filters: Some(Box::new(backend)),
+    };
+    let name = ObjectName::new("default", "route");
+    let rule = Rule {
+        name: "".into(),
+        route: name.clone(),
+        label: "default/route".into(),
+        kind,
+        filters: Some(Box::new(rule)),
+        backends: [backend].into(),
+        request_timeout: None,
+        backend_timeout: None,
+    };
+    let matches = vec![RequestMatch { path: PathMatch::Prefix("/v1".into()), when: None }];
+    let rules = vec![RouteRule { matches, rule: Arc::new(rule) }];
+    let route = Route { name, ports: vec![], hostnames: vec![], rules };
+    Table::new(Routes { client_namespace: "default".into(), service: orders(), routes: vec![route] })
+}
+
+/// What a client gets for `request`.
+async fn answer(table: Table, request: &str) -> String {
+    let day = Duration::from_secs(86_400);
+    let authority = Authority::generate(&TrustDomain::default(), day, SystemTime::now()).unwrap();
+    let worker = worker(&authority, "web", None);
+    let service = ServiceState::new(orders());
+    let ports = vec![ServicePort { port: 80, name: String::new(), protocol: Protocol::Http }];
+    service.set_info(Some(Arc::new(ServiceInfo { name: orders(), addresses: Vec::new(), ports })));
+    let endpoint = EndpointInfo {
+        service_port: 80,
+        addr: application().await,
+        peer: Peer::Plaintext,
+        workload: None,
+        zone: None,
+        ready: true,
+    };
+    let endpoints = EndpointsInfo { name: orders(), endpoints: vec![endpoint] };
+    service.set_endpoints(EndpointSet::apply(None, &endpoints, 1));
+    service.set_routes(Some(Arc::new(table)));
+    worker.proxy.store.update(|snapshot| {
+        snapshot.services.insert(orders(), Arc::new(service));
+    });
+    let near = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut client = TcpStream::connect(near.local_addr().unwrap()).await.unwrap();
+    tokio::spawn(async move {
+        let (stream, client) = near.accept().await.unwrap();
+        let destination = Destination::Service { service: orders(), port: 80 };
+        outbound::serve(&worker, Accepted { stream, client, destination }).await;
+    });
+    client.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn filters_change_what_they_name_and_leave_the_rest_of_a_head_as_it_came() {
+    let rule = Filters {
+        request: headers("x-rule", "x-gone"),
+        response: headers("x-answer", "x-old"),
+        redirect: None,
+        rewrite: Some(Rewrite {
+            hostname: Some("in.ner".parse().unwrap()),
+            path: Some(PathModifier::Prefix("/".into())),
+        }),
+    };
+    let backend = Filters { request: headers("x-backend", "none"), ..Filters::default() };
+    // What the client's `Connection` names would be taken away, were it set before.
+    let request = "GET /v1/a%20b?q=1&q HTTP/1.1\r\nACCEPT:  a\r\nHOST: shop\r\nX-Gone: 1\r\nx-Rule: old\r\n\
+                   Connection: close, x-backend\r\nlast: 1\r\n\r\n";
+    let answer = answer(table(RouteKind::Http, rule, backend), request).await;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n") && head.contains("\r\nx-answer: new"), "{head}");
+    assert!(!head.contains("X-Old"), "{head}");
+    let expected = "GET /a%20b?q=1&q HTTP/1.1\r\nACCEPT:  a\r\nHOST: in.ner\r\nx-Rule: new\r\nlast: 1\r\n\
+                    x-backend: new\r\n\r\n";
+    assert_eq!(body, expected);
+}
+
+#[tokio::test]
+async fn a_redirect_is_answered_without_a_backend() {
+    let redirect = Redirect {
+        scheme: None,
+        hostname: Some("example.org".into()),
+        path: Some(PathModifier::Prefix("/v2".into())),
+        port: Some(8080),
+        status: StatusCode::PERMANENT_REDIRECT,
+    };
+    let rule =
+        Filters { redirect: Some(redirect), response: headers("x-answer", "x-old"), ..Filters::default() };
+    let request = "GET /v1/a?q=1 HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n";
+    let answer = answer(table(RouteKind::Http, rule, Filters::default()), request).await;
+    assert!(answer.starts_with("HTTP/1.1 308 Permanent Redirect\r\n"), "{answer}");
+    assert!(answer.contains("\r\nlocation: http://example.org:8080/v2/a?q=1\r\n"), "{answer}");
+    assert!(
+        answer.contains("\r\ncontent-length: 0\r\n") && answer.contains("\r\nx-answer: new\r\n"),
+        "{answer}"
+    );
+    assert!(!answer.contains("x-tulle-error"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_grpc_route_answers_its_own_errors_as_grpc_does() {
+    let mut routes = table(RouteKind::Grpc, Filters::default(), Filters::default()).routes().clone();
+    let rule = &mut routes.routes[0].rules[0].rule;
+    *rule = Arc::new(Rule { backends: Box::default(), ..Rule::clone(rule) });
+    let request = "POST /v1/Get HTTP/1.1\r\nHost: shop\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    let answer = answer(Table::new(routes), request).await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains("\r\ngrpc-status: "), "{answer}");
+    assert!(answer.contains("x-tulle-error: route_without_backend"), "{answer}");
+}
