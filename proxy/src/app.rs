@@ -95,7 +95,7 @@ async fn control(config: &Config, diagnostics: Option<Diagnostics>) -> anyhow::R
         bound.write(path).with_context(|| format!("cannot write {}", path.display()))?;
     }
     tracing::info!(workers, addresses = %bound.to_json(), "the proxy runs");
-    until_told(&signal, stop, &threads).await?;
+    until_told(&admin, stop, &threads).await?;
     drain(config, &signal).await;
     threads.stop();
     logs.abort();
@@ -379,11 +379,7 @@ async fn serve_admin(config: &Config, admin: &Arc<Admin>, bound: &mut BoundAddre
 }
 
 /// Waits for a reason to end.
-async fn until_told(
-    drain: &drain::Signal,
-    mut stop: watch::Receiver<bool>,
-    threads: &Workers,
-) -> anyhow::Result<()> {
+async fn until_told(admin: &Admin, mut stop: watch::Receiver<bool>, threads: &Workers) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut look = tokio::time::interval(Duration::from_secs(1));
@@ -397,13 +393,13 @@ async fn until_told(
                 if threads.is_broken() {
                     anyhow::bail!("a worker thread has ended; see the log above");
                 }
-                if tide.has_ebbed(drain.left()) {
+                if tide.has_ebbed(admin.drain.left(), admin.readiness().is_ok()) {
                     memory::give_back();
                 }
             }
         }
     }
-    drain.start();
+    admin.drain.start();
     Ok(())
 }
 

@@ -1,12 +1,18 @@
-//! Memory that a burst of connections leaves behind goes back to the kernel.
+//! Memory that a burst of connections, or the start, leaves behind goes back to the kernel.
 //!
-//! Decides when: once most of the connections of a busier time have been gone for a while. The C library keeps what is freed
+//! Decides when: once the proxy is ready, since most of the code that it has run by then never runs again; and once most of the
+//! connections of a busier time have been gone for a while. The C library keeps what is freed
 //! between what is still used, which after a burst is nearly all of it, and gives it back when asked; asking costs
-//! milliseconds in which a worker may have to wait, so it must never happen under load. `app` calls it once a second.
+//! milliseconds in which a worker may have to wait, so it must never happen under load. Must never drop a page that
+//! holds more than the file it came from. `app` calls it once a second.
+
+use std::ops::Range;
 
 /// Finds the moment at which it is worth asking.
 #[derive(Debug, Default)]
 pub struct Tide {
+    /// Whether what the start has left behind has been given back.
+    started: bool,
     /// The most connections since memory was last given back.
     highest: usize,
     /// For how many looks in a row most of them have been gone.
@@ -21,23 +27,84 @@ const LOOKS: u32 = 10;
 // === impl Tide ===
 
 impl Tide {
-    /// Takes how many connections are `open` now; whether a burst has been over for a while.
-    pub fn has_ebbed(&mut self, open: usize) -> bool {
+    /// Takes how many connections are `open` now, and whether the proxy is `ready`; whether the start, or a burst, has been over
+    /// for a while.
+    pub fn has_ebbed(&mut self, open: usize, ready: bool) -> bool {
+        if ready && !self.started {
+            self.started = true;
+            return true;
+        }
         self.highest = self.highest.max(open);
         let over = self.highest >= BURST && open <= self.highest / 2;
         self.low = if over { self.low + 1 } else { 0 };
         if self.low < LOOKS {
             return false;
         }
-        *self = Self { highest: open, low: 0 };
+        (self.highest, self.low) = (open, 0);
         true
     }
 }
 
-/// Gives back what the C library keeps of freed memory, of all threads. Other C libraries than glibc keep little.
+/// Gives back what the C library keeps of freed memory, of all threads (other C libraries than glibc keep little), and the
+/// code and constants that are mapped: what of them is used comes back from the page cache when it is, without reading the disk.
 pub fn give_back() {
     #[cfg(target_env = "gnu")]
     glibc::malloc_trim(0);
+    // Without /proc they stay.
+    let mappings = std::fs::read_to_string("/proc/self/smaps").unwrap_or_default();
+    unmodified(&mappings).into_iter().for_each(kernel::forget);
+}
+
+/// The mappings that hold nothing but what is in their files: private ones that cannot be written, and of which no page has
+/// been copied, by relocation or by a debugger. From `/proc/PID/smaps`, see proc_pid_smaps(5).
+fn unmodified(smaps: &str) -> Vec<Range<usize>> {
+    let mut found = Vec::new();
+    // Of the mapping whose fields are being read.
+    let (mut range, mut pages_of_its_own) = (None, 0);
+    for line in smaps.lines() {
+        let mut words = line.split_ascii_whitespace();
+        let (Some(first), Some(second)) = (words.next(), words.next()) else { continue };
+        match first {
+            "Anonymous:" | "Swap:" => pages_of_its_own += usize::from(second != "0"),
+            // The last field of each.
+            "VmFlags:" => found.extend(range.take().filter(|_| pages_of_its_own == 0)),
+            _ if !first.ends_with(':') => {
+                let of_file = words.nth(3).is_some_and(|path| path.starts_with('/'));
+                let unwritten = matches!(second, "r--p" | "r-xp");
+                range = (of_file && unwritten).then(|| addresses(first)).flatten();
+                pages_of_its_own = 0;
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+/// `5555-7777`, in hexadecimal.
+fn addresses(text: &str) -> Option<Range<usize>> {
+    let (start, end) = text.split_once('-')?;
+    let address = |text| usize::from_str_radix(text, 16).ok();
+    Some(address(start)?..address(end)?)
+}
+
+/// What the kernel is asked of pages that are a file's.
+#[allow(
+    unsafe_code,
+    reason = "MADV_DONTNEED on a private mapping that cannot be written and of which no page was copied: the next access finds \
+              the file's page again, which is what was there, see madvise(2)"
+)]
+mod kernel {
+    use std::ops::Range;
+
+    use rustix::mm::{Advice, madvise};
+
+    /// Takes them out of the process. The range is from [`super::unmodified`].
+    pub(super) fn forget(range: Range<usize>) {
+        let start = std::ptr::with_exposed_provenance_mut(range.start);
+        // SAFETY: as said above: no page of it differs from the file, and none can while it is not writable.
+        // Pages that are locked in memory stay, and that is all that an error can mean.
+        let _locked = unsafe { madvise(start, range.len(), Advice::LinuxDontNeed) };
+    }
 }
 
 /// The one function of the C library that nobody wraps.
@@ -61,32 +128,81 @@ mod tests {
 
     /// How many looks it takes, at `open` connections, until memory is given back.
     fn looks(tide: &mut Tide, open: usize) -> Option<usize> {
-        (1..1000).find(|_| tide.has_ebbed(open))
+        (1..1000).find(|_| tide.has_ebbed(open, true))
     }
 
     #[test]
     fn memory_goes_back_once_after_a_burst() {
-        let mut tide = Tide::default();
-        assert!(!tide.has_ebbed(2000));
+        let mut tide = Tide { started: true, ..Tide::default() };
+        assert!(!tide.has_ebbed(2000, true));
         assert_eq!(looks(&mut tide, 20), Some(10));
         assert_eq!(looks(&mut tide, 20), None);
     }
 
     #[test]
     fn few_connections_and_load_that_stays_are_left_alone() {
-        let mut tide = Tide::default();
-        assert!(!tide.has_ebbed(63));
+        let mut tide = Tide { started: true, ..Tide::default() };
+        assert!(!tide.has_ebbed(63, true));
         assert_eq!(looks(&mut tide, 0), None);
-        assert!(!tide.has_ebbed(2000));
+        assert!(!tide.has_ebbed(2000, true));
         assert_eq!(looks(&mut tide, 1001), None);
     }
 
     #[test]
     fn waves_start_the_count_anew() {
-        let mut tide = Tide::default();
+        let mut tide = Tide { started: true, ..Tide::default() };
         for _ in 0..20 {
-            assert!(!tide.has_ebbed(500));
-            assert!((0..9).all(|_| !tide.has_ebbed(10)));
+            assert!(!tide.has_ebbed(500, true));
+            assert!((0..9).all(|_| !tide.has_ebbed(10, true)));
         }
+    }
+
+    #[test]
+    fn what_the_start_leaves_behind_goes_back_once_when_the_proxy_is_ready() {
+        let mut tide = Tide::default();
+        assert!(!tide.has_ebbed(0, false));
+        assert!(tide.has_ebbed(0, true));
+        assert!(!tide.has_ebbed(0, false));
+        assert!(!tide.has_ebbed(0, true));
+    }
+
+    #[test]
+    fn only_what_the_file_holds_and_nobody_has_changed_is_forgotten() {
+        let mapping = |line: &str, anonymous: u32, swapped: u32| {
+            format!(
+                "{line}\nSize: 8 kB\nRss: 8 kB\nAnonymous: {anonymous} kB\nSwap: {swapped} kB\nVmFlags: rd ex mr mw me\n"
+            )
+        };
+        let smaps = [
+            mapping("1000-3000 r--p 00000000 fe:00 77 /opt/tulle proxy", 0, 0),
+            mapping("3000-5000 r-xp 00002000 fe:00 77 /opt/tulle proxy", 0, 0),
+            mapping("5000-7000 r-xp 00002000 fe:00 77 /a/breakpoint/in/it", 4, 0),
+            mapping("7000-9000 r--p 00004000 fe:00 77 /relocated/and/swapped/out", 0, 8),
+            mapping("9000-b000 rw-p 00006000 fe:00 77 /data", 0, 0),
+            mapping("b000-d000 r--s 00000000 fe:00 78 /shared", 0, 0),
+            mapping("d000-f000 r--p 00000000 00:00 0", 0, 0),
+            mapping("f000-11000 r-xp 00000000 00:00 0 [vdso]", 0, 0),
+            mapping("7f0000000000-7f0000002000 r-xp 00000000 fe:00 79 /lib/libc.so.6", 0, 0),
+        ];
+        assert_eq!(
+            unmodified(&smaps.concat()),
+            [0x1000..0x3000, 0x3000..0x5000, 0x7f00_0000_0000..0x7f00_0000_2000]
+        );
+        for cut_or_odd in
+            ["1000-3000 r--p 0 fe:00 77 /x\nAnonymous: 0 kB\n", "-1 r--p 0 0 0 /x\nVmFlags: rd\n", "\n-\n"]
+        {
+            assert!(unmodified(cut_or_odd).is_empty(), "{cut_or_odd}");
+        }
+    }
+
+    #[test]
+    fn a_program_runs_on_without_its_code_in_memory() {
+        let own = || std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let found = unmodified(&own());
+        let code = a_program_runs_on_without_its_code_in_memory as fn();
+        let code = (code as *const ()).addr();
+        assert!(found.iter().any(|range| range.contains(&code)), "{found:x?}");
+        give_back();
+        assert_eq!(addresses("10-ff"), Some(0x10..0xff));
     }
 }
