@@ -1,7 +1,8 @@
 //! `tulle demo`: a mesh of three services on this machine, its traffic in a table, and a verdict at the end.
 //!
 //! One thread: it starts the processes ([`mesh`]), drives traffic ([`driver`]), reads what the proxies count
-//! ([`edges`]) and draws ([`table`]). However it ends, no process stays, and no file but after `kill -9`.
+//! ([`edges`]) and draws ([`table`]). However it ends, no process stays, and no file: after `kill -9`
+//! until the next demo or `tulle run` ([`Folder`]).
 
 mod driver;
 mod edges;
@@ -17,7 +18,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use tempfile::TempDir;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::time::MissedTickBehavior;
@@ -28,6 +28,7 @@ use self::mesh::{Folders, Mesh};
 use self::report::Report;
 use self::table::{Screen, milliseconds};
 use crate::duration;
+use crate::folder::Folder;
 use crate::http::Origin;
 use crate::output::{self, Format};
 
@@ -80,19 +81,17 @@ pub(crate) fn run(arguments: &DemoArgs) -> Result<ExitCode> {
         let _entered = runtime.enter();
         Stop::new()?
     };
-    let mut folder =
-        tempfile::Builder::new().prefix("tulle-demo-").tempdir().context("no temporary folder")?;
-    folder.disable_cleanup(arguments.keep_dir);
+    let folder = Folder::of_demo(arguments.keep_dir)?;
     let result = runtime.block_on(demo(arguments, &folder, stop));
     if arguments.keep_dir {
         eprintln!("kept: {}", folder.path().display());
     } else if let Err(error) = folder.close() {
-        eprintln!("the temporary folder cannot be removed: {error}");
+        eprintln!("{error:#}");
     }
     result
 }
 
-async fn demo(arguments: &DemoArgs, folder: &TempDir, mut stop: Stop) -> Result<ExitCode> {
+async fn demo(arguments: &DemoArgs, folder: &Folder, mut stop: Stop) -> Result<ExitCode> {
     let mut screen = Screen::new();
     let table = arguments.output == Format::Table;
     if table {

@@ -6,6 +6,7 @@
 mod check;
 mod demo;
 mod duration;
+mod folder;
 mod http;
 mod identity;
 mod internal;

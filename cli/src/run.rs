@@ -3,7 +3,8 @@
 //! The program gets a network namespace of its own ([`room`]) whose every connection leads to a proxy that is started
 //! beside it, outside; it is a child of this process and is otherwise as if it had been run bare: same user, folder,
 //! terminal, descriptors, variables, signals, exit status. One thread: it starts the processes, passes signals on
-//! ([`signals`]), keeps watch. However it ends, also by `kill -9`, no process, rule or namespace stays.
+//! ([`signals`]), keeps watch. However it ends, also by `kill -9`, no process, rule or namespace stays,
+//! and no file for longer than until the next comes ([`Folder`]).
 
 mod control_plane;
 mod enter;
@@ -34,6 +35,7 @@ use self::enter::{NOT_EXECUTABLE, NOT_FOUND};
 pub(crate) use self::namespace::{NamespaceArgs, run as hold_namespace};
 pub(crate) use self::room::Room;
 use self::signals::Signals;
+use crate::folder::Folder;
 use crate::http::Origin;
 use crate::process::{Process, Program, strings};
 use crate::token;
@@ -198,7 +200,7 @@ fn meshed(arguments: &RunArgs) -> Result<u8> {
         let _entered = runtime.enter();
         Signals::new()?
     };
-    let folder = tempfile::Builder::new().prefix("tulle-run-").tempdir().context("no temporary folder")?;
+    let folder = Folder::of_run()?;
     let status = runtime.block_on(async {
         let mesh = tokio::select! {
             mesh = Mesh::join(arguments, folder.path()) => mesh?,
@@ -206,7 +208,7 @@ fn meshed(arguments: &RunArgs) -> Result<u8> {
         };
         mesh.run(&arguments.program, &mut signals).await
     });
-    folder.close().context("the temporary folder cannot be removed")?;
+    folder.close()?;
     status
 }
 
@@ -288,6 +290,9 @@ impl Mesh {
             if let Some(status) = child.try_wait().context("cannot wait for the program")? {
                 return Ok(exit_status(status));
             }
+            if let Some(pid) = pid_of(child) {
+                signals::stop_with(pid);
+            }
             self.room.watch()?;
             if let Some(status) = self.proxy.ended() {
                 bail!("the proxy ended ({status}); {}", self.proxy.log_tail());
@@ -300,10 +305,13 @@ impl Mesh {
     }
 }
 
+fn pid_of(child: &Child) -> Option<Pid> {
+    i32::try_from(child.id()).ok().and_then(Pid::from_raw)
+}
+
 fn pass_on(kind: SignalKind, child: &Child) {
-    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
     if let (false, Some(pid), Some(signal)) =
-        (signals::is_known(kind), pid, Signal::from_named_raw(kind.as_raw_value()))
+        (signals::is_known(kind), pid_of(child), Signal::from_named_raw(kind.as_raw_value()))
     {
         // It may just have ended.
         let _ = kill_process(pid, signal);

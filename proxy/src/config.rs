@@ -266,7 +266,7 @@ pub fn from_matches(
     matches: &clap::ArgMatches,
     environment: impl IntoIterator<Item = (std::ffi::OsString, std::ffi::OsString)>,
 ) -> Result<Loaded, ConfigError> {
-    let loaded = read(matches, environment)?;
+    let loaded = read(matches, environment, |flag| flag)?;
     loaded.config.validate()?;
     Ok(loaded)
 }
@@ -279,14 +279,21 @@ pub fn intercept_from_matches(
     matches: &clap::ArgMatches,
     environment: impl IntoIterator<Item = (std::ffi::OsString, std::ffi::OsString)>,
 ) -> Result<Loaded, ConfigError> {
-    let loaded = read(matches, environment)?;
+    let loaded = read(matches, environment, intercept_flag)?;
     loaded.config.intercept.validate()?;
     Ok(loaded)
 }
 
+/// What a flag of the proxy is called where all flags are of interception.
+fn intercept_flag(flag: &str) -> &str {
+    flag.strip_prefix("intercept-").unwrap_or(flag)
+}
+
+/// `called` is what a flag of the proxy is called in the command.
 fn read(
     matches: &clap::ArgMatches,
     environment: impl IntoIterator<Item = (std::ffi::OsString, std::ffi::OsString)>,
+    called: fn(&str) -> &str,
 ) -> Result<Loaded, ConfigError> {
     let mut warnings = Vec::new();
     let mut from_environment: Vec<Option<String>> = vec![None; VARIABLES.len()];
@@ -301,7 +308,7 @@ fn read(
     for (variable, from_environment) in VARIABLES.iter().zip(from_environment) {
         // A subcommand has only some of the flags.
         let (setting, value) = match matches.try_get_one::<String>(variable.name).ok().flatten() {
-            Some(value) => (format!("--{}", variable.flag()), value.clone()),
+            Some(value) => (format!("--{}", called(&variable.flag())), value.clone()),
             // Set to nothing means not set: what a template leaves behind.
             None => match from_environment.filter(|value| !value.trim().is_empty()) {
                 Some(value) => (variable.variable(), value),

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 
 use anyhow::{Context as _, Result};
-use rustix::process::getpgrp;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, getpgrp, getpid, kill_process, waitid};
 use rustix::termios::tcgetpgrp;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -17,11 +17,25 @@ pub(super) struct Signals {
 /// Those that end what does not expect them.
 const ENDING: [SignalKind; 4] =
     [SignalKind::hangup(), SignalKind::interrupt(), SignalKind::quit(), SignalKind::terminate()];
-const OTHERS: [SignalKind; 3] =
-    [SignalKind::user_defined1(), SignalKind::user_defined2(), SignalKind::window_change()];
-/// Those that a terminal sends to every process of the group in front.
-const OF_TERMINALS: [SignalKind; 4] =
-    [SignalKind::hangup(), SignalKind::interrupt(), SignalKind::quit(), SignalKind::window_change()];
+/// Stops what does not expect it. Whether we stop is the program's to say: see [`stop_with`].
+const STOPPING: SignalKind = SignalKind::from_raw(Signal::TSTP.as_raw());
+const CONTINUING: SignalKind = SignalKind::from_raw(Signal::CONT.as_raw());
+const OTHERS: [SignalKind; 5] = [
+    SignalKind::user_defined1(),
+    SignalKind::user_defined2(),
+    SignalKind::window_change(),
+    STOPPING,
+    CONTINUING,
+];
+/// Those that a terminal, or the shell at it, sends to every process of the group in front.
+const OF_TERMINALS: [SignalKind; 6] = [
+    SignalKind::hangup(),
+    SignalKind::interrupt(),
+    SignalKind::quit(),
+    SignalKind::window_change(),
+    STOPPING,
+    CONTINUING,
+];
 
 // === impl Signals ===
 
@@ -49,12 +63,15 @@ impl Signals {
         }
     }
 
-    /// The next of those that end what does not expect them.
+    /// The next of those that end what does not expect them; until then, there is no program to stop in our stead.
     pub(super) async fn ending(&mut self) -> SignalKind {
         loop {
             let kind = self.next().await;
             if ENDING.contains(&kind) {
                 return kind;
+            }
+            if kind == STOPPING {
+                stop();
             }
         }
     }
@@ -62,8 +79,29 @@ impl Signals {
 
 /// Whether the program, in our process group, will have had the signal from the terminal.
 pub(super) fn is_known(kind: SignalKind) -> bool {
-    let in_front = || File::open("/dev/tty").ok().and_then(|terminal| tcgetpgrp(terminal).ok());
-    OF_TERMINALS.contains(&kind) && in_front() == Some(getpgrp())
+    OF_TERMINALS.contains(&kind) && is_in_front()
+}
+
+/// Stops if the program has, so that the shell, which waits for us, takes the terminal back as it would from the program
+/// alone; and goes on with it. A program that is not in front is stopped without anybody's waiting for it.
+pub(super) fn stop_with(program: Pid) {
+    let stopped = waitid(WaitId::Pid(program), WaitIdOptions::STOPPED | WaitIdOptions::NOHANG);
+    if matches!(stopped, Ok(Some(_))) && is_in_front() {
+        stop();
+        // Whoever continued us may not have meant the whole group.
+        let _ = kill_process(program, Signal::CONT);
+    }
+}
+
+/// Until somebody continues this process.
+fn stop() {
+    let _ = kill_process(getpid(), Signal::STOP);
+}
+
+/// Whether our process group has the terminal.
+fn is_in_front() -> bool {
+    let in_front = File::open("/dev/tty").ok().and_then(|terminal| tcgetpgrp(terminal).ok());
+    in_front == Some(getpgrp())
 }
 
 /// By `/proc/<pid>/status`.

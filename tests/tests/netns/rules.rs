@@ -115,6 +115,8 @@ fn r13_a_refused_installation_leaves_what_was_there() {
         assert!(said.contains("more than the kernel takes"), "{said}");
         let said = refused(&["install", "--skip-inbound-ports=80", "--only-inbound-ports=80"]);
         assert!(said.contains("TULLE_PROXY_INTERCEPT_SKIP_INBOUND_PORTS"), "{said}");
+        let said = refused(&["install", "--skip-outbound-ports=70000"]);
+        assert!(said.contains("tulle-proxy: --skip-outbound-ports: `70000`"), "{said}");
         let said = refused(&["install", "--outbound-listen=none", "--inbound-listen=none"]);
         assert!(said.contains("nothing to intercept"), "{said}");
         assert_eq!(before, ruleset());

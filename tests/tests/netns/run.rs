@@ -71,19 +71,23 @@ impl Mesh {
 
     /// `tulle` with these arguments; all its files are in the mesh's folder.
     fn tulle(&self, arguments: &[&str]) -> Command {
+        let mut command = self.program(&self.path("tulle"));
+        command.args(arguments);
+        command
+    }
+
+    /// A program of the user's.
+    fn program(&self, program: &Path) -> Command {
         let mut command = match self.user {
             Some(user) => {
                 let mut command = Command::new("setpriv");
                 let id = user.to_string();
-                command
-                    .args(["--reuid", &id, "--regid", &id, "--clear-groups", "--"])
-                    .arg(self.path("tulle"));
+                command.args(["--reuid", &id, "--regid", &id, "--clear-groups", "--"]).arg(program);
                 command
             }
-            None => Command::new(self.path("tulle")),
+            None => Command::new(program),
         };
         command
-            .args(arguments)
             .current_dir(self.path("own"))
             .env("TMPDIR", self.path("own"))
             .env_remove("XDG_RUNTIME_DIR")
@@ -132,6 +136,12 @@ impl Mesh {
             Ok(())
         })
         .await;
+    }
+
+    /// What there is in the folder for temporary files.
+    fn left(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.path("own")).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
     }
 
     /// Waits until no process of the mesh's is left.
@@ -231,9 +241,7 @@ fn run_passes_on_what_a_program_reads_writes_and_says_at_its_end() {
         assert_eq!(ended.status.code(), Some(7));
         assert_eq!(mesh.run(&[], &["sh", "-c", "kill -9 $$"], "").status.code(), Some(137));
         mesh.is_gone(None).await;
-        let left: Vec<_> =
-            fs::read_dir(mesh.path("own")).unwrap().map(|it| it.unwrap().file_name()).collect();
-        assert_eq!(left, [format!("tulle-{user}").as_str()], "only the mesh's keys stay");
+        assert_eq!(mesh.left(), [format!("tulle-{user}")], "only the mesh's keys stay");
     });
 }
 
@@ -274,6 +282,23 @@ fn run_passes_signals_on_and_ends_when_the_program_does() {
     });
 }
 
+/// Ctrl-C, Ctrl-Z and `fg`, a program that stops itself, a shell with jobs of its own, the window's size.
+#[test]
+fn run_is_at_a_terminal_what_the_program_is() {
+    in_a_node(async || {
+        let mesh = Mesh::of_an_ordinary_user();
+        let script = mesh.path("terminal.py");
+        fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/terminal.py"), &script).unwrap();
+        // A shell that has let its privileges go finds the Python that the user may run.
+        let mut command = mesh.program(Path::new("sh"));
+        command.args(["-c", "exec python3 \"$@\"", "sh"]).arg(script);
+        command.arg(mesh.path("tulle")).args(["run", "--config-dir"]).arg(mesh.path("mesh"));
+        let ended = Ended::of(command.arg("--").stderr(Stdio::piped()).spawn().unwrap());
+        assert!(ended.status.success(), "{}", ended.err);
+        mesh.is_gone(None).await;
+    });
+}
+
 /// Also what the program has started, and left behind.
 #[test]
 fn run_leaves_nothing_when_it_ends_or_is_killed() {
@@ -292,6 +317,10 @@ fn run_leaves_nothing_when_it_ends_or_is_killed() {
         child.kill().unwrap();
         assert_eq!(child.wait().unwrap().signal(), Some(9));
         mesh.is_gone(Some(network.trim())).await;
+        // Files stay until the next comes.
+        assert!(mesh.left().iter().any(|name| name.starts_with("tulle-run-")), "{:?}", mesh.left());
+        mesh.run(&[], &["true"], "");
+        assert_eq!(mesh.left(), [format!("tulle-{}", mesh.user.unwrap_or_default())]);
     });
 }
 
@@ -373,6 +402,33 @@ fn run_refuses_all_but_tcp_and_names_and_says_so() {
         // The program's own is its own.
         let ended = mesh.run(&[], &["bash", "-c", "echo x >/dev/udp/127.0.0.1/443; exit 0"], "");
         assert_eq!(ended.err, "");
+    });
+}
+
+/// Of a program without privileges, which `ping` is on most systems.
+#[test]
+fn run_refuses_icmp_and_says_so() {
+    in_a_node(async || {
+        let mesh = Mesh::of_an_ordinary_user();
+        let script = "import socket
+for family, protocol, request, to in [
+    (socket.AF_INET, socket.IPPROTO_ICMP, 8, '192.0.2.1'),
+    (socket.AF_INET6, socket.IPPROTO_ICMPV6, 128, '2001:db8::1'),
+    (socket.AF_INET, socket.IPPROTO_ICMP, 8, '127.0.0.1'),
+]:
+    ping = socket.socket(family, socket.SOCK_DGRAM, protocol)
+    try:
+        ping.sendto(bytes([request]) + bytes(7), (to, 0))
+    except PermissionError as error:
+        print(to, error.errno)
+print(ping.recv(1) == bytes([0]))";
+        let ended = mesh.run(&[], &["python3", "-c", script], "");
+        // The kernel tells the sender in IPv4 only; the program's own is its own.
+        assert_eq!(ended.out, "192.0.2.1 1\nTrue\n", "{ended:?}");
+        let refused = |to: &str| {
+            format!("tulle: refused ICMP to {to}: only TCP and questions about names leave `tulle run`\n")
+        };
+        assert_eq!(ended.err, refused("192.0.2.1") + &refused("2001:db8::1"), "{ended:?}");
     });
 }
 
