@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde::Serialize;
 use tulle_control_plane::finding::{Finding, Severity};
+use tulle_control_plane::model::{Condition, RouteStatus};
 use tulle_control_plane::source::{self, FolderError};
 
 use crate::output::{self, Format};
@@ -19,6 +20,8 @@ Examples:
 
 Prints a line for each finding, in the form that editors jump from:
   FILE:LINE:COLUMN: error: KIND NAMESPACE/NAME: FIELD: MESSAGE (WHAT TO DO)
+and one for each Service that a route is attached to, with the conditions that the Gateway API has for it:
+  KIND NAMESPACE/NAME at Service NAMESPACE/NAME: Accepted, ResolvedRefs
 
 Exit status:
   0  no errors (there may be warnings)
@@ -42,6 +45,7 @@ struct Checked {
     errors: usize,
     warnings: usize,
     findings: Vec<Finding>,
+    routes: Vec<RouteStatus>,
 }
 
 /// Checks the folder. That it cannot be read is a finding as well, so that `-o json` is JSON whatever is wrong.
@@ -49,14 +53,17 @@ struct Checked {
 /// # Errors
 /// Those of standard output.
 pub(crate) fn run(arguments: &CheckArgs) -> Result<ExitCode> {
-    let findings = source::check(&arguments.config_dir).unwrap_or_else(|error| vec![unreadable(&error)]);
+    let source::Checked { findings, routes } = source::check(&arguments.config_dir).unwrap_or_else(|error| {
+        source::Checked { findings: vec![unreadable(&error)], ..source::Checked::default() }
+    });
     let errors = findings.iter().filter(|finding| finding.severity == Severity::Error).count();
     let warnings = findings.len() - errors;
-    let checked = Checked { ok: errors == 0, errors, warnings, findings };
+    let checked = Checked { ok: errors == 0, errors, warnings, findings, routes };
     match arguments.output {
         Format::Json => output::print_json(&checked)?,
         Format::Table => {
             let mut lines: Vec<String> = checked.findings.iter().map(ToString::to_string).collect();
+            lines.extend(checked.routes.iter().flat_map(route_lines));
             lines.push(summary(errors, warnings));
             output::print(&lines.join("\n"))?;
         }
@@ -77,6 +84,34 @@ fn unreadable(error: &FolderError) -> Finding {
     }
 }
 
+/// A line for each parent.
+fn route_lines(route: &RouteStatus) -> impl Iterator<Item = String> {
+    route.parents.iter().map(|parent| {
+        let at = &parent.parent_ref;
+        let port = at.port.map(|port| format!(":{port}")).unwrap_or_default();
+        let section = at.section_name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
+        let conditions: Vec<String> = parent.conditions.iter().map(condition).collect();
+        format!(
+            "{} {}/{} at Service {}/{}{port}{section}: {}",
+            route.kind,
+            route.namespace,
+            route.name,
+            at.namespace,
+            at.name,
+            conditions.join(", ")
+        )
+    })
+}
+
+/// The reason only where it is not the condition's own name.
+fn condition(condition: &Condition) -> String {
+    let not = if condition.status == "True" { "" } else { "not " };
+    if condition.reason == condition.condition {
+        return format!("{not}{}", condition.condition);
+    }
+    format!("{not}{} ({})", condition.condition, condition.reason)
+}
+
 fn summary(errors: usize, warnings: usize) -> String {
     let count = |number: usize, noun: &str| format!("{number} {noun}{}", if number == 1 { "" } else { "s" });
     match (errors, warnings) {
@@ -88,7 +123,43 @@ fn summary(errors: usize, warnings: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tulle_control_plane::model::{ParentRef, ParentStatus};
+
     use super::*;
+
+    #[test]
+    fn a_route_has_a_line_for_each_parent() {
+        let condition =
+            |condition, status, reason| Condition { condition, status, reason, message: String::new() };
+        let parent = |port, section: Option<&str>, conditions| ParentStatus {
+            parent_ref: ParentRef {
+                group: "",
+                kind: "Service",
+                namespace: "shop".to_owned(),
+                name: "orders".to_owned(),
+                port,
+                section_name: section.map(str::to_owned),
+            },
+            conditions,
+        };
+        let resolved = condition("ResolvedRefs", "False", "BackendNotFound");
+        let route = RouteStatus {
+            kind: "HTTPRoute".to_owned(),
+            namespace: "a".to_owned(),
+            name: "b".to_owned(),
+            parents: vec![
+                parent(Some(80), None, vec![condition("Accepted", "True", "Accepted"), resolved]),
+                parent(None, Some("http"), vec![condition("Accepted", "False", "NoMatchingParent")]),
+            ],
+        };
+        assert_eq!(
+            route_lines(&route).collect::<Vec<_>>(),
+            [
+                "HTTPRoute a/b at Service shop/orders:80: Accepted, not ResolvedRefs (BackendNotFound)",
+                "HTTPRoute a/b at Service shop/orders (http): not Accepted (NoMatchingParent)",
+            ]
+        );
+    }
 
     #[test]
     fn the_last_line_says_what_it_came_to() {

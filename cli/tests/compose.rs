@@ -41,7 +41,7 @@ fn flag<'a>(command: &'a [String], name: &str) -> Option<&'a str> {
 
 #[test]
 fn the_configuration_has_no_findings() {
-    let findings = tulle_control_plane::source::check(&folder().join("config")).unwrap();
+    let findings = tulle_control_plane::source::check(&folder().join("config")).unwrap().findings;
     assert!(findings.is_empty(), "{findings:#?}");
 }
 

@@ -98,7 +98,10 @@ fn check_of_a_good_folder_is_0() {
     assert_eq!((status(&output), stdout(&output)), (0, "ok: nothing found\n".to_owned()));
     let json: serde_json::Value =
         serde_json::from_str(&stdout(&check(folder.path(), &["-o", "json"]))).unwrap();
-    assert_eq!(json, serde_json::json!({ "ok": true, "errors": 0, "warnings": 0, "findings": [] }));
+    assert_eq!(
+        json,
+        serde_json::json!({ "ok": true, "errors": 0, "warnings": 0, "findings": [], "routes": [] })
+    );
 }
 
 #[test]

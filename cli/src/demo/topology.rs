@@ -176,7 +176,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("config");
         write_yaml(&config).unwrap();
-        let findings = tulle_control_plane::source::check(&config).unwrap();
+        let findings = tulle_control_plane::source::check(&config).unwrap().findings;
         assert!(findings.is_empty(), "{findings:#?}");
     }
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use super::Settings;
-use super::routes::{attach, conflicts, has_filters, resolve};
+use super::routes::{attach, conflicts, resolve};
 use crate::finding::{Finding, Notes, Origin};
 use crate::index::{Index, Stored};
 use crate::object::{
@@ -142,16 +142,6 @@ fn route(index: &Index, route: &Route) -> Notes {
                     let field = if parent.section.is_some() { "sectionName" } else { "port" };
                     notes.error(format!("{at}.{field}"), unresolved.message, unresolved.hint);
                 }
-                if service.headless {
-                    notes.warn(
-                        format!("{at}.name"),
-                        format!(
-                            "Service {} is headless: clients dial its endpoints, where no route holds (GEP-1426)",
-                            service.name
-                        ),
-                        "give the Service a virtual IP",
-                    );
-                }
             }
         }
     }
@@ -177,13 +167,6 @@ fn route(index: &Index, route: &Route) -> Notes {
                     unresolved.hint,
                 );
             }
-        }
-        if let Some(field) = has_filters(rule).filter(|_| rule.fault.is_none()) {
-            notes.error(
-                field,
-                "proxies do not know filters yet: every request that the rule takes gets 500 `route_without_backend`",
-                "",
-            );
         }
         let redirects = rule.filters.iter().any(|filter| matches!(filter, Filter::Redirect(_)));
         if rule.fault.is_none() && !redirects && rule.backends.iter().all(|backend| backend.weight == 0) {

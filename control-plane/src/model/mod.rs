@@ -22,6 +22,7 @@ mod findings;
 mod history;
 mod publish;
 mod routes;
+mod status;
 mod table;
 mod wire;
 
@@ -37,6 +38,7 @@ pub use self::findings::findings;
 use self::history::History;
 pub use self::publish::{Publisher, Registered, Submitted};
 use self::routes::RouteSet;
+pub use self::status::{Condition, ParentRef, ParentStatus, RouteStatus, route_statuses};
 use self::table::Table;
 use crate::index::{Dirty, Index};
 use crate::object::{DEFAULT_TRUST_DOMAIN, Mesh, NamespacedName};

@@ -25,6 +25,8 @@ pub(super) struct RouteSet {
 
 /// Why something written in a route is not done, and what to do.
 pub(super) struct Unresolved {
+    /// Of the Gateway API's conditions.
+    pub(super) reason: &'static str,
     pub(super) message: String,
     pub(super) hint: &'static str,
 }
@@ -107,8 +109,8 @@ impl Context<'_> {
         let name = rule.name.clone();
         match &rule.fault {
             Some(fault) if fault.effect == Effect::LeftOut => return None,
-            None if has_filters(rule).is_none() => {}
-            _ => return Some(v1::HttpRule { name, matches, ..Default::default() }),
+            Some(_) => return Some(v1::HttpRule { name, matches, ..Default::default() }),
+            None => {}
         }
         let backends = rule.backends.iter().map(|backend| {
             let invalid = match (resolve(self.index, route, backend), &backend.fault) {
@@ -235,6 +237,7 @@ fn attachment(service: &Service, route: &Route) -> Option<Ports> {
 pub(super) fn attach(service: &Service, parent: &Parent) -> Result<Option<u16>, Unresolved> {
     let by_number = match parent.port {
         Some(number) => Some(service.port(number).ok_or_else(|| Unresolved {
+            reason: "NoMatchingParent",
             message: format!(
                 "Service {} has no port {number}; the route is not attached there",
                 service.name
@@ -253,6 +256,7 @@ pub(super) fn attach(service: &Service, parent: &Parent) -> Result<Option<u16>, 
     match found {
         Some(port) => Ok(Some(port.number)),
         None => Err(Unresolved {
+            reason: "NoMatchingParent",
             message: format!(
                 "Service {} has no such port called `{section}`; the route is not attached there",
                 service.name
@@ -262,16 +266,6 @@ pub(super) fn attach(service: &Service, parent: &Parent) -> Result<Option<u16>, 
     }
 }
 
-/// Where a rule has filters, which proxies do not know yet: they get it without backends, so that they answer with 500.
-pub(super) fn has_filters(rule: &Rule) -> Option<String> {
-    let at = format!("spec.rules[{}]", rule.index);
-    if !rule.filters.is_empty() {
-        return Some(format!("{at}.filters"));
-    }
-    let backend = rule.backends.iter().find(|backend| !backend.filters.is_empty())?;
-    Some(format!("{at}.backendRefs[{}].filters", backend.index))
-}
-
 /// Whether requests can be sent to a backend.
 ///
 /// The service that a route is attached to needs no grant: the client has dialled it already.
@@ -279,6 +273,7 @@ pub(super) fn resolve(index: &Index, route: &Route, backend: &Backend) -> Result
     let name = &backend.service;
     if !backend.is_service {
         return Err(Unresolved {
+            reason: "InvalidKind",
             message: "only a Service can be a backend".to_owned(),
             hint: "refer to a Service: `group: \"\"`, `kind: Service`",
         });
@@ -289,6 +284,7 @@ pub(super) fn resolve(index: &Index, route: &Route, backend: &Backend) -> Result
         && !index.is_granted(route.kind, &route.name.namespace, name)
     {
         return Err(Unresolved {
+            reason: "RefNotPermitted",
             message: format!(
                 "{}s in namespace {} may not refer to Service {name}",
                 route.kind, route.name.namespace
@@ -298,12 +294,14 @@ pub(super) fn resolve(index: &Index, route: &Route, backend: &Backend) -> Result
     }
     let Some(service) = index.service(name) else {
         return Err(Unresolved {
+            reason: "BackendNotFound",
             message: format!("there is no Service {name}"),
             hint: "write the Service, or correct the reference",
         });
     };
     if service.port(backend.port).is_none() {
         return Err(Unresolved {
+            reason: "BackendNotFound",
             message: format!("Service {name} has no port {}", backend.port),
             hint: "refer to one of the Service's ports",
         });

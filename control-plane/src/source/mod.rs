@@ -19,14 +19,22 @@ pub use self::folder::{Bytes, Folder, FolderError, Read};
 pub use self::watch::Watch;
 use crate::finding::{Finding, Severity};
 use crate::index::Index;
-use crate::model::{Settings, findings};
+use crate::model::{RouteStatus, Settings, findings, route_statuses};
 
-/// Everything that is wrong with a folder, sorted by file and line: what `tulle check --config-dir` prints, by the
-/// same code that the control plane runs.
+/// What there is to say of a folder.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Checked {
+    /// Everything that is wrong with it, sorted by file and line.
+    pub findings: Vec<Finding>,
+    /// The state of each route that is not refused.
+    pub routes: Vec<RouteStatus>,
+}
+
+/// Looks a folder over: what `tulle check --config-dir` prints, by the same code that the control plane runs.
 ///
 /// # Errors
 /// The folder is missing or cannot be read.
-pub fn check(dir: &Path) -> Result<Vec<Finding>, FolderError> {
+pub fn check(dir: &Path) -> Result<Checked, FolderError> {
     let (_, read) = Folder::open(dir)?;
     let mut index = Index::default();
     let empty = read.changes.is_empty() && read.findings.is_empty();
@@ -47,7 +55,7 @@ pub fn check(dir: &Path) -> Result<Vec<Finding>, FolderError> {
     all.extend(read.findings);
     all.sort();
     all.dedup();
-    Ok(all)
+    Ok(Checked { findings: all, routes: route_statuses(&index) })
 }
 
 /// What a folder with one file of this text would give.

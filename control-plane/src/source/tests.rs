@@ -476,12 +476,12 @@ fn only_configuration_is_read_from_a_folder() {
     for ignored in [".c.yaml", "c.yaml~", ".c.yaml.swp", "#c.yaml#", "README.md", ".hidden/c.yaml"] {
         write(ignored, "kind: [");
     }
-    assert_eq!(check(dir.path()).unwrap(), []);
-    assert_eq!(check(&dir.path().join(".hidden")).unwrap().len(), 1);
+    assert_eq!(check(dir.path()).unwrap().findings, []);
+    assert_eq!(check(&dir.path().join(".hidden")).unwrap().findings.len(), 1);
     let empty = tempfile::tempdir().unwrap();
-    assert!(check(empty.path()).unwrap()[0].message.contains("no configuration"));
+    assert!(check(empty.path()).unwrap().findings[0].message.contains("no configuration"));
     std::os::unix::fs::symlink("nowhere.yaml", dir.path().join("broken.yaml")).unwrap();
-    let found = check(dir.path()).unwrap();
+    let found = check(dir.path()).unwrap().findings;
     assert_eq!(found.len(), 1, "{found:#?}");
 }
 
@@ -583,7 +583,7 @@ fn the_examples_of_the_reference_are_without_fault() {
     assert_eq!(texts.len(), 7);
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("all.yaml"), texts.join("---\n")).unwrap();
-    assert_eq!(check(dir.path()).unwrap(), []);
+    assert_eq!(check(dir.path()).unwrap().findings, []);
 }
 
 #[test]

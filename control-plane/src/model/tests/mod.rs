@@ -9,6 +9,7 @@ mod grpc;
 mod incremental;
 mod publish;
 mod routes;
+mod status;
 mod virtual_ips;
 
 use super::*;
