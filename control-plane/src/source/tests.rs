@@ -575,15 +575,32 @@ fn a_folder_that_is_replaced_is_followed_and_one_that_is_gone_is_served_on() {
     drop(watch);
 }
 
+fn yaml_blocks(page: &str) -> Vec<&str> {
+    let blocks = page.split("```yaml\n").skip(1).filter_map(|rest| rest.split_once("```"));
+    blocks.map(|(text, _)| text).collect()
+}
+
 #[test]
 fn the_examples_of_the_reference_are_without_fault() {
-    let reference = include_str!("../../../docs/reference/yaml.md");
-    let blocks = reference.split("```yaml\n").skip(1).filter_map(|rest| rest.split_once("```"));
-    let texts: Vec<&str> = blocks.map(|(text, _)| text).collect();
+    let texts = yaml_blocks(include_str!("../../../docs/reference/yaml.md"));
     assert_eq!(texts.len(), 7);
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("all.yaml"), texts.join("---\n")).unwrap();
     assert_eq!(check(dir.path()).unwrap().findings, []);
+}
+
+#[test]
+fn each_example_of_routing_is_without_fault_beside_its_services() {
+    let texts = yaml_blocks(include_str!("../../../docs/routing.md"));
+    assert_eq!(texts.len(), 7);
+    for example in &texts[1..] {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("services.yaml"), texts[0]).unwrap();
+        std::fs::write(dir.path().join("example.yaml"), example).unwrap();
+        let checked = check(dir.path()).unwrap();
+        assert_eq!(checked.findings, [], "{example}");
+        assert_eq!(checked.routes.len(), 1, "{example}");
+    }
 }
 
 #[test]

@@ -18,6 +18,7 @@ mod own;
 mod policy;
 mod replay;
 mod routing;
+mod routing_cases;
 mod scripted;
 mod shared;
 mod start;

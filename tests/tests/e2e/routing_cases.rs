@@ -1,0 +1,630 @@
+//! What routes match and what their filters change: manifest, request, who answers and what they saw. The cases are after those
+//! of the Gateway API's conformance suite for meshes.
+
+use std::fmt::Write as _;
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, Version};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tulle_tests::app::{App, Body, full};
+use tulle_tests::{Workload, World, eventually, within};
+
+/// `web`, which calls `shop`; the routes send it to `v1` or `v2`, whose applications answer with what they were asked.
+struct Shop {
+    world: World,
+    web: Workload,
+    grpc: bool,
+    /// Keep running what answers.
+    _versions: [(App, Workload); 2],
+}
+
+/// What came back.
+#[derive(Debug)]
+struct Answer {
+    status: u16,
+    fields: HeaderMap,
+    /// What the application saw, if one was asked.
+    seen: Option<Value>,
+}
+
+/// Says who it is and what it was asked.
+fn mirror(name: &'static str, request: &Request<Incoming>) -> Response<Body> {
+    let host = request.headers().get("host").map(|host| host.to_str().unwrap());
+    let mut fields = serde_json::Map::new();
+    for field in request.headers().keys() {
+        fields.insert(field.to_string(), joined(request.headers(), field.as_str()).into());
+    }
+    let seen = json!({
+        "backend": name,
+        "method": request.method().as_str(),
+        "target": request.uri().path_and_query().map(|target| target.as_str()),
+        "host": request.uri().authority().map(http::uri::Authority::as_str).or(host),
+        "fields": fields,
+    });
+    let answer = Response::builder().header("x-set", "own").header("x-add", "own").header("x-remove", "own");
+    answer.body(full(seen.to_string())).unwrap()
+}
+
+/// All lines of a field.
+fn joined(fields: &HeaderMap, name: &str) -> Option<String> {
+    let lines: Vec<_> = fields.get_all(name).iter().map(|value| value.to_str().unwrap()).collect();
+    (!lines.is_empty()).then(|| lines.join(","))
+}
+
+// === impl Shop ===
+
+impl Shop {
+    async fn start(grpc: bool) -> Self {
+        let world = World::strict().await;
+        for service in ["shop", "v1", "v2"] {
+            world.service(service, if grpc { "kubernetes.io/h2c" } else { "http" });
+        }
+        let version = async |name: &'static str| {
+            let answer = async move |request: Request<Incoming>| mirror(name, &request);
+            let app = if grpc { App::http2(answer).await } else { App::http1(answer).await };
+            let workload = world.workload(name).serves(name, app.address()).start().await;
+            (app, workload)
+        };
+        let versions = [version("v1").await, version("v2").await];
+        let web = world.workload("web").calls("shop").start().await;
+        Self { world, web, grpc, _versions: versions }
+    }
+
+    /// Writes a route of these rules, and waits until it is in force as a whole and both versions can be reached.
+    async fn rules(&self, name: &str, rules: &str) {
+        let kind = if self.grpc { "GRPCRoute" } else { "HTTPRoute" };
+        let mut text = format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: {kind}\nmetadata: {{name: shop}}\nspec:\n  parentRefs:\n  - \
+             {{group: \"\", kind: Service, name: shop, port: 8080}}\n  rules:\n"
+        );
+        for line in rules.lines() {
+            writeln!(text, "  {line}").unwrap();
+        }
+        for version in ["v1", "v2"] {
+            let told = if self.grpc {
+                format!("method: {{service: {name}, method: {version}}}")
+            } else {
+                format!("path: {{type: Exact, value: /{name}/{version}}}")
+            };
+            writeln!(text, "  - matches: [{{{told}}}]\n    backendRefs: [{{name: {version}, port: 8080}}]")
+                .unwrap();
+        }
+        self.world.yaml("route.yaml", &text);
+        for version in ["v1", "v2"] {
+            eventually(&format!("{name} is in force for {version}"), async || {
+                let answer = self.ask(&format!("POST /{name}/{version}")).await;
+                if answer.by() == version { Ok(()) } else { Err(answer.by()) }
+            })
+            .await;
+        }
+    }
+
+    /// Asks `METHOD TARGET [name:value …]`.
+    async fn ask(&self, asked: &str) -> Answer {
+        let mut words = asked.split(' ');
+        let (method, target) = (words.next().unwrap(), words.next().unwrap());
+        let mut fields: Vec<_> = words.map(|word| word.split_once(':').unwrap()).collect();
+        let host = fields.iter().position(|(name, _)| *name == "host");
+        let host = host.map_or("shop", |at| fields.remove(at).1);
+        let mut request = Request::builder().method(method);
+        let stream = TokioIo::new(TcpStream::connect(self.web.outbound("shop")).await.unwrap());
+        let response = if self.grpc {
+            request = request.version(Version::HTTP_2).uri(format!("http://{host}{target}"));
+            request = request.header("content-type", "application/grpc").header("te", "trailers");
+            let request = with(request, &fields);
+            let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream);
+            let (mut sender, connection) = handshake.await.unwrap();
+            tokio::spawn(connection);
+            within(asked, sender.send_request(request)).await
+        } else {
+            let request = with(request.uri(target).header("host", host), &fields);
+            let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await.unwrap();
+            tokio::spawn(connection);
+            within(asked, sender.send_request(request)).await
+        };
+        let (head, body) = response.unwrap_or_else(|error| panic!("{asked}: {error}")).into_parts();
+        let body = within(asked, body.collect()).await.unwrap().to_bytes();
+        // Whatever a proxy answers itself is no JSON that names a backend.
+        let seen = serde_json::from_slice(&body).ok().filter(|seen: &Value| seen["backend"].is_string());
+        Answer { status: head.status.as_u16(), fields: head.headers, seen }
+    }
+
+    /// Asks each, and says of all of them who answered.
+    async fn go(&self, name: &str, rules: &str, cases: &[(&str, &str)]) {
+        self.rules(name, rules).await;
+        let mut wrong = Vec::new();
+        for (asked, expected) in cases {
+            let by = self.ask(asked).await.by();
+            if by != *expected {
+                wrong.push(format!("{asked}: {by} instead of {expected}"));
+            }
+        }
+        assert!(wrong.is_empty(), "{name}:\n{}", wrong.join("\n"));
+    }
+}
+
+fn with(request: http::request::Builder, fields: &[(&str, &str)]) -> Request<Empty<Bytes>> {
+    let request = fields.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+    request.body(Empty::new()).unwrap()
+}
+
+// === impl Answer ===
+
+impl Answer {
+    /// The application, or the status with the proxy's reason, if it gives one.
+    fn by(&self) -> String {
+        match (&self.seen, joined(&self.fields, "x-tulle-error")) {
+            (Some(seen), None) if self.status == 200 => seen["backend"].as_str().unwrap().to_owned(),
+            (_, Some(reason)) => format!("{} {reason}", self.status),
+            _ => self.status.to_string(),
+        }
+    }
+
+    /// What the application saw of it: `method`, `target` or `host`.
+    fn saw(&self, what: &str) -> &str {
+        let seen = self.seen.as_ref().unwrap_or_else(|| panic!("no application answered: {self:?}"));
+        seen[what].as_str().unwrap_or("-")
+    }
+
+    /// All lines of a field as the application saw it, or `-`.
+    fn saw_field(&self, name: &str) -> &str {
+        self.seen.as_ref().unwrap_or_else(|| panic!("no application answered: {self:?}"))["fields"][name]
+            .as_str()
+            .unwrap_or("-")
+    }
+
+    /// All lines of a field of the answer, or `-`.
+    fn field(&self, name: &str) -> String {
+        joined(&self.fields, name).unwrap_or_else(|| "-".to_owned())
+    }
+}
+
+const NOT_FOUND: &str = "404 route_not_found";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn paths_and_headers_choose_the_backend() {
+    let shop = Shop::start(false).await;
+    shop.go(
+        "path-or-header",
+        "
+- matches:
+  - path: {type: PathPrefix, value: /}
+  - headers: [{name: version, value: one}]
+  backendRefs: [{name: v1, port: 8080}]
+- name: second
+  matches:
+  - path: {type: PathPrefix, value: /v2}
+  - headers: [{name: version, value: two}]
+  backendRefs: [{name: v2, port: 8080}]",
+        &[
+            ("GET /", "v1"),
+            ("GET /example", "v1"),
+            ("GET / version:one", "v1"),
+            ("GET /v2", "v2"),
+            ("GET /v2/", "v2"),
+            ("GET /v2/example?q=/v1", "v2"),
+            ("GET / Version:two", "v2"),
+            ("GET /v2example", "v1"),
+            ("GET /foo/v2/example", "v1"),
+            // The longer prefix comes before the header.
+            ("GET /v2 version:one", "v2"),
+        ],
+    )
+    .await;
+    shop.go(
+        "headers",
+        "
+- matches: [{headers: [{name: version, value: one}]}]
+  backendRefs: [{name: v1, port: 8080}]
+- matches: [{headers: [{name: version, value: two}]}]
+  backendRefs: [{name: v2, port: 8080}]
+- matches: [{headers: [{name: version, value: two}, {name: color, value: orange}]}]
+  backendRefs: [{name: v1, port: 8080}]
+- matches: [{headers: [{name: color, value: blue}]}, {headers: [{name: color, value: green}]}]
+  backendRefs: [{name: v1, port: 8080}]
+- matches: [{headers: [{name: color, value: red}]}, {headers: [{name: color, value: yellow}]}]
+  backendRefs: [{name: v2, port: 8080}]",
+        &[
+            ("GET / version:one", "v1"),
+            ("GET / version:two", "v2"),
+            ("GET / version:two color:orange", "v1"),
+            // As many headers either way: the earlier rule.
+            ("GET / version:two color:blue", "v2"),
+            ("GET / version:one color:red", "v1"),
+            ("GET / color:orange", NOT_FOUND),
+            ("GET / other:one", NOT_FOUND),
+            ("GET / version:One", NOT_FOUND),
+            ("GET / color:blue", "v1"),
+            ("GET / color:green", "v1"),
+            ("GET / color:red", "v2"),
+            ("GET / color:yellow", "v2"),
+            ("GET / color:purple", NOT_FOUND),
+        ],
+    )
+    .await;
+    shop.go(
+        "exact-and-longest",
+        "
+- matches: [{path: {type: PathPrefix, value: /a}}]
+  backendRefs: [{name: v1, port: 8080}]
+- matches: [{path: {type: PathPrefix, value: /a/b/}}]
+  backendRefs: [{name: v2, port: 8080}]
+- matches: [{path: {type: Exact, value: /a/b/c}}]
+  backendRefs: [{name: v1, port: 8080}]
+- matches: [{path: {type: Exact, value: /one}}]
+  backendRefs: [{name: v2, port: 8080}]",
+        &[
+            ("GET /a", "v1"),
+            ("GET /a/bc", "v1"),
+            ("GET /a/b", "v2"),
+            ("GET /a/b/d", "v2"),
+            ("GET /a/b/c?d", "v1"),
+            ("GET /a/b/c/", "v2"),
+            ("GET /one", "v2"),
+            ("GET /one/", NOT_FOUND),
+            ("GET /One", NOT_FOUND),
+            ("GET /ab", NOT_FOUND),
+        ],
+    )
+    .await;
+    shop.go(
+        "path-and-header",
+        "
+- matches: [{path: {value: /a}, headers: [{name: version, value: two}]}]
+  backendRefs: [{name: v2, port: 8080}]
+- matches: [{path: {value: /a}}]
+  backendRefs: [{name: v1, port: 8080}]",
+        &[
+            ("GET /a/x version:two", "v2"),
+            ("GET /a/x version:three", "v1"),
+            ("GET /a/x", "v1"),
+            ("GET /b version:two", NOT_FOUND),
+        ],
+    )
+    .await;
+    shop.go(
+        "regular-expressions",
+        r"
+- matches: [{path: {type: RegularExpression, value: '/v[0-9]+/items'}}]
+  backendRefs: [{name: v1, port: 8080}]
+- matches: [{path: {value: /h}, headers: [{name: agent, type: RegularExpression, value: '(?i)curl/.*'}]}]
+  backendRefs: [{name: v2, port: 8080}]
+- matches: [{path: {value: /v1}}]
+  backendRefs: [{name: v2, port: 8080}]
+- matches: [{path: {type: Exact, value: /v7/items}}]
+  backendRefs: [{name: v2, port: 8080}]",
+        &[
+            ("GET /v1/items?q", "v1"),
+            ("GET /v12/items", "v1"),
+            ("GET /v1/items/3", "v2"),
+            ("GET /v7/items", "v2"),
+            ("GET /x/v1/items", NOT_FOUND),
+            ("GET /vx/items", NOT_FOUND),
+            ("GET /h agent:Curl/8.1", "v2"),
+            ("GET /h agent:not-curl/8.1", NOT_FOUND),
+            ("GET /h", NOT_FOUND),
+        ],
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn query_parameters_and_methods_choose_the_backend() {
+    let shop = Shop::start(false).await;
+    shop.go(
+        "query",
+        "
+- matches: [{queryParams: [{name: animal, value: whale}]}]
+  backendRefs: [{name: v1, port: 8080}]
+- matches: [{queryParams: [{name: animal, value: dolphin}]}]
+  backendRefs: [{name: v2, port: 8080}]
+- matches:
+  - queryParams: [{name: animal, value: dolphin}, {name: color, value: blue}]
+  - queryParams: [{name: ANIMAL, value: Whale}]
+  backendRefs: [{name: v1, port: 8080}]
+- matches: [{path: {value: /path}, queryParams: [{name: animal, value: whale}]}]
+  backendRefs: [{name: v2, port: 8080}]
+- matches: [{headers: [{name: version, value: one}], queryParams: [{name: animal, value: whale}]}]
+  backendRefs: [{name: v2, port: 8080}]
+- matches: [{queryParams: [{name: n, type: RegularExpression, value: '[0-9]+'}]}]
+  backendRefs: [{name: v2, port: 8080}]",
+        &[
+            ("GET /?animal=whale", "v1"),
+            ("GET /?animal=dolphin", "v2"),
+            ("GET /?animal=dolphin&color=blue", "v1"),
+            ("GET /?color=blue&animal=dolphin", "v1"),
+            ("GET /?ANIMAL=Whale", "v1"),
+            ("GET /?animal=whale&other=irrelevant", "v1"),
+            ("GET /?animal=dolphin&color=yellow", "v2"),
+            ("GET /?animal=dolphin&animal=whale", "v2"),
+            ("GET /?animal=%77hale", "v1"),
+            ("GET /?color=blue", NOT_FOUND),
+            ("GET /?animal=dog", NOT_FOUND),
+            ("GET /?animal=whaledolphin", NOT_FOUND),
+            ("GET /?Animal=whale", NOT_FOUND),
+            ("GET /", NOT_FOUND),
+            ("GET /path?animal=whale", "v2"),
+            ("GET /?animal=whale version:one", "v2"),
+            ("GET /path version:one", NOT_FOUND),
+            ("GET /?n=12", "v2"),
+            ("GET /?n=12x", NOT_FOUND),
+        ],
+    )
+    .await;
+    shop.go(
+        "method",
+        "
+- matches: [{method: POST}]
+  backendRefs: [{name: v1, port: 8080}]
+- matches: [{method: GET}]
+  backendRefs: [{name: v2, port: 8080}]
+- matches: [{path: {value: /path}, method: GET}]
+  backendRefs: [{name: v1, port: 8080}]
+- matches: [{headers: [{name: version, value: one}], method: PUT}]
+  backendRefs: [{name: v2, port: 8080}]
+- matches: [{path: {value: /both}, method: PATCH}, {path: {value: /either}, method: DELETE, headers: [{name: version, value: one}]}]
+  backendRefs: [{name: v1, port: 8080}]
+- matches: [{path: {value: /both}}]
+  backendRefs: [{name: v2, port: 8080}]
+- matches: [{headers: [{name: version, value: four}]}]
+  backendRefs: [{name: v1, port: 8080}]",
+        &[
+            ("POST /", "v1"),
+            ("GET /", "v2"),
+            ("HEAD /", NOT_FOUND),
+            ("GET /path", "v1"),
+            ("PUT / version:one", "v2"),
+            ("PUT /", NOT_FOUND),
+            ("PATCH /both", "v1"),
+            ("PUT /both", "v2"),
+            ("DELETE /either version:one", "v1"),
+            ("DELETE /either", NOT_FOUND),
+            // A method comes before headers.
+            ("GET / version:four", "v2"),
+            ("DELETE / version:four", "v1"),
+        ],
+    )
+    .await;
+}
+
+/// The conformance suite's request: one field to be set, one to be added to and one to go.
+const FIELDS: &str = "x-set:own x-add:own x-remove:own x-other:own";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_are_changed_on_the_way_there_and_back() {
+    let shop = Shop::start(false).await;
+    let rules = "
+- matches: [{path: {value: /request}}]
+  filters:
+  - type: RequestHeaderModifier
+    requestHeaderModifier:
+      set: [{name: X-Set, value: set}, {name: X-New, value: new}]
+      add: [{name: X-Add, value: added}]
+      remove: [X-Remove]
+  backendRefs: [{name: v1, port: 8080}]
+- matches: [{path: {value: /backend}}]
+  filters:
+  - {type: RequestHeaderModifier, requestHeaderModifier: {add: [{name: X-Add, value: rule}], set: [{name: X-Set, value: rule}]}}
+  backendRefs:
+  - name: v1
+    port: 8080
+    filters:
+    - {type: RequestHeaderModifier, requestHeaderModifier: {add: [{name: X-Add, value: v1}], set: [{name: X-Set, value: v1}]}}
+    - {type: ResponseHeaderModifier, responseHeaderModifier: {set: [{name: X-Set, value: v1}], remove: [X-Add]}}
+  - name: v2
+    port: 8080
+    filters:
+    - {type: RequestHeaderModifier, requestHeaderModifier: {add: [{name: X-Add, value: v2}], remove: [X-Set]}}
+- matches: [{path: {value: /response}}]
+  filters:
+  - type: ResponseHeaderModifier
+    responseHeaderModifier:
+      set: [{name: X-Set, value: set}, {name: X-New, value: new}]
+      add: [{name: X-Add, value: added}]
+      remove: [X-Remove]
+  backendRefs: [{name: v2, port: 8080}]
+- matches: [{path: {value: /none}}]
+  backendRefs: [{name: v1, port: 8080}]";
+    shop.rules("headers", rules).await;
+    let names = ["x-set", "x-add", "x-remove", "x-new", "x-other"];
+    for (path, saw, got) in [
+        ("/request", ["set", "own,added", "-", "new", "own"], ["own", "own", "own", "-", "-"]),
+        ("/response", ["own", "own", "own", "-", "own"], ["set", "own,added", "-", "new", "-"]),
+        ("/none", ["own", "own", "own", "-", "own"], ["own", "own", "own", "-", "-"]),
+    ] {
+        let answer = shop.ask(&format!("GET {path} {FIELDS}")).await;
+        assert_eq!(names.map(|name| answer.saw_field(name)), saw, "{path}, as the application sees it");
+        assert_eq!(names.map(|name| answer.field(name)), got, "{path}, as it is answered");
+        assert_eq!((answer.saw("target"), answer.saw("host")), (path, "shop"));
+    }
+    let mut asked = [0; 2];
+    // Neither is picked with a probability of 2^-63.
+    for _ in 0..64 {
+        let answer = shop.ask(&format!("GET /backend {FIELDS}")).await;
+        let first = answer.by() == "v1";
+        asked[usize::from(first)] += 1;
+        let saw = ["x-set", "x-add"].map(|name| answer.saw_field(name));
+        assert_eq!(saw, if first { ["v1", "own,rule,v1"] } else { ["-", "own,rule,v2"] });
+        let got = ["x-set", "x-add"].map(|name| answer.field(name));
+        assert_eq!(got, if first { ["v1", "-"] } else { ["own", "own"] });
+    }
+    assert!(asked.iter().all(|times| *times > 0), "{asked:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn paths_and_hosts_are_rewritten() {
+    let shop = Shop::start(false).await;
+    let mut rules = String::new();
+    for (at, rewrite) in [
+        ("/prefix/one", "{path: {type: ReplacePrefixMatch, replacePrefixMatch: /one}}"),
+        ("/strip", "{path: {type: ReplacePrefixMatch, replacePrefixMatch: /}}"),
+        ("/full/one", "{path: {type: ReplaceFullPath, replaceFullPath: /one}}"),
+        ("/host", "{hostname: one.example.org}"),
+        ("/both", "{hostname: one.example.org, path: {type: ReplacePrefixMatch, replacePrefixMatch: /two/}}"),
+    ] {
+        write!(
+            rules,
+            "
+- matches: [{{path: {{value: {at}}}}}]
+  filters:
+  - {{type: URLRewrite, urlRewrite: {rewrite}}}
+  - {{type: RequestHeaderModifier, requestHeaderModifier: {{set: [{{name: X-Set, value: set}}]}}}}
+  backendRefs: [{{name: v1, port: 8080}}]"
+        )
+        .unwrap();
+    }
+    shop.rules("rewrite", &rules).await;
+    for (asked, target, host) in [
+        ("/prefix/one/two", "/one/two", "shop"),
+        ("/prefix/one", "/one", "shop"),
+        ("/prefix/one/two?q=/prefix/one", "/one/two?q=/prefix/one", "shop"),
+        ("/strip/three", "/three", "shop"),
+        ("/strip", "/", "shop"),
+        ("/full/one/two?q=1", "/one?q=1", "shop"),
+        ("/host/a", "/host/a", "one.example.org"),
+        ("/both/a", "/two/a", "one.example.org"),
+    ] {
+        let answer = shop.ask(&format!("GET {asked} {FIELDS}")).await;
+        assert_eq!((answer.saw("target"), answer.saw("host")), (target, host), "{asked}");
+        assert_eq!((answer.saw_field("x-set"), answer.saw_field("x-remove")), ("set", "own"), "{asked}");
+    }
+    // What the client sent is what is logged.
+    shop.web.logs(&[("path", json!("/full/one/two")), ("authority", json!("shop"))]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redirects_are_answered_without_a_backend() {
+    let shop = Shop::start(false).await;
+    let mut cases = Vec::new();
+    let mut rules = String::new();
+    for (at, redirect, asked, status, location) in [
+        ("/host", "{hostname: example.org}", "/host/a?q=1", 302, "http://example.org:8080/host/a?q=1"),
+        (
+            "/status",
+            "{hostname: example.org, statusCode: 301}",
+            "/status",
+            301,
+            "http://example.org:8080/status",
+        ),
+        (
+            "/prefix",
+            "{path: {type: ReplacePrefixMatch, replacePrefixMatch: /new}}",
+            "/prefix/lemon?q",
+            302,
+            "http://shop:8080/new/lemon?q",
+        ),
+        (
+            "/strip",
+            "{path: {type: ReplacePrefixMatch, replacePrefixMatch: /}}",
+            "/strip/lemon",
+            302,
+            "http://shop:8080/lemon",
+        ),
+        (
+            "/full",
+            "{path: {type: ReplaceFullPath, replaceFullPath: /new}}",
+            "/full/lemon?q",
+            302,
+            "http://shop:8080/new?q",
+        ),
+        ("/port", "{port: 8083}", "/port", 302, "http://shop:8083/port"),
+        ("/port80", "{port: 80}", "/port80", 302, "http://shop/port80"),
+        ("/https", "{scheme: https}", "/https", 302, "https://shop/https"),
+        ("/http", "{scheme: http}", "/http", 302, "http://shop/http"),
+        (
+            "/https8443",
+            "{scheme: https, port: 8443, hostname: example.org}",
+            "/https8443",
+            302,
+            "https://example.org:8443/https8443",
+        ),
+        ("/303", "{scheme: https, statusCode: 303}", "/303", 303, "https://shop/303"),
+        ("/307", "{scheme: https, statusCode: 307}", "/307", 307, "https://shop/307"),
+        ("/308", "{scheme: https, statusCode: 308}", "/308", 308, "https://shop/308"),
+    ] {
+        write!(
+            rules,
+            "\n- matches: [{{path: {{value: {at}}}}}]\n  filters:\n  - {{type: RequestRedirect, requestRedirect: {redirect}}}"
+        )
+        .unwrap();
+        cases.push((asked, status, location));
+    }
+    rules.push_str(
+        "\n  - {type: ResponseHeaderModifier, responseHeaderModifier: {set: [{name: X-Set, value: set}]}}",
+    );
+    shop.rules("redirect", &rules).await;
+    for &(asked, status, location) in &cases {
+        for method in ["GET", "POST"] {
+            let answer = shop.ask(&format!("{method} {asked}")).await;
+            assert_eq!((answer.by(), answer.field("location")), (status.to_string(), location.to_owned()));
+            // The last rule has a modifier besides.
+            assert_eq!(answer.field("x-set"), if status == 308 { "set" } else { "-" }, "{asked}");
+            assert!(answer.seen.is_none(), "{asked} reached an application");
+        }
+    }
+    let answer = shop.ask("GET /host host:other.example:1234").await;
+    assert_eq!(answer.field("location"), "http://example.org:8080/host");
+    let answer = shop.ask("GET /port host:other.example:1234").await;
+    assert_eq!(answer.field("location"), "http://other.example:8083/port");
+    let record = shop.web.logs(&[("path", json!("/307")), ("status", json!(307))]).await;
+    assert_eq!((&record["route"], &record["backend"]), (&json!("default/shop"), &Value::Null));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn grpc_methods_choose_the_backend_and_headers_are_changed() {
+    let shop = Shop::start(true).await;
+    let rules = "
+- matches: [{method: {service: shop.Orders, method: List}}]
+  backendRefs: [{name: v1, port: 8080}]
+- matches: [{method: {service: shop.Orders}}]
+  backendRefs: [{name: v2, port: 8080}]
+- matches: [{method: {method: Ping}}]
+  backendRefs: [{name: v1, port: 8080}]
+- matches: [{method: {service: shop.Orders, method: List}, headers: [{name: version, value: two}]}]
+  backendRefs: [{name: v2, port: 8080}]
+- matches: [{method: {type: RegularExpression, service: 'shop\\.[A-Z]+', method: 'Get.*'}}]
+  backendRefs: [{name: v2, port: 8080}]
+- matches: [{method: {service: shop.Changed}}]
+  filters:
+  - {type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: X-Set, value: set}], add: [{name: X-Add, value: added}], remove: [X-Remove]}}
+  - {type: ResponseHeaderModifier, responseHeaderModifier: {set: [{name: X-Set, value: set}], add: [{name: X-Add, value: added}], remove: [X-Remove]}}
+  backendRefs: [{name: v2, port: 8080}]
+- matches: [{method: {service: shop.Split}}]
+  backendRefs: [{name: v1, port: 8080, weight: 3}, {name: v2, port: 8080, weight: 1}]
+- matches: [{method: {service: shop.Never}}]
+  backendRefs: [{name: v1, port: 8080, weight: 0}]";
+    // Errors are a call's: HTTP's status is 200.
+    let cases = [
+        ("POST /shop.Orders/List", "v1"),
+        ("POST /shop.Orders/List version:two", "v2"),
+        ("POST /shop.Orders/Place", "v2"),
+        ("POST /shop.Orders/Ping", "v2"),
+        ("POST /shop.Other/Ping", "v1"),
+        ("POST /shop.ABC/GetAll", "v2"),
+        ("POST /shop.ABC/Set", "200 route_not_found"),
+        ("POST /shopxABC/GetAll", "200 route_not_found"),
+        ("POST /shop.OrdersOther/List", "200 route_not_found"),
+        ("POST /shop.orders/List", "200 route_not_found"),
+        ("POST /shop.Never/Do", "200 route_without_backend"),
+    ];
+    shop.go("calls", rules, &cases).await;
+    let answer = shop.ask("POST /shop.Other/List").await;
+    assert_eq!((answer.by().as_str(), answer.field("grpc-status").as_str()), ("200 route_not_found", "12"));
+
+    let answer = shop.ask(&format!("POST /shop.Changed/It {FIELDS}")).await;
+    let names = ["x-set", "x-add", "x-remove"];
+    assert_eq!(names.map(|name| answer.saw_field(name)), ["set", "own,added", "-"]);
+    assert_eq!(names.map(|name| answer.field(name)), ["set", "own,added", "-"]);
+    assert_eq!((answer.saw("method"), answer.saw("target")), ("POST", "/shop.Changed/It"));
+
+    let mut seconds = 0;
+    for _ in 0..400 {
+        seconds += usize::from(shop.ask("POST /shop.Split/It").await.by() == "v2");
+    }
+    // Binomial with p = 0.25: five standard deviations are 43.
+    assert!((57..=143).contains(&seconds), "{seconds} of 400 went to the quarter");
+}
