@@ -1,0 +1,223 @@
+//! What filters change on the way there and back, and what they answer.
+
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
+
+use super::{FIELDS, Shop};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_are_changed_on_the_way_there_and_back() {
+    let shop = Shop::start(false).await;
+    let rules = "
+- matches: [{path: {value: /request}}]
+  filters:
+  - type: RequestHeaderModifier
+    requestHeaderModifier:
+      set: [{name: X-Set, value: set}, {name: X-New, value: new}]
+      add: [{name: X-Add, value: added}]
+      remove: [X-Remove]
+  backendRefs: [{name: v1, port: 8080}]
+- matches: [{path: {value: /backend}}]
+  filters:
+  - {type: RequestHeaderModifier, requestHeaderModifier: {add: [{name: X-Add, value: rule}], set: [{name: X-Set, value: rule}]}}
+  backendRefs:
+  - name: v1
+    port: 8080
+    filters:
+    - {type: RequestHeaderModifier, requestHeaderModifier: {add: [{name: X-Add, value: v1}], set: [{name: X-Set, value: v1}]}}
+    - {type: ResponseHeaderModifier, responseHeaderModifier: {set: [{name: X-Set, value: v1}], remove: [X-Add]}}
+  - name: v2
+    port: 8080
+    filters:
+    - {type: RequestHeaderModifier, requestHeaderModifier: {add: [{name: X-Add, value: v2}], remove: [X-Set]}}
+- matches: [{path: {value: /response}}]
+  filters:
+  - type: ResponseHeaderModifier
+    responseHeaderModifier:
+      set: [{name: X-Set, value: set}, {name: X-New, value: new}]
+      add: [{name: X-Add, value: added}]
+      remove: [X-Remove]
+  backendRefs: [{name: v2, port: 8080}]
+- matches: [{path: {value: /none}}]
+  backendRefs: [{name: v1, port: 8080}]";
+    shop.rules("headers", rules).await;
+    let names = ["x-set", "x-add", "x-remove", "x-new", "x-other"];
+    for (path, saw, got) in [
+        ("/request", ["set", "own,added", "-", "new", "own"], ["own", "own", "own", "-", "-"]),
+        ("/response", ["own", "own", "own", "-", "own"], ["set", "own,added", "-", "new", "-"]),
+        ("/none", ["own", "own", "own", "-", "own"], ["own", "own", "own", "-", "-"]),
+    ] {
+        let answer = shop.ask(&format!("GET {path} {FIELDS}")).await;
+        assert_eq!(names.map(|name| answer.saw_field(name)), saw, "{path}, as the application sees it");
+        assert_eq!(names.map(|name| answer.field(name)), got, "{path}, as it is answered");
+        assert_eq!((answer.saw("target"), answer.saw("host")), (path, "shop"));
+    }
+    let mut asked = [0; 2];
+    // Neither is picked with a probability of 2^-63.
+    for _ in 0..64 {
+        let answer = shop.ask(&format!("GET /backend {FIELDS}")).await;
+        let first = answer.by() == "v1";
+        asked[usize::from(first)] += 1;
+        let saw = ["x-set", "x-add"].map(|name| answer.saw_field(name));
+        assert_eq!(saw, if first { ["v1", "own,rule,v1"] } else { ["-", "own,rule,v2"] });
+        let got = ["x-set", "x-add"].map(|name| answer.field(name));
+        assert_eq!(got, if first { ["v1", "-"] } else { ["own", "own"] });
+    }
+    assert!(asked.iter().all(|times| *times > 0), "{asked:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn paths_and_hosts_are_rewritten() {
+    let shop = Shop::start(false).await;
+    let mut rules = String::new();
+    for (at, rewrite) in [
+        ("/prefix/one", "{path: {type: ReplacePrefixMatch, replacePrefixMatch: /one}}"),
+        ("/strip", "{path: {type: ReplacePrefixMatch, replacePrefixMatch: /}}"),
+        ("/full/one", "{path: {type: ReplaceFullPath, replaceFullPath: /one}}"),
+        ("/host", "{hostname: one.example.org}"),
+        ("/both", "{hostname: one.example.org, path: {type: ReplacePrefixMatch, replacePrefixMatch: /two/}}"),
+    ] {
+        write!(
+            rules,
+            "
+- matches: [{{path: {{value: {at}}}}}]
+  filters:
+  - {{type: URLRewrite, urlRewrite: {rewrite}}}
+  - {{type: RequestHeaderModifier, requestHeaderModifier: {{set: [{{name: X-Set, value: set}}]}}}}
+  backendRefs: [{{name: v1, port: 8080}}]"
+        )
+        .unwrap();
+    }
+    shop.rules("rewrite", &rules).await;
+    for (asked, target, host) in [
+        ("/prefix/one/two", "/one/two", "shop"),
+        ("/prefix/one", "/one", "shop"),
+        ("/prefix/one/two?q=/prefix/one", "/one/two?q=/prefix/one", "shop"),
+        ("/strip/three", "/three", "shop"),
+        ("/strip", "/", "shop"),
+        ("/full/one/two?q=1", "/one?q=1", "shop"),
+        ("/host/a", "/host/a", "one.example.org"),
+        ("/both/a", "/two/a", "one.example.org"),
+    ] {
+        let answer = shop.ask(&format!("GET {asked} {FIELDS}")).await;
+        assert_eq!((answer.saw("target"), answer.saw("host")), (target, host), "{asked}");
+        assert_eq!((answer.saw_field("x-set"), answer.saw_field("x-remove")), ("set", "own"), "{asked}");
+    }
+    // What the client sent is what is logged.
+    shop.web.logs(&[("path", json!("/full/one/two")), ("authority", json!("shop"))]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redirects_are_answered_without_a_backend() {
+    let shop = Shop::start(false).await;
+    let mut cases = Vec::new();
+    let mut rules = String::new();
+    for (at, redirect, asked, status, location) in [
+        ("/host", "{hostname: example.org}", "/host/a?q=1", 302, "http://example.org:8080/host/a?q=1"),
+        (
+            "/status",
+            "{hostname: example.org, statusCode: 301}",
+            "/status",
+            301,
+            "http://example.org:8080/status",
+        ),
+        (
+            "/prefix",
+            "{path: {type: ReplacePrefixMatch, replacePrefixMatch: /new}}",
+            "/prefix/lemon?q",
+            302,
+            "http://shop:8080/new/lemon?q",
+        ),
+        (
+            "/strip",
+            "{path: {type: ReplacePrefixMatch, replacePrefixMatch: /}}",
+            "/strip/lemon",
+            302,
+            "http://shop:8080/lemon",
+        ),
+        (
+            "/full",
+            "{path: {type: ReplaceFullPath, replaceFullPath: /new}}",
+            "/full/lemon?q",
+            302,
+            "http://shop:8080/new?q",
+        ),
+        ("/port", "{port: 8083}", "/port", 302, "http://shop:8083/port"),
+        ("/port80", "{port: 80}", "/port80", 302, "http://shop/port80"),
+        ("/https", "{scheme: https}", "/https", 302, "https://shop/https"),
+        ("/http", "{scheme: http}", "/http", 302, "http://shop/http"),
+        (
+            "/https8443",
+            "{scheme: https, port: 8443, hostname: example.org}",
+            "/https8443",
+            302,
+            "https://example.org:8443/https8443",
+        ),
+        ("/303", "{scheme: https, statusCode: 303}", "/303", 303, "https://shop/303"),
+        ("/307", "{scheme: https, statusCode: 307}", "/307", 307, "https://shop/307"),
+        ("/308", "{scheme: https, statusCode: 308}", "/308", 308, "https://shop/308"),
+    ] {
+        write!(
+            rules,
+            "\n- matches: [{{path: {{value: {at}}}}}]\n  filters:\n  - {{type: RequestRedirect, requestRedirect: {redirect}}}"
+        )
+        .unwrap();
+        cases.push((asked, status, location));
+    }
+    rules.push_str(
+        "\n  - {type: ResponseHeaderModifier, responseHeaderModifier: {set: [{name: X-Set, value: set}]}}",
+    );
+    shop.rules("redirect", &rules).await;
+    for &(asked, status, location) in &cases {
+        for method in ["GET", "POST"] {
+            let answer = shop.ask(&format!("{method} {asked}")).await;
+            assert_eq!((answer.by(), answer.field("location")), (status.to_string(), location.to_owned()));
+            // The last rule has a modifier besides.
+            assert_eq!(answer.field("x-set"), if status == 308 { "set" } else { "-" }, "{asked}");
+            assert!(answer.seen.is_none(), "{asked} reached an application");
+        }
+    }
+    let answer = shop.ask("GET /host host:other.example:1234").await;
+    assert_eq!(answer.field("location"), "http://example.org:8080/host");
+    let answer = shop.ask("GET /port host:other.example:1234").await;
+    assert_eq!(answer.field("location"), "http://other.example:8083/port");
+    let record = shop.web.logs(&[("path", json!("/307")), ("status", json!(307))]).await;
+    assert_eq!((&record["route"], &record["backend"]), (&json!("default/shop"), &Value::Null));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redirected_body_is_never_taken_for_the_next_request() {
+    let shop = Shop::start(false).await;
+    let rules = "
+- matches: [{path: {value: /old}}]
+  filters: [{type: RequestRedirect, requestRedirect: {hostname: example.org, statusCode: 307}}]
+- backendRefs: [{name: v1, port: 8080}]";
+    shop.rules("body", rules).await;
+    for (fields, body) in [
+        ("content-length: 33\r\n", "GET /new HTTP/1.1\r\nhost: shop\r\n\r\n".to_owned()),
+        (
+            "transfer-encoding: chunked\r\n",
+            "21\r\nGET /new HTTP/1.1\r\nhost: shop\r\n\r\n\r\n0\r\n\r\n".to_owned(),
+        ),
+        // A client that waits to be told to go on is not kept waiting, and sends nothing.
+        ("content-length: 5\r\nexpect: 100-continue\r\n", String::new()),
+    ] {
+        let mut wire = shop.web.connect("shop").await;
+        wire.send(format!("POST /old HTTP/1.1\r\nhost: shop\r\n{fields}\r\n{body}")).await;
+        let (head, _) = wire.response().await;
+        assert_eq!(
+            (head.status(), head.get("location")),
+            (307, Some("http://example.org:8080/old")),
+            "{fields}"
+        );
+        if head.has("connection", "close") {
+            assert_eq!(wire.to_end_or_reset().await, b"", "{fields}");
+        } else {
+            wire.send("GET /next HTTP/1.1\r\nhost: shop\r\n\r\n").await;
+            let (head, body) = wire.response().await;
+            let seen: Value = serde_json::from_slice(&body).unwrap();
+            assert_eq!((head.status(), &seen["target"]), (200, &json!("/next")), "{fields}");
+        }
+    }
+}
