@@ -221,3 +221,36 @@ async fn a_redirected_body_is_never_taken_for_the_next_request() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_done_is_not_served_as_if_less_was_asked() {
+    let shop = Shop::start(false).await;
+    shop.go(
+        "unserved",
+        "
+- matches: [{path: {value: /mirror}}]
+  filters: [{type: RequestMirror, requestMirror: {backendRef: {name: v2, port: 8080}}}]
+  backendRefs: [{name: v1, port: 8080}]
+- matches: [{path: {value: /cors}}]
+  filters: [{type: CORS, cors: {allowOrigins: ['https://example.org']}}]
+  backendRefs: [{name: v1, port: 8080}]
+- matches: [{path: {value: /backend}}]
+  backendRefs:
+  - {name: v1, port: 8080, filters: [{type: URLRewrite, urlRewrite: {hostname: other}}]}
+- matches: [{path: {value: /pattern}, headers: [{name: version, type: RegularExpression, value: '('}]}]
+  backendRefs: [{name: v2, port: 8080}]
+- matches: [{path: {value: /retry}}]
+  retry: {attempts: 2}
+  backendRefs: [{name: v2, port: 8080}]
+- backendRefs: [{name: v1, port: 8080}]",
+        &[
+            ("GET /mirror", "500 route_without_backend"),
+            ("GET /cors", "500 route_without_backend"),
+            ("GET /backend", "500 backend_not_found"),
+            ("GET /pattern version:(", "v1"),
+            ("GET /retry", "v2"),
+            ("GET /", "v1"),
+        ],
+    )
+    .await;
+}
