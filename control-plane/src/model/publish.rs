@@ -1,8 +1,9 @@
 //! The shell around the index: takes changes in, rebuilds, and hands out the newest snapshot.
 //!
 //! Changes come from several sides (the source's thread, the Report streams, the certificate authority) and are taken
-//! in at once under a lock that is never held across an await. One task, [`Publisher::run`], rebuilds: at most once in
-//! [`COALESCE`], so a burst of changes costs one rebuild. A waiter learns when its change is published.
+//! in at once under a lock that is never held across an await. One task, [`Publisher::run`], rebuilds: at once, but at most
+//! once in [`COALESCE`], so a change that comes alone waits for nothing and a burst of them costs two rebuilds. A waiter learns
+//! when its change is published.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use crate::finding::{Finding, Severity};
 use crate::index::{Change, Dirty, Index, Registration, RegistrationId};
 use crate::object::NamespacedName;
 
-/// How long changes are gathered before they are published together.
+/// The least time between two publications; what changes meanwhile is published together.
 const COALESCE: Duration = Duration::from_millis(5);
 
 /// Owns the index; publishes models. Shared by everything that changes what is known.
@@ -161,8 +162,8 @@ impl Publisher {
     pub async fn run(&self) {
         loop {
             self.changed.notified().await;
-            tokio::time::sleep(COALESCE).await;
             self.publish();
+            tokio::time::sleep(COALESCE).await;
         }
     }
 
