@@ -47,8 +47,18 @@ pub(crate) enum Traffic {
 pub(crate) struct Plan {
     pub(crate) traffic: Traffic,
     pub(crate) connections: usize,
-    /// Requests per second; none: as many as are answered.
-    pub(crate) rate: Option<u32>,
+    pub(crate) pace: Pace,
+}
+
+/// When requests are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pace {
+    /// When the last was answered.
+    Closed,
+    /// So many per second, whatever the answers do.
+    Rate(u32),
+    /// When the last was answered, but no more than were granted ([`Load::grant`]).
+    Granted,
 }
 
 /// Load that is under way.
@@ -73,6 +83,7 @@ struct Shared {
     failed: AtomicU64,
     recording: AtomicBool,
     stop: AtomicBool,
+    granted: Granted,
     error: std::sync::Mutex<Option<String>>,
 }
 
@@ -80,11 +91,15 @@ struct Shared {
 struct Generator {
     target: SocketAddr,
     shared: Arc<Shared>,
+    pace: Pace,
     latencies: RefCell<Histogram<u64>>,
     /// Of an open loop: when requests were due that nobody has taken yet.
     due: Option<Due>,
     connected: Cell<usize>,
 }
+
+/// Requests that may be sent at [`Pace::Granted`].
+struct Granted(Semaphore);
 
 struct Due {
     times: RefCell<std::collections::VecDeque<Instant>>,
@@ -118,6 +133,16 @@ impl Load {
         self.shared.answered.load(Relaxed)
     }
 
+    /// Lets so many more requests be sent.
+    pub(crate) fn grant(&self, requests: usize) {
+        self.shared.granted.0.add_permits(requests);
+    }
+
+    /// The last failure, if anything failed.
+    pub(crate) fn failure(&self) -> Option<String> {
+        self.shared.error.lock().expect("no panic").clone()
+    }
+
     /// Whether latencies count from now on.
     pub(crate) fn record(&self, on: bool) {
         self.shared.recording.store(on, Relaxed);
@@ -125,6 +150,7 @@ impl Load {
 
     pub(crate) fn stop(self) -> Seen {
         self.shared.stop.store(true, Relaxed);
+        self.shared.granted.0.close();
         let latencies = self.thread.join().expect("the load generator's thread");
         let error = self.shared.error.lock().expect("no panic").take();
         Seen { latencies, failed: self.shared.failed.load(Relaxed), error }
@@ -132,9 +158,11 @@ impl Load {
 }
 
 async fn generate(plan: Plan, target: SocketAddr, shared: Arc<Shared>) -> Histogram<u64> {
-    let due = plan.rate.map(|_| Due { times: RefCell::default(), waiting: Semaphore::new(0) });
+    let pace = plan.pace;
+    let due =
+        matches!(pace, Pace::Rate(_)).then(|| Due { times: RefCell::default(), waiting: Semaphore::new(0) });
     let latencies = RefCell::new(Histogram::new(3).expect("three digits"));
-    let generator = Rc::new(Generator { target, shared, latencies, due, connected: Cell::default() });
+    let generator = Rc::new(Generator { target, shared, pace, latencies, due, connected: Cell::default() });
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..plan.connections {
         let generator = Rc::clone(&generator);
@@ -155,7 +183,7 @@ async fn generate(plan: Plan, target: SocketAddr, shared: Arc<Shared>) -> Histog
             }
         });
     }
-    if let Some(rate) = plan.rate {
+    if let Pace::Rate(rate) = pace {
         generator.schedule(rate).await.expect("a timer");
     }
     while !generator.stopped() {
@@ -179,6 +207,14 @@ pub(crate) fn raise_file_limit(wanted: u64) -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
+// === impl Granted ===
+
+impl Default for Granted {
+    fn default() -> Self {
+        Self(Semaphore::new(0))
+    }
+}
+
 // === impl Generator ===
 
 impl Generator {
@@ -186,11 +222,14 @@ impl Generator {
         self.shared.stop.load(Relaxed)
     }
 
-    /// When the next request is due: now, in a closed loop. `None`: no more.
+    /// When the next request is due: now, unless there is a rate. `None`: no more.
     async fn next(&self) -> Option<Instant> {
         if let Some(due) = &self.due {
             due.waiting.acquire().await.ok()?.forget();
             return due.times.borrow_mut().pop_front();
+        }
+        if self.pace == Pace::Granted {
+            self.shared.granted.0.acquire().await.ok()?.forget();
         }
         (!self.stopped()).then(Instant::now)
     }

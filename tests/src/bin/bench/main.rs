@@ -10,6 +10,7 @@
 mod backend;
 mod bare;
 mod cgroup;
+mod costs;
 mod load;
 mod pair;
 mod peers;
@@ -76,9 +77,10 @@ pub(crate) struct Options {
     bin_dir: Option<PathBuf>,
 }
 
-/// What this binary is besides: the programs that it starts.
+/// What this binary is besides: the guard of costs, and the programs that it starts.
 #[derive(Debug, Subcommand)]
 enum Role {
+    Costs(costs::Costs),
     /// Becomes another program, which ends when this program's parent does.
     #[command(hide = true)]
     Exec(run::Exec),
@@ -90,6 +92,7 @@ enum Role {
 fn main() -> ExitCode {
     let Arguments { role, options } = Arguments::parse();
     let result = match role {
+        Some(Role::Costs(costs)) => costs.run(),
         Some(Role::Exec(exec)) => exec.run(),
         Some(Role::Bare(half)) => half.run(),
         None => run::run(options),

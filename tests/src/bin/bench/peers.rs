@@ -4,7 +4,7 @@
 mod envoy;
 mod haproxy;
 mod nginx;
-mod tulle;
+pub(crate) mod tulle;
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -14,7 +14,7 @@ use tulle_tests::Program;
 
 use crate::Options;
 use crate::bare::Speaks;
-use crate::pair::{Pair, Purpose, Site, free_address};
+use crate::pair::{Pair, Purpose, Site, free_address, leashed};
 use crate::pki::Side;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -101,7 +101,7 @@ impl Peer {
         let begun = Instant::now();
         let mut pair = match self {
             Self::None => Pair::new(site.backend(purpose.speaks), None, ()),
-            Self::Tulle | Self::Again => tulle::start(purpose, site).await,
+            Self::Tulle | Self::Again => tulle::start(purpose, site, leashed).await,
             Self::Bare => bare(purpose, purpose.speaks, site),
             Self::BareH2 => bare(purpose, Speaks::Http2, site),
             Self::Haproxy => haproxy::start(purpose, purpose.speaks, site, options),

@@ -15,7 +15,7 @@ use crate::Options;
 use crate::backend::Backend;
 use crate::bare::Speaks;
 use crate::cgroup::Quota;
-use crate::load::{self, Load, Plan, Traffic, http1, tcp};
+use crate::load::{self, Load, Pace, Plan, Traffic, http1, tcp};
 use crate::pair::{Pair, Site, Used};
 use crate::peers::Peer;
 use crate::pki::Pki;
@@ -62,12 +62,7 @@ impl Exec {
 }
 
 pub(crate) fn run(mut options: Options) -> Result<(), String> {
-    if std::env::var_os(BINARIES).is_none() {
-        let folder = options.bin_dir.take().map_or_else(build, Ok)?;
-        let own = std::env::current_exe().map_err(|error| error.to_string())?;
-        let arguments = std::env::args_os().skip(1);
-        return Err(Command::new(own).args(arguments).env(BINARIES, folder).exec().to_string());
-    }
+    with_binaries(options.bin_dir.take(), "dist")?;
     if options.quick {
         options.rounds = 1;
         options.seconds = options.seconds.min(1.0);
@@ -75,28 +70,43 @@ pub(crate) fn run(mut options: Options) -> Result<(), String> {
     let folder = Folder::new();
     let files = usize::try_from(load::raise_file_limit(70_000)).unwrap_or(usize::MAX);
     let site = Site { pki: Pki::generate(&folder.path("pki")), folder, backend: Backend::start(), files };
-    let run = Run { options, site };
+    until_told(Run { options, site }.all())
+}
+
+/// Runs until `work` is done or the benchmark is told to end. Either way what was started ends, and what was made is removed.
+pub(crate) fn until_told(work: impl Future<Output = Result<(), String>>) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     // On the first thread: children end with the thread that started them.
     runtime.map_err(|error| error.to_string())?.block_on(async {
         let mut told = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
-        // Either way what was started ends here, and what was made is removed.
         tokio::select! {
-            done = run.all() => done,
+            done = work => done,
             _ = tokio::signal::ctrl_c() => Err("interrupted".to_owned()),
             _ = told.recv() => Err("told to end".to_owned()),
         }
     })
 }
 
-/// Builds the proxy as images have it, and what is not measured with less patience. Says where they are.
-fn build() -> Result<PathBuf, String> {
+/// Sees to it that [`tulle_tests::binary`] finds the binaries of `folder`, or newly built ones with the proxy by `profile`:
+/// becomes this program again with the variable that says so.
+pub(crate) fn with_binaries(folder: Option<PathBuf>, profile: &str) -> Result<(), String> {
+    if std::env::var_os(BINARIES).is_some() {
+        return Ok(());
+    }
+    let folder = folder.map_or_else(|| build(profile), Ok)?;
+    let own = std::env::current_exe().map_err(|error| error.to_string())?;
+    let arguments = std::env::args_os().skip(1);
+    Err(Command::new(own).args(arguments).env(BINARIES, folder).exec().to_string())
+}
+
+/// Builds the proxy by `profile`, and what is not measured with less patience. Says where they are.
+fn build(profile: &str) -> Result<PathBuf, String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().ok_or("no workspace")?;
     let target = root.join("target");
-    let folder = target.join("bench");
+    let folder = target.join("bench").join(profile);
     std::fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
     let all = [
-        ("dist", "tulle-proxy", "tulle-proxy"),
+        (profile, "tulle-proxy", "tulle-proxy"),
         ("release", "tulle-control-plane", "tulle-control-plane"),
         ("release", "tulle-cli", "tulle"),
     ];
@@ -189,7 +199,7 @@ impl Run {
             Kind::Load(plan, rate) => self.load(plan, rate, pair).await,
             Kind::Body(bytes) => body(bytes, pair).await,
             Kind::Idle(count) => self.idle(scenario.purpose().speaks, count, pair).await,
-            Kind::Quota(plan, cores) => self.quota(plan, cores, pair).await,
+            Kind::Quota(plan, rate, cores) => self.quota(plan, rate, cores, pair).await,
             Kind::Burst(connections) => self.burst(connections, pair).await,
             Kind::Start => Ok(started(pair)),
         }
@@ -203,7 +213,7 @@ impl Run {
         let mut sample = Sample::new();
         self.closed(plan, pair, &mut sample).await?;
         memory(pair, "loaded", &mut sample);
-        self.open(Plan { rate: Some(rate), ..plan }, pair, &mut sample).await?;
+        self.open(Plan { pace: Pace::Rate(rate), ..plan }, pair, &mut sample).await?;
         Ok(sample)
     }
 
@@ -275,14 +285,14 @@ impl Run {
         Ok(sample)
     }
 
-    async fn quota(&self, plan: Plan, cores: f64, pair: &Pair) -> Result<Sample, String> {
+    async fn quota(&self, plan: Plan, rate: u32, cores: f64, pair: &Pair) -> Result<Sample, String> {
         let Some(proxies) = pair.proxies else { return Ok(Sample::new()) };
         let _limits = [Quota::of(proxies.outbound, cores)?, Quota::of(proxies.inbound, cores)?];
         let mut sample = Sample::new();
         let before = pair.used();
         let begun = Instant::now();
-        self.open(plan, pair, &mut sample).await?;
-        let requests = begun.elapsed().as_secs_f64() * f64::from(plan.rate.unwrap_or(1));
+        self.open(Plan { pace: Pace::Rate(rate), ..plan }, pair, &mut sample).await?;
+        let requests = begun.elapsed().as_secs_f64() * f64::from(rate);
         costs(before, pair.used(), requests, &mut sample);
         Ok(sample)
     }
@@ -293,7 +303,7 @@ impl Run {
             return Ok(sample);
         }
         memory(pair, "fresh", &mut sample);
-        let few = Plan { traffic: Traffic::Http1, connections: connections / 100, rate: None };
+        let few = Plan { traffic: Traffic::Http1, connections: connections / 100, pace: Pace::Closed };
         self.closed(few, pair, &mut Sample::new()).await?;
         memory(pair, "before", &mut sample);
         self.closed(Plan { connections, ..few }, pair, &mut Sample::new()).await?;

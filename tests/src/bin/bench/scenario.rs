@@ -1,7 +1,7 @@
 //! What is measured.
 
 use crate::bare::Speaks;
-use crate::load::{Plan, Traffic};
+use crate::load::{Pace, Plan, Traffic};
 use crate::pair::Purpose;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -62,8 +62,8 @@ pub(crate) enum Kind {
     Body(u64),
     /// Connections.
     Idle(usize),
-    /// An open loop under a quota of so many cores.
-    Quota(Plan, f64),
+    /// An open loop of so many requests per second under a quota of so many cores.
+    Quota(Plan, u32, f64),
     /// A closed loop of so many connections between two of few.
     Burst(usize),
     /// How the pair came up.
@@ -99,7 +99,8 @@ impl Scenario {
     }
 
     pub(crate) fn kind(self) -> Kind {
-        let load = |traffic, connections, rate| Kind::Load(Plan { traffic, connections, rate: None }, rate);
+        let plan = |traffic, connections| Plan { traffic, connections, pace: Pace::Closed };
+        let load = |traffic, connections, rate| Kind::Load(plan(traffic, connections), rate);
         match self {
             Self::Http1One => load(Traffic::Http1, 1, 500),
             Self::Http1 | Self::Routes => load(Traffic::Http1, 32, 1000),
@@ -111,9 +112,7 @@ impl Scenario {
             Self::TcpNew => load(Traffic::TcpNew, 32, 200),
             Self::Body => Kind::Body(1 << 30),
             Self::IdleTcp | Self::IdleHttp => Kind::Idle(30_000),
-            Self::Quota => {
-                Kind::Quota(Plan { traffic: Traffic::Http1, connections: 32, rate: Some(200) }, 0.2)
-            }
+            Self::Quota => Kind::Quota(plan(Traffic::Http1, 32), 200, 0.2),
             Self::Burst => Kind::Burst(2000),
             Self::Start => Kind::Start,
         }

@@ -3,12 +3,13 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tulle_tests::{Mode, Wire, Workload, World};
+use tulle_tests::{Mode, Program, Wire, Workload, World};
 
 use crate::bare::Speaks;
 use crate::pair::{Pair, Proxies, Purpose, Site, leashed};
 
-pub(super) async fn start(purpose: Purpose, site: &Site) -> Pair {
+/// A pair, once both are ready. `wrapped` is what starts each proxy.
+pub(crate) async fn start(purpose: Purpose, site: &Site, wrapped: impl Fn(Program) -> Program) -> Pair {
     let world = World::start_with(Mode::Strict, leashed).await;
     let declared = match purpose.speaks {
         Speaks::Http1 => "http",
@@ -20,9 +21,9 @@ pub(super) async fn start(purpose: Purpose, site: &Site) -> Pair {
         world.yaml(&format!("route-{at}.yaml"), &route(at, rules));
     }
     let inbound = world.workload("orders").serves("orders", site.backend(purpose.speaks));
-    let mut inbound = inbound.setting("--workers", "1").program(leashed).start_unready().await;
+    let mut inbound = inbound.setting("--workers", "1").program(&wrapped).start_unready().await;
     let first = ready(&mut inbound).await;
-    let outbound = world.workload("web").calls("orders").setting("--workers", "1").program(leashed);
+    let outbound = world.workload("web").calls("orders").setting("--workers", "1").program(&wrapped);
     let mut outbound = outbound.start_unready().await;
     let second = ready(&mut outbound).await;
     let proxies = Proxies { outbound: outbound.process().pid(), inbound: inbound.process().pid() };
