@@ -393,8 +393,8 @@ async fn until_told(admin: &Admin, mut stop: watch::Receiver<bool>, threads: &Wo
                 if threads.is_broken() {
                     anyhow::bail!("a worker thread has ended; see the log above");
                 }
-                if tide.has_ebbed(admin.drain.left(), admin.readiness().is_ok()) {
-                    memory::give_back();
+                if let Some(over) = tide.look(admin.drain.left(), admin.readiness().is_ok()) {
+                    memory::give_back(over);
                 }
             }
         }

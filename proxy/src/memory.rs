@@ -3,8 +3,8 @@
 //! Decides when: once the proxy is ready, since most of the code that it has run by then never runs again; and once most of the
 //! connections of a busier time have been gone for a while. The C library keeps what is freed
 //! between what is still used, which after a burst is nearly all of it, and gives it back when asked; asking costs
-//! milliseconds in which a worker may have to wait, so it must never happen under load. Must never drop a page that
-//! holds more than the file it came from. `app` calls it once a second.
+//! milliseconds in which a worker may have to wait, so it must never happen under load. Code is dropped only at the start, for the
+//! same reason. Must never drop a page that holds more than the file it came from. `app` calls it once a second.
 
 use std::ops::Range;
 
@@ -19,6 +19,13 @@ pub struct Tide {
     low: u32,
 }
 
+/// What is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ebb {
+    Start,
+    Burst,
+}
+
 /// A busier time than this is worth the trouble.
 const BURST: usize = 64;
 /// How many looks in a row it must be over, so that what comes in waves keeps what it will need again.
@@ -29,30 +36,32 @@ const LOOKS: u32 = 10;
 impl Tide {
     /// Takes how many connections are `open` now, and whether the proxy is `ready`; whether the start, or a burst, has been over
     /// for a while.
-    pub fn has_ebbed(&mut self, open: usize, ready: bool) -> bool {
+    pub fn look(&mut self, open: usize, ready: bool) -> Option<Ebb> {
         if ready && !self.started {
             self.started = true;
-            return true;
+            return Some(Ebb::Start);
         }
         self.highest = self.highest.max(open);
         let over = self.highest >= BURST && open <= self.highest / 2;
         self.low = if over { self.low + 1 } else { 0 };
         if self.low < LOOKS {
-            return false;
+            return None;
         }
         (self.highest, self.low) = (open, 0);
-        true
+        Some(Ebb::Burst)
     }
 }
 
-/// Gives back what the C library keeps of freed memory, of all threads (other C libraries than glibc keep little), and the
-/// code and constants that are mapped: what of them is used comes back from the page cache when it is, without reading the disk.
-pub fn give_back() {
+/// Gives back what the C library keeps of freed memory, of all threads (other C libraries than glibc keep little), and after the
+/// start the program's code and constants: what of them is used comes back from the page cache when it is, without reading the disk.
+pub fn give_back(ebb: Ebb) {
     #[cfg(target_env = "gnu")]
     glibc::malloc_trim(0);
-    // Without /proc they stay.
-    let mappings = std::fs::read_to_string("/proc/self/smaps").unwrap_or_default();
-    unmodified(&mappings).into_iter().for_each(kernel::forget);
+    if ebb == Ebb::Start {
+        // Without /proc they stay.
+        let mappings = std::fs::read_to_string("/proc/self/smaps").unwrap_or_default();
+        kernel::forget_own(&mappings);
+    }
 }
 
 /// The mappings that hold nothing but what is in their files: private ones that cannot be written, and of which no page has
@@ -87,23 +96,31 @@ fn addresses(text: &str) -> Option<Range<usize>> {
     Some(address(start)?..address(end)?)
 }
 
-/// What the kernel is asked of pages that are a file's.
+/// What the kernel is asked of pages that are the program's.
 #[allow(
     unsafe_code,
     reason = "MADV_DONTNEED on a private mapping that cannot be written and of which no page was copied: the next access finds \
               the file's page again, which is what was there, see madvise(2)"
 )]
 mod kernel {
-    use std::ops::Range;
-
     use rustix::mm::{Advice, madvise};
 
-    /// Takes them out of the process. The range is from [`super::unmodified`].
-    pub(super) fn forget(range: Range<usize>) {
-        let start = std::ptr::with_exposed_provenance_mut(range.start);
-        // SAFETY: as said above: no page of it differs from the file, and none can while it is not writable.
-        // Pages that are locked in memory stay, and that is all that an error can mean.
-        let _locked = unsafe { madvise(start, range.len(), Advice::LinuxDontNeed) };
+    /// Something among the program's constants.
+    static CONSTANT: [u8; 64] = [1; 64];
+
+    /// Takes the program's own code and constants out of the process, as far as nobody has changed them.
+    pub(super) fn forget_own(smaps: &str) {
+        let code = (forget_own as *const ()).addr();
+        let own = [code, std::hint::black_box(&CONSTANT).as_ptr().addr()];
+        for range in
+            super::unmodified(smaps).into_iter().filter(|range| own.iter().any(|it| range.contains(it)))
+        {
+            let start = std::ptr::with_exposed_provenance_mut(range.start);
+            // SAFETY: the program's own segments, since they hold this code and that constant, are never unmapped, so the range
+            // is what it was when it was read; no page of it differed from the file, and none is written while it
+            // cannot be. Pages that are locked in memory stay, and that is all that an error can mean.
+            let _locked = unsafe { madvise(start, range.len(), Advice::LinuxDontNeed) };
+        }
     }
 }
 
@@ -128,13 +145,13 @@ mod tests {
 
     /// How many looks it takes, at `open` connections, until memory is given back.
     fn looks(tide: &mut Tide, open: usize) -> Option<usize> {
-        (1..1000).find(|_| tide.has_ebbed(open, true))
+        (1..1000).find(|_| tide.look(open, true) == Some(Ebb::Burst))
     }
 
     #[test]
     fn memory_goes_back_once_after_a_burst() {
         let mut tide = Tide { started: true, ..Tide::default() };
-        assert!(!tide.has_ebbed(2000, true));
+        assert_eq!(tide.look(2000, true), None);
         assert_eq!(looks(&mut tide, 20), Some(10));
         assert_eq!(looks(&mut tide, 20), None);
     }
@@ -142,9 +159,9 @@ mod tests {
     #[test]
     fn few_connections_and_load_that_stays_are_left_alone() {
         let mut tide = Tide { started: true, ..Tide::default() };
-        assert!(!tide.has_ebbed(63, true));
+        assert_eq!(tide.look(63, true), None);
         assert_eq!(looks(&mut tide, 0), None);
-        assert!(!tide.has_ebbed(2000, true));
+        assert_eq!(tide.look(2000, true), None);
         assert_eq!(looks(&mut tide, 1001), None);
     }
 
@@ -152,18 +169,16 @@ mod tests {
     fn waves_start_the_count_anew() {
         let mut tide = Tide { started: true, ..Tide::default() };
         for _ in 0..20 {
-            assert!(!tide.has_ebbed(500, true));
-            assert!((0..9).all(|_| !tide.has_ebbed(10, true)));
+            assert_eq!(tide.look(500, true), None);
+            assert!((0..9).all(|_| tide.look(10, true).is_none()));
         }
     }
 
     #[test]
     fn what_the_start_leaves_behind_goes_back_once_when_the_proxy_is_ready() {
         let mut tide = Tide::default();
-        assert!(!tide.has_ebbed(0, false));
-        assert!(tide.has_ebbed(0, true));
-        assert!(!tide.has_ebbed(0, false));
-        assert!(!tide.has_ebbed(0, true));
+        let looks = [false, true, false, true].map(|ready| tide.look(0, ready));
+        assert_eq!(looks, [None, Some(Ebb::Start), None, None]);
     }
 
     #[test]
@@ -202,7 +217,7 @@ mod tests {
         let code = a_program_runs_on_without_its_code_in_memory as fn();
         let code = (code as *const ()).addr();
         assert!(found.iter().any(|range| range.contains(&code)), "{found:x?}");
-        give_back();
+        give_back(Ebb::Start);
         assert_eq!(addresses("10-ff"), Some(0x10..0xff));
     }
 }
