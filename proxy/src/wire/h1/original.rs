@@ -61,10 +61,16 @@ impl OriginalHead {
         Self { bytes, lines, chunked }
     }
 
-    /// Lets go of what it holds.
-    pub(super) fn clear(&mut self) {
+    /// Lets go of what it holds; whether nothing stays behind that is allocated.
+    pub(super) fn clear(&mut self) -> bool {
         self.bytes = Bytes::new();
         self.lines.clear();
+        !self.lines.spilled()
+    }
+
+    /// How many fields came.
+    pub(super) fn lines(&self) -> usize {
+        self.lines.len()
     }
 
     /// Bytes that it came in.

@@ -42,15 +42,19 @@ pub(super) fn extensions(original: OriginalHead) -> Extensions {
 
 /// Takes what is left of a message.
 pub(super) fn give(mut headers: HeaderMap, mut extensions: Extensions) {
+    let lines = extensions.get::<OriginalHead>().map_or(0, OriginalHead::lines);
+    // A map does not tell how much room it has for further lines of a name: it has seen no more than came and are left.
+    let is_small = lines.max(headers.len()) <= MAX_FIELDS && (1..=MAX_FIELDS).contains(&headers.capacity());
     // A value may be anybody's, and its drop anything: not while what is kept is borrowed.
     headers.clear();
     drop(extensions.remove::<Exchange>());
-    if extensions.len() > 1 {
+    let has_place = extensions.get_mut().is_some_and(OriginalHead::clear);
+    if !has_place || extensions.len() > 1 {
         extensions.clear();
     }
-    let has_place = extensions.get_mut().map(OriginalHead::clear).is_some();
+    let has_place = !extensions.is_empty();
     KEPT.with_borrow_mut(|kept| {
-        if (1..=MAX_FIELDS).contains(&headers.capacity()) && kept.headers.len() < MOST {
+        if is_small && kept.headers.len() < MOST {
             kept.headers.push(headers);
         }
         if has_place && kept.extensions.len() < MOST {
@@ -94,5 +98,42 @@ mod tests {
         }
         let kept = std::iter::from_fn(|| Some(headers(0).capacity())).take_while(|capacity| *capacity > 0);
         assert_eq!(kept.count(), MOST);
+    }
+
+    #[test]
+    fn what_many_lines_have_grown_is_not_kept() {
+        while KEPT.with_borrow_mut(|kept| kept.headers.pop()).is_some() {}
+        while KEPT.with_borrow_mut(|kept| kept.extensions.pop()).is_some() {}
+        let mut map = headers(1);
+        for _ in 0..=MAX_FIELDS {
+            map.append("a", "b".parse().unwrap());
+        }
+        let line = super::super::original::Line { start: 0, value: 0, name_len: 0 };
+        let lines = SmallVec::from_elem(line, MAX_FIELDS + 1);
+        assert!(map.capacity() <= MAX_FIELDS && lines.spilled());
+        // Removed again on the way, as what belongs to the hop is.
+        let mut found = extensions(OriginalHead::new(Bytes::new(), lines, true));
+        found.insert("anything else");
+        give(map.clone(), Extensions::new());
+        map.clear();
+        give(map, found);
+        KEPT.with_borrow(|kept| assert!(kept.headers.is_empty() && kept.extensions.is_empty()));
+    }
+
+    /// Gives a message away as it is dropped.
+    #[derive(Clone)]
+    struct Giving;
+
+    impl Drop for Giving {
+        fn drop(&mut self) {
+            give(HeaderMap::with_capacity(1), Extensions::new());
+        }
+    }
+
+    #[test]
+    fn somebody_elses_only_extension_may_give_while_it_is_dropped() {
+        let mut foreign = Extensions::new();
+        foreign.insert(Giving);
+        give(HeaderMap::new(), foreign);
     }
 }
