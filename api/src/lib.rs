@@ -45,6 +45,26 @@ pub const MESH: &str = "mesh";
 /// What a regular expression of a route may need when it is compiled, in bytes.
 pub const PATTERN_SIZE: usize = 1024 * 1024;
 
+/// Whether no filter may change the header of this name, in any case: it frames the message (RFC 9112 §6) or says when its body is
+/// sent (RFC 9110 §10.1.1), belongs to the hop (RFC 9110 §7.6.1), says who is asked, which is a rewrite's to change, or is
+/// under a name of ours.
+pub fn is_protected_header(name: &str) -> bool {
+    const PROTECTED: [&str; 10] = [
+        "connection",
+        "content-length",
+        "expect",
+        "host",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    ];
+    let ours = || name.get(..8).is_some_and(|start| start.eq_ignore_ascii_case("x-tulle-"));
+    PROTECTED.iter().any(|one| name.eq_ignore_ascii_case(one)) || ours()
+}
+
 /// `type.googleapis.com/<message>`: the type URL that ADS and `google.protobuf.Any` use for `M`.
 pub fn type_url<M: Name>() -> String {
     M::type_url()

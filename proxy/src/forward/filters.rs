@@ -8,7 +8,7 @@ use http::{HeaderValue, Request, Response, header};
 use super::exchange::Answer;
 use super::fault::Fault;
 use super::headers;
-use crate::route::{Asked, Backend, Filters, Found};
+use crate::route::{Asked, Backend, Filters, Found, InvalidTarget};
 use crate::telemetry::Reason;
 use crate::wire::{Body, Framing};
 
@@ -39,7 +39,7 @@ pub(super) fn redirect(
 /// Changes a request that goes to the backend.
 ///
 /// # Errors
-/// [`Reason::HeadTooLarge`], where its target grows longer than any may be.
+/// [`Reason::HeadTooLarge`], where its target grows longer than any may be; [`Reason::MalformedRequest`], where it is none.
 pub(super) fn request(
     found: &Found<'_>,
     backend: &Backend,
@@ -56,15 +56,23 @@ pub(super) fn request(
     for filters in filters {
         filters.request.apply(request.headers_mut());
         if let Some(rewrite) = &filters.rewrite {
-            let rewritten = rewrite.apply(request, found.prefix);
-            rewritten.map_err(|error| Fault::unsent(Reason::HeadTooLarge, format!("rewritten: {error}")))?;
+            rewrite.apply(request, found.prefix).map_err(|error| {
+                let reason = match error {
+                    InvalidTarget::TooLong(_) => Reason::HeadTooLarge,
+                    InvalidTarget::Malformed(_) => Reason::MalformedRequest,
+                };
+                Fault::unsent(reason, format!("as route {} rewrites it: {error}", found.rule.route))
+            })?;
         }
     }
     Ok(())
 }
 
-/// Changes the answer.
+/// Changes the answer, unless another proxy says in it what went wrong.
 pub(super) fn response(found: &Found<'_>, backend: &Backend, response: &mut Response<Body>) {
+    if response.headers().contains_key(headers::ERROR) {
+        return;
+    }
     for filters in all(found, backend) {
         filters.response.apply(response.headers_mut());
     }

@@ -29,7 +29,7 @@ pub struct Conditions {
 }
 
 /// A header that is there, with this value. Several lines of a name are one value, joined by commas (RFC 9110 §5.3), in
-/// the form without spaces. `host` is the target's authority where there is no such line, as in HTTP/2.
+/// the form without spaces. `host` is the target's authority where it has one, whatever that line says (RFC 9112 §3.2.2), as in HTTP/2.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HeaderMatch {
     pub name: HeaderName,
@@ -93,11 +93,11 @@ pub(super) enum Value<'a> {
 
 /// The value of a header.
 pub(super) fn header<'a>(asked: &Asked<'a>, name: &HeaderName, to: &mut Scratch) -> Option<Value<'a>> {
+    if *name == header::HOST {
+        return (!asked.authority.is_empty()).then_some(Value::There(asked.authority.as_bytes()));
+    }
     let mut values = asked.headers.get_all(name).iter();
-    let Some(first) = values.next() else {
-        let is_host = *name == header::HOST && !asked.authority.is_empty();
-        return is_host.then_some(Value::There(asked.authority.as_bytes()));
-    };
+    let first = values.next()?;
     let mut values = values.peekable();
     if values.peek().is_none() {
         return Some(Value::There(first.as_bytes()));

@@ -1,8 +1,8 @@
 //! What a rule does to requests and answers beside sending them somewhere.
 //!
 //! Pure: changes heads, makes the `Location` of a redirect. Of fields, it changes those alone that are the message's own:
-//! what frames it or belongs to the hop, its host, and names of ours are no filter's to change ([`is_protected`]). Called by
-//! `forward/filters.rs`.
+//! what frames it or belongs to the hop, its host, and names of ours are no filter's to change ([`tulle_api::is_protected_header`]): they are left out
+//! where filters are decoded. Called by `forward/filters.rs`.
 
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
@@ -53,6 +53,18 @@ pub struct Rewrite {
     pub path: Option<PathModifier>,
 }
 
+/// What a rewrite makes, where that is no target of a request.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidTarget {
+    #[error("the path and query have {0} bytes, more than {MAX_TARGET}")]
+    TooLong(usize),
+    #[error(transparent)]
+    Malformed(#[from] http::Error),
+}
+
+/// The longest path and query that `http` takes.
+const MAX_TARGET: usize = u16::MAX as usize - 1;
+
 /// A path in another's place; the query stays.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PathModifier {
@@ -60,22 +72,6 @@ pub enum PathModifier {
     Full(Box<str>),
     /// In place of the prefix by which the rule matched; begins with a slash or is empty.
     Prefix(Box<str>),
-}
-
-/// Whether a field is not for filters to change: it frames the message (RFC 9112 §6), belongs to the hop (RFC 9110 §7.6.1), says
-/// who is asked, which is [`Rewrite`]'s, or is under a name of ours.
-pub fn is_protected(name: &HeaderName) -> bool {
-    const HOP: [HeaderName; 7] = [
-        header::CONNECTION,
-        header::CONTENT_LENGTH,
-        header::HOST,
-        header::TE,
-        header::TRAILER,
-        header::TRANSFER_ENCODING,
-        header::UPGRADE,
-    ];
-    let others = ["keep-alive", "proxy-connection"];
-    HOP.contains(name) || others.contains(&name.as_str()) || name.as_str().starts_with("x-tulle-")
 }
 
 // === impl HeaderModifier ===
@@ -145,8 +141,8 @@ impl Redirect {
 
 impl Rewrite {
     /// # Errors
-    /// When the target gets longer than any may be.
-    pub fn apply<B>(&self, request: &mut Request<B>, prefix: usize) -> Result<(), http::Error> {
+    /// When the target gets longer than any may be, or is none.
+    pub fn apply<B>(&self, request: &mut Request<B>, prefix: usize) -> Result<(), InvalidTarget> {
         if *request.method() == Method::CONNECT {
             // It names a connection, not something on a host.
             return Ok(());
@@ -158,7 +154,7 @@ impl Rewrite {
                 parts.authority = Some(hostname.clone());
             }
             if !is_named || request.headers().contains_key(header::HOST) {
-                let value = HeaderValue::from_str(hostname.as_str())?;
+                let value = HeaderValue::from_str(hostname.as_str()).map_err(http::Error::from)?;
                 request.headers_mut().insert(header::HOST, value);
             }
         }
@@ -169,9 +165,12 @@ impl Rewrite {
                 target.push('?');
                 target.push_str(query);
             }
-            parts.path_and_query = Some(PathAndQuery::try_from(target)?);
+            if target.len() > MAX_TARGET {
+                return Err(InvalidTarget::TooLong(target.len()));
+            }
+            parts.path_and_query = Some(PathAndQuery::try_from(target).map_err(http::Error::from)?);
         }
-        *request.uri_mut() = Uri::from_parts(parts)?;
+        *request.uri_mut() = Uri::from_parts(parts).map_err(http::Error::from)?;
         Ok(())
     }
 }
@@ -268,7 +267,11 @@ mod tests {
         }
         let long = PathModifier::Full(format!("/{}", "a".repeat(70_000)).into());
         let long = Rewrite { hostname: None, path: Some(long) };
-        assert!(long.apply(&mut Request::new(()), 0).is_err());
+        let error = long.apply(&mut Request::new(()), 0).unwrap_err();
+        assert!(matches!(error, InvalidTarget::TooLong(70_001)), "{error}");
+        let longest = PathModifier::Full(format!("/{}", "a".repeat(MAX_TARGET - 1)).into());
+        let longest = Rewrite { hostname: None, path: Some(longest) };
+        longest.apply(&mut Request::new(()), 0).unwrap();
     }
 
     #[test]

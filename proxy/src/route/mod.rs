@@ -2,11 +2,11 @@
 //!
 //! Decides, for one request to one service, which rule of which route applies, which of the rule's backends
 //! takes it, and what the rule's filters make of it. [`Table`] is compiled when routes arrive; a match looks at hash maps and a tree of path elements, takes
-//! time in proportion to the host, the path and what few rules share it, and allocates nothing. Only regular expressions
-//! are tried one after the other. It must never do I/O, know an endpoint or
+//! time in proportion to the host, the path and what few rules share it, and allocates nothing, but for a value of more than 256 bytes that does
+//! not stand in the request as one piece, and for what regular expressions cache. Only those are tried one after the other. It must never do I/O, know an endpoint or
 //! read a clock; randomness is handed in. Called by `forward/outbound.rs` and by other programs.
 //!
-//! The order of precedence is Gateway API's (`HTTPRoute.spec.hostnames` and `.rules`, `GRPCRoute.spec.rules.matches`, GEP-1722):
+//! The order of precedence is Gateway API's (`HTTPRoute.spec.hostnames` and `.rules`, `GRPCRoute.spec.rules.matches`):
 //! 1. the most specific host: an exact name, then the longest wildcard, then routes without host names;
 //! 2. an exact path, then regular expressions, then the longest prefix, then a gRPC method of any service;
 //! 3. a match by method, then more header matches, then more query parameter matches;
@@ -28,7 +28,7 @@ mod pattern;
 mod table;
 
 pub use condition::{Asked, Conditions, HeaderMatch, QueryMatch, ValueMatch};
-pub use filter::{Filters, HeaderModifier, PathModifier, Redirect, Rewrite, Scheme, is_protected};
+pub use filter::{Filters, HeaderModifier, InvalidTarget, PathModifier, Redirect, Rewrite, Scheme};
 pub use host::{Hostname, InvalidHostname};
 pub use pattern::{InvalidPattern, Pattern};
 pub use table::{

@@ -221,3 +221,16 @@ fn hostnames_of_a_route_to_a_service_are_not_looked_at() {
     let all = routes(&Model::build(&index, Settings::default()), "x/default/orders");
     assert_eq!(all.http[0].hostnames, [""; 0]);
 }
+
+#[test]
+fn what_no_filter_changes_is_an_error_and_the_rest_holds() {
+    let modifier = "{set: [{name: Host, value: a}, {name: x-mine, value: b}], add: [{name: X-Tulle-Error, value: c}], remove: [TE]}";
+    let (served, found) = read(&format!(
+        "[{{filters: [{{type: RequestHeaderModifier, requestHeaderModifier: {modifier}}}], BACKEND}}]"
+    ));
+    assert_eq!(served.unwrap()[0].backends.len(), 1);
+    let mut fields: Vec<_> =
+        found.iter().map(|(_, field)| field.rsplit_once("Modifier.").unwrap().1).collect();
+    fields.sort_unstable();
+    assert_eq!(fields, ["add[0].name", "remove[0]", "set[0].name"]);
+}

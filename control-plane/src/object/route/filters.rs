@@ -292,7 +292,7 @@ fn read(
 fn read_headers(at: &str, written: &WrittenHeaders<'_>, notes: &mut Notes) -> HeaderModifier {
     let mut remove: Vec<String> = Vec::new();
     for (index, name) in written.remove.iter().enumerate() {
-        check_name(format!("{at}.remove[{index}]"), name, notes);
+        check_modified(format!("{at}.remove[{index}]"), name, notes);
         if !remove.iter().any(|known| known.eq_ignore_ascii_case(name)) {
             remove.push(name.clone());
         }
@@ -305,12 +305,24 @@ fn read_headers(at: &str, written: &WrittenHeaders<'_>, notes: &mut Notes) -> He
     }
 }
 
+/// The name of a header that is to be changed.
+fn check_modified(field: String, name: &str, notes: &mut Notes) {
+    if check_name(field.clone(), name, notes) && tulle_api::is_protected_header(name) {
+        let hint = if name.eq_ignore_ascii_case("host") {
+            "`URLRewrite` changes the host with `hostname`"
+        } else {
+            "remove it: the proxies make it anew for each connection"
+        };
+        notes.error(field, format!("`{name}` is not for filters to change, and stays as it is"), hint);
+    }
+}
+
 /// Of several with the same name, the first counts.
 fn read_pairs(field: &str, written: &[(&str, &str)], notes: &mut Notes) -> Vec<(String, String)> {
     let mut read: Vec<(String, String)> = Vec::new();
     for (index, (name, value)) in written.iter().enumerate() {
         let at = format!("{field}[{index}]");
-        check_name(format!("{at}.name"), name, notes);
+        check_modified(format!("{at}.name"), name, notes);
         check_header_value(format!("{at}.value"), value, notes);
         if read.iter().any(|(known, _)| known.eq_ignore_ascii_case(name)) {
             notes.warn(

@@ -156,9 +156,9 @@ impl Route {
         ObjectKey { kind: self.kind.into(), name: self.name.clone() }
     }
 
-    /// The order that breaks ties between routes: oldest first, then by name (GEP-1722).
-    pub fn precedence(&self) -> impl Ord {
-        (self.created.is_none(), self.created, self.name.clone(), self.kind)
+    /// The order that breaks ties between routes: oldest first, then by `<namespace>/<name>` (`HTTPRoute.spec.rules.matches`).
+    pub fn precedence(&self) -> impl Ord + use<> {
+        (self.created.is_none(), self.created, self.name.to_string(), self.kind)
     }
 
     /// The Services that it is attached to; may name one more than once.

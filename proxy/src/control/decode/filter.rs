@@ -2,13 +2,11 @@
 
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderName, HeaderValue, StatusCode};
-use tulle_api::v1;
+use tulle_api::{is_protected_header, v1};
 
 use super::rule::header_name;
 use super::{Result, each, fault, port};
-use crate::route::{
-    Filters, HeaderModifier, Hostname, PathModifier, Redirect, Rewrite, Scheme, is_protected,
-};
+use crate::route::{Filters, HeaderModifier, Hostname, PathModifier, Redirect, Rewrite, Scheme};
 
 /// Where filters stand.
 #[derive(Clone, Copy, Debug)]
@@ -70,13 +68,13 @@ fn modifier(message: v1::HeaderModifier, at: &str) -> Result<HeaderModifier> {
             let value = value.map_err(|_| fault(format!("{at}.value"), "is not a header's value"))?;
             Ok((header_name(&header.name, &format!("{at}.name"))?, value))
         })?;
-        Ok(pairs.into_iter().filter(|(name, _)| !is_protected(name)).collect())
+        Ok(pairs.into_iter().filter(|(name, _)| !is_protected_header(name.as_str())).collect())
     };
     let remove = each(message.remove, &format!("{at}.remove"), |name, at| header_name(&name, at))?;
     Ok(HeaderModifier {
         set: pairs(message.set, "set")?,
         add: pairs(message.add, "add")?,
-        remove: remove.into_iter().filter(|name| !is_protected(name)).collect(),
+        remove: remove.into_iter().filter(|name| !is_protected_header(name.as_str())).collect(),
     })
 }
 

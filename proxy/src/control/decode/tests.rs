@@ -173,8 +173,16 @@ fn redirects(status: u32) -> v1::HttpFilter {
 #[test]
 fn no_filter_changes_what_frames_a_message_or_is_ours() {
     let mut message = routes();
-    let names =
-        ["X-Mine", "Content-Length", "transfer-encoding", "Connection", "Host", "x-tulle-error", "TE"];
+    let names = [
+        "X-Mine",
+        "Expect",
+        "Content-Length",
+        "transfer-encoding",
+        "Connection",
+        "Host",
+        "x-tulle-error",
+        "TE",
+    ];
     let mut all = v1::HeaderModifier::default();
     for name in names {
         all.set.push(v1::Header { name: name.to_owned(), value: "v".to_owned() });

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderName, StatusCode};
+use http::{HeaderName, Response, StatusCode};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tulle_certs::TrustDomain;
@@ -15,12 +15,13 @@ use crate::endpoint::EndpointSet;
 use crate::forward::outbound;
 use crate::forward::tests::worker;
 use crate::route::{
-    Backend, Filters, HeaderModifier, PathMatch, PathModifier, Redirect, RequestMatch, Rewrite, Route,
-    RouteKind, RouteRule, Routes, Rule, Table,
+    Asked, Backend, Filters, HeaderModifier, Match, PathMatch, PathModifier, Redirect, RequestMatch, Rewrite,
+    Route, RouteKind, RouteRule, Routes, Rule, Table,
 };
 use crate::state::{
     EndpointInfo, EndpointsInfo, ObjectName, Peer, Protocol, ServiceInfo, ServicePort, ServiceState,
 };
+use crate::wire::Body;
 
 fn orders() -> ObjectName {
     ObjectName::new("default", "orders")
@@ -167,4 +168,22 @@ async fn a_grpc_route_answers_its_own_errors_as_grpc_does() {
     let answer = answer(Table::new(routes), request).await;
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains("\r\ngrpc-status: "), "{answer}");
     assert!(answer.contains("x-tulle-error: route_without_backend"), "{answer}");
+}
+
+#[test]
+fn what_another_proxy_says_went_wrong_is_not_changed() {
+    let rule = Filters { response: headers("x-answer", "x-tulle-error"), ..Filters::default() };
+    let table = table(RouteKind::Http, rule, Filters::default());
+    let fields = http::HeaderMap::new();
+    let asked =
+        Asked { method: &http::Method::GET, authority: "shop", path: "/v1", query: "", headers: &fields };
+    let Match::Rule(found) = table.find(80, &asked) else { panic!("the rule takes it") };
+    for (told, expected) in [(true, false), (false, true)] {
+        let mut response = Response::new(Body::empty());
+        if told {
+            response.headers_mut().insert("x-tulle-error", "connect_failed".parse().unwrap());
+        }
+        super::response(&found, &found.rule.backends[0], &mut response);
+        assert_eq!(response.headers().contains_key("x-answer"), expected);
+    }
 }
