@@ -6,6 +6,7 @@
 mod check;
 mod demo;
 mod duration;
+mod explain;
 mod folder;
 mod http;
 mod identity;
@@ -29,6 +30,7 @@ Examples:
   tulle demo --for 10s              the same with an end and a verdict
   tulle run --config-dir mesh/ -- curl http://orders:8080
   tulle check --config-dir mesh/    look over a folder of YAML
+  tulle explain --config-dir mesh/ --from shop/web --to http://orders:8080/v2
   source <(tulle completion bash)
 
 Exit status: 0 done; 1 failed, or something is wrong; 2 wrong arguments.";
@@ -49,6 +51,8 @@ enum Verb {
     Run(run::RunArgs),
     /// Look over a folder of YAML as the control plane would.
     Check(check::CheckArgs),
+    /// Say what would become of a request, and why, without sending it.
+    Explain(explain::ExplainArgs),
     /// Show the certificate of a running proxy, and when it is renewed.
     Identity(identity::IdentityArgs),
     /// Make what workloads outside Kubernetes join with.
@@ -87,6 +91,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Demo(arguments) => demo::run(&arguments),
         Verb::Run(arguments) => run::run(&arguments),
         Verb::Check(arguments) => check::run(&arguments),
+        Verb::Explain(arguments) => explain::run(&arguments),
         Verb::Identity(arguments) => identity::run(&arguments).map(done),
         Verb::Token(command) => token::run(&command).map(done),
         Verb::Version(arguments) => version::run(&arguments).map(done),

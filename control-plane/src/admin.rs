@@ -1,6 +1,12 @@
-//! `/metrics`, `/ready` and `/live` over HTTP; GET and HEAD only. Nothing here changes anything.
+//! `/metrics`, `/ready` and `/live` over HTTP, and to callers on this host `/resources/TYPE/NAME`; GET and HEAD only. Nothing here
+//! changes anything.
+//!
+//! A resource says who may call whom and where everybody is, which is nobody's business who can merely reach this port: it is for
+//! whoever is on the control plane's host already, or is let there by `kubectl port-forward`. A page of a browser on that host
+//! is neither: what it asks for names another host than this one's loopback.
 
 use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, SystemTime};
@@ -12,6 +18,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
+use tulle_api::ResourceType;
 
 use crate::ads::Proxies;
 use crate::ca::Ca;
@@ -70,7 +77,7 @@ impl Readiness {
 pub async fn serve(listener: TcpListener, pages: Arc<Pages>) {
     let mut connections = Youngest::new(CONNECTIONS, Duration::ZERO);
     loop {
-        let Ok((stream, _)) = listener.accept().await else {
+        let Ok((stream, client)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(20)).await;
             continue;
         };
@@ -78,7 +85,7 @@ pub async fn serve(listener: TcpListener, pages: Arc<Pages>) {
         let pages = Arc::clone(&pages);
         connections.spawn(async move {
             let service = service_fn(move |request| {
-                let response = pages.answer(&request);
+                let response = pages.answer(&request, client);
                 async move { Ok::<_, Infallible>(response) }
             });
             let served = hyper::server::conn::http1::Builder::new()
@@ -95,7 +102,7 @@ pub async fn serve(listener: TcpListener, pages: Arc<Pages>) {
 // === impl Pages ===
 
 impl Pages {
-    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    fn answer(&self, request: &Request<Incoming>, client: SocketAddr) -> Response<Full<Bytes>> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
             response.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static("GET, HEAD"));
@@ -116,8 +123,45 @@ impl Pages {
                 text(status, body)
             }
             "/live" => text(StatusCode::OK, "live\n"),
-            _ => text(StatusCode::NOT_FOUND, "there are /metrics, /ready and /live\n"),
+            path => match path.strip_prefix("/resources/") {
+                Some(resource) => self.resource(resource, request, client),
+                None => text(
+                    StatusCode::NOT_FOUND,
+                    "there are /metrics, /ready, /live and /resources/TYPE/NAME\n",
+                ),
+            },
         }
+    }
+
+    /// The encoded resource `TYPE/NAME`, or 204 where there is none of that name.
+    fn resource(
+        &self,
+        named: &str,
+        request: &Request<Incoming>,
+        client: SocketAddr,
+    ) -> Response<Full<Bytes>> {
+        if !(client.ip().to_canonical().is_loopback() && is_for_loopback(request)) {
+            let why = "resources are for callers on the control plane's own host, at its loopback address (kubectl port-forward)\n";
+            return text(StatusCode::FORBIDDEN, why);
+        }
+        let named =
+            named.split_once('/').and_then(|(kind, name)| Some((ResourceType::from_name(kind)?, name)));
+        let Some((kind, name)) = named else {
+            let kinds = ResourceType::ALL.map(ResourceType::as_str).join(", ");
+            return text(
+                StatusCode::NOT_FOUND,
+                format!("expected /resources/TYPE/NAME with a TYPE of {kinds}\n"),
+            );
+        };
+        let Some(resource) = self.publisher.model().get(kind, name) else {
+            let mut response = Response::new(Full::default());
+            *response.status_mut() = StatusCode::NO_CONTENT;
+            return response;
+        };
+        let mut response = Response::new(Full::new(resource.bytes.clone()));
+        let protobuf = header::HeaderValue::from_static("application/x-protobuf");
+        response.headers_mut().insert(header::CONTENT_TYPE, protobuf);
+        response
     }
 
     fn metrics(&self) -> prometheus::Result<Vec<u8>> {
@@ -130,6 +174,16 @@ impl Pages {
             issuer_expires: self.ca.not_after(),
         })
     }
+}
+
+/// Whether `Host` names this host's loopback, as no page does that a browser got elsewhere (DNS rebinding).
+fn is_for_loopback(request: &Request<Incoming>) -> bool {
+    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+    let authority = host.and_then(|host| host.parse::<http::uri::Authority>().ok());
+    authority.is_some_and(|authority| {
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+        host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
+    })
 }
 
 fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
+use serde_json::Value;
 use tulle_certs::issue::Authority;
 
 use crate::identity::{Identity, trust_domain};
@@ -143,6 +144,17 @@ impl World {
         let output = program.output();
         assert!(output.status.success(), "no token: {}", String::from_utf8_lossy(&output.stderr));
         path
+    }
+
+    /// What `tulle explain -o json` says of the running control plane's resources.
+    pub fn explain(&self, arguments: &[&str]) -> Value {
+        let program = Program::new("explain", binary("tulle"))
+            .arg("explain")
+            .flag("--control-plane", self.metrics.to_string())
+            .flag("--output", "json");
+        let output = arguments.iter().fold(program, |program, one| program.arg(*one)).output();
+        serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|_| panic!("{arguments:?}: {}", String::from_utf8_lossy(&output.stderr)))
     }
 
     /// The mesh's own certificate authority, by its key: what a thief of it could issue.

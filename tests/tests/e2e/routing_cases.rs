@@ -135,7 +135,28 @@ impl Shop {
         Answer { status: head.status.as_u16(), fields: head.headers, seen }
     }
 
-    /// Asks each, and says of all of them who answered.
+    /// Who may answer it, by what `tulle explain` says.
+    fn explained(&self, asked: &str) -> Vec<String> {
+        let mut words = asked.split(' ');
+        let (method, target) = (words.next().unwrap(), words.next().unwrap());
+        let mut fields: Vec<_> = words.map(|word| word.replacen(':', ": ", 1)).collect();
+        if self.grpc {
+            fields.extend(["content-type: application/grpc".to_owned(), "te: trailers".to_owned()]);
+        }
+        let to = format!("http://shop:8080{target}");
+        let mut arguments = vec!["--from", "default/web", "--to", &to, "-X", method];
+        arguments.extend(fields.iter().flat_map(|field| ["-H", field]));
+        let said = self.world.explain(&arguments);
+        let reasons = std::iter::once(&said["fails"]).filter(|fails| !fails.is_null());
+        let reasons =
+            reasons.map(|fails| format!("{} {}", fails["status"], fails["reason"].as_str().unwrap()));
+        let redirected = said["taken"]["redirect"]["status"].as_u64().map(|status| status.to_string());
+        let backends = said["backends"].as_array().unwrap().iter();
+        let services = backends.filter_map(|share| share["service"].as_str()?.split(['/', ':']).nth(1));
+        reasons.chain(redirected).chain(services.map(str::to_owned)).collect()
+    }
+
+    /// Asks each, and says of all of them who answered, and that `tulle explain` says the same.
     async fn go(&self, name: &str, rules: &str, cases: &[(&str, &str)]) {
         self.rules(name, rules).await;
         let mut wrong = Vec::new();
@@ -143,6 +164,10 @@ impl Shop {
             let by = self.ask(asked).await.by();
             if by != *expected {
                 wrong.push(format!("{asked}: {by} instead of {expected}"));
+            }
+            let said = self.explained(asked);
+            if !said.contains(&by) {
+                wrong.push(format!("{asked}: {by}, and explained was {said:?}"));
             }
         }
         assert!(wrong.is_empty(), "{name}:\n{}", wrong.join("\n"));

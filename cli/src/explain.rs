@@ -1,0 +1,181 @@
+//! `tulle explain`: what would become of a request, and why, without sending it.
+//!
+//! The resources are those that the control plane serves ([`mesh`]); decoding, matching, choosing and judging are the proxy's
+//! own code, run on them, so that what is printed cannot differ from what is done. Here is only the order of the questions,
+//! which is `forward/outbound.rs`'s, and how the answers are shown ([`text`]).
+
+mod answer;
+mod mesh;
+mod routes;
+mod text;
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
+use tulle_certs::SpiffeId;
+use tulle_proxy::state::{AddressTarget, ObjectName, Protocol, ServiceInfo};
+
+use self::answer::{Answer, From, To};
+use self::mesh::Mesh;
+use crate::output::{self, Format};
+
+const EXAMPLES: &str = "\
+Examples:
+  tulle explain --from shop/web --to http://orders:8080/v2/items -H 'x-group: b'
+  tulle explain --config-dir mesh/ --from shop/web --to http://orders.billing/ -X DELETE -o json
+
+Says which rule of which route takes the request and why the others do not, what its filters do, which backends share
+it, its timeouts, and who among the backends' workloads lets it in. Nothing is sent to any of them.
+
+Exit status:
+  0  the request would be sent on, or answered by a redirect
+  1  it would be refused, or it cannot be told
+  2  wrong arguments";
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct ExplainArgs {
+    /// Who asks: the workload, as NAMESPACE/NAME.
+    #[arg(long, value_name = "WORKLOAD")]
+    from: ObjectName,
+    /// Whom it has proven to be, where the control plane does not know the workload (yet): its SPIFFE ID.
+    #[arg(long, value_name = "SPIFFE-ID")]
+    identity: Option<SpiffeId>,
+    /// What it asks for, as the application says it: `http://SERVICE[.NAMESPACE][:PORT]/PATH?QUERY`.
+    #[arg(long, value_name = "URL")]
+    to: Uri,
+    /// The request's method.
+    #[arg(long, short = 'X', default_value = "GET")]
+    method: Method,
+    /// A header field of the request, as `NAME: VALUE`; may be given several times.
+    #[arg(long, short = 'H', value_name = "FIELD", value_parser = field)]
+    header: Vec<(HeaderName, HeaderValue)>,
+    /// The metrics port of the running control plane that is asked. In a cluster: `kubectl port-forward` leads there.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:15014", conflicts_with = "config_dir")]
+    control_plane: SocketAddr,
+    /// A folder of YAML in place of a running control plane. Workloads that join by a token are not known then.
+    #[arg(long, value_name = "DIR")]
+    config_dir: Option<PathBuf>,
+    /// How to print it.
+    #[arg(long, short, value_enum, default_value = "table")]
+    output: Format,
+}
+
+/// What is asked, as the proxy would see it.
+struct Asking {
+    from: From,
+    method: Method,
+    uri: Uri,
+    /// `Host` among them.
+    headers: HeaderMap,
+}
+
+fn field(text: &str) -> Result<(HeaderName, HeaderValue)> {
+    let (name, value) = text.split_once(':').context("expected `NAME: VALUE`")?;
+    let name =
+        name.trim().parse().with_context(|| format!("{:?} is no name of a header field", name.trim()))?;
+    let value = value.trim().parse().with_context(|| format!("{value:?} is no value of a header field"))?;
+    Ok((name, value))
+}
+
+/// Explains and prints.
+///
+/// # Errors
+/// The folder or the control plane cannot be read, or it does not know whom the request is for.
+pub(crate) fn run(arguments: &ExplainArgs) -> Result<ExitCode> {
+    let mesh = match &arguments.config_dir {
+        Some(dir) => Mesh::of_folder(dir)?,
+        None => Mesh::of_control_plane(arguments.control_plane)?,
+    };
+    let answer = explain(&mesh, arguments)?;
+    match arguments.output {
+        Format::Json => output::print_json(&answer)?,
+        Format::Table => output::print(&text::lines(&answer))?,
+    }
+    Ok(if answer.fails.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn explain(mesh: &Mesh, arguments: &ExplainArgs) -> Result<Answer> {
+    let authority = arguments.to.authority().context("--to: the URL names no host")?;
+    match arguments.to.scheme_str() {
+        Some("http") => {}
+        Some("https") => bail!(
+            "--to: https is between the application and whom it calls, and passes through the proxies unread; what a proxy routes is http://"
+        ),
+        _ => bail!("--to: expected http://HOST[:PORT]/PATH"),
+    }
+    let port = authority.port_u16().unwrap_or(80);
+    let service = service(mesh, &arguments.from, authority.host(), port)?;
+    let protocol = match service.port(port) {
+        Some(port) => port.protocol,
+        None => {
+            let ports: Vec<String> = service.ports.iter().map(|port| port.port.to_string()).collect();
+            bail!("--to: Service {} has no port {port}; it has {}", service.name, ports.join(", "));
+        }
+    };
+    if matches!(protocol, Protocol::Tcp | Protocol::Tls) {
+        bail!(
+            "--to: port {port} of Service {} is declared to speak {}, whose bytes are relayed as they are",
+            service.name,
+            answer::protocol(protocol)
+        );
+    }
+    let asking = Asking::new(mesh, arguments)?;
+    let to = To { service: service.name.to_string(), port, protocol: answer::protocol(protocol) };
+    routes::explain(mesh, &asking, &service.name, to)
+}
+
+/// Whom a host name or address is of.
+fn service(mesh: &Mesh, from: &ObjectName, host: &str, port: u16) -> Result<ServiceInfo> {
+    let address: Option<IpAddr> = host.trim_start_matches('[').trim_end_matches(']').parse().ok();
+    let name = match address {
+        Some(ip) => match mesh.address(ip)?.map(|address| address.target) {
+            Some(AddressTarget::Service(name)) => name,
+            Some(AddressTarget::Host(_)) => bail!(
+                "--to: {ip} is a workload's own address: requests to it go there, by no route; name its Service"
+            ),
+            None => bail!("--to: {ip} is no address of the mesh: requests to it leave it, by no route"),
+        },
+        None => tulle_proxy::dns::service_named(host, &from.namespace).with_context(|| {
+            format!("--to: {host} is no name of a Service: requests to it leave the mesh, by no route")
+        })?,
+    };
+    mesh.service(&name)?.ok_or_else(|| {
+        anyhow!(
+            "--to: there is no Service {name} (is {host}:{port} what the application in {} calls?)",
+            from.namespace
+        )
+    })
+}
+
+// === impl Asking ===
+
+impl Asking {
+    fn new(mesh: &Mesh, arguments: &ExplainArgs) -> Result<Self> {
+        let known = mesh.workload(&arguments.from)?.map(|workload| workload.id);
+        let identity = known.or_else(|| arguments.identity.clone());
+        if let (Some(known), Some(given)) = (&identity, &arguments.identity)
+            && known != given
+        {
+            bail!("--identity: the workload {} has proven to be {known}", arguments.from);
+        }
+        let mut headers = HeaderMap::new();
+        for (name, value) in &arguments.header {
+            headers.append(name, value.clone());
+        }
+        if !headers.contains_key(header::HOST)
+            && let Some(authority) = arguments.to.authority()
+        {
+            headers
+                .insert(header::HOST, HeaderValue::from_str(authority.as_str()).context("--to: the host")?);
+        }
+        let from = From { workload: arguments.from.clone(), identity };
+        Ok(Self { from, method: arguments.method.clone(), uri: arguments.to.clone(), headers })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,155 @@
+//! What is explained: the shape of `-o json`.
+
+use serde::{Serialize, Serializer};
+use tulle_certs::SpiffeId;
+use tulle_proxy::state::{ObjectName, Protocol};
+use tulle_proxy::telemetry::Reason;
+
+/// What becomes of a request.
+#[derive(Debug, Serialize)]
+pub(super) struct Answer {
+    /// Method and URL.
+    pub request: String,
+    pub from: From,
+    pub to: To,
+    /// The rule that takes it. Null: no route is attached to the port, and it goes to the Service itself, or none takes it.
+    pub taken: Option<Taken>,
+    /// All other rules of the routes to the Service, in order.
+    pub not_taken: Vec<NotTaken>,
+    /// Where it may go; empty when the proxy answers it itself.
+    pub backends: Vec<Share>,
+    /// What the client gets from the proxy, wherever the request would go. Null: somebody serves it.
+    pub fails: Option<Failure>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct From {
+    #[serde(serialize_with = "shown")]
+    pub workload: ObjectName,
+    /// Null: not known, and nobody who asks for an identity lets it in.
+    #[serde(serialize_with = "maybe_shown")]
+    pub identity: Option<SpiffeId>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct To {
+    /// `<namespace>/<name>`
+    pub service: String,
+    pub port: u16,
+    pub protocol: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Taken {
+    pub rule: RuleName,
+    /// What all holds of the request: the match that led here.
+    pub because: Vec<String>,
+    pub filters: Vec<String>,
+    /// The proxy's own answer, with its `Location`.
+    pub redirect: Option<Redirected>,
+    /// For people: `5s`.
+    pub request_timeout: Option<String>,
+    pub backend_timeout: Option<String>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct RuleName {
+    pub kind: &'static str,
+    /// `<namespace>/<name>`
+    pub route: String,
+    /// In the route, from 0.
+    pub index: usize,
+    /// Empty: it has none.
+    pub name: String,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Redirected {
+    pub status: u16,
+    pub location: String,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct NotTaken {
+    pub rule: RuleName,
+    /// One for each of its matches.
+    pub because: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Share {
+    /// `<namespace>/<name>:<port>`
+    pub service: String,
+    /// Of all requests that the rule takes.
+    pub percent: f64,
+    pub filters: Vec<String>,
+    /// The path and host that the backend sees, where a filter changes them.
+    pub sees: Option<String>,
+    pub endpoints: Vec<Endpoint>,
+    /// What this share's clients get from a proxy.
+    pub fails: Option<Failure>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Endpoint {
+    pub address: String,
+    /// `<namespace>/<name>`; null: not known.
+    pub workload: Option<String>,
+    /// Whom its proxy must prove to be; null: it is spoken to in plaintext.
+    pub identity: Option<String>,
+    pub ready: bool,
+    /// Null: no proxy of the mesh is there to ask.
+    pub policy: Option<Judged>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Judged {
+    pub allowed: bool,
+    /// The rule that let it in, or refused it by name.
+    pub rule: Option<String>,
+    /// Why it is refused.
+    pub reason: Option<&'static str>,
+}
+
+/// A proxy's own answer.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Failure {
+    /// As in `x-tulle-error`.
+    pub reason: &'static str,
+    pub status: Option<u16>,
+    pub detail: String,
+    pub remedy: &'static str,
+}
+
+// === impl Failure ===
+
+impl Failure {
+    pub(super) fn new(reason: Reason, detail: impl Into<String>) -> Self {
+        Self {
+            reason: reason.code(),
+            status: reason.status(),
+            detail: detail.into(),
+            remedy: reason.remedy(),
+        }
+    }
+}
+
+/// As it is written in `appProtocol`, or what is done for want of it.
+pub(super) fn protocol(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Detect => "detected",
+        Protocol::Http => "http",
+        Protocol::Http2 => "http2",
+        Protocol::Grpc => "grpc",
+        Protocol::Tcp => "tcp",
+        Protocol::Tls => "tls",
+    }
+}
+
+fn shown<S: Serializer>(value: &impl ToString, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(&value.to_string())
+}
+
+fn maybe_shown<S: Serializer>(value: &Option<impl ToString>, to: S) -> Result<S::Ok, S::Error> {
+    value.as_ref().map(ToString::to_string).serialize(to)
+}

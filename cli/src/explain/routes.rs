@@ -1,0 +1,365 @@
+//! Which rule takes the request, why the others do not, and what then.
+//!
+//! Why a rule does not is found by asking the same tables again, each of a route that has but one condition of one match.
+
+use anyhow::{Context as _, Result};
+use http::Request;
+use tulle_proxy::policy::{Connection, TlsKind, Verdict};
+use tulle_proxy::route::{
+    Asked, Backend, Conditions, Filters, Found, HeaderModifier, Hostname, Match, PathMatch, PathModifier,
+    RequestMatch, Route, RouteKind, RouteRule, Routes, Rule, Table, ValueMatch,
+};
+use tulle_proxy::state::{EndpointInfo, ObjectName, Peer};
+use tulle_proxy::telemetry::Reason;
+
+use super::Asking;
+use super::answer::{Answer, Endpoint, Failure, Judged, NotTaken, Redirected, RuleName, Share, Taken, To};
+use super::mesh::Mesh;
+
+/// A request to `port` of a Service.
+struct Question<'a> {
+    asked: Asked<'a>,
+    port: u16,
+}
+
+/// # Errors
+/// The control plane cannot be asked.
+pub(super) fn explain(mesh: &Mesh, asking: &Asking, service: &ObjectName, to: To) -> Result<Answer> {
+    let port = to.port;
+    let mut answer = Answer {
+        request: format!("{} {}", asking.method, asking.uri),
+        from: asking.from.clone(),
+        to,
+        taken: None,
+        not_taken: Vec::new(),
+        backends: Vec::new(),
+        fails: None,
+    };
+    let table = mesh.routes(&asking.from.workload.namespace, service)?;
+    let question = Question { asked: asking.asked(), port };
+    let found = table.as_ref().map_or(Match::NoRoutes, |table| table.find(port, &question.asked));
+    let table = table.as_ref();
+    let rules = || table.into_iter().flat_map(|table| &table.routes().routes).flat_map(numbered);
+    match found {
+        Match::NoRoutes => {
+            answer.backends.push(asking.share(mesh, service, port, 100.0)?);
+        }
+        Match::NotFound => {
+            let detail = format!("no rule of the routes to {service}:{port} takes it");
+            answer.fails = Some(Failure::new(Reason::RouteNotFound, detail));
+        }
+        Match::Rule(found) => {
+            let named = rules().find(|(.., rule)| std::ptr::eq(&*rule.rule, &**found.rule));
+            let (route, index, rule) = named.context("the rule is of no route")?;
+            answer.taken = Some(question.taken(route, index, rule, found));
+            if !redirects(found.rule) {
+                answer.backends = asking.shares(mesh, found)?;
+                answer.fails = no_share(found.rule, &answer.backends);
+            }
+        }
+    }
+    let taken =
+        |rule: &RouteRule| matches!(found, Match::Rule(found) if std::ptr::eq(&*rule.rule, &**found.rule));
+    let others = rules().filter(|(.., rule)| !taken(rule));
+    answer.not_taken = others
+        .map(|(route, index, rule)| NotTaken {
+            rule: name(rule, index),
+            because: question.against(route, rule),
+        })
+        .collect();
+    if answer.fails.is_none()
+        && !answer.backends.is_empty()
+        && answer.backends.iter().all(|it| it.fails.is_some())
+    {
+        answer.fails = answer.backends.iter().find_map(|share| share.fails.clone());
+    }
+    Ok(answer)
+}
+
+fn numbered(route: &Route) -> impl Iterator<Item = (&Route, usize, &RouteRule)> {
+    route.rules.iter().enumerate().map(move |(index, rule)| (route, index, rule))
+}
+
+fn redirects(rule: &Rule) -> bool {
+    rule.filters.as_ref().is_some_and(|filters| filters.redirect.is_some())
+}
+
+fn no_share(rule: &Rule, shares: &[Share]) -> Option<Failure> {
+    shares.is_empty().then(|| {
+        let detail = format!("no backend of route {} has a weight above 0", rule.route);
+        Failure::new(Reason::RouteWithoutBackend, detail)
+    })
+}
+
+fn name(rule: &RouteRule, index: usize) -> RuleName {
+    let kind = match rule.rule.kind {
+        RouteKind::Http => "HTTPRoute",
+        RouteKind::Grpc => "GRPCRoute",
+    };
+    RuleName { kind, route: rule.rule.route.to_string(), index, name: rule.rule.name.to_string() }
+}
+
+// === impl Question ===
+
+impl Question<'_> {
+    fn taken(&self, route: &Route, index: usize, rule: &RouteRule, found: Found<'_>) -> Taken {
+        let filters = found.rule.filters.as_deref();
+        let redirect = filters.and_then(|filters| filters.redirect.as_ref());
+        let redirect = redirect.map(|redirect| Redirected {
+            status: redirect.status.as_u16(),
+            location: redirect.location(&self.asked, found.prefix, self.port),
+        });
+        let long = |timeout: std::time::Duration| format!("{timeout:?}");
+        let one = rule.matches.iter().find(|one| self.why_not(route, rule, one).is_empty());
+        Taken {
+            rule: name(rule, index),
+            because: one.map_or_else(Vec::new, all_of),
+            filters: filters.map_or_else(Vec::new, said),
+            redirect,
+            request_timeout: found.rule.request_timeout.map(long),
+            backend_timeout: found.rule.backend_timeout.map(long),
+        }
+    }
+
+    /// Why this rule is not the one.
+    fn against(&self, route: &Route, rule: &RouteRule) -> Vec<String> {
+        if !route.ports.is_empty() && !route.ports.contains(&self.port) {
+            let ports: Vec<String> = route.ports.iter().map(u16::to_string).collect();
+            return vec![format!("the route is attached to port {} only", ports.join(", "))];
+        }
+        let host = Route { rules: vec![only(rule, None)], ..route.clone() };
+        if !self.takes(host) {
+            let names: Vec<String> = route.hostnames.iter().map(hostname).collect();
+            return vec![format!("the host is not {}", names.join(" or "))];
+        }
+        let first = "another rule comes first, by the order of precedence";
+        if rule.matches.is_empty() {
+            return vec![first.to_owned()];
+        }
+        let why = |one| match &*self.why_not(route, rule, one) {
+            [] => first.to_owned(),
+            missing => missing.join("; "),
+        };
+        rule.matches.iter().map(why).collect()
+    }
+
+    /// What of a match does not hold.
+    fn why_not(&self, route: &Route, rule: &RouteRule, one: &RequestMatch) -> Vec<String> {
+        let everywhere = Route { ports: Vec::new(), hostnames: Vec::new(), ..route.clone() };
+        let parts = parts(one).into_iter();
+        let not = parts.filter(|(part, _)| {
+            !self.takes(Route { rules: vec![only(rule, Some(part.clone()))], ..everywhere.clone() })
+        });
+        not.map(|(_, text)| format!("not {text}")).collect()
+    }
+
+    fn takes(&self, route: Route) -> bool {
+        let service = route.name.clone();
+        let routes = Routes { client_namespace: "".into(), service, routes: vec![route] };
+        matches!(Table::new(routes).find(self.port, &self.asked), Match::Rule(_))
+    }
+}
+
+fn only(rule: &RouteRule, one: Option<RequestMatch>) -> RouteRule {
+    RouteRule { matches: one.into_iter().collect(), rule: rule.rule.clone() }
+}
+
+/// A match of each of its conditions alone, and how that is said.
+fn parts(one: &RequestMatch) -> Vec<(RequestMatch, String)> {
+    let path = match &one.path {
+        PathMatch::Exact(path) => format!("path {path}"),
+        PathMatch::Prefix(path) => format!("path prefix {path}"),
+        PathMatch::Pattern(pattern) => format!("path like {}", pattern.as_str()),
+        PathMatch::Method(pattern) => format!("gRPC method {} of any service", pattern.as_str()),
+    };
+    let mut parts = vec![(RequestMatch { path: one.path.clone(), when: None }, path)];
+    let Some(when) = one.when.as_deref() else { return parts };
+    let mut add = |when: Conditions, text| {
+        parts.push((RequestMatch { path: PathMatch::Prefix("/".into()), when: Some(when.into()) }, text));
+    };
+    if let Some(method) = &when.method {
+        let only = Conditions { method: Some(method.clone()), ..Conditions::default() };
+        add(only, format!("method {method}"));
+    }
+    for header in &when.headers {
+        let only = Conditions { headers: vec![header.clone()], ..Conditions::default() };
+        add(only, format!("header {}{}", header.name, value(&header.value)));
+    }
+    for query in &when.query {
+        let only = Conditions { query: vec![query.clone()], ..Conditions::default() };
+        add(only, format!("query parameter {}{}", query.name, value(&query.value)));
+    }
+    parts
+}
+
+fn all_of(one: &RequestMatch) -> Vec<String> {
+    parts(one).into_iter().map(|(_, text)| text).collect()
+}
+
+fn value(value: &ValueMatch) -> String {
+    match value {
+        ValueMatch::Exact(exact) => format!(": {}", String::from_utf8_lossy(exact)),
+        ValueMatch::Pattern(pattern) => format!(" like {}", pattern.as_str()),
+    }
+}
+
+fn hostname(name: &Hostname) -> String {
+    match name {
+        Hostname::Exact(name) => name.to_string(),
+        Hostname::Suffix(name) => format!("*.{name}"),
+    }
+}
+
+/// What filters do, in the order in which it is done.
+fn said(filters: &Filters) -> Vec<String> {
+    let Filters { request, response, redirect, rewrite } = filters;
+    let mut said = Vec::new();
+    modifier("request", request, &mut said);
+    if let Some(rewrite) = rewrite {
+        said.extend(rewrite.hostname.as_ref().map(|host| format!("rewrites the host to {host}")));
+        said.extend(rewrite.path.as_ref().map(|new| format!("rewrites the path {}", path(new))));
+    }
+    if let Some(redirect) = redirect {
+        said.push(format!("redirects with {}", redirect.status.as_u16()));
+    }
+    modifier("response", response, &mut said);
+    said
+}
+
+fn path(modifier: &PathModifier) -> String {
+    match modifier {
+        PathModifier::Full(new) => format!("to {new}"),
+        PathModifier::Prefix(new) => format!("prefix to {new:?}"),
+    }
+}
+
+fn modifier(of: &str, modifier: &HeaderModifier, said: &mut Vec<String>) {
+    let HeaderModifier { set, add, remove } = modifier;
+    let text = |value: &http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    said.extend(remove.iter().map(|name| format!("removes the {of} header {name}")));
+    said.extend(set.iter().map(|(name, value)| format!("sets the {of} header {name}: {}", text(value))));
+    said.extend(add.iter().map(|(name, value)| format!("adds the {of} header {name}: {}", text(value))));
+}
+
+// === impl Asking ===
+
+impl Asking {
+    fn asked(&self) -> Asked<'_> {
+        let host = self.headers.get(http::header::HOST).and_then(|host| host.to_str().ok());
+        Asked {
+            method: &self.method,
+            authority: host.unwrap_or_default(),
+            path: self.uri.path(),
+            query: self.uri.query().unwrap_or(""),
+            headers: &self.headers,
+        }
+    }
+
+    /// The rule's backends that get anything.
+    fn shares(&self, mesh: &Mesh, found: Found<'_>) -> Result<Vec<Share>> {
+        let total: f64 = found.rule.backends.iter().map(|backend| f64::from(backend.weight)).sum();
+        let served = found.rule.backends.iter().filter(|backend| backend.weight > 0);
+        let share = |backend: &Backend| {
+            let percent = f64::from(backend.weight) * 100.0 / total;
+            let mut share = match &backend.invalid {
+                None => self.share(mesh, &backend.service, backend.port, percent)?,
+                Some(why) => Share {
+                    fails: Some(Failure::new(Reason::BackendNotFound, &**why)),
+                    ..Share::empty(&backend.service, backend.port, percent)
+                },
+            };
+            share.filters = backend.filters.as_deref().map_or_else(Vec::new, said);
+            share.sees = self.seen(found, backend);
+            Ok(share)
+        };
+        served.map(share).collect()
+    }
+
+    /// The target and host as the backend sees them, where they are changed.
+    fn seen(&self, found: Found<'_>, backend: &Backend) -> Option<String> {
+        let target = self.uri.path_and_query()?;
+        let mut request = Request::new(());
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = target.as_str().parse().ok()?;
+        *request.headers_mut() = self.headers.clone();
+        let of = |request: &Request<()>| {
+            let host = request.headers().get(http::header::HOST).map(|host| host.as_bytes().to_vec());
+            let host = String::from_utf8_lossy(&host.unwrap_or_default()).into_owned();
+            format!("{} {} of {host}", request.method(), request.uri())
+        };
+        let before = of(&request);
+        for filters in [&found.rule.filters, &backend.filters].into_iter().flatten() {
+            filters.rewrite.as_ref().map(|rewrite| rewrite.apply(&mut request, found.prefix));
+        }
+        let after = of(&request);
+        (after != before).then_some(after)
+    }
+
+    /// A Service's endpoints, each with what it says to the client.
+    fn share(&self, mesh: &Mesh, service: &ObjectName, port: u16, percent: f64) -> Result<Share> {
+        let mut share = Share::empty(service, port, percent);
+        let mut all = mesh.endpoints(service)?;
+        all.retain(|endpoint| endpoint.service_port == port);
+        share.endpoints = all.iter().map(|endpoint| self.endpoint(mesh, endpoint)).collect::<Result<_>>()?;
+        share.fails = match &*share.endpoints {
+            [] => Some(Failure::new(Reason::NoHealthyEndpoint, format!("{service}:{port} has no endpoint"))),
+            all if all.iter().any(Endpoint::lets_in) => None,
+            all => all.first().and_then(|first| first.policy.as_ref()).map(|judged| {
+                let reason = judged.reason.and_then(Reason::from_code).unwrap_or(Reason::PolicyDenied);
+                Failure::new(reason, format!("no endpoint of {service}:{port} lets {} in", self.from.shown()))
+            }),
+        };
+        Ok(share)
+    }
+
+    fn endpoint(&self, mesh: &Mesh, endpoint: &EndpointInfo) -> Result<Endpoint> {
+        let (tls, identity) = match &endpoint.peer {
+            Peer::Mesh(id) => (TlsKind::Mesh, Some(id.to_string())),
+            Peer::Plaintext => (TlsKind::None, None),
+        };
+        // Where plaintext is spoken, there is no proxy that judges, as far as this one knows.
+        let judge = endpoint.workload.as_ref().filter(|_| tls == TlsKind::Mesh);
+        let policy = judge.map(|workload| mesh.inbound(workload)).transpose()?.flatten();
+        let policy = policy.map(|policy| {
+            let (port, peer) = (endpoint.addr.port(), self.from.identity.as_ref());
+            // No rule looks at the client's address.
+            let client = std::net::Ipv4Addr::UNSPECIFIED.into();
+            judged(policy.evaluate(&Connection { port, peer, tls, client }))
+        });
+        Ok(Endpoint {
+            address: endpoint.addr.to_string(),
+            workload: endpoint.workload.as_ref().map(ToString::to_string),
+            identity,
+            ready: endpoint.ready,
+            policy,
+        })
+    }
+}
+
+fn judged(verdict: Verdict) -> Judged {
+    match verdict {
+        Verdict::Allow { rule } | Verdict::Audit { rule } => {
+            Judged { allowed: true, rule: Some(rule.to_string()), reason: None }
+        }
+        Verdict::Deny { reason, rule } => {
+            Judged { allowed: false, rule: rule.map(|rule| rule.to_string()), reason: Some(reason.as_str()) }
+        }
+    }
+}
+
+// === impl Endpoint ===
+
+impl Endpoint {
+    fn lets_in(&self) -> bool {
+        self.policy.as_ref().is_none_or(|judged| judged.allowed)
+    }
+}
+
+// === impl Share ===
+
+impl Share {
+    fn empty(service: &ObjectName, port: u16, percent: f64) -> Self {
+        let service = format!("{service}:{port}");
+        Self { service, percent, filters: Vec::new(), sees: None, endpoints: Vec::new(), fails: None }
+    }
+}

@@ -1,0 +1,154 @@
+use super::*;
+
+use clap::Parser as _;
+
+#[derive(clap::Parser)]
+struct Line {
+    #[command(flatten)]
+    arguments: ExplainArgs,
+}
+
+const SHOP: &str = "
+apiVersion: policy.tulle.dev/v1alpha1
+kind: Mesh
+metadata: {name: mesh}
+spec: {mtls: strict, networks: [127.0.0.0/8]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: shop, namespace: default}
+spec: {clusterIP: 10.96.0.7, ports: [{port: 80, appProtocol: http}, {port: 5432, appProtocol: tcp}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: v1, namespace: default}
+spec: {ports: [{port: 80, appProtocol: http}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: v1-a, namespace: default, labels: {kubernetes.io/service-name: v1}}
+addressType: IPv4
+ports: [{name: '', port: 8080, protocol: TCP}]
+endpoints: [{addresses: [127.0.0.9], conditions: {ready: true}}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: shop, namespace: default}
+spec:
+  parentRefs: [{group: '', kind: Service, name: shop, port: 80}]
+  rules:
+  - name: moved
+    matches: [{path: {type: PathPrefix, value: /old}}]
+    filters:
+    - type: RequestRedirect
+      requestRedirect: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /new}, statusCode: 301}
+  - matches:
+    - {path: {type: PathPrefix, value: /b}, method: POST, headers: [{name: x-group, value: b}], queryParams: [{name: q, value: '1'}]}
+    filters:
+    - type: URLRewrite
+      urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /c}}
+    timeouts: {request: 5s, backendRequest: 1s}
+    backendRefs:
+    - {name: v1, port: 80, weight: 3}
+    - {name: absent, port: 80, weight: 1}
+  - matches: [{path: {type: PathPrefix, value: /b/c}}, {path: {type: Exact, value: /exact}}]
+    backendRefs: [{name: v1, port: 80, weight: 0}]
+";
+
+fn explained(line: &str) -> Result<Answer> {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("shop.yaml"), SHOP).unwrap();
+    let dir = folder.path().to_str().unwrap();
+    let words = ["explain", "--config-dir", dir, "--from", "default/web"].into_iter();
+    let line = Line::try_parse_from(words.chain(line.split(' '))).unwrap();
+    explain(&Mesh::of_folder(folder.path()).unwrap(), &line.arguments)
+}
+
+fn shown(line: &str) -> String {
+    text::lines(&explained(line).unwrap())
+}
+
+#[test]
+fn a_rule_is_named_with_what_it_does_and_the_others_with_what_is_missing() {
+    let expected = "\
+POST http://shop/b/x?q=1
+from  default/web (its identity is not known; see --identity)
+to    Service default/shop port 80 (http)
+HTTPRoute default/shop rules[1]: path prefix /b, method POST, header x-group: b, query parameter q: 1
+  rewrites the path prefix to \"/c\"
+  within 5s (request)
+  within 1s (each try)
+   75.0 %  default/v1:80
+           sees POST /c/x?q=1 of shop
+           127.0.0.9:8080: plaintext
+   25.0 %  default/absent:80
+           sees POST /c/x?q=1 of shop
+           fails: 500 backend_not_found: there is no Service default/absent
+not taken:
+  HTTPRoute default/shop rules[0] (moved): not path prefix /old
+  HTTPRoute default/shop rules[2]: not path prefix /b/c; or not path /exact";
+    assert_eq!(shown("--to http://shop/b/x?q=1 -X POST -H x-group:b"), expected);
+}
+
+#[test]
+fn each_missing_condition_is_told() {
+    let answer = explained("--to http://shop/b?q=2").unwrap();
+    assert_eq!(answer.fails.as_ref().unwrap().reason, "route_not_found");
+    let missing = "not method POST; not header x-group: b; not query parameter q: 1";
+    assert_eq!(answer.not_taken[1].because, [missing]);
+    assert_eq!(answer.not_taken[2].because, ["not path prefix /b/c", "not path /exact"]);
+}
+
+#[test]
+fn a_redirect_is_told_with_its_location() {
+    let answer = explained("--to http://shop.default.svc.cluster.local/old/x").unwrap();
+    let redirect = answer.taken.unwrap().redirect.unwrap();
+    let location = "http://shop.default.svc.cluster.local/new/x".to_owned();
+    assert_eq!((redirect.status, redirect.location), (301, location));
+    assert!(answer.backends.is_empty() && answer.fails.is_none());
+}
+
+#[test]
+fn what_a_proxy_would_answer_itself_fails() {
+    for (line, reason) in [
+        ("--to http://shop/b/c", "route_without_backend"),
+        ("--to http://10.96.0.7/none", "route_not_found"),
+        ("--to http://v1.default:80/ --identity spiffe://cluster.local/ns/default/sa/web", ""),
+    ] {
+        let fails = explained(line).unwrap().fails.map_or("", |fails| fails.reason);
+        assert_eq!(fails, reason, "{line}");
+    }
+}
+
+#[test]
+fn an_earlier_rule_is_told_from_one_that_does_not_match() {
+    let answer = explained("--to http://shop/b/c?q=1 -X POST -H x-group:b").unwrap();
+    assert_eq!(answer.taken.unwrap().rule.index, 2);
+    assert_eq!(answer.not_taken[1].because[0], "another rule comes first, by the order of precedence");
+}
+
+#[test]
+fn what_cannot_be_asked_about_is_told_with_the_remedy() {
+    for (line, expected) in [
+        ("--to https://shop/", "https is between"),
+        ("--to /path", "names no host"),
+        ("--to http://nobody/", "there is no Service default/nobody"),
+        ("--to http://shop:81/", "has no port 81; it has 80, 5432"),
+        ("--to http://shop:5432/", "declared to speak tcp"),
+        ("--to http://192.0.2.1/", "is no address of the mesh"),
+        ("--to http://www.example.com/", "is no name of a Service"),
+    ] {
+        let error = format!("{:#}", explained(line).unwrap_err());
+        assert!(error.contains(expected), "{line}: {error}");
+    }
+    for (bad, expected) in [
+        (["--from", "web"], "is not <namespace>/<name>"),
+        (["-H", "no-colon"], "expected `NAME: VALUE`"),
+        (["--identity", "web"], "invalid value"),
+    ] {
+        let words = ["explain", "--from", "a/b", "--to", "http://c/"].into_iter();
+        let words = words.filter(|word| bad[0] != "--from" || !["--from", "a/b"].contains(word));
+        let error = Line::try_parse_from(words.chain(bad)).err().unwrap().to_string();
+        assert!(error.contains(expected), "{bad:?}: {error}");
+    }
+}

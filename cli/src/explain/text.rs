@@ -1,0 +1,112 @@
+//! An explanation for people.
+
+use super::answer::{Answer, Endpoint, Failure, From, NotTaken, RuleName, Share, Taken};
+
+/// From the request to who serves it, then what was passed by.
+pub(super) fn lines(answer: &Answer) -> String {
+    let to = &answer.to;
+    let mut lines = vec![
+        answer.request.clone(),
+        format!("from  {}", answer.from.shown()),
+        format!("to    Service {} port {} ({})", to.service, to.port, to.protocol),
+    ];
+    match (&answer.taken, &answer.fails) {
+        (Some(taken), _) => rule(taken, &mut lines),
+        (None, None) => lines.push("no route is attached to this port: the Service itself".to_owned()),
+        (None, Some(_)) if answer.backends.is_empty() => lines.push("no rule takes it".to_owned()),
+        (None, Some(_)) => lines.push("no route is attached to this port: the Service itself".to_owned()),
+    }
+    for share in &answer.backends {
+        backend(share, &mut lines);
+    }
+    if let Some(failure) = &answer.fails {
+        lines.push(format!("fails: {}", failure.shown()));
+        lines.push(format!("  {}", failure.remedy));
+    }
+    if !answer.not_taken.is_empty() {
+        lines.push("not taken:".to_owned());
+        lines.extend(answer.not_taken.iter().map(other));
+    }
+    lines.join("\n")
+}
+
+fn rule(taken: &Taken, lines: &mut Vec<String>) {
+    let because = match &*taken.because {
+        [] => "every request".to_owned(),
+        all => all.join(", "),
+    };
+    lines.push(format!("{}: {because}", taken.rule.shown()));
+    lines.extend(taken.filters.iter().map(|filter| format!("  {filter}")));
+    if let Some(redirect) = &taken.redirect {
+        lines.push(format!("  answers {} with Location: {}", redirect.status, redirect.location));
+    }
+    let timeouts = [("request", &taken.request_timeout), ("each try", &taken.backend_timeout)];
+    for (of, timeout) in timeouts {
+        lines.extend(timeout.as_ref().map(|timeout| format!("  within {timeout} ({of})")));
+    }
+}
+
+fn backend(share: &Share, lines: &mut Vec<String>) {
+    lines.push(format!("  {:>5.1} %  {}", share.percent, share.service));
+    lines.extend(share.filters.iter().map(|filter| format!("           {filter}")));
+    lines.extend(share.sees.iter().map(|seen| format!("           sees {seen}")));
+    lines.extend(share.endpoints.iter().map(|one| format!("           {}", one.shown())));
+    lines.extend(share.fails.iter().map(|failure| format!("           fails: {}", failure.shown())));
+}
+
+fn other(not: &NotTaken) -> String {
+    format!("  {}: {}", not.rule.shown(), not.because.join("; or "))
+}
+
+// === impl From ===
+
+impl From {
+    pub(super) fn shown(&self) -> String {
+        match &self.identity {
+            Some(identity) => format!("{} ({identity})", self.workload),
+            None => format!("{} (its identity is not known; see --identity)", self.workload),
+        }
+    }
+}
+
+// === impl RuleName ===
+
+impl RuleName {
+    fn shown(&self) -> String {
+        let name = if self.name.is_empty() { String::new() } else { format!(" ({})", self.name) };
+        format!("{} {} rules[{}]{name}", self.kind, self.route, self.index)
+    }
+}
+
+// === impl Failure ===
+
+impl Failure {
+    fn shown(&self) -> String {
+        let status = self.status.map(|status| format!("{status} ")).unwrap_or_default();
+        format!("{status}{}: {}", self.reason, self.detail)
+    }
+}
+
+// === impl Endpoint ===
+
+impl Endpoint {
+    fn shown(&self) -> String {
+        let workload = self.workload.as_ref().map(|name| format!(" {name}")).unwrap_or_default();
+        let peer = match &self.identity {
+            Some(identity) => format!("mTLS with {identity}"),
+            None => "plaintext".to_owned(),
+        };
+        let ready = if self.ready { "" } else { ", not ready" };
+        let policy = match &self.policy {
+            None => String::new(),
+            Some(judged) => {
+                let rule = judged.rule.as_ref().map(|rule| format!(" by {rule}")).unwrap_or_default();
+                match judged.reason {
+                    None => format!(", let in{rule}"),
+                    Some(reason) => format!(", refused{rule}: {reason}"),
+                }
+            }
+        };
+        format!("{}{workload}: {peer}{ready}{policy}", self.address)
+    }
+}
