@@ -95,6 +95,11 @@ impl World {
         self.grpc
     }
 
+    /// The control plane's HTTP port.
+    pub fn metrics_address(&self) -> SocketAddr {
+        self.metrics
+    }
+
     /// Writes a file of YAML, whole at once, as editors and `kubectl` do.
     pub fn yaml(&self, name: &str, text: &str) {
         let path = self.config_folder().join(name);

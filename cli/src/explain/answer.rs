@@ -116,21 +116,36 @@ pub(super) struct Judged {
 pub(super) struct Failure {
     /// As in `x-tulle-error`.
     pub reason: &'static str,
+    /// Of HTTP; a call of gRPC gets 200 and its own.
     pub status: Option<u16>,
+    pub grpc_status: Option<u8>,
     pub detail: String,
     pub remedy: &'static str,
+}
+
+// === impl Answer ===
+
+impl Answer {
+    /// The request is a call of gRPC.
+    pub(super) fn of_grpc(mut self) -> Self {
+        let shares = self.backends.iter_mut().flat_map(|share| &mut share.fails);
+        self.fails.iter_mut().chain(shares).for_each(Failure::of_grpc);
+        self
+    }
 }
 
 // === impl Failure ===
 
 impl Failure {
     pub(super) fn new(reason: Reason, detail: impl Into<String>) -> Self {
-        Self {
-            reason: reason.code(),
-            status: reason.status(),
-            detail: detail.into(),
-            remedy: reason.remedy(),
-        }
+        let (status, detail) = (reason.status(), detail.into());
+        Self { reason: reason.code(), status, grpc_status: None, detail, remedy: reason.remedy() }
+    }
+
+    /// As a call of gRPC gets it.
+    fn of_grpc(&mut self) {
+        self.grpc_status = Reason::from_code(self.reason).map(Reason::grpc_status);
+        self.status = self.status.map(|_| 200);
     }
 }
 

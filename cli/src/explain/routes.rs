@@ -4,6 +4,7 @@
 
 use anyhow::{Context as _, Result};
 use http::Request;
+use tulle_proxy::forward::is_grpc;
 use tulle_proxy::policy::{Connection, TlsKind, Verdict};
 use tulle_proxy::route::{
     Asked, Backend, Conditions, Filters, Found, HeaderModifier, Hostname, Match, PathMatch, PathModifier,
@@ -73,7 +74,8 @@ pub(super) fn explain(mesh: &Mesh, asking: &Asking, service: &ObjectName, to: To
     {
         answer.fails = answer.backends.iter().find_map(|share| share.fails.clone());
     }
-    Ok(answer)
+    let by_rule = matches!(found, Match::Rule(found) if found.rule.kind == RouteKind::Grpc);
+    Ok(if by_rule || is_grpc(&asking.headers) { answer.of_grpc() } else { answer })
 }
 
 fn numbered(route: &Route) -> impl Iterator<Item = (&Route, usize, &RouteRule)> {

@@ -121,6 +121,14 @@ fn what_a_proxy_would_answer_itself_fails() {
 }
 
 #[test]
+fn a_call_of_grpc_gets_its_own_status() {
+    let line = "--to http://shop/x.Y/Z -X POST -H content-type:application/grpc";
+    let fails = explained(line).unwrap().fails.unwrap();
+    assert_eq!((fails.status, fails.grpc_status), (Some(200), Some(12)));
+    assert!(shown(line).contains("fails: gRPC status 12 route_not_found"), "{}", shown(line));
+}
+
+#[test]
 fn an_earlier_rule_is_told_from_one_that_does_not_match() {
     let answer = explained("--to http://shop/b/c?q=1 -X POST -H x-group:b").unwrap();
     assert_eq!(answer.taken.unwrap().rule.index, 2);

@@ -82,7 +82,11 @@ impl RuleName {
 
 impl Failure {
     fn shown(&self) -> String {
-        let status = self.status.map(|status| format!("{status} ")).unwrap_or_default();
+        let status = match (self.status, self.grpc_status) {
+            (_, Some(grpc)) => format!("gRPC status {grpc} "),
+            (Some(status), None) => format!("{status} "),
+            (None, None) => String::new(),
+        };
         format!("{status}{}: {}", self.reason, self.detail)
     }
 }

@@ -93,7 +93,7 @@ fn list(fields: &HeaderMap, name: HeaderName) -> impl Iterator<Item = &str> {
 }
 
 /// Whether a message is gRPC's: `application/grpc`, with a format or parameters after it (gRPC over HTTP/2, "Requests").
-pub(super) fn is_grpc(fields: &HeaderMap) -> bool {
+pub fn is_grpc(fields: &HeaderMap) -> bool {
     let kind = fields.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
     kind.strip_prefix(b"application/grpc").is_some_and(|rest| matches!(rest, [] | [b'+' | b';', ..]))
 }

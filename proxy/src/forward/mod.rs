@@ -23,6 +23,7 @@ mod sniff;
 mod target;
 
 pub use context::{OwnEndpoints, Proxy, Settings, Worker};
+pub use headers::is_grpc;
 
 #[cfg(test)]
 mod tests;

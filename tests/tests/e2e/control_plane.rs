@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use serde_json::json;
 use tulle_tests::app::App;
-use tulle_tests::{Wire, Workload, eventually};
+use tulle_tests::{Wire, Workload, World, eventually};
 
 use super::Pair;
 
@@ -183,4 +183,34 @@ async fn a_proxy_that_starts_without_a_control_plane_is_not_ready_and_says_why()
         if answer.0 == 200 { Ok(()) } else { Err(format!("{answer:?}")) }
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn resources_are_told_to_who_names_this_host_alone() {
+    let world = World::strict().await;
+    world.service("shop", "http");
+    let status = async |path: &str, host: &str| {
+        let mut wire = Wire::connect(world.metrics_address()).await;
+        wire.send(&format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n")).await;
+        wire.response().await.0.status()
+    };
+    eventually("the Service is served", async || {
+        match status("/resources/Service/default/shop", "127.0.0.1").await {
+            200 => Ok(()),
+            other => Err(other.to_string()),
+        }
+    })
+    .await;
+    for (path, host, expected) in [
+        ("/resources/Service/default/shop", "localhost:15014", 200),
+        ("/resources/Service/default/shop", "[::1]:15014", 200),
+        ("/resources/Service/default/shop", "rebound.example", 403),
+        ("/resources/Service/default/shop", "10.0.0.1", 403),
+        ("/resources/Service/default/none", "localhost", 204),
+        ("/resources/Secret/default/shop", "localhost", 404),
+        ("/resources/Service", "localhost", 404),
+        ("/metrics", "rebound.example", 200),
+    ] {
+        assert_eq!(status(path, host).await, expected, "{path} of {host}");
+    }
 }
