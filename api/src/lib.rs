@@ -42,8 +42,15 @@ use prost::Name;
 /// The one name of the [`v1::Mesh`] resource.
 pub const MESH: &str = "mesh";
 
-/// What a regular expression of a route may need when it is compiled, in bytes.
-pub const PATTERN_SIZE: usize = 1024 * 1024;
+/// What a regular expression of a route may need when it is compiled, in bytes; and as much again for what is cached as it is matched.
+pub const PATTERN_SIZE: usize = 128 * 1024;
+
+/// How many different regular expressions the routes to one service may have.
+pub const PATTERNS: usize = 128;
+
+/// The longest path, header or query parameter that regular expressions are tried on, in bytes: what a request costs must not be its
+/// client's to choose.
+pub const PATTERN_INPUT: usize = 8 * 1024;
 
 /// Whether no filter may change the header of this name, in any case: it frames the message (RFC 9112 §6) or says when its body is
 /// sent (RFC 9110 §10.1.1), belongs to the hop (RFC 9110 §7.6.1), says who is asked, which is a rewrite's to change, or is

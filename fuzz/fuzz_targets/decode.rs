@@ -133,7 +133,7 @@ fn route(routes: Routes, choice: usize) {
                             .all(|route| !route.ports.is_empty() && !route.ports.contains(&port))
                     );
                 }
-                Match::NotFound => {}
+                Match::NotFound | Match::TooLong(_) => {}
                 Match::Rule(Found { rule, prefix }) => {
                     assert!(rules.contains(&rule));
                     assert!(prefix <= path.len());

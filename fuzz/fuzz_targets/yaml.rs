@@ -12,7 +12,7 @@ use tulle_control_plane::finding::Finding;
 use tulle_control_plane::index::Index;
 use tulle_control_plane::model::{Model, Settings, findings};
 use tulle_control_plane::source::Folder;
-use tulle_proxy::control::decode::decode;
+use tulle_proxy::control::decode::{Decoded, decode, rejections};
 
 fuzz_target!(|data: &[u8]| {
     let mut folder = Folder::empty(Path::new("conf"));
@@ -62,6 +62,9 @@ fn accepted(model: &Model) {
                 let encoded = model.get(resource_type, &name).expect("its name is listed");
                 let decoded = decode(resource_type.type_url(), &name, &encoded.bytes);
                 assert!(decoded.is_ok(), "{resource_type} {name}: {decoded:?}");
+                if let Ok(Decoded::Routes(routes)) = decoded {
+                    assert_eq!(rejections(&name, &routes), [], "{name}");
+                }
             }
         }
     }

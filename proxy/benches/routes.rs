@@ -22,6 +22,7 @@ fn table(hosts: bool, one: impl Fn(usize) -> RequestMatch) -> Table {
             label: name.to_string().into(),
             route: name.clone(),
             kind: RouteKind::Http,
+            invalid: None,
             filters: None,
             backends: Box::default(),
             request_timeout: None,

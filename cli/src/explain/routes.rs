@@ -49,11 +49,15 @@ pub(super) fn explain(mesh: &Mesh, asking: &Asking, service: &ObjectName, to: To
             let detail = format!("no rule of the routes to {service}:{port} takes it");
             answer.fails = Some(Failure::new(Reason::RouteNotFound, detail));
         }
+        Match::TooLong(what) => answer.fails = Some(Failure::new(Reason::HeadTooLarge, what.to_string())),
         Match::Rule(found) => {
             let named = rules().find(|(.., rule)| std::ptr::eq(&*rule.rule, &**found.rule));
             let (route, index, rule) = named.context("the rule is of no route")?;
             answer.taken = Some(question.taken(route, index, rule, found));
-            if !redirects(found.rule) {
+            if let Some(invalid) = &found.rule.invalid {
+                let detail = format!("route {}: {invalid}", found.rule.route);
+                answer.fails = Some(Failure::new(Reason::RouteInvalid, detail));
+            } else if !redirects(found.rule) {
                 answer.backends = asking.shares(mesh, found)?;
                 answer.fails = no_share(found.rule, &answer.backends);
             }

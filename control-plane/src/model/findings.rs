@@ -4,8 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
+use tulle_api::PATTERNS;
+
 use super::Settings;
-use super::routes::{attach, conflicts, resolve};
+use super::routes::{attach, beyond_patterns_of, conflicts, resolve};
 use crate::finding::{Finding, Notes, Origin};
 use crate::index::{Index, Stored};
 use crate::object::{
@@ -37,8 +39,21 @@ pub fn findings(index: &Index, settings: &Settings) -> Vec<Finding> {
         let notes = slice(index, object);
         tell(Kind::EndpointSlice, &object.name, origin.as_ref(), notes);
     }
+    let services = index.services().map(|stored| &stored.object);
+    let beyond: Vec<_> = services.flat_map(|service| beyond_patterns_of(index, service)).collect();
     for Stored { object, origin } in index.routes() {
-        let notes = route(index, object);
+        let mut notes = route(index, object);
+        let own = beyond.iter().filter(|(route, _)| route.key() == object.key());
+        for rule in own.map(|(_, rule)| rule).collect::<BTreeSet<_>>() {
+            notes.error(
+                format!("spec.rules[{rule}].matches"),
+                format!(
+                    "more than the {PATTERNS} regular expressions that a Service's routes may have: the whole rule is left out, \
+                     and a request that only it would match gets 404 `route_not_found`"
+                ),
+                "use exact values and prefixes where they serve",
+            );
+        }
         tell(object.kind.into(), &object.name, origin.as_ref(), notes);
     }
     for Stored { object, origin } in index.policies() {

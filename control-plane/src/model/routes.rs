@@ -13,7 +13,7 @@ use super::Encoded;
 use super::build::{Context, object_name};
 use super::wire;
 use crate::index::Index;
-use crate::object::{Backend, Effect, NamespacedName, Parent, Route, RouteKind, Rule, Service};
+use crate::object::{Backend, Effect, Match, NamespacedName, Parent, Route, RouteKind, Rule, Service};
 
 /// The routes to one service.
 #[derive(Debug, PartialEq, Eq)]
@@ -51,28 +51,13 @@ impl RouteSet {
 
 impl Context<'_> {
     pub(super) fn routes(&self, name: &NamespacedName) -> Option<Arc<RouteSet>> {
-        let service = self.index.service(name)?;
-        let mut producers = Vec::new();
-        let mut consumers: BTreeMap<Arc<str>, Vec<(&Route, Ports)>> = BTreeMap::new();
-        for route in self.index.routes_of(name) {
-            let Some(ports) = attachment(service, route) else {
-                continue;
-            };
-            if route.is_producer_for(name) {
-                producers.push((route, ports));
-            } else {
-                let namespace = route.name.namespace.clone();
-                consumers.entry(namespace).or_default().push((route, ports));
-            }
-        }
-        let consumers = consumers.into_iter().map(|(namespace, own)| {
-            let routes = of_one_kind(service, in_place_of(service, &producers, own));
+        let Followed { producer, consumers } = followed(self.index, self.index.service(name)?);
+        let consumers = consumers.into_iter().map(|(namespace, routes)| {
             let encoded = self.encode_routes(&namespace, name, &routes);
             (namespace, encoded)
         });
         let consumers = consumers.collect();
-        let producers = of_one_kind(service, producers);
-        Some(Arc::new(RouteSet { consumers, producer: self.encode_routes("", name, &producers) }))
+        Some(Arc::new(RouteSet { consumers, producer: self.encode_routes("", name, &producer) }))
     }
 
     fn encode_routes(
@@ -81,6 +66,10 @@ impl Context<'_> {
         service: &NamespacedName,
         routes: &[(&Route, Ports)],
     ) -> Arc<Encoded> {
+        let beyond = beyond_patterns(routes);
+        let is_served = |route: &Route, rule: &Rule| {
+            !beyond.iter().any(|(other, index)| other.key() == route.key() && *index == rule.index)
+        };
         let http = routes.iter().map(|(route, ports)| v1::HttpRoute {
             name: Some(object_name(&route.name)),
             ports: match ports {
@@ -89,7 +78,10 @@ impl Context<'_> {
             },
             // They mean nothing where a Service is the parent (GEP-1426).
             hostnames: Vec::new(),
-            rules: route.rules.iter().filter_map(|rule| self.rule(route, rule)).collect(),
+            rules: {
+                let rules = route.rules.iter().filter(|rule| is_served(route, rule));
+                rules.filter_map(|rule| self.rule(route, rule)).collect()
+            },
             kind: match route.kind {
                 RouteKind::Grpc => v1::RouteKind::Grpc.into(),
                 RouteKind::Http => v1::RouteKind::Http.into(),
@@ -109,7 +101,10 @@ impl Context<'_> {
         let name = rule.name.clone();
         match &rule.fault {
             Some(fault) if fault.effect == Effect::LeftOut => return None,
-            Some(_) => return Some(v1::HttpRule { name, matches, ..Default::default() }),
+            Some(fault) => {
+                let invalid = format!("{}: {}", fault.field, fault.message);
+                return Some(v1::HttpRule { name, matches, invalid, ..Default::default() });
+            }
             None => {}
         }
         let backends = rule.backends.iter().map(|backend| {
@@ -133,6 +128,7 @@ impl Context<'_> {
             request_timeout: rule.request_timeout.and_then(|d| d.try_into().ok()),
             backend_request_timeout: rule.backend_request_timeout.and_then(|d| d.try_into().ok()),
             filters: wire::filters(&rule.filters),
+            invalid: String::new(),
         })
     }
 }
@@ -155,6 +151,64 @@ impl Ports {
         let left: BTreeSet<u16> = self.numbers(service).difference(taken).copied().collect();
         (!left.is_empty()).then_some(Self::Only(left))
     }
+}
+
+/// The routes that clients follow to a service, in order of precedence.
+struct Followed<'r> {
+    /// From every namespace that is not in `consumers`.
+    producer: Vec<(&'r Route, Ports)>,
+    consumers: BTreeMap<Arc<str>, Vec<(&'r Route, Ports)>>,
+}
+
+fn followed<'r>(index: &'r Index, service: &Service) -> Followed<'r> {
+    let mut producers = Vec::new();
+    let mut consumers: BTreeMap<Arc<str>, Vec<(&Route, Ports)>> = BTreeMap::new();
+    for route in index.routes_of(&service.name) {
+        let Some(ports) = attachment(service, route) else {
+            continue;
+        };
+        if route.is_producer_for(&service.name) {
+            producers.push((route, ports));
+        } else {
+            let namespace = route.name.namespace.clone();
+            consumers.entry(namespace).or_default().push((route, ports));
+        }
+    }
+    let consumers = consumers
+        .into_iter()
+        .map(|(namespace, own)| (namespace, of_one_kind(service, in_place_of(service, &producers, own))));
+    let consumers = consumers.collect();
+    Followed { producer: of_one_kind(service, producers), consumers }
+}
+
+/// The rules, by their places, that are left out since their regular expressions are more than a service may have, whoever its
+/// clients are.
+pub(super) fn beyond_patterns_of<'r>(index: &'r Index, service: &Service) -> Vec<(&'r Route, usize)> {
+    let Followed { producer, consumers } = followed(index, service);
+    let mut beyond = beyond_patterns(&producer);
+    beyond.extend(consumers.values().flat_map(|routes| beyond_patterns(routes)));
+    beyond.sort_by_key(|(route, rule)| (route.key(), *rule));
+    beyond.dedup_by_key(|(route, rule)| (route.key(), *rule));
+    beyond
+}
+
+fn beyond_patterns<'r>(routes: &[(&'r Route, Ports)]) -> Vec<(&'r Route, usize)> {
+    let mut patterns = BTreeSet::new();
+    let mut beyond = Vec::new();
+    let rules = routes.iter().flat_map(|(route, _)| route.rules.iter().map(move |rule| (*route, rule)));
+    for (route, rule) in rules {
+        let left_out = rule.fault.as_ref().is_some_and(|fault| fault.effect == Effect::LeftOut);
+        if left_out {
+            continue;
+        }
+        let own: BTreeSet<&str> = rule.matches.iter().flat_map(Match::patterns).collect();
+        if patterns.union(&own).count() > tulle_api::PATTERNS {
+            beyond.push((route, rule.index));
+        } else {
+            patterns.extend(own);
+        }
+    }
+    beyond
 }
 
 /// A consumer's own routes, and the producer's on the ports that the consumer's leave alone, in order of precedence.

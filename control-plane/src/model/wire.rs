@@ -8,10 +8,11 @@ use crate::object::{
 
 pub(super) fn http_match(one: &Match) -> v1::HttpMatch {
     v1::HttpMatch {
-        path: one.path.as_ref().map(|path| match path {
-            PathMatch::Exact(path) => v1::http_match::Path::Exact(path.clone()),
-            PathMatch::Prefix(path) => v1::http_match::Path::Prefix(path.clone()),
-            PathMatch::Regex(path) => v1::http_match::Path::Regex(path.clone()),
+        path: Some(match &one.path {
+            None => v1::http_match::Path::Prefix("/".to_owned()),
+            Some(PathMatch::Exact(path)) => v1::http_match::Path::Exact(path.clone()),
+            Some(PathMatch::Prefix(path)) => v1::http_match::Path::Prefix(path.clone()),
+            Some(PathMatch::Regex(path)) => v1::http_match::Path::Regex(path.clone()),
         }),
         headers: one.headers.iter().map(value_match).collect(),
         query: one.query.iter().map(value_match).collect(),

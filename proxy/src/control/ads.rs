@@ -158,7 +158,7 @@ impl Ads {
                     resource,
                     field,
                     reason,
-                    "rejected a resource; its last good version stays"
+                    "rejected a resource, or this part of it; what is not put to use stays as it was, and a route's rule answers 500"
                 );
             }
         }

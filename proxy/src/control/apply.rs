@@ -1,7 +1,8 @@
 //! What an update changes: the only place that writes the snapshot.
 //!
 //! Decides which resources are subscribed to for what is wanted, and gives each that comes to the state. What cannot
-//! be decoded is rejected by name and its last good version stays. A policy is in force, and open connections are
+//! be decoded is rejected by name and its last good version stays; only of routes, the rules that can be decoded are put to use
+//! beside those that cannot, whose requests are refused. A policy is in force, and open connections are
 //! judged by it, before its update is acknowledged.
 
 use std::collections::HashMap;
@@ -195,6 +196,9 @@ impl Applier {
         for received in &update.resources {
             match decode::any(&update.type_url, &received.name, &received.resource) {
                 Ok(decoded) => {
+                    if let Decoded::Routes(routes) = &decoded {
+                        applied.rejected.extend(decode::rejections(&received.name, routes));
+                    }
                     if let Err(reason) = self.put(decoded, &mut applied.wanted) {
                         let (resource, field) = (received.name.clone(), String::new());
                         applied.rejected.push(Rejection { resource, field, reason });

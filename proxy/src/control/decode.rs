@@ -3,6 +3,9 @@
 //! Pure; called by `apply`, and by other programs that read what the control plane serves. Nothing is guessed: a value
 //! that is missing, unknown or out of range is rejected rather than replaced, and the resource's name must be the one
 //! that it was subscribed by. Fields that this version does not know are passed over (a newer control plane's).
+//!
+//! A route's rule is the one part that is taken as [`Invalid`] instead, so that the other rules of a service hold, also for a proxy
+//! that has no last good version of them ([`rejections`]).
 
 mod filter;
 mod rule;
@@ -18,7 +21,7 @@ use tulle_api::v1::{self, Rejection};
 use tulle_certs::{SpiffeId, TrustBundle, TrustDomain};
 
 use crate::policy::{Action, Allow, EgressRule, EgressSpec, InboundSpec, Names, PortPolicy};
-use crate::route::{Hostname, Route, Routes};
+use crate::route::{Hostname, Invalid, Route, Routes};
 use crate::state::{
     AddressInfo, AddressTarget, EndpointInfo, EndpointsInfo, HostPort, MeshInfo, Mode, ObjectName, Peer,
     Protocol, ServiceInfo, ServicePort, WorkloadInfo,
@@ -43,7 +46,7 @@ pub enum Decoded {
 }
 
 /// What is wrong, and where in the message.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Fault {
     field: String,
     reason: String,
@@ -81,6 +84,19 @@ pub fn any(type_url: &str, name: &str, any: &prost_types::Any) -> Result<Decoded
         return Err(Rejection { resource: name.to_owned(), field: String::new(), reason });
     }
     decode(type_url, name, &any.value)
+}
+
+/// What could not be decoded of routes that are used nevertheless.
+pub fn rejections(name: &str, routes: &Routes) -> Vec<Rejection> {
+    let rules = routes.routes.iter().flat_map(|route| &route.rules);
+    let undecoded = rules.filter_map(|rule| match rule.rule.invalid.as_ref()? {
+        Invalid::Undecoded { field, reason } => {
+            let (field, reason) = (field.to_string(), reason.to_string());
+            Some(Rejection { resource: name.to_owned(), field, reason })
+        }
+        Invalid::Said(_) => None,
+    });
+    undecoded.collect()
 }
 
 fn fault(field: impl Into<String>, reason: impl Into<String>) -> Fault {
@@ -166,12 +182,13 @@ fn routes(message: v1::Routes, name: &str) -> Result<Decoded> {
     if !message.client_namespace.is_empty() {
         named(&message.client_namespace, client_namespace, "client_namespace")?;
     }
+    let mut patterns = rule::Patterns::default();
     let routes = each(message.http, "http", |http, at| {
         let route = object(http.name, &format!("{at}.name"))?;
         Ok(Route {
             ports: each(http.ports, &format!("{at}.ports"), port)?,
             hostnames: each(http.hostnames, &format!("{at}.hostnames"), hostname)?,
-            rules: rule::rules(http.rules, http.kind, &route, at)?,
+            rules: rule::rules(http.rules, http.kind, &route, &mut patterns, at),
             name: route,
         })
     })?;
@@ -268,7 +285,7 @@ fn trust_bundle(message: v1::TrustBundle, name: &str) -> Result<Decoded> {
 // === impl the parts ===
 
 /// Decodes each element; the closure gets its path.
-fn each<T, U>(items: Vec<T>, field: &str, decode: impl Fn(T, &str) -> Result<U>) -> Result<Vec<U>> {
+fn each<T, U>(items: Vec<T>, field: &str, mut decode: impl FnMut(T, &str) -> Result<U>) -> Result<Vec<U>> {
     items.into_iter().enumerate().map(|(i, item)| decode(item, &format!("{field}[{i}]"))).collect()
 }
 

@@ -235,6 +235,9 @@ impl Connection {
             record.grpc = true;
         }
         record.route = Some(Arc::clone(&rule.label));
+        if let Some(invalid) = &rule.invalid {
+            return Err(Fault::unsent(Reason::RouteInvalid, format!("route {}: {invalid}", rule.route)));
+        }
         if let Target::Service(_, port) = &target
             && let Some(answer) = filters::redirect(&found, &request, *port)
         {
@@ -347,6 +350,7 @@ fn rule<'a>(
             let what = format!("{} {path} to {}:{port}", request.method(), service.name);
             Err(Fault::unsent(Reason::RouteNotFound, what))
         }
+        Match::TooLong(what) => Err(Fault::unsent(Reason::HeadTooLarge, what.to_string())),
     }
 }
 

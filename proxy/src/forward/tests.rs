@@ -91,6 +91,7 @@ fn knows_orders(worker: &Worker, authority: &Authority, address: SocketAddr) {
         route: ObjectName::new("default", "split"),
         label: "default/split".into(),
         kind: RouteKind::Http,
+        invalid: None,
         filters: None,
         backends: [backend].into(),
         request_timeout: None,

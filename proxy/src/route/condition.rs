@@ -69,6 +69,10 @@ impl Conditions {
 }
 
 impl ValueMatch {
+    pub(super) fn is_pattern(&self) -> bool {
+        matches!(self, Self::Pattern(_))
+    }
+
     fn takes<'a>(&self, value: impl FnOnce(&mut Scratch) -> Option<Value<'a>>) -> bool {
         let mut scratch = Scratch::new();
         let value = value(&mut scratch);
@@ -108,6 +112,25 @@ pub(super) fn header<'a>(asked: &Asked<'a>, name: &HeaderName, to: &mut Scratch)
         to.extend_from_slice(value.as_bytes());
     }
     Some(Value::Made)
+}
+
+/// How long it is.
+pub(super) fn header_len(asked: &Asked<'_>, name: &HeaderName) -> usize {
+    if *name == header::HOST {
+        return asked.authority.len();
+    }
+    let values = asked.headers.get_all(name).iter().map(|value| value.len() + 1);
+    values.sum::<usize>().saturating_sub(1)
+}
+
+/// How long a query parameter is.
+pub(super) fn parameter_len(query: &str, name: &str) -> usize {
+    let mut scratch = Scratch::new();
+    match parameter(query, name, &mut scratch) {
+        None => 0,
+        Some(Value::There(value)) => value.len(),
+        Some(Value::Made) => scratch.len(),
+    }
 }
 
 /// The value of the first query parameter of a name (WHATWG URL, "application/x-www-form-urlencoded parsing").

@@ -32,7 +32,8 @@ pub use filter::{Filters, HeaderModifier, InvalidTarget, PathModifier, Redirect,
 pub use host::{Hostname, InvalidHostname};
 pub use pattern::{InvalidPattern, Pattern};
 pub use table::{
-    Backend, Found, Match, PathMatch, RequestMatch, Route, RouteKind, RouteRule, Routes, Rule, Table,
+    Backend, Found, Invalid, Match, PathMatch, RequestMatch, Route, RouteKind, RouteRule, Routes, Rule,
+    Table, TooLong,
 };
 
 #[cfg(test)]

@@ -1,13 +1,16 @@
 //! The routes to one service, compiled.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
+use http::HeaderName;
+use tulle_api::PATTERN_INPUT;
 
 use super::candidates::Candidate;
-use super::condition::{Asked, Conditions};
+use super::condition::{self, Asked, Conditions};
 use super::filter::Filters;
 use super::host::{Hostname, RequestHost};
 use super::paths::Paths;
@@ -83,12 +86,24 @@ pub struct Rule {
     /// The same as text, for metrics and logs.
     pub label: Arc<str>,
     pub kind: RouteKind,
+    /// Why its requests are all answered with 500 `route_invalid`.
+    pub invalid: Option<Invalid>,
     pub filters: Option<Box<Filters>>,
     pub backends: Box<[Backend]>,
     /// The whole request, from its head to the response's end.
     pub request_timeout: Option<Duration>,
     /// One try at one backend, until the response's head.
     pub backend_timeout: Option<Duration>,
+}
+
+/// Why a rule is not carried out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Invalid {
+    /// The control plane says so.
+    Said(Box<str>),
+    /// This proxy cannot decode what stands in this field of its `Routes`. What it could read of the rule's matches chooses
+    /// the rule's requests, so that none of them falls to another rule.
+    Undecoded { field: Box<str>, reason: Box<str> },
 }
 
 /// Where a rule sends a share of its requests.
@@ -114,6 +129,16 @@ pub enum Match<'a> {
     Rule(Found<'a>),
     /// There are routes, and none takes the request: 404 `route_not_found`.
     NotFound,
+    /// Regular expressions would have to be tried on what is too long: 431 `head_too_large`.
+    TooLong(TooLong<'a>),
+}
+
+/// What of a request is longer than [`PATTERN_INPUT`].
+#[derive(Clone, Copy, Debug)]
+pub enum TooLong<'a> {
+    Path,
+    Header(&'a HeaderName),
+    Query(&'a str),
 }
 
 /// The rule that takes a request.
@@ -129,10 +154,19 @@ pub struct Found<'a> {
 pub struct Table {
     routes: Routes,
     rules: Vec<Arc<Rule>>,
+    tried: Tried,
     /// Ports that some route names, with the routes of every port.
     named: HashMap<u16, Hosts, RandomState>,
     /// All other ports.
     every: Hosts,
+}
+
+/// What of requests patterns are tried on.
+#[derive(Debug, Default)]
+struct Tried {
+    path: bool,
+    headers: Vec<HeaderName>,
+    query: Vec<Box<str>>,
 }
 
 /// The routes of one port, by host.
@@ -157,7 +191,7 @@ impl Table {
                 Hosts::new(&routes.routes, |route| route.ports.is_empty() || route.ports.contains(port))
             });
         }
-        Self { routes, rules, named, every }
+        Self { tried: Tried::new(&routes), routes, rules, named, every }
     }
 
     /// What this was compiled from.
@@ -170,6 +204,9 @@ impl Table {
         let hosts = self.named.get(&port).unwrap_or(&self.every);
         if !hosts.attached {
             return Match::NoRoutes;
+        }
+        if let Some(what) = self.tried.too_long(asked) {
+            return Match::TooLong(what);
         }
         let found = hosts.find(asked);
         let rule =
@@ -242,6 +279,68 @@ impl Hosts {
         host.match_indices('.')
             .filter(|(dot, _)| *dot > 0)
             .find_map(|(dot, _)| self.suffixes.get(&host[dot + 1..])?.find(asked))
+    }
+}
+
+// === impl Tried ===
+
+impl Tried {
+    fn new(routes: &Routes) -> Self {
+        let mut tried = Self::default();
+        let rules = routes.routes.iter().flat_map(|route| &route.rules);
+        for one in rules.flat_map(|rule| &rule.matches) {
+            tried.path |= matches!(one.path, PathMatch::Pattern(_) | PathMatch::Method(_));
+            let Some(when) = &one.when else { continue };
+            for one in when.headers.iter().filter(|one| one.value.is_pattern()) {
+                if !tried.headers.contains(&one.name) {
+                    tried.headers.push(one.name.clone());
+                }
+            }
+            for one in when.query.iter().filter(|one| one.value.is_pattern()) {
+                if !tried.query.contains(&one.name) {
+                    tried.query.push(one.name.clone());
+                }
+            }
+        }
+        tried
+    }
+
+    /// What of the request is longer than any pattern is tried on.
+    fn too_long(&self, asked: &Asked<'_>) -> Option<TooLong<'_>> {
+        if self.path && asked.path.len() > PATTERN_INPUT {
+            return Some(TooLong::Path);
+        }
+        let header = self.headers.iter().find(|name| condition::header_len(asked, name) > PATTERN_INPUT);
+        if let Some(name) = header {
+            return Some(TooLong::Header(name));
+        }
+        if asked.query.len() <= PATTERN_INPUT {
+            return None;
+        }
+        let mut names = self.query.iter().map(|name| &**name);
+        names.find(|name| condition::parameter_len(asked.query, name) > PATTERN_INPUT).map(TooLong::Query)
+    }
+}
+
+impl fmt::Display for TooLong<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path => f.write_str("the path")?,
+            Self::Header(name) => write!(f, "the header {name}")?,
+            Self::Query(name) => write!(f, "the query parameter {name}")?,
+        }
+        write!(f, " is longer than the {PATTERN_INPUT} bytes that routes try regular expressions on")
+    }
+}
+
+// === impl Invalid ===
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Said(why) => f.write_str(why),
+            Self::Undecoded { field, reason } => write!(f, "{field} as this proxy was sent it: {reason}"),
+        }
     }
 }
 

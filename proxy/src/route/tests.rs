@@ -23,6 +23,7 @@ fn rule(route: &str, name: &str, matches: Vec<RequestMatch>, weights: &[u32]) ->
         route: ObjectName::new("shop", route),
         label: format!("shop/{route}").into(),
         kind: RouteKind::Http,
+        invalid: None,
         filters: None,
         backends: backends.collect(),
         request_timeout: None,
@@ -110,6 +111,7 @@ fn told(found: Match<'_>) -> String {
     match found {
         Match::NoRoutes => "no routes".to_owned(),
         Match::NotFound => "not found".to_owned(),
+        Match::TooLong(what) => format!("{what:?}"),
         Match::Rule(Found { rule, .. }) => format!("{}{}", rule.route.name, rule.name),
     }
 }

@@ -65,6 +65,10 @@ reasons! {
         "the matching route has no backend"
         "The rule that matches names no backend, or only backends of weight 0."
         "Name a backend with a weight above 0 in the rule.";
+    RouteInvalid "route_invalid" 500 UNAVAILABLE
+        "the matching rule cannot be carried out"
+        "The rule that matches asks for what this version cannot do, or for what its proxy, of an older version than the control plane, does not know. It is not served as if it asked for less."
+        "See what `tulle check` says of the route, and the answer's own text; bring the proxies to the control plane's version.";
     BackendNotFound "backend_not_found" 500 UNAVAILABLE
         "the route's backend does not exist"
         "The rule names a Service, or a port of it, that does not exist or may not be referred to."

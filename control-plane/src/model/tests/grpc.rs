@@ -16,7 +16,7 @@ fn methods_are_paths() {
     let prefix = |path: &str| Some(Path::Prefix(path.to_owned()));
     let regex = |path: &str| Some(Path::Regex(path.to_owned()));
     let cases = [
-        ("{}", None),
+        ("{}", prefix("/")),
         ("{method: {service: shop.v1.Orders, method: List}}", exact("/shop.v1.Orders/List")),
         ("{method: {type: Exact, service: shop.v1.Orders}}", prefix("/shop.v1.Orders")),
         ("{method: {service: '', method: List}}", regex("/[^/]+/List")),
@@ -35,7 +35,7 @@ fn methods_are_paths() {
     let rules = "[{backendRefs: [{name: orders, port: 80}]}]";
     let all =
         routes(&model(&format!("{ORDERS}{}", grpc_route("default", "r", "", rules))), "x/default/orders");
-    assert_eq!(all.http[0].rules[0].matches, [v1::HttpMatch::default()]);
+    assert_eq!(all.http[0].rules[0].matches, [v1::HttpMatch { path: prefix("/"), ..Default::default() }]);
 }
 
 /// What a match says, the field that is found wrong, and how many rules are served (none: the route is refused).

@@ -61,6 +61,21 @@ pub enum ValuePattern {
     Regex(String),
 }
 
+impl Match {
+    /// Its regular expressions.
+    pub fn patterns(&self) -> impl Iterator<Item = &str> {
+        let path = match &self.path {
+            Some(PathMatch::Regex(regex)) => Some(regex.as_str()),
+            Some(PathMatch::Exact(_) | PathMatch::Prefix(_)) | None => None,
+        };
+        let values = self.headers.iter().chain(&self.query).filter_map(|one| match &one.value {
+            ValuePattern::Regex(regex) => Some(regex.as_str()),
+            ValuePattern::Exact(_) => None,
+        });
+        path.into_iter().chain(values)
+    }
+}
+
 /// A header or query match as it is written, whatever the kind of route.
 pub(super) struct WrittenValue<'a> {
     pub(super) name: &'a str,

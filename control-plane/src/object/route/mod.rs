@@ -184,7 +184,7 @@ impl Fault {
     /// Tells it, and keeps in `slot` whichever fault weighs more.
     fn tell(self, slot: &mut Option<Self>, hint: &str, notes: &mut Notes) {
         let meanwhile = match self.effect {
-            Effect::Refused => "every request that the rule takes gets 500 `route_without_backend`",
+            Effect::Refused => "every request that the rule takes gets 500 `route_invalid`",
             Effect::LeftOut => {
                 "the whole rule is left out, and a request that only it would match gets 404 `route_not_found`"
             }

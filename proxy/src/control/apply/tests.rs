@@ -232,3 +232,23 @@ fn a_replica_of_the_workload_on_another_host_is_not_taken_for_this_one() {
     let known = bench.store.load().workload.as_ref().map(|workload| workload.addresses.clone());
     assert_eq!(known, Some(vec![IpAddr::from([127, 0, 0, 1])]));
 }
+
+#[test]
+fn routes_of_which_one_rule_cannot_be_read_are_used_and_it_is_told() {
+    let mut bench = Bench::new(&[]);
+    let orders = ObjectName::new("shop", "orders");
+    bench.want(&Want::Service(orders.clone()));
+    let rule = |path| v1::HttpRule {
+        matches: vec![v1::HttpMatch { path, ..v1::HttpMatch::default() }],
+        ..v1::HttpRule::default()
+    };
+    let name = || Some(v1::ObjectName { namespace: "shop".to_owned(), name: "orders".to_owned() });
+    let rules = vec![rule(None), rule(Some(v1::http_match::Path::Prefix("/".to_owned())))];
+    let route = v1::HttpRoute { name: name(), rules, ..v1::HttpRoute::default() };
+    let message = v1::Routes { service: name(), http: vec![route], ..v1::Routes::default() };
+    let applied = bench.told::<v1::Routes>(&[("shop/shop/orders", message.encode_to_vec())], &[]);
+    let fields: Vec<_> = applied.rejected.iter().map(|one| one.field.as_str()).collect();
+    assert_eq!(fields, ["http[0].rules[0].matches[0].path"]);
+    let routes = bench.store.load().services[&orders].routes().unwrap();
+    assert_eq!(routes.routes().routes[0].rules.len(), 2);
+}

@@ -1,114 +1,190 @@
 //! The rules of routes: what they match, where they send it, and what they do with it.
+//!
+//! A rule that cannot be decoded is [`Invalid`], and its requests are refused. What cannot be read of a match describes every
+//! request then: a request that the rule may have been meant for must not go where another rule leads.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
 use http::{HeaderName, Method};
-use tulle_api::v1;
+use tulle_api::{PATTERNS, v1};
 
 use super::filter::{Of, filters};
-use super::{Result, duration, each, fault, object, port};
+use super::{Fault, Result, duration, each, fault, object, port};
 use crate::route::{
-    Backend, Conditions, HeaderMatch, PathMatch, Pattern, QueryMatch, RequestMatch, RouteKind, RouteRule,
-    Rule, ValueMatch,
+    Backend, Conditions, HeaderMatch, Invalid, PathMatch, Pattern, QueryMatch, RequestMatch, RouteKind,
+    RouteRule, Rule, ValueMatch,
 };
 use crate::state::ObjectName;
 
 const MAX_WEIGHT: u32 = 1_000_000;
 /// How the path of a gRPC method begins that may be any service's.
 const ANY_SERVICE: &str = "/[^/]+/";
+/// Describes every path.
+const ANY_PATH: &str = "(?s:.*)";
+
+/// The different regular expressions of a service's routes.
+#[derive(Default)]
+pub(super) struct Patterns(HashSet<Box<str>>);
+
+/// Reads matches, and keeps the first thing that cannot be read.
+struct Matches<'a> {
+    patterns: &'a mut Patterns,
+    kind: RouteKind,
+    fault: Option<Fault>,
+}
 
 /// The rules of one route.
 pub(super) fn rules(
     rules: Vec<v1::HttpRule>,
     kind: i32,
     route: &ObjectName,
+    patterns: &mut Patterns,
     at: &str,
-) -> Result<Vec<RouteRule>> {
-    let kind = match v1::RouteKind::try_from(kind) {
-        Ok(v1::RouteKind::Http) => RouteKind::Http,
-        Ok(v1::RouteKind::Grpc) => RouteKind::Grpc,
-        Err(_) => return Err(fault(format!("{at}.kind"), format!("{kind} is not known"))),
+) -> Vec<RouteRule> {
+    let (known, unknown) = match v1::RouteKind::try_from(kind) {
+        Ok(v1::RouteKind::Http) => (RouteKind::Http, None),
+        Ok(v1::RouteKind::Grpc) => (RouteKind::Grpc, None),
+        Err(_) => (RouteKind::Http, Some(fault(format!("{at}.kind"), format!("{kind} is not known")))),
     };
-    each(rules, &format!("{at}.rules"), |rule, at| self::rule(rule, kind, route, at))
+    let rules = rules.into_iter().enumerate().map(|(i, message)| {
+        let mut matches = Matches { patterns, kind: known, fault: unknown.clone() };
+        rule(message, &mut matches, route, &format!("{at}.rules[{i}]"))
+    });
+    rules.collect()
 }
 
-fn rule(rule: v1::HttpRule, kind: RouteKind, route: &ObjectName, at: &str) -> Result<RouteRule> {
-    let matches = each(rule.matches, &format!("{at}.matches"), |one, at| self::one(one, kind, at))?;
-    let by_prefix = matches.iter().all(|one| matches!(one.path, PathMatch::Prefix(_)));
-    let of = Of::Rule { by_prefix, has_backends: !rule.backends.is_empty() };
+fn rule(message: v1::HttpRule, matches: &mut Matches<'_>, route: &ObjectName, at: &str) -> RouteRule {
+    let read = message.matches.into_iter().enumerate();
+    let read: Vec<_> = read.map(|(i, one)| matches.one(one, &format!("{at}.matches[{i}]"))).collect();
     let rule = Rule {
-        name: rule.name.into(),
+        name: message.name.into(),
         route: route.clone(),
         label: route.to_string().into(),
-        kind,
-        filters: filters(rule.filters, of, at)?,
-        backends: each(rule.backends, &format!("{at}.backends"), backend)?.into(),
-        request_timeout: duration(rule.request_timeout, &format!("{at}.request_timeout"))?,
-        backend_timeout: duration(rule.backend_request_timeout, &format!("{at}.backend_request_timeout"))?,
+        kind: matches.kind,
+        invalid: (!message.invalid.is_empty()).then(|| Invalid::Said(message.invalid.into())),
+        filters: None,
+        backends: Box::default(),
+        request_timeout: None,
+        backend_timeout: None,
     };
-    Ok(RouteRule { matches, rule: Arc::new(rule) })
+    let rule = match matches.fault.take() {
+        None if rule.invalid.is_some() => Ok(rule),
+        None => {
+            let by_prefix = read.iter().all(|one| matches!(one.path, PathMatch::Prefix(_)));
+            let of = Of::Rule { by_prefix, has_backends: !message.backends.is_empty() };
+            let done = || -> Result<Rule> {
+                Ok(Rule {
+                    filters: filters(message.filters, of, at)?,
+                    backends: each(message.backends, &format!("{at}.backends"), backend)?.into(),
+                    request_timeout: duration(message.request_timeout, &format!("{at}.request_timeout"))?,
+                    backend_timeout: duration(
+                        message.backend_request_timeout,
+                        &format!("{at}.backend_request_timeout"),
+                    )?,
+                    ..rule.clone()
+                })
+            };
+            done().map_err(|fault| (rule.clone(), fault))
+        }
+        Some(fault) => Err((rule, fault)),
+    };
+    let rule = rule.unwrap_or_else(|(rule, Fault { field, reason })| {
+        let undecoded = Invalid::Undecoded { field: field.into(), reason: reason.into() };
+        Rule { invalid: Some(undecoded), ..rule }
+    });
+    RouteRule { matches: read, rule: Arc::new(rule) }
 }
 
-fn one(one: v1::HttpMatch, kind: RouteKind, at: &str) -> Result<RequestMatch> {
-    use v1::http_match::Path;
-    let slash = |path: String, field: &str| match path.starts_with('/') {
-        true => Ok(path.into_boxed_str()),
-        false => Err(fault(format!("{at}.{field}"), format!("{path:?} does not begin with a slash"))),
-    };
-    let path = match one.path {
-        None => PathMatch::Prefix("/".into()),
-        Some(Path::Exact(path)) => PathMatch::Exact(slash(path, "exact")?),
-        Some(Path::Prefix(path)) => PathMatch::Prefix(slash(path, "prefix")?),
-        Some(Path::Regex(text)) => {
-            let pattern = pattern(&text, &format!("{at}.regex"))?;
-            let is_method = kind == RouteKind::Grpc && text.starts_with(ANY_SERVICE);
-            if is_method { PathMatch::Method(pattern) } else { PathMatch::Pattern(pattern) }
+impl Matches<'_> {
+    /// The value, or why there is none.
+    fn or_told<T>(&mut self, read: Result<T>) -> Option<T> {
+        read.map_err(|fault| self.fault.get_or_insert(fault)).ok()
+    }
+
+    fn one(&mut self, one: v1::HttpMatch, at: &str) -> RequestMatch {
+        let path = self.path(one.path, at);
+        let path = match self.or_told(path) {
+            Some(path) => path,
+            // It compiles; were there no such pattern, `/` would describe as much, after other rules.
+            None => Pattern::new(ANY_PATH).map_or_else(|_| PathMatch::Prefix("/".into()), PathMatch::Pattern),
+        };
+        let method = match &*one.method {
+            "" => None,
+            method => {
+                let read = Method::from_bytes(method.as_bytes())
+                    .map_err(|_| fault(format!("{at}.method"), format!("{method:?} is not a method")));
+                self.or_told(read)
+            }
+        };
+        let mut headers: Vec<HeaderMatch> = Vec::new();
+        for (i, header) in one.headers.into_iter().enumerate() {
+            let at = format!("{at}.headers[{i}]");
+            let read = header_name(&header.name, &format!("{at}.name"))
+                .and_then(|name| once(headers.iter().all(|known| known.name != name), &at).map(|()| name))
+                .and_then(|name| Ok(HeaderMatch { name, value: self.value(header.value, &at)? }));
+            headers.extend(self.or_told(read));
         }
-    };
-    let method = match &*one.method {
-        "" => None,
-        method => Some(
-            Method::from_bytes(method.as_bytes())
-                .map_err(|_| fault(format!("{at}.method"), format!("{method:?} is not a method")))?,
-        ),
-    };
-    let headers = each(one.headers, &format!("{at}.headers"), |header, at| {
-        let name = header_name(&header.name, &format!("{at}.name"))?;
-        Ok(HeaderMatch { name, value: value(header.value, at)? })
-    })?;
-    once(headers.iter().map(|header| &header.name), &format!("{at}.headers"))?;
-    let query = each(one.query, &format!("{at}.query"), |parameter, at| {
-        if parameter.name.is_empty() {
-            return Err(fault(format!("{at}.name"), "is missing"));
+        let mut query: Vec<QueryMatch> = Vec::new();
+        for (i, parameter) in one.query.into_iter().enumerate() {
+            let at = format!("{at}.query[{i}]");
+            let name: Box<str> = parameter.name.into();
+            let named = match name.is_empty() {
+                true => Err(fault(format!("{at}.name"), "is missing")),
+                false => once(query.iter().all(|known| known.name != name), &at),
+            };
+            let read =
+                named.and_then(|()| self.value(parameter.value, &at)).map(|value| QueryMatch { name, value });
+            query.extend(self.or_told(read));
         }
-        Ok(QueryMatch { name: parameter.name.into(), value: value(parameter.value, at)? })
-    })?;
-    once(query.iter().map(|parameter| &parameter.name), &format!("{at}.query"))?;
-    let when = Conditions { method, headers, query };
-    Ok(RequestMatch { path, when: (!when.is_empty()).then(|| Arc::new(when)) })
+        let when = Conditions { method, headers, query };
+        RequestMatch { path, when: (!when.is_empty()).then(|| Arc::new(when)) }
+    }
+
+    fn path(&mut self, path: Option<v1::http_match::Path>, at: &str) -> Result<PathMatch> {
+        use v1::http_match::Path;
+        let slash = |path: String, field: &str| match path.starts_with('/') {
+            true => Ok(path.into_boxed_str()),
+            false => Err(fault(format!("{at}.{field}"), format!("{path:?} does not begin with a slash"))),
+        };
+        Ok(match path.ok_or_else(|| fault(format!("{at}.path"), "is missing"))? {
+            Path::Exact(path) => PathMatch::Exact(slash(path, "exact")?),
+            Path::Prefix(path) => PathMatch::Prefix(slash(path, "prefix")?),
+            Path::Regex(text) => {
+                let pattern = self.patterns.pattern(&text, &format!("{at}.regex"))?;
+                let is_method = self.kind == RouteKind::Grpc && text.starts_with(ANY_SERVICE);
+                if is_method { PathMatch::Method(pattern) } else { PathMatch::Pattern(pattern) }
+            }
+        })
+    }
+
+    fn value(&mut self, value: Option<v1::value_match::Value>, at: &str) -> Result<ValueMatch> {
+        use v1::value_match::Value;
+        match value {
+            Some(Value::Exact(value)) => Ok(ValueMatch::Exact(value.into_bytes().into())),
+            Some(Value::Regex(text)) => {
+                self.patterns.pattern(&text, &format!("{at}.regex")).map(ValueMatch::Pattern)
+            }
+            None => Err(fault(format!("{at}.value"), "is missing")),
+        }
+    }
 }
 
-fn value(value: Option<v1::value_match::Value>, at: &str) -> Result<ValueMatch> {
-    use v1::value_match::Value;
-    match value {
-        Some(Value::Exact(value)) => Ok(ValueMatch::Exact(value.into_bytes().into())),
-        Some(Value::Regex(text)) => pattern(&text, &format!("{at}.regex")).map(ValueMatch::Pattern),
-        None => Err(fault(format!("{at}.value"), "is missing")),
+impl Patterns {
+    fn pattern(&mut self, text: &str, at: &str) -> Result<Pattern> {
+        if !self.0.contains(text) && self.0.len() >= PATTERNS {
+            let why = format!("is another regular expression than the {PATTERNS} that a service may have");
+            return Err(fault(at, why));
+        }
+        let pattern = Pattern::new(text).map_err(|error| fault(at, error.to_string()))?;
+        self.0.insert(text.into());
+        Ok(pattern)
     }
 }
 
 /// Refuses names that come again: which of the two counts would be a guess.
-fn once<T: std::hash::Hash + Eq>(names: impl Iterator<Item = T>, at: &str) -> Result<()> {
-    let mut seen = HashSet::new();
-    match names.enumerate().find_map(|(i, name)| (!seen.insert(name)).then_some(i)) {
-        None => Ok(()),
-        Some(i) => Err(fault(format!("{at}[{i}].name"), "is there twice")),
-    }
-}
-
-fn pattern(text: &str, at: &str) -> Result<Pattern> {
-    Pattern::new(text).map_err(|error| fault(at, error.to_string()))
+fn once(is_new: bool, at: &str) -> Result<()> {
+    if is_new { Ok(()) } else { Err(fault(format!("{at}.name"), "is there twice")) }
 }
 
 pub(super) fn header_name(text: &str, at: &str) -> Result<HeaderName> {

@@ -3,6 +3,7 @@ use std::time::SystemTime;
 use tulle_certs::issue::Authority;
 
 use super::*;
+use crate::route::{Asked, Match, Table};
 use crate::testing::seeds;
 
 fn name(namespace: &str, name: &str) -> Option<v1::ObjectName> {
@@ -86,10 +87,13 @@ fn each_fault_is_named_by_its_path() {
     assert_eq!(rejected(&endpoints(), "shop/web").0, "name");
     let mut message = routes();
     message.http[0].rules[0].matches[0].path = Some(v1::http_match::Path::Exact("a".to_owned()));
-    assert_eq!(rejected(&message, "web/shop/orders").0, "http[0].rules[0].matches[0].exact");
+    assert_eq!(invalid(&message), "http[0].rules[0].matches[0].exact");
     let mut message = routes();
     message.http[0].rules[0].backends[0].weight = 1_000_001;
-    assert_eq!(rejected(&message, "web/shop/orders").0, "http[0].rules[0].backends[0].weight");
+    assert_eq!(invalid(&message), "http[0].rules[0].backends[0].weight");
+    let mut message = routes();
+    message.http[0].ports = vec![0];
+    assert_eq!(rejected(&message, "web/shop/orders").0, "http[0].ports[0]");
     let message = v1::InboundPolicy { workload: name("shop", "web"), ..v1::InboundPolicy::default() };
     assert_eq!(rejected(&message, "shop/web"), ("mode".to_owned(), "is not set".to_owned()));
 }
@@ -118,14 +122,33 @@ fn matches_are_decoded_whole() {
     assert!(rule.matches[1].when.is_none());
 }
 
+/// What `web/shop/orders` is decoded to.
+fn decoded(message: &v1::Routes) -> Routes {
+    match decode(&v1::Routes::type_url(), "web/shop/orders", &message.encode_to_vec()) {
+        Ok(Decoded::Routes(routes)) => routes,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The field for which the first rule is not carried out.
+fn invalid(message: &v1::Routes) -> String {
+    let decoded = decoded(message);
+    let rejections = rejections("web/shop/orders", &decoded);
+    assert_eq!(rejections.len(), 1, "{rejections:?}");
+    let rule = &decoded.routes[0].rules[0].rule;
+    assert!(rule.invalid.is_some() && rule.backends.is_empty() && rule.filters.is_none(), "{rule:?}");
+    rejections[0].field.clone()
+}
+
 #[test]
-fn a_route_is_rejected_rather_than_half_understood() {
+fn a_rule_is_refused_rather_than_half_understood() {
     type Spoil = fn(&mut v1::HttpRoute);
     fn one(route: &mut v1::HttpRoute) -> &mut v1::HttpMatch {
         &mut route.rules[0].matches[0]
     }
     let faults: &[(&str, Spoil)] = &[
         ("kind", |route| route.kind = 9),
+        ("rules[0].matches[0].path", |route| one(route).path = None),
         ("rules[0].matches[0].prefix", |route| {
             one(route).path = Some(v1::http_match::Path::Prefix("a".to_owned()))
         }),
@@ -147,8 +170,73 @@ fn a_route_is_rejected_rather_than_half_understood() {
     for (field, spoil) in faults {
         let mut message = routes();
         spoil(&mut message.http[0]);
-        assert_eq!(rejected(&message, "web/shop/orders").0, format!("http[0].{field}"));
+        assert_eq!(invalid(&message), format!("http[0].{field}"));
     }
+}
+
+/// What the routes do with a request, with a route of one backend, `else`, for whatever is left.
+fn done(message: &v1::Routes, method: &str, path: &str, fields: &[(&str, &str)]) -> String {
+    let mut message = message.clone();
+    let mut other = routes().http.remove(0);
+    other.name = name("shop", "else");
+    other.rules[0].matches.clear();
+    message.http.push(other);
+    let table = Table::new(decoded(&message));
+    let fields = fields.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
+    let method = method.parse().unwrap();
+    let asked = Asked { method: &method, authority: "orders", path, query: "", headers: &fields };
+    match table.find(80, &asked) {
+        Match::Rule(found) if found.rule.invalid.is_some() => "refused".to_owned(),
+        Match::Rule(found) => found.rule.route.name.to_string(),
+        other => format!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_an_unread_rule_may_be_for_goes_nowhere_else_and_the_rest_holds() {
+    let mut message = routes();
+    let one = &mut message.http[0].rules[0].matches[0];
+    one.headers = vec![header("a", v1::value_match::Value::Regex("(".to_owned())), exact("b")];
+    for (path, fields, expected) in [
+        ("/a", &[("b", "x")][..], "refused"),
+        ("/a", &[("b", "x"), ("a", "1")], "refused"),
+        ("/a", &[("b", "y")], "else"),
+        ("/b", &[("b", "x")], "else"),
+    ] {
+        assert_eq!(done(&message, "GET", path, fields), expected, "{path} {fields:?}");
+    }
+    message.http[0].rules[0].matches[0] = v1::HttpMatch { method: "POST".to_owned(), ..Default::default() };
+    for (method, path, expected) in
+        [("POST", "/a", "refused"), ("POST", "", "refused"), ("GET", "/a", "else")]
+    {
+        assert_eq!(done(&message, method, path, &[]), expected, "{method} {path}");
+    }
+}
+
+#[test]
+fn what_the_control_plane_cannot_serve_is_no_fault_of_decoding() {
+    let mut message = routes();
+    message.http[0].rules[0].invalid = "spec.rules[0]: why".to_owned();
+    let decoded = decoded(&message);
+    assert_eq!(rejections("web/shop/orders", &decoded), []);
+    let invalid = decoded.routes[0].rules[0].rule.invalid.as_ref();
+    assert_eq!(invalid.map(ToString::to_string).as_deref(), Some("spec.rules[0]: why"));
+    assert_eq!(done(&message, "GET", "/a", &[]), "refused");
+}
+
+#[test]
+fn there_are_only_so_many_patterns() {
+    let mut message = routes();
+    let regex = |i| Some(v1::http_match::Path::Regex(format!("/a{}", i % (tulle_api::PATTERNS + 1))));
+    let all =
+        (0..2 * tulle_api::PATTERNS + 2).map(|i| v1::HttpMatch { path: regex(i), ..Default::default() });
+    message.http[0].rules =
+        all.map(|one| v1::HttpRule { matches: vec![one], ..Default::default() }).collect();
+    let fields: Vec<_> =
+        rejections("web/shop/orders", &decoded(&message)).into_iter().map(|it| it.field).collect();
+    let last = tulle_api::PATTERNS;
+    let at = [last, 2 * last + 1].map(|i| format!("http[0].rules[{i}].matches[0].regex"));
+    assert_eq!(fields, at);
 }
 
 fn filter(filter: v1::http_filter::Filter) -> v1::HttpFilter {
@@ -198,7 +286,7 @@ fn no_filter_changes_what_frames_a_message_or_is_ours() {
 }
 
 #[test]
-fn a_filter_is_rejected_rather_than_half_understood() {
+fn a_filter_is_refused_rather_than_half_understood() {
     use v1::path_modifier::Modifier;
     type Spoil = fn(&mut v1::HttpRule);
     let faults: &[(&str, Spoil)] = &[
@@ -232,7 +320,7 @@ fn a_filter_is_rejected_rather_than_half_understood() {
     for (field, spoil) in faults {
         let mut message = routes();
         spoil(&mut message.http[0].rules[0]);
-        assert_eq!(rejected(&message, "web/shop/orders").0, format!("http[0].rules[0].{field}"));
+        assert_eq!(invalid(&message), format!("http[0].rules[0].{field}"));
     }
 }
 

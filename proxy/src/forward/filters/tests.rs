@@ -67,6 +67,7 @@ fn table(kind: RouteKind, rule: Filters, backend: Filters) -> Table {
         route: name.clone(),
         label: "default/route".into(),
         kind,
+        invalid: None,
         filters: Some(Box::new(rule)),
         backends: [backend].into(),
         request_timeout: None,

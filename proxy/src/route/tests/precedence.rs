@@ -147,6 +147,23 @@ fn many_rules_that_one_value_tells_apart_are_found_by_it() {
 }
 
 #[test]
+fn what_is_too_long_for_patterns_is_told_where_one_would_be_tried() {
+    let table = table(vec![route("r", &[], &[], &["~/x/.+", "/ h:~a+", "/ ?q=~a+", "/"])]);
+    let long = "a".repeat(tulle_api::PATTERN_INPUT);
+    for (words, expected) in [
+        (format!("/{long}"), "Path"),
+        (format!("/{}", &long[1..]), "r/"),
+        (format!("/ h:{long}"), "r/ h:~a+"),
+        (format!("/ h:a h:{long}"), "Header(\"h\")"),
+        (format!("/ other:{long}a"), "r/"),
+        (format!("/?q={long}a"), "Query(\"q\")"),
+        (format!("/?p={long}&q=a"), "r/ ?q=~a+"),
+    ] {
+        assert_eq!(ask(&table, &words), expected, "{} bytes: {}", words.len(), &words[..9]);
+    }
+}
+
+#[test]
 fn a_match_allocates_nothing() {
     let rules: Vec<_> = (0..100).map(|i| format!("/ tenant:{i} ?q=~[0-9]+")).collect();
     let rules: Vec<_> =

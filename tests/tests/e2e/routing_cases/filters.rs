@@ -244,8 +244,8 @@ async fn what_cannot_be_done_is_not_served_as_if_less_was_asked() {
   backendRefs: [{name: v2, port: 8080}]
 - backendRefs: [{name: v1, port: 8080}]",
         &[
-            ("GET /mirror", "500 route_without_backend"),
-            ("GET /cors", "500 route_without_backend"),
+            ("GET /mirror", "500 route_invalid"),
+            ("GET /cors", "500 route_invalid"),
             ("GET /backend", "500 backend_not_found"),
             ("GET /pattern version:(", "v1"),
             ("GET /retry", "v2"),
