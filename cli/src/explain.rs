@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, anyhow, bail};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 use tulle_certs::SpiffeId;
-use tulle_proxy::state::{AddressTarget, ObjectName, Protocol, ServiceInfo};
+use tulle_proxy::state::{AddressTarget, ObjectName, Protocol, ServiceInfo, is_label};
 
 use self::answer::{Answer, From, To};
 use self::mesh::Mesh;
@@ -31,15 +31,15 @@ Says which rule of which route takes the request and why the others do not, what
 it, its timeouts, and who among the backends' workloads lets it in. Nothing is sent to any of them.
 
 Exit status:
-  0  the request would be sent on, or answered by a redirect
-  1  it would be refused, or it cannot be told
+  0  such requests would be served, or answered by a redirect
+  1  some of them or all would get an error of a proxy, or it cannot be told
   2  wrong arguments";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct ExplainArgs {
     /// Who asks: the workload, as NAMESPACE/NAME.
-    #[arg(long, value_name = "WORKLOAD")]
+    #[arg(long, value_name = "WORKLOAD", value_parser = workload)]
     from: ObjectName,
     /// Whom it has proven to be, where the control plane does not know the workload (yet): its SPIFFE ID.
     #[arg(long, value_name = "SPIFFE-ID")]
@@ -73,6 +73,15 @@ struct Asking {
     headers: HeaderMap,
 }
 
+fn workload(text: &str) -> Result<ObjectName> {
+    let name: ObjectName = text.parse()?;
+    // Pods' names may have dots (RFC 1123 §2.1).
+    if !is_label(&name.namespace) || !name.name.split('.').all(is_label) {
+        bail!("{text:?} is not the name of a workload: lower case letters, digits, `-`");
+    }
+    Ok(name)
+}
+
 fn field(text: &str) -> Result<(HeaderName, HeaderValue)> {
     let (name, value) = text.split_once(':').context("expected `NAME: VALUE`")?;
     let name =
@@ -95,7 +104,7 @@ pub(crate) fn run(arguments: &ExplainArgs) -> Result<ExitCode> {
         Format::Json => output::print_json(&answer)?,
         Format::Table => output::print(&text::lines(&answer))?,
     }
-    Ok(if answer.fails.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if !answer.some_fail { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn explain(mesh: &Mesh, arguments: &ExplainArgs) -> Result<Answer> {
@@ -109,13 +118,18 @@ fn explain(mesh: &Mesh, arguments: &ExplainArgs) -> Result<Answer> {
     }
     let port = authority.port_u16().unwrap_or(80);
     let service = service(mesh, &arguments.from, authority.host(), port)?;
-    let protocol = match service.port(port) {
-        Some(port) => port.protocol,
-        None => {
-            let ports: Vec<String> = service.ports.iter().map(|port| port.port.to_string()).collect();
-            bail!("--to: Service {} has no port {port}; it has {}", service.name, ports.join(", "));
-        }
-    };
+    let mut notes = Vec::new();
+    let declared = service.port(port).map(|port| port.protocol);
+    if declared.is_none() {
+        let ports: Vec<String> = service.ports.iter().map(|port| port.port.to_string()).collect();
+        let it_has = if ports.is_empty() { "none".to_owned() } else { ports.join(", ") };
+        notes.push(format!("Service {} declares no port {port}; it has {it_has}", service.name));
+    }
+    if service.addresses.is_empty() {
+        let why = "no address of its own: where connections are intercepted, those to its name go to the pods' addresses, by no route";
+        notes.push(format!("Service {} has {why}", service.name));
+    }
+    let protocol = declared.unwrap_or(Protocol::Detect);
     if matches!(protocol, Protocol::Tcp | Protocol::Tls) {
         bail!(
             "--to: port {port} of Service {} is declared to speak {}, whose bytes are relayed as they are",
@@ -123,9 +137,11 @@ fn explain(mesh: &Mesh, arguments: &ExplainArgs) -> Result<Answer> {
             answer::protocol(protocol)
         );
     }
-    let asking = Asking::new(mesh, arguments)?;
+    let (asking, unsaid) = Asking::new(mesh, arguments)?;
+    notes.extend(unsaid);
     let to = To { service: service.name.to_string(), port, protocol: answer::protocol(protocol) };
-    routes::explain(mesh, &asking, &service.name, to)
+    let answer = routes::explain(mesh, &asking, &service.name, to)?;
+    Ok(Answer { notes, ..answer })
 }
 
 /// Whom a host name or address is of.
@@ -154,27 +170,46 @@ fn service(mesh: &Mesh, from: &ObjectName, host: &str, port: u16) -> Result<Serv
 // === impl Asking ===
 
 impl Asking {
-    fn new(mesh: &Mesh, arguments: &ExplainArgs) -> Result<Self> {
+    /// And what is to be known of it.
+    fn new(mesh: &Mesh, arguments: &ExplainArgs) -> Result<(Self, Vec<String>)> {
+        let mut notes = Vec::new();
         let known = mesh.workload(&arguments.from)?.map(|workload| workload.id);
+        if known.is_none() && !mesh.is_folder() {
+            notes.push(format!("the control plane knows no workload {}", arguments.from));
+        }
         let identity = known.or_else(|| arguments.identity.clone());
         if let (Some(known), Some(given)) = (&identity, &arguments.identity)
             && known != given
         {
             bail!("--identity: the workload {} has proven to be {known}", arguments.from);
         }
+        if arguments.method == Method::CONNECT {
+            bail!("-X: CONNECT asks for a connection, not for what is at a URL");
+        }
         let mut headers = HeaderMap::new();
         for (name, value) in &arguments.header {
-            headers.append(name, value.clone());
+            if name.as_str().starts_with("x-tulle-") {
+                notes.push(format!(
+                    "{name} is the proxies' own: what an application says in it is taken away"
+                ));
+            } else {
+                headers.append(name, value.clone());
+            }
         }
-        if !headers.contains_key(header::HOST)
-            && let Some(authority) = arguments.to.authority()
-        {
-            headers
-                .insert(header::HOST, HeaderValue::from_str(authority.as_str()).context("--to: the host")?);
+        if !headers.contains_key(header::HOST) {
+            headers.insert(header::HOST, host(&arguments.to).context("--to: the host")?);
         }
         let from = From { workload: arguments.from.clone(), identity };
-        Ok(Self { from, method: arguments.method.clone(), uri: arguments.to.clone(), headers })
+        Ok((Self { from, method: arguments.method.clone(), uri: arguments.to.clone(), headers }, notes))
     }
+}
+
+/// As clients say it: without a user's name, and without the port that is usual.
+fn host(url: &Uri) -> Result<HeaderValue> {
+    let host = url.host().unwrap_or_default();
+    let port = url.port_u16().filter(|port| *port != 80);
+    let text = port.map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+    Ok(HeaderValue::from_str(&text)?)
 }
 
 #[cfg(test)]

@@ -30,6 +30,9 @@ use crate::youngest::Youngest;
 /// keep others from asking whether the control plane lives.
 const CONNECTIONS: usize = 128;
 
+/// What proxies add to requests of others.
+const FORWARDED: [&str; 4] = ["forwarded", "via", "x-forwarded-for", "x-real-ip"];
+
 /// How far the control plane is.
 #[derive(Debug, Default)]
 pub struct Readiness(AtomicU8);
@@ -176,14 +179,16 @@ impl Pages {
     }
 }
 
-/// Whether `Host` names this host's loopback, as no page does that a browser got elsewhere (DNS rebinding).
+/// Whether `Host` names this host's loopback, as no page does that a browser got elsewhere (DNS rebinding), and nobody says to
+/// have forwarded it for another.
 fn is_for_loopback(request: &Request<Incoming>) -> bool {
     let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
     let authority = host.and_then(|host| host.parse::<http::uri::Authority>().ok());
     authority.is_some_and(|authority| {
         let host = authority.host().trim_start_matches('[').trim_end_matches(']');
-        host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
-    })
+        host.eq_ignore_ascii_case("localhost")
+            || host.parse().is_ok_and(|ip: IpAddr| ip.to_canonical().is_loopback())
+    }) && !FORWARDED.iter().any(|name| request.headers().contains_key(*name))
 }
 
 fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {

@@ -20,13 +20,17 @@ pub(super) struct Answer {
     pub backends: Vec<Share>,
     /// What the client gets from the proxy, wherever the request would go. Null: somebody serves it.
     pub fails: Option<Failure>,
+    /// Whether some of such requests, or all, would get an error of a proxy.
+    pub some_fail: bool,
+    /// What is to be known beside it.
+    pub notes: Vec<String>,
 }
 
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct From {
     #[serde(serialize_with = "shown")]
     pub workload: ObjectName,
-    /// Null: not known, and nobody who asks for an identity lets it in.
+    /// Null: not known, so that it cannot be told whom rules that name identities let in.
     #[serde(serialize_with = "maybe_shown")]
     pub identity: Option<SpiffeId>,
 }
@@ -57,7 +61,7 @@ pub(super) struct RuleName {
     pub kind: &'static str,
     /// `<namespace>/<name>`
     pub route: String,
-    /// In the route, from 0.
+    /// In the route as it is served, from 0: what `tulle check` says to be left out is not counted.
     pub index: usize,
     /// Empty: it has none.
     pub name: String,
@@ -98,13 +102,14 @@ pub(super) struct Endpoint {
     /// Whom its proxy must prove to be; null: it is spoken to in plaintext.
     pub identity: Option<String>,
     pub ready: bool,
-    /// Null: no proxy of the mesh is there to ask.
+    /// Null: no proxy that judges is known there.
     pub policy: Option<Judged>,
 }
 
 #[derive(Debug, Serialize)]
 pub(super) struct Judged {
-    pub allowed: bool,
+    /// Null: it cannot be told without the client's identity.
+    pub allowed: Option<bool>,
     /// The rule that let it in, or refused it by name.
     pub rule: Option<String>,
     /// Why it is refused.
@@ -126,10 +131,16 @@ pub(super) struct Failure {
 // === impl Answer ===
 
 impl Answer {
-    /// The request is a call of gRPC.
-    pub(super) fn of_grpc(mut self) -> Self {
+    /// As calls of gRPC get it: what the client's proxy answers `by_rule` of a GRPCRoute or `by_type` of the request's content, and
+    /// what the server's proxy does by type alone.
+    pub(super) fn of_grpc(mut self, by_rule: bool, by_type: bool) -> Self {
         let shares = self.backends.iter_mut().flat_map(|share| &mut share.fails);
-        self.fails.iter_mut().chain(shares).for_each(Failure::of_grpc);
+        for failure in self.fails.iter_mut().chain(shares) {
+            let of_server = ["policy_denied", "mtls_required", "identity_required", "policy_unavailable"];
+            if by_type || (by_rule && !of_server.contains(&failure.reason)) {
+                failure.of_grpc();
+            }
+        }
         self
     }
 }

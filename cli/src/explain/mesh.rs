@@ -57,6 +57,11 @@ impl Mesh {
         Ok(Self::ControlPlane { runtime, origin: Origin::new(address, None)? })
     }
 
+    /// Whether nobody is known who joins while a control plane runs.
+    pub(super) fn is_folder(&self) -> bool {
+        matches!(self, Self::Folder(_))
+    }
+
     pub(super) fn address(&self, ip: IpAddr) -> Result<Option<AddressInfo>> {
         let decoded = self.get(ResourceType::Address, &ip.to_canonical().to_string())?;
         Ok(decoded.and_then(|decoded| if let Decoded::Address(it) = decoded { Some(it) } else { None }))

@@ -2,10 +2,12 @@
 //!
 //! Why a rule does not is found by asking the same tables again, each of a route that has but one condition of one match.
 
+use std::sync::Arc;
+
 use anyhow::{Context as _, Result};
 use http::Request;
 use tulle_proxy::forward::is_grpc;
-use tulle_proxy::policy::{Connection, TlsKind, Verdict};
+use tulle_proxy::policy::{Connection, Denial, TlsKind, Verdict};
 use tulle_proxy::route::{
     Asked, Backend, Conditions, Filters, Found, HeaderModifier, Hostname, Match, PathMatch, PathModifier,
     RequestMatch, Route, RouteKind, RouteRule, Routes, Rule, Table, ValueMatch,
@@ -35,6 +37,8 @@ pub(super) fn explain(mesh: &Mesh, asking: &Asking, service: &ObjectName, to: To
         not_taken: Vec::new(),
         backends: Vec::new(),
         fails: None,
+        some_fail: false,
+        notes: Vec::new(),
     };
     let table = mesh.routes(&asking.from.workload.namespace, service)?;
     let question = Question { asked: asking.asked(), port };
@@ -45,11 +49,11 @@ pub(super) fn explain(mesh: &Mesh, asking: &Asking, service: &ObjectName, to: To
         Match::NoRoutes => {
             answer.backends.push(asking.share(mesh, service, port, 100.0)?);
         }
+        Match::TooLong(what) => answer.fails = Some(Failure::new(Reason::HeadTooLarge, what.to_string())),
         Match::NotFound => {
             let detail = format!("no rule of the routes to {service}:{port} takes it");
             answer.fails = Some(Failure::new(Reason::RouteNotFound, detail));
         }
-        Match::TooLong(what) => answer.fails = Some(Failure::new(Reason::HeadTooLarge, what.to_string())),
         Match::Rule(found) => {
             let named = rules().find(|(.., rule)| std::ptr::eq(&*rule.rule, &**found.rule));
             let (route, index, rule) = named.context("the rule is of no route")?;
@@ -72,14 +76,12 @@ pub(super) fn explain(mesh: &Mesh, asking: &Asking, service: &ObjectName, to: To
             because: question.against(route, rule),
         })
         .collect();
-    if answer.fails.is_none()
-        && !answer.backends.is_empty()
-        && answer.backends.iter().all(|it| it.fails.is_some())
-    {
+    if answer.fails.is_none() && answer.backends.iter().all(|share| share.fails.is_some()) {
         answer.fails = answer.backends.iter().find_map(|share| share.fails.clone());
     }
+    answer.some_fail = answer.fails.is_some() || answer.backends.iter().any(Share::fails_some);
     let by_rule = matches!(found, Match::Rule(found) if found.rule.kind == RouteKind::Grpc);
-    Ok(if by_rule || is_grpc(&asking.headers) { answer.of_grpc() } else { answer })
+    Ok(answer.of_grpc(by_rule, is_grpc(&asking.headers)))
 }
 
 fn numbered(route: &Route) -> impl Iterator<Item = (&Route, usize, &RouteRule)> {
@@ -92,8 +94,9 @@ fn redirects(rule: &Rule) -> bool {
 
 fn no_share(rule: &Rule, shares: &[Share]) -> Option<Failure> {
     shares.is_empty().then(|| {
-        let detail = format!("no backend of route {} has a weight above 0", rule.route);
-        Failure::new(Reason::RouteWithoutBackend, detail)
+        let what =
+            if rule.backends.is_empty() { "names no backend" } else { "has no backend of a weight above 0" };
+        Failure::new(Reason::RouteWithoutBackend, format!("the rule of route {} {what}", rule.route))
     })
 }
 
@@ -116,7 +119,7 @@ impl Question<'_> {
             location: redirect.location(&self.asked, found.prefix, self.port),
         });
         let long = |timeout: std::time::Duration| format!("{timeout:?}");
-        let one = rule.matches.iter().find(|one| self.why_not(route, rule, one).is_empty());
+        let one = self.chosen(route, rule);
         Taken {
             rule: name(rule, index),
             because: one.map_or_else(Vec::new, all_of),
@@ -125,6 +128,20 @@ impl Question<'_> {
             request_timeout: found.rule.request_timeout.map(long),
             backend_timeout: found.rule.backend_timeout.map(long),
         }
+    }
+
+    /// The match by which the rule takes the request, by the order of precedence among its own.
+    fn chosen<'a>(&self, route: &Route, rule: &'a RouteRule) -> Option<&'a RequestMatch> {
+        let each = |one: &RequestMatch| RouteRule {
+            matches: vec![one.clone()],
+            // Another one each, to be known again.
+            rule: Arc::new((*rule.rule).clone()),
+        };
+        let rules: Vec<_> = rule.matches.iter().map(each).collect();
+        let table = table(Route { rules: rules.clone(), ..route.clone() });
+        let Match::Rule(found) = table.find(self.port, &self.asked) else { return None };
+        let at = rules.iter().position(|one| Arc::ptr_eq(&one.rule, found.rule))?;
+        rule.matches.get(at)
     }
 
     /// Why this rule is not the one.
@@ -160,10 +177,13 @@ impl Question<'_> {
     }
 
     fn takes(&self, route: Route) -> bool {
-        let service = route.name.clone();
-        let routes = Routes { client_namespace: "".into(), service, routes: vec![route] };
-        matches!(Table::new(routes).find(self.port, &self.asked), Match::Rule(_))
+        matches!(table(route).find(self.port, &self.asked), Match::Rule(_))
     }
+}
+
+fn table(route: Route) -> Table {
+    let service = route.name.clone();
+    Table::new(Routes { client_namespace: "".into(), service, routes: vec![route] })
 }
 
 fn only(rule: &RouteRule, one: Option<RequestMatch>) -> RouteRule {
@@ -275,18 +295,22 @@ impl Asking {
                 },
             };
             share.filters = backend.filters.as_deref().map_or_else(Vec::new, said);
-            share.sees = self.seen(found, backend);
+            match self.seen(found, backend) {
+                Ok(seen) => share.sees = seen,
+                Err(failure) => share.fails = Some(failure),
+            }
             Ok(share)
         };
         served.map(share).collect()
     }
 
     /// The target and host as the backend sees them, where they are changed.
-    fn seen(&self, found: Found<'_>, backend: &Backend) -> Option<String> {
-        let target = self.uri.path_and_query()?;
-        let mut request = Request::new(());
-        *request.method_mut() = self.method.clone();
-        *request.uri_mut() = target.as_str().parse().ok()?;
+    fn seen(&self, found: Found<'_>, backend: &Backend) -> Result<Option<String>, Failure> {
+        let malformed = |error: http::Error| Failure::new(Reason::MalformedRequest, error.to_string());
+        let query = self.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+        let request =
+            Request::builder().method(self.method.clone()).uri(format!("{}{query}", self.uri.path()));
+        let mut request = request.body(()).map_err(malformed)?;
         *request.headers_mut() = self.headers.clone();
         let of = |request: &Request<()>| {
             let host = request.headers().get(http::header::HOST).map(|host| host.as_bytes().to_vec());
@@ -295,10 +319,14 @@ impl Asking {
         };
         let before = of(&request);
         for filters in [&found.rule.filters, &backend.filters].into_iter().flatten() {
-            filters.rewrite.as_ref().map(|rewrite| rewrite.apply(&mut request, found.prefix));
+            if let Some(rewrite) = &filters.rewrite {
+                let rewritten = rewrite.apply(&mut request, found.prefix);
+                rewritten
+                    .map_err(|error| Failure::new(Reason::HeadTooLarge, format!("rewritten: {error}")))?;
+            }
         }
         let after = of(&request);
-        (after != before).then_some(after)
+        Ok((after != before).then_some(after))
     }
 
     /// A Service's endpoints, each with what it says to the client.
@@ -307,48 +335,66 @@ impl Asking {
         let mut all = mesh.endpoints(service)?;
         all.retain(|endpoint| endpoint.service_port == port);
         share.endpoints = all.iter().map(|endpoint| self.endpoint(mesh, endpoint)).collect::<Result<_>>()?;
-        share.fails = match &*share.endpoints {
-            [] => Some(Failure::new(Reason::NoHealthyEndpoint, format!("{service}:{port} has no endpoint"))),
-            all if all.iter().any(Endpoint::lets_in) => None,
-            all => all.first().and_then(|first| first.policy.as_ref()).map(|judged| {
-                let reason = judged.reason.and_then(Reason::from_code).unwrap_or(Reason::PolicyDenied);
-                Failure::new(reason, format!("no endpoint of {service}:{port} lets {} in", self.from.shown()))
-            }),
+        let refused = share.picked().find_map(|endpoint| endpoint.refusal());
+        share.fails = match refused {
+            _ if share.endpoints.is_empty() => {
+                let tokens = "what has joined by a token is not in a folder";
+                let seen = if mesh.is_folder() { format!(" ({tokens})") } else { String::new() };
+                let detail = format!("{service}:{port} has no endpoint{seen}");
+                Some(Failure::new(Reason::NoHealthyEndpoint, detail))
+            }
+            Some(reason) if share.picked().all(|endpoint| endpoint.refusal().is_some()) => {
+                let detail = format!("no endpoint of {service}:{port} lets {} in", self.from.shown());
+                Some(Failure::new(Reason::from_code(reason).unwrap_or(Reason::PolicyDenied), detail))
+            }
+            Some(_) | None => None,
         };
         Ok(share)
     }
 
     fn endpoint(&self, mesh: &Mesh, endpoint: &EndpointInfo) -> Result<Endpoint> {
         let (tls, identity) = match &endpoint.peer {
-            Peer::Mesh(id) => (TlsKind::Mesh, Some(id.to_string())),
+            Peer::Mesh(id) => (TlsKind::Mesh, Some(id)),
             Peer::Plaintext => (TlsKind::None, None),
         };
-        // Where plaintext is spoken, there is no proxy that judges, as far as this one knows.
-        let judge = endpoint.workload.as_ref().filter(|_| tls == TlsKind::Mesh);
-        let policy = judge.map(|workload| mesh.inbound(workload)).transpose()?.flatten();
+        let workload = endpoint.workload.as_ref();
+        // Only where a workload is known is there a proxy that judges.
+        let known = workload.map(|workload| mesh.workload(workload)).transpose()?.flatten();
+        let policy = known.map(|known| mesh.inbound(&known.name)).transpose()?.flatten();
         let policy = policy.map(|policy| {
-            let (port, peer) = (endpoint.addr.port(), self.from.identity.as_ref());
+            let port = endpoint.addr.port();
+            let peer = self.from.identity.as_ref();
+            let unknown = tls == TlsKind::Mesh && peer.is_none();
+            if unknown && policy.has_rules(port) {
+                return Judged { allowed: None, rule: None, reason: None };
+            }
+            // Where no rule speaks of the port, one identity is as good as another.
+            let peer = peer.or(identity);
             // No rule looks at the client's address.
             let client = std::net::Ipv4Addr::UNSPECIFIED.into();
-            judged(policy.evaluate(&Connection { port, peer, tls, client }))
+            judged(policy.evaluate(&Connection { port, peer, tls, client }), tls)
         });
         Ok(Endpoint {
             address: endpoint.addr.to_string(),
-            workload: endpoint.workload.as_ref().map(ToString::to_string),
-            identity,
+            workload: workload.map(ToString::to_string),
+            identity: identity.map(ToString::to_string),
             ready: endpoint.ready,
             policy,
         })
     }
 }
 
-fn judged(verdict: Verdict) -> Judged {
+fn judged(verdict: Verdict, tls: TlsKind) -> Judged {
     match verdict {
         Verdict::Allow { rule } | Verdict::Audit { rule } => {
-            Judged { allowed: true, rule: Some(rule.to_string()), reason: None }
+            Judged { allowed: Some(true), rule: Some(rule.to_string()), reason: None }
         }
         Verdict::Deny { reason, rule } => {
-            Judged { allowed: false, rule: rule.map(|rule| rule.to_string()), reason: Some(reason.as_str()) }
+            let reason = match reason {
+                Denial::PolicyDenied if tls != TlsKind::Mesh => Reason::IdentityRequired.code(),
+                reason => reason.as_str(),
+            };
+            Judged { allowed: Some(false), rule: rule.map(|rule| rule.to_string()), reason: Some(reason) }
         }
     }
 }
@@ -356,8 +402,9 @@ fn judged(verdict: Verdict) -> Judged {
 // === impl Endpoint ===
 
 impl Endpoint {
-    fn lets_in(&self) -> bool {
-        self.policy.as_ref().is_none_or(|judged| judged.allowed)
+    /// Why its proxy refuses the client.
+    fn refusal(&self) -> Option<&'static str> {
+        self.policy.as_ref().and_then(|judged| judged.reason)
     }
 }
 
@@ -367,5 +414,15 @@ impl Share {
     fn empty(service: &ObjectName, port: u16, percent: f64) -> Self {
         let service = format!("{service}:{port}");
         Self { service, percent, filters: Vec::new(), sees: None, endpoints: Vec::new(), fails: None }
+    }
+
+    /// The endpoints that requests go to: those that are ready, as long as there are any.
+    fn picked(&self) -> impl Iterator<Item = &Endpoint> {
+        let any = self.endpoints.iter().any(|endpoint| endpoint.ready);
+        self.endpoints.iter().filter(move |endpoint| endpoint.ready || !any)
+    }
+
+    fn fails_some(&self) -> bool {
+        self.fails.is_some() || self.picked().any(|endpoint| endpoint.refusal().is_some())
     }
 }

@@ -129,6 +129,28 @@ fn a_call_of_grpc_gets_its_own_status() {
 }
 
 #[test]
+fn what_differs_from_what_was_meant_is_noted() {
+    for (line, expected) in [
+        ("--to http://shop:81/", "declares no port 81; it has 80, 5432"),
+        ("--to http://shop/b -H x-tulle-error:1", "taken away"),
+    ] {
+        let notes = explained(line).unwrap().notes;
+        assert!(notes.iter().any(|note| note.contains(expected)), "{line}: {notes:?}");
+    }
+    for (line, expected) in [("--to http://u:p@shop:80/", "shop"), ("--to http://shop:5433/", "shop:5433")] {
+        let words = ["explain", "--from", "a/b"].into_iter().chain(line.split(' '));
+        let line = Line::try_parse_from(words).unwrap();
+        assert_eq!(host(&line.arguments.to).unwrap(), expected);
+    }
+}
+
+#[test]
+fn the_match_that_takes_it_is_told_and_not_the_first_that_would() {
+    let told = |line| explained(line).unwrap().taken.unwrap().because;
+    assert_eq!(told("--to http://shop/exact"), ["path /exact"]);
+}
+
+#[test]
 fn an_earlier_rule_is_told_from_one_that_does_not_match() {
     let answer = explained("--to http://shop/b/c?q=1 -X POST -H x-group:b").unwrap();
     assert_eq!(answer.taken.unwrap().rule.index, 2);
@@ -141,7 +163,6 @@ fn what_cannot_be_asked_about_is_told_with_the_remedy() {
         ("--to https://shop/", "https is between"),
         ("--to /path", "names no host"),
         ("--to http://nobody/", "there is no Service default/nobody"),
-        ("--to http://shop:81/", "has no port 81; it has 80, 5432"),
         ("--to http://shop:5432/", "declared to speak tcp"),
         ("--to http://192.0.2.1/", "is no address of the mesh"),
         ("--to http://www.example.com/", "is no name of a Service"),
@@ -151,6 +172,7 @@ fn what_cannot_be_asked_about_is_told_with_the_remedy() {
     }
     for (bad, expected) in [
         (["--from", "web"], "is not <namespace>/<name>"),
+        (["--from", "shop/we?b"], "is not the name of a workload"),
         (["-H", "no-colon"], "expected `NAME: VALUE`"),
         (["--identity", "web"], "invalid value"),
     ] {

@@ -2,6 +2,9 @@
 
 use super::answer::{Answer, Endpoint, Failure, From, NotTaken, RuleName, Share, Taken};
 
+/// So many endpoints of a backend.
+const SHOWN: usize = 16;
+
 /// From the request to who serves it, then what was passed by.
 pub(super) fn lines(answer: &Answer) -> String {
     let to = &answer.to;
@@ -19,6 +22,7 @@ pub(super) fn lines(answer: &Answer) -> String {
     for share in &answer.backends {
         backend(share, &mut lines);
     }
+    lines.extend(answer.notes.iter().map(|note| format!("note: {note}")));
     if let Some(failure) = &answer.fails {
         lines.push(format!("fails: {}", failure.shown()));
         lines.push(format!("  {}", failure.remedy));
@@ -50,7 +54,10 @@ fn backend(share: &Share, lines: &mut Vec<String>) {
     lines.push(format!("  {:>5.1} %  {}", share.percent, share.service));
     lines.extend(share.filters.iter().map(|filter| format!("           {filter}")));
     lines.extend(share.sees.iter().map(|seen| format!("           sees {seen}")));
-    lines.extend(share.endpoints.iter().map(|one| format!("           {}", one.shown())));
+    lines.extend(share.endpoints.iter().take(SHOWN).map(|one| format!("           {}", one.shown())));
+    if let more @ 1.. = share.endpoints.len().saturating_sub(SHOWN) {
+        lines.push(format!("           and {more} more (-o json)"));
+    }
     lines.extend(share.fails.iter().map(|failure| format!("           fails: {}", failure.shown())));
 }
 
@@ -105,9 +112,10 @@ impl Endpoint {
             None => String::new(),
             Some(judged) => {
                 let rule = judged.rule.as_ref().map(|rule| format!(" by {rule}")).unwrap_or_default();
-                match judged.reason {
-                    None => format!(", let in{rule}"),
-                    Some(reason) => format!(", refused{rule}: {reason}"),
+                match (judged.allowed, judged.reason) {
+                    (None, _) => ", lets in whom its rules name".to_owned(),
+                    (Some(_), None) => format!(", let in{rule}"),
+                    (Some(_), Some(reason)) => format!(", refused{rule}: {reason}"),
                 }
             }
         };

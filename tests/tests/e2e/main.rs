@@ -6,6 +6,7 @@ mod bad_input;
 mod burst;
 mod control_plane;
 mod dns;
+mod explain;
 mod first;
 mod http1;
 mod http2;
