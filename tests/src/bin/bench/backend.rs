@@ -67,14 +67,18 @@ where
 }
 
 /// `GET /bytes/<count>` is answered with so many bytes, everything else with a few.
-async fn serve_http1(mut stream: TcpStream) -> std::io::Result<()> {
+async fn serve_http1(stream: TcpStream) -> std::io::Result<()> {
+    answers(stream, Vec::with_capacity(16 * 1024)).await
+}
+
+/// `read` has come already.
+async fn answers(mut stream: TcpStream, mut read: Vec<u8>) -> std::io::Result<()> {
     let usual = [
         b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 128\r\nserver: bench\r\n\r\n"
             .as_slice(),
         &BODY,
     ]
     .concat();
-    let mut read = Vec::with_capacity(16 * 1024);
     loop {
         while let Some(end) = read.windows(4).position(|window| window == b"\r\n\r\n") {
             match count(&read[..end]) {
@@ -133,6 +137,7 @@ async fn answer(request: Request<Incoming>) -> Result<Response<BoxBody<Bytes, In
     Ok(response)
 }
 
+/// Who asks for many bytes gets those.
 async fn serve_echo(mut stream: TcpStream) -> std::io::Result<()> {
     // Small: thirty thousand idle ones are held.
     let mut buffer = [0; 512];
@@ -140,6 +145,9 @@ async fn serve_echo(mut stream: TcpStream) -> std::io::Result<()> {
         let count = stream.read(&mut buffer).await?;
         if count == 0 {
             return Ok(());
+        }
+        if buffer[..count].starts_with(b"GET /bytes/") {
+            return Box::pin(answers(stream, buffer[..count].to_vec())).await;
         }
         stream.write_all(&buffer[..count]).await?;
     }

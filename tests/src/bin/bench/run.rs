@@ -197,7 +197,7 @@ impl Run {
     async fn measure(&self, scenario: Scenario, pair: &Pair) -> Result<Sample, String> {
         match scenario.kind() {
             Kind::Load(plan, rate) => self.load(plan, rate, pair).await,
-            Kind::Body(bytes) => body(bytes, pair).await,
+            Kind::Body(bytes) => body(scenario.purpose().speaks, bytes, pair).await,
             Kind::Idle(count) => self.idle(scenario.purpose().speaks, count, pair).await,
             Kind::Quota(plan, rate, cores) => self.quota(plan, rate, cores, pair).await,
             Kind::Burst(connections) => self.burst(connections, pair).await,
@@ -327,7 +327,9 @@ fn started(pair: &Pair) -> Sample {
 }
 
 /// CPU seconds for each gibibyte.
-async fn body(bytes: u64, pair: &Pair) -> Result<Sample, String> {
+async fn body(speaks: Speaks, bytes: u64, pair: &Pair) -> Result<Sample, String> {
+    let others = if speaks == Speaks::Tcp { 4 } else { 0 };
+    let others = tcp::idle(pair.front, others).await.map_err(|error| format!("no echo: {error}"))?;
     let before = pair.used();
     let begun = Instant::now();
     http1::download(pair.front, bytes).await.map_err(|error| format!("the body broke off: {error}"))?;
@@ -340,6 +342,7 @@ async fn body(bytes: u64, pair: &Pair) -> Result<Sample, String> {
         sample.insert("gib_in", (used.inbound - before.inbound).total / 1e6);
     }
     memory(pair, "loaded", &mut sample);
+    drop(others);
     Ok(sample)
 }
 

@@ -36,6 +36,9 @@ pub(crate) enum Scenario {
     /// One response of a gibibyte.
     #[value(name = "body")]
     Body,
+    /// A gibibyte over an opaque connection that was opened soon after others.
+    #[value(name = "tcp-body")]
+    TcpBody,
     /// 30,000 idle opaque connections.
     #[value(name = "idle-tcp")]
     IdleTcp,
@@ -92,7 +95,7 @@ impl Scenario {
     pub(crate) fn purpose(self) -> Purpose {
         let speaks = match self {
             Self::Http2 | Self::Grpc => Speaks::Http2,
-            Self::Tcp | Self::TcpNew | Self::IdleTcp => Speaks::Tcp,
+            Self::Tcp | Self::TcpNew | Self::TcpBody | Self::IdleTcp => Speaks::Tcp,
             _ => Speaks::Http1,
         };
         Purpose { speaks, routes: if self == Self::Routes { 100 } else { 0 } }
@@ -110,7 +113,7 @@ impl Scenario {
             Self::Grpc => load(Traffic::Grpc { streams: 32 }, 4, 1000),
             Self::Tcp => load(Traffic::Tcp, 32, 1000),
             Self::TcpNew => load(Traffic::TcpNew, 32, 200),
-            Self::Body => Kind::Body(1 << 30),
+            Self::Body | Self::TcpBody => Kind::Body(1 << 30),
             Self::IdleTcp | Self::IdleHttp => Kind::Idle(30_000),
             Self::Quota => Kind::Quota(plan(Traffic::Http1, 32), 200, 0.2),
             Self::Burst => Kind::Burst(2000),
