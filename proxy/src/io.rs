@@ -8,6 +8,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use socket2::SockRef;
@@ -54,6 +55,9 @@ pub struct Replay<S> {
     head: Bytes,
     inner: S,
 }
+
+/// See [`Io::shared_by_many`].
+const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
 
 /// A connection's stream, whatever is underneath.
 #[derive(Debug)]
@@ -203,6 +207,19 @@ impl Io {
         self
     }
 
+    /// Has the kernel break it once nothing that was sent has been acknowledged for [`UNACKNOWLEDGED`]: a host that is gone
+    /// must not hold up those who are still to come for as long as it is asked again and again, a quarter of an hour.
+    /// Not for connections of one stream, whose peer may have reason not to read.
+    pub fn shared_by_many(&self) {
+        let socket = match &self.0.inner {
+            Inner::Tcp(stream) => stream.get_ref(),
+            Inner::Tls(stream) => stream.get_ref().get_ref(),
+            Inner::Stream(_) => return,
+        };
+        // A socket whose peer has already gone refuses options; reading it will tell.
+        drop(SockRef::from(socket).set_tcp_user_timeout(Some(UNACKNOWLEDGED)));
+    }
+
     /// Has the close look like a reset instead of an orderly end.
     pub fn reset_on_drop(&self) {
         match &self.0.inner {
@@ -222,7 +239,7 @@ impl Io {
 /// Has the kernel answer the drop of `socket` with a reset.
 pub fn reset_on_drop(socket: &TcpStream) {
     // A socket that is already gone cannot be reset either.
-    drop(SockRef::from(socket).set_linger(Some(std::time::Duration::ZERO)));
+    drop(SockRef::from(socket).set_linger(Some(Duration::ZERO)));
 }
 
 impl AsyncRead for Io {

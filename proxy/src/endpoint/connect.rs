@@ -88,6 +88,7 @@ impl Dial {
     /// A connection for many streams; its own task is spawned on the current runtime.
     pub(super) async fn streams(&self, endpoint: &Endpoint) -> Result<streams::Opener, ConnectError> {
         let io = self.counted(self.open(endpoint, Alpn::Streams)).await?;
+        io.shared_by_many();
         let (opener, mut driver) = streams::dialled(io);
         let address = endpoint.address;
         tokio::spawn(async move {

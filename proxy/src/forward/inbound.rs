@@ -134,7 +134,10 @@ async fn serve_one(
 /// those that are left are, and those that the client had begun before it could know.
 async fn serve_streams(worker: &Arc<Worker>, arrived: Arrived, way: Way) {
     let Arrived { io, guard, framing, detected, .. } = arrived;
-    let (guard, tasks, mut driver) = (Arc::new(guard), TaskTracker::new(), streams::accepted(io));
+    let peer = guard.open().peer.clone();
+    drop(guard);
+    io.shared_by_many();
+    let (tasks, mut driver) = (TaskTracker::new(), streams::accepted(io));
     let mut draining = pin!(worker.proxy.drain.draining());
     let mut grace = pin!(tokio::time::sleep(DRAIN_GRACE));
     let (mut told, mut finishing) = (false, false);
@@ -142,8 +145,9 @@ async fn serve_streams(worker: &Arc<Worker>, arrived: Arrived, way: Way) {
         tokio::select! {
             next = driver.next() => match next {
                 Ok(Some(stream)) => {
-                    let (worker, way, guard) = (Arc::clone(worker), way.clone(), Arc::clone(&guard));
-                    let io = Io::stream(stream);
+                    let (worker, way, io) = (Arc::clone(worker), way.clone(), Io::stream(stream));
+                    // Registered by itself: what a change of policy has cut stays cut, and no other that is still to come.
+                    let guard = Arc::new(register(&worker, &way, peer.clone(), policy::TlsKind::Mesh));
                     tasks.spawn(async move {
                         serve_one(&worker, io, way, guard, framing, detected, None).await;
                     });

@@ -15,9 +15,9 @@
 //! | 4 | | no new stream, please: the sender drains |
 //!
 //! The side that dialled opens streams, under ascending numbers. On each, either side may have [`WINDOW`] bytes under way
-//! that were not granted anew, so that a reader who is slow delays nobody else. A stream is over for one side once it has
-//! let go of it and has the other's end (kind 1 or 2), and each side sends one: so neither ever has more than
-//! [`MAX_STREAMS`]. `state` decides this and does no I/O; the [`Driver`] reads and writes. The end of the connection is a
+//! that were not granted anew, so that a reader who is slow delays nobody else; writers of much take turns, and those of
+//! little do not wait for them. A stream is over for one side once it has let go of it and has the other's end (kind 1 or
+//! 2), and each side sends one: so neither ever has more than [`MAX_STREAMS`]. `state` decides this and does no I/O; the [`Driver`] reads and writes. The end of the connection is a
 //! reset of all its streams. Called by `endpoint` and `forward`.
 
 mod state;

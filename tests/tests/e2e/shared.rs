@@ -104,6 +104,44 @@ async fn requests_that_share_a_connection_are_answered_when_the_other_proxy_drai
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_policy_that_was_taken_back_cuts_no_request_that_comes_later() {
+    let (app, mut heads, answers) = held().await;
+    let pair = Pair::start(app, "http").await;
+    let mut cut = ask(&pair, &mut heads).await;
+    let allow = |who: &str| {
+        let policy = format!(
+            "apiVersion: policy.tulle.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata:\n  name: orders\n  namespace: \
+             default\nspec:\n  targetRefs:\n    - {{group: \"\", kind: Service, name: orders}}\n  action: ALLOW\n  rules:\n    \
+             - name: only\n      from:\n        - identities: [\"default/{who}\"]\n"
+        );
+        pair.world.yaml("policy.yaml", &policy);
+    };
+    allow("other");
+    for wire in &mut cut {
+        let (head, _) = wire.response().await;
+        assert_ne!(head.status(), 200, "{head:?}");
+    }
+    // The application does not know yet: it may answer those.
+    answers.add_permits(TOGETHER);
+    allow("web");
+    tulle_tests::eventually("web to be let in again", async || {
+        answers.add_permits(1);
+        let mut wire = pair.web.connect("orders").await;
+        wire.send("GET / HTTP/1.1\r\nhost: orders\r\nx-number: 0\r\nconnection: close\r\n\r\n").await;
+        let head = wire.head().await;
+        if head.status() == 200 { Ok(()) } else { Err(format!("{head:?}")) }
+    })
+    .await;
+    answers.forget_permits(usize::MAX);
+    while heads.try_recv().is_ok() {}
+    // On the connection that was there before, where it still is; for longer than what is cut would last.
+    let mut wires = ask(&pair, &mut heads).await;
+    tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
+    answers.add_permits(TOGETHER);
+    answered(&mut wires).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn requests_that_share_a_connection_are_answered_for_when_the_other_proxy_dies() {
     let (app, mut heads, _answers) = held().await;
     let mut pair = Pair::start(app, "http").await;

@@ -13,8 +13,10 @@ use super::{MAX_STREAMS, WINDOW};
 
 /// Of a frame, before its payload.
 const HEAD: usize = 7;
-/// With so much waiting to be written, no stream may add to it.
+/// With so much waiting to be written, no stream may add to it but [`SHARE`].
 const FULL: usize = 64 * 1024;
+/// What each stream may add in any case, so that what is short never waits behind what is long.
+const SHARE: usize = 2 * 1024;
 /// A peer that has so much more waiting for it, by its own doing, is given up.
 const FLOOD: usize = 1024 * 1024;
 /// Space that a stream, or a connection, keeps while it waits.
@@ -39,7 +41,11 @@ pub(super) struct State {
     out: Vec<u8>,
     /// Woken when there is something to be done for it.
     driver: Option<Waker>,
-    /// Who waits for room in `out`.
+    /// How often `out` was taken.
+    round: u32,
+    /// Who waits for room in `out` and has had little of it in this round: they come first in the next.
+    starved: Vec<Waker>,
+    /// Who waits and has had much.
     blocked: Vec<Waker>,
     /// The peer takes no more streams.
     gone: bool,
@@ -58,6 +64,8 @@ struct Entry {
     ungranted: u32,
     /// What we may still send.
     credit: u32,
+    /// So much was added to `out` in that round.
+    added: (u32, usize),
     reader: Option<Waker>,
     writer: Option<Waker>,
     /// The peer has sent its end.
@@ -92,6 +100,8 @@ impl State {
             opened: VecDeque::new(),
             out: Vec::new(),
             driver: None,
+            round: 0,
+            starved: Vec::new(),
             blocked: Vec::new(),
             gone: false,
             finishing: false,
@@ -145,7 +155,7 @@ impl State {
             entry.wake_reader();
             entry.wake_writer();
         }
-        self.blocked.drain(..).for_each(Waker::wake);
+        self.wake_blocked();
         Shared::error(&error)
     }
 
@@ -160,7 +170,12 @@ impl State {
         }
         empty.clear();
         std::mem::swap(&mut self.out, empty);
-        self.blocked.drain(..).for_each(Waker::wake);
+        self.round = self.round.wrapping_add(1);
+        self.wake_blocked();
+    }
+
+    fn wake_blocked(&mut self) {
+        self.starved.drain(..).chain(self.blocked.drain(..)).for_each(Waker::wake);
     }
 
     fn wake_driver(&mut self) {
@@ -275,8 +290,7 @@ impl State {
     }
 
     pub(super) fn poll_write(&mut self, id: u32, cx: &Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let is_full = self.out.len() >= FULL;
-        let failed = self.failed.is_some();
+        let (is_full, round, failed) = (self.out.len() >= FULL, self.round, self.failed.is_some());
         let Some(entry) = self.streams.get_mut(&id) else { return Poll::Ready(Err(self.error())) };
         if failed || entry.reset {
             return Poll::Ready(Err(self.error()));
@@ -288,11 +302,17 @@ impl State {
             set(&mut entry.writer, cx.waker());
             return Poll::Pending;
         }
-        if is_full {
-            self.blocked.push(cx.waker().clone());
+        if entry.added.0 != round {
+            entry.added = (round, 0);
+        }
+        let room = if is_full { SHARE.saturating_sub(entry.added.1) } else { buf.len() };
+        if is_full && room == 0 {
+            let waiting = if entry.added.1 <= SHARE { &mut self.starved } else { &mut self.blocked };
+            waiting.push(cx.waker().clone());
             return Poll::Pending;
         }
-        let length = buf.len().min(usize::from(u16::MAX)).min(entry.credit as usize);
+        let length = buf.len().min(room).min(usize::from(u16::MAX)).min(entry.credit as usize);
+        entry.added.1 += length;
         entry.credit -= u32::try_from(length).unwrap_or(entry.credit);
         self.send(DATA, id, buf.get(..length).unwrap_or_default());
         Poll::Ready(Ok(length))
@@ -332,6 +352,13 @@ impl State {
         self.settle(id);
     }
 
+    #[cfg(test)]
+    pub(super) fn refill(&mut self, id: u32) {
+        if let Some(entry) = self.streams.get_mut(&id) {
+            entry.credit = WINDOW;
+        }
+    }
+
     fn error(&self) -> io::Error {
         match &self.failed {
             Some(error) => Shared::error(error),
@@ -349,6 +376,7 @@ impl Entry {
             read: 0,
             ungranted: 0,
             credit: WINDOW,
+            added: (0, 0),
             reader: None,
             writer: None,
             ended: false,

@@ -94,6 +94,53 @@ async fn who_does_not_read_stops_his_own_stream_and_no_other() {
     assert!(written.is_ok() && read.is_ok());
 }
 
+/// What `id` can write of `bytes` without waiting, which is woken as `waker` says.
+fn writes(state: &mut State, id: u32, bytes: &[u8], waker: &std::task::Waker) -> usize {
+    let mut written = 0;
+    let cx = Context::from_waker(waker);
+    while let Poll::Ready(length) = state.poll_write(id, &cx, &bytes[written..]) {
+        written += length.unwrap();
+        if written == bytes.len() {
+            break;
+        }
+    }
+    written
+}
+
+#[test]
+fn what_is_short_does_not_wait_behind_what_is_long_and_the_long_take_turns() {
+    struct Woken(u32, std::sync::mpsc::Sender<u32>);
+    impl std::task::Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.1.send(self.0).unwrap();
+        }
+    }
+    let mut state = State::new(true);
+    let (sender, woken) = std::sync::mpsc::channel();
+    let ids: Vec<u32> = (0..4).map(|_| state.open().unwrap()).collect();
+    let wakers: Vec<_> =
+        ids.iter().map(|id| Arc::new(Woken(*id, sender.clone())).into()).collect::<Vec<std::task::Waker>>();
+    let mut written = [0; 4];
+    let (mut turns, mut out) = (ids[..3].to_vec(), Vec::new());
+    for round in 0..12 {
+        // Three always have more than there is room for.
+        for id in turns {
+            let at = usize::try_from(id).unwrap() - 1;
+            written[at] += writes(&mut state, id, &[0; 1 << 20], &wakers[at]);
+        }
+        assert_eq!(writes(&mut state, ids[3], b"ping", &wakers[3]), 4, "round {round}");
+        state.take_out(&mut out);
+        turns = woken.try_iter().collect();
+        // As if all of it had been read at once.
+        for id in &ids {
+            state.refill(*id);
+        }
+        out.clear();
+    }
+    let (least, most) = (written[..3].iter().min().unwrap(), written[..3].iter().max().unwrap());
+    assert!(*least * 10 >= *most * 9, "{written:?}");
+}
+
 #[tokio::test]
 async fn what_was_cut_does_not_look_ended() {
     let (opener, mut arrived) = connection(1000);
