@@ -47,7 +47,7 @@ pub enum ConnectError {
     #[error("{address}: {source}")]
     Tls { address: std::net::SocketAddr, source: tls::ConnectError },
     #[error("{address} does not speak HTTP/2: {source}")]
-    Http2 { address: std::net::SocketAddr, source: hyper::Error },
+    Http2 { address: std::net::SocketAddr, source: http2::Error },
     #[error("{0} accepts HTTP/2 connections and closes them at once")]
     Closed(std::net::SocketAddr),
     #[error("the dial of {0} was given up: the worker ends")]

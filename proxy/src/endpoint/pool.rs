@@ -130,8 +130,8 @@ impl Pool {
         }
         self.openers.lock().retain(|opener| opener.is_open() && !opener.is_idle());
         let expired = self.http2(|shared| shared.sweep(now));
-        for connection in expired {
-            if shared::Connection::is_open(&connection) {
+        for mut connection in expired {
+            if shared::Connection::is_open(&mut connection) {
                 connection.pooled.closing(PoolClose::Idle);
             }
         }
@@ -174,7 +174,7 @@ impl Drop for Pool {
 // === impl SharedConnection ===
 
 impl shared::Connection for SharedConnection {
-    fn is_open(&self) -> bool {
+    fn is_open(&mut self) -> bool {
         self.sender.is_open()
     }
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 /// What must be known of a connection.
 pub(super) trait Connection: Clone {
     /// Whether it takes new streams: not closed, and no GOAWAY (RFC 9113 §6.8) came.
-    fn is_open(&self) -> bool;
+    fn is_open(&mut self) -> bool;
 
     /// How many streams it carries at a time (SETTINGS_MAX_CONCURRENT_STREAMS, RFC 9113 §6.5.2, or fewer).
     fn max_streams(&self) -> usize;
@@ -115,7 +115,7 @@ impl<C: Connection, W> Shared<C, W> {
     }
 
     /// The dial has come to a connection.
-    pub(super) fn dialled(&mut self, connection: C, now: Instant) -> Dialled<C, W> {
+    pub(super) fn dialled(&mut self, mut connection: C, now: Instant) -> Dialled<C, W> {
         if !connection.is_open() {
             // Whoever accepts and closes at once is not dialled in circles.
             return self.failed();
@@ -196,7 +196,7 @@ impl<C: Connection, W> Shared<C, W> {
 
     /// Those that are closed take nothing new; streams that they still carry go on without us.
     fn forget_closed(&mut self) {
-        self.connections.retain(|used| used.connection.is_open());
+        self.connections.retain_mut(|used| used.connection.is_open());
     }
 }
 

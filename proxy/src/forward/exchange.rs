@@ -3,6 +3,7 @@
 //! Decides whether a request that failed may be sent again: only when it is provably unprocessed, or when it is
 //! idempotent and a *reused* connection failed before any byte of an answer.
 
+use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -112,13 +113,14 @@ pub(super) async fn send(
         // The client named its host in `host` only (RFC 9113 §8.3.1), and so do we: h2 takes that of older versions.
         *request.version_mut() = Version::HTTP_11;
     }
-    let client = (upgrade || method == Method::CONNECT).then(|| Upgrade::of_request(&mut request));
-    let send = async {
+    let client = (upgrade || method == Method::CONNECT).then(|| Upgrade::of_request(&request));
+    // Pinned, so that it is not there once for each of the two ways to wait for it.
+    let send = pin!(async {
         match framing {
             Framing::Http1 => send_http1(worker, endpoint, request, fresh).await,
             Framing::Http2 => send_http2(worker, endpoint, request).await,
         }
-    };
+    });
     let mut response = match limit {
         None => send.await?,
         Some(limit) => match tokio::time::timeout(limit, send).await {
@@ -213,7 +215,7 @@ async fn send_http2(
         Ok(connection) => connection,
         Err(error) => return Err(unsent(connect_fault(&error), Some(request))),
     };
-    // hyper does not give back what it has taken; a request without a body is copied cheaply.
+    // A stream does not give back what it has taken; a request without a body is copied cheaply.
     let bodyless = http_body::Body::is_end_stream(request.body());
     let copy = bodyless.then(|| head(&request).map(|()| Body::empty()));
     let sent = sender.send(request, place).await;

@@ -8,6 +8,7 @@
 //! by the policy for that ([`egress`]). Whatever fails is answered by the proxy itself, with its reason.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -324,8 +325,11 @@ impl Connection {
         let (framing, tunnels, fresh) = (self.framing, &self.tunnels, record.attempts > 1);
         let leg = Leg { endpoint, framing, limit, tunnels, fresh, guard };
         let asked = Instant::now();
-        let sent =
-            admit::unless_revoked(&self.worker, guard, exchange::send(&self.worker, leg, request)).await;
+        // Pinned here: whoever takes it by value keeps it twice.
+        let sent = {
+            let sent = pin!(exchange::send(&self.worker, leg, request));
+            admit::unless_revoked(&self.worker, guard, sent).await
+        };
         record.waited(asked.elapsed());
         in_flight.answered(sent.as_ref().is_ok_and(|response| !response.status().is_server_error()));
         let mut response = sent?;
@@ -439,4 +443,20 @@ async fn relay(worker: &Arc<Worker>, io: Io, record: ConnectionRecord<'_>, serve
         (Ended::Closed | Ended::Revoked, _) => {}
     }
     record.write(worker);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of<A, B, F: Future>(_: impl Fn(A, B) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// It is copied when it is made, and touched all over while it runs.
+    #[test]
+    fn a_requests_future_is_small() {
+        let size = of(Connection::request);
+        assert!(size <= 8192, "{size} bytes");
+    }
 }

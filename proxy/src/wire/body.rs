@@ -10,9 +10,9 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Frame, SizeHint};
-use hyper::body::Incoming;
 
 use super::h1;
+use super::http2::Incoming;
 use super::kept::{self, Reader, Spare};
 
 /// A message's body: streamed, with its trailers, as its receiver asks for it.
@@ -33,7 +33,7 @@ enum Kind {
     Full(Bytes),
     /// Sent after everything else: an answer that consists of nothing but trailers keeps them here.
     Trailers(HeaderMap),
-    Incoming(Incoming),
+    Http2(Incoming),
     Http1(h1::Body),
     Kept(Reader),
 }
@@ -67,8 +67,8 @@ impl Body {
         Self::of(Kind::Trailers(trailers))
     }
 
-    pub(super) fn incoming(incoming: Incoming) -> Self {
-        Self::of(Kind::Incoming(incoming))
+    pub(super) fn http2(incoming: Incoming) -> Self {
+        Self::of(Kind::Http2(incoming))
     }
 
     pub fn http1(body: h1::Body) -> Self {
@@ -143,8 +143,8 @@ impl http_body::Body for Body {
                 self.kind = Kind::Empty;
                 Some(Ok(Frame::trailers(trailers)))
             }
-            Kind::Incoming(incoming) => {
-                ready!(Pin::new(incoming).poll_frame(cx)).map(|frame| frame.map_err(BodyError::new))
+            Kind::Http2(incoming) => {
+                ready!(incoming.poll_frame(cx)).map(|frame| frame.map_err(BodyError::new))
             }
             Kind::Http1(body) => {
                 ready!(Pin::new(body).poll_frame(cx)).map(|frame| frame.map_err(BodyError::new))
@@ -172,7 +172,7 @@ impl http_body::Body for Body {
         match &self.kind {
             Kind::Empty => true,
             Kind::Full(_) | Kind::Trailers(_) => false,
-            Kind::Incoming(incoming) => incoming.is_end_stream(),
+            Kind::Http2(incoming) => incoming.is_end_stream(),
             Kind::Http1(body) => body.is_end_stream(),
             Kind::Kept(reader) => reader.is_end_stream(),
         }
@@ -182,7 +182,7 @@ impl http_body::Body for Body {
         match &self.kind {
             Kind::Empty | Kind::Trailers(_) => SizeHint::with_exact(0),
             Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Kind::Incoming(incoming) => incoming.size_hint(),
+            Kind::Http2(incoming) => incoming.size_hint(),
             Kind::Http1(body) => body.size_hint(),
             Kind::Kept(reader) => reader.size_hint(),
         }

@@ -1,6 +1,6 @@
 //! HTTP framing: heads, bodies and trailers on a byte stream, and nothing above them.
 //!
-//! The seam behind which HTTP/1 (ours, in `h1`) and HTTP/2 (hyper's, in [`http2`]) stand. It decides nothing about
+//! The seam behind which HTTP/1 (ours, in `h1`) and HTTP/2 (over `h2`, in [`http2`]) stand. It decides nothing about
 //! where a request goes; `forward` calls it on both sides and sees only [`http`] types and [`Body`].
 
 mod body;

@@ -3,9 +3,8 @@
 use std::io;
 
 use http::{Method, Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
 
-use super::h1;
+use super::{h1, http2};
 use crate::io::{Transport, relay};
 
 /// One side's connection or stream, for when it has stopped being HTTP.
@@ -16,7 +15,9 @@ pub struct Upgrade(Side);
 enum Side {
     Client(h1::OnUpgrade),
     Server(h1::Switched),
-    Http2(hyper::upgrade::OnUpgrade),
+    Http2(http2::OnTunnel),
+    /// Nothing that could stop being HTTP.
+    None,
 }
 
 /// Relays between the two sides until both are done.
@@ -32,21 +33,18 @@ pub async fn tunnel(client: Upgrade, server: Upgrade) -> io::Result<()> {
 
 impl Upgrade {
     /// The side of the client that sent `request`.
-    pub fn of_request<B>(request: &mut Request<B>) -> Self {
-        let http1 = request.extensions().get().map(h1::Exchange::on_upgrade);
-        let http2 = || {
-            let stream = hyper::upgrade::on(&mut *request);
-            // The request may be sent once more, and is asked again then.
-            request.extensions_mut().insert(stream.clone());
-            Side::Http2(stream)
-        };
-        Self(http1.map_or_else(http2, Side::Client))
+    pub fn of_request<B>(request: &Request<B>) -> Self {
+        // It stays there: the request may be sent once more, and is asked again then.
+        let http1 = request.extensions().get().map(h1::Exchange::on_upgrade).map(Side::Client);
+        let http2 = || request.extensions().get().cloned().map(Side::Http2);
+        Self(http1.or_else(http2).unwrap_or(Side::None))
     }
 
     /// The side of the server that sent `response`.
     pub fn of_response<B>(response: &mut Response<B>) -> Self {
-        let http1 = response.extensions_mut().remove();
-        Self(http1.map_or_else(|| Side::Http2(hyper::upgrade::on(response)), Side::Server))
+        let http1 = response.extensions_mut().remove().map(Side::Server);
+        let http2 = || response.extensions_mut().remove().map(Side::Http2);
+        Self(http1.or_else(http2).unwrap_or(Side::None))
     }
 
     /// Whether this answer to a request of `method` ends HTTP on its connection or stream.
@@ -59,10 +57,8 @@ impl Upgrade {
         Ok(match self.0 {
             Side::Client(client) => Box::new(client.await.ok_or_else(stayed)?),
             Side::Server(server) => Box::new(server.take().ok_or_else(stayed)?),
-            Side::Http2(stream) => Box::new(TokioIo::new(stream.await.map_err(io::Error::other)?)),
+            Side::Http2(stream) => Box::new(stream.tunnel().await.ok_or_else(stayed)?),
+            Side::None => return Err(stayed()),
         })
     }
 }
-
-/// An HTTP/2 stream; its drop is its end.
-impl Transport for TokioIo<hyper::upgrade::Upgraded> {}

@@ -1,0 +1,155 @@
+//! A connection to a server.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use h2::Reason;
+use h2::client::SendRequest;
+use http::{Method, Request, Response, header};
+
+use super::super::{Body, Processed, Upgrade};
+use super::alive::Alive;
+use super::pipe::Pipe;
+use super::{Error, Incoming, Limits, MAX_ERROR_RESETS, OnTunnel, Tunnel};
+use crate::io::Io;
+
+/// A connection that requests can be sent on, shared by cloning.
+#[derive(Clone, Debug)]
+pub struct Sender {
+    requests: SendRequest<Bytes>,
+    /// What the server last allowed.
+    max_streams: Arc<AtomicUsize>,
+    /// What we allow.
+    shared_by: usize,
+}
+
+/// A request that got no response.
+#[derive(Debug)]
+pub struct SendError {
+    pub source: Error,
+    pub processed: Processed,
+    /// The request, when nothing of it has been taken.
+    pub request: Option<Box<Request<Body>>>,
+}
+
+/// Opens HTTP/2 with prior knowledge on `io`; the connection's own task is spawned on the current runtime. With `ping`
+/// the peer is asked every [`Limits::keep_alive`] whether it is still there.
+///
+/// # Errors
+/// When the connection breaks.
+pub async fn connect(io: Io, limits: &Limits, ping: bool) -> Result<Sender, Error> {
+    let (requests, mut connection) = h2::client::Builder::new()
+        .max_header_list_size(limits.max_header_list)
+        .initial_window_size(limits.stream_window)
+        .initial_connection_window_size(limits.connection_window())
+        .max_send_buffer_size(limits.send_buffer)
+        .max_local_error_reset_streams(Some(MAX_ERROR_RESETS))
+        .enable_push(false)
+        .handshake::<_, Bytes>(io)
+        .await?;
+    let pings = if ping { connection.ping_pong() } else { None };
+    let (mut alive, keep_alive) =
+        (pings.map(|pings| Alive::new(pings, limits.keep_alive)), limits.keep_alive);
+    let max_streams = Arc::new(AtomicUsize::new(connection.max_concurrent_send_streams()));
+    let allowed = Arc::clone(&max_streams);
+    tokio::spawn(async move {
+        let ended = poll_fn(|cx| {
+            if alive.as_mut().is_some_and(|alive| alive.poll(cx).is_ready()) {
+                return Poll::Ready(Err(Error::Silent(keep_alive)));
+            }
+            let ended = Pin::new(&mut connection).poll(cx);
+            // Polled for every request at least, so that it is known before it matters.
+            allowed.store(connection.max_concurrent_send_streams(), Ordering::Relaxed);
+            ended.map_err(Error::from)
+        });
+        if let Err(error) = ended.await {
+            tracing::debug!(%error, "HTTP/2 connection to an endpoint ended");
+        }
+    });
+    let shared_by = usize::try_from(limits.shared_by).unwrap_or(usize::MAX);
+    Ok(Sender { requests, max_streams, shared_by })
+}
+
+// === impl Sender ===
+
+impl Sender {
+    /// Whether new requests can go on this connection: it is not over, and no GOAWAY came.
+    pub fn is_open(&mut self) -> bool {
+        let mut nobody = Context::from_waker(Waker::noop());
+        matches!(self.requests.poll_ready(&mut nobody), Poll::Ready(Ok(())))
+    }
+
+    /// How many streams may share the connection: as many as the server takes at a time, and as there is window for, so
+    /// that nobody waits because of somebody else who does not read.
+    pub fn max_streams(&self) -> usize {
+        self.max_streams.load(Ordering::Relaxed).min(self.shared_by)
+    }
+
+    /// Sends a request and returns the head of its response; the bodies stream on, and `done` is dropped once that of
+    /// the response has ended or is no longer wanted. Dropped before, it resets the stream.
+    ///
+    /// # Errors
+    /// When no response came; it tells whether the request may be sent again.
+    pub async fn send<D>(&mut self, request: Request<Body>, done: D) -> Result<Response<Body>, SendError>
+    where
+        D: Send + 'static,
+    {
+        let unsent = |source: h2::Error, request| SendError {
+            source: source.into(),
+            processed: Processed::No,
+            request,
+        };
+        if let Err(source) = poll_fn(|cx| self.requests.poll_ready(cx)).await {
+            return Err(unsent(source, Some(Box::new(request))));
+        }
+        let connects = *request.method() == Method::CONNECT;
+        let ended = !connects && http_body::Body::is_end_stream(request.body());
+        let (head, body) = request.into_parts();
+        let sent = self.requests.send_request(Request::from_parts(head, ()), ended);
+        let (mut answered, stream) = sent.map_err(|source| unsent(source, None))?;
+        // Until the server takes another stream, nothing is sent.
+        poll_fn(|cx| self.requests.poll_ready(cx)).await.map_err(|source| unsent(source, None))?;
+        let (mut upload, tunnel) = match (connects, ended) {
+            (true, _) => (None, Some(stream)),
+            (false, true) => (None, None),
+            (false, false) => (Some(Pipe::new(body, stream)), None),
+        };
+        let answered = poll_fn(|cx| {
+            if upload.as_mut().is_some_and(|upload| upload.poll(cx).is_ready()) {
+                upload = None;
+            }
+            Pin::new(&mut answered).poll(cx)
+        });
+        let response = answered.await.map_err(|source| {
+            let processed = if unprocessed(&source) { Processed::No } else { Processed::Maybe };
+            SendError { source: source.into(), processed, request: None }
+        })?;
+        if let Some(mut upload) = upload {
+            tokio::spawn(async move { poll_fn(|cx| upload.poll(cx)).await });
+        }
+        let (mut head, receive) = response.into_parts();
+        let body = match tunnel.filter(|_| Upgrade::is_agreed(&Method::CONNECT, head.status)) {
+            Some(stream) => {
+                // It means nothing there (RFC 9110 §9.3.6).
+                head.headers.remove(header::CONTENT_LENGTH);
+                let (taker, tunnel) = OnTunnel::new();
+                drop(taker.send(Tunnel::new(stream, receive)));
+                head.extensions.insert(tunnel);
+                Body::empty()
+            }
+            None => Body::http2(Incoming::new(receive, &head.headers)),
+        };
+        Ok(Response::from_parts(head, body.then(move || drop(done))))
+    }
+}
+
+/// Whether the server said that it did not look at the request: REFUSED_STREAM (RFC 9113 §8.7), or a GOAWAY
+/// whose last stream lies before it.
+fn unprocessed(error: &h2::Error) -> bool {
+    error.is_remote()
+        && (error.is_go_away() || (error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM)))
+}

@@ -1,0 +1,105 @@
+//! A body on its way into a stream.
+
+use std::error::Error as StdError;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use h2::{Reason, SendStream};
+
+use super::super::BodyError;
+
+/// Sends a body as fast as the peer's windows and our send buffer allow.
+#[derive(Debug)]
+pub(super) struct Pipe<B> {
+    body: B,
+    stream: SendStream<Bytes>,
+    /// Data that waits for room, and whether it is the last.
+    waiting: Option<(Bytes, bool)>,
+}
+
+// === impl Pipe ===
+
+impl<B> Pipe<B>
+where
+    B: http_body::Body<Data = Bytes, Error = BodyError> + Unpin,
+{
+    pub(super) fn new(body: B, stream: SendStream<Bytes>) -> Self {
+        Self { body, stream, waiting: None }
+    }
+
+    /// Ready when all is sent, or the stream is over. A body that breaks off resets the stream.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        // Failures are those of the stream: who reads its other half, or waits for its end, learns of them.
+        self.poll_sent(cx).map(drop)
+    }
+
+    fn poll_sent(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
+        loop {
+            if let Some((data, last)) = self.waiting.take() {
+                if self.poll_room(cx)?.is_pending() {
+                    self.waiting = Some((data, last));
+                    return Poll::Pending;
+                }
+                self.stream.send_data(data, last)?;
+                if last {
+                    return Poll::Ready(Ok(()));
+                }
+            }
+            let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
+                // While there is nothing to send, only this tells that nobody wants it any more.
+                return self.stream.poll_reset(cx).map_ok(drop);
+            };
+            match frame {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => {
+                        let last = self.body.is_end_stream();
+                        if data.is_empty() {
+                            if last {
+                                return Poll::Ready(self.stream.send_data(data, true));
+                            }
+                        } else {
+                            // No more than one: what is asked for is kept from the connection's other streams.
+                            self.stream.reserve_capacity(1);
+                            self.waiting = Some((data, last));
+                        }
+                    }
+                    Err(frame) => {
+                        if let Ok(trailers) = frame.into_trailers() {
+                            return Poll::Ready(self.stream.send_trailers(trailers));
+                        }
+                    }
+                },
+                Some(Err(error)) => {
+                    self.stream.send_reset(reason(&error));
+                    return Poll::Ready(Ok(()));
+                }
+                None => return Poll::Ready(self.stream.send_data(Bytes::new(), true)),
+            }
+        }
+    }
+
+    /// Ready when the stream takes data.
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
+        while self.stream.capacity() == 0 {
+            match ready!(self.stream.poll_capacity(cx)) {
+                Some(more) => drop(more?),
+                // It no longer sends: the peer has reset it.
+                None => return Poll::Ready(Err(Reason::CANCEL.into())),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Why the other half of the way broke off, where that was a stream as well (RFC 9113 §7).
+fn reason(error: &BodyError) -> Reason {
+    let mut source: Option<&(dyn StdError + 'static)> = Some(error);
+    while let Some(error) = source {
+        if let Some(reason) = error.downcast_ref::<h2::Error>().and_then(h2::Error::reason) {
+            return reason;
+        }
+        source = error.source();
+    }
+    Reason::INTERNAL_ERROR
+}
