@@ -220,6 +220,11 @@ impl Io {
         drop(SockRef::from(socket).set_tcp_user_timeout(Some(UNACKNOWLEDGED)));
     }
 
+    /// What counts what passes.
+    pub fn meter(&mut self) -> Arc<Meter> {
+        Arc::clone(self.0.meter.get_or_insert_default())
+    }
+
     /// Has the close look like a reset instead of an orderly end.
     pub fn reset_on_drop(&self) {
         match &self.0.inner {

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
@@ -21,6 +21,7 @@ use crate::policy;
 use crate::state::Peer;
 use crate::telemetry::metrics::{DetectResult, Direction, Outcome, RequestLabels, TlsKind};
 use crate::telemetry::{Reason, access};
+use crate::wire::http2::Outgoing;
 use crate::wire::{Body, BodyError, Transfer};
 
 /// One request, from its head to the end of its response.
@@ -507,14 +508,10 @@ impl http_body::Body for Tracked {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if let Some(Until(until)) = &mut self.until
-            && let Poll::Ready(reason) = until.as_mut().poll(cx)
-        {
-            self.until = None;
-            self.end(Some(reason));
-            return Poll::Ready(Some(Err(BodyError::new(reason.message()))));
+        if let Poll::Ready(error) = self.poll_over(cx) {
+            return Poll::Ready(Some(Err(error)));
         }
-        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         match &frame {
             Some(Ok(frame)) => {
                 self.downloaded += frame.data_ref().map_or(0, |data| data.len() as u64);
@@ -536,6 +533,16 @@ impl http_body::Body for Tracked {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+impl Outgoing for Tracked {
+    fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
+        let Some(Until(until)) = &mut self.until else { return Poll::Pending };
+        let reason = ready!(until.as_mut().poll(cx));
+        self.until = None;
+        self.end(Some(reason));
+        Poll::Ready(BodyError::new(reason.message()))
     }
 }
 

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 pub use client::{SendError, Sender, connect};
 pub use incoming::Incoming;
+pub use pipe::Outgoing;
 pub use server::serve;
 pub use tunnel::{OnTunnel, Tunnel};
 
@@ -32,18 +33,18 @@ pub struct Limits {
     pub shared_by: u32,
     /// Bytes that one stream may have waiting to be written, however much its receiver allows.
     pub send_buffer: usize,
-    /// A peer that answers no ping for this long, asked every `keep_alive`, is gone.
+    /// A peer that has said nothing for this long is asked whether it is there; if it says nothing for as long again, it is gone.
     pub keep_alive: Duration,
 }
 
 /// What ended a connection, or a request on it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("HTTP/2")]
+    #[error("HTTP/2: {0}")]
     Http2(#[source] h2::Error),
-    #[error("the connection broke")]
+    #[error("the connection broke: {0}")]
     Io(#[source] io::Error),
-    #[error("the peer has answered no ping for {0:?}")]
+    #[error("the peer was asked whether it is there, and has said nothing for {0:?}")]
     Silent(Duration),
 }
 

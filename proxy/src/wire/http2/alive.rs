@@ -1,52 +1,54 @@
 //! Whether the peer is still there (RFC 9113 §6.7).
 
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use h2::{Ping, PingPong};
 use tokio::time::{Instant, Sleep};
 
-/// Asks the peer of one connection.
+use crate::io::Meter;
+
+/// Asks the peer of one connection, when nothing has come from it for a while.
 pub(super) struct Alive {
     pings: PingPong,
     every: Duration,
     next: Pin<Box<Sleep>>,
-    /// It has been asked, and has not answered yet.
+    meter: Arc<Meter>,
+    /// Bytes that had come when `next` was set.
+    received: u64,
+    /// It has been asked, and nothing has come since.
     asked: bool,
 }
 
 // === impl Alive ===
 
 impl Alive {
-    pub(super) fn new(pings: PingPong, every: Duration) -> Self {
-        Self { pings, every, next: Box::pin(tokio::time::sleep(every)), asked: false }
+    /// `meter`: of what comes on the connection.
+    pub(super) fn new(pings: PingPong, every: Duration, meter: Arc<Meter>) -> Self {
+        let next = Box::pin(tokio::time::sleep(every));
+        Self { pings, every, next, meter, received: 0, asked: false }
     }
 
-    /// Ready when it has answered no ping for as long as it is asked again after.
+    /// Ready when nothing has come for as long as it is asked again after, though it was asked. To be polled after the connection:
+    /// what waits to be read has come.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            if self.asked {
-                match self.pings.poll_pong(cx) {
-                    Poll::Ready(Ok(_)) => {
-                        self.asked = false;
-                        self.later();
-                    }
-                    // The connection is over, and knows why.
-                    Poll::Ready(Err(_)) => return Poll::Pending,
-                    Poll::Pending => {}
-                }
-            }
             ready!(self.next.as_mut().poll(cx));
-            if self.asked || self.pings.send_ping(Ping::opaque()).is_err() {
-                return if self.asked { Poll::Ready(()) } else { Poll::Pending };
+            let received = self.meter.received.load(Ordering::Relaxed);
+            if received != std::mem::replace(&mut self.received, received) {
+                self.asked = false;
+            } else if self.asked {
+                return Poll::Ready(());
+            } else {
+                self.asked = true;
+                // An answer that has come makes room for the next question. One that has not is still owed, and serves.
+                let _ = self.pings.poll_pong(cx);
+                drop(self.pings.send_ping(Ping::opaque()));
             }
-            self.asked = true;
-            self.later();
+            self.next.as_mut().reset(Instant::now() + self.every);
         }
-    }
-
-    fn later(&mut self) {
-        self.next.as_mut().reset(Instant::now() + self.every);
     }
 }

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use h2::Reason;
 use h2::client::SendRequest;
 use http::{Method, Request, Response, header};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::super::{Body, Processed, Upgrade};
 use super::alive::Alive;
@@ -41,8 +42,12 @@ pub struct SendError {
 ///
 /// # Errors
 /// When the connection breaks.
-pub async fn connect(io: Io, limits: &Limits, ping: bool) -> Result<Sender, Error> {
+pub async fn connect(mut io: Io, limits: &Limits, ping: bool) -> Result<Sender, Error> {
+    let meter = io.meter();
+    let shared_by = usize::try_from(limits.shared_by).unwrap_or(usize::MAX);
     let (requests, mut connection) = h2::client::Builder::new()
+        // Until the server says how many it takes.
+        .initial_max_send_streams(shared_by)
         .max_header_list_size(limits.max_header_list)
         .initial_window_size(limits.stream_window)
         .initial_connection_window_size(limits.connection_window())
@@ -53,24 +58,24 @@ pub async fn connect(io: Io, limits: &Limits, ping: bool) -> Result<Sender, Erro
         .await?;
     let pings = if ping { connection.ping_pong() } else { None };
     let (mut alive, keep_alive) =
-        (pings.map(|pings| Alive::new(pings, limits.keep_alive)), limits.keep_alive);
+        (pings.map(|pings| Alive::new(pings, limits.keep_alive, meter)), limits.keep_alive);
     let max_streams = Arc::new(AtomicUsize::new(connection.max_concurrent_send_streams()));
     let allowed = Arc::clone(&max_streams);
     tokio::spawn(async move {
         let ended = poll_fn(|cx| {
-            if alive.as_mut().is_some_and(|alive| alive.poll(cx).is_ready()) {
-                return Poll::Ready(Err(Error::Silent(keep_alive)));
-            }
             let ended = Pin::new(&mut connection).poll(cx);
             // Polled for every request at least, so that it is known before it matters.
             allowed.store(connection.max_concurrent_send_streams(), Ordering::Relaxed);
-            ended.map_err(Error::from)
+            match (ended, &mut alive) {
+                (Poll::Ready(ended), _) => Poll::Ready(ended.map_err(Error::from)),
+                (Poll::Pending, Some(alive)) => alive.poll(cx).map(|()| Err(Error::Silent(keep_alive))),
+                (Poll::Pending, None) => Poll::Pending,
+            }
         });
         if let Err(error) = ended.await {
             tracing::debug!(%error, "HTTP/2 connection to an endpoint ended");
         }
     });
-    let shared_by = usize::try_from(limits.shared_by).unwrap_or(usize::MAX);
     Ok(Sender { requests, max_streams, shared_by })
 }
 
@@ -90,7 +95,7 @@ impl Sender {
     }
 
     /// Sends a request and returns the head of its response; the bodies stream on, and `done` is dropped once that of
-    /// the response has ended or is no longer wanted. Dropped before, it resets the stream.
+    /// the response has ended or is no longer wanted. Dropped before, it resets the stream, and so does a response's body.
     ///
     /// # Errors
     /// When no response came; it tells whether the request may be sent again.
@@ -111,8 +116,9 @@ impl Sender {
         let (head, body) = request.into_parts();
         let sent = self.requests.send_request(Request::from_parts(head, ()), ended);
         let (mut answered, stream) = sent.map_err(|source| unsent(source, None))?;
-        // Until the server takes another stream, nothing is sent.
-        poll_fn(|cx| self.requests.poll_ready(cx)).await.map_err(|source| unsent(source, None))?;
+        // Until the server takes another stream, nothing is sent. What ends the connection to new requests meanwhile, a GOAWAY that is
+        // graceful, need not end this one (RFC 9113 §6.8): its answer tells.
+        drop(poll_fn(|cx| self.requests.poll_ready(cx)).await);
         let (mut upload, tunnel) = match (connects, ended) {
             (true, _) => (None, Some(stream)),
             (false, true) => (None, None),
@@ -128,9 +134,9 @@ impl Sender {
             let processed = if unprocessed(&source) { Processed::No } else { Processed::Maybe };
             SendError { source: source.into(), processed, request: None }
         })?;
-        if let Some(mut upload) = upload {
-            tokio::spawn(async move { poll_fn(|cx| upload.poll(cx)).await });
-        }
+        let upload = upload.map(|mut upload| {
+            AbortOnDropHandle::new(tokio::spawn(async move { poll_fn(|cx| upload.poll(cx)).await }))
+        });
         let (mut head, receive) = response.into_parts();
         let body = match tunnel.filter(|_| Upgrade::is_agreed(&Method::CONNECT, head.status)) {
             Some(stream) => {
@@ -143,7 +149,12 @@ impl Sender {
             }
             None => Body::http2(Incoming::new(receive, &head.headers)),
         };
-        Ok(Response::from_parts(head, body.then(move || drop(done))))
+        let over = move || {
+            // A response may end before its request does (RFC 9113 §8.1).
+            drop(upload.map(AbortOnDropHandle::detach));
+            drop(done);
+        };
+        Ok(Response::from_parts(head, body.then(over)))
     }
 }
 

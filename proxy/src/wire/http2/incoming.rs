@@ -3,7 +3,7 @@
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use h2::{Reason, RecvStream};
+use h2::RecvStream;
 use http::{HeaderMap, header};
 use http_body::{Frame, SizeHint};
 
@@ -39,14 +39,11 @@ impl Incoming {
                     self.length = self.length.map(|length| length.saturating_sub(data.len() as u64));
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
-                Some(Err(error)) => return Poll::Ready(unless_stopped(error)),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
                 None => self.data_over = true,
             }
         }
-        Poll::Ready(match ready!(self.stream.poll_trailers(cx)) {
-            Ok(trailers) => trailers.map(|trailers| Ok(Frame::trailers(trailers))),
-            Err(error) => unless_stopped(error),
-        })
+        self.stream.poll_trailers(cx).map(|trailers| trailers.transpose().map(|all| all.map(Frame::trailers)))
     }
 
     pub(in crate::wire) fn is_end_stream(&self) -> bool {
@@ -60,9 +57,4 @@ impl Incoming {
             None => SizeHint::default(),
         }
     }
-}
-
-/// A reset without an error says that the rest is not wanted, and is no failure (RFC 9113 §8.1).
-fn unless_stopped(error: h2::Error) -> Option<Result<Frame<Bytes>, h2::Error>> {
-    (error.reason() != Some(Reason::NO_ERROR)).then_some(Err(error))
 }

@@ -7,7 +7,13 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use h2::{Reason, SendStream};
 
-use super::super::BodyError;
+use super::super::{Body, BodyError};
+
+/// A body that can be told to break off also while nobody takes what it has given.
+pub trait Outgoing: http_body::Body<Data = Bytes, Error = BodyError> + Unpin {
+    /// Ready, with the reason, once nothing more of it may pass. Asked while the stream has no room.
+    fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<BodyError>;
+}
 
 /// Sends a body as fast as the peer's windows and our send buffer allow.
 #[derive(Debug)]
@@ -18,12 +24,17 @@ pub(super) struct Pipe<B> {
     waiting: Option<(Bytes, bool)>,
 }
 
+// === impl Outgoing ===
+
+impl Outgoing for Body {
+    fn poll_over(&mut self, _cx: &mut Context<'_>) -> Poll<BodyError> {
+        Poll::Pending
+    }
+}
+
 // === impl Pipe ===
 
-impl<B> Pipe<B>
-where
-    B: http_body::Body<Data = Bytes, Error = BodyError> + Unpin,
-{
+impl<B: Outgoing> Pipe<B> {
     pub(super) fn new(body: B, stream: SendStream<Bytes>) -> Self {
         Self { body, stream, waiting: None }
     }
@@ -39,7 +50,8 @@ where
             if let Some((data, last)) = self.waiting.take() {
                 if self.poll_room(cx)?.is_pending() {
                     self.waiting = Some((data, last));
-                    return Poll::Pending;
+                    let error = ready!(self.body.poll_over(cx));
+                    return Poll::Ready(self.break_off(&error));
                 }
                 self.stream.send_data(data, last)?;
                 if last {
@@ -70,13 +82,15 @@ where
                         }
                     }
                 },
-                Some(Err(error)) => {
-                    self.stream.send_reset(reason(&error));
-                    return Poll::Ready(Ok(()));
-                }
+                Some(Err(error)) => return Poll::Ready(self.break_off(&error)),
                 None => return Poll::Ready(self.stream.send_data(Bytes::new(), true)),
             }
         }
+    }
+
+    fn break_off(&mut self, error: &BodyError) -> Result<(), h2::Error> {
+        self.stream.send_reset(reason(error));
+        Ok(())
     }
 
     /// Ready when the stream takes data.
@@ -92,12 +106,15 @@ where
     }
 }
 
-/// Why the other half of the way broke off, where that was a stream as well (RFC 9113 §7).
+/// Why the other half of the way broke off, where that was a stream that its peer has reset (RFC 9113 §7).
 fn reason(error: &BodyError) -> Reason {
     let mut source: Option<&(dyn StdError + 'static)> = Some(error);
     while let Some(error) = source {
-        if let Some(reason) = error.downcast_ref::<h2::Error>().and_then(h2::Error::reason) {
-            return reason;
+        if let Some(error) = error.downcast_ref::<h2::Error>() {
+            // Two would say here what is not so: that all is well, and that the request was not looked at.
+            let told = error.reason().filter(|_| error.is_reset() && error.is_remote());
+            let told = told.filter(|told| !matches!(*told, Reason::NO_ERROR | Reason::REFUSED_STREAM));
+            return told.unwrap_or(Reason::INTERNAL_ERROR);
         }
         source = error.source();
     }

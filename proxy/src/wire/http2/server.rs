@@ -2,7 +2,7 @@
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
-use std::task::{Poll, ready};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,10 +11,10 @@ use h2::{Reason, RecvStream};
 use http::{HeaderValue, Method, Request, Response, header};
 use tokio::sync::{Notify, oneshot};
 
-use super::super::{Body, BodyError, Upgrade};
+use super::super::{Body, Upgrade};
 use super::alive::Alive;
 use super::pipe::Pipe;
-use super::{Error, Incoming, Limits, MAX_ERROR_RESETS, OnTunnel, Tunnel};
+use super::{Error, Incoming, Limits, MAX_ERROR_RESETS, OnTunnel, Outgoing, Tunnel};
 use crate::drain;
 use crate::io::Io;
 
@@ -33,12 +33,18 @@ struct Offered {
 ///
 /// # Errors
 /// What broke the connection.
-pub async fn serve<H, F, B>(io: Io, limits: &Limits, handler: H, drain: &drain::Watch) -> Result<(), Error>
+pub async fn serve<H, F, B>(
+    mut io: Io,
+    limits: &Limits,
+    handler: H,
+    drain: &drain::Watch,
+) -> Result<(), Error>
 where
     H: Fn(Request<Body>) -> F,
     F: Future<Output = Response<B>> + Send + 'static,
-    B: http_body::Body<Data = Bytes, Error = BodyError> + Unpin + Send + 'static,
+    B: Outgoing + Send + 'static,
 {
+    let meter = io.meter();
     let (begun, first) = (tokio::time::Instant::now(), Notify::new());
     let mut connection = h2::server::Builder::new()
         .max_header_list_size(limits.max_header_list)
@@ -50,7 +56,7 @@ where
         .enable_connect_protocol()
         .handshake::<_, Bytes>(io)
         .await?;
-    let mut alive = connection.ping_pong().map(|pings| Alive::new(pings, limits.keep_alive));
+    let mut alive = connection.ping_pong().map(|pings| Alive::new(pings, limits.keep_alive, meter));
     let mut told = pin!(async {
         drain.draining().await;
         // Past that time, at once.
@@ -58,21 +64,23 @@ where
     });
     let (mut leaving, mut heard) = (false, false);
     poll_fn(|cx| {
-        if alive.as_mut().is_some_and(|alive| alive.poll(cx).is_ready()) {
-            return Poll::Ready(Err(Error::Silent(limits.keep_alive)));
-        }
         if !leaving && told.as_mut().poll(cx).is_ready() {
             leaving = true;
             connection.graceful_shutdown();
         }
-        loop {
-            let Some(accepted) = ready!(connection.poll_accept(cx)) else { return Poll::Ready(Ok(())) };
+        while let Poll::Ready(accepted) = connection.poll_accept(cx) {
+            let Some(accepted) = accepted else { return Poll::Ready(Ok(())) };
             let (request, reply) = accepted?;
             if !heard {
                 heard = true;
                 first.notify_one();
             }
             accept(request, reply, &handler);
+        }
+        // Last, so that what has come is known to it.
+        match &mut alive {
+            Some(alive) => alive.poll(cx).map(|()| Err(Error::Silent(limits.keep_alive))),
+            None => Poll::Pending,
         }
     })
     .await
@@ -83,7 +91,7 @@ fn accept<H, F, B>(request: Request<RecvStream>, mut reply: SendResponse<Bytes>,
 where
     H: Fn(Request<Body>) -> F,
     F: Future<Output = Response<B>> + Send + 'static,
-    B: http_body::Body<Data = Bytes, Error = BodyError> + Unpin + Send + 'static,
+    B: Outgoing + Send + 'static,
 {
     let (mut head, receive) = request.into_parts();
     if head.method != Method::CONNECT {
@@ -106,7 +114,7 @@ where
 async fn answer<F, B>(mut answered: Pin<Box<F>>, mut reply: SendResponse<Bytes>, offered: Option<Offered>)
 where
     F: Future<Output = Response<B>>,
-    B: http_body::Body<Data = Bytes, Error = BodyError> + Unpin,
+    B: Outgoing,
 {
     let response = poll_fn(|cx| match answered.as_mut().poll(cx) {
         Poll::Ready(response) => Poll::Ready(Some(response)),
@@ -130,7 +138,7 @@ fn begin<B>(
     offered: Option<Offered>,
 ) -> Option<Pipe<B>>
 where
-    B: http_body::Body<Data = Bytes, Error = BodyError> + Unpin,
+    B: Outgoing,
 {
     let (mut head, body) = response.into_parts();
     let tunnel = offered.filter(|_| Upgrade::is_agreed(&Method::CONNECT, head.status));

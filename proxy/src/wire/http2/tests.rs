@@ -1,5 +1,10 @@
+mod hop;
+mod limits;
+
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 
 use http::{Request, Response};
 use tokio::net::{TcpListener, TcpStream};
@@ -9,13 +14,38 @@ use crate::drain;
 use crate::io::Io;
 use crate::wire::{Body, BodyError};
 
+async fn pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    (client, listener.accept().await.unwrap().0)
+}
+
+/// A body that nothing breaks off.
+struct Frames<B>(B);
+
+impl<B: http_body::Body<Data = bytes::Bytes, Error = BodyError> + Unpin> http_body::Body for Frames<B> {
+    type Data = bytes::Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<bytes::Bytes>, BodyError>>> {
+        Pin::new(&mut self.0).poll_frame(cx)
+    }
+}
+
+impl<B: http_body::Body<Data = bytes::Bytes, Error = BodyError> + Unpin> Outgoing for Frames<B> {
+    fn poll_over(&mut self, _cx: &mut Context<'_>) -> Poll<BodyError> {
+        Poll::Pending
+    }
+}
+
 /// A client that allows everything and reads nothing.
 #[tokio::test]
 async fn what_waits_to_be_written_is_bounded_by_us_and_not_by_the_clients_windows() {
     const STREAMS: usize = 100;
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    let (server, _) = listener.accept().await.unwrap();
+    let (client, server) = pair().await;
     let (_signal, drain) = drain::channel();
     let taken = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&taken);
@@ -26,7 +56,7 @@ async fn what_waits_to_be_written_is_bounded_by_us_and_not_by_the_clients_window
                 count.fetch_add(16 * 1024, Ordering::Relaxed);
                 Ok::<_, BodyError>(http_body::Frame::data(bytes::Bytes::from_static(&[0; 16 * 1024])))
             });
-            Response::new(http_body_util::StreamBody::new(tokio_stream::iter(frames)))
+            Response::new(Frames(http_body_util::StreamBody::new(tokio_stream::iter(frames))))
         }
     };
     tokio::spawn(async move { serve(Io::tcp(server), &Limits::default(), answer, &drain).await });
@@ -60,9 +90,7 @@ async fn what_waits_to_be_written_is_bounded_by_us_and_not_by_the_clients_window
 
 #[tokio::test]
 async fn a_connection_that_comes_during_the_drain_is_served_its_first_request() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    let (server, _) = listener.accept().await.unwrap();
+    let (client, server) = pair().await;
     let (signal, drain) = drain::channel();
     signal.start();
     let limits = Limits { max_concurrent_streams: 77, ..Limits::default() };
@@ -82,25 +110,9 @@ async fn a_connection_that_comes_during_the_drain_is_served_its_first_request() 
     serving.await.unwrap().unwrap();
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_client_that_answers_no_ping_is_given_up() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    let (server, _) = listener.accept().await.unwrap();
-    let (_signal, drain) = drain::channel();
-    let hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
-    tokio::io::AsyncWriteExt::write_all(&mut client, hello).await.unwrap();
-    let answer = |_| async { Response::new(Body::empty()) };
-    let served = serve(Io::tcp(server), &Limits::default(), answer, &drain).await;
-    assert!(matches!(served, Err(Error::Silent(_))), "{served:?}");
-    drop(client);
-}
-
 #[tokio::test]
 async fn a_connection_that_nobody_can_send_on_any_more_is_closed() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    let (server, _) = listener.accept().await.unwrap();
+    let (client, server) = pair().await;
     let serving = tokio::spawn(async move {
         let mut connection = h2::server::handshake(server).await.unwrap();
         // It may be closed before it has read what we said.
