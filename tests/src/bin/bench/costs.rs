@@ -42,8 +42,15 @@ pub(crate) struct Costs {
     keep: Option<PathBuf>,
 }
 
-const SCENARIOS: [Scenario; 5] =
-    [Scenario::Http1One, Scenario::Http1, Scenario::Http1New, Scenario::Http2, Scenario::Tcp];
+const SCENARIOS: [Scenario; 7] = [
+    Scenario::Http1One,
+    Scenario::Http1,
+    Scenario::Http1New,
+    Scenario::Http2,
+    Scenario::Grpc,
+    Scenario::Tcp,
+    Scenario::TcpNew,
+];
 const SIDES: [&str; 2] = ["outbound", "inbound"];
 /// Requests that do not count.
 const WARM: usize = 512;

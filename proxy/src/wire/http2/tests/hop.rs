@@ -18,7 +18,7 @@ use super::super::*;
 use super::pair;
 use crate::drain;
 use crate::io::Io;
-use crate::wire::{Body, BodyError, Processed};
+use crate::wire::{self, Body, BodyError, Processed, Upgrade};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -29,7 +29,14 @@ async fn hop() -> (h2::client::SendRequest<Bytes>, h2::server::Connection<TcpStr
     let sender = connect(Io::tcp(upstream), &Limits::default(), true).await.unwrap();
     let pass = move |request: Request<Body>| {
         let mut sender = sender.clone();
-        async move { sender.send(request, ()).await.unwrap() }
+        async move {
+            let (method, client) = (request.method().clone(), Upgrade::of_request(&request));
+            let mut response = sender.send(request, ()).await.unwrap();
+            if Upgrade::is_agreed(&method, response.status()) {
+                tokio::spawn(wire::tunnel(client, Upgrade::of_response(&mut response)));
+            }
+            response
+        }
     };
     tokio::spawn(async move {
         let (_signal, drain) = drain::channel();
@@ -37,7 +44,13 @@ async fn hop() -> (h2::client::SendRequest<Bytes>, h2::server::Connection<TcpStr
     });
     let (requests, connection) = h2::client::handshake(client).await.unwrap();
     tokio::spawn(connection);
-    (requests, h2::server::handshake(server).await.unwrap())
+    let mut server = h2::server::Builder::new().enable_connect_protocol().handshake(server).await.unwrap();
+    while !requests.is_extended_connect_protocol_enabled() {
+        // Both sides' settings are on their way.
+        assert!(poll!(poll_fn(|cx| server.poll_accept(cx))).is_pending());
+        tokio::task::yield_now().await;
+    }
+    (requests, server)
 }
 
 fn get() -> Request<()> {
@@ -115,6 +128,27 @@ async fn trailers_pass_both_ways_and_a_body_may_be_nothing_else() {
     let mut body = response.await.unwrap().into_body();
     assert!(body.data().await.is_none());
     assert_eq!(body.trailers().await.unwrap().unwrap(), trailers);
+}
+
+#[tokio::test]
+async fn extended_connect_keeps_its_protocol_and_makes_a_tunnel_whose_reset_is_no_end() {
+    let (mut requests, server) = hop().await;
+    let request = Request::connect("http://orders/chat").version(Version::HTTP_2).body(()).unwrap();
+    let (mut request, protocol) = (request, h2::ext::Protocol::from_static("websocket"));
+    request.extensions_mut().insert(protocol.clone());
+    let (response, mut upload) = requests.send_request(request, false).unwrap();
+    let (request, mut reply) = accepted(server).await;
+    assert_eq!(request.uri().path(), "/chat");
+    assert_eq!(request.extensions().get(), Some(&protocol));
+    let mut received = request.into_body();
+    let mut stream = reply.send_response(Response::new(()), false).unwrap();
+    upload.send_data(Bytes::from_static(b"ping"), false).unwrap();
+    assert_eq!(received.data().await.unwrap().unwrap(), "ping");
+    stream.send_data(Bytes::from_static(b"pong"), false).unwrap();
+    let mut body = response.await.unwrap().into_body();
+    assert_eq!(body.data().await.unwrap().unwrap(), "pong");
+    stream.send_reset(Reason::NO_ERROR);
+    assert!(body.data().await.unwrap().is_err());
 }
 
 /// A request whose body never ends, and its answer's body, which does not end either; the upload's server.
