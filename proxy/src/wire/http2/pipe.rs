@@ -47,6 +47,11 @@ impl<B: Outgoing> Pipe<B> {
 
     fn poll_sent(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
         loop {
+            // Asked first: while there is nothing to send, only this tells that nobody wants it any more, and a body that breaks off by
+            // that is not what ended the stream.
+            if let Poll::Ready(reset) = self.stream.poll_reset(cx) {
+                return Poll::Ready(reset.map(drop));
+            }
             if let Some((data, last)) = self.waiting.take() {
                 if self.poll_room(cx)?.is_pending() {
                     self.waiting = Some((data, last));
@@ -58,10 +63,7 @@ impl<B: Outgoing> Pipe<B> {
                     return Poll::Ready(Ok(()));
                 }
             }
-            let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
-                // While there is nothing to send, only this tells that nobody wants it any more.
-                return self.stream.poll_reset(cx).map_ok(drop);
-            };
+            let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
             match frame {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) => {

@@ -116,10 +116,13 @@ where
     F: Future<Output = Response<B>>,
     B: Outgoing,
 {
-    let response = poll_fn(|cx| match answered.as_mut().poll(cx) {
-        Poll::Ready(response) => Poll::Ready(Some(response)),
-        // Reset by the client, or its connection has ended.
-        Poll::Pending => reply.poll_reset(cx).map(|_| None),
+    let response = poll_fn(|cx| {
+        // Asked first: reset by the client, or its connection has ended. A request's body that broke off by that is nobody's fault
+        // whom it was on its way to.
+        if reply.poll_reset(cx).is_ready() {
+            return Poll::Ready(None);
+        }
+        answered.as_mut().poll(cx).map(Some)
     })
     .await;
     drop(answered);
