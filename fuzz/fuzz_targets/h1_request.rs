@@ -80,14 +80,14 @@ fn taken(head: RequestHead, bytes: &[u8], hyper: &ByHyper) {
 
 /// What a proxy that changes nothing sends.
 fn pass_on(head: RequestHead) -> Vec<u8> {
-    let mut request = Request::new(Unread::of(head.length));
+    let mut request = Request::new(());
     *request.method_mut() = head.method;
     *request.uri_mut() = head.uri;
     *request.version_mut() = head.version;
     *request.headers_mut() = head.headers;
     request.extensions_mut().insert(head.original);
     let (wire, written) = Wire::new([], false);
-    let sent = run(Client::new(wire, LIMITS).send(request, |_| {}, |_| {}));
+    let sent = run(Client::new(wire, LIMITS).send(&mut request, Unread::of(head.length), |_| {}, |_| {}));
     assert!(sent.is_none(), "nobody has answered");
     written.take()
 }

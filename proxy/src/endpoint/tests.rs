@@ -209,9 +209,9 @@ async fn exchange(endpoint: &Arc<Endpoint>, metrics: &Metrics, path: &str) {
     let (open, idle) = pooled(metrics);
     assert!(open > idle, "one is in use: {open} {idle}");
     let to = Arc::clone(endpoint);
-    let request = Request::get(path).header("host", "orders").body(Body::empty()).unwrap();
+    let mut request = Request::get(path).header("host", "orders").body(()).unwrap();
     let done = move |client| to.keep_http1(0, Way::Own, client, counted);
-    let response = client.send(request, |_| (), done).await.unwrap();
+    let response = client.send(&mut request, Body::empty(), |_| (), done).await.unwrap();
     http_body_util::BodyExt::collect(response.into_body()).await.unwrap();
 }
 

@@ -30,14 +30,8 @@ use crate::wire::{self, Body, Framing, Processed, Upgrade, h1, http2};
 #[derive(Debug)]
 pub(super) struct Failed {
     pub fault: Fault,
-    /// The request itself, if it may be sent once more.
-    pub again: Option<Again>,
-}
-
-#[derive(Debug)]
-pub(super) struct Again {
-    pub request: Box<Request<Body>>,
-    pub cause: ReplayCause,
+    /// Why the request, which is whole, may be sent once more.
+    pub again: Option<ReplayCause>,
 }
 
 /// Where a request goes, and how.
@@ -51,6 +45,8 @@ pub(super) struct Leg<'a> {
     pub tunnels: &'a Tunnels,
     /// Not over a connection that has idled: one has failed, and the others may be as old.
     pub fresh: bool,
+    /// The request's head is left for another attempt though there is an answer, since that may say that there was none.
+    pub keep: bool,
     /// Of what goes to the application beside this proxy, the registration with its policy.
     pub guard: Option<&'a Arc<policy::Guard>>,
 }
@@ -67,13 +63,6 @@ pub(super) struct Answer {
     pub deadline: Option<Instant>,
     /// What goes with the response, and breaks it off when it is revoked.
     pub guard: Option<Arc<policy::Guard>>,
-}
-
-/// What is needed to send a request again.
-#[derive(Debug)]
-pub(super) struct Spare {
-    head: Request<()>,
-    body: wire::Spare,
 }
 
 /// The connections that one client's connection has turned into, by upgrade or CONNECT. They are part of it: while any
@@ -99,13 +88,14 @@ pub(super) fn dial(worker: &Worker) -> Dial {
     }
 }
 
-/// Sends a request and returns its answer's head.
+/// Sends a request and returns its answer's head. What is left of `request` is whole where it may be sent [again](Failed),
+/// and its head where it is to be [kept](Leg).
 pub(super) async fn send(
     worker: &Worker,
     leg: Leg<'_>,
-    mut request: Request<Body>,
+    request: &mut Request<Body>,
 ) -> Result<Response<Body>, Failed> {
-    let Leg { endpoint, framing, limit, tunnels, fresh, guard } = leg;
+    let Leg { endpoint, framing, limit, tunnels, fresh, keep, guard } = leg;
     let upgrade = framing == Framing::Http1 && headers::is_upgrade(request.headers());
     headers::strip_hop(request.headers_mut(), upgrade);
     let method = request.method().clone();
@@ -113,12 +103,12 @@ pub(super) async fn send(
         // The client named its host in `host` only (RFC 9113 §8.3.1), and so do we: h2 takes that of older versions.
         *request.version_mut() = Version::HTTP_11;
     }
-    let client = (upgrade || method == Method::CONNECT).then(|| Upgrade::of_request(&request));
+    let client = (upgrade || method == Method::CONNECT).then(|| Upgrade::of_request(request));
     // Pinned, so that it is not there once for each of the two ways to wait for it.
     let send = pin!(async {
         match framing {
-            Framing::Http1 => send_http1(worker, endpoint, request, fresh).await,
-            Framing::Http2 => send_http2(worker, endpoint, request).await,
+            Framing::Http1 => send_http1(worker, endpoint, &mut *request, fresh).await,
+            Framing::Http2 => send_http2(worker, endpoint, &mut *request, keep).await,
         }
     });
     let mut response = match limit {
@@ -142,15 +132,15 @@ pub(super) async fn send(
 async fn send_http1(
     worker: &Worker,
     endpoint: &Arc<Endpoint>,
-    request: Request<Body>,
+    request: &mut Request<Body>,
     fresh: bool,
 ) -> Result<Response<Body>, Failed> {
     let idle = (!fresh).then_some(worker.proxy.settings.idle_timeout);
-    let preferred = preferred(endpoint, &request, fresh);
+    let preferred = preferred(endpoint, request, fresh);
     let connection = endpoint.http1(worker.index, preferred, idle, || dial(worker)).await;
     let Http1 { client, pooled, reused, way } = match connection {
         Ok(connection) => connection,
-        Err(error) => return Err(unsent(connect_fault(&error), Some(request))),
+        Err(error) => return Err(unsent(connect_fault(&error))),
     };
     if reused {
         worker.metrics.pool_reused();
@@ -167,7 +157,8 @@ async fn send_http1(
         headers::strip_ours(response.headers_mut());
         downstream.as_ref().map(|downstream| downstream.interim(&response));
     };
-    match client.send(request, interim, done).await {
+    let body = std::mem::take(request.body_mut());
+    match client.send(request, body, interim, done).await {
         Ok(response) => Ok(response.map(Body::http1)),
         Err(error) => {
             let refused = tls::refused_by_peer(&error.failure);
@@ -185,8 +176,8 @@ async fn send_http1(
             };
             let detail = format!("{}: {}", endpoint.address, Chain(&error.failure));
             let fault = Fault { reason, processed, detail: detail.into() };
-            let again = cause.zip(error.request).map(|(cause, request)| Again { request, cause });
-            Err(Failed { fault, again })
+            let whole = error.body.map(|body| *request.body_mut() = body).is_some();
+            Err(Failed { fault, again: cause.filter(|_| whole) })
         }
     }
 }
@@ -209,16 +200,17 @@ fn preferred(endpoint: &Endpoint, request: &Request<Body>, fresh: bool) -> Prefe
 async fn send_http2(
     worker: &Worker,
     endpoint: &Arc<Endpoint>,
-    request: Request<Body>,
+    request: &mut Request<Body>,
+    keep: bool,
 ) -> Result<Response<Body>, Failed> {
     let Http2 { mut sender, place } = match endpoint.http2(worker.index, || dial(worker)).await {
         Ok(connection) => connection,
-        Err(error) => return Err(unsent(connect_fault(&error), Some(request))),
+        Err(error) => return Err(unsent(connect_fault(&error))),
     };
     // A stream does not give back what it has taken; a request without a body is copied cheaply.
     let bodyless = http_body::Body::is_end_stream(request.body());
-    let copy = bodyless.then(|| head(&request).map(|()| Body::empty()));
-    let sent = sender.send(request, place).await;
+    let copy = if bodyless || keep { head(request) } else { Request::default() };
+    let sent = sender.send(std::mem::replace(request, copy), place).await;
     let error = match sent {
         Ok(response) => return Ok(response),
         Err(error) => error,
@@ -227,28 +219,25 @@ async fn send_http2(
     let processed = if refused { Processed::No } else { error.processed };
     let reason = if refused { Reason::PeerRefusedTls } else { Reason::UpstreamReset };
     let detail = format!("{}: {}", endpoint.address, Chain(&error.source));
-    let request = error.request.map(|request| *request).or(copy);
-    let again = (processed == Processed::No)
-        .then_some(request)
-        .flatten()
-        .map(|request| Again { request: Box::new(request), cause: ReplayCause::Unprocessed });
+    let whole = bodyless || error.request.map(|given| *request = *given).is_some();
+    let again = (whole && processed == Processed::No).then_some(ReplayCause::Unprocessed);
     Err(Failed { fault: Fault { reason, processed, detail: detail.into() }, again })
 }
 
-fn unsent(fault: Fault, request: Option<Request<Body>>) -> Failed {
-    let again = request.map(|request| Again { request: Box::new(request), cause: ReplayCause::Unprocessed });
-    Failed { fault, again }
+fn unsent(fault: Fault) -> Failed {
+    Failed { fault, again: Some(ReplayCause::Unprocessed) }
 }
 
 /// Has what passes of the request's body kept, as far as it is short, so that it can be sent again.
-pub(super) fn spare(request: &mut Request<Body>) -> Spare {
+pub(super) fn spare(request: &mut Request<Body>) -> wire::Spare {
     let (body, spare) = std::mem::take(request.body_mut()).kept();
     *request.body_mut() = body;
-    Spare { head: head(request), body: spare }
+    spare
 }
 
-fn head<B>(request: &Request<B>) -> Request<()> {
-    let mut copy = Request::new(());
+/// The same request, without a body.
+fn head(request: &Request<Body>) -> Request<Body> {
+    let mut copy = Request::default();
     *copy.method_mut() = request.method().clone();
     *copy.uri_mut() = request.uri().clone();
     *copy.version_mut() = request.version();
@@ -304,16 +293,6 @@ pub(super) fn count(open: &OpenConnection, meter: &Meter) -> (u64, u64) {
     open.cells().received(received);
     open.cells().sent(sent);
     (received, sent)
-}
-
-// === impl Spare ===
-
-impl Spare {
-    /// The request once more; whoever still sends it is broken off. `None`: too much of its body has passed.
-    pub(super) fn request(self) -> Option<Request<Body>> {
-        let Self { head, body } = self;
-        body.body().map(|body| head.map(|()| body))
-    }
 }
 
 // === impl Tunnels ===

@@ -35,7 +35,7 @@ use crate::state::{First, Mode, Peer, Protocol};
 use crate::telemetry::Reason;
 use crate::telemetry::metrics::{ConnectionLabels, DetectResult, Direction, TlsKind};
 use crate::tls;
-use crate::wire::{Body, Framing};
+use crate::wire::{Body, Framing, h1};
 use tulle_certs::{Alpn, Refusal, SpiffeId};
 
 /// One connection to the application, from wherever.
@@ -502,7 +502,7 @@ impl Connection {
 
     fn leg(&self, fresh: bool) -> Leg<'_> {
         let (endpoint, tunnels, guard) = (&self.application, &self.tunnels, Some(&self.guard));
-        Leg { endpoint, framing: self.framing, limit: None, tunnels, fresh, guard }
+        Leg { endpoint, framing: self.framing, limit: None, tunnels, fresh, keep: false, guard }
     }
 
     fn record(&self, request: &mut Request<Body>) -> Box<Record> {
@@ -519,24 +519,25 @@ impl Connection {
     async fn request(self: Arc<Self>, mut request: Request<Body>) -> Response<Tracked> {
         let mut record = self.record(&mut request);
         headers::strip_ours(request.headers_mut());
-        match self.forward(&mut record, request).await {
+        match self.forward(&mut record, &mut request).await {
             Ok(answer) => record.answer(answer),
             Err(fault) => record.fault(&fault),
         }
     }
 
-    async fn forward(&self, record: &mut Record, mut request: Request<Body>) -> Result<Answer, Fault> {
-        headers::check_host(&request)?;
+    async fn forward(&self, record: &mut Record, request: &mut Request<Body>) -> Result<Answer, Fault> {
+        headers::check_host(request)?;
         record.rule = Some(admit::judge(&self.worker, &self.guard)?);
         record.endpoint = Some(self.application.address);
         loop {
             record.attempts += 1;
             let mut in_flight = InFlight::start(&self.worker, &self.application);
             let asked = Instant::now();
-            let sent = exchange::send(&self.worker, self.leg(record.attempts > 1), request).await;
+            let sent = exchange::send(&self.worker, self.leg(record.attempts > 1), &mut *request).await;
             record.waited(asked.elapsed());
             match sent {
                 Ok(mut response) => {
+                    h1::done_with(request);
                     in_flight.answered(!response.status().is_server_error());
                     headers::strip_ours(response.headers_mut());
                     // The guard is the connection's.
@@ -547,10 +548,7 @@ impl Connection {
                 Err(Failed { fault, again }) => {
                     in_flight.answered(false);
                     match again {
-                        Some(again) if record.attempts == 1 => {
-                            self.worker.metrics.replayed(again.cause);
-                            request = *again.request;
-                        }
+                        Some(cause) if record.attempts == 1 => self.worker.metrics.replayed(cause),
                         _ => return Err(fault),
                     }
                 }

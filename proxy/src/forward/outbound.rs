@@ -35,7 +35,7 @@ use crate::route::{self, Backend, Found, Match, RouteKind, Rule};
 use crate::state::{Peer, Protocol};
 use crate::telemetry::Reason;
 use crate::telemetry::metrics::{ConnectionLabels, DetectResult, Direction, ReplayCause, TlsKind};
-use crate::wire::{Body, Framing};
+use crate::wire::{self, Body, Framing, h1};
 
 /// One connection from the application.
 #[derive(Debug)]
@@ -204,20 +204,20 @@ impl Connection {
     async fn request(self: Arc<Self>, mut request: Request<Body>) -> Response<Tracked> {
         let mut record = self.record(&mut request);
         headers::strip_ours(request.headers_mut());
-        match self.forward(&mut record, request).await {
+        match self.forward(&mut record, &mut request).await {
             Ok(answer) => record.answer(answer),
             Err(fault) => record.fault(&fault),
         }
     }
 
     /// By the rule that matches to a backend, within the time that the rule allows; without routes, where it was going.
-    async fn forward(&self, record: &mut Record, mut request: Request<Body>) -> Result<Answer, Fault> {
-        headers::check_host(&request)?;
+    async fn forward(&self, record: &mut Record, request: &mut Request<Body>) -> Result<Answer, Fault> {
+        headers::check_host(request)?;
         let target = self.going.target(&self.worker).await?;
         let mut out = None;
         if let Target::Outside(endpoint) = &target {
-            headers::check_only_host(&request)?;
-            let host = Name::Http(headers::host(&request).to_ascii_lowercase().into());
+            headers::check_only_host(request)?;
+            let host = Name::Http(headers::host(request).to_ascii_lowercase().into());
             let allowed = egress::let_out(&self.worker, endpoint.address, self.client, host).await?;
             allowed.leaves(&self.worker, self.client);
             record.rule = Some(allowed.rule);
@@ -228,7 +228,7 @@ impl Connection {
             Target::Service(service, _) => service.routes(),
             Target::Address(_) | Target::Outside(_) => None,
         };
-        let Some(found) = rule(routes.as_deref(), &target, &request)? else {
+        let Some(found) = rule(routes.as_deref(), &target, request)? else {
             return self.attempts(record, request, None, &target, out).await;
         };
         let rule = found.rule;
@@ -240,13 +240,13 @@ impl Connection {
             return Err(Fault::unsent(Reason::RouteInvalid, format!("route {}: {invalid}", rule.route)));
         }
         if let Target::Service(_, port) = &target
-            && let Some(answer) = filters::redirect(&found, &request, *port)
+            && let Some(answer) = filters::redirect(&found, request, *port)
         {
             return answer;
         }
         let backend = choose(rule)?;
         record.backend = Some(Arc::clone(&backend.label));
-        filters::request(&found, backend, self.framing, &mut request)?;
+        filters::request(&found, backend, self.framing, request)?;
         let deadline = rule.request_timeout.map(|limit| record.started() + limit);
         let send = async {
             let service = target::service(&self.worker, &backend.service).await?;
@@ -269,7 +269,7 @@ impl Connection {
     async fn attempts(
         &self,
         record: &mut Record,
-        mut request: Request<Body>,
+        request: &mut Request<Body>,
         limit: Option<Duration>,
         target: &Target,
         out: Option<Arc<policy::Guard>>,
@@ -279,22 +279,23 @@ impl Connection {
             let endpoint = target.pick(&self.worker, tried.as_ref())?;
             // What another proxy cannot pass on may go to another endpoint, if there is one.
             let in_mesh = matches!(endpoint.peer, Peer::Mesh(_));
-            let spare = (tried.is_none() && in_mesh && target.has_other(&endpoint))
-                .then(|| exchange::spare(&mut request));
-            match self.attempt(record, &endpoint, request, limit, out.as_ref()).await {
-                Ok(answer) => match spare.filter(|_| answer.unprocessed).and_then(exchange::Spare::request) {
-                    None => return Ok(answer),
-                    Some(spare) => {
+            let spare =
+                (tried.is_none() && in_mesh && target.has_other(&endpoint)).then(|| exchange::spare(request));
+            match self.attempt(record, &endpoint, request, limit, spare.is_some(), out.as_ref()).await {
+                Ok(answer) => match spare.filter(|_| answer.unprocessed).and_then(wire::Spare::body) {
+                    None => {
+                        h1::done_with(request);
+                        return Ok(answer);
+                    }
+                    // Whoever still sends the first is broken off.
+                    Some(body) => {
                         self.worker.metrics.replayed(ReplayCause::Unprocessed);
-                        request = spare;
+                        *request.body_mut() = body;
                     }
                 },
                 Err(Failed { fault, again }) => match again.filter(|_| tried.is_none()) {
                     None => return Err(fault),
-                    Some(again) => {
-                        self.worker.metrics.replayed(again.cause);
-                        request = *again.request;
-                    }
+                    Some(cause) => self.worker.metrics.replayed(cause),
                 },
             }
             tried = Some(endpoint);
@@ -306,8 +307,9 @@ impl Connection {
         &self,
         record: &mut Record,
         endpoint: &Arc<Endpoint>,
-        request: Request<Body>,
+        request: &mut Request<Body>,
         limit: Option<Duration>,
+        keep: bool,
         out: Option<&Arc<policy::Guard>>,
     ) -> Result<Answer, Failed> {
         let application = self.worker.proxy.own_application(endpoint);
@@ -323,7 +325,7 @@ impl Connection {
             None => (endpoint, out),
         };
         let (framing, tunnels, fresh) = (self.framing, &self.tunnels, record.attempts > 1);
-        let leg = Leg { endpoint, framing, limit, tunnels, fresh, guard };
+        let leg = Leg { endpoint, framing, limit, tunnels, fresh, keep, guard };
         let asked = Instant::now();
         // Pinned here: whoever takes it by value keeps it twice.
         let sent = {

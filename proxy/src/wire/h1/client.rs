@@ -12,7 +12,7 @@ use std::task::{Context, Poll, Wake, Waker, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, Request, Response, StatusCode, header, request};
+use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, header};
 use http_body::Frame;
 use parking_lot::Mutex;
 
@@ -63,8 +63,8 @@ pub struct SendError<B> {
     pub processed: Processed,
     /// Whether any byte of an answer came.
     pub answered: bool,
-    /// The request, if nothing was taken out of its body.
-    pub request: Option<Box<Request<B>>>,
+    /// The request's body, if nothing was taken out of it.
+    pub body: Option<B>,
 }
 
 /// What went wrong with a request.
@@ -135,15 +135,16 @@ impl<I: Transport> Client<I> {
         self.0.exchanges
     }
 
-    /// Sends a request and returns the head of its response, whose body goes on sending what is left of the request's
-    /// body. Interim responses go to `interim`; once the exchange is over and the connection can be used again, it goes
-    /// to `done`. Dropping the future or the response's body closes the connection.
+    /// Sends a request, the head as it is in `request` and then `body`, and returns the head of its response, whose body
+    /// goes on sending what is left of the request's. Interim responses go to `interim`; once the exchange is over and
+    /// the connection can be used again, it goes to `done`. Dropping the future or the response's body closes the connection.
     ///
     /// # Errors
     /// When there is no response, with what is known of how far the request got.
-    pub async fn send<B>(
+    pub async fn send<T, B>(
         mut self,
-        request: Request<B>,
+        request: &mut Request<T>,
+        body: B,
         mut interim: impl FnMut(Response<()>),
         done: impl FnOnce(Self) + Send + 'static,
     ) -> Result<Response<Body>, Box<SendError<B>>>
@@ -151,42 +152,35 @@ impl<I: Transport> Client<I> {
         B: http_body::Body<Data = Bytes> + Unpin + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        let (parts, body) = request.into_parts();
         let before = self.0.out.written;
-        let sending = match outgoing::request(&parts, &body, &mut self.0.out) {
+        let sending = match outgoing::request(request, &body, &mut self.0.out) {
             Ok(sending) => sending,
             Err(error) => {
-                let request = Some(Box::new(Request::from_parts(parts, body)));
-                let failure = Failure::Body(error);
-                return Err(Box::new(SendError {
-                    failure,
-                    processed: Processed::No,
-                    answered: false,
-                    request,
-                }));
+                let (failure, processed) = (Failure::Body(error), Processed::No);
+                return Err(Box::new(SendError { failure, processed, answered: false, body: Some(body) }));
             }
         };
         let mut sent =
             Sent { sending, body, scan: Scan::default(), interim: 0, answered: false, broken: None };
         self.0.done = Some(Box::new(done));
-        let received = std::future::poll_fn(|cx| self.0.poll_head(&parts, &mut sent, &mut interim, cx)).await;
-        match received {
-            Ok(head) => {
-                let response = self.respond(&parts, sent, head);
-                reuse::give(parts.headers, parts.extensions);
-                Ok(response)
-            }
+        let received = std::future::poll_fn(|cx| {
+            // Held alone: what it carries besides need not be fit for sharing.
+            let request = &mut *request;
+            self.0.poll_head(request.method(), request.headers(), &mut sent, &mut interim, cx)
+        });
+        match received.await {
+            Ok(head) => Ok(self.respond(request.method(), sent, head)),
             Err(failure) => {
                 let Sent { sending, body, answered, .. } = sent;
                 let processed = if self.0.out.written == before { Processed::No } else { Processed::Maybe };
-                let request = (!sending.taken).then(|| Box::new(Request::from_parts(parts, body)));
-                Err(Box::new(SendError { failure, processed, answered, request }))
+                let body = (!sending.taken).then_some(body);
+                Err(Box::new(SendError { failure, processed, answered, body }))
             }
         }
     }
 
     /// Makes the response of its head.
-    fn respond<B>(mut self, parts: &request::Parts, sent: Sent<B>, head: ResponseHead) -> Response<Body>
+    fn respond<B>(mut self, method: &Method, sent: Sent<B>, head: ResponseHead) -> Response<Body>
     where
         B: http_body::Body<Data = Bytes> + Unpin + Send + 'static,
         B::Error: Into<BoxError>,
@@ -203,7 +197,7 @@ impl<I: Transport> Client<I> {
         *response.version_mut() = head.version;
         *response.headers_mut() = head.headers;
         *response.extensions_mut() = reuse::extensions(head.original);
-        if outgoing::is_upgrade(&parts.method, head.status) {
+        if outgoing::is_upgrade(method, head.status) {
             let Connection { io, input, .. } = *self.0;
             response.extensions_mut().insert(Switched::new(Upgraded::new(io, input.buf)));
         } else if head.length == Length::Exact(0) {
@@ -240,7 +234,8 @@ impl Wake for Stirred {
 impl<I: Transport> Connection<I> {
     fn poll_head<B>(
         &mut self,
-        parts: &request::Parts,
+        method: &Method,
+        headers: &HeaderMap,
         sent: &mut Sent<B>,
         interim: &mut impl FnMut(Response<()>),
         cx: &mut Context<'_>,
@@ -258,11 +253,11 @@ impl<I: Transport> Connection<I> {
             }
         }
         loop {
-            let found = sent.scan.response(&mut self.input.buf, &parts.method, &self.limits);
+            let found = sent.scan.response(&mut self.input.buf, method, &self.limits);
             match found.map_err(Failure::Response)? {
                 Some(head) if head.status == StatusCode::SWITCHING_PROTOCOLS => {
                     let over = sent.sending.ended && self.out.is_empty();
-                    if !over || !parts.headers.contains_key(header::UPGRADE) {
+                    if !over || !headers.contains_key(header::UPGRADE) {
                         let what = HeadError::Malformed("it switches protocols unasked");
                         return Poll::Ready(Err(Failure::Response(what)));
                     }

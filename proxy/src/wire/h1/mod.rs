@@ -41,5 +41,6 @@ pub use coding::{BodyError, Decoder, Step};
 pub use head::{HeadError, Length, Limits, RequestHead, ResponseHead, Scan};
 pub use incoming::{Body, Exchange};
 pub use original::OriginalHead;
+pub use reuse::done_with;
 pub use server::{Closed, Settings, serve};
 pub use upgrade::{OnUpgrade, Switched, Upgraded};

@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, StatusCode, Version, header, request, response};
+use http::{HeaderMap, Method, Request, StatusCode, Version, header, response};
 use http_body::Body;
 
 use super::buf::Output;
@@ -79,21 +79,22 @@ impl Known {
 ///
 /// # Errors
 /// When the length of its body cannot be told.
-pub(super) fn request<B: Body>(
-    parts: &request::Parts,
+pub(super) fn request<T, B: Body>(
+    request: &Request<T>,
     body: &B,
     out: &mut Output,
 ) -> Result<Sending, BodyError> {
-    let original = parts.extensions.get::<OriginalHead>();
-    let known = Known::of(body, &parts.headers, original);
+    let (method, version, headers) = (request.method(), request.version(), request.headers());
+    let original = request.extensions().get::<OriginalHead>();
+    let known = Known::of(body, headers, original);
     let bodiless = known.exact == Some(0) && known.ended && !known.chunked;
-    let (told, encoder) = if parts.method == Method::CONNECT || (bodiless && known.said.is_none()) {
+    let (told, encoder) = if *method == Method::CONNECT || (bodiless && known.said.is_none()) {
         (Told::Nothing, Encoder::Discard)
     } else {
-        known.framing(parts.version).ok_or(BodyError::WrongLength("less certain"))?
+        known.framing(version).ok_or(BodyError::WrongLength("less certain"))?
     };
-    write_request_line(out.small(), &parts.method, &parts.uri, parts.version);
-    Fields { original, headers: &parts.headers, told, connection: None }.write(out.small());
+    write_request_line(out.small(), method, request.uri(), version);
+    Fields { original, headers, told, connection: None }.write(out.small());
     let mut sending = Sending { encoder, ended: false, taken: false };
     if known.ended {
         sending.end(None, out)?;

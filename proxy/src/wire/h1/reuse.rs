@@ -1,11 +1,12 @@
 //! Header maps and extensions of messages that are over, for the next ones of the same thread.
 //!
 //! Decides how many are kept. It must never keep anything that a message held, least of all a connection or the bytes of
-//! its head. Called by [`super::head`] and the shells, [`super::server`] and [`super::client`].
+//! its head. Called by [`super::head`], the shells, [`super::server`] and
+//! [`super::client`], and `forward`.
 
 use std::cell::RefCell;
 
-use http::{Extensions, HeaderMap};
+use http::{Extensions, HeaderMap, Request};
 
 use super::incoming::Exchange;
 use super::original::OriginalHead;
@@ -38,6 +39,11 @@ pub(super) fn extensions(original: OriginalHead) -> Extensions {
         None => drop(extensions.insert(original)),
     }
     extensions
+}
+
+/// Takes what is left of the head of a request that will not be sent again.
+pub fn done_with<T>(request: &mut Request<T>) {
+    give(std::mem::take(request.headers_mut()), std::mem::take(request.extensions_mut()));
 }
 
 /// Takes what is left of a message.

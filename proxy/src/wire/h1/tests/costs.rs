@@ -10,7 +10,7 @@ use http::{Request, Response};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
 
-use super::super::{Body, Client, Limits, Settings, Transport, serve};
+use super::super::{Body, Client, Limits, Settings, Transport, done_with, serve};
 use super::{read_until, refusal};
 use crate::testing::allocations;
 
@@ -82,7 +82,12 @@ fn relay(near: impl Transport, far: impl Transport) {
         let pool = Arc::clone(&pool);
         async move {
             let client = pool.lock().pop().unwrap();
-            client.send(request, |_| (), move |client| pool.lock().push(client)).await.unwrap()
+            let (parts, body) = request.into_parts();
+            let mut head = Request::from_parts(parts, ());
+            let given_back = move |client| pool.lock().push(client);
+            let response = client.send(&mut head, body, |_| (), given_back).await.unwrap();
+            done_with(&mut head);
+            response
         }
     };
     tokio::spawn(serve(near, &[], Settings::default(), handler, refusal, std::future::pending()));
@@ -175,6 +180,7 @@ fn futures_and_bodies_are_small() {
     let _entered = runtime.enter();
     assert!(size_of_val(&serving) < 3000, "{}", size_of_val(&serving));
     assert!(size_of::<Body>() <= 48, "{}", size_of::<Body>());
-    let sending = Client::new(io(), Limits::default()).send(Request::new(Body::empty()), |_| (), drop);
+    let mut request = Request::new(());
+    let sending = Client::new(io(), Limits::default()).send(&mut request, Body::empty(), |_| (), drop);
     assert!(size_of_val(&sending) < 1500, "{}", size_of_val(&sending));
 }

@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use super::super::{
     Body, Client, Closed, Exchange, Failure, HeadError, Limits, OriginalHead, Settings, serve,
 };
-use super::{converse, describe, echo, read_until, refusal, served, served_until};
+use super::{converse, describe, echo, read_until, refusal, send, served, served_until};
 use crate::wire::Processed;
 
 type Frames = Vec<Result<Frame<Bytes>, std::io::Error>>;
@@ -421,7 +421,7 @@ async fn a_connection_is_given_back_when_its_exchange_is_over() {
             assert_eq!(read_until(&mut server, "\r\n\r\n").await, "GET /x?y HTTP/1.1\r\nhost: a\r\n\r\n");
             server.write_all(answer.as_bytes()).await.unwrap();
         };
-        let (response, ()) = tokio::join!(client.send(get(), no_interim, done), serving);
+        let (response, ()) = tokio::join!(send(client, get(), no_interim, done), serving);
         let body = response.unwrap().into_body().collect().await.unwrap().to_bytes();
         let given_back = pool.lock().pop();
         assert_eq!(given_back.is_some(), expected.is_some(), "{answer:?}");
@@ -439,7 +439,7 @@ async fn a_connection_is_given_back_when_its_exchange_is_over() {
 async fn a_response_may_end_with_its_connection() {
     let (client, mut server) = client();
     let (pool, done) = pool();
-    let sending = client.send(get(), no_interim, done);
+    let sending = send(client, get(), no_interim, done);
     server.write_all(b"HTTP/1.1 200 OK\r\n\r\nabc").await.unwrap();
     let response = sending.await.unwrap();
     drop(server);
@@ -457,7 +457,7 @@ async fn a_response_that_breaks_off_is_an_error() {
         let (client, mut server) = client();
         let (pool, done) = pool();
         server.write_all(answer.as_bytes()).await.unwrap();
-        let response = client.send(get(), no_interim, done).await.unwrap();
+        let response = send(client, get(), no_interim, done).await.unwrap();
         drop(server);
         assert!(response.into_body().collect().await.is_err(), "{answer:?}");
         assert!(pool.lock().is_empty());
@@ -471,37 +471,37 @@ async fn a_request_without_an_answer_comes_back_with_what_is_known() {
     let (ours, server) = tokio::io::duplex(1024);
     drop(server);
     let client = Client::new(ours, Limits::default());
-    let error = client.send(get(), no_interim, drop).await.unwrap_err();
+    let error = send(client, get(), no_interim, drop).await.unwrap_err();
     assert_eq!((error.processed, error.answered), (Processed::No, false));
-    assert!(error.request.is_some() && matches!(error.failure, Failure::Write(_)), "{error:?}");
+    assert!(error.body.is_some() && matches!(error.failure, Failure::Write(_)), "{error:?}");
 
     let (client, mut server) = self::client();
-    let (sent, ()) = tokio::join!(client.send(get(), no_interim, drop), async {
+    let (sent, ()) = tokio::join!(send(client, get(), no_interim, drop), async {
         read_until(&mut server, "\r\n\r\n").await;
         drop(server);
     });
     let error = sent.unwrap_err();
     assert_eq!((error.processed, error.answered), (Processed::Maybe, false));
-    assert!(error.request.is_some() && matches!(error.failure, Failure::Closed), "{error:?}");
+    assert!(error.body.is_some() && matches!(error.failure, Failure::Closed), "{error:?}");
 
     let (client, mut server) = self::client();
-    let (sent, ()) = tokio::join!(client.send(post(), no_interim, drop), async {
+    let (sent, ()) = tokio::join!(send(client, post(), no_interim, drop), async {
         read_until(&mut server, "0\r\n\r\n").await;
         server.write_all(b"HTTP/1.1 2").await.unwrap();
         drop(server);
     });
     let error = sent.unwrap_err();
     assert_eq!((error.processed, error.answered), (Processed::Maybe, true));
-    assert!(error.request.is_none());
+    assert!(error.body.is_none());
 
     let (client, mut server) = self::client();
     server.write_all(b"SSH-2.0-OpenSSH\r\n").await.unwrap();
-    let error = client.send(get(), no_interim, drop).await.unwrap_err();
+    let error = send(client, get(), no_interim, drop).await.unwrap_err();
     assert!(error.answered && matches!(error.failure, Failure::Response(_)), "{error:?}");
 
     let (client, _server) = self::client();
     let broken = Request::post("/").body(stream(vec![data("abc"), broken()])).unwrap();
-    let error = client.send(broken, no_interim, drop).await.unwrap_err();
+    let error = send(client, broken, no_interim, drop).await.unwrap_err();
     assert!(matches!(error.failure, Failure::Body(_)), "{error:?}");
 }
 
@@ -512,7 +512,7 @@ async fn an_answer_that_comes_early_is_taken_and_the_body_goes_on() {
     let (sender, body) = channel();
     let request = Request::post("/").body(body).unwrap();
     server.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await.unwrap();
-    let response = client.send(request, no_interim, done).await.unwrap();
+    let response = send(client, request, no_interim, done).await.unwrap();
     let mut body = response.into_body();
     read_until(&mut server, "\r\n\r\n").await;
     for word in ["one", "two"] {
@@ -540,7 +540,7 @@ async fn a_response_that_does_not_wait_for_its_request_ends_the_connection() {
     let (pool, done) = pool();
     let (_sender, body) = channel();
     server.write_all(b"HTTP/1.1 413 Too much\r\nContent-Length: 0\r\n\r\n").await.unwrap();
-    let response = client.send(Request::post("/").body(body).unwrap(), no_interim, done).await.unwrap();
+    let response = send(client, Request::post("/").body(body).unwrap(), no_interim, done).await.unwrap();
     assert_eq!(response.status(), 413);
     assert!(pool.lock().is_empty());
 }
@@ -556,7 +556,7 @@ async fn interim_responses_are_told_as_they_come() {
         .unwrap();
     let mut seen = Vec::new();
     let response =
-        client.send(get(), |interim| seen.push((interim.status().as_u16(), interim.headers().len())), drop);
+        send(client, get(), |interim| seen.push((interim.status().as_u16(), interim.headers().len())), drop);
     assert_eq!(response.await.unwrap().status().as_u16(), 299);
     assert_eq!(seen, [(100, 0), (103, 1)]);
 }
@@ -587,7 +587,7 @@ async fn requests_are_framed_by_the_body_they_have() {
     ];
     for (request, expected) in cases {
         let (client, mut server) = client();
-        let (_, written) = tokio::join!(client.send(request, no_interim, drop), async {
+        let (_, written) = tokio::join!(send(client, request, no_interim, drop), async {
             let written = read_until(&mut server, expected).await;
             drop(server);
             written
@@ -612,7 +612,7 @@ fn proxied(upstream: DuplexStream) -> (DuplexStream, tokio::task::JoinHandle<Clo
             let client = pool.lock().pop().unwrap();
             let exchange = request.extensions().get::<Exchange>().unwrap().clone();
             let interim = |response: Response<()>| assert!(exchange.interim(&response));
-            client.send(request, interim, move |client| pool.lock().push(client)).await.unwrap()
+            send(client, request, interim, move |client| pool.lock().push(client)).await.unwrap()
         }
     })
 }
@@ -668,7 +668,7 @@ async fn a_request_goes_on_while_its_client_does_not_read_the_response_yet() {
         let pool = Arc::clone(&pool);
         async move {
             let client = pool.lock().pop().unwrap();
-            client.send(request, no_interim, move |client| pool.lock().push(client)).await.unwrap()
+            send(client, request, no_interim, move |client| pool.lock().push(client)).await.unwrap()
         }
     };
     tokio::spawn(serve(near, &[], Settings::default(), handler, refusal, std::future::pending()));
@@ -724,7 +724,7 @@ async fn a_server_may_not_send_interim_responses_without_end() {
         while server.write_all(hints.as_bytes()).await.is_ok() {}
     });
     let mut seen = 0;
-    let error = client.send(get(), |_| seen += 1, drop).await.unwrap_err();
+    let error = send(client, get(), |_| seen += 1, drop).await.unwrap_err();
     assert!(matches!(error.failure, Failure::Response(HeadError::TooLarge(_))), "{error:?}");
     assert!((1..40).contains(&seen), "{seen}");
 }
@@ -756,7 +756,7 @@ async fn requests_that_carry_their_original_head_keep_it_over_a_change() {
             request.headers_mut().remove("x-one");
             request.headers_mut().insert("x-three", HeaderValue::from_static("3"));
             let client = pool.lock().pop().unwrap();
-            client.send(request, no_interim, drop).await.unwrap()
+            send(client, request, no_interim, drop).await.unwrap()
         }
     });
     client.write_all(b"GET / HTTP/1.1\r\nHOST: a\r\nX-One: 1\r\nx-TWO: 2\r\n\r\n").await.unwrap();
@@ -768,6 +768,6 @@ async fn requests_that_carry_their_original_head_keep_it_over_a_change() {
 async fn a_request_whose_body_broke_off_is_not_given_back_as_if_it_had_none() {
     let (client, _server) = client();
     let request = Request::post("/").body(stream(vec![broken()])).unwrap();
-    let error = client.send(request, no_interim, drop).await.unwrap_err();
-    assert!(matches!(error.failure, Failure::Body(_)) && error.request.is_none(), "{error:?}");
+    let error = send(client, request, no_interim, drop).await.unwrap_err();
+    assert!(matches!(error.failure, Failure::Body(_)) && error.body.is_none(), "{error:?}");
 }

@@ -13,7 +13,7 @@ use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
-use super::{Body, Closed, HeadError, Settings, serve};
+use super::{Body, Client, Closed, HeadError, SendError, Settings, Transport, serve};
 
 /// Serves one end of a stream with `handler` in a task; returns the other end.
 fn served<H, F, B>(handler: H) -> (DuplexStream, tokio::task::JoinHandle<Closed>)
@@ -73,6 +73,22 @@ async fn converse(mut io: DuplexStream, bytes: &[u8]) -> String {
     let mut answer = Vec::new();
     io.read_to_end(&mut answer).await.unwrap();
     String::from_utf8(answer).unwrap()
+}
+
+/// Sends a request that is in one piece.
+async fn send<I, B>(
+    client: Client<I>,
+    request: Request<B>,
+    interim: impl FnMut(Response<()>),
+    done: impl FnOnce(Client<I>) + Send + 'static,
+) -> Result<Response<Body>, Box<SendError<B>>>
+where
+    I: Transport,
+    B: http_body::Body<Data = Bytes> + Unpin + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let (parts, body) = request.into_parts();
+    client.send(&mut Request::from_parts(parts, ()), body, interim, done).await
 }
 
 /// Reads until what came ends with `end`.

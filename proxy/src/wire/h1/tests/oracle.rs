@@ -16,7 +16,7 @@ use rand::{Rng, RngExt, SeedableRng};
 use tokio::io::DuplexStream;
 
 use super::super::{Body, Client, Exchange, Limits};
-use super::served;
+use super::{send, served};
 
 type Any = BoxBody<Bytes, Infallible>;
 
@@ -68,7 +68,7 @@ async fn proxy() -> hyper::client::conn::http1::SendRequest<Any> {
             let client = pool.lock().pop().unwrap();
             let exchange = request.extensions().get::<Exchange>().unwrap().clone();
             let interim = |response: Response<()>| assert!(exchange.interim(&response));
-            client.send(request, interim, move |client| pool.lock().push(client)).await.unwrap()
+            send(client, request, interim, move |client| pool.lock().push(client)).await.unwrap()
         }
     });
     let (sender, connection) =

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 use super::super::{Body, Client, Closed, Exchange, Failure, Limits, OnUpgrade, Switched};
-use super::{read_until, served};
+use super::{read_until, send, served};
 
 const UPGRADE: &[u8] = b"GET /chat HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n";
 const SWITCHING: &[u8] = b"HTTP/1.1 101 Switching\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n";
@@ -87,7 +87,7 @@ async fn a_server_that_switches_hands_over_its_connection() {
     server.write_all(&[SWITCHING, b"early"].concat()).await.unwrap();
     let given_back = |_: Client<DuplexStream>| panic!("it is no longer HTTP");
     let response =
-        client.send(request.body(Empty::<Bytes>::new()).unwrap(), |_| (), given_back).await.unwrap();
+        send(client, request.body(Empty::<Bytes>::new()).unwrap(), |_| (), given_back).await.unwrap();
     assert_eq!(response.status(), 101);
     let switched = response.extensions().get::<Switched>().unwrap();
     let mut upgraded = switched.take().unwrap();
@@ -103,6 +103,6 @@ async fn a_server_may_not_switch_unasked() {
     let (client, mut server) = client();
     server.write_all(SWITCHING).await.unwrap();
     let request = Request::get("/").body(Empty::<Bytes>::new()).unwrap();
-    let error = client.send(request, |_| (), drop).await.unwrap_err();
+    let error = send(client, request, |_| (), drop).await.unwrap_err();
     assert!(matches!(error.failure, Failure::Response(_)), "{error:?}");
 }
