@@ -9,8 +9,8 @@ use http::Request;
 use tulle_proxy::forward::is_grpc;
 use tulle_proxy::policy::{Connection, Denial, TlsKind, Verdict};
 use tulle_proxy::route::{
-    Asked, Backend, Conditions, Filters, Found, HeaderModifier, Hostname, Match, PathMatch, PathModifier,
-    RequestMatch, Route, RouteKind, RouteRule, Routes, Rule, Table, ValueMatch,
+    Asked, Backend, Conditions, Cors, Filters, Found, HeaderModifier, Hostname, Match, PathMatch,
+    PathModifier, RequestMatch, Route, RouteKind, RouteRule, Routes, Rule, Table, ValueMatch,
 };
 use tulle_proxy::state::{EndpointInfo, ObjectName, Peer};
 use tulle_proxy::telemetry::Reason;
@@ -61,7 +61,7 @@ pub(super) fn explain(mesh: &Mesh, asking: &Asking, service: &ObjectName, to: To
             if let Some(invalid) = &found.rule.invalid {
                 let detail = format!("route {}: {invalid}", found.rule.route);
                 answer.fails = Some(Failure::new(Reason::RouteInvalid, detail));
-            } else if !redirects(found.rule) {
+            } else if !redirects(found.rule) && !is_preflight(found.rule, &question.asked) {
                 answer.backends = asking.shares(mesh, found)?;
                 answer.fails = no_share(found.rule, &answer.backends);
             }
@@ -90,6 +90,11 @@ fn numbered(route: &Route) -> impl Iterator<Item = (&Route, usize, &RouteRule)> 
 
 fn redirects(rule: &Rule) -> bool {
     rule.filters.as_ref().is_some_and(|filters| filters.redirect.is_some())
+}
+
+/// Whether the proxy answers it itself, saying who may ask for what.
+fn is_preflight(rule: &Rule, asked: &Asked<'_>) -> bool {
+    rule.filters.as_ref().is_some_and(|filters| filters.cors.is_some()) && Cors::is_preflight(asked)
 }
 
 fn no_share(rule: &Rule, shares: &[Share]) -> Option<Failure> {
@@ -238,7 +243,7 @@ fn hostname(name: &Hostname) -> String {
 
 /// What filters do, in the order in which it is done.
 fn said(filters: &Filters) -> Vec<String> {
-    let Filters { request, response, redirect, rewrite } = filters;
+    let Filters { request, response, redirect, rewrite, cors } = filters;
     let mut said = Vec::new();
     modifier("request", request, &mut said);
     if let Some(rewrite) = rewrite {
@@ -249,6 +254,9 @@ fn said(filters: &Filters) -> Vec<String> {
         said.push(format!("redirects with {}", redirect.status.as_u16()));
     }
     modifier("response", response, &mut said);
+    if let Some(cors) = cors {
+        said.push(format!("says to pages of {} origins that they may read the answer", cors.origins.len()));
+    }
     said
 }
 

@@ -3,7 +3,7 @@
 use tulle_api::v1;
 
 use crate::object::{
-    Filter, HeaderModifier, Match, PathMatch, PathModifier, Redirect, Rewrite, ValueMatch, ValuePattern,
+    Cors, Filter, HeaderModifier, Match, PathMatch, PathModifier, Redirect, Rewrite, ValueMatch, ValuePattern,
 };
 
 pub(super) fn http_match(one: &Match) -> v1::HttpMatch {
@@ -38,6 +38,7 @@ pub(super) fn filters(filters: &[Filter]) -> Vec<v1::HttpFilter> {
         Filter::ResponseHeaders(one) => Wire::ResponseHeaders(header_modifier(one)),
         Filter::Redirect(one) => Wire::Redirect(redirect(one)),
         Filter::Rewrite(one) => Wire::Rewrite(rewrite(one)),
+        Filter::Cors(one) => Wire::Cors(cors(one)),
     });
     filters.map(|filter| v1::HttpFilter { filter: Some(filter) }).collect()
 }
@@ -65,6 +66,17 @@ fn rewrite(one: &Rewrite) -> v1::Rewrite {
     v1::Rewrite {
         hostname: one.hostname.clone().unwrap_or_default(),
         path: one.path.as_ref().map(path_modifier),
+    }
+}
+
+fn cors(one: &Cors) -> v1::Cors {
+    v1::Cors {
+        allow_origins: one.origins.clone(),
+        allow_credentials: one.credentials,
+        allow_methods: one.methods.clone(),
+        allow_headers: one.headers.clone(),
+        expose_headers: one.expose.clone(),
+        max_age: one.max_age,
     }
 }
 

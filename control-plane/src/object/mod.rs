@@ -25,7 +25,7 @@ pub use self::egress::{Egress, EgressRule};
 pub use self::mesh::{DEFAULT_TRUST_DOMAIN, Mesh};
 pub use self::policy::{Identity, Policy, PolicyTarget, Rule as PolicyRule};
 pub use self::route::{
-    Backend, Effect, Fault, Filter, Grant, GrantTarget, HeaderModifier, Match, Parent, PathMatch,
+    Backend, Cors, Effect, Fault, Filter, Grant, GrantTarget, HeaderModifier, Match, Parent, PathMatch,
     PathModifier, Redirect, Rewrite, Route, RouteKind, Rule, ValueMatch, ValuePattern,
 };
 pub use self::service::{Port, Protocol, Service};

@@ -3,12 +3,12 @@
 //! What is changed, and how, is [`route`](crate::route)'s; here is where. A rule without filters costs a look at two empty
 //! options. Answers that a proxy makes itself to say what went wrong are not changed. Called by `outbound`.
 
-use http::{HeaderValue, Request, Response, header};
+use http::{HeaderValue, Request, Response, StatusCode, header};
 
 use super::exchange::Answer;
 use super::fault::Fault;
 use super::headers;
-use crate::route::{Asked, Backend, Filters, Found, InvalidTarget};
+use crate::route::{Asked, Backend, Cors, CorsRequest, Filters, Found, InvalidTarget};
 use crate::telemetry::Reason;
 use crate::wire::{Body, Framing};
 
@@ -17,22 +17,48 @@ fn all<'a>(found: &Found<'a>, backend: &'a Backend) -> impl Iterator<Item = &'a 
     [&found.rule.filters, &backend.filters].into_iter().flatten().map(|filters| &**filters)
 }
 
-/// The answer of a rule that redirects, to a request to `port` of the service.
-pub(super) fn redirect(
+/// What a rule with CORS says in the answers to one request.
+pub(super) struct Asking<'a> {
+    cors: &'a Cors,
+    /// `None`: it is not from a page of some origin.
+    from: Option<CorsRequest>,
+}
+
+/// What goes into the answer to a request; `None` where the rule says nothing of other origins.
+pub(super) fn cors<'a>(found: &Found<'a>, request: &Request<Body>) -> Option<Box<Asking<'a>>> {
+    let cors = found.rule.filters.as_deref()?.cors.as_ref()?;
+    Some(Box::new(Asking { cors, from: cors.request(request.headers()) }))
+}
+
+/// The answer of a rule that redirects, or that says which pages of other origins may ask for what, to a request to `port` of the
+/// service.
+pub(super) fn answer(
     found: &Found<'_>,
     request: &Request<Body>,
     port: u16,
+    cors: Option<&Asking<'_>>,
 ) -> Option<Result<Answer, Fault>> {
     let filters = found.rule.filters.as_deref()?;
-    let redirect = filters.redirect.as_ref()?;
-    let location = redirect.location(&asked(request), found.prefix, port);
-    let Ok(location) = HeaderValue::try_from(location) else {
-        return Some(Err(Fault::unsent(Reason::MalformedRequest, "the host is not one to be redirected to")));
-    };
+    let asked = asked(request);
     let mut response = Response::new(Body::empty());
-    *response.status_mut() = redirect.status;
-    response.headers_mut().insert(header::LOCATION, location);
-    filters.response.apply(response.headers_mut());
+    let preflight = cors.filter(|_| Cors::is_preflight(&asked));
+    if let Some((cors, from)) = preflight.and_then(|asking| Some((asking.cors, asking.from.as_ref()?))) {
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        filters.response.apply(response.headers_mut());
+        cors.preflight(from, request.headers(), response.headers_mut());
+    } else {
+        let redirect = filters.redirect.as_ref()?;
+        let Ok(location) = HeaderValue::try_from(redirect.location(&asked, found.prefix, port)) else {
+            let why = "the host is not one to be redirected to";
+            return Some(Err(Fault::unsent(Reason::MalformedRequest, why)));
+        };
+        *response.status_mut() = redirect.status;
+        response.headers_mut().insert(header::LOCATION, location);
+        filters.response.apply(response.headers_mut());
+        if let Some(Asking { cors, from }) = cors {
+            cors.answer(from.as_ref(), response.headers_mut());
+        }
+    }
     Some(Ok(Answer { response, in_flight: None, unprocessed: false, deadline: None, guard: None }))
 }
 
@@ -69,12 +95,20 @@ pub(super) fn request(
 }
 
 /// Changes the answer, unless another proxy says in it what went wrong.
-pub(super) fn response(found: &Found<'_>, backend: &Backend, response: &mut Response<Body>) {
+pub(super) fn response(
+    found: &Found<'_>,
+    backend: &Backend,
+    cors: Option<&Asking<'_>>,
+    response: &mut Response<Body>,
+) {
     if response.headers().contains_key(headers::ERROR) {
         return;
     }
     for filters in all(found, backend) {
         filters.response.apply(response.headers_mut());
+    }
+    if let Some(Asking { cors, from }) = cors {
+        cors.answer(from.as_ref(), response.headers_mut());
     }
 }
 

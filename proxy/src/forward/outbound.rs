@@ -239,8 +239,9 @@ impl Connection {
         if let Some(invalid) = &rule.invalid {
             return Err(Fault::unsent(Reason::RouteInvalid, format!("route {}: {invalid}", rule.route)));
         }
+        let cors = filters::cors(&found, request);
         if let Target::Service(_, port) = &target
-            && let Some(answer) = filters::redirect(&found, request, *port)
+            && let Some(answer) = filters::answer(&found, request, *port, cors.as_deref())
         {
             return answer;
         }
@@ -260,7 +261,7 @@ impl Connection {
                 Err(Fault::maybe(Reason::RequestTimeout, format!("{limit:?}, by route {}", rule.route)))
             })?,
         };
-        filters::response(&found, backend, &mut answer.response);
+        filters::response(&found, backend, cors.as_deref(), &mut answer.response);
         Ok(Answer { deadline, ..answer })
     }
 

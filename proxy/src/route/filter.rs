@@ -8,6 +8,7 @@ use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
 
 use super::condition::Asked;
+use super::cors::Cors;
 use super::host::host_of;
 
 /// The filters of a rule, or of one of its backends.
@@ -18,6 +19,7 @@ pub struct Filters {
     /// The answer, in place of any backend's.
     pub redirect: Option<Redirect>,
     pub rewrite: Option<Rewrite>,
+    pub cors: Option<Cors>,
 }
 
 /// First removes, then sets, then adds.

@@ -21,6 +21,7 @@
 
 mod candidates;
 mod condition;
+mod cors;
 mod filter;
 mod host;
 mod paths;
@@ -28,6 +29,7 @@ mod pattern;
 mod table;
 
 pub use condition::{Asked, Conditions, HeaderMatch, QueryMatch, ValueMatch};
+pub use cors::{AllowedOrigin, Cors, CorsRequest, InvalidOrigin, Listed};
 pub use filter::{Filters, HeaderModifier, InvalidTarget, PathModifier, Redirect, Rewrite, Scheme};
 pub use host::{Hostname, InvalidHostname};
 pub use pattern::{InvalidPattern, Pattern};

@@ -165,7 +165,6 @@ fn what_the_gateway_api_forbids_is_refused() {
 fn a_rule_with_what_cannot_be_done_answers_500_to_all_that_it_matches() {
     let cases = [
         ("{type: RequestMirror, requestMirror: {backendRef: {name: a, port: 1}}}", "requestMirror"),
-        ("{type: CORS, cors: {allowOrigins: ['https://a.example']}}", "cors"),
         ("{type: ExtensionRef, extensionRef: {group: a, kind: B, name: c}}", "extensionRef"),
         (
             "{type: URLRewrite, urlRewrite: {path: {type: ReplaceFullPath, replaceFullPath: a}}}",
@@ -233,4 +232,44 @@ fn what_no_filter_changes_is_an_error_and_the_rest_holds() {
         found.iter().map(|(_, field)| field.rsplit_once("Modifier.").unwrap().1).collect();
     fields.sort_unstable();
     assert_eq!(fields, ["add[0].name", "remove[0]", "set[0].name"]);
+}
+
+#[test]
+fn cors_is_passed_on() {
+    let filter = "{type: CORS, cors: {allowOrigins: ['https://a.example', 'http://*.b.example:8080', 'https://*'], \
+                  allowCredentials: true, allowMethods: [PUT], allowHeaders: ['*'], exposeHeaders: [X-A, x-b], maxAge: 60}}";
+    let all = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    let expected = v1::Cors {
+        allow_origins: all(&["https://a.example", "http://*.b.example:8080", "https://*"]),
+        allow_credentials: true,
+        allow_methods: all(&["PUT"]),
+        allow_headers: all(&["*"]),
+        expose_headers: all(&["X-A", "x-b"]),
+        max_age: 60,
+    };
+    assert_eq!(passed_on(&format!("{{filters: [{filter}], BACKEND}}"))[0], [Filter::Cors(expected)]);
+    let plain = "{filters: [{type: CORS, cors: {allowOrigins: ['*']}}], BACKEND}";
+    let expected = v1::Cors { allow_origins: all(&["*"]), max_age: 5, ..Default::default() };
+    assert_eq!(passed_on(plain)[0], [Filter::Cors(expected)]);
+}
+
+#[test]
+fn cors_that_the_gateway_api_forbids_is_refused() {
+    for (cors, field) in [
+        ("allowOrigins: ['*', 'https://a.example']", "allowOrigins[0]"),
+        ("allowOrigins: [a.example]", "allowOrigins[0]"),
+        ("allowOrigins: ['https://a.example:x']", "allowOrigins[0]"),
+        ("allowOrigins: ['https://a.*.example']", "allowOrigins[0]"),
+        ("allowOrigins: ['https://a.example', 'https://a.example']", "allowOrigins[1]"),
+        ("allowOrigins: ['*'], allowMethods: [put]", "allowMethods[0]"),
+        ("allowOrigins: ['*'], allowMethods: [PUT, '*']", "allowMethods[1]"),
+        ("allowOrigins: ['*'], allowHeaders: ['a b']", "allowHeaders[0]"),
+        ("allowOrigins: ['*'], exposeHeaders: [a, a]", "exposeHeaders[1]"),
+        ("allowOrigins: ['*'], maxAge: 0", "maxAge"),
+    ] {
+        let (rules, found) = read(&format!("[{{filters: [{{type: CORS, cors: {{{cors}}}}}], BACKEND}}]"));
+        let fields: Vec<_> = found.iter().map(|(_, field)| field.as_str()).collect();
+        assert_eq!(fields, [format!("spec.rules[0].filters[0].cors.{field}")], "{cors}");
+        assert_eq!(rules, None, "{cors}");
+    }
 }

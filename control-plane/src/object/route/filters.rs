@@ -1,5 +1,6 @@
 //! What is done to requests and answers, and the Gateway API's own rules for which filters go together.
 
+use super::cors::{self, Cors, WrittenCors};
 use super::matches::{Match, PathMatch, check_header_value, check_name, no_path_character};
 use super::{Effect, Fault, MAX_LIST, at_most, is_hostname};
 use crate::finding::Notes;
@@ -19,6 +20,8 @@ pub enum Filter {
     Redirect(Redirect),
     /// To the request's host and path.
     Rewrite(Rewrite),
+    /// Which pages of other origins may read the answers.
+    Cors(Cors),
 }
 
 /// First `remove`, then `set`, then `add`; names are as they are written.
@@ -74,6 +77,7 @@ pub(super) struct Written<'a> {
     pub(super) response_headers: Option<WrittenHeaders<'a>>,
     pub(super) redirect: Option<WrittenRedirect<'a>>,
     pub(super) rewrite: Option<(Option<&'a str>, Option<WrittenPath<'a>>)>,
+    pub(super) cors: Option<WrittenCors<'a>>,
 }
 
 /// A header modifier as it is written.
@@ -278,10 +282,8 @@ fn read(
             };
             Some(Filter::Rewrite(Rewrite { hostname, path }))
         }
-        FilterType::RequestMirror
-        | FilterType::ExtensionRef
-        | FilterType::Cors
-        | FilterType::ExternalAuth => {
+        FilterType::Cors => one.cors.as_ref().map(|one| Filter::Cors(cors::read(&at, one, notes))),
+        FilterType::RequestMirror | FilterType::ExtensionRef | FilterType::ExternalAuth => {
             let message = format!("the filter {} is not supported", one.filter.as_str());
             Fault { effect: Effect::Refused, field: at, message }.tell(fault, "remove the filter", notes);
             None

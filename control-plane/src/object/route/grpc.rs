@@ -181,6 +181,7 @@ macro_rules! written_filters {
                     response_headers: written_headers!(one.response_header_modifier),
                     redirect: None,
                     rewrite: None,
+                    cors: None,
                 }
             }
         }

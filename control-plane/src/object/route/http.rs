@@ -13,6 +13,7 @@ use gateway_api::experimental::httproutes::{
     HttpRouteRulesMatchesPathType as PathType, HttpRouteRulesMatchesQueryParamsType, HttpRouteRulesTimeouts,
 };
 
+use super::cors::written_cors;
 use super::filters::{self, FilterType, Written, WrittenPath, WrittenRedirect, written_headers};
 use super::matches::{self, Match, Part, PathMatch, WrittenValue};
 use super::{
@@ -228,6 +229,7 @@ macro_rules! written_filters {
                         });
                         (one.hostname.as_deref(), path)
                     }),
+                    cors: written_cors!(one.cors),
                 }
             }
         }

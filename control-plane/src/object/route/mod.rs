@@ -5,8 +5,9 @@
 //! its rule, which is then never served as if it asked for less: that would send requests where nobody wanted them.
 //!
 //! - `http`, `grpc`: the kinds; here: what both have, parents, backends and names;
-//! - `matches`: what requests must look like; `filters`: what is done to them; `grant`: ReferenceGrant.
+//! - `matches`: what requests must look like; `filters`, `cors`: what is done to them; `grant`: ReferenceGrant.
 
+mod cors;
 mod filters;
 mod grant;
 mod grpc;
@@ -19,6 +20,7 @@ use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+pub use self::cors::Cors;
 use self::filters::Written;
 pub use self::filters::{Filter, HeaderModifier, PathModifier, Redirect, Rewrite};
 pub use self::grant::{Grant, GrantTarget};

@@ -6,7 +6,9 @@ use tulle_api::{is_protected_header, v1};
 
 use super::rule::header_name;
 use super::{Result, each, fault, port};
-use crate::route::{Filters, HeaderModifier, Hostname, PathModifier, Redirect, Rewrite, Scheme};
+use crate::route::{
+    Cors, Filters, HeaderModifier, Hostname, InvalidOrigin, Listed, PathModifier, Redirect, Rewrite, Scheme,
+};
 
 /// Where filters stand.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +50,7 @@ pub(super) fn filters(messages: Vec<v1::HttpFilter>, of: Of, at: &str) -> Result
             F::Redirect(message) => {
                 filters.redirect = Some(redirect(message, of, &format!("{at}.redirect"))?)
             }
+            F::Cors(message) => filters.cors = Some(cors(message, of, &format!("{at}.cors"))?),
             F::Rewrite(message) => filters.rewrite = Some(rewrite(message, of, &format!("{at}.rewrite"))?),
         }
     }
@@ -113,6 +116,23 @@ fn redirect(message: v1::Redirect, of: Of, at: &str) -> Result<Redirect> {
 fn rewrite(message: v1::Rewrite, of: Of, at: &str) -> Result<Rewrite> {
     let Of::Rule { by_prefix, .. } = of else { return Err(fault(at, ONLY_HEADERS)) };
     Ok(Rewrite { hostname: hostname(&message.hostname, at)?, path: path(message.path, by_prefix, at)? })
+}
+
+fn cors(message: v1::Cors, of: Of, at: &str) -> Result<Cors> {
+    let Of::Rule { .. } = of else { return Err(fault(at, ONLY_HEADERS)) };
+    let listed = |names: &[String], field: &str| {
+        Listed::new(names).ok_or_else(|| fault(format!("{at}.{field}"), "has what is not a name"))
+    };
+    Ok(Cors {
+        origins: each(message.allow_origins, &format!("{at}.allow_origins"), |origin, at| {
+            origin.parse().map_err(|error: InvalidOrigin| fault(at, error.to_string()))
+        })?,
+        credentials: message.allow_credentials,
+        methods: listed(&message.allow_methods, "allow_methods")?,
+        headers: listed(&message.allow_headers, "allow_headers")?,
+        expose: listed(&message.expose_headers, "expose_headers")?,
+        max_age: message.max_age,
+    })
 }
 
 const ONLY_HEADERS: &str = "stands at a backend, where only headers can be modified";

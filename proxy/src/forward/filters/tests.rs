@@ -124,6 +124,7 @@ async fn filters_change_what_they_name_and_leave_the_rest_of_a_head_as_it_came()
             hostname: Some("in.ner".parse().unwrap()),
             path: Some(PathModifier::Prefix("/".into())),
         }),
+        cors: None,
     };
     let backend = Filters { request: headers("x-backend", "none"), ..Filters::default() };
     // What the client's `Connection` names would be taken away, were it set before.
@@ -184,7 +185,7 @@ fn what_another_proxy_says_went_wrong_is_not_changed() {
         if told {
             response.headers_mut().insert("x-tulle-error", "connect_failed".parse().unwrap());
         }
-        super::response(&found, &found.rule.backends[0], &mut response);
+        super::response(&found, &found.rule.backends[0], None, &mut response);
         assert_eq!(response.headers().contains_key("x-answer"), expected);
     }
 }

@@ -231,8 +231,8 @@ async fn what_cannot_be_done_is_not_served_as_if_less_was_asked() {
 - matches: [{path: {value: /mirror}}]
   filters: [{type: RequestMirror, requestMirror: {backendRef: {name: v2, port: 8080}}}]
   backendRefs: [{name: v1, port: 8080}]
-- matches: [{path: {value: /cors}}]
-  filters: [{type: CORS, cors: {allowOrigins: ['https://example.org']}}]
+- matches: [{path: {value: /extension}}]
+  filters: [{type: ExtensionRef, extensionRef: {group: example.org, kind: Filter, name: other}}]
   backendRefs: [{name: v1, port: 8080}]
 - matches: [{path: {value: /backend}}]
   backendRefs:
@@ -245,7 +245,7 @@ async fn what_cannot_be_done_is_not_served_as_if_less_was_asked() {
 - backendRefs: [{name: v1, port: 8080}]",
         &[
             ("GET /mirror", "500 route_invalid"),
-            ("GET /cors", "500 route_invalid"),
+            ("GET /extension", "500 route_invalid"),
             ("GET /backend", "500 backend_not_found"),
             ("GET /pattern version:(", "v1"),
             ("GET /retry", "v2"),
@@ -253,4 +253,75 @@ async fn what_cannot_be_done_is_not_served_as_if_less_was_asked() {
         ],
     )
     .await;
+}
+
+/// After the conformance suite's `HTTPRouteCORS`.
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_of_allowed_origins_may_read_answers_and_are_told_beforehand() {
+    let shop = Shop::start(false).await;
+    let mut rules = String::new();
+    for (at, cors) in [
+        (
+            "/exact",
+            "{allowOrigins: ['https://a.example', 'https://*.b.example'], allowMethods: [GET, PUT], allowHeaders: [x-one, x-two], exposeHeaders: [x-set, x-add], maxAge: 3600}",
+        ),
+        ("/all", "{allowOrigins: ['*'], allowMethods: ['*'], allowHeaders: ['*'], exposeHeaders: ['*']}"),
+        ("/creds", "{allowOrigins: ['*'], allowCredentials: true, allowMethods: ['*'], allowHeaders: ['*']}"),
+    ] {
+        write!(
+            rules,
+            "
+- matches: [{{path: {{value: {at}}}}}]
+  filters:
+  - {{type: CORS, cors: {cors}}}
+  - {{type: ResponseHeaderModifier, responseHeaderModifier: {{set: [{{name: x-new, value: new}}]}}}}
+  backendRefs: [{{name: v1, port: 8080}}]"
+        )
+        .unwrap();
+    }
+    shop.rules("cors", &rules).await;
+    let names =
+        ["origin", "credentials", "methods", "headers"].map(|name| format!("access-control-allow-{name}"));
+    let preflight = "access-control-request-method:PUT access-control-request-headers:x-one";
+    for (path, origin, expected, age) in [
+        ("/exact", "https://a.example", ["https://a.example", "-", "GET, PUT", "x-one, x-two"], "3600"),
+        (
+            "/exact",
+            "https://x.y.b.example",
+            ["https://x.y.b.example", "-", "GET, PUT", "x-one, x-two"],
+            "3600",
+        ),
+        ("/exact", "https://b.example", ["-"; 4], "-"),
+        ("/exact", "http://a.example", ["-"; 4], "-"),
+        ("/exact", "https://a.example:8443", ["-"; 4], "-"),
+        ("/all", "https://any.example", ["https://any.example", "-", "PUT", "x-one"], "5"),
+        ("/creds", "https://any.example", ["https://any.example", "true", "PUT", "x-one"], "5"),
+    ] {
+        let answer = shop.ask(&format!("OPTIONS {path}/x origin:{origin} {preflight}")).await;
+        assert_eq!((answer.status, &answer.seen), (204, &None), "{path} {origin}: no application is asked");
+        let got = names.each_ref().map(|name| answer.field(name));
+        assert_eq!(got, expected, "{path} {origin}");
+        assert_eq!(answer.field("access-control-max-age"), age, "{path} {origin}");
+        assert_eq!((answer.field("x-new").as_str(), answer.field("x-tulle-error").as_str()), ("new", "-"));
+    }
+    for (asked, expected) in [
+        ("GET /exact origin:https://a.example", ["https://a.example", "-", "x-set, x-add", "Origin"]),
+        ("GET /exact origin:https://c.example", ["-", "-", "-", "Origin"]),
+        ("GET /exact", ["-", "-", "-", "Origin"]),
+        ("GET /all origin:https://c.example", ["https://c.example", "-", "*", "Origin"]),
+        ("OPTIONS /exact origin:https://a.example", ["https://a.example", "-", "x-set, x-add", "Origin"]),
+    ] {
+        let answer = shop.ask(asked).await;
+        assert_eq!(answer.by(), "v1", "{asked}");
+        let rest = ["access-control-allow-credentials", "access-control-expose-headers", "vary"];
+        let got = [
+            answer.field("access-control-allow-origin"),
+            answer.field(rest[0]),
+            answer.field(rest[1]),
+            answer.field(rest[2]),
+        ];
+        assert_eq!(got, expected, "{asked}");
+    }
+    let answer = shop.ask("GET /creds origin:https://c.example cookie:a=b").await;
+    assert_eq!(answer.field("access-control-allow-credentials"), "true");
 }
