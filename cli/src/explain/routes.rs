@@ -243,13 +243,17 @@ fn hostname(name: &Hostname) -> String {
 
 /// What filters do, in the order in which it is done.
 fn said(filters: &Filters) -> Vec<String> {
-    let Filters { request, response, redirect, rewrite, cors } = filters;
+    let Filters { request, response, redirect, rewrite, cors, mirrors } = filters;
     let mut said = Vec::new();
     modifier("request", request, &mut said);
     if let Some(rewrite) = rewrite {
         said.extend(rewrite.hostname.as_ref().map(|host| format!("rewrites the host to {host}")));
         said.extend(rewrite.path.as_ref().map(|new| format!("rewrites the path {}", path(new))));
     }
+    said.extend(mirrors.iter().map(|mirror| {
+        let share = f64::from(mirror.numerator) * 100.0 / f64::from(mirror.denominator);
+        format!("copies {share}% of the requests to {}:{}", mirror.service, mirror.port)
+    }));
     if let Some(redirect) = redirect {
         said.push(format!("redirects with {}", redirect.status.as_u16()));
     }

@@ -183,6 +183,17 @@ fn route(index: &Index, route: &Route) -> Notes {
                 );
             }
         }
+        for filter in &rule.filters {
+            if let Filter::Mirror(mirror) = filter
+                && let Err(unresolved) = resolve(index, route, &mirror.backend)
+            {
+                notes.error(
+                    format!("{at}.filters[{}].requestMirror.backendRef", mirror.index),
+                    format!("{}: nobody gets copies of the requests", unresolved.message),
+                    unresolved.hint,
+                );
+            }
+        }
         let redirects = rule.filters.iter().any(|filter| matches!(filter, Filter::Redirect(_)));
         if rule.fault.is_none() && !redirects && rule.backends.iter().all(|backend| backend.weight == 0) {
             notes.warn(

@@ -13,7 +13,9 @@ use super::Encoded;
 use super::build::{Context, object_name};
 use super::wire;
 use crate::index::Index;
-use crate::object::{Backend, Effect, Match, NamespacedName, Parent, Route, RouteKind, Rule, Service};
+use crate::object::{
+    Backend, Effect, Filter, Match, NamespacedName, Parent, Route, RouteKind, Rule, Service,
+};
 
 /// The routes to one service.
 #[derive(Debug, PartialEq, Eq)]
@@ -95,6 +97,14 @@ impl Context<'_> {
         Arc::new(Encoded::new(ResourceType::Routes, &message))
     }
 
+    /// False for a mirror whose backend is not there: nobody gets copies then, and the rule holds (`HTTPRequestMirrorFilter.backendRef`).
+    fn resolves(&self, route: &Route, filter: &Filter) -> bool {
+        match filter {
+            Filter::Mirror(mirror) => resolve(self.index, route, &mirror.backend).is_ok(),
+            _ => true,
+        }
+    }
+
     /// None for a rule that is left out.
     fn rule(&self, route: &Route, rule: &Rule) -> Option<v1::HttpRule> {
         let matches = rule.matches.iter().map(wire::http_match).collect();
@@ -117,7 +127,7 @@ impl Context<'_> {
                 service: Some(object_name(&backend.service)),
                 port: backend.port.into(),
                 weight: backend.weight,
-                filters: if invalid.is_empty() { wire::filters(&backend.filters) } else { Vec::new() },
+                filters: if invalid.is_empty() { wire::filters(backend.filters.iter()) } else { Vec::new() },
                 invalid,
             }
         });
@@ -127,7 +137,7 @@ impl Context<'_> {
             backends: backends.collect(),
             request_timeout: rule.request_timeout.and_then(|d| d.try_into().ok()),
             backend_request_timeout: rule.backend_request_timeout.and_then(|d| d.try_into().ok()),
-            filters: wire::filters(&rule.filters),
+            filters: wire::filters(rule.filters.iter().filter(|filter| self.resolves(route, filter))),
             invalid: String::new(),
         })
     }

@@ -130,7 +130,7 @@ fn ports_of(service: &Service, parent: &Parent) -> Result<usize, Unresolved> {
 }
 
 fn resolved(index: &Index, route: &Route) -> Condition {
-    let backends = route.rules.iter().flat_map(|rule| &rule.backends);
+    let backends = route.rules.iter().flat_map(|rule| rule.backends.iter().chain(rule.mirrors()));
     let unresolved: Vec<Unresolved> =
         backends.filter_map(|backend| resolve(index, route, backend).err()).collect();
     let messages: Vec<&str> = unresolved.iter().map(|one| one.message.as_str()).collect();

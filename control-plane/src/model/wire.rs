@@ -2,6 +2,7 @@
 
 use tulle_api::v1;
 
+use super::build::object_name;
 use crate::object::{
     Cors, Filter, HeaderModifier, Match, PathMatch, PathModifier, Redirect, Rewrite, ValueMatch, ValuePattern,
 };
@@ -30,15 +31,21 @@ fn value_match(one: &ValueMatch) -> v1::ValueMatch {
     }
 }
 
-pub(super) fn filters(filters: &[Filter]) -> Vec<v1::HttpFilter> {
+pub(super) fn filters<'f>(filters: impl Iterator<Item = &'f Filter>) -> Vec<v1::HttpFilter> {
     use v1::http_filter::Filter as Wire;
 
-    let filters = filters.iter().map(|one| match one {
+    let filters = filters.map(|one| match one {
         Filter::RequestHeaders(one) => Wire::RequestHeaders(header_modifier(one)),
         Filter::ResponseHeaders(one) => Wire::ResponseHeaders(header_modifier(one)),
         Filter::Redirect(one) => Wire::Redirect(redirect(one)),
         Filter::Rewrite(one) => Wire::Rewrite(rewrite(one)),
         Filter::Cors(one) => Wire::Cors(cors(one)),
+        Filter::Mirror(one) => Wire::Mirror(v1::Mirror {
+            service: Some(object_name(&one.backend.service)),
+            port: one.backend.port.into(),
+            numerator: one.numerator,
+            denominator: one.denominator,
+        }),
     });
     filters.map(|filter| v1::HttpFilter { filter: Some(filter) }).collect()
 }

@@ -260,11 +260,13 @@ impl Applier {
             }
             Decoded::Routes(routes) => {
                 // A backend that is asked for now is there when the first request comes.
-                for backend in
-                    routes.routes.iter().flat_map(|route| &route.rules).flat_map(|r| &r.rule.backends)
-                {
-                    if backend.weight > 0 && backend.invalid.is_none() {
-                        wanted.extend(self.want(&Want::Service(backend.service.clone())));
+                for rule in routes.routes.iter().flat_map(|route| &route.rules).map(|rule| &rule.rule) {
+                    let backends = rule.backends.iter();
+                    let backends = backends.filter(|backend| backend.weight > 0 && backend.invalid.is_none());
+                    let mirrors = rule.filters.iter().flat_map(|filters| &filters.mirrors);
+                    let services = backends.map(|one| &one.service).chain(mirrors.map(|one| &one.service));
+                    for service in services {
+                        wanted.extend(self.want(&Want::Service(service.clone())));
                     }
                 }
                 if let Some(service) = self.service(&routes.service) {

@@ -9,9 +9,11 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 use foldhash::fast::RandomState;
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 use tulle_certs::Creds;
 
 use super::fault::Speaker;
+use super::mirror;
 use crate::accept::Namespace;
 use crate::drain;
 use crate::endpoint::Endpoint;
@@ -75,6 +77,8 @@ pub struct Worker {
     pub access: AccessLog,
     /// Endpoints that belong to no service: the application's ports, addresses dialled directly.
     loose: Mutex<HashMap<(SocketAddr, Peer), Arc<Endpoint>, RandomState>>,
+    /// Room for copies of requests.
+    pub(super) mirrors: Arc<Semaphore>,
 }
 
 /// Loose endpoints that one worker remembers; those without connections go first.
@@ -173,7 +177,8 @@ impl Worker {
     pub fn new(index: usize, proxy: Arc<Proxy>) -> Arc<Self> {
         let telemetry = proxy.telemetry.worker(index);
         let (metrics, access) = (telemetry.metrics, telemetry.access);
-        Arc::new(Self { index, proxy, metrics, access, loose: Mutex::default() })
+        let mirrors = Arc::new(Semaphore::new(mirror::MOST));
+        Arc::new(Self { index, proxy, metrics, access, loose: Mutex::default(), mirrors })
     }
 
     /// The service of that name; its first use waits for the control plane, and is counted.

@@ -62,36 +62,29 @@ pub(super) fn answer(
     Some(Ok(Answer { response, in_flight: None, unprocessed: false, deadline: None, guard: None }))
 }
 
-/// Changes a request that goes to the backend.
+/// Changes a request as `filters`, the rule's or a backend's, say.
 ///
 /// # Errors
 /// [`Reason::HeadTooLarge`], where its target grows longer than any may be; [`Reason::MalformedRequest`], where it is none.
 pub(super) fn request(
     found: &Found<'_>,
-    backend: &Backend,
+    filters: Option<&Filters>,
     framing: Framing,
     request: &mut Request<Body>,
 ) -> Result<(), Fault> {
-    let mut filters = all(found, backend).peekable();
-    if filters.peek().is_none() {
-        return Ok(());
-    }
+    let Some(filters) = filters else { return Ok(()) };
     // First, so that a client's `Connection` cannot name, and so take away, what is set here.
     let upgrade = framing == Framing::Http1 && headers::is_upgrade(request.headers());
     headers::strip_hop(request.headers_mut(), upgrade);
-    for filters in filters {
-        filters.request.apply(request.headers_mut());
-        if let Some(rewrite) = &filters.rewrite {
-            rewrite.apply(request, found.prefix).map_err(|error| {
-                let reason = match error {
-                    InvalidTarget::TooLong(_) => Reason::HeadTooLarge,
-                    InvalidTarget::Malformed(_) => Reason::MalformedRequest,
-                };
-                Fault::unsent(reason, format!("as route {} rewrites it: {error}", found.rule.route))
-            })?;
-        }
-    }
-    Ok(())
+    filters.request.apply(request.headers_mut());
+    let Some(rewrite) = &filters.rewrite else { return Ok(()) };
+    rewrite.apply(request, found.prefix).map_err(|error| {
+        let reason = match error {
+            InvalidTarget::TooLong(_) => Reason::HeadTooLarge,
+            InvalidTarget::Malformed(_) => Reason::MalformedRequest,
+        };
+        Fault::unsent(reason, format!("as route {} rewrites it: {error}", found.rule.route))
+    })
 }
 
 /// Changes the answer, unless another proxy says in it what went wrong.

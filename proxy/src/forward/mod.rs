@@ -3,7 +3,7 @@
 //! Read [`outbound`] and [`inbound`] first: they call the rooms in order. What both share lies beside them: sending a
 //! request to an endpoint ([`exchange`]), finding out who speaks
 //! first ([`first`]), relaying opaque bytes ([`opaque`]), what is told about a request when it is
-//! over ([`record`]), and what the proxy answers itself ([`fault`]). Called by `runtime`; nothing imports this room.
+//! over ([`record`]), copies for backends that nobody waits for ([`mirror`]), and what the proxy answers itself ([`fault`]). Called by `runtime`; nothing imports this room.
 
 mod admit;
 mod context;
@@ -14,6 +14,7 @@ mod filters;
 mod first;
 mod headers;
 pub mod inbound;
+mod mirror;
 mod opaque;
 pub mod outbound;
 mod record;

@@ -22,6 +22,7 @@ use super::fault::Fault;
 use super::filters;
 use super::first::{self, Opened, Times};
 use super::headers;
+use super::mirror;
 use super::opaque::{self, Ended};
 use super::record::{self, ConnectionRecord, InFlight, Record, Tracked};
 use super::sniff::{self, Sniffed};
@@ -247,7 +248,9 @@ impl Connection {
         }
         let backend = choose(rule)?;
         record.backend = Some(Arc::clone(&backend.label));
-        filters::request(&found, backend, self.framing, request)?;
+        filters::request(&found, rule.filters.as_deref(), self.framing, request)?;
+        mirror::start(&self.worker, self.client, self.framing, &found, request);
+        filters::request(&found, backend.filters.as_deref(), self.framing, request)?;
         let deadline = rule.request_timeout.map(|limit| record.started() + limit);
         let send = async {
             let service = target::service(&self.worker, &backend.service).await?;

@@ -10,6 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri,
 use super::condition::Asked;
 use super::cors::Cors;
 use super::host::host_of;
+use crate::state::ObjectName;
 
 /// The filters of a rule, or of one of its backends.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,6 +21,17 @@ pub struct Filters {
     pub redirect: Option<Redirect>,
     pub rewrite: Option<Rewrite>,
     pub cors: Option<Cors>,
+    pub mirrors: Vec<Mirror>,
+}
+
+/// Where a copy of a share of the requests goes, whose answers nobody waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mirror {
+    pub service: ObjectName,
+    pub port: u16,
+    /// The share is `numerator` of `denominator`.
+    pub numerator: u32,
+    pub denominator: u32,
 }
 
 /// First removes, then sets, then adds.
@@ -74,6 +86,15 @@ pub enum PathModifier {
     Full(Box<str>),
     /// In place of the prefix by which the rule matched; begins with a slash or is empty.
     Prefix(Box<str>),
+}
+
+// === impl Mirror ===
+
+impl Mirror {
+    /// Whether a request is copied, from a uniformly random number.
+    pub fn takes(&self, random: u64) -> bool {
+        (u128::from(random) * u128::from(self.denominator)) >> 64 < u128::from(self.numerator)
+    }
 }
 
 // === impl HeaderModifier ===
@@ -274,6 +295,16 @@ mod tests {
         let longest = PathModifier::Full(format!("/{}", "a".repeat(MAX_TARGET - 1)).into());
         let longest = Rewrite { hostname: None, path: Some(longest) };
         longest.apply(&mut Request::new(()), 0).unwrap();
+    }
+
+    #[test]
+    fn a_mirror_takes_its_share() {
+        let share = |numerator, denominator| {
+            let mirror = Mirror { service: ObjectName::new("a", "b"), port: 80, numerator, denominator };
+            (0..1000).filter(|i| mirror.takes(u64::MAX / 1000 * i)).count()
+        };
+        assert_eq!([share(0, 100), share(100, 100), share(7, 7), share(1, u32::MAX)], [0, 1000, 1000, 1]);
+        assert!((249..=251).contains(&share(25, 100)) && (332..=334).contains(&share(1, 3)));
     }
 
     #[test]

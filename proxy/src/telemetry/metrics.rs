@@ -29,8 +29,8 @@ pub use self::control::{CertKind, ControlMetrics};
 pub use self::families::{Family, Kind, reference};
 pub use self::labels::{
     ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, DnsResult, EarlyOpen,
-    EgressLabels, EgressProtocol, Method, Outcome, PoolClose, ReplayCause, RequestLabels, TlsKind,
-    VerdictKind, VerdictLabels,
+    EgressLabels, EgressProtocol, Method, MirrorResult, Outcome, PoolClose, ReplayCause, RequestLabels,
+    TlsKind, VerdictKind, VerdictLabels,
 };
 pub use self::pools::{PoolCells, PooledConnection};
 pub use self::worker::WorkerMetrics;

@@ -14,6 +14,7 @@ use http_body::{Frame, SizeHint};
 use super::h1;
 use super::http2::Incoming;
 use super::kept::{self, Reader, Spare};
+use super::tee::{self, Copied, Copy};
 
 /// A message's body: streamed, with its trailers, as its receiver asks for it.
 #[derive(Debug, Default)]
@@ -36,6 +37,8 @@ enum Kind {
     Http2(Incoming),
     Http1(h1::Body),
     Kept(Reader),
+    Copied(Box<Copied>),
+    Copy(Box<Copy>),
 }
 
 /// What has passed of a body so far, readable while it passes.
@@ -106,6 +109,15 @@ impl Body {
         (Self::of(Kind::Kept(reader)), spare)
     }
 
+    /// The same body, and a copy of what will pass of it.
+    pub fn copied(self) -> (Self, Self) {
+        if http_body::Body::is_end_stream(&self) {
+            return (self, Self::empty());
+        }
+        let (body, copy) = tee::copied(self);
+        (Self::of(Kind::Copied(Box::new(body))), Self::of(Kind::Copy(Box::new(copy))))
+    }
+
     pub(super) fn reader(reader: Reader) -> Self {
         Self::of(Kind::Kept(reader))
     }
@@ -150,6 +162,8 @@ impl http_body::Body for Body {
                 ready!(Pin::new(body).poll_frame(cx)).map(|frame| frame.map_err(BodyError::new))
             }
             Kind::Kept(reader) => ready!(reader.poll_frame(cx)),
+            Kind::Copied(copied) => ready!(copied.poll_frame(cx)),
+            Kind::Copy(copy) => ready!(copy.poll_frame(cx)),
         };
         if let (Some(transfer), Some(Ok(frame))) = (&self.transfer, &frame)
             && let Some(data) = frame.data_ref()
@@ -175,6 +189,8 @@ impl http_body::Body for Body {
             Kind::Http2(incoming) => incoming.is_end_stream(),
             Kind::Http1(body) => body.is_end_stream(),
             Kind::Kept(reader) => reader.is_end_stream(),
+            Kind::Copied(copied) => copied.is_end_stream(),
+            Kind::Copy(copy) => copy.is_end_stream(),
         }
     }
 
@@ -185,6 +201,8 @@ impl http_body::Body for Body {
             Kind::Http2(incoming) => incoming.size_hint(),
             Kind::Http1(body) => body.size_hint(),
             Kind::Kept(reader) => reader.size_hint(),
+            Kind::Copied(copied) => copied.size_hint(),
+            Kind::Copy(copy) => copy.size_hint(),
         }
     }
 }

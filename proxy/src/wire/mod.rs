@@ -7,6 +7,7 @@ mod body;
 pub mod h1;
 pub mod http2;
 mod kept;
+mod tee;
 mod upgrade;
 
 pub use body::{Body, BodyError, Transfer};

@@ -96,6 +96,7 @@ const QUIET: &[&str] = &[
     "tulle_ads_nacks_total",
     "tulle_log_lines_dropped_total",
     "tulle_metrics_limited",
+    "tulle_mirrors_total",
     "tulle_replays_total",
     // Where nothing is declared and the client is silent: in the tests of first.
     "tulle_detect_opened_early_total",

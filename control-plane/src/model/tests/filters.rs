@@ -30,7 +30,7 @@ fn passed_on(rule: &str) -> [Vec<Filter>; 2] {
     assert_eq!(read.fault, None, "{rule}");
     let of_backend = read.backends.first().map(|backend| backend.filters.as_slice());
     [&read.filters, of_backend.unwrap_or_default()]
-        .map(|filters| wire::filters(filters).into_iter().map(|one| one.filter.unwrap()).collect())
+        .map(|filters| wire::filters(filters.iter()).into_iter().map(|one| one.filter.unwrap()).collect())
 }
 
 #[test]
@@ -164,7 +164,6 @@ fn what_the_gateway_api_forbids_is_refused() {
 #[test]
 fn a_rule_with_what_cannot_be_done_answers_500_to_all_that_it_matches() {
     let cases = [
-        ("{type: RequestMirror, requestMirror: {backendRef: {name: a, port: 1}}}", "requestMirror"),
         ("{type: ExtensionRef, extensionRef: {group: a, kind: B, name: c}}", "extensionRef"),
         (
             "{type: URLRewrite, urlRewrite: {path: {type: ReplaceFullPath, replaceFullPath: a}}}",
@@ -272,4 +271,51 @@ fn cors_that_the_gateway_api_forbids_is_refused() {
         assert_eq!(fields, [format!("spec.rules[0].filters[0].cors.{field}")], "{cors}");
         assert_eq!(rules, None, "{cors}");
     }
+}
+
+#[test]
+fn mirrors_are_passed_on_by_their_share() {
+    let to = "backendRef: {name: orders, port: 80}";
+    for (written, share) in [
+        (format!("{to}"), (100, 100)),
+        (format!("{to}, percent: 0"), (0, 100)),
+        (format!("{to}, fraction: {{numerator: 1}}"), (1, 100)),
+        (format!("{to}, fraction: {{numerator: 1, denominator: 3}}"), (1, 3)),
+    ] {
+        let filter = format!("{{type: RequestMirror, requestMirror: {{{written}}}}}");
+        let (rules, found) = read(&format!("[{{filters: [{filter}, {filter}], BACKEND}}]"));
+        assert_eq!(found, [], "{written}");
+        let mirror = v1::Mirror {
+            service: Some(v1::ObjectName { namespace: "default".into(), name: "orders".into() }),
+            port: 80,
+            numerator: share.0,
+            denominator: share.1,
+        };
+        let filters: Vec<_> =
+            rules.unwrap()[0].filters.iter().map(|one| one.filter.clone().unwrap()).collect();
+        assert_eq!(filters, [Filter::Mirror(mirror.clone()), Filter::Mirror(mirror)], "{written}");
+    }
+    for (written, field) in [
+        (format!("{to}, percent: 101"), "percent"),
+        (format!("{to}, percent: 1, fraction: {{numerator: 1}}"), "percent"),
+        (format!("{to}, fraction: {{numerator: 4, denominator: 3}}"), "fraction"),
+        (format!("{to}, fraction: {{numerator: 0, denominator: 0}}"), "fraction"),
+        ("backendRef: {name: orders}".to_owned(), "backendRef.port"),
+    ] {
+        let filter = format!("{{type: RequestMirror, requestMirror: {{{written}}}}}");
+        let (rules, found) = read(&format!("[{{filters: [{filter}], BACKEND}}]"));
+        let fields: Vec<_> = found.iter().map(|(_, field)| field.as_str()).collect();
+        assert_eq!(fields, [format!("spec.rules[0].filters[0].requestMirror.{field}")], "{written}");
+        assert_eq!(rules, None, "{written}");
+    }
+}
+
+#[test]
+fn a_mirror_to_nobody_is_left_out_and_the_rule_holds() {
+    let filter = "{type: RequestMirror, requestMirror: {backendRef: {name: nobody, port: 80}}}";
+    let (rules, found) = read(&format!("[{{filters: [{filter}], BACKEND}}]"));
+    let fields: Vec<_> = found.iter().map(|(_, field)| field.as_str()).collect();
+    assert_eq!(fields, ["spec.rules[0].filters[0].requestMirror.backendRef"]);
+    let rules = rules.unwrap();
+    assert_eq!((rules[0].filters.len(), rules[0].backends.len(), rules[0].invalid.as_str()), (0, 1, ""));
 }

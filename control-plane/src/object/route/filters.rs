@@ -2,9 +2,9 @@
 
 use super::cors::{self, Cors, WrittenCors};
 use super::matches::{Match, PathMatch, check_header_value, check_name, no_path_character};
-use super::{Effect, Fault, MAX_LIST, at_most, is_hostname};
+use super::{Backend, Effect, Fault, MAX_LIST, WrittenBackend, at_most, is_hostname, read_backend};
 use crate::finding::Notes;
-use crate::object::port;
+use crate::object::{NamespacedName, port};
 
 /// The longest path that the Gateway API allows to put in another's place, in characters.
 const MAX_PATH: usize = 1024;
@@ -22,6 +22,21 @@ pub enum Filter {
     Rewrite(Rewrite),
     /// Which pages of other origins may read the answers.
     Cors(Cors),
+    /// Copies of requests for somebody else.
+    Mirror(Box<Mirror>),
+}
+
+/// Where a copy of a share of the requests goes, whose answers nobody waits for (GEP-3171).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mirror {
+    /// Its place in `filters`.
+    pub index: usize,
+    /// The reference may not resolve.
+    pub backend: Backend,
+    /// The share is `numerator` of `denominator`.
+    pub numerator: u32,
+    /// Not 0.
+    pub denominator: u32,
 }
 
 /// First `remove`, then `set`, then `add`; names are as they are written.
@@ -78,6 +93,14 @@ pub(super) struct Written<'a> {
     pub(super) redirect: Option<WrittenRedirect<'a>>,
     pub(super) rewrite: Option<(Option<&'a str>, Option<WrittenPath<'a>>)>,
     pub(super) cors: Option<WrittenCors<'a>>,
+    pub(super) mirror: Option<WrittenMirror<'a>>,
+}
+
+/// A mirror as it is written.
+pub(super) struct WrittenMirror<'a> {
+    pub(super) backend: WrittenBackend<'a>,
+    pub(super) fraction: Option<(i32, Option<i32>)>,
+    pub(super) percent: Option<i32>,
 }
 
 /// A header modifier as it is written.
@@ -128,6 +151,26 @@ macro_rules! written_headers {
 }
 pub(super) use written_headers;
 
+/// As [`written_headers`].
+macro_rules! written_mirror {
+    ($mirror:expr) => {
+        $mirror.as_ref().map(|one| $crate::object::route::filters::WrittenMirror {
+            backend: $crate::object::route::WrittenBackend {
+                group: one.backend_ref.group.as_deref(),
+                kind: one.backend_ref.kind.as_deref(),
+                namespace: one.backend_ref.namespace.as_deref(),
+                name: &one.backend_ref.name,
+                port: one.backend_ref.port,
+                weight: None,
+                filters: Vec::new(),
+            },
+            fraction: one.fraction.as_ref().map(|one| (one.numerator, one.denominator)),
+            percent: one.percent,
+        })
+    };
+}
+pub(super) use written_mirror;
+
 // === impl FilterType ===
 
 impl FilterType {
@@ -166,6 +209,7 @@ impl FilterType {
 
 /// A rule's filters; `at` is the rule, `backends` how many it has.
 pub(super) fn read_of_rule(
+    route: &NamespacedName,
     at: &str,
     written: &[Written<'_>],
     matches: &[Match],
@@ -185,8 +229,16 @@ pub(super) fn read_of_rule(
             "remove the filter or the rule's `backendRefs`",
         );
     }
-    let filters = written.iter().enumerate();
-    filters.filter_map(|(index, one)| read(&format!("{at}[{index}]"), one, matches, fault, notes)).collect()
+    let mut filters = Vec::new();
+    for (index, one) in written.iter().enumerate() {
+        let at = format!("{at}[{index}]");
+        let read = read(&at, one, matches, fault, notes);
+        filters.extend(read);
+        if let Some(mirror) = one.mirror.as_ref().filter(|_| one.filter == FilterType::RequestMirror) {
+            filters.push(Filter::Mirror(Box::new(read_mirror(route, &at, index, mirror, notes))));
+        }
+    }
+    filters
 }
 
 /// A backend's filters, and why its share is answered with 500, if it is.
@@ -283,12 +335,43 @@ fn read(
             Some(Filter::Rewrite(Rewrite { hostname, path }))
         }
         FilterType::Cors => one.cors.as_ref().map(|one| Filter::Cors(cors::read(&at, one, notes))),
-        FilterType::RequestMirror | FilterType::ExtensionRef | FilterType::ExternalAuth => {
+        // It needs to know whose route it is.
+        FilterType::RequestMirror => None,
+        FilterType::ExtensionRef | FilterType::ExternalAuth => {
             let message = format!("the filter {} is not supported", one.filter.as_str());
             Fault { effect: Effect::Refused, field: at, message }.tell(fault, "remove the filter", notes);
             None
         }
     }
+}
+
+/// `at` is the filter, `index` its place.
+fn read_mirror(
+    route: &NamespacedName,
+    at: &str,
+    index: usize,
+    written: &WrittenMirror<'_>,
+    notes: &mut Notes,
+) -> Mirror {
+    let at = format!("{at}.requestMirror");
+    let backend = read_backend(route, &format!("{at}.backendRef"), index, &written.backend, &[], notes);
+    let (numerator, denominator) = match (written.fraction, written.percent) {
+        (Some(_), Some(_)) => {
+            notes.refuse(format!("{at}.percent"), "does not go with `fraction`", "say one of them");
+            (0, 1)
+        }
+        (Some((numerator, denominator)), None) => (numerator, denominator.unwrap_or(100)),
+        (None, percent) => (percent.unwrap_or(100), 100),
+    };
+    if numerator < 0 || denominator < 1 || numerator > denominator {
+        let field = if written.percent.is_some() { "percent" } else { "fraction" };
+        notes.refuse(
+            format!("{at}.{field}"),
+            format!("{numerator} of {denominator} is no share"),
+            "0 to 100 for `percent`; for `fraction`, a numerator of at most the denominator, which is 100 by default",
+        );
+    }
+    Mirror { index, backend, numerator: numerator.unsigned_abs(), denominator: denominator.unsigned_abs() }
 }
 
 fn read_headers(at: &str, written: &WrittenHeaders<'_>, notes: &mut Notes) -> HeaderModifier {

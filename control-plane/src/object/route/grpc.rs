@@ -6,7 +6,7 @@ use gateway_api::experimental::grpcroutes::{
     GrpcRouteRulesMatchesHeadersType, GrpcRouteRulesMatchesMethod, GrpcRouteRulesMatchesMethodType,
 };
 
-use super::filters::{self, FilterType, Written, written_headers};
+use super::filters::{self, FilterType, Written, written_headers, written_mirror};
 use super::matches::{self, Match, Part, PathMatch, WrittenValue};
 use super::{
     Fault, MAX_LIST, Route, RouteKind, Rule, WrittenBackend, WrittenParent, at_most, check_hostnames,
@@ -45,7 +45,7 @@ fn read_rule(route: &NamespacedName, index: usize, rule: &GrpcRouteRules, notes:
     let matches = read_matches(&at, rule.matches.as_deref().unwrap_or_default(), &mut fault, notes);
     let written: Vec<Written<'_>> = rule.filters.iter().flatten().map(Written::from).collect();
     let backends = read_backends(route, &at, &matches, written_backends!(rule.backend_refs), notes);
-    let filters = filters::read_of_rule(&at, &written, &matches, backends.len(), &mut fault, notes);
+    let filters = filters::read_of_rule(route, &at, &written, &matches, backends.len(), &mut fault, notes);
     if rule.session_persistence.is_some() {
         notes.warn(format!("{at}.sessionPersistence"), "not supported yet: served without", "");
     }
@@ -182,6 +182,7 @@ macro_rules! written_filters {
                     redirect: None,
                     rewrite: None,
                     cors: None,
+                    mirror: written_mirror!(one.request_mirror),
                 }
             }
         }

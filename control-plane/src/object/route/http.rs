@@ -14,7 +14,9 @@ use gateway_api::experimental::httproutes::{
 };
 
 use super::cors::written_cors;
-use super::filters::{self, FilterType, Written, WrittenPath, WrittenRedirect, written_headers};
+use super::filters::{
+    self, FilterType, Written, WrittenPath, WrittenRedirect, written_headers, written_mirror,
+};
 use super::matches::{self, Match, Part, PathMatch, WrittenValue};
 use super::{
     Fault, MAX_LIST, Route, RouteKind, Rule, WrittenBackend, WrittenParent, at_most, check_hostnames,
@@ -52,7 +54,7 @@ fn read_rule(route: &NamespacedName, index: usize, rule: &HttpRouteRules, notes:
     let matches = read_matches(&at, rule.matches.as_deref().unwrap_or_default(), &mut fault, notes);
     let written: Vec<Written<'_>> = rule.filters.iter().flatten().map(Written::from).collect();
     let backends = read_backends(route, &at, &matches, written_backends!(rule.backend_refs), notes);
-    let filters = filters::read_of_rule(&at, &written, &matches, backends.len(), &mut fault, notes);
+    let filters = filters::read_of_rule(route, &at, &written, &matches, backends.len(), &mut fault, notes);
     let (request_timeout, backend_request_timeout) = read_timeouts(&at, rule.timeouts.as_ref(), notes);
     if rule.retry.is_some() {
         notes.warn(format!("{at}.retry"), "not supported yet: served without", "");
@@ -230,6 +232,7 @@ macro_rules! written_filters {
                         (one.hostname.as_deref(), path)
                     }),
                     cors: written_cors!(one.cors),
+                    mirror: written_mirror!(one.request_mirror),
                 }
             }
         }

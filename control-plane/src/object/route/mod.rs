@@ -22,7 +22,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 pub use self::cors::Cors;
 use self::filters::Written;
-pub use self::filters::{Filter, HeaderModifier, PathModifier, Redirect, Rewrite};
+pub use self::filters::{Filter, HeaderModifier, Mirror, PathModifier, Redirect, Rewrite};
 pub use self::grant::{Grant, GrantTarget};
 pub use self::matches::{Match, PathMatch, ValueMatch, ValuePattern};
 use super::{Kind, NamespacedName, ObjectKey, is_label, is_subdomain, port};
@@ -170,13 +170,25 @@ impl Route {
 
     /// The Services that it sends requests to; may name one more than once.
     pub fn backends(&self) -> impl Iterator<Item = &NamespacedName> {
-        let backends = self.rules.iter().flat_map(|rule| &rule.backends);
+        let backends = self.rules.iter().flat_map(|rule| rule.backends.iter().chain(rule.mirrors()));
         backends.map(|backend| &backend.service)
     }
 
     /// Whether the route applies to every client of `service`, and not only to those in its own namespace (GEP-1426).
     pub fn is_producer_for(&self, service: &NamespacedName) -> bool {
         self.name.namespace == service.namespace
+    }
+}
+
+// === impl Rule ===
+
+impl Rule {
+    /// Where copies of requests go.
+    pub fn mirrors(&self) -> impl Iterator<Item = &Backend> {
+        self.filters.iter().filter_map(|filter| match filter {
+            Filter::Mirror(mirror) => Some(&mirror.backend),
+            _ => None,
+        })
     }
 }
 
@@ -376,50 +388,59 @@ fn read_backends<'a>(
     refs: impl Iterator<Item = WrittenBackend<'a>>,
     notes: &mut Notes,
 ) -> Vec<Backend> {
-    let mut backends = Vec::new();
-    for (index, backend) in refs.enumerate() {
-        let at = format!("{at}.backendRefs[{index}]");
-        let weight = backend.weight.unwrap_or(1);
-        if !(0..=MAX_WEIGHT).contains(&weight) {
-            notes.refuse(
-                format!("{at}.weight"),
-                format!("{weight} is not a weight"),
-                "weights are 0 to 1000000",
-            );
-        }
-        let is_service = matches!(backend.group, None | Some("" | "core"))
-            && matches!(backend.kind, None | Some("Service"));
-        let number = match backend.port {
-            Some(number) => port(number, format!("{at}.port"), notes),
-            None if is_service => {
-                notes.refuse(
-                    format!("{at}.port"),
-                    "a Service needs its port here",
-                    "write `port:` with the Service's port number",
-                );
-                0
-            }
-            None => 0,
-        };
-        let namespace = backend.namespace.unwrap_or(&route.namespace);
-        if !is_label(namespace) || !is_subdomain(backend.name) {
-            notes.refuse(
-                format!("{at}.name"),
-                format!("`{namespace}/{}` cannot be the name of an object", backend.name),
-                "lower case letters, digits and `-`; the namespace has its own field",
-            );
-        }
-        let (filters, fault) = filters::read_of_backend(&at, &backend.filters, matches, notes);
-        backends.push(Backend {
-            index,
-            service: NamespacedName::new(namespace, backend.name),
-            is_service,
-            port: number,
-            weight: weight.unsigned_abs(),
-            filters,
-            fault,
-        });
-    }
+    let backends: Vec<_> = refs
+        .enumerate()
+        .map(|(index, backend)| {
+            read_backend(route, &format!("{at}.backendRefs[{index}]"), index, &backend, matches, notes)
+        })
+        .collect();
     at_most(MAX_LIST, backends.len(), format!("{at}.backendRefs"), notes);
     backends
+}
+
+/// `at` is the backend itself.
+fn read_backend(
+    route: &NamespacedName,
+    at: &str,
+    index: usize,
+    backend: &WrittenBackend<'_>,
+    matches: &[Match],
+    notes: &mut Notes,
+) -> Backend {
+    let weight = backend.weight.unwrap_or(1);
+    if !(0..=MAX_WEIGHT).contains(&weight) {
+        notes.refuse(format!("{at}.weight"), format!("{weight} is not a weight"), "weights are 0 to 1000000");
+    }
+    let is_service =
+        matches!(backend.group, None | Some("" | "core")) && matches!(backend.kind, None | Some("Service"));
+    let number = match backend.port {
+        Some(number) => port(number, format!("{at}.port"), notes),
+        None if is_service => {
+            notes.refuse(
+                format!("{at}.port"),
+                "a Service needs its port here",
+                "write `port:` with the Service's port number",
+            );
+            0
+        }
+        None => 0,
+    };
+    let namespace = backend.namespace.unwrap_or(&route.namespace);
+    if !is_label(namespace) || !is_subdomain(backend.name) {
+        notes.refuse(
+            format!("{at}.name"),
+            format!("`{namespace}/{}` cannot be the name of an object", backend.name),
+            "lower case letters, digits and `-`; the namespace has its own field",
+        );
+    }
+    let (filters, fault) = filters::read_of_backend(at, &backend.filters, matches, notes);
+    Backend {
+        index,
+        service: NamespacedName::new(namespace, backend.name),
+        is_service,
+        port: number,
+        weight: weight.unsigned_abs(),
+        filters,
+        fault,
+    }
 }

@@ -5,9 +5,10 @@ use http::{HeaderName, HeaderValue, StatusCode};
 use tulle_api::{is_protected_header, v1};
 
 use super::rule::header_name;
-use super::{Result, each, fault, port};
+use super::{Result, each, fault, object, port};
 use crate::route::{
-    Cors, Filters, HeaderModifier, Hostname, InvalidOrigin, Listed, PathModifier, Redirect, Rewrite, Scheme,
+    Cors, Filters, HeaderModifier, Hostname, InvalidOrigin, Listed, Mirror, PathModifier, Redirect, Rewrite,
+    Scheme,
 };
 
 /// Where filters stand.
@@ -36,7 +37,7 @@ pub(super) fn filters(messages: Vec<v1::HttpFilter>, of: Of, at: &str) -> Result
             .filter
             .ok_or_else(|| fault(&at, "asks for what this version of the proxy does not know"))?;
         let kind = std::mem::discriminant(&filter);
-        if seen.contains(&kind) {
+        if seen.contains(&kind) && !matches!(filter, F::Mirror(_)) {
             return Err(fault(at, "is there twice"));
         }
         seen.push(kind);
@@ -51,6 +52,7 @@ pub(super) fn filters(messages: Vec<v1::HttpFilter>, of: Of, at: &str) -> Result
                 filters.redirect = Some(redirect(message, of, &format!("{at}.redirect"))?)
             }
             F::Cors(message) => filters.cors = Some(cors(message, of, &format!("{at}.cors"))?),
+            F::Mirror(message) => filters.mirrors.push(mirror(message, of, &format!("{at}.mirror"))?),
             F::Rewrite(message) => filters.rewrite = Some(rewrite(message, of, &format!("{at}.rewrite"))?),
         }
     }
@@ -116,6 +118,16 @@ fn redirect(message: v1::Redirect, of: Of, at: &str) -> Result<Redirect> {
 fn rewrite(message: v1::Rewrite, of: Of, at: &str) -> Result<Rewrite> {
     let Of::Rule { by_prefix, .. } = of else { return Err(fault(at, ONLY_HEADERS)) };
     Ok(Rewrite { hostname: hostname(&message.hostname, at)?, path: path(message.path, by_prefix, at)? })
+}
+
+fn mirror(message: v1::Mirror, of: Of, at: &str) -> Result<Mirror> {
+    let Of::Rule { .. } = of else { return Err(fault(at, ONLY_HEADERS)) };
+    let v1::Mirror { service, port, numerator, denominator } = message;
+    if numerator > denominator || denominator == 0 {
+        return Err(fault(format!("{at}.denominator"), format!("{numerator} of {denominator} is no share")));
+    }
+    let service = object(service, &format!("{at}.service"))?;
+    Ok(Mirror { service, port: self::port(port, &format!("{at}.port"))?, numerator, denominator })
 }
 
 fn cors(message: v1::Cors, of: Of, at: &str) -> Result<Cors> {

@@ -125,6 +125,7 @@ async fn filters_change_what_they_name_and_leave_the_rest_of_a_head_as_it_came()
             path: Some(PathModifier::Prefix("/".into())),
         }),
         cors: None,
+        mirrors: Vec::new(),
     };
     let backend = Filters { request: headers("x-backend", "none"), ..Filters::default() };
     // What the client's `Connection` names would be taken away, were it set before.

@@ -86,6 +86,8 @@ families! {
         "Requests sent on a connection that had served another.";
     REPLAYS = Counter "tulle_replays_total" ["cause"]
         "Requests sent once more without configuration.";
+    MIRRORS = Counter "tulle_mirrors_total" ["result"]
+        "Copies of requests that RequestMirror asks for; result is answered, failed, timed_out, or dropped where too many were under way.";
     ACCEPT_ERRORS = Counter "tulle_accept_errors_total" []
         "Accepts that failed, for want of file descriptors mostly.";
     HANDED_OVER = Counter "tulle_accept_handed_over_total" []

@@ -252,6 +252,20 @@ label_enum! {
 }
 
 label_enum! {
+    /// What became of a copy of a request.
+    MirrorResult {
+        /// It got an answer, whichever.
+        Answered = "answered",
+        /// It got none.
+        Failed = "failed",
+        /// It got none in time.
+        TimedOut = "timed_out",
+        /// It was not made: too many were under way.
+        Dropped = "dropped",
+    }
+}
+
+label_enum! {
     /// Why a request was sent once more.
     ReplayCause {
         /// The first try was provably not processed.

@@ -7,7 +7,7 @@ use super::budget::{Budget, Group};
 use super::cells::{ByDirection, ConnectionCells, Counter, Histogram, OverflowRequests, RequestCells};
 use super::labels::{
     ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, EarlyOpen, EgressLabels,
-    ReplayCause, RequestLabels, VerdictLabels,
+    MirrorResult, ReplayCause, RequestLabels, VerdictLabels,
 };
 use super::pools::PoolCells;
 use super::table::Table;
@@ -52,6 +52,7 @@ pub(super) struct WorkerCells {
     pub(super) dial_duration: Histogram,
     pub(super) pool_reused: Counter,
     pub(super) replays: Vec<Counter>,
+    pub(super) mirrors: Vec<Counter>,
     pub(super) accept_errors: Counter,
     pub(super) handed_over: Counter,
 }
@@ -98,6 +99,7 @@ impl WorkerMetrics {
             dial_duration: histogram(),
             pool_reused: Counter::default(),
             replays: counters(ReplayCause::ALL.len()),
+            mirrors: counters(MirrorResult::ALL.len()),
             accept_errors: Counter::default(),
             handed_over: Counter::default(),
         }))
@@ -209,6 +211,11 @@ impl WorkerMetrics {
     /// A request was sent once more.
     pub fn replayed(&self, cause: ReplayCause) {
         self.0.replays[cause as usize].inc();
+    }
+
+    /// A copy of a request is over, or was not made.
+    pub fn mirrored(&self, result: MirrorResult) {
+        self.0.mirrors[result as usize].inc();
     }
 
     /// `accept` failed.

@@ -3,6 +3,8 @@
 use std::fmt::Write as _;
 
 use serde_json::{Value, json};
+use tulle_tests::app::App;
+use tulle_tests::eventually;
 
 use super::{FIELDS, Shop};
 
@@ -228,9 +230,6 @@ async fn what_cannot_be_done_is_not_served_as_if_less_was_asked() {
     shop.go(
         "unserved",
         "
-- matches: [{path: {value: /mirror}}]
-  filters: [{type: RequestMirror, requestMirror: {backendRef: {name: v2, port: 8080}}}]
-  backendRefs: [{name: v1, port: 8080}]
 - matches: [{path: {value: /extension}}]
   filters: [{type: ExtensionRef, extensionRef: {group: example.org, kind: Filter, name: other}}]
   backendRefs: [{name: v1, port: 8080}]
@@ -244,7 +243,6 @@ async fn what_cannot_be_done_is_not_served_as_if_less_was_asked() {
   backendRefs: [{name: v2, port: 8080}]
 - backendRefs: [{name: v1, port: 8080}]",
         &[
-            ("GET /mirror", "500 route_invalid"),
             ("GET /extension", "500 route_invalid"),
             ("GET /backend", "500 backend_not_found"),
             ("GET /pattern version:(", "v1"),
@@ -324,4 +322,53 @@ async fn pages_of_allowed_origins_may_read_answers_and_are_told_beforehand() {
     }
     let answer = shop.ask("GET /creds origin:https://c.example cookie:a=b").await;
     assert_eq!(answer.field("access-control-allow-credentials"), "true");
+}
+
+/// After the conformance suite's `HTTPRouteRequestMirror` and `HTTPRouteRequestPercentageMirror`.
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_go_to_a_mirror_that_nobody_waits_for() {
+    let shop = Shop::start(false).await;
+    shop.world.service("silent", "http");
+    // It takes what it is sent, and never answers.
+    let app = App::wire(async move |mut wire: tulle_tests::Wire| drop(wire.to_end_or_reset().await)).await;
+    let _silent = shop.world.workload("silent").serves("silent", app.address()).start().await;
+    let mut rules = String::new();
+    for (at, mirror) in [
+        ("/all", "{backendRef: {name: v2, port: 8080}}"),
+        ("/none", "{backendRef: {name: v2, port: 8080}, percent: 0}"),
+        ("/half", "{backendRef: {name: v2, port: 8080}, fraction: {numerator: 1, denominator: 2}}"),
+        ("/nobody", "{backendRef: {name: nobody, port: 8080}}"),
+        ("/silent", "{backendRef: {name: silent, port: 8080}}"),
+    ] {
+        write!(
+            rules,
+            "
+- matches: [{{path: {{value: {at}}}}}]
+  filters:
+  - {{type: RequestMirror, requestMirror: {mirror}}}
+  - {{type: RequestHeaderModifier, requestHeaderModifier: {{set: [{{name: x-set, value: set}}]}}}}
+  backendRefs: [{{name: v1, port: 8080}}]"
+        )
+        .unwrap();
+    }
+    shop.rules("mirror", &rules).await;
+    for _ in 0..20 {
+        for path in ["/all/x", "/none/x", "/half/x", "/nobody/x", "/silent/x"] {
+            assert_eq!(shop.ask(&format!("GET {path}")).await.by(), "v1");
+        }
+    }
+    let mirrored = &shop._versions[1].1;
+    mirrored.logs(&[("path", json!("/all/x")), ("status", json!(200))]).await;
+    // Neither none nor all of the half is copied, but with a probability of 2^-19.
+    let web = &shop.web;
+    eventually("the copies have answers", async || {
+        let answered = web.metrics().await.sum("tulle_mirrors_total", &[("result", "answered")]);
+        if (21.0..40.0).contains(&answered) { Ok(()) } else { Err(answered.to_string()) }
+    })
+    .await;
+    // A body goes to both.
+    let mut wire = web.connect("shop").await;
+    wire.send("POST /all/body HTTP/1.1\r\nhost: shop\r\ncontent-length: 5\r\n\r\nhello").await;
+    assert_eq!(wire.response().await.0.status(), 200);
+    mirrored.logs(&[("path", json!("/all/body")), ("status", json!(200))]).await;
 }
