@@ -120,8 +120,17 @@ impl App {
         F: Fn(Request<Incoming>) -> R + Send + Sync + 'static,
         R: Future<Output = Response<Body>> + Send + 'static,
     {
+        Self::http2_on(StdListener::bind("127.0.0.1:0").expect("a free port"), answer)
+    }
+
+    /// As [`App::http2`], on a listener of the test's own.
+    pub fn http2_on<F, R>(listener: StdListener, answer: F) -> Self
+    where
+        F: Fn(Request<Incoming>) -> R + Send + Sync + 'static,
+        R: Future<Output = Response<Body>> + Send + 'static,
+    {
         let answer = Arc::new(answer);
-        Self::tcp(move |stream| {
+        Self::tcp_on(listener, move |stream| {
             let answer = Arc::clone(&answer);
             async move {
                 let service = service_fn(move |request| {
@@ -133,7 +142,6 @@ impl App {
                     .await;
             }
         })
-        .await
     }
 
     /// HTTP/1.1; answers every request with `text`.

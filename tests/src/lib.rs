@@ -14,6 +14,8 @@
 
 pub mod app;
 mod binaries;
+pub mod conformance;
+pub mod echo;
 pub mod fleet;
 pub mod identity;
 pub mod machine;

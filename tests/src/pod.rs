@@ -14,7 +14,7 @@ use crate::netns::{Namespace, has_users, shell};
 use crate::process::{Folder, Process, Program};
 use crate::wait::eventually;
 use crate::workload::ready;
-use crate::world::{NAMESPACE, scrape};
+use crate::world::{NAMESPACE, qualified, scrape};
 use crate::{Metrics, Mode, Wire, World, binary};
 
 /// The proxy's user, and its mark where there is only one user.
@@ -34,6 +34,8 @@ pub struct Cluster {
 /// A network namespace on the bridge, with or without a proxy.
 #[derive(Debug)]
 pub struct Pod {
+    /// Its Kubernetes namespace.
+    of: String,
     name: String,
     namespace: Namespace,
     number: u8,
@@ -102,8 +104,9 @@ impl Cluster {
         &self.world
     }
 
-    /// A pod without a proxy.
+    /// A pod `[<namespace>/]<name>` without a proxy.
     pub fn pod(&self, name: &str) -> Pod {
+        let (of, name) = qualified(name);
         let number = self.pods.get() + 1;
         self.pods.set(number);
         let namespace = Namespace::new();
@@ -116,7 +119,15 @@ impl Cluster {
              ip route add default via 10.77.0.1; ip -6 route add default via fd77::1"
         ));
         let folder = self.world.folder().clone();
-        Pod { name: name.to_owned(), namespace, number, folder, proxy: None, runs: Cell::new(0) }
+        Pod {
+            of: of.to_owned(),
+            name: name.to_owned(),
+            namespace,
+            number,
+            folder,
+            proxy: None,
+            runs: Cell::new(0),
+        }
     }
 
     /// A pod with our rules and a proxy, which is ready.
@@ -203,9 +214,10 @@ impl Pod {
             let ran = ended(ran).await;
             assert!(ran.status.success(), "{verb}: {ran:?}");
         }
-        let token = cluster.world.token(&self.name, &[]);
+        let workload = format!("{}/{}", self.of, self.name);
+        let token = cluster.world.token(&workload, &[]);
         let mut program = as_user(Some(PROXY_UID), &self.name, binary("tulle-proxy"))
-            .flag("--workload", format!("{NAMESPACE}/{}", self.name))
+            .flag("--workload", workload)
             .flag("--control-plane-address", cluster.world.grpc().to_string())
             .flag("--identity-token-file", token)
             .flag("--workers", "2")
@@ -228,7 +240,7 @@ impl Pod {
 
     /// Its SPIFFE ID.
     pub fn identity(&self) -> String {
-        format!("spiffe://cluster.local/ns/{NAMESPACE}/sa/{}", self.name)
+        format!("spiffe://cluster.local/ns/{}/sa/{}", self.of, self.name)
     }
 
     pub fn v4(&self) -> Ipv4Addr {
@@ -254,6 +266,21 @@ impl Pod {
             .unwrap_or_else(|error| panic!("{address}: {error}"))
     }
 
+    /// As [`Pod::connect`], for whoever speaks more than bytes.
+    ///
+    /// # Panics
+    /// If it is refused.
+    pub fn stream(&self, to: SocketAddr) -> tokio::net::TcpStream {
+        let stream = self.try_stream(to).unwrap_or_else(|error| panic!("{to}: {error}"));
+        tokio::net::TcpStream::from_std(stream).expect("a runtime")
+    }
+
+    fn try_stream(&self, to: SocketAddr) -> std::io::Result<TcpStream> {
+        let stream = self.namespace.enter(|| TcpStream::connect_timeout(&to, crate::DEADLINE))?;
+        stream.set_nonblocking(true)?;
+        Ok(stream)
+    }
+
     /// A connection that a program in it makes.
     ///
     /// # Panics
@@ -267,9 +294,7 @@ impl Pod {
     /// # Errors
     /// If it is refused, or reset as soon as it is made.
     pub fn try_connect(&self, to: SocketAddr) -> std::io::Result<Wire> {
-        let stream = self.namespace.enter(|| TcpStream::connect_timeout(&to, crate::DEADLINE))?;
-        stream.set_nonblocking(true)?;
-        tokio::net::TcpStream::from_std(stream).map(Wire::new)
+        tokio::net::TcpStream::from_std(self.try_stream(to)?).map(Wire::new)
     }
 
     /// Runs a program in it, to its end, as a user who is not the proxy's.

@@ -1,13 +1,13 @@
 //! A workload: a proxy, and the application that the test put behind it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use serde_json::Value;
 
 use crate::process::{Process, Program};
 use crate::wait::eventually;
-use crate::world::{NAMESPACE, World, scrape};
+use crate::world::{World, qualified, scrape};
 use crate::{Metrics, Wire, binary};
 
 /// What a workload's proxy is to be started with.
@@ -15,8 +15,8 @@ use crate::{Metrics, Wire, binary};
 pub struct WorkloadBuilder<'a> {
     world: &'a World,
     name: String,
-    services: Vec<String>,
-    application: Option<SocketAddr>,
+    /// Each with the services' ports that it is registered for.
+    applications: Vec<(SocketAddr, Vec<String>)>,
     outbound: Vec<String>,
     program: Program,
 }
@@ -24,6 +24,7 @@ pub struct WorkloadBuilder<'a> {
 /// A proxy that runs, and is ready.
 #[derive(Debug)]
 pub struct Workload {
+    namespace: String,
     name: String,
     process: Process,
     addresses: BTreeMap<String, SocketAddr>,
@@ -47,27 +48,41 @@ pub(crate) async fn ready(process: &mut Process, metrics: SocketAddr) {
     .await;
 }
 
+/// `<name>:<port>`; 8080 unless it is said.
+fn with_port(service: &str) -> String {
+    if service.contains(':') { service.to_owned() } else { format!("{service}:8080") }
+}
+
+/// `<namespace>/<name>:<port>`; [`NAMESPACE`] and 8080 unless they are said.
+fn dialled(service: &str) -> String {
+    let (namespace, service) = qualified(service);
+    format!("{namespace}/{}", with_port(service))
+}
+
 // === impl WorkloadBuilder ===
 
 impl<'a> WorkloadBuilder<'a> {
     pub(crate) fn new(world: &'a World, name: &str) -> Self {
-        let program = Program::new(name, binary("tulle-proxy"));
-        let (services, outbound) = (Vec::new(), Vec::new());
-        Self { world, name: name.to_owned(), services, application: None, outbound, program }
+        let program = Program::new(name.replace('/', "-"), binary("tulle-proxy"));
+        let (applications, outbound) = (Vec::new(), Vec::new());
+        Self { world, name: name.to_owned(), applications, outbound, program }
     }
 
-    /// Makes it an endpoint of port 8080 of a service.
+    /// Makes it an endpoint of a service of its namespace, `<name>[:<port>]`; without a port, of 8080.
     #[must_use]
     pub fn serves(mut self, service: &str, application: SocketAddr) -> Self {
-        self.services.push(service.to_owned());
-        self.application = Some(application);
+        let service = with_port(service);
+        match self.applications.iter_mut().find(|(known, _)| *known == application) {
+            Some((_, services)) => services.push(service),
+            None => self.applications.push((application, vec![service])),
+        }
         self
     }
 
-    /// Gives it a listener that leads to port 8080 of a service.
+    /// Gives it a listener that leads to a service, `[<namespace>/]<name>[:<port>]`; without a port, to 8080.
     #[must_use]
     pub fn calls(mut self, service: &str) -> Self {
-        self.outbound.push(format!("127.0.0.1:0={NAMESPACE}/{service}:8080"));
+        self.outbound.push(format!("127.0.0.1:0={}", dialled(service)));
         self
     }
 
@@ -94,19 +109,23 @@ impl<'a> WorkloadBuilder<'a> {
 
     /// Starts the proxy, and waits until its listeners are bound.
     pub async fn start_unready(self) -> Workload {
-        let Self { world, name, services, application, outbound, program } = self;
+        let Self { world, name, applications, outbound, program } = self;
+        let (namespace, name) = qualified(&name);
         let folder = world.folder();
         let addresses = program.addresses_file(&folder.run());
-        let registered: String = services.iter().map(|service| format!("/{service}:8080")).collect();
-        let inbound = application.map(|application| format!("127.0.0.1:0={application}{registered}"));
+        let registered =
+            |services: &[String]| services.iter().map(|one| format!("/{one}")).collect::<String>();
+        let inbound = applications
+            .iter()
+            .map(|(application, services)| format!("127.0.0.1:0={application}{}", registered(services)));
         let list = |items: Vec<String>| if items.is_empty() { "none".to_owned() } else { items.join(",") };
         let has = |flag: &str| program.arguments.iter().any(|argument| argument == flag);
         let mut defaults = vec![
-            ("--workload", format!("{NAMESPACE}/{name}")),
+            ("--workload", format!("{namespace}/{name}")),
             ("--control-plane-address", world.grpc().to_string()),
             ("--inbound-listen", "none".to_owned()),
             ("--outbound-listen", "none".to_owned()),
-            ("--inbound-ports", list(inbound.into_iter().collect())),
+            ("--inbound-ports", list(inbound.collect())),
             ("--outbound-services", list(outbound)),
             ("--admin-address", "127.0.0.1:0".to_owned()),
             ("--metrics-address", "127.0.0.1:0".to_owned()),
@@ -114,8 +133,12 @@ impl<'a> WorkloadBuilder<'a> {
             ("--log-format", "text".to_owned()),
         ];
         defaults.retain(|(flag, _)| !has(flag));
-        let token = (!has("--identity-cert-file") && !has("--identity-token-file"))
-            .then(|| world.token(&name, &services));
+        let token = (!has("--identity-cert-file") && !has("--identity-token-file")).then(|| {
+            let services = applications.iter().flat_map(|(_, services)| services);
+            let names: BTreeSet<_> =
+                services.filter_map(|one| Some(one.split_once(':')?.0.to_owned())).collect();
+            world.token(&format!("{namespace}/{name}"), &Vec::from_iter(names))
+        });
         let mut program = program.flag("--addresses-file", addresses);
         for (flag, value) in defaults {
             program = program.flag(flag, value);
@@ -125,7 +148,9 @@ impl<'a> WorkloadBuilder<'a> {
         }
         let mut process = Process::start(program, folder);
         let addresses = process.addresses().await;
-        Workload { name, process, addresses, application }
+        let application = applications.first().map(|(application, _)| *application);
+        let (namespace, name) = (namespace.to_owned(), name.to_owned());
+        Workload { namespace, name, process, addresses, application }
     }
 }
 
@@ -139,7 +164,7 @@ impl Workload {
 
     /// Its SPIFFE ID.
     pub fn identity(&self) -> String {
-        format!("spiffe://cluster.local/ns/{NAMESPACE}/sa/{}", self.name)
+        format!("spiffe://cluster.local/ns/{}/sa/{}", self.namespace, self.name)
     }
 
     /// The proxy's process.
@@ -147,12 +172,12 @@ impl Workload {
         &mut self.process
     }
 
-    /// Where the application dials a service.
+    /// Where the application dials a service, `[<namespace>/]<name>[:<port>]`.
     pub fn outbound(&self, service: &str) -> SocketAddr {
-        self.listener(&format!("outbound/{NAMESPACE}/{service}:8080"))
+        self.listener(&format!("outbound/{}", dialled(service)))
     }
 
-    /// Where other workloads dial.
+    /// Where other workloads dial its first application.
     pub fn inbound(&self) -> SocketAddr {
         let application = self.application.expect("a workload that serves something");
         self.listener(&format!("inbound/{application}"))

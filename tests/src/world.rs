@@ -14,8 +14,13 @@ use crate::wait::eventually;
 use crate::workload::{WorkloadBuilder, ready};
 use crate::{Metrics, binary};
 
-/// The namespace of everything that tests make.
+/// The namespace of what tests make without naming another.
 pub const NAMESPACE: &str = "default";
+
+/// The namespace and the name in `[<namespace>/]<name>`; [`NAMESPACE`] if none is said.
+pub(crate) fn qualified(name: &str) -> (&str, &str) {
+    name.split_once('/').unwrap_or((NAMESPACE, name))
+}
 
 /// The mesh's mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,19 +134,20 @@ impl World {
         );
     }
 
-    /// A workload, whose identity is `spiffe://cluster.local/ns/default/sa/<name>`.
+    /// A workload, `[<namespace>/]<name>`, whose identity is `spiffe://cluster.local/ns/<namespace>/sa/<name>`.
     pub fn workload(&self, name: &str) -> WorkloadBuilder<'_> {
         WorkloadBuilder::new(self, name)
     }
 
-    /// Writes a join token as `tulle token create` makes it, and says where.
+    /// Writes a join token for `[<namespace>/]<name>` as `tulle token create` makes it, and says where.
     pub fn token(&self, name: &str, services: &[String]) -> PathBuf {
-        let path = self.folder.run().join(format!("{name}.token"));
+        let (namespace, name) = qualified(name);
+        let path = self.folder.run().join(format!("{namespace}-{name}.token"));
         let mut program = Program::new("token", binary("tulle"))
             .arg("token")
             .arg("create")
             .flag("--state-dir", self.state_folder())
-            .flag("--workload-identity", format!("{NAMESPACE}/{name}"))
+            .flag("--workload-identity", format!("{namespace}/{name}"))
             .flag("--out", &path);
         for service in services {
             program = program.flag("--service", service);

@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod burst;
+mod conformance;
 mod control_plane;
 mod dns;
 mod explain;

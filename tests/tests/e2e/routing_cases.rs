@@ -5,15 +5,12 @@ mod filters;
 
 use std::fmt::Write as _;
 
-use bytes::Bytes;
-use http::{HeaderMap, Request, Response, Version};
-use http_body_util::{BodyExt, Empty};
+use http::Request;
 use hyper::body::Incoming;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use serde_json::{Value, json};
 use tokio::net::TcpStream;
-use tulle_tests::app::{App, Body, full};
-use tulle_tests::{Workload, World, eventually, within};
+use tulle_tests::app::App;
+use tulle_tests::echo::{self, Answer};
+use tulle_tests::{Workload, World, eventually};
 
 /// `web`, which calls `shop`; the routes send it to `v1` or `v2`, whose applications answer with what they were asked.
 struct Shop {
@@ -22,39 +19,6 @@ struct Shop {
     grpc: bool,
     /// Keep running what answers.
     _versions: [(App, Workload); 2],
-}
-
-/// What came back.
-#[derive(Debug)]
-struct Answer {
-    status: u16,
-    fields: HeaderMap,
-    /// What the application saw, if one was asked.
-    seen: Option<Value>,
-}
-
-/// Says who it is and what it was asked.
-fn mirror(name: &'static str, request: &Request<Incoming>) -> Response<Body> {
-    let host = request.headers().get("host").map(|host| host.to_str().unwrap());
-    let mut fields = serde_json::Map::new();
-    for field in request.headers().keys() {
-        fields.insert(field.to_string(), joined(request.headers(), field.as_str()).into());
-    }
-    let seen = json!({
-        "backend": name,
-        "method": request.method().as_str(),
-        "target": request.uri().path_and_query().map(|target| target.as_str()),
-        "host": request.uri().authority().map(http::uri::Authority::as_str).or(host),
-        "fields": fields,
-    });
-    let answer = Response::builder().header("x-set", "own").header("x-add", "own").header("x-remove", "own");
-    answer.body(full(seen.to_string())).unwrap()
-}
-
-/// All lines of a field.
-fn joined(fields: &HeaderMap, name: &str) -> Option<String> {
-    let lines: Vec<_> = fields.get_all(name).iter().map(|value| value.to_str().unwrap()).collect();
-    (!lines.is_empty()).then(|| lines.join(","))
 }
 
 // === impl Shop ===
@@ -66,7 +30,7 @@ impl Shop {
             world.service(service, if grpc { "kubernetes.io/h2c" } else { "http" });
         }
         let version = async |name: &'static str| {
-            let answer = async move |request: Request<Incoming>| mirror(name, &request);
+            let answer = async move |request: Request<Incoming>| echo::mirror(name, &request);
             let app = if grpc { App::http2(answer).await } else { App::http1(answer).await };
             let workload = world.workload(name).serves(name, app.address()).start().await;
             (app, workload)
@@ -107,32 +71,8 @@ impl Shop {
 
     /// Asks `METHOD TARGET [name:value …]`.
     async fn ask(&self, asked: &str) -> Answer {
-        let mut words = asked.split(' ');
-        let (method, target) = (words.next().unwrap(), words.next().unwrap());
-        let mut fields: Vec<_> = words.map(|word| word.split_once(':').unwrap()).collect();
-        let host = fields.iter().position(|(name, _)| *name == "host");
-        let host = host.map_or("shop", |at| fields.remove(at).1);
-        let mut request = Request::builder().method(method);
-        let stream = TokioIo::new(TcpStream::connect(self.web.outbound("shop")).await.unwrap());
-        let response = if self.grpc {
-            request = request.version(Version::HTTP_2).uri(format!("http://{host}{target}"));
-            request = request.header("content-type", "application/grpc").header("te", "trailers");
-            let request = with(request, &fields);
-            let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream);
-            let (mut sender, connection) = handshake.await.unwrap();
-            tokio::spawn(connection);
-            within(asked, sender.send_request(request)).await
-        } else {
-            let request = with(request.uri(target).header("host", host), &fields);
-            let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await.unwrap();
-            tokio::spawn(connection);
-            within(asked, sender.send_request(request)).await
-        };
-        let (head, body) = response.unwrap_or_else(|error| panic!("{asked}: {error}")).into_parts();
-        let body = within(asked, body.collect()).await.unwrap().to_bytes();
-        // Whatever a proxy answers itself is no JSON that names a backend.
-        let seen = serde_json::from_slice(&body).ok().filter(|seen: &Value| seen["backend"].is_string());
-        Answer { status: head.status.as_u16(), fields: head.headers, seen }
+        let stream = TcpStream::connect(self.web.outbound("shop")).await.unwrap();
+        echo::ask(stream, self.grpc, "shop", asked).await
     }
 
     /// Who may answer it, by what `tulle explain` says.
@@ -171,42 +111,6 @@ impl Shop {
             }
         }
         assert!(wrong.is_empty(), "{name}:\n{}", wrong.join("\n"));
-    }
-}
-
-fn with(request: http::request::Builder, fields: &[(&str, &str)]) -> Request<Empty<Bytes>> {
-    let request = fields.iter().fold(request, |request, (name, value)| request.header(*name, *value));
-    request.body(Empty::new()).unwrap()
-}
-
-// === impl Answer ===
-
-impl Answer {
-    /// The application, or the status with the proxy's reason, if it gives one.
-    fn by(&self) -> String {
-        match (&self.seen, joined(&self.fields, "x-tulle-error")) {
-            (Some(seen), None) if self.status == 200 => seen["backend"].as_str().unwrap().to_owned(),
-            (_, Some(reason)) => format!("{} {reason}", self.status),
-            _ => self.status.to_string(),
-        }
-    }
-
-    /// What the application saw of it: `method`, `target` or `host`.
-    fn saw(&self, what: &str) -> &str {
-        let seen = self.seen.as_ref().unwrap_or_else(|| panic!("no application answered: {self:?}"));
-        seen[what].as_str().unwrap_or("-")
-    }
-
-    /// All lines of a field as the application saw it, or `-`.
-    fn saw_field(&self, name: &str) -> &str {
-        self.seen.as_ref().unwrap_or_else(|| panic!("no application answered: {self:?}"))["fields"][name]
-            .as_str()
-            .unwrap_or("-")
-    }
-
-    /// All lines of a field of the answer, or `-`.
-    fn field(&self, name: &str) -> String {
-        joined(&self.fields, name).unwrap_or_else(|| "-".to_owned())
     }
 }
 
