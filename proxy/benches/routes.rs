@@ -33,7 +33,7 @@ fn table(hosts: bool, one: impl Fn(usize) -> RequestMatch) -> Table {
         Route { name, ports: Vec::new(), hostnames: hostnames.into_iter().collect(), rules }
     });
     let service = ObjectName::new("shop", "orders");
-    Table::new(Routes { client_namespace: "".into(), service, routes: routes.collect() })
+    Table::new(Routes { client_namespace: "".into(), service, routes: routes.collect(), streams: Vec::new() })
 }
 
 fn by(path: PathMatch) -> RequestMatch {

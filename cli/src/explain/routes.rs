@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use http::Request;
 use tulle_proxy::forward::is_grpc;
 use tulle_proxy::policy::{Connection, Denial, TlsKind, Verdict};
@@ -41,6 +41,15 @@ pub(super) fn explain(mesh: &Mesh, asking: &Asking, service: &ObjectName, to: To
         notes: Vec::new(),
     };
     let table = mesh.routes(&asking.from.workload.namespace, service)?;
+    if let Some(table) = table.as_ref().filter(|table| table.streams(port).is_some()) {
+        let attached = table.routes().streams.iter();
+        let attached = attached.filter(|route| route.ports.is_empty() || route.ports.contains(&port));
+        let names: Vec<&str> = attached.map(|route| &*route.label).collect();
+        bail!(
+            "--to: whole connections to port {port} of Service {service} follow its TLSRoutes or TCPRoutes ({}), and no request is looked at",
+            names.join(", ")
+        );
+    }
     let question = Question { asked: asking.asked(), port };
     let found = table.as_ref().map_or(Match::NoRoutes, |table| table.find(port, &question.asked));
     let table = table.as_ref();
@@ -188,7 +197,7 @@ impl Question<'_> {
 
 fn table(route: Route) -> Table {
     let service = route.name.clone();
-    Table::new(Routes { client_namespace: "".into(), service, routes: vec![route] })
+    Table::new(Routes { client_namespace: "".into(), service, routes: vec![route], streams: Vec::new() })
 }
 
 fn only(rule: &RouteRule, one: Option<RequestMatch>) -> RouteRule {

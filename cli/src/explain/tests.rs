@@ -17,7 +17,7 @@ spec: {mtls: strict, networks: [127.0.0.0/8]}
 apiVersion: v1
 kind: Service
 metadata: {name: shop, namespace: default}
-spec: {clusterIP: 10.96.0.7, ports: [{port: 80, appProtocol: http}, {port: 5432, appProtocol: tcp}]}
+spec: {clusterIP: 10.96.0.7, ports: [{port: 80, appProtocol: http}, {port: 5432, appProtocol: tcp}, {port: 90}]}
 ---
 apiVersion: v1
 kind: Service
@@ -55,9 +55,20 @@ spec:
     backendRefs: [{name: v1, port: 80, weight: 0}]
 ";
 
+/// Beside the route for requests, one for connections.
+const STREAMS: &str = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: TCPRoute
+metadata: {name: whole, namespace: default}
+spec:
+  parentRefs: [{group: '', kind: Service, name: shop, port: 90}]
+  rules: [{backendRefs: [{name: v1, port: 80}]}]
+";
+
 fn explained(line: &str) -> Result<Answer> {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("shop.yaml"), SHOP).unwrap();
+    std::fs::write(folder.path().join("streams.yaml"), STREAMS).unwrap();
     let dir = folder.path().to_str().unwrap();
     let words = ["explain", "--config-dir", dir, "--from", "default/web"].into_iter();
     let line = Line::try_parse_from(words.chain(line.split(' '))).unwrap();
@@ -131,7 +142,7 @@ fn a_call_of_grpc_gets_its_own_status() {
 #[test]
 fn what_differs_from_what_was_meant_is_noted() {
     for (line, expected) in [
-        ("--to http://shop:81/", "declares no port 81; it has 80, 5432"),
+        ("--to http://shop:81/", "declares no port 81; it has 80, 5432, 90"),
         ("--to http://shop/b -H x-tulle-error:1", "taken away"),
     ] {
         let notes = explained(line).unwrap().notes;
@@ -164,6 +175,7 @@ fn what_cannot_be_asked_about_is_told_with_the_remedy() {
         ("--to /path", "names no host"),
         ("--to http://nobody/", "there is no Service default/nobody"),
         ("--to http://shop:5432/", "declared to speak tcp"),
+        ("--to http://shop:90/", "follow its TLSRoutes or TCPRoutes (default/whole)"),
         ("--to http://192.0.2.1/", "is no address of the mesh"),
         ("--to http://www.example.com/", "is no name of a Service"),
     ] {

@@ -47,7 +47,7 @@ type Links<K, V = NamespacedName> = BTreeMap<K, BTreeSet<V>>;
 pub struct Index {
     services: Objects<Service>,
     slices: Objects<Slice>,
-    /// By kind too: an HTTPRoute and a GRPCRoute may have the same name.
+    /// By kind too: routes of different kinds may have the same name.
     routes: BTreeMap<ObjectKey, Stored<Route>>,
     grants: Objects<Grant>,
     policies: Objects<Policy>,
@@ -210,7 +210,7 @@ impl Index {
                     unlink(&mut self.links.slices_of_workload, object.workloads(), name);
                 }
             }
-            Kind::HttpRoute | Kind::GrpcRoute => {
+            Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => {
                 self.touch_route(key);
                 if let Some(Stored { object, .. }) = self.routes.remove(key) {
                     unlink(&mut self.links.routes, object.services(), key);
@@ -413,7 +413,7 @@ impl Index {
         self.slices.values()
     }
 
-    /// Every HTTPRoute, then every GRPCRoute.
+    /// Every HTTPRoute, then every GRPCRoute, TLSRoute and TCPRoute.
     pub fn routes(&self) -> impl Iterator<Item = &Stored<Route>> {
         self.routes.values()
     }

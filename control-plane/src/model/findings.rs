@@ -165,10 +165,10 @@ fn route(index: &Index, route: &Route) -> Notes {
             notes.error(
                 format!("spec.parentRefs[{}]", parent.index),
                 format!(
-                    "GRPCRoute {} is attached to port {port} too, where this route does not hold then",
-                    other.name
+                    "{} {} is attached to port {port} too, where this route does not hold then",
+                    other.kind, other.name
                 ),
-                "routes of one kind for a port: write these rules in GRPCRoutes too, or those in HTTPRoutes",
+                "routes of one kind for a port: of several, GRPCRoutes hold, then HTTPRoutes, TLSRoutes, TCPRoutes",
             );
         }
     }
@@ -176,9 +176,14 @@ fn route(index: &Index, route: &Route) -> Notes {
         let at = format!("spec.rules[{}]", rule.index);
         for backend in &rule.backends {
             if let Err(unresolved) = resolve(index, route, backend) {
+                let meanwhile = if route.kind.is_for_streams() {
+                    "its share of the connections is refused with `backend_not_found`"
+                } else {
+                    "its share of the requests gets 500 `backend_not_found`"
+                };
                 notes.error(
                     format!("{at}.backendRefs[{}]", backend.index),
-                    format!("{}: its share of the requests gets 500 `backend_not_found`", unresolved.message),
+                    format!("{}: {meanwhile}", unresolved.message),
                     unresolved.hint,
                 );
             }
@@ -196,11 +201,12 @@ fn route(index: &Index, route: &Route) -> Notes {
         }
         let redirects = rule.filters.iter().any(|filter| matches!(filter, Filter::Redirect(_)));
         if rule.fault.is_none() && !redirects && rule.backends.iter().all(|backend| backend.weight == 0) {
-            notes.warn(
-                format!("{at}.backendRefs"),
-                "no backend takes a request, so every request gets 500 `route_without_backend`",
-                "give one a weight above 0",
-            );
+            let meanwhile = if route.kind.is_for_streams() {
+                "no backend takes a connection, so every connection is refused with `route_without_backend`"
+            } else {
+                "no backend takes a request, so every request gets 500 `route_without_backend`"
+            };
+            notes.warn(format!("{at}.backendRefs"), meanwhile, "give one a weight above 0");
         }
     }
     notes

@@ -2,7 +2,7 @@
 //!
 //! A route in the service's own namespace (a producer's) holds for every client. Routes in another namespace (a
 //! consumer's) hold for the clients of that namespace only, and take the producer's place there, port by port. Where what is left
-//! for a port is of several kinds, GRPCRoutes hold and HTTPRoutes do not.
+//! for a port is of several kinds, only those of the first kind hold: GRPCRoutes, HTTPRoutes, TLSRoutes, TCPRoutes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -72,12 +72,11 @@ impl Context<'_> {
         let is_served = |route: &Route, rule: &Rule| {
             !beyond.iter().any(|(other, index)| other.key() == route.key() && *index == rule.index)
         };
-        let http = routes.iter().map(|(route, ports)| v1::HttpRoute {
+        let of =
+            |streams: bool| routes.iter().filter(move |(route, _)| route.kind.is_for_streams() == streams);
+        let http = of(false).map(|(route, ports)| v1::HttpRoute {
             name: Some(object_name(&route.name)),
-            ports: match ports {
-                Ports::All => Vec::new(),
-                Ports::Only(ports) => ports.iter().copied().map(u32::from).collect(),
-            },
+            ports: ports.on_the_wire(),
             // They mean nothing where a Service is the parent (GEP-1426).
             hostnames: Vec::new(),
             rules: {
@@ -86,13 +85,21 @@ impl Context<'_> {
             },
             kind: match route.kind {
                 RouteKind::Grpc => v1::RouteKind::Grpc.into(),
-                RouteKind::Http => v1::RouteKind::Http.into(),
+                RouteKind::Http | RouteKind::Tls | RouteKind::Tcp => v1::RouteKind::Http.into(),
             },
+        });
+        let streams = of(true).map(|(route, ports)| v1::StreamRoute {
+            name: Some(object_name(&route.name)),
+            ports: ports.on_the_wire(),
+            server_names: route.server_names.clone(),
+            // Connections are told apart by the server name alone, which is the whole route's.
+            backends: route.rules.first().map(|rule| self.backends(route, rule)).unwrap_or_default(),
         });
         let message = v1::Routes {
             client_namespace: client_namespace.to_owned(),
             service: Some(object_name(service)),
             http: http.collect(),
+            streams: streams.collect(),
         };
         Arc::new(Encoded::new(ResourceType::Routes, &message))
     }
@@ -117,6 +124,18 @@ impl Context<'_> {
             }
             None => {}
         }
+        Some(v1::HttpRule {
+            name,
+            matches,
+            backends: self.backends(route, rule),
+            request_timeout: rule.request_timeout.and_then(|d| d.try_into().ok()),
+            backend_request_timeout: rule.backend_request_timeout.and_then(|d| d.try_into().ok()),
+            filters: wire::filters(rule.filters.iter().filter(|filter| self.resolves(route, filter))),
+            invalid: String::new(),
+        })
+    }
+
+    fn backends(&self, route: &Route, rule: &Rule) -> Vec<v1::WeightedBackend> {
         let backends = rule.backends.iter().map(|backend| {
             let invalid = match (resolve(self.index, route, backend), &backend.fault) {
                 (Err(unresolved), _) => unresolved.message,
@@ -131,21 +150,21 @@ impl Context<'_> {
                 invalid,
             }
         });
-        Some(v1::HttpRule {
-            name,
-            matches,
-            backends: backends.collect(),
-            request_timeout: rule.request_timeout.and_then(|d| d.try_into().ok()),
-            backend_request_timeout: rule.backend_request_timeout.and_then(|d| d.try_into().ok()),
-            filters: wire::filters(rule.filters.iter().filter(|filter| self.resolves(route, filter))),
-            invalid: String::new(),
-        })
+        backends.collect()
     }
 }
 
 // === impl Ports ===
 
 impl Ports {
+    /// Empty for all.
+    fn on_the_wire(&self) -> Vec<u32> {
+        match self {
+            Self::All => Vec::new(),
+            Self::Only(ports) => ports.iter().copied().map(u32::from).collect(),
+        }
+    }
+
     fn numbers(&self, service: &Service) -> BTreeSet<u16> {
         match self {
             Self::All => service.ports.iter().map(|port| port.number).collect(),
@@ -237,12 +256,16 @@ fn in_place_of<'r>(
     own
 }
 
-/// The routes without the HTTPRoutes on ports that have GRPCRoutes (GEP-1426).
+/// The routes without those on ports that have routes of a kind that comes first (GEP-1426).
 fn of_one_kind<'r>(service: &Service, routes: Vec<(&'r Route, Ports)>) -> Vec<(&'r Route, Ports)> {
-    let taken = taken_by(service, routes.iter().filter(|(route, _)| route.kind == RouteKind::Grpc));
-    let left = routes.into_iter().filter_map(|(route, ports)| match route.kind {
-        RouteKind::Grpc => Some((route, ports)),
-        RouteKind::Http => Some((route, ports.without(service, &taken)?)),
+    let kinds: BTreeSet<RouteKind> = routes.iter().map(|(route, _)| route.kind).collect();
+    let taken: Vec<_> = kinds
+        .into_iter()
+        .map(|kind| (kind, taken_by(service, routes.iter().filter(|(route, _)| route.kind < kind))))
+        .collect();
+    let left = routes.into_iter().filter_map(|(route, ports)| {
+        let (_, taken) = taken.iter().find(|(kind, _)| *kind == route.kind)?;
+        Some((route, ports.without(service, taken)?))
     });
     left.collect()
 }
@@ -255,7 +278,7 @@ fn taken_by<'a, 'r: 'a>(
     routes.flat_map(|(_, ports)| ports.numbers(service)).collect()
 }
 
-/// The ports of an HTTPRoute's parent that a GRPCRoute takes from it, and which does.
+/// The ports of a route's parent that a route of another kind takes from it, and which does.
 pub(super) fn conflicts<'i>(index: &'i Index, route: &Route, parent: &Parent) -> Vec<(u16, &'i Route)> {
     let Some(service) = index.service(&parent.service) else {
         return Vec::new();
@@ -265,14 +288,14 @@ pub(super) fn conflicts<'i>(index: &'i Index, route: &Route, parent: &Parent) ->
         Ok(None) => Ports::All.numbers(service),
         Err(_) => return Vec::new(),
     };
-    let grpc = |other: &&Route| {
+    let prevails = |other: &&Route| {
         // A consumer's routes and the producer's never meet on a port.
         let same_side = other.is_producer_for(&service.name) && route.is_producer_for(&service.name)
             || other.name.namespace == route.name.namespace;
-        route.kind == RouteKind::Http && other.kind == RouteKind::Grpc && same_side
+        other.kind < route.kind && same_side
     };
     let mut found = Vec::new();
-    for other in index.routes_of(&service.name).into_iter().filter(grpc) {
+    for other in index.routes_of(&service.name).into_iter().filter(prevails) {
         let theirs = attachment(service, other).map(|ports| ports.numbers(service)).unwrap_or_default();
         let both = own.intersection(&theirs).copied();
         found.extend(both.map(|port| (port, other)));

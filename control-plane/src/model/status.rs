@@ -66,7 +66,7 @@ pub struct Condition {
     pub message: String,
 }
 
-/// The state of every route, HTTPRoutes first.
+/// The state of every route, HTTPRoutes first, then GRPCRoutes, TLSRoutes and TCPRoutes.
 pub fn route_statuses(index: &Index) -> Vec<RouteStatus> {
     let routes = index.routes().map(|stored| &stored.object);
     routes.map(|route| of_route(index, route)).collect()
@@ -119,7 +119,7 @@ fn accepted(index: &Index, route: &Route, parent: &Parent) -> Condition {
     if let Some((_, other)) = taken.first()
         && taken.len() == ports
     {
-        return because("Conflicted", format!("GRPCRoute {} is attached there too", other.name));
+        return because("Conflicted", format!("{} {} is attached there too", other.kind, other.name));
     }
     Condition { condition: "Accepted", status: "True", reason: "Accepted", message: String::new() }
 }

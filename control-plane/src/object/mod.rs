@@ -17,6 +17,8 @@ use std::sync::Arc;
 use gateway_api::experimental::grpcroutes::GrpcRoute;
 use gateway_api::experimental::httproutes::HttpRoute;
 use gateway_api::experimental::referencegrants::ReferenceGrant;
+use gateway_api::experimental::tcproutes::TcpRoute;
+use gateway_api::experimental::tlsroutes::TlsRoute;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -57,6 +59,10 @@ pub enum Kind {
     HttpRoute,
     /// `gateway.networking.k8s.io/v1` GRPCRoute.
     GrpcRoute,
+    /// `gateway.networking.k8s.io/v1` TLSRoute.
+    TlsRoute,
+    /// `gateway.networking.k8s.io/v1` TCPRoute.
+    TcpRoute,
     /// `gateway.networking.k8s.io/v1` ReferenceGrant.
     ReferenceGrant,
     /// `policy.tulle.dev/v1alpha1` AuthorizationPolicy.
@@ -83,7 +89,7 @@ pub enum Object {
     Service(Service),
     /// An EndpointSlice.
     EndpointSlice(Slice),
-    /// An HTTPRoute or a GRPCRoute.
+    /// An HTTPRoute, GRPCRoute, TLSRoute or TCPRoute.
     Route(Route),
     /// A ReferenceGrant.
     ReferenceGrant(Grant),
@@ -136,6 +142,8 @@ impl Kind {
             Self::EndpointSlice => "EndpointSlice",
             Self::HttpRoute => "HTTPRoute",
             Self::GrpcRoute => "GRPCRoute",
+            Self::TlsRoute => "TLSRoute",
+            Self::TcpRoute => "TCPRoute",
             Self::ReferenceGrant => "ReferenceGrant",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::EgressPolicy => "EgressPolicy",
@@ -187,6 +195,18 @@ impl Object {
     /// Reads a GRPCRoute; none if it is refused.
     pub fn grpc_route(object: &GrpcRoute, notes: &mut Notes) -> Option<Self> {
         let read = Route::read_grpc(object, notes);
+        finish(Self::Route(read), &object.metadata, notes)
+    }
+
+    /// Reads a TLSRoute; none if it is refused.
+    pub fn tls_route(object: &TlsRoute, notes: &mut Notes) -> Option<Self> {
+        let read = Route::read_tls(object, notes);
+        finish(Self::Route(read), &object.metadata, notes)
+    }
+
+    /// Reads a TCPRoute; none if it is refused.
+    pub fn tcp_route(object: &TcpRoute, notes: &mut Notes) -> Option<Self> {
+        let read = Route::read_tcp(object, notes);
         finish(Self::Route(read), &object.metadata, notes)
     }
 

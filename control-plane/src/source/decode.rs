@@ -245,11 +245,13 @@ impl Decoder {
 }
 
 /// Every kind that is read.
-const ALL: [Kind; 8] = [
+const ALL: [Kind; 10] = [
     Kind::Service,
     Kind::EndpointSlice,
     Kind::HttpRoute,
     Kind::GrpcRoute,
+    Kind::TlsRoute,
+    Kind::TcpRoute,
     Kind::ReferenceGrant,
     Kind::AuthorizationPolicy,
     Kind::EgressPolicy,
@@ -265,6 +267,12 @@ fn versions(kind: Kind) -> &'static [&'static str] {
             &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"]
         }
         Kind::GrpcRoute => &["gateway.networking.k8s.io/v1"],
+        Kind::TlsRoute => &[
+            "gateway.networking.k8s.io/v1",
+            "gateway.networking.k8s.io/v1alpha3",
+            "gateway.networking.k8s.io/v1alpha2",
+        ],
+        Kind::TcpRoute => &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1alpha2"],
         Kind::AuthorizationPolicy | Kind::EgressPolicy | Kind::Mesh => &["policy.tulle.dev/v1alpha1"],
     }
 }
@@ -292,6 +300,8 @@ fn read(kind: Kind, key: &ObjectKey, value: Value) -> (Content, Notes) {
         Kind::EndpointSlice => typed(value, &mut notes).and_then(|v| Object::endpoint_slice(&v, &mut notes)),
         Kind::HttpRoute => typed(value, &mut notes).and_then(|v| Object::http_route(&v, &mut notes)),
         Kind::GrpcRoute => typed(value, &mut notes).and_then(|v| Object::grpc_route(&v, &mut notes)),
+        Kind::TlsRoute => typed(value, &mut notes).and_then(|v| Object::tls_route(&v, &mut notes)),
+        Kind::TcpRoute => typed(value, &mut notes).and_then(|v| Object::tcp_route(&v, &mut notes)),
         Kind::ReferenceGrant => {
             typed(value, &mut notes).and_then(|v| Object::reference_grant(&v, &mut notes))
         }

@@ -21,7 +21,7 @@ use tulle_api::v1::{self, Rejection};
 use tulle_certs::{SpiffeId, TrustBundle, TrustDomain};
 
 use crate::policy::{Action, Allow, EgressRule, EgressSpec, InboundSpec, Names, PortPolicy};
-use crate::route::{Hostname, Invalid, Route, Routes};
+use crate::route::{Hostname, Invalid, Route, Routes, StreamRoute};
 use crate::state::{
     AddressInfo, AddressTarget, EndpointInfo, EndpointsInfo, HostPort, MeshInfo, Mode, ObjectName, Peer,
     Protocol, ServiceInfo, ServicePort, WorkloadInfo,
@@ -192,7 +192,17 @@ fn routes(message: v1::Routes, name: &str) -> Result<Decoded> {
             name: route,
         })
     })?;
-    Ok(Decoded::Routes(Routes { client_namespace: client_namespace.into(), service, routes }))
+    let streams = each(message.streams, "streams", |stream, at| {
+        let route = object(stream.name, &format!("{at}.name"))?;
+        Ok(StreamRoute {
+            label: route.to_string().into(),
+            name: route,
+            ports: each(stream.ports, &format!("{at}.ports"), port)?,
+            server_names: each(stream.server_names, &format!("{at}.server_names"), hostname)?,
+            backends: rule::backends(stream.backends, at)?,
+        })
+    })?;
+    Ok(Decoded::Routes(Routes { client_namespace: client_namespace.into(), service, routes, streams }))
 }
 
 fn workload(message: v1::Workload, name: &str) -> Result<Decoded> {

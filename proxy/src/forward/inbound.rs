@@ -288,7 +288,7 @@ where
     S: AsyncRead + Unpin,
 {
     let started = Instant::now();
-    let sniffed = sniff::sniff(stream, Some(patience), &worker.proxy.drain).await.ok()?;
+    let sniffed = sniff::sniff(stream, detect::detect, Some(patience), &worker.proxy.drain).await.ok()?;
     worker.metrics.detect(sniffed.result, sniff::protocol(&sniffed.detection), started.elapsed());
     if sniffed.result == DetectResult::Timeout {
         refuse(worker, way.client, Reason::DetectTimeout, "the client has not said what it speaks");
@@ -417,6 +417,8 @@ fn labels(open: &Open) -> ConnectionLabels<'_> {
         tls: metrics_tls(open.tls),
         peer: open.peer.as_ref().map_or("", |peer| peer.as_str()),
         service: "",
+        route: "",
+        backend: "",
     }
 }
 

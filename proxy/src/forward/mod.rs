@@ -18,6 +18,7 @@ mod mirror;
 mod opaque;
 pub mod outbound;
 mod record;
+mod routed;
 #[cfg(test)]
 mod sizes;
 mod sniff;

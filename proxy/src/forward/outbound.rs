@@ -1,7 +1,7 @@
 //! From the application into the mesh.
 //!
 //! A connection: where was it going ([`target`])? What does it speak ([`speaks`]; where nothing says so, an endpoint is
-//! opened in case the server speaks first)? Opaque bytes get an endpoint ([`connect`]) and are relayed ([`relay`]). Each
+//! opened in case the server speaks first)? Where it follows a route as a whole, nothing of this is asked ([`routed`]). Opaque bytes get an endpoint ([`connect`]) and are relayed ([`relay`]). Each
 //! HTTP request goes `route → balance → endpoint → wire` ([`Connection::request`]): the route picks a backend ([`Connection::forward`]), the balancer an endpoint ([`Connection::attempts`]), and [`exchange`] sends
 //! it there and brings the answer back ([`Connection::attempt`]); what is provably unprocessed is sent once more. What
 //! goes to this very workload is judged by its policy here and given to the application directly, and what leaves the mesh
@@ -25,6 +25,7 @@ use super::headers;
 use super::mirror;
 use super::opaque::{self, Ended};
 use super::record::{self, ConnectionRecord, InFlight, Record, Tracked};
+use super::routed;
 use super::sniff::{self, Sniffed};
 use super::target::{self, Going, Target};
 use crate::accept::Accepted;
@@ -55,6 +56,9 @@ struct Connection {
 pub async fn serve(worker: &Arc<Worker>, accepted: Accepted) {
     let Accepted { mut stream, client, destination } = accepted;
     let (going, protocol) = Box::pin(Going::find(worker, destination)).await;
+    if let Some((streams, service)) = going.streams() {
+        return Box::pin(routed::serve(worker, stream, client, &streams, &service)).await;
+    }
     let Some(Spoken { sniffed, server }) =
         Box::pin(speaks(worker, &mut stream, client, &going, protocol)).await
     else {
@@ -74,7 +78,10 @@ pub async fn serve(worker: &Arc<Worker>, accepted: Accepted) {
             let authority = name.as_str().map(Box::<str>::from).unwrap_or_default();
             let server = match server {
                 Some(server) => server,
-                None => Box::pin(connect(worker, client, &going, name)).await,
+                None => {
+                    Box::pin(async { connect(worker, client, &going.target(worker).await?, name).await })
+                        .await
+                }
             };
             let service = going.service();
             let record = ConnectionRecord::new(worker, Direction::Outbound, client);
@@ -108,7 +115,7 @@ async fn speaks(
         }
         Protocol::Http | Protocol::Http2 | Protocol::Grpc => {
             let started = Instant::now();
-            let sniffed = sniff::sniff(stream, None, &worker.proxy.drain).await.ok()?;
+            let sniffed = sniff::sniff(stream, detect::detect, None, &worker.proxy.drain).await.ok()?;
             worker.metrics.detect(sniffed.result, sniff::protocol(&sniffed.detection), started.elapsed());
             Spoken { sniffed, server: None }
         }
@@ -134,7 +141,8 @@ async fn undeclared(
     };
     let (opened, guarded) = tokio::sync::oneshot::channel();
     let open = async {
-        let Connected { endpoint, own, out, server } = connect(worker, client, going, Name::None).await?;
+        let target = going.target(worker).await?;
+        let Connected { endpoint, own, out, server } = connect(worker, client, &target, Name::None).await?;
         let outside = || out.as_ref().map(|out| &out.guard);
         let guard = own.as_ref().map(|own| &own.guard).or_else(outside);
         if let Some(guard) = guard {
@@ -176,6 +184,8 @@ impl Connection {
             tls: TlsKind::None,
             peer: "",
             service: &self.service,
+            route: "",
+            backend: "",
         };
         let open = self.worker.metrics.connections(&labels).open();
         let meter = Arc::new(Meter::default());
@@ -376,17 +386,21 @@ fn choose(rule: &Rule) -> Result<&Backend, Fault> {
 }
 
 /// A stream to an endpoint for opaque bytes, or to the application itself, if the endpoint is this very workload's.
-struct Connected {
+pub(super) struct Connected {
     endpoint: Arc<Endpoint>,
     own: Option<Own>,
     out: Option<Box<Out>>,
     server: Io,
 }
 
-/// Opens a stream to one endpoint of where the connection was going; `name`: whom it says it wants to reach.
-async fn connect(worker: &Worker, client: SocketAddr, going: &Going, name: Name) -> Result<Connected, Fault> {
-    let target = going.target(worker).await?;
-    let out = match &target {
+/// Opens a stream to one endpoint of the target; `name`: whom the client says it wants to reach.
+pub(super) async fn connect(
+    worker: &Worker,
+    client: SocketAddr,
+    target: &Target,
+    name: Name,
+) -> Result<Connected, Fault> {
+    let out = match target {
         Target::Outside(to) => {
             let out = Box::pin(egress::let_out(worker, to.address, client, name)).await?;
             Some(Box::new(out))
@@ -408,7 +422,12 @@ async fn connect(worker: &Worker, client: SocketAddr, going: &Going, name: Name)
 }
 
 /// Relays opaque bytes to the endpoint, if one could be reached.
-async fn relay(worker: &Arc<Worker>, io: Io, record: ConnectionRecord<'_>, server: Result<Connected, Fault>) {
+pub(super) async fn relay(
+    worker: &Arc<Worker>,
+    io: Io,
+    record: ConnectionRecord<'_>,
+    server: Result<Connected, Fault>,
+) {
     let Connected { endpoint, own, out, server } = match server {
         Ok(connected) => connected,
         Err(fault) => {
@@ -428,7 +447,8 @@ async fn relay(worker: &Arc<Worker>, io: Io, record: ConnectionRecord<'_>, serve
         _ => record::tls_kind(&endpoint, own.is_some()),
     };
     let peer = endpoint.identity().map_or("", |id| id.as_str());
-    let labels = ConnectionLabels { direction: Direction::Outbound, tls, peer, service };
+    let (route, backend) = (record.route, record.backend);
+    let labels = ConnectionLabels { direction: Direction::Outbound, tls, peer, service, route, backend };
     let open = worker.metrics.connections(&labels).open();
     let passed = own.as_ref().map(|own| (&*own.guard, &*own.rule));
     let (guard, rule) = passed.or_else(|| out.as_ref().map(|out| (&*out.guard, &*out.rule))).unzip();

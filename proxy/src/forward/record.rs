@@ -326,8 +326,11 @@ pub(super) struct ConnectionRecord<'a> {
     pub source: Option<&'a SpiffeId>,
     pub destination: Option<&'a SpiffeId>,
     pub service: &'a str,
-    /// The server name that the client gave in TLS of its own, out of the mesh.
+    /// The server name that the client gave in TLS of its own, where anything was decided by it.
     pub authority: &'a str,
+    /// The TLSRoute or TCPRoute that it follows, and the backend that this chose.
+    pub route: &'a str,
+    pub backend: &'a str,
     /// The rule that let it through.
     pub rule: &'a str,
     pub endpoint: Option<SocketAddr>,
@@ -351,6 +354,8 @@ impl<'a> ConnectionRecord<'a> {
             destination: None,
             service: "",
             authority: "",
+            route: "",
+            backend: "",
             rule: "",
             endpoint: None,
             detected: None,
@@ -395,8 +400,8 @@ impl<'a> ConnectionRecord<'a> {
             source: self.source.map_or("", SpiffeId::as_str),
             destination: self.destination.map_or("", SpiffeId::as_str),
             service: self.service,
-            route: "",
-            backend: "",
+            route: self.route,
+            backend: self.backend,
             detected: self.detected.map_or("", DetectResult::as_str),
             endpoint: self.endpoint,
             rule: self.rule,

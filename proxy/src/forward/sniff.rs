@@ -38,13 +38,14 @@ pub(super) fn framing(detection: &Detection) -> Option<Framing> {
     }
 }
 
-/// Reads from `stream` until its protocol is told, for at most `patience` (`None`: as long as it takes). What
+/// Reads from `stream` until its protocol is told by `tell`, for at most `patience` (`None`: as long as it takes). What
 /// cannot be told is opaque.
 ///
 /// # Errors
 /// When the connection breaks, or says nothing while `drain` begins.
 pub(super) async fn sniff<S>(
     stream: &mut S,
+    tell: Tell,
     patience: Option<Duration>,
     drain: &drain::Watch,
 ) -> io::Result<Sniffed>
@@ -55,7 +56,7 @@ where
     let read = async {
         let read = async {
             loop {
-                if let Some(told) = read(stream, &mut head, detect::detect).await? {
+                if let Some(told) = read(stream, &mut head, tell).await? {
                     return io::Result::Ok(told);
                 }
             }
@@ -125,7 +126,7 @@ mod tests {
             }
         };
         let (_signal, drain) = drain::channel();
-        let ((), sniffed) = tokio::join!(write, sniff(&mut server, None, &drain));
+        let ((), sniffed) = tokio::join!(write, sniff(&mut server, detect::detect, None, &drain));
         let sniffed = sniffed.unwrap();
         assert_eq!(sniffed.detection, Detection::Http1);
         assert_eq!(&sniffed.head[..], b"GET / HTTP/1.1\r\n");
@@ -135,7 +136,8 @@ mod tests {
     async fn a_silent_client_is_opaque_after_the_patience_and_says_so() {
         let (_client, mut server) = tokio::io::duplex(64);
         let (_signal, drain) = drain::channel();
-        let sniffed = sniff(&mut server, Some(Duration::from_secs(1)), &drain).await.unwrap();
+        let patience = Some(Duration::from_secs(1));
+        let sniffed = sniff(&mut server, detect::detect, patience, &drain).await.unwrap();
         assert_eq!((sniffed.detection, sniffed.result), (Detection::Opaque, DetectResult::Timeout));
     }
 
@@ -144,7 +146,7 @@ mod tests {
         let (_client, mut server) = tokio::io::duplex(64);
         let (signal, drain) = drain::channel();
         signal.start();
-        let sniffed = sniff(&mut server, None, &drain);
+        let sniffed = sniff(&mut server, detect::detect, None, &drain);
         let sniffed = tokio::time::timeout(Duration::from_secs(2), sniffed).await.expect("it is given up");
         assert_eq!(sniffed.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
     }

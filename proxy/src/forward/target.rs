@@ -13,6 +13,7 @@ use super::fault::Fault;
 use crate::accept::Destination;
 use crate::balance::{self, Candidate};
 use crate::endpoint::{Endpoint, Member};
+use crate::route::Streams;
 use crate::state::{AddressTarget, First, ObjectName, Peer, Protocol, ServiceState};
 use crate::telemetry::Reason;
 
@@ -87,6 +88,13 @@ impl Going {
             Ok(Target::Service(service, port)) => format!("{}:{port}", service.name).into(),
             Ok(Target::Address(_) | Target::Outside(_)) | Err(_) => Arc::from(""),
         }
+    }
+
+    /// The routes that connections there follow as a whole, and the service's port as text; `None`: there are none.
+    pub(super) fn streams(&self) -> Option<(Arc<Streams>, Arc<str>)> {
+        let Ok(Target::Service(service, port)) = &self.found else { return None };
+        let streams = Arc::clone(service.routes()?.streams(*port)?);
+        Some((streams, self.service()))
     }
 
     /// The address, if it is known to lie outside the mesh.

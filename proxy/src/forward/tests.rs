@@ -99,7 +99,12 @@ fn knows_orders(worker: &Worker, authority: &Authority, address: SocketAddr) {
     };
     let rules = vec![RouteRule { matches: Vec::new(), rule: Arc::new(rule) }];
     let route = Route { name: ObjectName::new("default", "split"), ports: vec![], hostnames: vec![], rules };
-    let routes = Routes { client_namespace: "default".into(), service: orders(), routes: vec![route] };
+    let routes = Routes {
+        client_namespace: "default".into(),
+        service: orders(),
+        routes: vec![route],
+        streams: Vec::new(),
+    };
     service.set_routes(Some(Arc::new(Table::new(routes))));
     worker.proxy.store.update(|snapshot| {
         snapshot.services.insert(orders(), Arc::new(service));

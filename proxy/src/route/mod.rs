@@ -1,4 +1,4 @@
-//! Where a request goes.
+//! Where a request goes, or a whole connection.
 //!
 //! Decides, for one request to one service, which rule of which route applies, which of the rule's backends
 //! takes it, and what the rule's filters make of it. [`Table`] is compiled when routes arrive; a match looks at hash maps and a tree of path elements, takes
@@ -26,6 +26,7 @@ mod filter;
 mod host;
 mod paths;
 mod pattern;
+mod stream;
 mod table;
 
 pub use condition::{Asked, Conditions, HeaderMatch, QueryMatch, ValueMatch};
@@ -33,9 +34,10 @@ pub use cors::{AllowedOrigin, Cors, CorsRequest, InvalidOrigin, Listed};
 pub use filter::{Filters, HeaderModifier, InvalidTarget, Mirror, PathModifier, Redirect, Rewrite, Scheme};
 pub use host::{Hostname, InvalidHostname};
 pub use pattern::{InvalidPattern, Pattern};
+pub use stream::{StreamRoute, Streams};
 pub use table::{
     Backend, Found, Invalid, Match, PathMatch, RequestMatch, Route, RouteKind, RouteRule, Routes, Rule,
-    Table, TooLong,
+    Table, TooLong, pick,
 };
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use super::filter::Filters;
 use super::host::{Hostname, RequestHost};
 use super::paths::Paths;
 use super::pattern::Pattern;
+use super::stream::{self, StreamRoute, Streams};
 use crate::state::ObjectName;
 
 /// The routes that this proxy's clients follow to one service, before they are compiled.
@@ -25,6 +26,8 @@ pub struct Routes {
     pub service: ObjectName,
     /// Oldest first.
     pub routes: Vec<Route>,
+    /// Likewise. A port's connections follow those attached to it, if there are any, whatever they carry.
+    pub streams: Vec<StreamRoute>,
 }
 
 /// One `HTTPRoute` or `GRPCRoute`.
@@ -159,6 +162,7 @@ pub struct Table {
     named: HashMap<u16, Hosts, RandomState>,
     /// All other ports.
     every: Hosts,
+    streams: stream::Ports,
 }
 
 /// What of requests patterns are tried on.
@@ -191,7 +195,13 @@ impl Table {
                 Hosts::new(&routes.routes, |route| route.ports.is_empty() || route.ports.contains(port))
             });
         }
-        Self { tried: Tried::new(&routes), routes, rules, named, every }
+        let streams = stream::Ports::new(&routes.streams);
+        Self { tried: Tried::new(&routes), routes, rules, named, every, streams }
+    }
+
+    /// The routes for whole connections to `port` of the service; `None` where there are none.
+    pub fn streams(&self, port: u16) -> Option<&Arc<Streams>> {
+        self.streams.at(port)
     }
 
     /// What this was compiled from.
@@ -347,15 +357,20 @@ impl fmt::Display for Invalid {
 // === impl Rule ===
 
 impl Rule {
-    /// A backend by weight, from a uniformly random number; `None` if there is none with a weight.
+    /// As [`pick`], of the rule's own backends.
     pub fn pick(&self, random: u64) -> Option<&Backend> {
-        let total: u64 = self.backends.iter().map(|backend| u64::from(backend.weight)).sum();
-        let mut at = ((u128::from(random) * u128::from(total)) >> 64) as u64;
-        self.backends.iter().find(|backend| {
-            let weight = u64::from(backend.weight);
-            let here = at < weight;
-            at = at.saturating_sub(weight);
-            here
-        })
+        pick(&self.backends, random)
     }
+}
+
+/// A backend by weight, from a uniformly random number; `None` if there is none with a weight.
+pub fn pick(backends: &[Backend], random: u64) -> Option<&Backend> {
+    let total: u64 = backends.iter().map(|backend| u64::from(backend.weight)).sum();
+    let mut at = ((u128::from(random) * u128::from(total)) >> 64) as u64;
+    backends.iter().find(|backend| {
+        let weight = u64::from(backend.weight);
+        let here = at < weight;
+        at = at.saturating_sub(weight);
+        here
+    })
 }

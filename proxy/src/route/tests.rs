@@ -73,7 +73,12 @@ fn route(name: &str, ports: &[u16], hostnames: &[&str], rules: &[&str]) -> Route
 }
 
 fn table(routes: Vec<Route>) -> Table {
-    Table::new(Routes { client_namespace: "".into(), service: ObjectName::new("shop", "orders"), routes })
+    Table::new(Routes {
+        client_namespace: "".into(),
+        service: ObjectName::new("shop", "orders"),
+        routes,
+        streams: Vec::new(),
+    })
 }
 
 /// A request in words: a method, headers `a:x`, a target with its query.

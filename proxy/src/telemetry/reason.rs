@@ -155,7 +155,7 @@ reasons! {
         "Dial the application's port. Without interception: use the listener that is configured for the service.";
     DetectTimeout "detect_timeout" none UNAVAILABLE
         "the client sent too little to tell the protocol"
-        "Where the client must speak first, it did not: under strict mutual TLS and on ports declared as TLS for 30 seconds, on ports declared as HTTP for 10 minutes."
+        "Where the client must speak first, it did not: under strict mutual TLS and on ports declared as TLS for 30 seconds, on ports declared as HTTP for 10 minutes, on the way out to ports with a TLSRoute for TULLE_PROXY_HEADER_READ_TIMEOUT."
         "See what the client waits for. If it is the server, declare the port's protocol (`appProtocol: tcp`, or `config.tulle.dev/opaque-ports`); under strict mutual TLS, give the client a proxy.";
     Draining "draining" 503 UNAVAILABLE
         "the proxy is shutting down"

@@ -21,6 +21,7 @@ mod policy;
 mod replay;
 mod routing;
 mod routing_cases;
+mod routing_kinds;
 mod scripted;
 mod shared;
 mod start;

@@ -10,6 +10,7 @@ mod incremental;
 mod publish;
 mod routes;
 mod status;
+mod streams;
 mod virtual_ips;
 
 use super::*;

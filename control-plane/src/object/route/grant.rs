@@ -35,6 +35,8 @@ impl Grant {
             let kind = match (from.group.as_str(), from.kind.as_str()) {
                 ("gateway.networking.k8s.io", "HTTPRoute") => RouteKind::Http,
                 ("gateway.networking.k8s.io", "GRPCRoute") => RouteKind::Grpc,
+                ("gateway.networking.k8s.io", "TLSRoute") => RouteKind::Tls,
+                ("gateway.networking.k8s.io", "TCPRoute") => RouteKind::Tcp,
                 _ => return None,
             };
             Some((kind, from.namespace.clone()))

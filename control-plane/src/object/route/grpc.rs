@@ -33,6 +33,7 @@ impl Route {
             kind: RouteKind::Grpc,
             created: created(&object.metadata),
             parents,
+            server_names: Vec::new(),
             rules: rules.map(|(index, rule)| read_rule(&name, index, rule, notes)).collect(),
             name,
         }

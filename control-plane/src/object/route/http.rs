@@ -42,6 +42,7 @@ impl Route {
             kind: RouteKind::Http,
             created: created(&object.metadata),
             parents,
+            server_names: Vec::new(),
             rules: rules.map(|(index, rule)| read_rule(&name, index, rule, notes)).collect(),
             name,
         }

@@ -1,10 +1,10 @@
-//! HTTPRoute, GRPCRoute and ReferenceGrant: where requests to a Service go.
+//! HTTPRoute, GRPCRoute, TLSRoute, TCPRoute and ReferenceGrant: where requests and connections to a Service go.
 //!
-//! Both kinds of route become the same [`Route`]: a gRPC method is a path. What the Gateway API's own schema and rules (OpenAPI and CEL)
+//! All kinds of route become the same [`Route`]: a gRPC method is a path, and a rule for connections matches all of them. What the Gateway API's own schema and rules (OpenAPI and CEL)
 //! forbid refuses the object, as a Kubernetes API server would. What this version cannot do makes a [`Fault`] of
 //! its rule, which is then never served as if it asked for less: that would send requests where nobody wanted them.
 //!
-//! - `http`, `grpc`: the kinds; here: what both have, parents, backends and names;
+//! - `http`, `grpc`, `stream`: the kinds; here: what both have, parents, backends and names;
 //! - `matches`: what requests must look like; `filters`, `cors`: what is done to them; `grant`: ReferenceGrant.
 
 mod cors;
@@ -13,6 +13,7 @@ mod grant;
 mod grpc;
 mod http;
 mod matches;
+mod stream;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -46,6 +47,8 @@ pub struct Route {
     pub created: Option<i64>,
     /// Services only; parents of other kinds are somebody else's.
     pub parents: Vec<Parent>,
+    /// A TLSRoute's server names, exact or with a leading `*.`; empty for other kinds.
+    pub server_names: Vec<String>,
     /// All of them, in order.
     pub rules: Vec<Rule>,
 }
@@ -58,6 +61,10 @@ pub enum RouteKind {
     Grpc,
     /// HTTPRoute.
     Http,
+    /// TLSRoute.
+    Tls,
+    /// TCPRoute.
+    Tcp,
 }
 
 /// A Service that a route is attached to.
@@ -140,6 +147,8 @@ impl From<RouteKind> for Kind {
         match kind {
             RouteKind::Grpc => Self::GrpcRoute,
             RouteKind::Http => Self::HttpRoute,
+            RouteKind::Tls => Self::TlsRoute,
+            RouteKind::Tcp => Self::TcpRoute,
         }
     }
 }
@@ -147,6 +156,13 @@ impl From<RouteKind> for Kind {
 impl fmt::Display for RouteKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         Kind::from(*self).fmt(f)
+    }
+}
+
+impl RouteKind {
+    /// Whether its routes are for whole connections, and not for requests.
+    pub fn is_for_streams(self) -> bool {
+        matches!(self, Self::Tls | Self::Tcp)
     }
 }
 

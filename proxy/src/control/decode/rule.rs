@@ -76,7 +76,7 @@ fn rule(message: v1::HttpRule, matches: &mut Matches<'_>, route: &ObjectName, at
             let done = || -> Result<Rule> {
                 Ok(Rule {
                     filters: filters(message.filters, of, at)?,
-                    backends: each(message.backends, &format!("{at}.backends"), backend)?.into(),
+                    backends: backends(message.backends, at)?,
                     request_timeout: duration(message.request_timeout, &format!("{at}.request_timeout"))?,
                     backend_timeout: duration(
                         message.backend_request_timeout,
@@ -94,6 +94,11 @@ fn rule(message: v1::HttpRule, matches: &mut Matches<'_>, route: &ObjectName, at
         Rule { invalid: Some(undecoded), ..rule }
     });
     RouteRule { matches: read, rule: Arc::new(rule) }
+}
+
+/// Backends by weight, of what is at `at`.
+pub(super) fn backends(backends: Vec<v1::WeightedBackend>, at: &str) -> Result<Box<[Backend]>> {
+    Ok(each(backends, &format!("{at}.backends"), backend)?.into())
 }
 
 impl Matches<'_> {

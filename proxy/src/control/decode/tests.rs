@@ -34,6 +34,7 @@ fn routes() -> v1::Routes {
     v1::Routes {
         client_namespace: String::new(),
         service: name("shop", "orders"),
+        streams: Vec::new(),
         http: vec![v1::HttpRoute {
             name: name("shop", "split"),
             rules: vec![v1::HttpRule {
@@ -138,6 +139,36 @@ fn invalid(message: &v1::Routes) -> String {
     let rule = &decoded.routes[0].rules[0].rule;
     assert!(rule.invalid.is_some() && rule.backends.is_empty() && rule.filters.is_none(), "{rule:?}");
     rejections[0].field.clone()
+}
+
+#[test]
+fn routes_for_connections_are_decoded_and_rejected_by_field() {
+    let backend =
+        v1::WeightedBackend { service: name("shop", "orders"), port: 8080, weight: 2, ..Default::default() };
+    let stream = v1::StreamRoute {
+        name: name("shop", "db"),
+        ports: vec![5432],
+        server_names: vec!["*.Example.com".to_owned()],
+        backends: vec![backend],
+    };
+    let with = |stream: &v1::StreamRoute| v1::Routes { streams: vec![stream.clone()], ..routes() };
+    let decoded = decoded(&with(&stream));
+    let [route] = &decoded.streams[..] else { panic!("{decoded:?}") };
+    assert_eq!((&*route.label, &route.ports[..], route.server_names.len()), ("shop/db", &[5432][..], 1));
+    assert_eq!((&*route.backends[0].label, route.backends[0].weight), ("shop/orders:8080", 2));
+    type Spoil = fn(&mut v1::StreamRoute);
+    let faults: &[(&str, Spoil)] = &[
+        ("name", |stream| stream.name = None),
+        ("ports[0]", |stream| stream.ports[0] = 65_536),
+        ("server_names[0]", |stream| stream.server_names[0] = "a b".to_owned()),
+        ("backends[0].port", |stream| stream.backends[0].port = 0),
+        ("backends[0].weight", |stream| stream.backends[0].weight = 1_000_001),
+    ];
+    for (field, spoil) in faults {
+        let mut stream = stream.clone();
+        spoil(&mut stream);
+        assert_eq!(rejected(&with(&stream), "web/shop/orders").0, format!("streams[0].{field}"));
+    }
 }
 
 #[test]

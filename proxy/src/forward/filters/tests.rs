@@ -76,7 +76,12 @@ fn table(kind: RouteKind, rule: Filters, backend: Filters) -> Table {
     let matches = vec![RequestMatch { path: PathMatch::Prefix("/v1".into()), when: None }];
     let rules = vec![RouteRule { matches, rule: Arc::new(rule) }];
     let route = Route { name, ports: vec![], hostnames: vec![], rules };
-    Table::new(Routes { client_namespace: "default".into(), service: orders(), routes: vec![route] })
+    Table::new(Routes {
+        client_namespace: "default".into(),
+        service: orders(),
+        routes: vec![route],
+        streams: Vec::new(),
+    })
 }
 
 /// What a client gets for `request`.

@@ -46,11 +46,11 @@ families! {
     CLIENT_DURATION = Histogram "http_client_request_duration_seconds"
         ["tls", "peer", "service", "route", "backend", "method", "status", "overflow"]
         "Outbound: from a request's head to the response's end, all tries together.";
-    CONNECTIONS = Counter "tulle_connections_total" ["direction", "tls", "peer", "service", "overflow"]
+    CONNECTIONS = Counter "tulle_connections_total" ["direction", "tls", "peer", "service", "route", "backend", "overflow"]
         "Connections that were accepted.";
-    CONNECTIONS_ACTIVE = Gauge "tulle_connections_active" ["direction", "tls", "peer", "service", "overflow"]
+    CONNECTIONS_ACTIVE = Gauge "tulle_connections_active" ["direction", "tls", "peer", "service", "route", "backend", "overflow"]
         "Accepted connections that are open.";
-    CONNECTION_BYTES = Counter "tulle_connection_bytes_total" ["direction", "tls", "peer", "service", "overflow", "way"]
+    CONNECTION_BYTES = Counter "tulle_connection_bytes_total" ["direction", "tls", "peer", "service", "route", "backend", "overflow", "way"]
         "Bytes on accepted connections: received from the side that opened the connection, or sent to it.";
     REFUSED = Counter "tulle_refused_total" ["direction", "reason"]
         "Connections and requests that the proxy itself refused or answered; the reasons are in errors.md.";

@@ -76,6 +76,10 @@ pub struct ConnectionLabels<'a> {
     pub peer: &'a str,
     /// `<namespace>/<name>:<port>` of the service that was dialled.
     pub service: &'a str,
+    /// `<namespace>/<name>` of the TLSRoute or TCPRoute that the connection follows.
+    pub route: &'a str,
+    /// `<namespace>/<name>:<port>` of the backend that it chose.
+    pub backend: &'a str,
 }
 
 /// What policy said.
@@ -403,10 +407,10 @@ impl RequestLabels<'_> {
 }
 
 impl ConnectionLabels<'_> {
-    pub(super) const NAMES: [&'static str; 4] = ["direction", "tls", "peer", "service"];
+    pub(super) const NAMES: [&'static str; 6] = ["direction", "tls", "peer", "service", "route", "backend"];
 
-    pub(super) fn values(&self) -> [&str; 4] {
-        [self.direction.as_str(), self.tls.as_str(), self.peer, self.service]
+    pub(super) fn values(&self) -> [&str; 6] {
+        [self.direction.as_str(), self.tls.as_str(), self.peer, self.service, self.route, self.backend]
     }
 }
 
@@ -465,8 +469,10 @@ mod tests {
             tls: TlsKind::Mtls,
             peer: "a\u{1f}b",
             service: "s",
+            route: "",
+            backend: "b",
         };
         let key = key(labels.values());
-        assert_eq!(values(&key).collect::<Vec<_>>(), ["inbound", "mtls", "a_b", "s"]);
+        assert_eq!(values(&key).collect::<Vec<_>>(), ["inbound", "mtls", "a_b", "s", "", "b"]);
     }
 }

@@ -109,8 +109,14 @@ fn cells_are_found_again_and_keep_their_outcomes() {
 #[test]
 fn connections_are_active_until_dropped() {
     let metrics = metrics(2, 2000);
-    let labels =
-        ConnectionLabels { direction: Direction::Inbound, tls: TlsKind::None, peer: "", service: "" };
+    let labels = ConnectionLabels {
+        direction: Direction::Inbound,
+        tls: TlsKind::None,
+        peer: "",
+        service: "",
+        route: "",
+        backend: "",
+    };
     let cells = metrics.worker(0).connections(&labels);
     let open = cells.open();
     let kept = metrics.worker(1).connections(&labels).open();
@@ -253,7 +259,16 @@ fn r11_a_hundred_thousand_label_sets_stay_under_the_cap() {
         let service = format!("default/s{n}:80");
         worker.requests(&labels(&service)).record(outcome(n), Duration::from_millis(1));
         let (direction, tls) = (Direction::Inbound, TlsKind::Mtls);
-        worker.connections(&ConnectionLabels { direction, tls, peer: &service, service: "" }).open();
+        worker
+            .connections(&ConnectionLabels {
+                direction,
+                tls,
+                peer: &service,
+                service: "",
+                route: "",
+                backend: "",
+            })
+            .open();
         worker.verdicts(&VerdictLabels { verdict: VerdictKind::Allow, rule: &service, reason: None }).inc();
         let (verdict, protocol) = (VerdictKind::Deny, EgressProtocol::Http);
         worker.egress(&EgressLabels { verdict, protocol, name: &service }).inc();
