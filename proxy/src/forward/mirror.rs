@@ -89,7 +89,7 @@ async fn send(
     client: SocketAddr,
     framing: Framing,
     mirror: &Mirror,
-    request: Request<Body>,
+    mut request: Request<Body>,
 ) -> Result<(), Fault> {
     let service = target::service(worker, &mirror.service).await?;
     let endpoint = Target::Service(service, mirror.port).pick(worker, None)?;
@@ -101,8 +101,8 @@ async fn send(
         None => (&endpoint, None),
     };
     let tunnels = Tunnels::default();
-    let leg = Leg { endpoint: to, framing, limit: None, tunnels: &tunnels, fresh: false, guard };
-    let sent = admit::unless_revoked(worker, guard, exchange::send(worker, leg, request)).await;
+    let leg = Leg { endpoint: to, framing, limit: None, tunnels: &tunnels, fresh: false, keep: false, guard };
+    let sent = admit::unless_revoked(worker, guard, exchange::send(worker, leg, &mut request)).await;
     in_flight.answered(sent.as_ref().is_ok_and(|response| !response.status().is_server_error()));
     let mut body = sent.map_err(|failed| failed.fault)?.into_body();
     let mut left = MAX_ANSWER;

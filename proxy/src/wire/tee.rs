@@ -152,7 +152,7 @@ impl Copy {
     }
 
     pub(super) fn size_hint(&self) -> SizeHint {
-        self.left.clone()
+        self.left
     }
 }
 

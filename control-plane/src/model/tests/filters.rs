@@ -277,7 +277,7 @@ fn cors_that_the_gateway_api_forbids_is_refused() {
 fn mirrors_are_passed_on_by_their_share() {
     let to = "backendRef: {name: orders, port: 80}";
     for (written, share) in [
-        (format!("{to}"), (100, 100)),
+        (to.to_string(), (100, 100)),
         (format!("{to}, percent: 0"), (0, 100)),
         (format!("{to}, fraction: {{numerator: 1}}"), (1, 100)),
         (format!("{to}, fraction: {{numerator: 1, denominator: 3}}"), (1, 3)),
