@@ -142,7 +142,7 @@ fn a_call_of_grpc_gets_its_own_status() {
 #[test]
 fn what_differs_from_what_was_meant_is_noted() {
     for (line, expected) in [
-        ("--to http://shop:81/", "declares no port 81; it has 80, 5432, 90"),
+        ("--to http://shop:81/", "declares no port 81; it has 80, 90, 5432"),
         ("--to http://shop/b -H x-tulle-error:1", "taken away"),
     ] {
         let notes = explained(line).unwrap().notes;
