@@ -1,8 +1,8 @@
 //! What an update changes: the only place that writes the snapshot.
 //!
 //! Decides which resources are subscribed to for what is wanted, and gives each that comes to the state. What cannot
-//! be decoded is rejected by name and its last good version stays; only of routes, the rules that can be decoded are put to use
-//! beside those that cannot, whose requests are refused. A policy is in force, and open connections are
+//! be decoded is rejected by name and its last good version stays. Of routes that have none, the rules that can be decoded are put to
+//! use beside those that cannot, whose requests are refused. A policy is in force, and open connections are
 //! judged by it, before its update is acknowledged.
 
 use std::collections::HashMap;
@@ -197,7 +197,12 @@ impl Applier {
             match decode::any(&update.type_url, &received.name, &received.resource) {
                 Ok(decoded) => {
                     if let Decoded::Routes(routes) = &decoded {
-                        applied.rejected.extend(decode::rejections(&received.name, routes));
+                        let rejections = decode::rejections(&received.name, routes);
+                        let kept = !rejections.is_empty() && self.has_good_routes(&routes.service);
+                        applied.rejected.extend(rejections);
+                        if kept {
+                            continue;
+                        }
                     }
                     if let Err(reason) = self.put(decoded, &mut applied.wanted) {
                         let (resource, field) = (received.name.clone(), String::new());
@@ -216,6 +221,12 @@ impl Applier {
         }
         self.store.announce();
         applied
+    }
+
+    /// Whether routes to the service are in use of which every rule was decoded.
+    fn has_good_routes(&self, service: &ObjectName) -> bool {
+        let routes = self.service(service).and_then(|service| service.routes());
+        routes.is_some_and(|table| decode::rejections("", table.routes()).is_empty())
     }
 
     fn put(&mut self, decoded: Decoded, wanted: &mut Vec<ResourceName>) -> Result<(), String> {

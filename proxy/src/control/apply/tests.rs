@@ -245,10 +245,20 @@ fn routes_of_which_one_rule_cannot_be_read_are_used_and_it_is_told() {
     let name = || Some(v1::ObjectName { namespace: "shop".to_owned(), name: "orders".to_owned() });
     let rules = vec![rule(None), rule(Some(v1::http_match::Path::Prefix("/".to_owned())))];
     let route = v1::HttpRoute { name: name(), rules, ..v1::HttpRoute::default() };
-    let message = v1::Routes { service: name(), http: vec![route], ..v1::Routes::default() };
+    let message = v1::Routes { service: name(), http: vec![route.clone()], ..v1::Routes::default() };
     let applied = bench.told::<v1::Routes>(&[("shop/shop/orders", message.encode_to_vec())], &[]);
     let fields: Vec<_> = applied.rejected.iter().map(|one| one.field.as_str()).collect();
     assert_eq!(fields, ["http[0].rules[0].matches[0].path"]);
     let routes = bench.store.load().services[&orders].routes().unwrap();
     assert_eq!(routes.routes().routes[0].rules.len(), 2);
+
+    // Once there is a good version, it stays.
+    let good =
+        v1::HttpRoute { rules: vec![rule(Some(v1::http_match::Path::Prefix("/".to_owned())))], ..route };
+    let good = v1::Routes { http: vec![good], ..message.clone() };
+    assert!(bench.told::<v1::Routes>(&[("shop/shop/orders", good.encode_to_vec())], &[]).rejected.is_empty());
+    let applied = bench.told::<v1::Routes>(&[("shop/shop/orders", message.encode_to_vec())], &[]);
+    assert_eq!(applied.rejected.len(), 1);
+    let routes = bench.store.load().services[&orders].routes().unwrap();
+    assert_eq!(routes.routes().routes[0].rules.len(), 1);
 }
