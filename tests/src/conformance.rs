@@ -129,8 +129,9 @@ impl Ask {
 
     async fn ask(&self, dial: &impl AsyncFn(&str, &str) -> Option<TcpStream>) -> Option<Answer> {
         let stream = dial(self.from, self.to).await?;
-        let (name, port) = self.to.rsplit_once(':').unwrap();
-        let host = if port == "80" { name.trim_start_matches("pod ") } else { self.to };
+        let to = self.to.trim_start_matches("pod ");
+        let (name, port) = to.rsplit_once(':').unwrap();
+        let host = if port == "80" { name } else { to };
         Some(echo::ask(stream, port == GRPC.to_string(), host, self.asked).await)
     }
 
