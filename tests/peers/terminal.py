@@ -72,9 +72,10 @@ enter("stty size\n", "33 99", "IN> ")
 enter("exit 3\n", "OUT> ")
 enter("echo status=$?\n", "status=3", "OUT> ")
 
+# It ends when it is told, which may be before it pauses.
 WAITS = """
 import os, signal
-signal.signal(signal.SIGWINCH, lambda *_: print("rows", os.get_terminal_size().lines, flush=True))
+signal.signal(signal.SIGWINCH, lambda *_: (print("rows", os.get_terminal_size().lines, flush=True), os._exit(0)))
 print("u" + "p", flush=True)
 signal.pause()
 """
