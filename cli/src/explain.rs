@@ -104,7 +104,8 @@ pub(crate) fn run(arguments: &ExplainArgs) -> Result<ExitCode> {
         Format::Json => output::print_json(&answer)?,
         Format::Table => output::print(&text::lines(&answer))?,
     }
-    Ok(if !answer.some_fail { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let good = !answer.some_fail && !answer.cannot_tell;
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn explain(mesh: &Mesh, arguments: &ExplainArgs) -> Result<Answer> {
@@ -116,7 +117,12 @@ fn explain(mesh: &Mesh, arguments: &ExplainArgs) -> Result<Answer> {
         ),
         _ => bail!("--to: expected http://HOST[:PORT]/PATH"),
     }
-    let port = authority.port_u16().unwrap_or(80);
+    let written = authority.as_str().rsplit_once('@').map_or(authority.as_str(), |(_, host)| host);
+    let port = match (authority.port_u16(), written.len() == authority.host().len()) {
+        (Some(port @ 1..), _) => port,
+        (None, true) => 80,
+        (Some(0) | None, _) => bail!("--to: {written} has no port between 1 and 65535"),
+    };
     let service = service(mesh, &arguments.from, authority.host(), port)?;
     let mut notes = Vec::new();
     let declared = service.port(port).map(|port| port.protocol);

@@ -22,6 +22,8 @@ pub(super) struct Answer {
     pub fails: Option<Failure>,
     /// Whether some of such requests, or all, would get an error of a proxy.
     pub some_fail: bool,
+    /// Whether rules that name identities decide, and the client's is not known.
+    pub cannot_tell: bool,
     /// What is to be known beside it.
     pub notes: Vec<String>,
 }

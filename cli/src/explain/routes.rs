@@ -38,6 +38,7 @@ pub(super) fn explain(mesh: &Mesh, asking: &Asking, service: &ObjectName, to: To
         backends: Vec::new(),
         fails: None,
         some_fail: false,
+        cannot_tell: false,
         notes: Vec::new(),
     };
     let table = mesh.routes(&asking.from.workload.namespace, service)?;
@@ -89,6 +90,7 @@ pub(super) fn explain(mesh: &Mesh, asking: &Asking, service: &ObjectName, to: To
         answer.fails = answer.backends.iter().find_map(|share| share.fails.clone());
     }
     answer.some_fail = answer.fails.is_some() || answer.backends.iter().any(Share::fails_some);
+    answer.cannot_tell = answer.backends.iter().any(Share::cannot_tell);
     let by_rule = matches!(found, Match::Rule(found) if found.rule.kind == RouteKind::Grpc);
     Ok(answer.of_grpc(by_rule, is_grpc(&asking.headers)))
 }
@@ -445,5 +447,10 @@ impl Share {
 
     fn fails_some(&self) -> bool {
         self.fails.is_some() || self.picked().any(|endpoint| endpoint.refusal().is_some())
+    }
+
+    /// Whether the client's identity decides, and is not known.
+    fn cannot_tell(&self) -> bool {
+        self.picked().any(|endpoint| endpoint.policy.as_ref().is_some_and(|judged| judged.allowed.is_none()))
     }
 }

@@ -174,6 +174,8 @@ fn what_cannot_be_asked_about_is_told_with_the_remedy() {
         ("--to https://shop/", "https is between"),
         ("--to /path", "names no host"),
         ("--to http://nobody/", "there is no Service default/nobody"),
+        ("--to http://shop:65536/", "has no port between 1 and 65535"),
+        ("--to http://u@shop:0/", "has no port between 1 and 65535"),
         ("--to http://shop:5432/", "declared to speak tcp"),
         ("--to http://shop:90/", "follow its TLSRoutes or TCPRoutes (default/whole)"),
         ("--to http://192.0.2.1/", "is no address of the mesh"),

@@ -22,6 +22,9 @@ pub(super) fn lines(answer: &Answer) -> String {
     for share in &answer.backends {
         backend(share, &mut lines);
     }
+    if answer.cannot_tell {
+        lines.push("cannot be told: rules name whom they let in, and the client's identity is not known (--identity)".to_owned());
+    }
     lines.extend(answer.notes.iter().map(|note| format!("note: {note}")));
     if let Some(failure) = &answer.fails {
         lines.push(format!("fails: {}", failure.shown()));

@@ -280,6 +280,10 @@ impl Applier {
                         wanted.extend(self.want(&Want::Service(service.clone())));
                     }
                 }
+                let backends = routes.streams.iter().flat_map(|route| &route.backends);
+                for backend in backends.filter(|backend| backend.weight > 0 && backend.invalid.is_none()) {
+                    wanted.extend(self.want(&Want::Service(backend.service.clone())));
+                }
                 if let Some(service) = self.service(&routes.service) {
                     service.set_routes(Some(Arc::new(route::Table::new(routes))));
                 }
