@@ -66,6 +66,8 @@ enter("cat\n")
 enter("hello\n", "hello\r\nhello\r\n")
 enter(SUSPEND, "Stopped", "IN> ")
 enter("fg\n", "cat\r\n")
+# The shell names the job before it hands the terminal over: what is typed earlier than that is its own.
+enter("again\n", "again\r\nagain\r\n")
 enter(INTERRUPT, "IN> ")
 resize(33)
 enter("stty size\n", "33 99", "IN> ")
