@@ -15,7 +15,7 @@ use tulle_proxy::control::decode::{Decoded, any, decode};
 use tulle_proxy::policy::{
     Action, Connection, Egress, EgressSpec, Inbound, InboundSpec, Name, Names, Outside, TlsKind, Verdict,
 };
-use tulle_proxy::route::{Asked, Found, Match, Routes, Table};
+use tulle_proxy::route::{Asked, Found, Match, Routes, Table, pick};
 
 fuzz_target!(|data: &[u8]| {
     let mut reader = Reader(data);
@@ -139,7 +139,7 @@ fn route(routes: Routes, choice: usize) {
                     assert!(prefix <= path.len());
                     for random in [0, u64::MAX / 2, u64::MAX, choice as u64] {
                         let weighted = rule.backends.iter().any(|backend| backend.weight > 0);
-                        let picked = rule.pick(random);
+                        let picked = pick(&rule.backends, random);
                         assert_eq!(picked.is_some(), weighted);
                         assert!(picked.is_none_or(|backend| backend.weight > 0));
                     }

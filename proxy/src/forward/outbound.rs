@@ -33,8 +33,8 @@ use crate::detect::{self, Detection};
 use crate::endpoint::Endpoint;
 use crate::io::{Io, Meter, Replay};
 use crate::policy::{self, Name};
-use crate::route::{self, Backend, Found, Match, RouteKind, Rule};
-use crate::state::{Peer, Protocol};
+use crate::route::{self, Backend, Found, Match, RouteKind};
+use crate::state::{ObjectName, Peer, Protocol};
 use crate::telemetry::Reason;
 use crate::telemetry::metrics::{ConnectionLabels, DetectResult, Direction, ReplayCause, TlsKind};
 use crate::wire::{self, Body, Framing, h1};
@@ -256,7 +256,7 @@ impl Connection {
         {
             return answer;
         }
-        let backend = choose(rule)?;
+        let backend = choose(&rule.route, &rule.backends)?;
         record.backend = Some(Arc::clone(&backend.label));
         filters::request(&found, rule.filters.as_deref(), self.framing, request)?;
         mirror::start(&self.worker, self.client, self.framing, &found, request);
@@ -374,14 +374,13 @@ fn rule<'a>(
     }
 }
 
-/// The rule's backend for one request, by weight.
-fn choose(rule: &Rule) -> Result<&Backend, Fault> {
-    let backend = rule
-        .pick(rand::random())
-        .ok_or_else(|| Fault::unsent(Reason::RouteWithoutBackend, format!("route {}", rule.route)))?;
+/// The backend of a route for one request or connection, by weight.
+pub(super) fn choose<'a>(route: &ObjectName, backends: &'a [Backend]) -> Result<&'a Backend, Fault> {
+    let backend = route::pick(backends, rand::random())
+        .ok_or_else(|| Fault::unsent(Reason::RouteWithoutBackend, format!("route {route}")))?;
     match &backend.invalid {
         None => Ok(backend),
-        Some(why) => Err(Fault::unsent(Reason::BackendNotFound, format!("route {}: {why}", rule.route))),
+        Some(why) => Err(Fault::unsent(Reason::BackendNotFound, format!("route {route}: {why}"))),
     }
 }
 

@@ -20,7 +20,7 @@ use super::target::{self, Target};
 use crate::detect::{self, Detection};
 use crate::io::{Io, Replay};
 use crate::policy::Name;
-use crate::route::{self, Backend, StreamRoute, Streams};
+use crate::route::{Backend, Streams};
 use crate::telemetry::Reason;
 use crate::telemetry::metrics::{DetectResult, Direction};
 
@@ -56,7 +56,7 @@ pub(super) async fn serve(
     let io = Io::replay(Replay::new(sniffed.head.clone(), stream));
     let (route, server) = match streams.find(server_name) {
         None => (None, Err(nobody(&sniffed))),
-        Some(route) => match choose(route) {
+        Some(route) => match outbound::choose(&route.name, &route.backends) {
             Err(fault) => (Some((route, None)), Err(fault)),
             Ok(backend) => (Some((route, Some(backend))), connect(worker, client, backend).await),
         },
@@ -84,17 +84,6 @@ fn nobody(sniffed: &Sniffed) -> Fault {
         _ => "it is not TLS, by whose server name TLSRoutes go".to_owned(),
     };
     Fault::unsent(Reason::RouteNotFound, what)
-}
-
-/// The route's backend for one connection, by weight.
-fn choose(route: &StreamRoute) -> Result<&Backend, Fault> {
-    let name = &route.name;
-    let backend = route::pick(&route.backends, rand::random())
-        .ok_or_else(|| Fault::unsent(Reason::RouteWithoutBackend, format!("route {name}")))?;
-    match &backend.invalid {
-        None => Ok(backend),
-        Some(why) => Err(Fault::unsent(Reason::BackendNotFound, format!("route {name}: {why}"))),
-    }
 }
 
 async fn connect(worker: &Worker, client: SocketAddr, backend: &Backend) -> Result<Connected, Fault> {

@@ -354,15 +354,6 @@ impl fmt::Display for Invalid {
     }
 }
 
-// === impl Rule ===
-
-impl Rule {
-    /// As [`pick`], of the rule's own backends.
-    pub fn pick(&self, random: u64) -> Option<&Backend> {
-        pick(&self.backends, random)
-    }
-}
-
 /// A backend by weight, from a uniformly random number; `None` if there is none with a weight.
 pub fn pick(backends: &[Backend], random: u64) -> Option<&Backend> {
     let total: u64 = backends.iter().map(|backend| u64::from(backend.weight)).sum();

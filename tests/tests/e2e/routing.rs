@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use tulle_tests::app::App;
-use tulle_tests::{World, eventually};
+use tulle_tests::{Wire, Workload, World, eventually};
 
 fn service_route(rules: &str) -> String {
     format!(
@@ -111,47 +111,17 @@ async fn what_a_route_cannot_answer_has_a_reason() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_request_that_takes_longer_than_its_route_allows_is_told_so() {
+/// What `web` gets from `payments`, whose route has these timeouts, for a path that is never answered. The connection stays open.
+async fn unanswered(timeouts: &str) -> (World, App, [Workload; 2], Wire) {
     let world = World::strict().await;
     world.service("payments", "http");
     world.yaml(
         "route.yaml",
-        &service_route(
-            "    - timeouts: {request: 200ms}\n      backendRefs:\n        - {name: payments, port: 8080}\n",
-        ),
+        &service_route(&format!(
+            "    - timeouts: {timeouts}\n      backendRefs:\n        - {{name: payments, port: 8080}}\n"
+        )),
     );
-    let app = App::wire(async move |mut wire: tulle_tests::Wire| {
-        while let Some(head) = wire.try_head().await {
-            if head.line.contains("/slow") {
-                // Until the proxy gives up.
-                wire.to_end_or_reset().await;
-                return;
-            }
-            wire.send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
-        }
-    })
-    .await;
-    let _payments = world.workload("payments").serves("payments", app.address()).start().await;
-    let web = world.workload("web").calls("payments").start().await;
-    web.reaches("payments").await;
-    let mut wire = web.connect("payments").await;
-    wire.send("GET /slow HTTP/1.1\r\nhost: payments\r\n\r\n").await;
-    let (head, _) = wire.response().await;
-    assert_eq!((head.status(), head.reason()), (504, Some("request_timeout")));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_backend_that_does_not_answer_within_its_time_is_told_of() {
-    let world = World::strict().await;
-    world.service("payments", "http");
-    world.yaml(
-        "route.yaml",
-        &service_route(
-            "    - timeouts: {request: 60s, backendRequest: 300ms}\n      backendRefs:\n        - {name: payments, port: 8080}\n",
-        ),
-    );
-    let app = App::wire(async move |mut wire: tulle_tests::Wire| {
+    let app = App::wire(async move |mut wire: Wire| {
         while let Some(head) = wire.try_head().await {
             if head.line.contains("/silent") {
                 // Until the proxy gives up.
@@ -162,11 +132,24 @@ async fn a_backend_that_does_not_answer_within_its_time_is_told_of() {
         }
     })
     .await;
-    let _payments = world.workload("payments").serves("payments", app.address()).start().await;
+    let payments = world.workload("payments").serves("payments", app.address()).start().await;
     let web = world.workload("web").calls("payments").start().await;
     web.reaches("payments").await;
     let mut wire = web.connect("payments").await;
     wire.send("GET /silent HTTP/1.1\r\nhost: payments\r\n\r\n").await;
+    (world, app, [payments, web], wire)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_takes_longer_than_its_route_allows_is_told_so() {
+    let (_world, _app, _workloads, mut wire) = unanswered("{request: 200ms}").await;
+    let (head, _) = wire.response().await;
+    assert_eq!((head.status(), head.reason()), (504, Some("request_timeout")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_that_does_not_answer_within_its_time_is_told_of() {
+    let (_world, _app, _workloads, mut wire) = unanswered("{request: 60s, backendRequest: 300ms}").await;
     let (head, _) = wire.response().await;
     assert_eq!((head.status(), head.reason()), (504, Some("backend_timeout")));
     // The client's connection serves on.
