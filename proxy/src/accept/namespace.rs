@@ -59,7 +59,11 @@ fn answer(stream: &UnixStream) -> io::Result<()> {
             sendmsg(stream, &[IoSlice::new(b"+")], &mut control, SendFlags::NOSIGNAL)?;
             Ok(())
         }
-        Err(error) => write!(&*stream, "-{}", error.raw_os_error().unwrap_or_default()),
+        Err(error) => {
+            // In one write, as the other end reads it in one.
+            let number = error.raw_os_error().unwrap_or_default();
+            (&*stream).write_all(format!("-{number}").as_bytes())
+        }
     }
 }
 
