@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::{SocketAddr, TcpListener as StdListener};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -11,7 +11,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
 
 use crate::Wire;
@@ -24,6 +24,8 @@ pub type Body = BoxBody<Bytes, Infallible>;
 pub struct App {
     address: SocketAddr,
     task: JoinHandle<()>,
+    /// Holds the port, without listening, once stopped.
+    kept: Mutex<Option<TcpSocket>>,
 }
 
 /// A body of these bytes.
@@ -61,7 +63,7 @@ impl App {
                 while connections.try_join_next().is_some() {}
             }
         });
-        Self { address, task }
+        Self { address, task, kept: Mutex::default() }
     }
 
     /// As [`App::tcp`], with bytes as they are.
@@ -149,16 +151,25 @@ impl App {
         Self::http1(move |_| async move { Response::new(full(text)) }).await
     }
 
-    /// Closes the listener and every connection.
+    /// Closes the listener and every connection, and keeps the port, so that nobody else comes to listen on it.
+    ///
+    /// # Panics
+    ///
+    /// When another has taken the port at once.
     pub async fn stop(&self) {
         self.task.abort();
-        crate::eventually("the application's port is closed", async || {
-            match TcpStream::connect(self.address).await {
-                Ok(_) => Err("it still listens".to_owned()),
-                Err(_) => Ok(()),
+        let kept = crate::eventually("the application's port is closed", async || {
+            if TcpStream::connect(self.address).await.is_ok() {
+                return Err("it still listens".to_owned());
             }
+            // Its connections may have the port still; with this set, they are no hindrance.
+            let socket = TcpSocket::new_v4().expect("a socket");
+            socket.set_reuseaddr(true).expect("a socket");
+            socket.bind(self.address).map_err(|error| format!("its port cannot be kept: {error}"))?;
+            Ok(socket)
         })
         .await;
+        *self.kept.lock().expect("no panic") = Some(kept);
     }
 
     /// Where it listens.

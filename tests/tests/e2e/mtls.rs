@@ -169,7 +169,6 @@ async fn a_change_of_policy_cuts_an_opaque_connection_that_it_no_longer_allows()
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_with_another_identity_than_expected_gets_no_byte() {
     let world = World::strict().await;
-    world.service("orders", "http");
     // In the mesh's eyes `orders` is there; who listens has a good certificate, of `billing`.
     let billing = Identity::issue(&world.authority(), "billing");
     let acceptor = tokio_rustls::TlsAcceptor::from(billing.server(&MESH));
@@ -185,7 +184,9 @@ async fn a_server_with_another_identity_than_expected_gets_no_byte() {
         }
     })
     .await;
+    // Before the service, which is never seen without them.
     world.yaml("endpoints.yaml", &endpoint_slice("orders", imposter.address(), Some("default/orders")));
+    world.service("orders", "http");
     let web = world.workload("web").calls("orders").start().await;
     let mut wire = web.connect("orders").await;
     wire.send(GET).await;
@@ -211,12 +212,13 @@ async fn a_server_of_another_root_and_a_server_without_tls_get_no_byte() {
     .await;
     let plain = App::saying("hello").await;
     for (service, app) in [("orders", &other_root), ("billing", &plain)] {
-        world.service(service, "http");
         let identity = format!("default/{service}");
+        // Before the service, which is never seen without them.
         world.yaml(
             &format!("endpoints-{service}.yaml"),
             &endpoint_slice(service, app.address(), Some(&identity)),
         );
+        world.service(service, "http");
     }
     let web = world.workload("web").calls("orders").calls("billing").start().await;
     for service in ["orders", "billing"] {
