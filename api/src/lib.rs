@@ -30,11 +30,13 @@ mod generated {
     }
 }
 
+mod log;
 mod resource_type;
 
 pub use generated::envoy::service::discovery::v3 as discovery;
 pub use generated::istio::v1::auth as ca;
 pub use generated::tulle::v1;
+pub use log::{InvalidLogLevel, log_filter};
 pub use resource_type::ResourceType;
 
 use prost::Name;

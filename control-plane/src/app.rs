@@ -14,6 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::{JoinHandle, JoinSet};
 use tonic::service::InterceptorLayer;
 use tonic::transport::Server;
+use tracing_subscriber::layer::SubscriberExt;
 use tulle_api::discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use tulle_api::v1::proxy_server::ProxyServer;
 
@@ -104,16 +105,14 @@ pub fn describe(error: &anyhow::Error) -> String {
 /// Installs the log of a program that is a control plane and nothing else.
 ///
 /// # Errors
-/// When the level cannot be read.
+/// When there is a log already.
 pub fn install_log(config: &Config) -> anyhow::Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_new(&config.log_level)
-        .with_context(|| format!("--log-level (TULLE_CONTROL_PLANE_LOG_LEVEL): {:?}", config.log_level))?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stdout);
-    let installed = match config.log_format {
-        LogFormat::Json => log.json().flatten_event(true).try_init(),
-        LogFormat::Text => log.with_ansi(false).try_init(),
+    let (json, text) = match config.log_format {
+        LogFormat::Json => (Some(tracing_subscriber::fmt::layer().json().flatten_event(true)), None),
+        LogFormat::Text => (None, Some(tracing_subscriber::fmt::layer().with_ansi(false))),
     };
-    installed.map_err(|error| anyhow::anyhow!("cannot install the log: {error}"))
+    let log = tracing_subscriber::registry().with(config.log_level.clone()).with(json).with(text);
+    tracing::subscriber::set_global_default(log).context("cannot install the log")
 }
 
 // === impl ControlPlane ===

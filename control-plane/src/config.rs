@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue};
 use clap::{Args, CommandFactory, FromArgMatches, Parser};
+use tracing_subscriber::filter::Targets;
 use tulle_certs::TrustDomain;
 
 /// What a control plane is told at its start.
@@ -49,8 +50,8 @@ pub struct Config {
     #[arg(long, env = "TULLE_CONTROL_PLANE_ADDRESSES_FILE", value_name = "FILE")]
     pub addresses_file: Option<PathBuf>,
     /// What is logged: a level, or directives such as `info,tulle_control_plane::ads=debug`.
-    #[arg(long, env = "TULLE_CONTROL_PLANE_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
-    pub log_level: String,
+    #[arg(long, env = "TULLE_CONTROL_PLANE_LOG_LEVEL", value_name = "LEVEL", default_value = "info", value_parser = tulle_api::log_filter)]
+    pub log_level: Targets,
     /// How it is logged, on standard output.
     #[arg(long, env = "TULLE_CONTROL_PLANE_LOG_FORMAT", value_name = "FORMAT", default_value = "json")]
     pub log_format: LogFormat,

@@ -19,8 +19,6 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use tracing_subscriber::EnvFilter;
-
 pub use self::addresses::BoundAddresses;
 pub use self::intercept::{DNS_PORT, Intercept};
 pub use self::table::{VARIABLES, Variable, reference};
@@ -108,7 +106,7 @@ pub struct Config {
     pub metrics_latency_buckets: Vec<Duration>,
     /// Where [`BoundAddresses`] are written.
     pub addresses_file: Option<PathBuf>,
-    /// What diagnostics are written: a level, or directives as of `tracing_subscriber::EnvFilter`.
+    /// What diagnostics are written: a level, or directives as of [`tulle_api::log_filter`].
     pub log_level: String,
     /// How diagnostics are written.
     pub log_format: LogFormat,
@@ -528,11 +526,6 @@ impl PortSet {
     pub fn ranges(&self) -> impl Iterator<Item = std::ops::RangeInclusive<u16>> + '_ {
         self.0.iter().cloned()
     }
-}
-
-/// Whether `directives` are a level or filter that diagnostics can be set to.
-pub(crate) fn check_log_level(directives: &str) -> Result<EnvFilter, String> {
-    EnvFilter::try_new(directives).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

@@ -86,7 +86,7 @@ impl Served {
             leaf_lifetime: Duration::from_secs(3600),
             registration_grace: Duration::from_secs(30),
             addresses_file: None,
-            log_level: "off".to_owned(),
+            log_level: tulle_api::log_filter("off").unwrap(),
             log_format: LogFormat::Text,
         };
         change(&mut config);

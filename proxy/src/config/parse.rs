@@ -294,7 +294,7 @@ pub(super) fn choice<T: Copy>(value: &str, choices: &[(&str, T)]) -> Parsed<T> {
 }
 
 pub(super) fn log_level(value: &str) -> Parsed<String> {
-    super::check_log_level(value)?;
+    tulle_api::log_filter(value).map_err(|error| error.to_string())?;
     Ok(value.to_owned())
 }
 

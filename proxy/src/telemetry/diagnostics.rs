@@ -9,11 +9,13 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tracing::Subscriber;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
-use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
+use tracing_subscriber::{Registry, fmt, reload};
+use tulle_api::{InvalidLogLevel, log_filter};
 
 use super::lines::{LineOutput, Lines};
-use crate::config::{LogFormat, check_log_level};
+use crate::config::LogFormat;
 
 /// How long the end of the process waits for whoever reads the log.
 const LAST_FLUSH: Duration = Duration::from_secs(1);
@@ -21,7 +23,7 @@ const LAST_FLUSH: Duration = Duration::from_secs(1);
 /// Reads and changes what is logged. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct LogLevel {
-    handle: reload::Handle<EnvFilter, Registry>,
+    handle: reload::Handle<Targets, Registry>,
     directives: Arc<Mutex<String>>,
 }
 
@@ -36,10 +38,8 @@ pub struct Diagnostics {
 #[derive(Debug, thiserror::Error)]
 pub enum DiagnosticsError {
     /// Not a level or directives.
-    #[error(
-        "log level: {0}; expected error, warn, info, debug, trace, or directives such as info,tulle_proxy::tls=debug"
-    )]
-    Level(String),
+    #[error(transparent)]
+    Level(#[from] InvalidLogLevel),
     /// There are some already.
     #[error("diagnostics are installed already: {0}")]
     Installed(#[from] tracing::subscriber::SetGlobalDefaultError),
@@ -59,7 +59,7 @@ pub fn subscriber(
     format: LogFormat,
     output: &LineOutput,
 ) -> Result<(impl Subscriber + Send + Sync + use<>, LogLevel), DiagnosticsError> {
-    let filter = check_log_level(level).map_err(DiagnosticsError::Level)?;
+    let filter = log_filter(level)?;
     let (filter, handle) = reload::Layer::new(filter);
     let writer = MakeLineWriter(output.queue());
     let (json, text) = match format {
@@ -121,7 +121,7 @@ impl LogLevel {
     /// # Errors
     /// What is wrong with the directives; nothing is changed then.
     pub fn set(&self, directives: &str) -> Result<(), String> {
-        let filter = check_log_level(directives)?;
+        let filter = log_filter(directives).map_err(|error| error.to_string())?;
         let mut current = self.directives.lock();
         self.handle.reload(filter).map_err(|error| error.to_string())?;
         directives.clone_into(&mut current);
