@@ -16,7 +16,6 @@ use super::context::Worker;
 use super::fault::Fault;
 use super::headers;
 use super::record::{InFlight, Tracked};
-use crate::drain;
 use crate::endpoint::{ConnectError, Dial, Endpoint, Http1, Http2, Preferred, Way};
 use crate::io::{Io, Meter};
 use crate::policy;
@@ -251,7 +250,8 @@ pub(super) fn connect_fault(error: &ConnectError) -> Fault {
     Fault::unsent(error.reason(), error.to_string())
 }
 
-/// Serves the requests of one connection, until it ends or the drain does; `refuse` answers what is no request.
+/// Serves the requests of one connection, until it ends, or once `drain` is ready until those under way are answered;
+/// `refuse` answers what is no request. `drain` may become ready without waking anybody by the time a handler is.
 pub(super) async fn serve<H, F>(
     worker: &Worker,
     direction: Direction,
@@ -259,7 +259,7 @@ pub(super) async fn serve<H, F>(
     io: Io,
     handler: H,
     refuse: impl Fn(&Fault) -> Response<Tracked>,
-    drain: &drain::Watch,
+    drain: impl Future<Output = ()>,
 ) where
     H: Fn(Request<Body>) -> F,
     F: Future<Output = Response<Tracked>> + Send + 'static,
@@ -274,7 +274,7 @@ pub(super) async fn serve<H, F>(
         Framing::Http1 => {
             let handler = |request: Request<h1::Body>| handler(request.map(Body::http1));
             let refuse = |error: h1::HeadError| refuse(&Fault::unsent(refusal(error), error.to_string()));
-            let closed = h1::serve(io, &[], settings.http1, handler, refuse, drain.draining()).await;
+            let closed = h1::serve(io, &[], settings.http1, handler, refuse, drain).await;
             tracing::debug!(end = %Chain(&closed), direction = direction.as_str(), "HTTP/1 connection ended");
         }
     }

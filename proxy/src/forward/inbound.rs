@@ -486,7 +486,7 @@ impl Connection {
         let io = io.metered(Arc::clone(&meter));
         let handler = |request| Arc::clone(&self).request(request);
         let refuse = |fault: &Fault| self.record(&mut Request::default()).unread().fault(fault);
-        let (direction, drain) = (Direction::Inbound, &worker.proxy.drain);
+        let (direction, drain) = (Direction::Inbound, worker.proxy.drain.draining());
         let served = exchange::serve(&worker, direction, self.framing, io, handler, refuse, drain);
         let record = registered(&worker, &self.guard, self.client);
         let closed = tokio::select! {

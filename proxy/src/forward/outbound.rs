@@ -7,9 +7,12 @@
 //! goes to this very workload is judged by its policy here and given to the application directly, and what leaves the mesh
 //! by the policy for that ([`egress`]). Whatever fails is answered by the proxy itself, with its reason.
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use http::{Request, Response};
@@ -50,6 +53,8 @@ struct Connection {
     service: Arc<str>,
     framing: Framing,
     tunnels: Tunnels,
+    /// It closes once what is under way is answered: the next may go another way.
+    over: AtomicBool,
 }
 
 /// Serves one connection of the application until it ends.
@@ -69,7 +74,8 @@ pub async fn serve(worker: &Arc<Worker>, accepted: Accepted) {
         Some(framing) => {
             let (id, service) = (worker.proxy.connection_id(), going.service());
             let (worker, tunnels) = (Arc::clone(worker), Tunnels::default());
-            let connection = Connection { worker, id, client, going, service, framing, tunnels };
+            let over = AtomicBool::new(false);
+            let connection = Connection { worker, id, client, going, service, framing, tunnels, over };
             // Apart, so that the task of an opaque connection is small.
             Box::pin(Arc::new(connection).serve(io)).await;
         }
@@ -79,8 +85,7 @@ pub async fn serve(worker: &Arc<Worker>, accepted: Accepted) {
             let server = match server {
                 Some(server) => server,
                 None => {
-                    Box::pin(async { connect(worker, client, &going.target(worker).await?, name).await })
-                        .await
+                    Box::pin(async { connect(worker, client, &going.whole(worker).await?, name).await }).await
                 }
             };
             let service = going.service();
@@ -141,7 +146,7 @@ async fn undeclared(
     };
     let (opened, guarded) = tokio::sync::oneshot::channel();
     let open = async {
-        let target = going.target(worker).await?;
+        let target = going.whole(worker).await?;
         let Connected { endpoint, own, out, server } = connect(worker, client, &target, Name::None).await?;
         let outside = || out.as_ref().map(|out| &out.guard);
         let guard = own.as_ref().map(|own| &own.guard).or_else(outside);
@@ -192,7 +197,12 @@ impl Connection {
         let io = io.metered(Arc::clone(&meter));
         let handler = |request| Arc::clone(&self).request(request);
         let refuse = |fault: &Fault| self.record(&mut Request::default()).unread().fault(fault);
-        let (direction, drain) = (Direction::Outbound, &self.worker.proxy.drain);
+        let direction = Direction::Outbound;
+        let mut draining = pin!(self.worker.proxy.drain.draining());
+        let drain = poll_fn(|cx| match self.over.load(Ordering::Relaxed) {
+            true => Poll::Ready(()),
+            false => draining.as_mut().poll(cx),
+        });
         exchange::serve(&self.worker, direction, self.framing, io, handler, refuse, drain).await;
         let cut = self.tunnels.ended().await;
         let bytes = exchange::count(&open, &meter);
@@ -217,7 +227,12 @@ impl Connection {
         headers::strip_ours(request.headers_mut());
         match self.forward(&mut record, &mut request).await {
             Ok(answer) => record.answer(answer),
-            Err(fault) => record.fault(&fault),
+            Err(fault) => {
+                if fault.reason == Reason::RouteChanged {
+                    self.over.store(true, Ordering::Relaxed);
+                }
+                record.fault(&fault)
+            }
         }
     }
 
@@ -362,6 +377,9 @@ fn rule<'a>(
     request: &Request<Body>,
 ) -> Result<Option<Found<'a>>, Fault> {
     let (Some(table), Target::Service(service, port)) = (routes, target) else { return Ok(None) };
+    if table.streams(*port).is_some() {
+        return Err(target::rerouted(service, *port));
+    }
     let path = request.uri().path();
     match table.find(*port, &filters::asked(request)) {
         Match::NoRoutes => Ok(None),

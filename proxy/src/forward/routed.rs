@@ -54,11 +54,13 @@ pub(super) async fn serve(
     };
     record.authority = server_name.unwrap_or_default();
     let io = Io::replay(Replay::new(sniffed.head.clone(), stream));
+    // Held as long as the connection lives, so that the backend is not forgotten.
+    let mut to = None;
     let (route, server) = match streams.find(server_name) {
         None => (None, Err(nobody(&sniffed))),
         Some(route) => match outbound::choose(&route.name, &route.backends) {
             Err(fault) => (Some((route, None)), Err(fault)),
-            Ok(backend) => (Some((route, Some(backend))), connect(worker, client, backend).await),
+            Ok(backend) => (Some((route, Some(backend))), connect(worker, client, backend, &mut to).await),
         },
     };
     if let Some((route, backend)) = route {
@@ -86,7 +88,15 @@ fn nobody(sniffed: &Sniffed) -> Fault {
     Fault::unsent(Reason::RouteNotFound, what)
 }
 
-async fn connect(worker: &Worker, client: SocketAddr, backend: &Backend) -> Result<Connected, Fault> {
+async fn connect(
+    worker: &Worker,
+    client: SocketAddr,
+    backend: &Backend,
+    to: &mut Option<Target>,
+) -> Result<Connected, Fault> {
     let service = target::service(worker, &backend.service).await?;
-    outbound::connect(worker, client, &Target::Service(service, backend.port), Name::None).await
+    outbound::connect(worker, client, to.insert(Target::Service(service, backend.port)), Name::None).await
 }
+
+#[cfg(test)]
+mod tests;

@@ -61,6 +61,20 @@ impl Going {
         Ok(find(worker, &self.destination).await?.0)
     }
 
+    /// What a connection goes to whose bytes nobody looks into, and that no route takes as a whole.
+    ///
+    /// # Errors
+    /// Also when such a route has come meanwhile.
+    pub(super) async fn whole(&self, worker: &Worker) -> Result<Target, Fault> {
+        let target = self.target(worker).await?;
+        if let Target::Service(service, port) = &target
+            && service.routes().is_some_and(|routes| routes.streams(*port).is_some())
+        {
+            return Err(rerouted(service, *port));
+        }
+        Ok(target)
+    }
+
     /// Who was last seen to speak first there.
     pub(super) fn first(&self, worker: &Worker) -> Option<First> {
         match self.found.as_ref().ok()? {
@@ -104,6 +118,12 @@ impl Going {
             Ok(Target::Service(..) | Target::Address(_)) | Err(_) => None,
         }
     }
+}
+
+/// Why nothing more goes the old way to a port whose connections have got routes as a whole.
+pub(super) fn rerouted(service: &ServiceState, port: u16) -> Fault {
+    let what = format!("{}:{port} has got a TLSRoute or a TCPRoute", service.name);
+    Fault::unsent(Reason::RouteChanged, what)
 }
 
 async fn find(worker: &Worker, destination: &Destination) -> Result<(Target, Protocol), Fault> {

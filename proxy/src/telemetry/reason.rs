@@ -69,6 +69,10 @@ reasons! {
         "the matching rule cannot be carried out"
         "The rule that matches asks for what this version cannot do, or for what its proxy, of an older version than the control plane, does not know. It is not served as if it asked for less."
         "See what `tulle check` says of the route, and the answer's own text; bring the proxies to the control plane's version.";
+    RouteChanged "route_changed" 503 UNAVAILABLE
+        "the connection is older than the routes of its port"
+        "Since the connection came, its port has got a TLSRoute or a TCPRoute, which whole connections follow. The request was not sent anywhere, and the connection closes."
+        "Repeat the request: the next connection follows the route.";
     BackendNotFound "backend_not_found" 500 UNAVAILABLE
         "the route's backend does not exist"
         "The rule names a Service, or a port of it, that does not exist or may not be referred to."

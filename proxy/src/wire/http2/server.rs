@@ -15,7 +15,6 @@ use super::super::{Body, Upgrade};
 use super::alive::Alive;
 use super::pipe::Pipe;
 use super::{Error, Incoming, Limits, MAX_ERROR_RESETS, OnTunnel, Outgoing, Tunnel};
-use crate::drain;
 use crate::io::Io;
 
 /// How long a connection that is new when the drain begins, or comes later, has for its first request: who dials a
@@ -28,7 +27,7 @@ struct Offered {
     taker: oneshot::Sender<Tunnel>,
 }
 
-/// Serves requests on `io` until the client is done, or, once `drain` begins, until those under way are
+/// Serves requests on `io` until the client is done, or, once `drain` is ready, until those under way are
 /// (GOAWAY in two phases, RFC 9113 §6.8). A request that its client resets is dropped.
 ///
 /// # Errors
@@ -37,7 +36,7 @@ pub async fn serve<H, F, B>(
     mut io: Io,
     limits: &Limits,
     handler: H,
-    drain: &drain::Watch,
+    drain: impl Future<Output = ()>,
 ) -> Result<(), Error>
 where
     H: Fn(Request<Body>) -> F,
@@ -58,7 +57,7 @@ where
         .await?;
     let mut alive = connection.ping_pong().map(|pings| Alive::new(pings, limits.keep_alive, meter));
     let mut told = pin!(async {
-        drain.draining().await;
+        drain.await;
         // Past that time, at once.
         drop(tokio::time::timeout_at(begun + NEWCOMER, first.notified()).await);
     });

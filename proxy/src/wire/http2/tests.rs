@@ -59,7 +59,7 @@ async fn what_waits_to_be_written_is_bounded_by_us_and_not_by_the_clients_window
             Response::new(Frames(http_body_util::StreamBody::new(tokio_stream::iter(frames))))
         }
     };
-    tokio::spawn(async move { serve(Io::tcp(server), &Limits::default(), answer, &drain).await });
+    tokio::spawn(async move { serve(Io::tcp(server), &Limits::default(), answer, drain.draining()).await });
     let (mut requests, connection) = h2::client::Builder::new()
         .initial_window_size(i32::MAX as u32)
         .initial_connection_window_size(i32::MAX as u32)
@@ -96,7 +96,7 @@ async fn a_connection_that_comes_during_the_drain_is_served_its_first_request() 
     let limits = Limits { max_concurrent_streams: 77, ..Limits::default() };
     let serving = tokio::spawn(async move {
         let answer = |_| async { Response::new(Body::empty()) };
-        serve(Io::tcp(server), &limits, answer, &drain).await
+        serve(Io::tcp(server), &limits, answer, drain.draining()).await
     });
     let (sender, connection) = h2::client::handshake(client).await.unwrap();
     tokio::spawn(connection);

@@ -40,7 +40,7 @@ async fn hop() -> (h2::client::SendRequest<Bytes>, h2::server::Connection<TcpStr
     };
     tokio::spawn(async move {
         let (_signal, drain) = drain::channel();
-        serve(Io::tcp(ours), &Limits::default(), pass, &drain).await
+        serve(Io::tcp(ours), &Limits::default(), pass, drain.draining()).await
     });
     let (requests, connection) = h2::client::handshake(client).await.unwrap();
     tokio::spawn(connection);
@@ -164,7 +164,7 @@ async fn uploading() -> (SendStream<Bytes>, Response<Body>, RecvStream, SendStre
             drop(handed.lock().take().unwrap().send(request));
             std::future::pending::<Response<Body>>()
         };
-        serve(Io::tcp(ours), &Limits::default(), take, &drain).await
+        serve(Io::tcp(ours), &Limits::default(), take, drain.draining()).await
     });
     let (mut requests, connection) = h2::client::handshake(client).await.unwrap();
     tokio::spawn(connection);
@@ -228,7 +228,7 @@ async fn a_response_is_broken_off_in_time_though_its_client_reads_nothing() {
     tokio::spawn(async move {
         let (_signal, drain) = drain::channel();
         let answer = move |_| std::future::ready(Response::new(Endless(told.lock().take().unwrap())));
-        serve(Io::tcp(ours), &Limits::default(), answer, &drain).await
+        serve(Io::tcp(ours), &Limits::default(), answer, drain.draining()).await
     });
     let (mut requests, connection) = h2::client::handshake(client).await.unwrap();
     tokio::spawn(connection);

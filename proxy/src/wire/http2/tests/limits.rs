@@ -38,7 +38,7 @@ impl Client {
         let serving = tokio::spawn(async move {
             let (_signal, drain) = drain::channel();
             let answer = |_| async { Response::new(Body::empty()) };
-            serve(io, &Limits::default(), answer, &drain).await
+            serve(io, &Limits::default(), answer, drain.draining()).await
         });
         let mut client = Self { stream, meter, serving };
         client.say(HELLO).await;
@@ -108,7 +108,7 @@ async fn a_head_that_is_too_large_is_answered_and_its_connection_goes_on() {
     tokio::spawn(async move {
         let (_signal, drain) = drain::channel();
         let answer = |_| async { Response::new(Body::empty()) };
-        serve(Io::tcp(server), &Limits::default(), answer, &drain).await
+        serve(Io::tcp(server), &Limits::default(), answer, drain.draining()).await
     });
     let (mut requests, connection) = h2::client::handshake(client).await.unwrap();
     tokio::spawn(connection);
