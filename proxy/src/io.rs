@@ -83,6 +83,11 @@ enum Inner {
 pub trait Transport: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     /// Has the peer see that what was sent is not all: dropping the stream after this must not look like an orderly end.
     fn abort(&mut self) {}
+
+    /// Whether a peer that has ended its side may still want to hear us.
+    fn may_half_close(&self) -> bool {
+        true
+    }
 }
 
 /// Bytes that passed through an [`Io`], above TLS.
@@ -164,11 +169,20 @@ impl Transport for Io {
     fn abort(&mut self) {
         self.reset_on_drop();
     }
+
+    /// Another proxy has no use for what it has ended its side of: its own client has gone.
+    fn may_half_close(&self) -> bool {
+        matches!(self.0.inner, Inner::Tcp(_))
+    }
 }
 
 impl Transport for Box<dyn Transport> {
     fn abort(&mut self) {
         (**self).abort();
+    }
+
+    fn may_half_close(&self) -> bool {
+        (**self).may_half_close()
     }
 }
 

@@ -59,6 +59,39 @@ pub(super) fn worker(authority: &Authority, account: &str, access: Option<LineOu
     Worker::new(0, Arc::new(Proxy::new(store, creds, settings, telemetry, drain, own, workload)))
 }
 
+/// A worker of a proxy that is alone in its mesh.
+pub(super) fn lone_worker(account: &str) -> Arc<Worker> {
+    let day = Duration::from_secs(86_400);
+    let authority = Authority::generate(&TrustDomain::default(), day, SystemTime::now()).unwrap();
+    worker(&authority, account, None)
+}
+
+/// Gives a proxy a service without routes, whose port 80 is HTTP's, with these endpoints outside the mesh.
+pub(super) fn knows(worker: &Worker, service: &str, endpoints: &[SocketAddr]) -> Arc<ServiceState> {
+    let name = ObjectName::new("default", service);
+    let state = Arc::new(ServiceState::new(name.clone()));
+    state.set_info(Some(Arc::new(ServiceInfo {
+        name: name.clone(),
+        addresses: Vec::new(),
+        ports: vec![ServicePort { port: 80, name: String::new(), protocol: Protocol::Http }],
+    })));
+    let endpoints = endpoints.iter().map(|addr| EndpointInfo {
+        service_port: 80,
+        addr: *addr,
+        peer: Peer::Plaintext,
+        workload: None,
+        zone: None,
+        ready: true,
+    });
+    let endpoints = EndpointsInfo { name: name.clone(), endpoints: endpoints.collect() };
+    state.set_endpoints(EndpointSet::apply(None, &endpoints, 1));
+    state.set_routes(None);
+    worker.proxy.store.update(|snapshot| {
+        snapshot.services.insert(name, Arc::clone(&state));
+    });
+    state
+}
+
 /// Gives a proxy the service `orders`, whose one endpoint is `address`.
 fn knows_orders(worker: &Worker, authority: &Authority, address: SocketAddr) {
     let id = SpiffeId::new(authority.trust_domain(), "default", "orders").unwrap();
@@ -147,12 +180,11 @@ async fn application() -> SocketAddr {
     address
 }
 
-/// A client of `web`, whose proxy reaches that of `orders`.
-async fn client(access: impl Fn() -> Option<LineOutput>) -> TcpStream {
+/// A client of `web`, whose proxy reaches that of `orders`, before `application`.
+async fn client(application: SocketAddr, access: impl Fn() -> Option<LineOutput>) -> TcpStream {
     let authority =
         Authority::generate(&TrustDomain::default(), Duration::from_secs(86_400), SystemTime::now()).unwrap();
     let (web, server) = (worker(&authority, "web", access()), worker(&authority, "orders", access()));
-    let application = application().await;
     let near = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let far = TcpListener::bind("127.0.0.1:0").await.unwrap();
     knows_orders(&web, &authority, far.local_addr().unwrap());
@@ -198,11 +230,29 @@ async fn a_request_through_both_proxies_allocates_little() {
     let file = tempfile::tempfile().unwrap();
     for logged in [false, true] {
         let access = || logged.then(|| LineOutput::new(file.try_clone().unwrap()));
-        let mut client = client(access).await;
+        let mut client = client(application().await, access).await;
         let counts = requests(&mut client, 60).await;
         // The first ones dial and find buffers too small; the log's queue doubles now and then.
         let mut usual = counts[20..].to_vec();
         usual.sort_unstable();
         assert!(usual[usual.len() / 2] <= MOST, "logged: {logged}: {counts:?}");
     }
+}
+
+/// Behind both proxies it is the end of a connection that may be half-closed, but for the one between them.
+#[tokio::test]
+async fn the_application_learns_at_once_that_who_asked_is_gone() {
+    let application = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut client = client(application.local_addr().unwrap(), || None).await;
+    client.write_all(b"GET / HTTP/1.1\r\nHost: orders\r\n\r\n").await.unwrap();
+    let (mut asked, _) = application.accept().await.unwrap();
+    let mut request = Vec::new();
+    while !request.ends_with(b"\r\n\r\n") {
+        assert_ne!(asked.read_buf(&mut request).await.unwrap(), 0);
+    }
+    // It resets.
+    socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(client);
+    let ended = tokio::time::timeout(Duration::from_secs(5), asked.read(&mut [0; 1])).await;
+    assert!(!matches!(ended.expect("it goes on being asked"), Ok(1..)));
 }

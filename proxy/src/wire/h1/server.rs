@@ -84,6 +84,9 @@ struct Serving {
 const LEFTOVER: usize = 64 * 1024;
 /// How long that, and a client's own close after ours, may take.
 const LINGER: Duration = Duration::from_secs(2);
+/// How long a client that has ended its side is taken to wait for an answer of which nothing comes. Whether it is gone cannot be seen
+/// until something is sent to it.
+const HALF_CLOSED: Duration = Duration::from_secs(10);
 
 /// When draining, how long a request may still come that was sent before the client could know.
 const DRAIN_GRACE: Duration = Duration::from_millis(500);
@@ -156,7 +159,7 @@ impl<I: Transport> Server<I> {
                 Err(closed) => return closed,
             };
             let (request, serving) = self.begin(head);
-            let response = match self.handle(pin!(handler(request))).await {
+            let response = match self.handle(pin!(handler(request)), drain.as_mut()).await {
                 Ok(response) => response,
                 Err(error) => return Closed::Io(error),
             };
@@ -241,9 +244,14 @@ impl<I: Transport> Server<I> {
         (request, serving)
     }
 
-    /// Runs the handler; meanwhile interim responses go out and a reset by the client is noticed.
-    async fn handle<T>(&mut self, mut handler: Pin<&mut impl Future<Output = T>>) -> io::Result<T> {
-        let Self { shared, out, .. } = self;
+    /// Runs the handler; meanwhile interim responses go out, and it is noticed if the client goes.
+    async fn handle<T>(
+        &mut self,
+        mut handler: Pin<&mut impl Future<Output = T>>,
+        mut drain: Pin<&mut impl Future<Output = ()>>,
+    ) -> io::Result<T> {
+        let Self { shared, out, timer, drained, .. } = self;
+        let mut silent = None;
         std::future::poll_fn(|cx| {
             if let Poll::Ready(response) = handler.as_mut().poll(cx) {
                 return Poll::Ready(Ok(response));
@@ -259,10 +267,11 @@ impl<I: Transport> Server<I> {
             {
                 return Poll::Ready(Err(error));
             }
-            if let Poll::Ready(error) = state.poll_watch(cx) {
-                return Poll::Ready(Err(error));
-            }
-            Poll::Pending
+            let drained = |cx: &mut Context<'_>| {
+                *drained = *drained || drain.as_mut().poll(cx).is_ready();
+                *drained
+            };
+            poll_gone(&mut state, timer, &mut silent, drained, cx).map(Err)
         })
         .await
     }
@@ -288,7 +297,8 @@ impl<I: Transport> Server<I> {
         let (status, upload) = (parts.status, parts.extensions.get::<Upload>().cloned());
         reuse::give(parts.headers, parts.extensions);
         let mut body = pin!(body);
-        let Self { shared, out, .. } = self;
+        let Self { shared, out, timer, drained, .. } = self;
+        let (mut silent, mut written) = (None, out.written);
         std::future::poll_fn(|cx| {
             loop {
                 let taken = sending.poll_take(body.as_mut(), out, cx);
@@ -309,7 +319,11 @@ impl<I: Transport> Server<I> {
                     return Poll::Ready(Ok(()));
                 }
                 if taken.is_pending() {
-                    return state.poll_watch(cx).map(|error| Err(Closed::Io(error)));
+                    if std::mem::replace(&mut written, out.written) != out.written {
+                        silent = None;
+                    }
+                    return poll_gone(&mut state, timer, &mut silent, |_| *drained, cx)
+                        .map(|error| Err(Closed::Io(error)));
                 }
             }
         })
@@ -428,6 +442,28 @@ impl<I: Transport> Drop for Server<I> {
         }
         self.shared.over();
     }
+}
+
+/// Ready when the client is gone: it has reset the connection, or has ended its side and been `silent`ly waiting since for longer than
+/// anybody would who can have an answer.
+fn poll_gone<I: Transport>(
+    state: &mut State<I>,
+    timer: &mut Pin<Box<Sleep>>,
+    silent: &mut Option<Instant>,
+    drained: impl FnOnce(&mut Context<'_>) -> bool,
+    cx: &mut Context<'_>,
+) -> Poll<io::Error> {
+    if let Poll::Ready(error) = state.poll_watch(cx) {
+        return Poll::Ready(error);
+    }
+    if !state.input.eof {
+        return Poll::Pending;
+    }
+    if state.io.as_ref().is_some_and(Transport::may_half_close) {
+        let patience = if drained(cx) { LINGER } else { HALF_CLOSED };
+        ready!(poll_until(timer, *silent.get_or_insert_with(Instant::now) + patience, cx));
+    }
+    Poll::Ready(io::Error::new(io::ErrorKind::ConnectionAborted, "the client has ended its side"))
 }
 
 /// Ready at `deadline`. One timer serves all of a connection's deadlines: most move on before it goes off.
