@@ -43,10 +43,10 @@ pub(super) struct State {
     driver: Option<Waker>,
     /// How often `out` was taken.
     round: u32,
-    /// Who waits for room in `out` and has had little of it in this round: they come first in the next.
-    starved: Vec<Waker>,
-    /// Who waits and has had much.
-    blocked: Vec<Waker>,
+    /// Streams whose writer waits for room in `out` and has had little of it in this round: they come first in the next.
+    starved: Vec<u32>,
+    /// Those that have had much.
+    blocked: Vec<u32>,
     /// The peer takes no more streams.
     gone: bool,
     /// It ends with its last stream.
@@ -68,6 +68,8 @@ struct Entry {
     added: (u32, usize),
     reader: Option<Waker>,
     writer: Option<Waker>,
+    /// It is among those that wait for room.
+    queued: bool,
     /// The peer has sent its end.
     ended: bool,
     /// The peer has no use for it any more.
@@ -175,7 +177,12 @@ impl State {
     }
 
     fn wake_blocked(&mut self) {
-        self.starved.drain(..).chain(self.blocked.drain(..)).for_each(Waker::wake);
+        for id in self.starved.drain(..).chain(self.blocked.drain(..)) {
+            if let Some(entry) = self.streams.get_mut(&id) {
+                entry.queued = false;
+                entry.wake_writer();
+            }
+        }
     }
 
     fn wake_driver(&mut self) {
@@ -307,8 +314,11 @@ impl State {
         }
         let room = if is_full { SHARE.saturating_sub(entry.added.1) } else { buf.len() };
         if is_full && room == 0 {
-            let waiting = if entry.added.1 <= SHARE { &mut self.starved } else { &mut self.blocked };
-            waiting.push(cx.waker().clone());
+            set(&mut entry.writer, cx.waker());
+            if !std::mem::replace(&mut entry.queued, true) {
+                let waiting = if entry.added.1 <= SHARE { &mut self.starved } else { &mut self.blocked };
+                waiting.push(id);
+            }
             return Poll::Pending;
         }
         let length = buf.len().min(room).min(usize::from(u16::MAX)).min(entry.credit as usize);
@@ -379,6 +389,7 @@ impl Entry {
             added: (0, 0),
             reader: None,
             writer: None,
+            queued: false,
             ended: false,
             reset: false,
             ours: Ours::Open,

@@ -1,3 +1,5 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
@@ -139,6 +141,31 @@ fn what_is_short_does_not_wait_behind_what_is_long_and_the_long_take_turns() {
     }
     let (least, most) = (written[..3].iter().min().unwrap(), written[..3].iter().max().unwrap());
     assert!(*least * 10 >= *most * 9, "{written:?}");
+}
+
+#[test]
+fn whoever_asks_again_and_again_for_room_is_woken_once() {
+    struct Count(AtomicUsize);
+    impl std::task::Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    let mut state = State::new(true);
+    let id = state.open().unwrap();
+    let woken = Arc::new(Count(AtomicUsize::new(0)));
+    let waker = Arc::clone(&woken).into();
+    // More than fits, and the peer never lacks window.
+    while writes(&mut state, id, &[0; 1024], &waker) > 0 {
+        state.refill(id);
+    }
+    for _ in 0..100 {
+        assert_eq!(writes(&mut state, id, &[0; 1024], &waker), 0);
+    }
+    assert_eq!(woken.0.load(Ordering::Relaxed), 0);
+    state.take_out(&mut Vec::new());
+    assert_eq!(woken.0.load(Ordering::Relaxed), 1);
+    assert_eq!(writes(&mut state, id, &[0; 1024], &waker), 1024);
 }
 
 #[tokio::test]
