@@ -8,7 +8,7 @@ use http::{HeaderValue, Request, Response, StatusCode, header};
 use super::exchange::Answer;
 use super::fault::Fault;
 use super::headers;
-use crate::route::{Asked, Backend, Cors, CorsRequest, Filters, Found, InvalidTarget};
+use crate::route::{Asked, Backend, Cors, CorsInPlace, CorsRequest, Filters, Found, InvalidTarget};
 use crate::telemetry::Reason;
 use crate::wire::{Body, Framing};
 
@@ -25,8 +25,9 @@ pub(super) struct Asking<'a> {
 }
 
 /// What goes into the answer to a request; `None` where the rule says nothing of other origins.
-pub(super) fn cors<'a>(found: &Found<'a>, request: &Request<Body>) -> Option<Box<Asking<'a>>> {
+pub(super) fn cors<'a>(found: &Found<'a>, request: &mut Request<Body>) -> Option<Box<Asking<'a>>> {
     let cors = found.rule.filters.as_deref()?.cors.as_ref()?;
+    request.extensions_mut().insert(CorsInPlace);
     Some(Box::new(Asking { cors, from: cors.request(request.headers()) }))
 }
 

@@ -53,6 +53,10 @@ pub enum AllowedOrigin {
     },
 }
 
+/// Has been put among a request's extensions where the rule says who may read its answers, in place of the application.
+#[derive(Clone, Copy, Debug)]
+pub struct InPlace;
+
 /// Text that is neither `*` nor `<http|https>://<host>[:<port>]`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -134,10 +138,15 @@ impl Cors {
         }
     }
 
-    fn share(&self, request: &CorsRequest, answer: &mut HeaderMap) {
+    /// Removes what the application says of who may read its answers.
+    pub fn strip(answer: &mut HeaderMap) {
         for name in [ALLOW_ORIGIN, ALLOW_CREDENTIALS, ALLOW_METHODS, ALLOW_HEADERS, EXPOSE_HEADERS, MAX_AGE] {
             answer.remove(name);
         }
+    }
+
+    fn share(&self, request: &CorsRequest, answer: &mut HeaderMap) {
+        Self::strip(answer);
         vary(answer, "Origin");
         if let Some(origin) = &request.allowed {
             answer.insert(ALLOW_ORIGIN, origin.clone());
@@ -178,7 +187,7 @@ impl Listed {
 impl AllowedOrigin {
     fn allows(&self, origin: &str) -> bool {
         let Self::Of { scheme, host, port } = self else { return true };
-        split(origin).is_some_and(|(own, name, number)| {
+        split(origin).filter(|(_, name, _)| is_host(name)).is_some_and(|(own, name, number)| {
             own == *scheme && number == *port && host.as_ref().is_none_or(|host| host.matches(name))
         })
     }
@@ -198,6 +207,19 @@ impl FromStr for AllowedOrigin {
             name => Some(name.parse().map_err(|_| invalid())?),
         };
         Ok(Self::Of { scheme, host, port })
+    }
+}
+
+/// Whether the text may be a host as browsers name it: of anything else one cannot say what it ends with.
+fn is_host(text: &str) -> bool {
+    let is_address =
+        |text: &str| text.bytes().all(|byte| byte.is_ascii_hexdigit() || matches!(byte, b':' | b'.'));
+    match text.strip_prefix('[').and_then(|text| text.strip_suffix(']')) {
+        Some(address) => is_address(address),
+        None => {
+            let is_in_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
+            !text.is_empty() && text.bytes().all(is_in_name)
+        }
     }
 }
 
@@ -259,6 +281,18 @@ mod tests {
             ("http://*.a.example:8080", "http://evila.example:8080", false),
             ("https://*", "https://[::1]", true),
             ("https://*", "http://a", false),
+            ("https://*.example", "https://a.example", true),
+            ("https://*.example", "https://x_y.a-b.example", true),
+            ("https://*.example", "https://evil/.example", false),
+            ("https://*.example", "https://evil#.example", false),
+            ("https://*.example", "https://evil?.example", false),
+            ("https://*.example", "https://evil\\.example", false),
+            ("https://*.example", "https://evil@a.example", false),
+            ("https://*.example", "https://evil:80/.example", false),
+            ("https://*.example", "https://evil .example", false),
+            ("https://*", "https://", false),
+            ("https://*", "https://evil/", false),
+            ("https://*", "https://[::1/]", false),
             ("*", "null", true),
         ] {
             let is_allowed = allowed.parse::<AllowedOrigin>().unwrap().allows(origin);
@@ -288,6 +322,8 @@ mod tests {
         let ask = |cors: &Cors| {
             let mut answer = HeaderMap::new();
             cors.preflight(&cors.request(&asked).unwrap(), &asked, &mut answer);
+            // It belongs to the answers of the requests proper (Fetch, "CORS protocol", HTTP responses).
+            assert_eq!(said(&answer, "access-control-expose-headers"), "");
             ["origin", "methods", "headers", "credentials"]
                 .map(|what| said(&answer, &format!("access-control-allow-{what}")))
                 .join(";")

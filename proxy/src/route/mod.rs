@@ -30,7 +30,7 @@ mod stream;
 mod table;
 
 pub use condition::{Asked, Conditions, HeaderMatch, QueryMatch, ValueMatch};
-pub use cors::{AllowedOrigin, Cors, CorsRequest, InvalidOrigin, Listed};
+pub use cors::{AllowedOrigin, Cors, CorsRequest, InPlace as CorsInPlace, InvalidOrigin, Listed};
 pub use filter::{Filters, HeaderModifier, InvalidTarget, Mirror, PathModifier, Redirect, Rewrite, Scheme};
 pub use host::{Hostname, InvalidHostname};
 pub use pattern::{InvalidPattern, Pattern};

@@ -253,6 +253,23 @@ fn cors_is_passed_on() {
 }
 
 #[test]
+fn cors_that_lets_anybody_act_for_whoever_is_signed_in_is_warned_of_and_served() {
+    for (origins, credentials, is_warned_of) in [
+        ("'*'", "true", true),
+        ("'https://*'", "true", true),
+        ("'*'", "false", false),
+        ("'https://*.example'", "true", false),
+    ] {
+        let cors = format!("{{allowOrigins: [{origins}], allowCredentials: {credentials}}}");
+        let (rules, found) = read(&format!("[{{filters: [{{type: CORS, cors: {cors}}}], BACKEND}}]"));
+        let fields: Vec<_> = found.iter().map(|(_, field)| field.as_str()).collect();
+        let field = "spec.rules[0].filters[0].cors.allowCredentials";
+        assert_eq!(fields, if is_warned_of { vec![field] } else { vec![] }, "{cors}");
+        assert_eq!(rules.unwrap()[0].filters.len(), 1, "{cors}");
+    }
+}
+
+#[test]
 fn cors_that_the_gateway_api_forbids_is_refused() {
     for (cors, field) in [
         ("allowOrigins: ['*', 'https://a.example']", "allowOrigins[0]"),

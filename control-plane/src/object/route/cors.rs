@@ -87,6 +87,14 @@ pub(super) fn read(at: &str, written: &WrittenCors<'_>, notes: &mut Notes) -> Co
             "name `allowOrigins`",
         );
     }
+    let anybody = |one: &String| matches!(one.as_str(), "*" | "http://*" | "https://*");
+    if written.credentials == Some(true) && written.origins.iter().any(anybody) {
+        notes.warn(
+            format!("{at}.allowCredentials"),
+            "pages of any origin at all may act for, and read the answers of, whoever is signed in",
+            "name in `allowOrigins` the origins that may",
+        );
+    }
     Cors {
         origins: written.origins.to_vec(),
         credentials: written.credentials.unwrap_or_default(),

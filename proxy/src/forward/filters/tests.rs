@@ -2,32 +2,26 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
 use http::{HeaderName, Response, StatusCode};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tulle_certs::TrustDomain;
-use tulle_certs::issue::Authority;
 
 use crate::accept::{Accepted, Destination};
-use crate::endpoint::EndpointSet;
 use crate::forward::outbound;
-use crate::forward::tests::worker;
+use crate::forward::tests;
 use crate::route::{
-    Asked, Backend, Filters, HeaderModifier, Match, PathMatch, PathModifier, Redirect, RequestMatch, Rewrite,
-    Route, RouteKind, RouteRule, Routes, Rule, Table,
+    Asked, Backend, Cors, Filters, HeaderModifier, Listed, Match, PathMatch, PathModifier, Redirect,
+    RequestMatch, Rewrite, Route, RouteKind, RouteRule, Routes, Rule, Table,
 };
-use crate::state::{
-    EndpointInfo, EndpointsInfo, ObjectName, Peer, Protocol, ServiceInfo, ServicePort, ServiceState,
-};
+use crate::state::ObjectName;
 use crate::wire::Body;
 
 fn orders() -> ObjectName {
     ObjectName::new("default", "orders")
 }
 
-/// Answers with the head that it was sent.
+/// Answers with the head that it was sent, after an interim response if that wants to have hints.
 async fn application() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -36,6 +30,10 @@ async fn application() -> SocketAddr {
         let (mut space, mut filled) = ([0; 4096], 0);
         while !space[..filled].ends_with(b"\r\n\r\n") {
             filled += stream.read(&mut space[filled..]).await.unwrap();
+        }
+        if String::from_utf8_lossy(&space[..filled]).contains("X-Hints") {
+            let hints = "HTTP/1.1 103 Early Hints\r\nAccess-Control-Allow-Origin: *\r\nLink: a\r\n\r\n";
+            stream.write_all(hints.as_bytes()).await.unwrap();
         }
         let head = format!("HTTP/1.1 200 OK\r\nX-Old: 1\r\nContent-Length: {filled}\r\n\r\n");
         stream.write_all(head.as_bytes()).await.unwrap();
@@ -86,26 +84,8 @@ fn table(kind: RouteKind, rule: Filters, backend: Filters) -> Table {
 
 /// What a client gets for `request`.
 async fn answer(table: Table, request: &str) -> String {
-    let day = Duration::from_secs(86_400);
-    let authority = Authority::generate(&TrustDomain::default(), day, SystemTime::now()).unwrap();
-    let worker = worker(&authority, "web", None);
-    let service = ServiceState::new(orders());
-    let ports = vec![ServicePort { port: 80, name: String::new(), protocol: Protocol::Http }];
-    service.set_info(Some(Arc::new(ServiceInfo { name: orders(), addresses: Vec::new(), ports })));
-    let endpoint = EndpointInfo {
-        service_port: 80,
-        addr: application().await,
-        peer: Peer::Plaintext,
-        workload: None,
-        zone: None,
-        ready: true,
-    };
-    let endpoints = EndpointsInfo { name: orders(), endpoints: vec![endpoint] };
-    service.set_endpoints(EndpointSet::apply(None, &endpoints, 1));
-    service.set_routes(Some(Arc::new(table)));
-    worker.proxy.store.update(|snapshot| {
-        snapshot.services.insert(orders(), Arc::new(service));
-    });
+    let worker = tests::lone_worker("web");
+    tests::knows(&worker, "orders", &[application().await]).set_routes(Some(Arc::new(table)));
     let near = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut client = TcpStream::connect(near.local_addr().unwrap()).await.unwrap();
     tokio::spawn(async move {
@@ -193,5 +173,27 @@ fn what_another_proxy_says_went_wrong_is_not_changed() {
         }
         super::response(&found, &found.rule.backends[0], None, &mut response);
         assert_eq!(response.headers().contains_key("x-answer"), expected);
+    }
+}
+
+#[tokio::test]
+async fn the_application_says_in_no_response_who_may_read_it_where_the_route_does() {
+    let none = || Listed::These(None);
+    let cors = Cors {
+        origins: vec!["https://a.example".parse().unwrap()],
+        credentials: false,
+        methods: none(),
+        headers: none(),
+        expose: none(),
+        max_age: 5,
+    };
+    let request = "GET /v1/x HTTP/1.1\r\nHost: orders\r\nX-Hints: 1\r\nConnection: close\r\n\r\n";
+    for (cors, expected) in [
+        (Some(cors), "HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\nHTTP/1.1 200 OK\r\n"),
+        (None, "HTTP/1.1 103 Early Hints\r\nAccess-Control-Allow-Origin: *\r\nLink: a\r\n\r\n"),
+    ] {
+        let filters = Filters { cors, ..Filters::default() };
+        let said = answer(table(RouteKind::Http, filters, Filters::default()), request).await;
+        assert!(said.starts_with(expected), "{said}");
     }
 }
