@@ -129,6 +129,8 @@ pub(super) async fn unless_revoked<T>(
 ) -> Result<T, Failed> {
     tokio::select! {
         sent = sent => sent,
-        fault = revoked_for_long(worker, guard.map(|guard| &**guard)) => Err(Failed { fault, again: None }),
+        fault = revoked_for_long(worker, guard.map(|guard| &**guard)) => {
+            Err(Failed { fault, again: None, unread: false })
+        }
     }
 }

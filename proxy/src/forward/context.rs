@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 use foldhash::fast::RandomState;
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
 use tulle_certs::Creds;
 
 use super::fault::Speaker;
@@ -78,7 +77,7 @@ pub struct Worker {
     /// Endpoints that belong to no service: the application's ports, addresses dialled directly.
     loose: Mutex<HashMap<(SocketAddr, Peer), Arc<Endpoint>, RandomState>>,
     /// Room for copies of requests.
-    pub(super) mirrors: Arc<Semaphore>,
+    pub(super) mirrors: mirror::Places,
 }
 
 /// Loose endpoints that one worker remembers; those without connections go first.
@@ -177,8 +176,8 @@ impl Worker {
     pub fn new(index: usize, proxy: Arc<Proxy>) -> Arc<Self> {
         let telemetry = proxy.telemetry.worker(index);
         let (metrics, access) = (telemetry.metrics, telemetry.access);
-        let mirrors = Arc::new(Semaphore::new(mirror::MOST));
-        Arc::new(Self { index, proxy, metrics, access, loose: Mutex::default(), mirrors })
+        let (loose, mirrors) = (Mutex::default(), mirror::Places::default());
+        Arc::new(Self { index, proxy, metrics, access, loose, mirrors })
     }
 
     /// The service of that name; its first use waits for the control plane, and is counted.

@@ -19,6 +19,7 @@ use super::record::{InFlight, Tracked};
 use crate::endpoint::{ConnectError, Dial, Endpoint, Http1, Http2, Preferred, Way};
 use crate::io::{Io, Meter};
 use crate::policy;
+use crate::route::{Cors, CorsInPlace};
 use crate::state::Peer;
 use crate::telemetry::Reason;
 use crate::telemetry::metrics::{Direction, OpenConnection, ReplayCause};
@@ -31,6 +32,8 @@ pub(super) struct Failed {
     pub fault: Fault,
     /// Why the request, which is whole, may be sent once more.
     pub again: Option<ReplayCause>,
+    /// It was refused unread, so that whoever has kept what is missing of it may send it once more.
+    pub unread: bool,
 }
 
 /// Where a request goes, and how.
@@ -116,7 +119,11 @@ pub(super) async fn send(
             Ok(sent) => sent?,
             Err(_) => {
                 let detail = format!("{} within {limit:?}", endpoint.address);
-                return Err(Failed { fault: Fault::maybe(Reason::BackendTimeout, detail), again: None });
+                return Err(Failed {
+                    fault: Fault::maybe(Reason::BackendTimeout, detail),
+                    again: None,
+                    unread: false,
+                });
             }
         },
     };
@@ -150,10 +157,14 @@ async fn send_http1(
     };
     let idempotent = request.method().is_idempotent();
     let downstream = request.extensions().get::<h1::Exchange>().cloned();
+    let in_place = request.extensions().get::<CorsInPlace>().is_some();
     let interim = |mut response: Response<()>| {
         headers::strip_hop(response.headers_mut(), false);
         // No proxy sends any of its own.
         headers::strip_ours(response.headers_mut());
+        if in_place {
+            Cors::strip(response.headers_mut());
+        }
         downstream.as_ref().map(|downstream| downstream.interim(&response));
     };
     let body = std::mem::take(request.body_mut());
@@ -176,7 +187,11 @@ async fn send_http1(
             let detail = format!("{}: {}", endpoint.address, Chain(&error.failure));
             let fault = Fault { reason, processed, detail: detail.into() };
             let whole = error.body.map(|body| *request.body_mut() = body).is_some();
-            Err(Failed { fault, again: cause.filter(|_| whole) })
+            Err(Failed {
+                fault,
+                again: cause.filter(|_| whole),
+                unread: !whole && processed == Processed::No,
+            })
         }
     }
 }
@@ -219,12 +234,13 @@ async fn send_http2(
     let reason = if refused { Reason::PeerRefusedTls } else { Reason::UpstreamReset };
     let detail = format!("{}: {}", endpoint.address, Chain(&error.source));
     let whole = bodyless || error.request.map(|given| *request = *given).is_some();
-    let again = (whole && processed == Processed::No).then_some(ReplayCause::Unprocessed);
-    Err(Failed { fault: Fault { reason, processed, detail: detail.into() }, again })
+    let unread = processed == Processed::No && !error.source.is_of_request();
+    let again = (whole && unread).then_some(ReplayCause::Unprocessed);
+    Err(Failed { fault: Fault { reason, processed, detail: detail.into() }, again, unread: unread && !whole })
 }
 
 fn unsent(fault: Fault) -> Failed {
-    Failed { fault, again: Some(ReplayCause::Unprocessed) }
+    Failed { fault, again: Some(ReplayCause::Unprocessed), unread: false }
 }
 
 /// Has what passes of the request's body kept, as far as it is short, so that it can be sent again.

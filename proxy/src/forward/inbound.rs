@@ -547,7 +547,7 @@ impl Connection {
                     let in_flight = Some(in_flight);
                     return Ok(Answer { response, in_flight, unprocessed, deadline, guard });
                 }
-                Err(Failed { fault, again }) => {
+                Err(Failed { fault, again, .. }) => {
                     in_flight.answered(false);
                     match again {
                         Some(cause) if record.attempts == 1 => self.worker.metrics.replayed(cause),

@@ -3,12 +3,15 @@
 //! Decides which requests are copied, and how many copies are under way at once: what is too much is left out, and counted. A copy must
 //! never delay, change or fail the request itself. Called by `outbound`.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
 use http::{Method, Request, header};
 use http_body_util::BodyExt as _;
+use parking_lot::Mutex;
 
 use super::admit;
 use super::context::Worker;
@@ -18,13 +21,24 @@ use super::headers;
 use super::record::InFlight;
 use super::target::{self, Target};
 use crate::route::{Found, Mirror};
+use crate::state::ObjectName;
 use crate::telemetry::Reason;
 use crate::telemetry::metrics::MirrorResult;
 use crate::wire::h1::OriginalHead;
 use crate::wire::{Body, Framing};
 
-/// How many copies one worker has under way at once; each keeps at most 64 KiB of its request.
-pub(super) const MOST: usize = 64;
+/// Room for the copies that one worker has under way. Each service has its own, so that one that is slow takes none of another's.
+#[derive(Debug, Default)]
+pub(super) struct Places(Arc<Mutex<HashMap<ObjectName, usize, RandomState>>>);
+
+/// Taken until it is dropped.
+struct Place {
+    taken: Arc<Mutex<HashMap<ObjectName, usize, RandomState>>>,
+    service: ObjectName,
+}
+
+/// How many copies to one service a worker has under way at once; each keeps at most 64 KiB of its request.
+const MOST: usize = 64;
 /// How long one may take, its answer included.
 const LIMIT: Duration = Duration::from_secs(10);
 /// How much of an answer is read, so that its connection can serve again.
@@ -45,7 +59,7 @@ pub(super) fn start(
     let is_tunnel = *request.method() == Method::CONNECT
         || framing == Framing::Http1 && headers::is_upgrade(request.headers());
     for mirror in filters.mirrors.iter().filter(|mirror| !is_tunnel && mirror.takes(rand::random())) {
-        let Ok(place) = Arc::clone(&worker.mirrors).try_acquire_owned() else {
+        let Some(place) = worker.mirrors.take(&mirror.service) else {
             worker.metrics.mirrored(MirrorResult::Dropped);
             continue;
         };
@@ -104,12 +118,63 @@ async fn send(
     let leg = Leg { endpoint: to, framing, limit: None, tunnels: &tunnels, fresh: false, keep: false, guard };
     let sent = admit::unless_revoked(worker, guard, exchange::send(worker, leg, &mut request)).await;
     in_flight.answered(sent.as_ref().is_ok_and(|response| !response.status().is_server_error()));
-    let mut body = sent.map_err(|failed| failed.fault)?.into_body();
+    let mut response = sent.map_err(|failed| failed.fault)?;
+    headers::take_ours(response.headers_mut(), &endpoint.peer);
+    // The backend's proxy says why its application has not got it.
+    let refused =
+        response.headers().get(headers::ERROR).and_then(|code| Reason::from_code(code.to_str().ok()?));
+    let mut body = response.into_body();
     let mut left = MAX_ANSWER;
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| Fault::maybe(Reason::UpstreamReset, error.to_string()))?;
         let Some(rest) = left.checked_sub(frame.data_ref().map_or(0, bytes::Bytes::len)) else { break };
         left = rest;
     }
-    Ok(())
+    match refused {
+        None => Ok(()),
+        Some(reason) => Err(Fault::maybe(reason, format!("says the proxy at {}", endpoint.address))),
+    }
+}
+
+// === impl Places ===
+
+impl Places {
+    fn take(&self, service: &ObjectName) -> Option<Place> {
+        let mut all = self.0.lock();
+        let taken = all.entry(service.clone()).or_default();
+        if *taken >= MOST {
+            return None;
+        }
+        *taken += 1;
+        Some(Place { taken: Arc::clone(&self.0), service: service.clone() })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut all = self.taken.lock();
+        if let Some(taken) = all.get_mut(&self.service) {
+            *taken -= 1;
+            if *taken == 0 {
+                all.remove(&self.service);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_service_takes_no_place_of_another() {
+        let places = Places::default();
+        let [slow, other] = ["slow", "other"].map(|name| ObjectName::new("default", name));
+        let taken: Vec<_> = std::iter::from_fn(|| places.take(&slow)).collect();
+        assert_eq!(taken.len(), MOST);
+        assert!(places.take(&other).is_some());
+        drop(taken);
+        assert!(places.0.lock().is_empty(), "nothing is remembered of what is over");
+        assert!(places.take(&slow).is_some());
+    }
 }

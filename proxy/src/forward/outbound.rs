@@ -265,7 +265,7 @@ impl Connection {
         if let Some(invalid) = &rule.invalid {
             return Err(Fault::unsent(Reason::RouteInvalid, format!("route {}: {invalid}", rule.route)));
         }
-        let cors = filters::cors(&found, request);
+        let cors = filters::cors(&found, &mut *request);
         if let Target::Service(_, port) = &target
             && let Some(answer) = filters::answer(&found, request, *port, cors.as_deref())
         {
@@ -306,10 +306,11 @@ impl Connection {
         let mut tried: Option<Arc<Endpoint>> = None;
         loop {
             let endpoint = target.pick(&self.worker, tried.as_ref())?;
-            // What another proxy cannot pass on may go to another endpoint, if there is one.
-            let in_mesh = matches!(endpoint.peer, Peer::Mesh(_));
-            let spare =
-                (tried.is_none() && in_mesh && target.has_other(&endpoint)).then(|| exchange::spare(request));
+            // What another proxy cannot pass on, or a server of HTTP/2 refuses unread (RFC 9113 §8.7), may go to another endpoint, if
+            // there is one.
+            let may_refuse = matches!(endpoint.peer, Peer::Mesh(_)) || self.framing == Framing::Http2;
+            let spare = (tried.is_none() && may_refuse && target.has_other(&endpoint))
+                .then(|| exchange::spare(request));
             match self.attempt(record, &endpoint, request, limit, spare.is_some(), out.as_ref()).await {
                 Ok(answer) => match spare.filter(|_| answer.unprocessed).and_then(wire::Spare::body) {
                     None => {
@@ -322,10 +323,17 @@ impl Connection {
                         *request.body_mut() = body;
                     }
                 },
-                Err(Failed { fault, again }) => match again.filter(|_| tried.is_none()) {
-                    None => return Err(fault),
-                    Some(cause) => self.worker.metrics.replayed(cause),
-                },
+                Err(Failed { fault, again, unread }) => {
+                    let body = spare.filter(|_| unread).and_then(wire::Spare::body);
+                    let kept = body.map(|body| *request.body_mut() = body);
+                    match again
+                        .or_else(|| kept.map(|()| ReplayCause::Unprocessed))
+                        .filter(|_| tried.is_none())
+                    {
+                        None => return Err(fault),
+                        Some(cause) => self.worker.metrics.replayed(cause),
+                    }
+                }
             }
             tried = Some(endpoint);
         }
@@ -344,7 +352,7 @@ impl Connection {
         let application = self.worker.proxy.own_application(endpoint);
         record.sent_to(endpoint, application);
         let own = admit::own(&self.worker, endpoint, application, self.client).await;
-        let own = own.map_err(|fault| Failed { fault, again: None })?;
+        let own = own.map_err(|fault| Failed { fault, again: None, unread: false })?;
         if let Some(own) = &own {
             record.rule = Some(Arc::clone(&own.rule));
         }
@@ -489,17 +497,4 @@ pub(super) async fn relay(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn of<A, B, F: Future>(_: impl Fn(A, B) -> F) -> usize {
-        size_of::<F>()
-    }
-
-    /// It is copied when it is made, and touched all over while it runs.
-    #[test]
-    fn a_requests_future_is_small() {
-        let size = of(Connection::request);
-        assert!(size <= 8192, "{size} bytes");
-    }
-}
+mod tests;

@@ -28,7 +28,7 @@ pub struct Body {
 struct Then(Box<dyn FnOnce() + Send>);
 
 #[derive(Debug, Default)]
-enum Kind {
+pub(super) enum Kind {
     #[default]
     Empty,
     Full(Bytes),
@@ -130,7 +130,7 @@ impl Body {
         }
     }
 
-    fn of(kind: Kind) -> Self {
+    pub(super) fn of(kind: Kind) -> Self {
         Self { kind, ..Self::default() }
     }
 }

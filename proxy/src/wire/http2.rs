@@ -46,6 +46,8 @@ pub enum Error {
     Io(#[source] io::Error),
     #[error("the peer was asked whether it is there, and has said nothing for {0:?}")]
     Silent(Duration),
+    #[error("the server does not take extended CONNECT, by which WebSockets are opened in HTTP/2 (RFC 8441)")]
+    NoExtendedConnect,
 }
 
 /// Streams that we may reset because of the peer's errors before the connection is given up (the defence against a peer that
@@ -74,6 +76,17 @@ impl Limits {
 }
 
 // === impl Error ===
+
+impl Error {
+    /// Whether it is the request's own fault, so that it would fail anywhere.
+    pub fn is_of_request(&self) -> bool {
+        match self {
+            Self::Http2(error) => !error.is_go_away() && !error.is_reset() && error.reason().is_none(),
+            Self::NoExtendedConnect => true,
+            Self::Io(_) | Self::Silent(_) => false,
+        }
+    }
+}
 
 impl From<h2::Error> for Error {
     fn from(error: h2::Error) -> Self {

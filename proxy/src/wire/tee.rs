@@ -15,24 +15,23 @@ use tokio::sync::mpsc;
 
 use super::body::{Body, BodyError};
 
-/// At most so many bytes wait for a copy's reader.
+/// At most so many bytes wait for a copy's reader, each piece counted with what it costs itself.
 const LIMIT: usize = 64 * 1024;
-/// At most so many pieces do.
-const PIECES: usize = 64;
+const PIECE: usize = size_of::<Piece>();
 
 /// A body of which a copy is made.
 #[derive(Debug)]
 pub(super) struct Copied {
     body: Body,
     /// `None`: the copy is whole, or has broken off.
-    copy: Option<mpsc::Sender<Piece>>,
+    copy: Option<mpsc::UnboundedSender<Piece>>,
     waiting: Arc<AtomicUsize>,
 }
 
 /// The copy.
 #[derive(Debug)]
 pub(super) struct Copy {
-    pieces: mpsc::Receiver<Piece>,
+    pieces: mpsc::UnboundedReceiver<Piece>,
     waiting: Arc<AtomicUsize>,
     left: SizeHint,
     /// Its length is known beforehand, so that it has ended with its last byte.
@@ -49,7 +48,7 @@ enum Piece {
 
 /// Both, of a body.
 pub(super) fn copied(body: Body) -> (Copied, Copy) {
-    let (copy, pieces) = mpsc::channel(PIECES);
+    let (copy, pieces) = mpsc::unbounded_channel();
     let waiting = Arc::new(AtomicUsize::new(0));
     let left = body.size_hint();
     let is_sized = left.exact().is_some_and(|bytes| bytes > 0);
@@ -57,6 +56,18 @@ pub(super) fn copied(body: Body) -> (Copied, Copy) {
         Copied { body, copy: Some(copy), waiting: Arc::clone(&waiting) },
         Copy { pieces, waiting, left, is_sized, ended: false },
     )
+}
+
+// === impl Piece ===
+
+impl Piece {
+    fn weight(&self) -> usize {
+        PIECE
+            + match self {
+                Self::Data(data) => data.len(),
+                Self::Trailers(_) | Self::End => 0,
+            }
+    }
 }
 
 // === impl Copied ===
@@ -86,14 +97,10 @@ impl Copied {
 
     fn pass(&mut self, piece: Option<Piece>) {
         let Some(copy) = self.copy.take() else { return };
-        let bytes = match &piece {
-            None => return,
-            Some(Piece::Data(data)) => data.len(),
-            Some(Piece::Trailers(_) | Piece::End) => 0,
-        };
-        let is_end = matches!(piece, Some(Piece::End));
+        let Some(piece) = piece else { return };
+        let (bytes, is_end) = (piece.weight(), matches!(piece, Piece::End));
         let waiting = self.waiting.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        let passed = waiting <= LIMIT && piece.is_some_and(|piece| copy.try_send(piece).is_ok());
+        let passed = (is_end || waiting <= LIMIT) && copy.send(piece).is_ok();
         if passed && !is_end {
             self.copy = Some(copy);
         }
@@ -118,9 +125,10 @@ impl Copy {
         if self.ended {
             return Poll::Ready(None);
         }
-        let frame = match ready!(self.pieces.poll_recv(cx)) {
+        let piece = ready!(self.pieces.poll_recv(cx));
+        self.waiting.fetch_sub(piece.as_ref().map_or(0, Piece::weight), Ordering::Relaxed);
+        let frame = match piece {
             Some(Piece::Data(data)) => {
-                self.waiting.fetch_sub(data.len(), Ordering::Relaxed);
                 self.took(data.len() as u64);
                 Ok(Frame::data(data))
             }
@@ -160,6 +168,7 @@ impl Copy {
 mod tests {
     use http_body_util::BodyExt as _;
 
+    use super::super::body::Kind;
     use super::*;
 
     async fn next(body: &mut Body) -> Option<Result<Bytes, ()>> {
@@ -192,6 +201,26 @@ mod tests {
         assert_eq!(next(&mut body).await.map(|data| data.unwrap().len()), Some(LIMIT + 1));
         assert_eq!(next(&mut copy).await, Some(Err(())));
         assert_eq!(next(&mut copy).await, None);
+    }
+
+    #[tokio::test]
+    async fn many_small_pieces_are_copied_and_those_without_end_break_off() {
+        let copy = |pieces| {
+            let (mut body, copy) = copied(Body::empty());
+            for _ in 0..pieces {
+                body.pass(Some(Piece::Data(Bytes::from_static(b"a"))));
+            }
+            body.pass(Some(Piece::End));
+            Body::of(Kind::Copy(Box::new(copy))).collect()
+        };
+        assert_eq!(copy(500).await.unwrap().to_bytes().len(), 500);
+        assert!(copy(LIMIT).await.is_err(), "what waits is bounded, however small the pieces");
+        // What was read makes room.
+        let (mut body, mut copy) = copied(Body::empty());
+        for _ in 0..LIMIT {
+            body.pass(Some(Piece::Data(Bytes::from_static(b"a"))));
+            assert!(std::future::poll_fn(|cx| copy.poll_frame(cx)).await.unwrap().is_ok());
+        }
     }
 
     #[tokio::test]

@@ -1,20 +1,14 @@
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
 use futures_util::poll;
 use http::{Request, Version};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tulle_certs::TrustDomain;
-use tulle_certs::issue::Authority;
 
 use super::super::{Worker, outbound, tests};
 use crate::accept::{Accepted, Destination};
-use crate::endpoint::EndpointSet;
 use crate::route::{Backend, Routes, StreamRoute, Table};
-use crate::state::{
-    EndpointInfo, EndpointsInfo, ObjectName, Peer, Protocol, ServiceInfo, ServicePort, ServiceState,
-};
+use crate::state::{ObjectName, ServiceState};
 
 /// A proxy whose clients dial `shop`, a service with one application, to which `v1` leads as well.
 struct Bench {
@@ -30,35 +24,11 @@ fn name(service: &str) -> ObjectName {
 }
 
 async fn bench() -> Bench {
-    let day = Duration::from_secs(86_400);
-    let authority = Authority::generate(&TrustDomain::default(), day, SystemTime::now()).unwrap();
-    let worker = tests::worker(&authority, "web", None);
+    let worker = tests::lone_worker("web");
     let near = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let application = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let [shop, v1] = ["shop", "v1"].map(|service| {
-        let name = name(service);
-        let state = Arc::new(ServiceState::new(name.clone()));
-        state.set_info(Some(Arc::new(ServiceInfo {
-            name: name.clone(),
-            addresses: Vec::new(),
-            ports: vec![ServicePort { port: 80, name: String::new(), protocol: Protocol::Http }],
-        })));
-        let endpoint = EndpointInfo {
-            service_port: 80,
-            addr: application.local_addr().unwrap(),
-            peer: Peer::Plaintext,
-            workload: None,
-            zone: None,
-            ready: true,
-        };
-        let endpoints = EndpointsInfo { name: name.clone(), endpoints: vec![endpoint] };
-        state.set_endpoints(EndpointSet::apply(None, &endpoints, 1));
-        state.set_routes(None);
-        worker.proxy.store.update(|snapshot| {
-            snapshot.services.insert(name, Arc::clone(&state));
-        });
-        state
-    });
+    let endpoints = [application.local_addr().unwrap()];
+    let [shop, v1] = ["shop", "v1"].map(|service| tests::knows(&worker, service, &endpoints));
     Bench { worker, near, application, shop, v1 }
 }
 

@@ -5,11 +5,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::Reason;
 use h2::client::SendRequest;
+use h2::ext::Protocol;
 use http::{Method, Request, Response, header};
+use tokio::sync::Notify;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::super::{Body, Processed, Upgrade};
@@ -22,11 +25,22 @@ use crate::io::Io;
 #[derive(Clone, Debug)]
 pub struct Sender {
     requests: SendRequest<Bytes>,
-    /// What the server last allowed.
-    max_streams: Arc<AtomicUsize>,
+    server: Arc<Server>,
     /// What we allow.
     shared_by: usize,
 }
+
+/// What its connection's task knows of the server.
+#[derive(Debug)]
+struct Server {
+    /// What it last allowed.
+    max_streams: AtomicUsize,
+    /// Something may have come from it.
+    heard: Notify,
+}
+
+/// How long a server may take to say, first of all, whether it allows extended CONNECT.
+const SETTINGS: Duration = Duration::from_secs(1);
 
 /// A request that got no response.
 #[derive(Debug)]
@@ -59,13 +73,15 @@ pub async fn connect(mut io: Io, limits: &Limits, ping: bool) -> Result<Sender, 
     let pings = if ping { connection.ping_pong() } else { None };
     let (mut alive, keep_alive) =
         (pings.map(|pings| Alive::new(pings, limits.keep_alive, meter)), limits.keep_alive);
-    let max_streams = Arc::new(AtomicUsize::new(connection.max_concurrent_send_streams()));
-    let allowed = Arc::clone(&max_streams);
+    let max_streams = AtomicUsize::new(connection.max_concurrent_send_streams());
+    let server = Arc::new(Server { max_streams, heard: Notify::new() });
+    let told = Arc::clone(&server);
     tokio::spawn(async move {
         let ended = poll_fn(|cx| {
             let ended = Pin::new(&mut connection).poll(cx);
             // Polled for every request at least, so that it is known before it matters.
-            allowed.store(connection.max_concurrent_send_streams(), Ordering::Relaxed);
+            told.max_streams.store(connection.max_concurrent_send_streams(), Ordering::Relaxed);
+            told.heard.notify_waiters();
             match (ended, &mut alive) {
                 (Poll::Ready(ended), _) => Poll::Ready(ended.map_err(Error::from)),
                 (Poll::Pending, Some(alive)) => alive.poll(cx).map(|()| Err(Error::Silent(keep_alive))),
@@ -76,7 +92,7 @@ pub async fn connect(mut io: Io, limits: &Limits, ping: bool) -> Result<Sender, 
             tracing::debug!(%error, "HTTP/2 connection to an endpoint ended");
         }
     });
-    Ok(Sender { requests, max_streams, shared_by })
+    Ok(Sender { requests, server, shared_by })
 }
 
 // === impl Sender ===
@@ -91,17 +107,17 @@ impl Sender {
     /// How many streams may share the connection: as many as the server takes at a time, and as there is window for, so
     /// that nobody waits because of somebody else who does not read.
     pub fn max_streams(&self) -> usize {
-        self.max_streams.load(Ordering::Relaxed).min(self.shared_by)
+        self.server.max_streams.load(Ordering::Relaxed).min(self.shared_by)
     }
 
-    /// Sends a request and returns the head of its response; the bodies stream on, and `done` is dropped once that of
-    /// the response has ended or is no longer wanted. Dropped before, it resets the stream, and so does a response's body.
+    /// Sends a request and returns the head of its response; the bodies stream on, and `done` is dropped once both have ended, or that of
+    /// the response is no longer wanted. Dropped before, it resets the stream, and so does a response's body.
     ///
     /// # Errors
     /// When no response came; it tells whether the request may be sent again.
     pub async fn send<D>(&mut self, request: Request<Body>, done: D) -> Result<Response<Body>, SendError>
     where
-        D: Send + 'static,
+        D: Send + Sync + 'static,
     {
         let unsent = |source: h2::Error, request| SendError {
             source: source.into(),
@@ -112,6 +128,13 @@ impl Sender {
             return Err(unsent(source, Some(Box::new(request))));
         }
         let connects = *request.method() == Method::CONNECT;
+        if connects
+            && request.extensions().get::<Protocol>().is_some()
+            && !self.takes_extended_connect().await
+        {
+            let request = Some(Box::new(request));
+            return Err(SendError { source: Error::NoExtendedConnect, processed: Processed::No, request });
+        }
         let ended = !connects && http_body::Body::is_end_stream(request.body());
         let (head, body) = request.into_parts();
         let sent = self.requests.send_request(Request::from_parts(head, ()), ended);
@@ -134,8 +157,14 @@ impl Sender {
             let processed = if unprocessed(&source) { Processed::No } else { Processed::Maybe };
             SendError { source: source.into(), processed, request: None }
         })?;
+        // That of the request may end after that of the response (RFC 9113 §8.1).
+        let (done, both) = if upload.is_some() { (None, Some(Arc::new(done))) } else { (Some(done), None) };
         let upload = upload.map(|mut upload| {
-            AbortOnDropHandle::new(tokio::spawn(async move { poll_fn(|cx| upload.poll(cx)).await }))
+            let both = both.clone();
+            AbortOnDropHandle::new(tokio::spawn(async move {
+                poll_fn(|cx| upload.poll(cx)).await;
+                drop(both);
+            }))
         });
         let (mut head, receive) = response.into_parts();
         let body = match tunnel.filter(|_| Upgrade::is_agreed(&Method::CONNECT, head.status)) {
@@ -147,14 +176,27 @@ impl Sender {
                 head.extensions.insert(tunnel);
                 Body::empty()
             }
-            None => Body::http2(Incoming::new(receive, &head.headers)),
+            None => Body::http2(Incoming::of_response(receive, &head.headers)),
         };
         let over = move || {
-            // A response may end before its request does (RFC 9113 §8.1).
             drop(upload.map(AbortOnDropHandle::detach));
-            drop(done);
+            drop((done, both));
         };
         Ok(Response::from_parts(head, body.then(over)))
+    }
+
+    /// Whether the server allows it (RFC 8441 §3), which it says when the connection begins.
+    async fn takes_extended_connect(&self) -> bool {
+        let allowed = async {
+            loop {
+                let heard = self.server.heard.notified();
+                if self.requests.is_extended_connect_protocol_enabled() {
+                    return;
+                }
+                heard.await;
+            }
+        };
+        tokio::time::timeout(SETTINGS, allowed).await.is_ok()
     }
 }
 

@@ -94,7 +94,7 @@ where
 {
     let (mut head, receive) = request.into_parts();
     if head.method != Method::CONNECT {
-        let body = Body::http2(Incoming::new(receive, &head.headers));
+        let body = Body::http2(Incoming::of_request(receive, &head.headers));
         // Boxed before it is spawned, which would copy all its states several times.
         tokio::spawn(answer(Box::pin(handler(Request::from_parts(head, body))), reply, None));
         return;

@@ -199,6 +199,179 @@ async fn an_upload_goes_on_when_its_response_has_ended_before() {
     assert_eq!(received.data().await.unwrap().unwrap(), "more");
 }
 
+#[tokio::test]
+async fn a_streams_place_is_free_only_when_both_of_its_halves_have_ended() {
+    let (client, server) = pair().await;
+    let mut sender = connect(Io::tcp(client), &Limits::default(), true).await.unwrap();
+    // What the request's body comes from.
+    let (upload, body) = upload().await;
+    let place = std::sync::Arc::new(());
+    let sent = tokio::spawn({
+        let place = std::sync::Arc::clone(&place);
+        async move { sender.send(get().map(|()| body), place).await }
+    });
+    let mut server = h2::server::handshake(server).await.unwrap();
+    let (request, mut reply) = server.accept().await.unwrap().unwrap();
+    tokio::spawn(async move { while server.accept().await.is_some() {} });
+    reply.send_response(Response::new(()), true).unwrap();
+    let response = sent.await.unwrap().unwrap();
+    assert!(response.into_body().collect().await.unwrap().to_bytes().is_empty());
+    assert_eq!(std::sync::Arc::strong_count(&place), 2, "the request's body goes on");
+    drop(upload);
+    assert_eq!(request.into_body().data().await.unwrap().unwrap_err().reason(), Some(Reason::CANCEL));
+    while std::sync::Arc::strong_count(&place) > 1 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_was_complete_stays_so_when_the_rest_of_the_request_is_refused() {
+    let (mut requests, server) = hop().await;
+    let (response, upload) = requests.send_request(get(), false).unwrap();
+    let (request, mut reply) = accepted(server).await;
+    let mut stream = reply.send_response(Response::new(()), false).unwrap();
+    stream.send_data(Bytes::from_static(b"whole"), true).unwrap();
+    // All that h2 has of it: RST_STREAM with NO_ERROR follows (RFC 9113 §8.1).
+    drop((request, reply, stream));
+    let mut body = response.await.unwrap().into_body();
+    assert_eq!(body.data().await.unwrap().unwrap(), "whole");
+    assert!(body.data().await.is_none());
+    drop(upload);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_client_of_an_early_answer_may_go_on_for_a_while_and_a_little() {
+    let (client, ours) = pair().await;
+    tokio::spawn(async move {
+        let answer = |_| std::future::ready(Response::new(Body::full(Bytes::from_static(b"no"))));
+        serve(Io::tcp(ours), &Limits::default(), answer, std::future::pending()).await
+    });
+    let (mut requests, connection) = h2::client::handshake(client).await.unwrap();
+    tokio::spawn(connection);
+    let (response, mut upload) = requests.send_request(get(), false).unwrap();
+    let mut body = response.await.unwrap().into_body();
+    assert_eq!(body.data().await.unwrap().unwrap(), "no");
+    assert!(body.data().await.is_none());
+    let begun = tokio::time::Instant::now();
+    let mut taken = 0;
+    let reset = loop {
+        upload.reserve_capacity(16 * 1024);
+        let told = poll_fn(|cx| match upload.poll_reset(cx) {
+            Poll::Ready(reset) => Poll::Ready(Some(reset.unwrap())),
+            Poll::Pending => upload.poll_capacity(cx).map(|_| None),
+        });
+        match told.await {
+            Some(reset) => break reset,
+            None => {
+                let room = upload.capacity();
+                upload.send_data(Bytes::from(vec![0; room]), false).unwrap();
+                taken += room;
+            }
+        }
+    };
+    assert_eq!(reset, Reason::NO_ERROR);
+    assert_eq!(begun.elapsed().as_secs(), 2);
+    let window = Limits::default().stream_window as usize;
+    assert!((window..=window + 128 * 1024).contains(&taken), "{taken} bytes");
+}
+
+/// A request's body of which nothing comes, until what it comes from is dropped: then it breaks off.
+async fn upload() -> (SendStream<Bytes>, Body) {
+    let (client, ours) = pair().await;
+    let (handed, taken) = tokio::sync::mpsc::channel(1);
+    tokio::spawn(async move {
+        let hand = move |request: Request<Body>| {
+            let handed = handed.clone();
+            async move {
+                handed.send(request.into_body()).await.unwrap();
+                std::future::pending::<Response<Body>>().await
+            }
+        };
+        serve(Io::tcp(ours), &Limits::default(), hand, std::future::pending()).await
+    });
+    let (mut requests, connection) = h2::client::handshake(client).await.unwrap();
+    tokio::spawn(connection);
+    let (_, upload) = requests.send_request(get(), false).unwrap();
+    let mut taken = taken;
+    (upload, taken.recv().await.unwrap())
+}
+
+/// What becomes of a request when its server says `last`.
+async fn refused_by(
+    body: Body,
+    last: impl FnOnce(&mut h2::server::Connection<TcpStream, Bytes>, SendResponse<Bytes>),
+) -> SendError {
+    let (client, server) = pair().await;
+    let mut sender = connect(Io::tcp(client), &Limits::default(), true).await.unwrap();
+    let sent = tokio::spawn(async move { sender.send(get().map(|()| body), ()).await });
+    let mut server = h2::server::handshake(server).await.unwrap();
+    let (_request, reply) = server.accept().await.unwrap().unwrap();
+    last(&mut server, reply);
+    while server.accept().await.is_some() {}
+    drop(server);
+    sent.await.unwrap().unwrap_err()
+}
+
+#[tokio::test]
+async fn only_what_a_server_says_that_it_refuses_is_unprocessed() {
+    for (reason, expected) in [
+        (Reason::REFUSED_STREAM, Processed::No),
+        (Reason::CANCEL, Processed::Maybe),
+        (Reason::NO_ERROR, Processed::Maybe),
+        (Reason::ENHANCE_YOUR_CALM, Processed::Maybe),
+    ] {
+        for body in [Body::empty(), Body::full(Bytes::from_static(b"x"))] {
+            let error = refused_by(body, |_, mut reply| reply.send_reset(reason)).await;
+            assert_eq!(error.processed, expected, "{reason:?}: {error:?}");
+            assert!(!error.source.is_of_request());
+        }
+    }
+    // It was begun, as the last stream of this GOAWAY says.
+    let error = refused_by(Body::empty(), |server, reply| {
+        server.abrupt_shutdown(Reason::INTERNAL_ERROR);
+        drop(reply);
+    })
+    .await;
+    assert_eq!(error.processed, Processed::Maybe, "{error:?}");
+}
+
+#[tokio::test]
+async fn a_request_that_cannot_be_sent_to_anybody_is_its_own_fault() {
+    let (client, _server) = pair().await;
+    let mut sender = connect(Io::tcp(client), &Limits::default(), true).await.unwrap();
+    let request = Request::get("/").version(Version::HTTP_2).body(Body::empty()).unwrap();
+    let error = sender.send(request, ()).await.unwrap_err();
+    assert!(error.source.is_of_request() && error.processed == Processed::No, "{error:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn extended_connect_is_sent_only_to_who_allows_it() {
+    for allowed in [true, false] {
+        let (client, server) = pair().await;
+        let mut sender = connect(Io::tcp(client), &Limits::default(), false).await.unwrap();
+        let mut server = tokio::spawn(async move {
+            let mut builder = h2::server::Builder::new();
+            if allowed {
+                builder.enable_connect_protocol();
+            }
+            let mut server = builder.handshake::<_, Bytes>(server).await.unwrap();
+            server.accept().await.map(Result::unwrap)
+        });
+        let request =
+            Request::connect("http://orders/chat").version(Version::HTTP_2).body(Body::empty()).unwrap();
+        let mut request = request;
+        request.extensions_mut().insert(h2::ext::Protocol::from_static("websocket"));
+        let mut sent = Box::pin(sender.send(request, ()));
+        tokio::select! {
+            error = &mut sent => {
+                let error = error.unwrap_err();
+                assert!(!allowed && error.source.is_of_request() && error.request.is_some(), "{error:?}");
+            }
+            came = &mut server => assert!(allowed && came.unwrap().is_some()),
+        }
+    }
+}
+
 /// A body without an end, until it is told to break off.
 struct Endless(tokio::sync::oneshot::Receiver<()>);
 
