@@ -17,8 +17,9 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use prost::Message as _;
 use tokio::net::TcpListener;
-use tulle_api::ResourceType;
+use tulle_api::{ResourceType, v1};
 
 use crate::ads::Proxies;
 use crate::ca::Ca;
@@ -161,7 +162,7 @@ impl Pages {
             *response.status_mut() = StatusCode::NO_CONTENT;
             return response;
         };
-        let mut response = Response::new(Full::new(resource.bytes.clone()));
+        let mut response = Response::new(Full::new(public(kind, &resource.bytes)));
         let protobuf = header::HeaderValue::from_static("application/x-protobuf");
         response.headers_mut().insert(header::CONTENT_TYPE, protobuf);
         response
@@ -177,6 +178,15 @@ impl Pages {
             issuer_expires: self.ca.not_after(),
         })
     }
+}
+
+/// A resource as others than proxies may see it: without the key of sessions.
+fn public(kind: ResourceType, bytes: &Bytes) -> Bytes {
+    if kind != ResourceType::Mesh {
+        return bytes.clone();
+    }
+    let mesh = v1::Mesh::decode(bytes.clone()).unwrap_or_default();
+    v1::Mesh { session_key: Bytes::new(), ..mesh }.encode_to_vec().into()
 }
 
 /// Whether `Host` names this host's loopback, as no page does that a browser got elsewhere (DNS rebinding), and nobody says to
@@ -197,4 +207,20 @@ fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
     let kind = header::HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_key_of_sessions_is_for_proxies_only() {
+        let session_key = Bytes::from_static(&[7; 32]);
+        let mesh = v1::Mesh { trust_domain: "a".to_owned(), session_key, ..v1::Mesh::default() };
+        let shown = public(ResourceType::Mesh, &mesh.encode_to_vec().into());
+        let expected = v1::Mesh { session_key: Bytes::new(), ..mesh };
+        assert_eq!(v1::Mesh::decode(shown).unwrap(), expected);
+        let other = Bytes::from_static(b"x");
+        assert_eq!(public(ResourceType::Routes, &other), other);
+    }
 }

@@ -130,7 +130,10 @@ impl ControlPlane {
         let mut index = Index::default();
         index.change(read.changes);
         index.set_bundle(config.trust_domain.as_str(), authorities(&ca));
-        let settings = Settings { trust_domain: Some(config.trust_domain.as_str().into()) };
+        let settings = Settings {
+            trust_domain: Some(config.trust_domain.as_str().into()),
+            session_key: Some(ca.session_key()),
+        };
         let publisher = Publisher::new(index, settings, read.findings);
         let granting = ca.clone();
         let registrations = Registrations::open(

@@ -134,7 +134,7 @@ fn route(routes: Routes, choice: usize) {
                     );
                 }
                 Match::NotFound | Match::TooLong(_) => {}
-                Match::Rule(Found { rule, prefix }) => {
+                Match::Rule(Found { rule, prefix, .. }) => {
                     assert!(rules.contains(&rule));
                     assert!(prefix <= path.len());
                     for random in [0, u64::MAX / 2, u64::MAX, choice as u64] {

@@ -56,6 +56,22 @@ pub(super) struct Taken {
     /// For people: `5s`.
     pub request_timeout: Option<String>,
     pub backend_timeout: Option<String>,
+    /// How its clients stay at one endpoint.
+    pub session: Option<Session>,
+}
+
+/// What a client's token is found by, and what ends its session. The token itself only the proxies can read.
+#[derive(Debug, Serialize)]
+pub(super) struct Session {
+    /// `cookie` or `header`
+    pub place: &'static str,
+    pub name: String,
+    /// Of the cookie that such a request would be answered with.
+    pub path: Option<String>,
+    pub absolute_timeout: Option<String>,
+    pub idle_timeout: Option<String>,
+    /// Clients keep the cookie for the absolute timeout.
+    pub permanent: bool,
 }
 
 #[derive(Debug, Clone, Serialize)]

@@ -10,13 +10,16 @@ use tulle_proxy::forward::is_grpc;
 use tulle_proxy::policy::{Connection, Denial, TlsKind, Verdict};
 use tulle_proxy::route::{
     Asked, Backend, Conditions, Cors, Filters, Found, HeaderModifier, Hostname, Match, PathMatch,
-    PathModifier, RequestMatch, Route, RouteKind, RouteRule, Routes, Rule, Table, ValueMatch,
+    PathModifier, RequestMatch, Route, RouteKind, RouteRule, Routes, Rule, Table, TokenPlace, ValueMatch,
+    cookie_path,
 };
 use tulle_proxy::state::{EndpointInfo, ObjectName, Peer};
 use tulle_proxy::telemetry::Reason;
 
 use super::Asking;
-use super::answer::{Answer, Endpoint, Failure, Judged, NotTaken, Redirected, RuleName, Share, Taken, To};
+use super::answer::{
+    Answer, Endpoint, Failure, Judged, NotTaken, Redirected, RuleName, Session, Share, Taken, To,
+};
 use super::mesh::Mesh;
 
 /// A request to `port` of a Service.
@@ -143,6 +146,11 @@ impl Question<'_> {
             redirect,
             request_timeout: found.rule.request_timeout.map(long),
             backend_timeout: found.rule.backend_timeout.map(long),
+            session: found
+                .rule
+                .session
+                .as_deref()
+                .map(|session| kept(session, &self.asked.path[..found.common])),
         }
     }
 
@@ -273,6 +281,22 @@ fn said(filters: &Filters) -> Vec<String> {
         said.push(format!("says to pages of {} origins that they may read the answer", cors.origins.len()));
     }
     said
+}
+
+fn kept(kept: &tulle_proxy::route::Session, common: &str) -> Session {
+    let long = |timeout: std::time::Duration| format!("{timeout:?}");
+    let (place, name, path, permanent) = match &kept.place {
+        TokenPlace::Cookie { name, permanent } => ("cookie", &**name, Some(cookie_path(common)), *permanent),
+        TokenPlace::Header(name) => ("header", name.as_str(), None, false),
+    };
+    Session {
+        place,
+        name: name.to_owned(),
+        path: path.map(str::to_owned),
+        absolute_timeout: kept.absolute_timeout.map(long),
+        idle_timeout: kept.idle_timeout.map(long),
+        permanent,
+    }
 }
 
 fn path(modifier: &PathModifier) -> String {

@@ -1,6 +1,6 @@
 //! An explanation for people.
 
-use super::answer::{Answer, Endpoint, Failure, From, NotTaken, RuleName, Share, Taken};
+use super::answer::{Answer, Endpoint, Failure, From, NotTaken, RuleName, Session, Share, Taken};
 
 /// So many endpoints of a backend.
 const SHOWN: usize = 16;
@@ -51,6 +51,22 @@ fn rule(taken: &Taken, lines: &mut Vec<String>) {
     for (of, timeout) in timeouts {
         lines.extend(timeout.as_ref().map(|timeout| format!("  within {timeout} ({of})")));
     }
+    lines.extend(taken.session.as_ref().map(kept));
+}
+
+fn kept(session: &Session) -> String {
+    let Session { place, name, path, absolute_timeout, idle_timeout, permanent } = session;
+    let path = path.as_ref().map(|path| format!(" for {path}")).unwrap_or_default();
+    let absolute = absolute_timeout.as_ref().map(|long| {
+        let kept = if *permanent { ", for which clients keep it" } else { "" };
+        format!(", for {long} at most{kept}")
+    });
+    let idle = idle_timeout.as_ref().map(|long| format!(", until idle for {long}"));
+    format!(
+        "  with a session's token in the {place} {name}{path}: to the session's endpoint while it is ready, whatever the shares are{}{}",
+        absolute.unwrap_or_default(),
+        idle.unwrap_or_default()
+    )
 }
 
 fn backend(share: &Share, lines: &mut Vec<String>) {

@@ -25,6 +25,8 @@ use tulle_certs::key::{KeyError, csr};
 use tulle_certs::token::{JoinTokens, TokenError};
 use tulle_certs::{Creds, Pin, PrivateKey, SpiffeId, TrustBundle, TrustDomain, control_plane_id, renewal};
 
+use crate::model::SessionKey;
+
 pub use grants::NotGranted;
 pub use service::{Caller, CertificateService, Outcome, Proof};
 
@@ -203,6 +205,11 @@ impl Ca {
     /// The pin of the root, for join token files.
     pub fn pin(&self) -> Pin {
         self.0.pin
+    }
+
+    /// What seals the tokens of sessions: derived from the key of join tokens, which outlives roots.
+    pub fn session_key(&self) -> SessionKey {
+        SessionKey::derive(self.0.tokens.key().to_pem().as_bytes())
     }
 
     /// Mints and verifies join tokens.

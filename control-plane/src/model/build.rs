@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use tulle_api::{ResourceType, v1};
 
-use super::Encoded;
+use super::{Encoded, SessionKey};
 use crate::index::{Index, VIRTUAL_NETWORKS};
 use crate::object::{Mesh, NamespacedName, Policy, Service, Slice};
 
@@ -16,6 +16,7 @@ pub(super) struct Context<'a> {
     pub(super) index: &'a Index,
     pub(super) trust_domain: Arc<str>,
     pub(super) mode: v1::MtlsMode,
+    pub(super) session_key: Option<SessionKey>,
 }
 
 /// What tells endpoints apart: the address, and each service port with the port to dial.
@@ -38,6 +39,7 @@ impl Context<'_> {
             trust_domain: self.trust_domain.to_string(),
             mtls: self.mode.into(),
             networks: mesh.networks.iter().chain(&VIRTUAL_NETWORKS).map(ToString::to_string).collect(),
+            session_key: self.session_key.as_ref().map(|key| key.0.to_vec()).unwrap_or_default().into(),
         };
         Encoded::new(ResourceType::Mesh, &message)
     }

@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 use tulle_api::PATTERNS;
 
 use super::Settings;
-use super::routes::{attach, beyond_patterns_of, conflicts, resolve};
+use super::routes::{attach, beyond_patterns_of, clash, conflicts, resolve};
 use crate::finding::{Finding, Notes, Origin};
 use crate::index::{Index, Stored};
 use crate::object::{
@@ -187,6 +187,13 @@ fn route(index: &Index, route: &Route) -> Notes {
                     unresolved.hint,
                 );
             }
+        }
+        if let Some(clash) = clash(index, route, rule) {
+            notes.error(
+                format!("{at}.sessionPersistence"),
+                format!("{clash}: every request that the rule takes gets 500 `route_invalid`"),
+                "remove one of the two",
+            );
         }
         for filter in &rule.filters {
             if let Filter::Mirror(mirror) = filter

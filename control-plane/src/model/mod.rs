@@ -27,9 +27,10 @@ mod table;
 mod wire;
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::sync::Arc;
 
-use aws_lc_rs::digest;
+use aws_lc_rs::{digest, hmac};
 use bytes::Bytes;
 use prost::Message;
 use tulle_api::{MESH, ResourceType, v1};
@@ -59,7 +60,13 @@ pub struct Encoded {
 pub struct Settings {
     /// The trust domain that the certificate authority issues in. None: what the Mesh says, for want of an authority.
     pub trust_domain: Option<Arc<str>>,
+    /// Seals the tokens of sessions. None: no proxy keeps sessions.
+    pub session_key: Option<SessionKey>,
 }
+
+/// 32 bytes that only the mesh's proxies are told.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SessionKey([u8; 32]);
 
 /// Every resource, at one moment.
 #[derive(Debug, Clone)]
@@ -102,6 +109,23 @@ impl Encoded {
     /// As carried in the ADS envelope.
     pub fn to_any(&self) -> prost_types::Any {
         prost_types::Any { type_url: self.resource_type.type_url().to_owned(), value: self.bytes.to_vec() }
+    }
+}
+
+// === impl SessionKey ===
+
+impl SessionKey {
+    /// Derived from a secret that stays: the same for every replica that has it, and after restarts.
+    pub fn derive(secret: &[u8]) -> Self {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
+        let tag = hmac::sign(&key, b"tulle session persistence");
+        Self(tag.as_ref().first_chunk().copied().unwrap_or_default())
+    }
+}
+
+impl fmt::Debug for SessionKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SessionKey")
     }
 }
 
@@ -242,7 +266,12 @@ impl Model {
     }
 
     fn context<'a>(&self, index: &'a Index) -> build::Context<'a> {
-        build::Context { index, trust_domain: self.trust_domain.clone(), mode: self.mode }
+        build::Context {
+            index,
+            trust_domain: self.trust_domain.clone(),
+            mode: self.mode,
+            session_key: self.settings.session_key.clone(),
+        }
     }
 
     /// A resource by name, or none if there is none of that name (and the name goes into `removed_resources`).

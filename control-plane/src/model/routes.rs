@@ -124,6 +124,9 @@ impl Context<'_> {
             }
             None => {}
         }
+        if let Some(invalid) = clash(self.index, route, rule) {
+            return Some(v1::HttpRule { name, matches, invalid, ..Default::default() });
+        }
         Some(v1::HttpRule {
             name,
             matches,
@@ -131,6 +134,7 @@ impl Context<'_> {
             request_timeout: rule.request_timeout.and_then(|d| d.try_into().ok()),
             backend_request_timeout: rule.backend_request_timeout.and_then(|d| d.try_into().ok()),
             filters: wire::filters(rule.filters.iter().filter(|filter| self.resolves(route, filter))),
+            session_persistence: rule.session.as_ref().map(wire::session),
             invalid: String::new(),
         })
     }
@@ -351,6 +355,18 @@ pub(super) fn attach(service: &Service, parent: &Parent) -> Result<Option<u16>, 
             hint: "`sectionName` is the name of one of the Service's ports, and must agree with `port`",
         }),
     }
+}
+
+/// Why a rule cannot keep sessions: a Service that it is about keeps clients at an endpoint by their address (GEP-1619, "Session
+/// Affinity in K8S Services").
+pub(super) fn clash(index: &Index, route: &Route, rule: &Rule) -> Option<String> {
+    rule.session.as_ref()?;
+    let services = route.services().chain(rule.backends.iter().map(|backend| &backend.service));
+    let clashing = |name: &&NamespacedName| index.service(name).is_some_and(|one| one.client_ip_affinity);
+    let name = services.into_iter().find(clashing)?;
+    Some(format!(
+        "Service {name} has `sessionAffinity: ClientIP`, which cannot be beside `sessionPersistence`"
+    ))
 }
 
 /// Whether requests can be sent to a backend.

@@ -5,9 +5,9 @@
 
 use serde::Serialize;
 
-use super::routes::{Unresolved, attach, conflicts, resolve};
+use super::routes::{Unresolved, attach, clash, conflicts, resolve};
 use crate::index::Index;
-use crate::object::{Parent, Route, Service};
+use crate::object::{Fault, Parent, Route, Rule, Service};
 
 /// The state of one route.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -75,7 +75,7 @@ pub fn route_statuses(index: &Index) -> Vec<RouteStatus> {
 fn of_route(index: &Index, route: &Route) -> RouteStatus {
     let parents = route.parents.iter().map(|parent| {
         let conditions =
-            [Some(accepted(index, route, parent)), Some(resolved(index, route)), partially(route)];
+            [Some(accepted(index, route, parent)), Some(resolved(index, route)), partially(index, route)];
         ParentStatus {
             parent_ref: ParentRef {
                 group: "",
@@ -110,7 +110,7 @@ fn accepted(index: &Index, route: &Route, parent: &Parent) -> Condition {
         Ok(ports) => ports,
         Err(unresolved) => return because(unresolved.reason, unresolved.message),
     };
-    let dropped = dropped(route);
+    let dropped = dropped(index, route);
     if !dropped.is_empty() && dropped.len() == route.rules.len() {
         return because("UnsupportedValue", dropped.join("; "));
     }
@@ -142,8 +142,8 @@ fn resolved(index: &Index, route: &Route) -> Condition {
     }
 }
 
-fn partially(route: &Route) -> Option<Condition> {
-    let dropped = dropped(route);
+fn partially(index: &Index, route: &Route) -> Option<Condition> {
+    let dropped = dropped(index, route);
     (!dropped.is_empty() && dropped.len() < route.rules.len()).then(|| Condition {
         condition: "PartiallyInvalid",
         status: "True",
@@ -153,7 +153,11 @@ fn partially(route: &Route) -> Option<Condition> {
 }
 
 /// The rules that are not served as they are written. That the message begins so is the Gateway API's rule.
-fn dropped(route: &Route) -> Vec<String> {
-    let rules = route.rules.iter().filter_map(|rule| Some((rule.index, rule.fault.as_ref()?)));
-    rules.map(|(index, fault)| format!("Dropped Rule {index}: {}: {}", fault.field, fault.message)).collect()
+fn dropped(index: &Index, route: &Route) -> Vec<String> {
+    let why = |rule: &Rule| match &rule.fault {
+        Some(Fault { field, message, .. }) => Some(format!("{field}: {message}")),
+        None => clash(index, route, rule),
+    };
+    let rules = route.rules.iter().filter_map(|rule| Some((rule.index, why(rule)?)));
+    rules.map(|(index, why)| format!("Dropped Rule {index}: {why}")).collect()
 }

@@ -4,7 +4,8 @@ use tulle_api::v1;
 
 use super::build::object_name;
 use crate::object::{
-    Cors, Filter, HeaderModifier, Match, PathMatch, PathModifier, Redirect, Rewrite, ValueMatch, ValuePattern,
+    Cors, Filter, HeaderModifier, Match, PathMatch, PathModifier, Redirect, Rewrite, SessionPersistence,
+    ValueMatch, ValuePattern,
 };
 
 pub(super) fn http_match(one: &Match) -> v1::HttpMatch {
@@ -95,4 +96,16 @@ fn path_modifier(one: &PathModifier) -> v1::PathModifier {
         PathModifier::Prefix(path) => Modifier::Prefix(path.clone()),
     };
     v1::PathModifier { modifier: Some(modifier) }
+}
+
+pub(super) fn session(one: &SessionPersistence) -> v1::SessionPersistence {
+    let place = if one.is_header { v1::SessionTokenPlace::Header } else { v1::SessionTokenPlace::Cookie };
+    v1::SessionPersistence {
+        name: one.name.clone(),
+        place: place.into(),
+        scope: one.scope.clone(),
+        absolute_timeout: one.absolute_timeout.and_then(|d| d.try_into().ok()),
+        idle_timeout: one.idle_timeout.and_then(|d| d.try_into().ok()),
+        permanent: one.permanent,
+    }
 }

@@ -22,6 +22,8 @@ pub struct Service {
     pub ports: Vec<Port>,
     /// Endpoints count as ready whatever their conditions say.
     pub publish_not_ready: bool,
+    /// `sessionAffinity: ClientIP`.
+    pub client_ip_affinity: bool,
 }
 
 /// A port of a Service.
@@ -65,6 +67,7 @@ impl Service {
             addresses: read_addresses(spec, notes),
             headless: spec.cluster_ip.as_deref() == Some("None"),
             ports: read_ports(spec, opaque.as_deref(), notes),
+            client_ip_affinity: spec.session_affinity.as_deref() == Some("ClientIP"),
             publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
         }
     }

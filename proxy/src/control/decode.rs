@@ -9,6 +9,7 @@
 
 mod filter;
 mod rule;
+mod session;
 
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
@@ -21,7 +22,7 @@ use tulle_api::v1::{self, Rejection};
 use tulle_certs::{SpiffeId, TrustBundle, TrustDomain};
 
 use crate::policy::{Action, Allow, EgressRule, EgressSpec, InboundSpec, Names, PortPolicy};
-use crate::route::{Hostname, Invalid, Route, Routes, StreamRoute};
+use crate::route::{Hostname, Invalid, Route, Routes, SessionKey, StreamRoute};
 use crate::state::{
     AddressInfo, AddressTarget, EndpointInfo, EndpointsInfo, HostPort, MeshInfo, Mode, ObjectName, Peer,
     Protocol, ServiceInfo, ServicePort, WorkloadInfo,
@@ -281,6 +282,10 @@ fn mesh(message: v1::Mesh, name: &str) -> Result<Decoded> {
         trust_domain: trust_domain(&message.trust_domain)?,
         mode: mode(message.mtls, "mtls")?,
         networks: each(message.networks, "networks", network)?,
+        session_key: match &*message.session_key {
+            [] => None,
+            secret => Some(SessionKey::new(secret).ok_or_else(|| fault("session_key", "is not 32 bytes"))?),
+        },
     }))
 }
 

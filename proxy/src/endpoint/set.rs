@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use foldhash::fast::RandomState;
 
@@ -13,6 +13,8 @@ use crate::state::{EndpointsInfo, ObjectName, Peer};
 #[derive(Debug, Default)]
 pub struct EndpointSet {
     ports: Vec<(u16, Vec<Member>)>,
+    /// Where a port's endpoint stands, by its address; made when it is first asked for.
+    by_address: OnceLock<HashMap<(u16, SocketAddr), usize, RandomState>>,
 }
 
 /// One endpoint and what may change about it without making it another.
@@ -51,12 +53,25 @@ impl EndpointSet {
                 None => ports.push((port, vec![member])),
             }
         }
-        Self { ports }
+        Self { ports, by_address: OnceLock::new() }
     }
 
     /// The endpoints of one of the service's ports.
     pub fn port(&self, port: u16) -> &[Member] {
         self.ports.iter().find(|(p, _)| *p == port).map_or(&[], |(_, members)| members)
+    }
+
+    /// The endpoint of a port that is at `address`.
+    pub fn at(&self, port: u16, address: SocketAddr) -> Option<&Member> {
+        let by_address = self.by_address.get_or_init(|| {
+            let of = |(port, members): &(u16, Vec<Member>)| {
+                let addresses: Vec<_> =
+                    members.iter().map(|member| (*port, member.endpoint.address)).collect();
+                addresses.into_iter().zip(0..)
+            };
+            self.ports.iter().flat_map(of).collect()
+        });
+        self.port(port).get(*by_address.get(&(port, address))?)
     }
 
     pub fn all(&self) -> impl Iterator<Item = &Member> {
@@ -101,5 +116,11 @@ mod tests {
         assert!(Arc::ptr_eq(&before.port(80)[0].endpoint, &after.port(80)[1].endpoint));
         assert!(!Arc::ptr_eq(&before.port(80)[0].endpoint, &after.port(80)[0].endpoint));
         assert!(!Arc::ptr_eq(&before.port(81)[0].endpoint, &after.port(81)[0].endpoint), "somebody else");
+        for (port, at) in [(80, 0), (80, 1), (81, 0)] {
+            let member = &after.port(port)[at];
+            let found = after.at(port, member.endpoint.address).unwrap();
+            assert!(Arc::ptr_eq(&found.endpoint, &member.endpoint));
+        }
+        assert!(after.at(81, "10.0.0.2:80".parse().unwrap()).is_none(), "another port's");
     }
 }

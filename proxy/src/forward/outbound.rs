@@ -29,6 +29,7 @@ use super::mirror;
 use super::opaque::{self, Ended};
 use super::record::{self, ConnectionRecord, InFlight, Record, Tracked};
 use super::routed;
+use super::session;
 use super::sniff::{self, Sniffed};
 use super::target::{self, Going, Target};
 use crate::accept::Accepted;
@@ -251,7 +252,7 @@ impl Connection {
         }
         // Routes are looked at anew for each request, so that connections which live long obey changes.
         let routes = match &target {
-            Target::Service(service, _) => service.routes(),
+            Target::Service(service, _) | Target::Session(service, ..) => service.routes(),
             Target::Address(_) | Target::Outside(_) => None,
         };
         let Some(found) = rule(routes.as_deref(), &target, request)? else {
@@ -271,15 +272,22 @@ impl Connection {
         {
             return answer;
         }
-        let backend = choose(&rule.route, &rule.backends)?;
+        let session = session::begin(&self.worker, &found, request).await?;
+        let kept = session.as_ref().and_then(|session| session.kept());
+        let backend = match &kept {
+            Some((backend, _)) => *backend,
+            None => choose(&rule.route, &rule.backends)?,
+        };
         record.backend = Some(Arc::clone(&backend.label));
         filters::request(&found, rule.filters.as_deref(), self.framing, request)?;
         mirror::start(&self.worker, self.client, self.framing, &found, request);
         filters::request(&found, backend.filters.as_deref(), self.framing, request)?;
         let deadline = rule.request_timeout.map(|limit| record.started() + limit);
         let send = async {
-            let service = target::service(&self.worker, &backend.service).await?;
-            let target = Target::Service(service, backend.port);
+            let target = match kept {
+                Some((_, target)) => target,
+                None => Target::Service(target::service(&self.worker, &backend.service).await?, backend.port),
+            };
             self.attempts(record, request, rule.backend_timeout, &target, None).await
         };
         let mut answer = match deadline {
@@ -290,6 +298,9 @@ impl Connection {
             })?,
         };
         filters::response(&found, backend, cors.as_deref(), &mut answer.response);
+        if let Some(session) = session {
+            record.session = session.answer(&self.worker, backend, &mut answer);
+        }
         Ok(Answer { deadline, ..answer })
     }
 
@@ -430,7 +441,7 @@ pub(super) async fn connect(
             let out = Box::pin(egress::let_out(worker, to.address, client, name)).await?;
             Some(Box::new(out))
         }
-        Target::Service(..) | Target::Address(_) => None,
+        Target::Service(..) | Target::Session(..) | Target::Address(_) => None,
     };
     let endpoint = target.pick(worker, None)?;
     let application = worker.proxy.own_application(&endpoint);

@@ -19,7 +19,7 @@ use super::headers;
 use crate::endpoint::Endpoint;
 use crate::policy;
 use crate::state::Peer;
-use crate::telemetry::metrics::{DetectResult, Direction, Outcome, RequestLabels, TlsKind};
+use crate::telemetry::metrics::{DetectResult, Direction, Outcome, RequestLabels, SessionResult, TlsKind};
 use crate::telemetry::{Reason, access};
 use crate::wire::http2::Outgoing;
 use crate::wire::{Body, BodyError, Transfer};
@@ -46,6 +46,7 @@ pub(super) struct Record {
     pub(super) service: Option<Arc<str>>,
     pub(super) route: Option<Arc<str>>,
     pub(super) backend: Option<Arc<str>>,
+    pub(super) session: Option<SessionResult>,
     pub(super) destination: Option<SpiffeId>,
     pub(super) endpoint: Option<SocketAddr>,
     pub(super) tls: TlsKind,
@@ -123,6 +124,7 @@ impl Record {
             service: None,
             route: None,
             backend: None,
+            session: None,
             destination: None,
             endpoint: None,
             tls: TlsKind::None,
@@ -277,6 +279,7 @@ impl Record {
             service,
             route,
             backend,
+            session: self.session.map_or("", SessionResult::as_str),
             detected: "",
             endpoint: self.endpoint,
             rule: text(&self.rule),
@@ -402,6 +405,7 @@ impl<'a> ConnectionRecord<'a> {
             service: self.service,
             route: self.route,
             backend: self.backend,
+            session: "",
             detected: self.detected.map_or("", DetectResult::as_str),
             endpoint: self.endpoint,
             rule: self.rule,
@@ -433,6 +437,11 @@ fn grpc_status(fields: &HeaderMap) -> Option<u32> {
 // === impl InFlight ===
 
 impl InFlight {
+    /// Where it is.
+    pub(super) fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.endpoint
+    }
+
     pub(super) fn start(worker: &Arc<Worker>, endpoint: &Arc<Endpoint>) -> Self {
         let started = worker.proxy.now();
         endpoint.load.start(started);

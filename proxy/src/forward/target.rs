@@ -22,6 +22,8 @@ use crate::telemetry::Reason;
 pub(super) enum Target {
     /// A port of a service.
     Service(Arc<ServiceState>, u16),
+    /// The same, of a session that goes to this endpoint for as long as it answers.
+    Session(Arc<ServiceState>, u16, Arc<Endpoint>),
     /// A workload's address as such: a pod's.
     Address(Arc<Endpoint>),
     /// An address, or a port of a workload's, of which the mesh knows nothing.
@@ -78,7 +80,7 @@ impl Going {
     /// Who was last seen to speak first there.
     pub(super) fn first(&self, worker: &Worker) -> Option<First> {
         match self.found.as_ref().ok()? {
-            Target::Service(service, port) => service.spoken.first(*port),
+            Target::Service(service, port) | Target::Session(service, port, _) => service.spoken.first(*port),
             Target::Address(endpoint) | Target::Outside(endpoint) => {
                 worker.proxy.spoken.first(endpoint.address)
             }
@@ -88,7 +90,9 @@ impl Going {
     /// Remembers who was seen to.
     pub(super) fn saw(&self, worker: &Worker, first: First) {
         match &self.found {
-            Ok(Target::Service(service, port)) => service.spoken.saw(*port, first),
+            Ok(Target::Service(service, port) | Target::Session(service, port, _)) => {
+                service.spoken.saw(*port, first);
+            }
             Ok(Target::Address(endpoint) | Target::Outside(endpoint)) => {
                 worker.proxy.spoken.saw(endpoint.address, first);
             }
@@ -99,7 +103,9 @@ impl Going {
     /// `<namespace>/<name>:<port>`, for metrics and logs; empty when no service was dialled, as far as is known.
     pub(super) fn service(&self) -> Arc<str> {
         match &self.found {
-            Ok(Target::Service(service, port)) => format!("{}:{port}", service.name).into(),
+            Ok(Target::Service(service, port) | Target::Session(service, port, _)) => {
+                format!("{}:{port}", service.name).into()
+            }
             Ok(Target::Address(_) | Target::Outside(_)) | Err(_) => Arc::from(""),
         }
     }
@@ -115,7 +121,7 @@ impl Going {
     pub(super) fn outside(&self) -> Option<SocketAddr> {
         match &self.found {
             Ok(Target::Outside(endpoint)) => Some(endpoint.address),
-            Ok(Target::Service(..) | Target::Address(_)) | Err(_) => None,
+            Ok(Target::Service(..) | Target::Session(..) | Target::Address(_)) | Err(_) => None,
         }
     }
 }
@@ -181,7 +187,8 @@ impl Target {
     ) -> Result<Arc<Endpoint>, Fault> {
         let (service, port) = match self {
             Self::Address(endpoint) | Self::Outside(endpoint) => return Ok(Arc::clone(endpoint)),
-            Self::Service(service, port) => (service, *port),
+            Self::Session(.., endpoint) if tried.is_none() => return Ok(Arc::clone(endpoint)),
+            Self::Service(service, port) | Self::Session(service, port, _) => (service, *port),
         };
         let none = || Fault::unsent(Reason::NoHealthyEndpoint, format!("{}:{port}", service.name));
         let endpoints = service.endpoints().ok_or_else(none)?;
@@ -205,7 +212,7 @@ impl Target {
 
     /// Whether another endpoint than this one could take the request.
     pub(super) fn has_other(&self, than: &Arc<Endpoint>) -> bool {
-        let Self::Service(service, port) = self else { return false };
+        let (Self::Service(service, port) | Self::Session(service, port, _)) = self else { return false };
         let other = |member: &Member| !Arc::ptr_eq(&member.endpoint, than);
         service.endpoints().is_some_and(|endpoints| endpoints.port(*port).iter().any(other))
     }

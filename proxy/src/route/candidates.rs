@@ -20,6 +20,8 @@ pub(super) struct Candidate {
     pub(super) length: u32,
     /// How many bytes of the request's path its prefix takes.
     pub(super) prefix: u32,
+    /// How many all paths that match have in common.
+    pub(super) common: u32,
     /// What the whole path must be like besides.
     pub(super) path: Option<Pattern>,
     pub(super) when: Option<Arc<Conditions>>,

@@ -26,19 +26,23 @@ mod filter;
 mod host;
 mod paths;
 mod pattern;
+mod session;
 mod stream;
 mod table;
+mod token;
 
 pub use condition::{Asked, Conditions, HeaderMatch, QueryMatch, ValueMatch};
 pub use cors::{AllowedOrigin, Cors, CorsRequest, InPlace as CorsInPlace, InvalidOrigin, Listed};
 pub use filter::{Filters, HeaderModifier, InvalidTarget, Mirror, PathModifier, Redirect, Rewrite, Scheme};
 pub use host::{Hostname, InvalidHostname};
 pub use pattern::{InvalidPattern, Pattern};
+pub use session::{Presented, Session, TokenPlace, cookie_path};
 pub use stream::{StreamRoute, Streams};
 pub use table::{
     Backend, Found, Invalid, Match, PathMatch, RequestMatch, Route, RouteKind, RouteRule, Routes, Rule,
     Table, TooLong, pick,
 };
+pub use token::{SessionKey, Token, backend_id};
 
 #[cfg(test)]
 mod tests;

@@ -33,10 +33,14 @@ impl Paths {
     /// Adds a rule by its number.
     pub(super) fn insert(&mut self, one: &RequestMatch, rule: u32) {
         let when = one.when.clone();
-        let mut candidate = Candidate { rule, length: 0, prefix: 0, path: None, when };
+        let mut candidate = Candidate { rule, length: 0, prefix: 0, common: 0, path: None, when };
         let candidates = match &one.path {
-            PathMatch::Exact(path) => self.exact.entry(path.clone()).or_default(),
+            PathMatch::Exact(path) => {
+                candidate.common = path.len() as u32;
+                self.exact.entry(path.clone()).or_default()
+            }
             PathMatch::Pattern(pattern) => {
+                candidate.common = literal(pattern.as_str()).len() as u32;
                 candidate.path = Some(pattern.clone());
                 &mut self.patterns
             }
@@ -44,6 +48,7 @@ impl Paths {
                 candidate.length = prefix.len() as u32;
                 let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
                 candidate.prefix = prefix.len() as u32;
+                candidate.common = candidate.prefix;
                 &mut self.grow(prefix).candidates
             }
             PathMatch::Method(pattern) => {
@@ -119,5 +124,51 @@ impl Paths {
             };
         }
         &mut self.nodes[at]
+    }
+}
+
+/// The elements that every path described by a regular expression begins with, as far as that is plain to see.
+fn literal(pattern: &str) -> &str {
+    let mut depth = 0_u32;
+    let mut characters = pattern.chars();
+    while let Some(character) = characters.next() {
+        match character {
+            '\\' => drop(characters.next()),
+            '(' => depth += 1,
+            ')' => depth = depth.saturating_sub(1),
+            // Of either side.
+            '|' if depth == 0 => return "",
+            _ => {}
+        }
+    }
+    let end = pattern.find(|c: char| r"\.+*?()|[]{}^$".contains(c)).unwrap_or(pattern.len());
+    let (plain, rest) = pattern.split_at(end);
+    // It may be there no time at all.
+    let optional = rest.starts_with(['*', '?', '{']);
+    let last = plain.chars().next_back().filter(|_| optional).map_or(0, char::len_utf8);
+    let plain = &plain[..plain.len() - last];
+    &plain[..plain.rfind('/').unwrap_or(0)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_all_paths_of_a_pattern_begin_with() {
+        for (pattern, expected) in [
+            ("/p1/p2/[^/]+/p3", "/p1/p2"),
+            ("/v[0-9]+/items", ""),
+            ("/api/(v1|v2)/x", "/api"),
+            ("/api/v1|/b", ""),
+            (r"/api/a\|b", "/api"),
+            ("/a/?b", ""),
+            ("/a/b/*", "/a"),
+            ("(?i)/a/b", ""),
+            ("/a/b/c", "/a/b"),
+            ("", ""),
+        ] {
+            assert_eq!(literal(pattern), expected, "{pattern}");
+        }
     }
 }

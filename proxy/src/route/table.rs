@@ -15,6 +15,7 @@ use super::filter::Filters;
 use super::host::{Hostname, RequestHost};
 use super::paths::Paths;
 use super::pattern::Pattern;
+use super::session::Session;
 use super::stream::{self, StreamRoute, Streams};
 use crate::state::ObjectName;
 
@@ -97,6 +98,8 @@ pub struct Rule {
     pub request_timeout: Option<Duration>,
     /// One try at one backend, until the response's head.
     pub backend_timeout: Option<Duration>,
+    /// `None`: each request is balanced by itself.
+    pub session: Option<Box<Session>>,
 }
 
 /// Why a rule is not carried out.
@@ -150,6 +153,8 @@ pub struct Found<'a> {
     pub rule: &'a Arc<Rule>,
     /// Bytes of the request's path that the rule's prefix takes, without a slash at its end; 0 where it matched otherwise.
     pub prefix: usize,
+    /// Bytes of it that are the same for all that the rule takes by this match, up to the end of an element; 0: it need not have any in common.
+    pub common: usize,
 }
 
 /// [`Routes`], compiled.
@@ -219,12 +224,11 @@ impl Table {
             return Match::TooLong(what);
         }
         let found = hosts.find(asked);
-        let rule =
-            found.and_then(|found| Some((self.rules.get(found.rule as usize)?, found.prefix as usize)));
-        match rule {
-            Some((rule, prefix)) => Match::Rule(Found { rule, prefix }),
-            None => Match::NotFound,
-        }
+        let found = found.and_then(|found| {
+            let rule = self.rules.get(found.rule as usize)?;
+            Some(Found { rule, prefix: found.prefix as usize, common: found.common as usize })
+        });
+        found.map_or(Match::NotFound, Match::Rule)
     }
 }
 

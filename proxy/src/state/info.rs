@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use tulle_certs::{SpiffeId, TrustDomain};
 
 use super::ObjectName;
+use crate::route::SessionKey;
 
 /// What a port speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -111,6 +112,8 @@ pub struct MeshInfo {
     pub mode: Mode,
     /// Where the mesh's workloads and virtual IPs live.
     pub networks: Vec<IpNet>,
+    /// Seals the tokens of sessions; `None`: there are no sessions.
+    pub session_key: Option<SessionKey>,
 }
 
 // === impl ServiceInfo ===

@@ -55,6 +55,8 @@ pub struct Record<'a> {
     pub route: &'a str,
     /// `<namespace>/<name>:<port>` of the backend that was chosen.
     pub backend: &'a str,
+    /// What became of the request's session, as in `tulle_sessions_total`.
+    pub session: &'a str,
     /// How it was found that a connection is not HTTP, as in `tulle_detect_total`.
     pub detected: &'a str,
     /// Where it was sent.
@@ -133,6 +135,7 @@ impl Default for Record<'_> {
             service: "",
             route: "",
             backend: "",
+            session: "",
             detected: "",
             endpoint: None,
             rule: "",
@@ -172,6 +175,7 @@ impl Record<'_> {
         text(out, named!("service"), self.service);
         text(out, named!("route"), self.route);
         text(out, named!("backend"), self.backend);
+        word(out, named!("session"), self.session);
         text(out, named!("detected"), self.detected);
         address(out, named!("endpoint"), self.endpoint);
         text(out, named!("rule"), self.rule);
@@ -316,6 +320,7 @@ mod tests {
             service: "default/payments:80",
             route: "default/split",
             backend: "default/payments-v1:80",
+            session: "kept",
             detected: "server_first",
             endpoint: Some("[::1]:5000".parse().unwrap()),
             rule: "default/allow/web",
@@ -335,7 +340,7 @@ mod tests {
                 "reason": "connect_failed", "by": "default/orders/outbound", "detail": "connection refused",
                 "client": "127.0.0.1:4000", "source": "spiffe://cluster.local/ns/default/sa/orders",
                 "destination": "spiffe://cluster.local/ns/default/sa/payments", "service": "default/payments:80",
-                "route": "default/split", "backend": "default/payments-v1:80", "detected": "server_first", "endpoint": "[::1]:5000",
+                "route": "default/split", "backend": "default/payments-v1:80", "session": "kept", "detected": "server_first", "endpoint": "[::1]:5000",
                 "rule": "default/allow/web", "tls": "mtls", "bytes_in": 1, "bytes_out": 2, "duration_ns": 3_000_000,
                 "processing_ns": 4000, "attempts": 1, "connection": 7,
             })

@@ -30,7 +30,7 @@ pub use self::families::{Family, Kind, reference};
 pub use self::labels::{
     ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, DnsResult, EarlyOpen,
     EgressLabels, EgressProtocol, Method, MirrorResult, Outcome, PoolClose, ReplayCause, RequestLabels,
-    TlsKind, VerdictKind, VerdictLabels,
+    SessionResult, TlsKind, VerdictKind, VerdictLabels,
 };
 pub use self::pools::{PoolCells, PooledConnection};
 pub use self::worker::WorkerMetrics;

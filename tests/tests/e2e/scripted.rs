@@ -248,7 +248,8 @@ fn routes(prefix: &str) -> v1::Routes {
 /// A strict mesh of `authority`.
 pub(super) fn mesh(fake: &Fake, authority: &tulle_certs::issue::Authority) {
     let mtls = v1::MtlsMode::Strict as i32;
-    let mesh = v1::Mesh { trust_domain: "cluster.local".to_owned(), mtls, networks: vec![] };
+    let mesh =
+        v1::Mesh { trust_domain: "cluster.local".to_owned(), mtls, networks: vec![], ..v1::Mesh::default() };
     fake.set(tulle_api::MESH, &mesh);
     let roots = authority.bundle().roots().iter().map(|root| root.to_vec().into()).collect();
     let bundle = v1::TrustBundle { trust_domain: "cluster.local".to_owned(), x509_authorities: roots };

@@ -9,6 +9,7 @@ mod grpc;
 mod incremental;
 mod publish;
 mod routes;
+mod sessions;
 mod status;
 mod streams;
 mod virtual_ips;
@@ -325,7 +326,7 @@ fn without_mtls_every_peer_is_plaintext() {
 #[test]
 fn the_trust_domain_of_the_authority_stays_in_force() {
     let (index, _) = index(&format!("{MESH}spec: {{trustDomain: example.org}}\n"));
-    let settings = Settings { trust_domain: Some("cluster.local".into()) };
+    let settings = Settings { trust_domain: Some("cluster.local".into()), ..Settings::default() };
     let found = findings(&index, &settings);
     assert_eq!(found[0].field.as_deref(), Some("spec.trustDomain"));
     let mesh: v1::Mesh = get(&Model::build(&index, settings), "mesh").unwrap();

@@ -4,10 +4,13 @@ use gateway_api::experimental::grpcroutes::{
     GrpcRoute, GrpcRouteRules, GrpcRouteRulesBackendRefsFilters, GrpcRouteRulesBackendRefsFiltersType,
     GrpcRouteRulesFilters, GrpcRouteRulesFiltersType, GrpcRouteRulesMatches,
     GrpcRouteRulesMatchesHeadersType, GrpcRouteRulesMatchesMethod, GrpcRouteRulesMatchesMethodType,
+    GrpcRouteRulesSessionPersistenceCookieConfigLifetimeType as LifetimeType,
+    GrpcRouteRulesSessionPersistenceType as SessionType,
 };
 
 use super::filters::{self, FilterType, Written, written_headers, written_mirror};
 use super::matches::{self, Match, Part, PathMatch, WrittenValue};
+use super::session::{self, written_session};
 use super::{
     Fault, MAX_LIST, Route, RouteKind, Rule, WrittenBackend, WrittenParent, at_most, check_hostnames,
     check_rule_names, created, read_backends, read_parents, written_backends, written_parents,
@@ -29,12 +32,17 @@ impl Route {
         check_rule_names(rules.iter().map(|rule| rule.name.as_deref()), notes);
         matches::check_count(rules.iter().map(|rule| rule.matches.as_ref().map_or(0, Vec::len)), notes);
         let rules = rules.iter().enumerate();
+        let rules: Vec<Rule> = rules.map(|(index, rule)| read_rule(&name, index, rule, notes)).collect();
+        session::check_names(
+            rules.iter().filter_map(|rule| Some((rule.index, rule.session.as_ref()?))),
+            notes,
+        );
         Self {
             kind: RouteKind::Grpc,
             created: created(&object.metadata),
             parents,
             server_names: Vec::new(),
-            rules: rules.map(|(index, rule)| read_rule(&name, index, rule, notes)).collect(),
+            rules,
             name,
         }
     }
@@ -47,17 +55,19 @@ fn read_rule(route: &NamespacedName, index: usize, rule: &GrpcRouteRules, notes:
     let written: Vec<Written<'_>> = rule.filters.iter().flatten().map(Written::from).collect();
     let backends = read_backends(route, &at, &matches, written_backends!(rule.backend_refs), notes);
     let filters = filters::read_of_rule(route, &at, &written, &matches, backends.len(), &mut fault, notes);
-    if rule.session_persistence.is_some() {
-        notes.warn(format!("{at}.sessionPersistence"), "not supported yet: served without", "");
-    }
+    let name = rule.name.clone().unwrap_or_default();
+    let of = session::Of { kind: RouteKind::Grpc, route, index, name: &name };
+    let written = written_session!(rule.session_persistence, SessionType, LifetimeType);
+    let session = session::read(&of, written.as_ref(), &mut fault, notes);
     Rule {
         index,
-        name: rule.name.clone().unwrap_or_default(),
+        name,
         matches,
         filters,
         backends,
         request_timeout: None,
         backend_request_timeout: None,
+        session,
         fault,
     }
 }

@@ -10,7 +10,9 @@ use gateway_api::experimental::httproutes::{
     HttpRouteRulesFiltersRequestRedirectPathType, HttpRouteRulesFiltersRequestRedirectScheme,
     HttpRouteRulesFiltersType, HttpRouteRulesFiltersUrlRewritePathType, HttpRouteRulesMatches,
     HttpRouteRulesMatchesHeadersType, HttpRouteRulesMatchesMethod as Method,
-    HttpRouteRulesMatchesPathType as PathType, HttpRouteRulesMatchesQueryParamsType, HttpRouteRulesTimeouts,
+    HttpRouteRulesMatchesPathType as PathType, HttpRouteRulesMatchesQueryParamsType,
+    HttpRouteRulesSessionPersistenceCookieConfigLifetimeType as LifetimeType,
+    HttpRouteRulesSessionPersistenceType as SessionType, HttpRouteRulesTimeouts,
 };
 
 use super::cors::written_cors;
@@ -18,6 +20,7 @@ use super::filters::{
     self, FilterType, Written, WrittenPath, WrittenRedirect, written_headers, written_mirror,
 };
 use super::matches::{self, Match, Part, PathMatch, WrittenValue};
+use super::session::{self, written_session};
 use super::{
     Fault, MAX_LIST, Route, RouteKind, Rule, WrittenBackend, WrittenParent, at_most, check_hostnames,
     check_rule_names, created, read_backends, read_parents, written_backends, written_parents,
@@ -38,12 +41,17 @@ impl Route {
         check_rule_names(rules.iter().map(|rule| rule.name.as_deref()), notes);
         matches::check_count(rules.iter().map(|rule| rule.matches.as_ref().map_or(1, Vec::len)), notes);
         let rules = rules.iter().enumerate();
+        let rules: Vec<Rule> = rules.map(|(index, rule)| read_rule(&name, index, rule, notes)).collect();
+        session::check_names(
+            rules.iter().filter_map(|rule| Some((rule.index, rule.session.as_ref()?))),
+            notes,
+        );
         Self {
             kind: RouteKind::Http,
             created: created(&object.metadata),
             parents,
             server_names: Vec::new(),
-            rules: rules.map(|(index, rule)| read_rule(&name, index, rule, notes)).collect(),
+            rules,
             name,
         }
     }
@@ -60,11 +68,11 @@ fn read_rule(route: &NamespacedName, index: usize, rule: &HttpRouteRules, notes:
     if rule.retry.is_some() {
         notes.warn(format!("{at}.retry"), "not supported yet: served without", "");
     }
-    if rule.session_persistence.is_some() {
-        notes.warn(format!("{at}.sessionPersistence"), "not supported yet: served without", "");
-    }
     let name = rule.name.clone().unwrap_or_default();
-    Rule { index, name, matches, filters, backends, request_timeout, backend_request_timeout, fault }
+    let of = session::Of { kind: RouteKind::Http, route, index, name: &name };
+    let written = written_session!(rule.session_persistence, SessionType, LifetimeType);
+    let session = session::read(&of, written.as_ref(), &mut fault, notes);
+    Rule { index, name, matches, filters, backends, request_timeout, backend_request_timeout, session, fault }
 }
 
 fn read_matches(

@@ -133,7 +133,12 @@ fn resource(name: &str, version: &str, type_url: &str, value: Vec<u8>) -> Resour
 }
 
 fn mesh(version: &str, mode: v1::MtlsMode) -> Resource {
-    let mesh = v1::Mesh { trust_domain: "cluster.local".into(), mtls: mode.into(), networks: Vec::new() };
+    let mesh = v1::Mesh {
+        trust_domain: "cluster.local".into(),
+        mtls: mode.into(),
+        networks: Vec::new(),
+        ..v1::Mesh::default()
+    };
     resource(tulle_api::MESH, version, &v1::Mesh::type_url(), mesh.encode_to_vec())
 }
 

@@ -10,6 +10,7 @@ use http::{HeaderName, Method};
 use tulle_api::{PATTERNS, v1};
 
 use super::filter::{Of, filters};
+use super::session;
 use super::{Fault, Result, duration, each, fault, object, port};
 use crate::route::{
     Backend, Conditions, HeaderMatch, Invalid, PathMatch, Pattern, QueryMatch, RequestMatch, RouteKind,
@@ -67,6 +68,7 @@ fn rule(message: v1::HttpRule, matches: &mut Matches<'_>, route: &ObjectName, at
         backends: Box::default(),
         request_timeout: None,
         backend_timeout: None,
+        session: None,
     };
     let rule = match matches.fault.take() {
         None if rule.invalid.is_some() => Ok(rule),
@@ -74,9 +76,13 @@ fn rule(message: v1::HttpRule, matches: &mut Matches<'_>, route: &ObjectName, at
             let by_prefix = read.iter().all(|one| matches!(one.path, PathMatch::Prefix(_)));
             let of = Of::Rule { by_prefix, has_backends: !message.backends.is_empty() };
             let done = || -> Result<Rule> {
+                let backends = backends(message.backends, at)?;
+                let session = message.session_persistence;
+                let session = session.map(|one| session::session(one, &backends, at)).transpose()?;
                 Ok(Rule {
                     filters: filters(message.filters, of, at)?,
-                    backends: backends(message.backends, at)?,
+                    backends,
+                    session: session.map(Box::new),
                     request_timeout: duration(message.request_timeout, &format!("{at}.request_timeout"))?,
                     backend_timeout: duration(
                         message.backend_request_timeout,

@@ -417,6 +417,7 @@ fn samples() -> Vec<(String, &'static str, Vec<u8>)> {
                 trust_domain: "cluster.local".to_owned(),
                 mtls: 2,
                 networks: vec!["10.0.0.0/8".to_owned(), "fd00::/8".to_owned()],
+                session_key: vec![7; 32].into(),
             },
         ),
         sample(

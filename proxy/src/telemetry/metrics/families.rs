@@ -88,6 +88,8 @@ families! {
         "Requests sent once more without configuration.";
     MIRRORS = Counter "tulle_mirrors_total" ["result"]
         "Copies of requests that RequestMirror asks for; result is answered, failed, timed_out, or dropped where too many were under way.";
+    SESSIONS = Counter "tulle_sessions_total" ["result"]
+        "Answered requests of rules with sessionPersistence: kept at their endpoint; new, without a token; moved to another endpoint; expired, their session's time being over; or invalid, with a token that none of the mesh's proxies made for the rule.";
     ACCEPT_ERRORS = Counter "tulle_accept_errors_total" []
         "Accepts that failed, for want of file descriptors mostly.";
     HANDED_OVER = Counter "tulle_accept_handed_over_total" []

@@ -270,6 +270,22 @@ label_enum! {
 }
 
 label_enum! {
+    /// What became of a request's session.
+    SessionResult {
+        /// The endpoint that it goes to answered.
+        Kept = "kept",
+        /// The client brought no token; it has one now.
+        New = "new",
+        /// Its endpoint is gone, not ready or did not answer; it goes to another now.
+        Moved = "moved",
+        /// Its time was over; it began anew.
+        Expired = "expired",
+        /// The token was damaged, forged or another rule's; a session began.
+        Invalid = "invalid",
+    }
+}
+
+label_enum! {
     /// Why a request was sent once more.
     ReplayCause {
         /// The first try was provably not processed.

@@ -9,7 +9,7 @@ use super::cells::{Counter, Histogram};
 use super::families::{self, FAMILIES, Family, Kind};
 use super::labels::{
     ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, EarlyOpen, EgressLabels,
-    MirrorResult, Outcome, PoolClose, ReplayCause, RequestLabels, VerdictLabels, values,
+    MirrorResult, Outcome, PoolClose, ReplayCause, RequestLabels, SessionResult, VerdictLabels, values,
 };
 use super::pools::{PoolCells, Pooled};
 use super::table::Table;
@@ -255,6 +255,10 @@ fn bounded(scrape: &mut Scrape, metrics: &Metrics, workers: &[&WorkerCells]) {
     for result in MirrorResult::ALL {
         let count = total(&|worker| worker.mirrors[*result as usize].get());
         scrape.value(&families::MIRRORS, &[("result", result.as_str())], count as f64);
+    }
+    for result in SessionResult::ALL {
+        let count = total(&|worker| worker.sessions[*result as usize].get());
+        scrape.value(&families::SESSIONS, &[("result", result.as_str())], count as f64);
     }
     scrape.value(&families::POOL_REUSED, &[], total(&|worker| worker.pool_reused.get()) as f64);
     scrape.value(&families::ACCEPT_ERRORS, &[], total(&|worker| worker.accept_errors.get()) as f64);

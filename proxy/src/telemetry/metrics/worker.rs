@@ -7,7 +7,7 @@ use super::budget::{Budget, Group};
 use super::cells::{ByDirection, ConnectionCells, Counter, Histogram, OverflowRequests, RequestCells};
 use super::labels::{
     ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, EarlyOpen, EgressLabels,
-    MirrorResult, ReplayCause, RequestLabels, VerdictLabels,
+    MirrorResult, ReplayCause, RequestLabels, SessionResult, VerdictLabels,
 };
 use super::pools::PoolCells;
 use super::table::Table;
@@ -53,6 +53,7 @@ pub(super) struct WorkerCells {
     pub(super) pool_reused: Counter,
     pub(super) replays: Vec<Counter>,
     pub(super) mirrors: Vec<Counter>,
+    pub(super) sessions: Vec<Counter>,
     pub(super) accept_errors: Counter,
     pub(super) handed_over: Counter,
 }
@@ -100,6 +101,7 @@ impl WorkerMetrics {
             pool_reused: Counter::default(),
             replays: counters(ReplayCause::ALL.len()),
             mirrors: counters(MirrorResult::ALL.len()),
+            sessions: counters(SessionResult::ALL.len()),
             accept_errors: Counter::default(),
             handed_over: Counter::default(),
         }))
@@ -211,6 +213,11 @@ impl WorkerMetrics {
     /// A request was sent once more.
     pub fn replayed(&self, cause: ReplayCause) {
         self.0.replays[cause as usize].inc();
+    }
+
+    /// A request of a rule with sessions was answered.
+    pub fn session(&self, result: SessionResult) {
+        self.0.sessions[result as usize].inc();
     }
 
     /// A copy of a request is over, or was not made.
