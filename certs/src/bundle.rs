@@ -11,6 +11,7 @@ use rustls_pki_types::{CertificateDer, TrustAnchor};
 
 use crate::id::TrustDomain;
 use crate::pem::{self, PemError};
+use crate::verified::Verified;
 use crate::x509;
 
 /// Why a bundle is refused.
@@ -43,11 +44,11 @@ pub enum BundleError {
 }
 
 /// The roots of one trust domain; at least one.
-#[derive(Clone)]
 pub struct TrustBundle {
     domain: TrustDomain,
     roots: Vec<CertificateDer<'static>>,
     anchors: Vec<TrustAnchor<'static>>,
+    verified: Verified,
 }
 
 // === impl TrustBundle ===
@@ -56,7 +57,8 @@ impl TrustBundle {
     /// A bundle of CA certificates in DER; duplicates are dropped. Expired ones are kept: a rotation removes
     /// them, and a leaf never outlives its issuer.
     pub fn new(domain: TrustDomain, certificates: Vec<CertificateDer<'static>>) -> Result<Self, BundleError> {
-        let mut bundle = Self { domain, roots: Vec::new(), anchors: Vec::new() };
+        let mut bundle =
+            Self { domain, roots: Vec::new(), anchors: Vec::new(), verified: Verified::default() };
         for (at, certificate) in certificates.into_iter().enumerate() {
             let error =
                 |subject: String, why: String| BundleError::Certificate { index: at + 1, subject, why };
@@ -127,8 +129,21 @@ impl TrustBundle {
         self.roots.iter().filter_map(|root| Pin::of(root).ok()).collect()
     }
 
+    /// Chains that these roots have vouched for.
+    pub(crate) fn verified(&self) -> &Verified {
+        &self.verified
+    }
+
     pub(crate) fn anchors(&self) -> &[TrustAnchor<'static>] {
         &self.anchors
+    }
+}
+
+impl Clone for TrustBundle {
+    /// What was verified is not taken along: the copy may get other roots.
+    fn clone(&self) -> Self {
+        let (domain, roots, anchors) = (self.domain.clone(), self.roots.clone(), self.anchors.clone());
+        Self { domain, roots, anchors, verified: Verified::default() }
     }
 }
 

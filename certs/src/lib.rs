@@ -34,6 +34,7 @@ pub mod renewal;
 pub mod token;
 
 mod tls;
+mod verified;
 mod verify;
 mod x509;
 

@@ -74,10 +74,14 @@ pub(crate) fn verify_peer(
     algorithms: &WebPkiSupportedAlgorithms,
     now: UnixTime,
 ) -> Result<SpiffeId, Refused> {
+    if let Some(id) = bundle.verified().find(end_entity, intermediates, role, now) {
+        return Ok(id);
+    }
     let leaf = EndEntityCert::try_from(end_entity).map_err(refused_by_webpki)?;
     let id = id_of(&leaf)?;
     same_domain(&id, bundle.trust_domain())?;
     verify_chain(&leaf, intermediates, bundle.anchors(), role, algorithms, now)?;
+    bundle.verified().add(end_entity, intermediates, role, &id);
     Ok(id)
 }
 

@@ -57,7 +57,8 @@ struct Active {
     worker: usize,
 }
 
-/// How many connections a worker may be ahead of the least loaded before it hands new ones over.
+/// How many connections a worker may be ahead of the least loaded before it hands new ones over; where that one has fewer, as
+/// many as it has, so that few long connections are shared out too.
 const LEAD: usize = 8;
 
 /// Starts a worker for each element of `listeners`. `limit` bounds the connections of all workers together.
@@ -179,7 +180,7 @@ impl Peers {
     fn choose(&self, own: usize) -> usize {
         let load = |worker: usize| self.active[worker].load(Ordering::Relaxed);
         let least = (0..self.active.len()).min_by_key(|worker| load(*worker)).unwrap_or(own);
-        if load(own) > load(least) + LEAD { least } else { own }
+        if load(own) > load(least) + load(least).clamp(1, LEAD) { least } else { own }
     }
 }
 
@@ -218,5 +219,36 @@ impl Workers {
     /// Whether a worker has ended by itself, which it never should.
     pub fn is_broken(&self) -> bool {
         self.threads.iter().any(JoinHandle::is_finished)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where `connections` end up that the kernel all gives to the first of `workers`.
+    fn shared_out(workers: usize, connections: usize) -> Vec<usize> {
+        let active = (0..workers).map(|_| AtomicUsize::new(0)).collect();
+        let peers = Peers { queues: Vec::new(), active, limit: usize::MAX };
+        for _ in 0..connections {
+            peers.active[peers.choose(0)].fetch_add(1, Ordering::Relaxed);
+        }
+        peers.active.into_iter().map(AtomicUsize::into_inner).collect()
+    }
+
+    #[test]
+    fn connections_stay_unless_their_worker_is_well_ahead() {
+        for (workers, connections, expected) in [
+            (2, 1, vec![1, 0]),
+            (2, 2, vec![2, 0]),
+            (2, 3, vec![2, 1]),
+            (2, 4, vec![3, 1]),
+            (2, 5, vec![3, 2]),
+            (2, 60, vec![34, 26]),
+            (3, 6, vec![3, 2, 1]),
+            (1, 9, vec![9]),
+        ] {
+            assert_eq!(shared_out(workers, connections), expected, "{connections} on {workers}");
+        }
     }
 }

@@ -267,6 +267,44 @@ fn the_passed_clock_decides_about_expiry() {
 }
 
 #[test]
+fn a_chain_that_was_verified_before_is_judged_by_time_key_and_role_as_at_first() {
+    let ca = authority();
+    let server = creds(&ca, "orders");
+    let (issued, key) = issue(&ca, &id("web"));
+    let chain = issued.chain;
+    let judge = |at| server.check_peer(&chain, at).map_err(|refused| refused.refusal);
+    let (before, after) = (now() - DAY, now() + DAY + Duration::from_secs(1));
+    assert_eq!(judge(before), Err(Refusal::NotYetValid));
+    for _ in 0..2 {
+        assert_eq!(judge(now()), Ok(id("web")));
+        assert_eq!(judge(now() + DAY), Ok(id("web")), "its last second");
+        assert_eq!(judge(after), Err(Refusal::Expired));
+        assert_eq!(judge(before), Err(Refusal::NotYetValid));
+    }
+    // Whoever shows it without having its key.
+    let thief = PrivateKey::generate().unwrap();
+    let stolen = client_presenting(&server, Some(chain.clone()), &thief, server.id());
+    server_refuses(stolen, &server, Refusal::BadSignature);
+    let owner = handshake(client_presenting(&server, Some(chain), &key, server.id()), server.inbound());
+    assert!(owner.server_error.is_none());
+    // As good as a client, it is none as a server.
+    let (chain, _) = forge(&ca, &[id("web").as_str()], |params| {
+        params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+    });
+    let algorithms = server.provider.signature_verification_algorithms;
+    let at = UnixTime::since_unix_epoch(Duration::from_secs(x509::seconds(now())));
+    for (role, expected) in
+        [(Role::Client, None), (Role::Server, Some(Refusal::Malformed)), (Role::Client, None)]
+    {
+        let judged = verify_peer(&server.bundle, &chain[0], &chain[1..], role, &algorithms, at);
+        assert_eq!(judged.err().map(|refused| refused.refusal), expected);
+    }
+    // Nor do other roots know of it.
+    let other = creds(&authority(), "orders");
+    assert_eq!(other.check_peer(&chain, now()).unwrap_err().refusal, Refusal::UnknownRoot);
+}
+
+#[test]
 fn certificates_that_are_no_svid_are_refused() {
     let ca = authority();
     let server = creds(&ca, "orders");
