@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_path_to_error::Segment;
 
+use super::strict::{self, Strict};
 use super::yaml::{self, Broken, Chunk, Document};
 use crate::finding::{Finding, Mark, Note, Notes, Origin, Severity, push_index, push_key};
 use crate::kinds::{AuthorizationPolicy, EgressPolicy, Mesh, PolicyTargetRef};
@@ -330,8 +331,7 @@ fn read(kind: Kind, key: &ObjectKey, value: Value) -> (Content, Notes) {
 fn closed(key: &ObjectKey, value: &Value) -> Option<Object> {
     let refs = || value.get("spec")?.get("targetRefs")?.as_array();
     let refs = refs().into_iter().flatten();
-    let refs: Vec<PolicyTargetRef> =
-        refs.filter_map(|one| serde_json::from_value(one.clone()).ok()).collect();
+    let refs: Vec<PolicyTargetRef> = refs.filter_map(|one| strict::read(one.clone()).ok()).collect();
     match key.kind {
         Kind::AuthorizationPolicy => {
             let policy = Policy::closed(key.name.clone(), &refs);
@@ -367,7 +367,7 @@ fn typed<T: DeserializeOwned>(value: Value, notes: &mut Notes) -> Option<T> {
     let mut unknown = Vec::new();
     let mut track = serde_path_to_error::Track::new();
     let result = {
-        let tracked = serde_path_to_error::Deserializer::new(value, &mut track);
+        let tracked = serde_path_to_error::Deserializer::new(Strict(value), &mut track);
         let mut ignored = |path: serde_ignored::Path<'_>| {
             let mut field = String::new();
             ignored_path(&path, &mut field);
@@ -393,7 +393,7 @@ fn typed<T: DeserializeOwned>(value: Value, notes: &mut Notes) -> Option<T> {
                     Segment::Enum { .. } | Segment::Unknown => {}
                 }
             }
-            notes.refuse(field, error.to_string(), "");
+            notes.refuse(field, error.message, error.hint);
             None
         }
     }

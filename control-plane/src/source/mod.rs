@@ -4,12 +4,13 @@
 //! that means to a proxy. One broken document takes nothing down: the last good version of what it held is served on.
 //!
 //! - `yaml`: text → documents, with the line and column of every field;
-//! - `decode`: documents → objects;
+//! - `decode`: documents → objects; `strict`: what is said where a value does not fit;
 //! - `folder`: files → what changed, keeping the last good version of what is broken;
 //! - `watch`: the thread that looks when something happens, and now and then anyway.
 
 mod decode;
 mod folder;
+mod strict;
 mod watch;
 mod yaml;
 

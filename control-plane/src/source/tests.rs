@@ -640,3 +640,66 @@ fn an_endpoint_of_what_cannot_be_a_pod_is_served_without_its_name() {
     let served: Vec<_> = world.index.slices_of(&service).flat_map(|slice| &slice.endpoints).collect();
     assert!(matches!(&served[..], [endpoint] if endpoint.workload.is_none()), "{served:?}");
 }
+
+/// What a document's author reads of a field that does not fit.
+#[test]
+fn what_does_not_fit_is_told_by_what_is_written_and_what_is_wanted() {
+    let route = |spec: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: r}}\nspec:\n  \
+             parentRefs: [{{group: '', kind: Service, name: web}}]\n  rules: {spec}\n"
+        )
+    };
+    let service =
+        |spec: &str| format!("apiVersion: v1\nkind: Service\nmetadata: {{name: web}}\nspec: {spec}\n");
+    let cases = [
+        (
+            route("[[[{name: web, port: 80}]]]"),
+            "spec.rules[0]: here must be a mapping, and there is a list (write `name: value` for each field, without `- ` before it)",
+        ),
+        (
+            route("{backendRefs: []}"),
+            "spec.rules: here must be a list, and there is a mapping (put `- ` before each entry, also if there is only one)",
+        ),
+        (
+            route("[{backendRefs: {name: web, port: 80}}]"),
+            "spec.rules[0].backendRefs: here must be a list, and there is a mapping (put `- ` before each entry, also if there is only one)",
+        ),
+        (
+            route("[{backendRefs: [{name: 7, port: 80}]}]"),
+            "spec.rules[0].backendRefs[0].name: here must be text, and there is the number 7 (put it between quotes)",
+        ),
+        (
+            route("[{backendRefs: [{name: web, port: '80'}]}]"),
+            "spec.rules[0].backendRefs[0].port: here must be a whole number, and there is the text `80` (write it without quotes)",
+        ),
+        (
+            route("[{backendRefs: [{name: web, port: 99999999999}]}]"),
+            "spec.rules[0].backendRefs[0].port: the number 99999999999 is none that can stand here",
+        ),
+        (route("[{backendRefs: [{port: 80}]}]"), "spec.rules[0].backendRefs[0]: `name` is missing (every one of these has it)"),
+        (
+            route("[{matches: [{path: {type: exact, value: /}}]}]"),
+            "spec.rules[0].matches[0].path.type: `exact` is none of the values that there are: `Exact`, `PathPrefix`, `RegularExpression` (mind capitals)",
+        ),
+        (service("[80]"), "spec: here must be a mapping, and there is a list (write `name: value` for each field, without `- ` before it)"),
+        (
+            service("{ports: 80}"),
+            "spec.ports: here must be a list, and there is the number 80 (put `- ` before each entry, also if there is only one)",
+        ),
+        (
+            "apiVersion: policy.tulle.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: p}\nspec:\n  \
+             targetRefs: [['', Service, web]]\n  rules: []\n"
+                .to_owned(),
+            "spec.targetRefs[0]: here must be a mapping, and there is a list (write `name: value` for each field, without `- ` before it)",
+        ),
+    ];
+    for (text, expected) in cases {
+        let (_, found) = World::new(&[("conf/a.yaml", &text)]);
+        let told = found.iter().map(ToString::to_string).find(|told| told.ends_with(expected));
+        assert!(told.is_some(), "{expected}: {found:#?}");
+    }
+    // A list in place of a mapping at the very top is no object.
+    let (_, found) = World::new(&[("conf/a.yaml", "apiVersion: v1\nkind: Service\nmetadata: [web]\n")]);
+    assert!(found[0].message.contains("has no name"), "{found:#?}");
+}
