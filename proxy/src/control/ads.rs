@@ -137,8 +137,8 @@ impl Ads {
     fn apply(&mut self, response: DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
         let update = self.session.receive(response);
         let applied = self.applier.apply(&update);
-        for resource in applied.wanted {
-            self.session.subscribe(resource);
+        for resource in &applied.wanted {
+            self.session.subscribe(resource.clone());
         }
         for resource in &applied.unwanted {
             self.session.unsubscribe(resource);
@@ -153,13 +153,7 @@ impl Ads {
             self.metrics.ads_nacked(kind);
             for rejection in &applied.rejected {
                 let (resource, field, reason) = (&rejection.resource, &rejection.field, &rejection.reason);
-                tracing::error!(
-                    kind,
-                    resource,
-                    field,
-                    reason,
-                    "rejected a resource, or this part of it; what is not put to use stays as it was, and a route's rule answers 500"
-                );
+                tracing::error!(kind, resource, field, reason, "{}", applied.meanwhile(resource));
             }
         }
         self.session.answer(&update, &applied.rejected)

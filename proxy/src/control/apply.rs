@@ -43,10 +43,23 @@ pub struct Applier {
 #[derive(Debug, Default)]
 pub struct Applied {
     pub rejected: Vec<Rejection>,
+    /// Those of `rejected`, by name, that are in force but for the part that cannot be read: nothing better was known.
+    pub partly: Vec<String>,
     /// What the update's resources lead to.
     pub wanted: Vec<ResourceName>,
     /// What had to be forgotten to make room for them.
     pub unwanted: Vec<ResourceName>,
+}
+
+impl Applied {
+    /// What holds of a resource of which something was rejected, for people.
+    pub fn meanwhile(&self, resource: &str) -> &'static str {
+        if self.partly.iter().any(|partly| partly == resource) {
+            "rejected a part of a resource: what is for that is answered 500, the rest is in force"
+        } else {
+            "rejected a resource: what was in force before, if anything was, stays so"
+        }
+    }
 }
 
 /// A service or address that nothing has used for this long, in seconds, is unsubscribed.
@@ -198,10 +211,13 @@ impl Applier {
                 Ok(decoded) => {
                     if let Decoded::Routes(routes) = &decoded {
                         let rejections = decode::rejections(&received.name, routes);
-                        let kept = !rejections.is_empty() && self.has_good_routes(&routes.service);
+                        let is_whole = rejections.is_empty();
                         applied.rejected.extend(rejections);
-                        if kept {
-                            continue;
+                        if !is_whole {
+                            if self.has_good_routes(&routes.service) {
+                                continue;
+                            }
+                            applied.partly.push(received.name.clone());
                         }
                     }
                     if let Err(reason) = self.put(decoded, &mut applied.wanted) {

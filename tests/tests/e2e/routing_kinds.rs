@@ -308,6 +308,9 @@ async fn a_tls_route_goes_by_the_server_name_and_ends_no_tls() {
         fields.extend(server_name.map(|name| ("authority", json!(name))));
         fields.extend((!route.is_empty()).then(|| ("route", json!(route))));
         fields.extend(reason.map(|reason| ("reason", json!(reason))));
+        if server_name.is_none() {
+            fields.push(("detail", json!("the client's TLS names no server, and TLSRoutes go by that")));
+        }
         web.logs(&fields).await;
     }
     // In pieces, as a large ClientHello comes.
@@ -337,19 +340,22 @@ async fn who_never_finishes_a_client_hello_is_not_waited_for_without_end() {
         if said.starts_with("v1") { Ok(()) } else { Err(said) }
     })
     .await;
+    let refused = async |reason: &str| web.metrics().await.sum("tulle_refused_total", &[("reason", reason)]);
     // In time.
     let mut wire = web.connect("shop").await;
     wire.send(&hello[..100]).await;
     assert_eq!(wire.to_end_or_reset().await, b"");
     web.logs(&[("reason", json!("detect_timeout"))]).await;
+    let (late, lost) = (refused("detect_timeout").await, refused("route_not_found").await);
     // In bytes: one record after the other of a handshake that does not end.
     let mut wire = web.connect("shop").await;
     let record = [&b"\x16\x03\x01\x10\x00"[..], &[0; 4096]].concat();
     let mut endless = [&b"\x16\x03\x01\x10\x00\x01\x00\xff\xff\x03\x03"[..], &[0; 4090]].concat();
-    for _ in 0..8 {
+    while endless.len() < 16 * 1024 {
         endless.extend_from_slice(&record);
     }
     let _ = wire.try_send(&endless).await;
     assert_eq!(wire.to_end_or_reset().await, b"");
-    web.logs(&[("reason", json!("route_not_found"))]).await;
+    web.counts("tulle_refused_total", &[("reason", "route_not_found")], lost + 1.0).await;
+    assert_eq!(refused("detect_timeout").await, late, "it was not for its time");
 }

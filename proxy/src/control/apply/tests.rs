@@ -249,6 +249,7 @@ fn routes_of_which_one_rule_cannot_be_read_are_used_and_it_is_told() {
     let applied = bench.told::<v1::Routes>(&[("shop/shop/orders", message.encode_to_vec())], &[]);
     let fields: Vec<_> = applied.rejected.iter().map(|one| one.field.as_str()).collect();
     assert_eq!(fields, ["http[0].rules[0].matches[0].path"]);
+    assert!(applied.meanwhile("shop/shop/orders").contains("answered 500"));
     let routes = bench.store.load().services[&orders].routes().unwrap();
     assert_eq!(routes.routes().routes[0].rules.len(), 2);
 
@@ -259,6 +260,7 @@ fn routes_of_which_one_rule_cannot_be_read_are_used_and_it_is_told() {
     assert!(bench.told::<v1::Routes>(&[("shop/shop/orders", good.encode_to_vec())], &[]).rejected.is_empty());
     let applied = bench.told::<v1::Routes>(&[("shop/shop/orders", message.encode_to_vec())], &[]);
     assert_eq!(applied.rejected.len(), 1);
+    assert!(applied.meanwhile("shop/shop/orders").contains("stays so"));
     let routes = bench.store.load().services[&orders].routes().unwrap();
     assert_eq!(routes.routes().routes[0].rules.len(), 1);
 }
