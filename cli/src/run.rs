@@ -23,7 +23,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, bail};
 use http::HeaderMap;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, kill_process};
 use tokio::signal::unix::{SignalKind, signal};
 use tulle_certs::token::TokenFile;
 use tulle_control_plane::object::{NamespacedName, is_label};
@@ -34,7 +34,7 @@ pub(crate) use self::enter::{EnterArgs, run as enter};
 use self::enter::{NOT_EXECUTABLE, NOT_FOUND};
 pub(crate) use self::namespace::{NamespaceArgs, run as hold_namespace};
 pub(crate) use self::room::Room;
-use self::signals::Signals;
+use self::signals::{Came, Signals};
 use crate::folder::Folder;
 use crate::http::Origin;
 use crate::process::{Process, Program, strings};
@@ -204,7 +204,7 @@ fn meshed(arguments: &RunArgs) -> Result<u8> {
     let status = runtime.block_on(async {
         let mesh = tokio::select! {
             mesh = Mesh::join(arguments, folder.path()) => mesh?,
-            kind = signals.ending() => return Ok(exit_status(ExitStatus::from_raw(kind.as_raw_value()))),
+            signal = signals.ending() => return Ok(exit_status(ExitStatus::from_raw(signal.as_raw()))),
         };
         mesh.run(&arguments.program, &mut signals).await
     });
@@ -299,7 +299,7 @@ impl Mesh {
             }
             tokio::select! {
                 _ = ended.recv() => {}
-                kind = signals.next() => pass_on(kind, child),
+                came = signals.next() => pass_on(came, child),
             }
         }
     }
@@ -309,12 +309,10 @@ fn pid_of(child: &Child) -> Option<Pid> {
     i32::try_from(child.id()).ok().and_then(Pid::from_raw)
 }
 
-fn pass_on(kind: SignalKind, child: &Child) {
-    if let (false, Some(pid), Some(signal)) =
-        (signals::is_known(kind), pid_of(child), Signal::from_named_raw(kind.as_raw_value()))
-    {
+fn pass_on(came: Came, child: &Child) {
+    if let (false, Some(pid)) = (came.is_known(), pid_of(child)) {
         // It may just have ended.
-        let _ = kill_process(pid, signal);
+        let _ = kill_process(pid, came.signal);
     }
 }
 

@@ -86,5 +86,16 @@ enter(f"{RUN} {waits}\n", "up\r\n")
 resize(44)
 expect("rows 44")
 expect("OUT> ")
+
+# Somebody who is not at the terminal tells `tulle run` to go, and means the program.
+TOLD = """
+import os, signal
+signal.signal(signal.SIGINT, lambda *_: (print("to" + "ld", flush=True), os._exit(5)))
+os.kill(os.getppid(), signal.SIGINT)
+signal.pause()
+"""
+told = shlex.join(["python3", "-c", TOLD.replace("\n", ";").strip(";")])
+enter(f"{RUN} {told}\n", "told\r\n", "OUT> ")
+enter("echo status=$?\n", "status=5", "OUT> ")
 enter("exit\n")
 os.waitpid(shell, 0)

@@ -110,8 +110,13 @@ pub fn run(
             write!(out, "{}", text::removal())?;
             return Ok(());
         }
+        let before = survey::chains()?;
         let means = remove()?;
-        writeln!(out, "removed {means}")?;
+        if before.iter().any(|found| means.has(found)) {
+            writeln!(out, "removed {means}")?;
+        } else {
+            writeln!(out, "there was nothing of ours to remove")?;
+        }
         return Ok(());
     }
     let loaded = config::intercept_from_matches(matches, environment)?;
@@ -170,6 +175,16 @@ fn carry_out(transaction: &encode::Transaction, rules: &Ruleset) -> Result<Means
 }
 
 // === impl Means ===
+
+impl Means {
+    /// Whether the chain is of rules of ours that got there so.
+    fn has(self, found: &survey::Found) -> bool {
+        match self {
+            Self::NfTables => found.place == format!("the table `inet {TABLE}`"),
+            Self::Iptables => found.name.starts_with("TULLE_"),
+        }
+    }
+}
 
 impl fmt::Display for Means {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

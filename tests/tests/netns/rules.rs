@@ -95,10 +95,11 @@ fn r13_other_tables_are_untouched_and_removal_is_exact() {
         let before = ruleset();
         intercept(&with("install", SETTINGS));
         assert!(ruleset().starts_with(&before), "others come first, as they were");
-        intercept(&["remove"]);
+        assert!(intercept(&["remove"]).contains("removed the table `inet tulle`"));
         assert_eq!(before, ruleset());
-        intercept(&["remove"]);
+        let said = intercept(&["remove"]);
         assert_eq!(before, ruleset(), "removing what is not there is no error");
+        assert_eq!(said, "there was nothing of ours to remove\n");
         assert!(intercept(&["remove", "--dry-run"]).contains("delete table inet tulle"));
     });
 }
