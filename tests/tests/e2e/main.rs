@@ -7,6 +7,7 @@ mod burst;
 mod conformance;
 mod control_plane;
 mod dns;
+mod doc_examples;
 mod explain;
 mod first;
 mod http1;

@@ -231,7 +231,7 @@ async fn a_tcp_route_divides_connections_by_weight_and_waits_for_nobody() {
 }
 
 /// The first bytes of a TLS client that wants to reach `server_name`, or no server by name.
-fn client_hello(server_name: Option<&str>) -> Vec<u8> {
+pub(super) fn client_hello(server_name: Option<&str>) -> Vec<u8> {
     let name = server_name.unwrap_or("127.0.0.1").to_owned();
     let name = rustls::pki_types::ServerName::try_from(name).expect("a server's name");
     let mut session = rustls::ClientConnection::new(identity::client(None, &[]), name).expect("a client");
