@@ -66,10 +66,11 @@ pub(crate) struct Options {
     /// nginx's executable.
     #[arg(long, default_value = "nginx")]
     nginx: PathBuf,
-    /// linkerd2-proxy's executable.
+    /// An executable that starts a pair of linkerd2-proxy, and what they need of a control plane: docs/performance.md tells
+    /// what it is told and must do.
     #[arg(long)]
     linkerd2_proxy: Option<PathBuf>,
-    /// ztunnel's executable.
+    /// The same for ztunnel.
     #[arg(long)]
     ztunnel: Option<PathBuf>,
     /// A folder of Tulle's own binaries. Not given: they are built, the proxy by the profile `dist`.

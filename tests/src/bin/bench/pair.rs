@@ -62,7 +62,7 @@ pub(crate) struct Used {
 /// Descriptors for anything else.
 const SPARE_FILES: usize = 1000;
 /// How long a pair may take until it forwards.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 // === impl Site ===
 

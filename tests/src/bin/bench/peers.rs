@@ -2,6 +2,7 @@
 //! no access log and no admin listener, which is less than Tulle does as shipped.
 
 mod envoy;
+mod given;
 mod haproxy;
 mod nginx;
 pub(crate) mod tulle;
@@ -75,8 +76,11 @@ impl Peer {
             Self::Haproxy | Self::HaproxyH2 => says(&options.haproxy, "-v"),
             Self::Nginx => says(&options.nginx, "-v"),
             Self::Envoy | Self::EnvoyH2 => says(&options.envoy, "--version"),
-            Self::Linkerd2Proxy => needs_mesh(options.linkerd2_proxy.as_deref(), "--linkerd2-proxy"),
-            Self::Ztunnel => needs_mesh(options.ztunnel.as_deref(), "--ztunnel"),
+            Self::Linkerd2Proxy => given(options.linkerd2_proxy.as_deref(), "--linkerd2-proxy")
+                .and_then(|path| says(path, "--version")),
+            Self::Ztunnel => {
+                given(options.ztunnel.as_deref(), "--ztunnel").and_then(|path| says(path, "--version"))
+            }
         }
     }
 
@@ -87,7 +91,9 @@ impl Peer {
             (Self::BareH2 | Self::HaproxyH2 | Self::EnvoyH2, Speaks::Http2 | Speaks::Tcp) => {
                 Some("the same as without")
             }
-            (Self::Bare | Self::BareH2, _) if purpose.routes > 0 => Some("has no routes"),
+            (Self::Bare | Self::BareH2 | Self::Linkerd2Proxy | Self::Ztunnel, _) if purpose.routes > 0 => {
+                Some("has no routes")
+            }
             _ => None,
         }
     }
@@ -109,7 +115,14 @@ impl Peer {
             Self::Nginx => nginx::start(purpose, site, options),
             Self::Envoy => envoy::start(purpose, purpose.speaks, site, options),
             Self::EnvoyH2 => envoy::start(purpose, Speaks::Http2, site, options),
-            Self::Linkerd2Proxy | Self::Ztunnel => return Err("cannot be started".to_owned()),
+            Self::Linkerd2Proxy => {
+                let executable = given(options.linkerd2_proxy.as_deref(), "--linkerd2-proxy")?;
+                given::start("linkerd2-proxy", executable, purpose, site).await?
+            }
+            Self::Ztunnel => {
+                let executable = given(options.ztunnel.as_deref(), "--ztunnel")?;
+                given::start("ztunnel", executable, purpose, site).await?
+            }
         };
         pair.forwards(purpose.speaks).await.map_err(|error| format!("{}: {error}", self.name()))?;
         pair.ready.get_or_insert_with(|| begun.elapsed());
@@ -128,14 +141,8 @@ fn says(program: &Path, argument: &str) -> Result<String, String> {
     Ok(line.strip_prefix(&*program.to_string_lossy()).unwrap_or(line).trim().to_owned())
 }
 
-fn needs_mesh(path: Option<&Path>, flag: &str) -> Result<String, String> {
-    match path {
-        None => Err(format!("no {flag} was given")),
-        Some(path) => {
-            says(path, "--version")?;
-            Err("it runs only under its own control plane, which this benchmark does not play yet".to_owned())
-        }
-    }
+fn given<'a>(path: Option<&'a Path>, flag: &str) -> Result<&'a Path, String> {
+    path.ok_or_else(|| format!("no {flag} was given"))
 }
 
 fn bare(purpose: Purpose, leg: Speaks, site: &Site) -> Pair {
