@@ -1,5 +1,8 @@
 //! That the benchmark measures whom it is given, tells who is missing, and leaves nobody behind. Never how fast anybody is.
 
+#![allow(clippy::unwrap_used)]
+
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,10 +12,9 @@ use serde_json::Value;
 /// Starts the benchmark's own bare halves as a pair from elsewhere.
 const STARTER: &str = r#"#!/bin/sh
 if [ "$1" = --version ]; then echo "pair 1.0"; exit; fi
-between=127.0.0.1:$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 half() { exec BENCH bare --side "$1" --listen "$2" --to "$3" --from-speaks "$BENCH_SPEAKS" --to-speaks "$BENCH_SPEAKS" --pki "$BENCH_PKI"; }
-half outbound "$BENCH_FRONT" "$between" & outbound=$!
-half inbound "$between" "$BENCH_BACKEND" & inbound=$!
+half outbound "$BENCH_FRONT" BETWEEN & outbound=$!
+half inbound BETWEEN "$BENCH_BACKEND" & inbound=$!
 echo "$outbound $inbound $$" > COPY
 echo "$outbound $inbound" > "$BENCH_PIDS"
 wait
@@ -45,7 +47,9 @@ fn a_pair_that_is_given_is_measured_and_one_that_is_not_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let (starter, copy) = (folder.path().join("starter"), folder.path().join("pids"));
     let text = STARTER.replace("BENCH bare", &format!("{} bare", env!("CARGO_BIN_EXE_bench")));
-    executable(&starter, &text.replace("COPY", &copy.display().to_string()));
+    let between = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let text = text.replace("COPY", &copy.display().to_string()).replace("BETWEEN", &between.to_string());
+    executable(&starter, &text);
     let given = ["--peers", "ztunnel,linkerd2-proxy", "--ztunnel", starter.to_str().unwrap()];
     let (report, said) = bench(folder.path(), &given);
     assert!(said.contains("missing: linkerd2-proxy: no --linkerd2-proxy was given"), "{said}");
