@@ -55,6 +55,21 @@ spec:
     backendRefs: [{name: v1, port: 80, weight: 0}]
 ";
 
+/// Of a port of its own.
+const KEPT: &str = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: kept, namespace: default}
+spec:
+  parentRefs: [{group: '', kind: Service, name: v1, port: 80}]
+  rules:
+  - matches: [{path: {type: PathPrefix, value: /cart}}]
+    sessionPersistence: {sessionName: cart, absoluteTimeout: 24h, idleTimeout: 10m, cookieConfig: {lifetimeType: Permanent}}
+    backendRefs: [{name: v1, port: 80}]
+  - sessionPersistence: {type: Header, sessionName: X-Session}
+    backendRefs: [{name: v1, port: 80}]
+";
+
 /// Beside the route for requests, one for connections.
 const STREAMS: &str = "
 apiVersion: gateway.networking.k8s.io/v1
@@ -69,6 +84,7 @@ fn explained(line: &str) -> Result<Answer> {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("shop.yaml"), SHOP).unwrap();
     std::fs::write(folder.path().join("streams.yaml"), STREAMS).unwrap();
+    std::fs::write(folder.path().join("kept.yaml"), KEPT).unwrap();
     let dir = folder.path().to_str().unwrap();
     let words = ["explain", "--config-dir", dir, "--from", "default/web"].into_iter();
     let line = Line::try_parse_from(words.chain(line.split(' '))).unwrap();
@@ -99,6 +115,29 @@ not taken:
   HTTPRoute default/shop rules[0] (moved): not path prefix /old
   HTTPRoute default/shop rules[2]: not path prefix /b/c; or not path /exact";
     assert_eq!(shown("--to http://shop/b/x?q=1 -X POST -H x-group:b"), expected);
+}
+
+#[test]
+fn a_session_is_told_with_what_carries_and_what_ends_it() {
+    let line = |line: &str| {
+        let shown = shown(line);
+        shown.lines().find(|line| line.contains("session")).unwrap_or_else(|| panic!("{shown}")).to_owned()
+    };
+    assert_eq!(
+        line("--to http://v1/cart/items"),
+        "  with a session's token in the cookie cart for /cart: to the session's endpoint while it is ready, whatever the shares are, \
+         for 86400s at most, for which clients keep it, until idle for 600s"
+    );
+    assert_eq!(
+        line("--to http://v1/"),
+        "  with a session's token in the header x-session: to the session's endpoint while it is ready, whatever the shares are"
+    );
+    let taken = explained("--to http://v1/cart").unwrap().taken.unwrap();
+    let expected = serde_json::json!({
+        "place": "cookie", "name": "cart", "path": "/cart", "absolute_timeout": "86400s", "idle_timeout": "600s", "permanent": true,
+    });
+    assert_eq!(serde_json::to_value(taken.session).unwrap(), expected);
+    assert!(explained("--to http://shop/b/c").unwrap().taken.unwrap().session.is_none());
 }
 
 #[test]

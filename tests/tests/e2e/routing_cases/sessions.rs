@@ -223,6 +223,27 @@ async fn an_endpoint_that_dies_unseen_costs_its_session_no_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_that_drains_hands_its_sessions_on() {
+    let mut shop = Shop::start(false, &[("a", "shop"), ("b", "shop")]).await;
+    shop.rules(COOKIE, "GET /", &["a", "b"]).await;
+    eventually("sessions are kept", async || {
+        let cookie = shop.ask("GET /").await.field("set-cookie");
+        if cookie == "-" { Err("no cookie".to_owned()) } else { Ok(()) }
+    })
+    .await;
+    let tokens = shop.at_each("GET /", &["a", "b"]).await;
+    shop.replicas.get_mut("a").unwrap().1.process().signal(rustix::process::Signal::TERM);
+    let next = eventually("the session goes on elsewhere", async || {
+        let answer = shop.ask(&format!("GET / cookie:id={}", tokens["a"])).await;
+        assert_eq!(answer.status, 200, "no request is lost: {}", answer.by());
+        if answer.by() == "b" { Ok(token(&answer)) } else { Err(answer.by()) }
+    })
+    .await;
+    assert_eq!(shop.ask(&format!("GET / cookie:id={next}")).await.field("set-cookie"), "-");
+    assert_eq!(shop.ask(&format!("GET / cookie:id={}", tokens["b"])).await.by(), "b");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_session_stays_with_its_backend_whatever_the_weights_are() {
     let mut shop = Shop::start(false, &[("a", "v1"), ("b", "v1"), ("c", "v2")]).await;
     let split = |first: u32, second: u32| {
