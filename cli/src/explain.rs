@@ -45,10 +45,10 @@ pub(crate) struct ExplainArgs {
     #[arg(long, value_name = "SPIFFE-ID")]
     identity: Option<SpiffeId>,
     /// What it asks for, as the application says it: `http://SERVICE[.NAMESPACE][:PORT]/PATH?QUERY`.
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", value_parser = url)]
     to: Uri,
     /// The request's method.
-    #[arg(long, short = 'X', default_value = "GET")]
+    #[arg(long, short = 'X', default_value = "GET", value_parser = method)]
     method: Method,
     /// A header field of the request, as `NAME: VALUE`; may be given several times.
     #[arg(long, short = 'H', value_name = "FIELD", value_parser = field)]
@@ -56,6 +56,9 @@ pub(crate) struct ExplainArgs {
     /// The metrics port of the running control plane that is asked. In a cluster: `kubectl port-forward` leads there.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:15014", conflicts_with = "config_dir")]
     control_plane: SocketAddr,
+    /// What the full names of services end in, after `svc`: the proxies' TULLE_PROXY_CLUSTER_DOMAIN.
+    #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]
+    cluster_domain: String,
     /// A folder of YAML in place of a running control plane. Workloads that join by a token are not known then.
     #[arg(long, value_name = "DIR")]
     config_dir: Option<PathBuf>,
@@ -90,6 +93,37 @@ fn field(text: &str) -> Result<(HeaderName, HeaderValue)> {
     Ok((name, value))
 }
 
+fn url(text: &str) -> Result<Uri> {
+    let url: Uri = text.parse()?;
+    port(&url)?;
+    match url.scheme_str() {
+        Some("http") => Ok(url),
+        Some("https") => bail!(
+            "https is between the application and whom it calls, and passes through the proxies unread; what a proxy routes is http://"
+        ),
+        _ => bail!("expected http://HOST[:PORT]/PATH"),
+    }
+}
+
+/// The port that a URL leads to.
+fn port(url: &Uri) -> Result<u16> {
+    let authority = url.authority().context("the URL names no host")?;
+    let written = authority.as_str().rsplit_once('@').map_or(authority.as_str(), |(_, host)| host);
+    match (authority.port_u16(), written.len() == authority.host().len()) {
+        (Some(port @ 1..), _) => Ok(port),
+        (None, true) => Ok(80),
+        (Some(0) | None, _) => bail!("{written} has no port between 1 and 65535"),
+    }
+}
+
+fn method(text: &str) -> Result<Method> {
+    let method: Method = text.parse()?;
+    if method == Method::CONNECT {
+        bail!("CONNECT asks for a connection, not for what is at a URL");
+    }
+    Ok(method)
+}
+
 /// Explains and prints.
 ///
 /// # Errors
@@ -109,21 +143,8 @@ pub(crate) fn run(arguments: &ExplainArgs) -> Result<ExitCode> {
 }
 
 fn explain(mesh: &Mesh, arguments: &ExplainArgs) -> Result<Answer> {
-    let authority = arguments.to.authority().context("--to: the URL names no host")?;
-    match arguments.to.scheme_str() {
-        Some("http") => {}
-        Some("https") => bail!(
-            "--to: https is between the application and whom it calls, and passes through the proxies unread; what a proxy routes is http://"
-        ),
-        _ => bail!("--to: expected http://HOST[:PORT]/PATH"),
-    }
-    let written = authority.as_str().rsplit_once('@').map_or(authority.as_str(), |(_, host)| host);
-    let port = match (authority.port_u16(), written.len() == authority.host().len()) {
-        (Some(port @ 1..), _) => port,
-        (None, true) => 80,
-        (Some(0) | None, _) => bail!("--to: {written} has no port between 1 and 65535"),
-    };
-    let service = service(mesh, &arguments.from, authority.host(), port)?;
+    let (host, port) = (arguments.to.host().unwrap_or_default(), port(&arguments.to)?);
+    let service = service(mesh, arguments, host, port)?;
     let mut notes = Vec::new();
     let declared = service.port(port).map(|port| port.protocol);
     if declared.is_none() {
@@ -151,7 +172,8 @@ fn explain(mesh: &Mesh, arguments: &ExplainArgs) -> Result<Answer> {
 }
 
 /// Whom a host name or address is of.
-fn service(mesh: &Mesh, from: &ObjectName, host: &str, port: u16) -> Result<ServiceInfo> {
+fn service(mesh: &Mesh, arguments: &ExplainArgs, host: &str, port: u16) -> Result<ServiceInfo> {
+    let namespace = &arguments.from.namespace;
     let address: Option<IpAddr> = host.trim_start_matches('[').trim_end_matches(']').parse().ok();
     let name = match address {
         Some(ip) => match mesh.address(ip)?.map(|address| address.target) {
@@ -161,14 +183,13 @@ fn service(mesh: &Mesh, from: &ObjectName, host: &str, port: u16) -> Result<Serv
             ),
             None => bail!("--to: {ip} is no address of the mesh: requests to it leave it, by no route"),
         },
-        None => tulle_proxy::dns::service_named(host, &from.namespace).with_context(|| {
-            format!("--to: {host} is no name of a Service: requests to it leave the mesh, by no route")
-        })?,
+        None => tulle_proxy::dns::service_named(host, namespace, &arguments.cluster_domain).with_context(
+            || format!("--to: {host} is no name of a Service: requests to it leave the mesh, by no route"),
+        )?,
     };
     mesh.service(&name)?.ok_or_else(|| {
         anyhow!(
-            "--to: there is no Service {name} (is {host}:{port} what the application in {} calls?)",
-            from.namespace
+            "--to: there is no Service {name} (is {host}:{port} what the application in {namespace} calls?)"
         )
     })
 }
@@ -188,9 +209,6 @@ impl Asking {
             && known != given
         {
             bail!("--identity: the workload {} has proven to be {known}", arguments.from);
-        }
-        if arguments.method == Method::CONNECT {
-            bail!("-X: CONNECT asks for a connection, not for what is at a URL");
         }
         let mut headers = HeaderMap::new();
         for (name, value) in &arguments.header {

@@ -6,19 +6,21 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 use http::Request;
-use tulle_proxy::forward::is_grpc;
+use http::uri::PathAndQuery;
+use tulle_proxy::forward::{is_grpc, refusal};
 use tulle_proxy::policy::{Connection, Denial, TlsKind, Verdict};
 use tulle_proxy::route::{
     Asked, Backend, Conditions, Cors, Filters, Found, HeaderModifier, Hostname, Match, PathMatch,
     PathModifier, RequestMatch, Route, RouteKind, RouteRule, Routes, Rule, Table, TokenPlace, ValueMatch,
     cookie_path,
 };
-use tulle_proxy::state::{EndpointInfo, ObjectName, Peer};
+use tulle_proxy::state::{EndpointInfo, ObjectName, Peer, Protocol};
 use tulle_proxy::telemetry::Reason;
+use tulle_proxy::wire::h1::{Limits, Scan};
 
 use super::Asking;
 use super::answer::{
-    Answer, Endpoint, Failure, Judged, NotTaken, Redirected, RuleName, Session, Share, Taken, To,
+    self, Answer, Endpoint, Failure, Judged, NotTaken, Redirected, RuleName, Session, Share, Taken, To,
 };
 use super::mesh::Mesh;
 
@@ -53,6 +55,9 @@ pub(super) fn explain(mesh: &Mesh, asking: &Asking, service: &ObjectName, to: To
             "--to: whole connections to port {port} of Service {service} follow its TLSRoutes or TCPRoutes ({}), and no request is looked at",
             names.join(", ")
         );
+    }
+    if let Some(refused) = asking.refused(&answer.to) {
+        return Ok(Answer { fails: Some(refused), some_fail: true, ..answer });
     }
     let question = Question { asked: asking.asked(), port };
     let found = table.as_ref().map_or(Match::NoRoutes, |table| table.find(port, &question.asked));
@@ -271,7 +276,11 @@ fn said(filters: &Filters) -> Vec<String> {
     }
     said.extend(mirrors.iter().map(|mirror| {
         let share = f64::from(mirror.numerator) * 100.0 / f64::from(mirror.denominator);
-        format!("copies {share}% of the requests to {}:{}", mirror.service, mirror.port)
+        let to = format!("to {}:{}", mirror.service, mirror.port);
+        match &mirror.invalid {
+            None => format!("copies {share}% of the requests {to}"),
+            Some(why) => format!("copies nothing {to}: {why}"),
+        }
     }));
     if let Some(redirect) = redirect {
         said.push(format!("redirects with {}", redirect.status.as_u16()));
@@ -317,6 +326,23 @@ fn modifier(of: &str, modifier: &HeaderModifier, said: &mut Vec<String>) {
 // === impl Asking ===
 
 impl Asking {
+    /// Why the proxy reads no further than the head, by its own reading of HTTP/1. What is called by HTTP/2 is framed by other rules.
+    fn refused(&self, to: &To) -> Option<Failure> {
+        if [Protocol::Http2, Protocol::Grpc].map(answer::protocol).contains(&to.protocol) {
+            return None;
+        }
+        let target = self.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+        let mut head = format!("{} {target} HTTP/1.1\r\n", self.method).into_bytes();
+        for (name, value) in &self.headers {
+            for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+                head.extend_from_slice(part);
+            }
+        }
+        head.extend_from_slice(b"\r\n");
+        let read = Scan::default().request(&mut head[..].into(), &Limits::default());
+        read.err().map(|error| Failure::new(refusal(error), error.to_string()))
+    }
+
     fn asked(&self) -> Asked<'_> {
         let host = self.headers.get(http::header::HOST).and_then(|host| host.to_str().ok());
         Asked {

@@ -53,6 +53,9 @@ spec:
     - {name: absent, port: 80, weight: 1}
   - matches: [{path: {type: PathPrefix, value: /b/c}}, {path: {type: Exact, value: /exact}}]
     backendRefs: [{name: v1, port: 80, weight: 0}]
+  - matches: [{path: {type: PathPrefix, value: /copied}}]
+    filters: [{type: RequestMirror, requestMirror: {backendRef: {name: absent, port: 80}}}]
+    backendRefs: [{name: v1, port: 80}]
 ";
 
 /// Of a port of its own.
@@ -113,7 +116,8 @@ HTTPRoute default/shop rules[1]: path prefix /b, method POST, header x-group: b,
            fails: 500 backend_not_found: there is no Service default/absent
 not taken:
   HTTPRoute default/shop rules[0] (moved): not path prefix /old
-  HTTPRoute default/shop rules[2]: not path prefix /b/c; or not path /exact";
+  HTTPRoute default/shop rules[2]: not path prefix /b/c; or not path /exact
+  HTTPRoute default/shop rules[3]: not path prefix /copied";
     assert_eq!(shown("--to http://shop/b/x?q=1 -X POST -H x-group:b"), expected);
 }
 
@@ -160,7 +164,12 @@ fn a_redirect_is_told_with_its_location() {
 
 #[test]
 fn what_a_proxy_would_answer_itself_fails() {
+    let long = format!("--to http://shop/ -H x-long:{}", "a".repeat(128 * 1024));
     for (line, reason) in [
+        ("--to http://shop/ -H host:a -H host:b", "malformed_request"),
+        ("--to http://shop/ -H host:a/b", "malformed_request"),
+        ("--to http://shop/ -X POST -H content-length:1 -H transfer-encoding:chunked", "malformed_request"),
+        (&long, "head_too_large"),
         ("--to http://shop/b/c", "route_without_backend"),
         ("--to http://10.96.0.7/none", "route_not_found"),
         ("--to http://v1.default:80/ --identity spiffe://cluster.local/ns/default/sa/web", ""),
@@ -210,11 +219,7 @@ fn an_earlier_rule_is_told_from_one_that_does_not_match() {
 #[test]
 fn what_cannot_be_asked_about_is_told_with_the_remedy() {
     for (line, expected) in [
-        ("--to https://shop/", "https is between"),
-        ("--to /path", "names no host"),
         ("--to http://nobody/", "there is no Service default/nobody"),
-        ("--to http://shop:65536/", "has no port between 1 and 65535"),
-        ("--to http://u@shop:0/", "has no port between 1 and 65535"),
         ("--to http://shop:5432/", "declared to speak tcp"),
         ("--to http://shop:90/", "follow its TLSRoutes or TCPRoutes (default/whole)"),
         ("--to http://192.0.2.1/", "is no address of the mesh"),
@@ -226,12 +231,31 @@ fn what_cannot_be_asked_about_is_told_with_the_remedy() {
     for (bad, expected) in [
         (["--from", "web"], "is not <namespace>/<name>"),
         (["--from", "shop/we?b"], "is not the name of a workload"),
+        (["--to", "https://shop/"], "https is between"),
+        (["--to", "/path"], "names no host"),
+        (["--to", "http://shop:65536/"], "has no port between 1 and 65535"),
+        (["--to", "http://u@shop:0/"], "has no port between 1 and 65535"),
+        (["-X", "CONNECT"], "asks for a connection"),
         (["-H", "no-colon"], "expected `NAME: VALUE`"),
         (["--identity", "web"], "invalid value"),
     ] {
-        let words = ["explain", "--from", "a/b", "--to", "http://c/"].into_iter();
-        let words = words.filter(|word| bad[0] != "--from" || !["--from", "a/b"].contains(word));
-        let error = Line::try_parse_from(words.chain(bad)).err().unwrap().to_string();
-        assert!(error.contains(expected), "{bad:?}: {error}");
+        let good = [["--from", "a/b"], ["--to", "http://c/"]].into_iter().filter(|good| good[0] != bad[0]);
+        let words = ["explain"].into_iter().chain(good.flatten()).chain(bad);
+        let error = Line::try_parse_from(words).err().unwrap();
+        assert!(error.to_string().contains(expected), "{bad:?}: {error}");
+        assert_eq!(error.exit_code(), 2);
     }
+}
+
+#[test]
+fn a_mirror_that_is_not_there_is_told() {
+    let told = explained("--to http://shop/copied").unwrap().taken.unwrap().filters;
+    assert_eq!(told, ["copies nothing to default/absent:80: there is no Service default/absent"]);
+}
+
+#[test]
+fn names_end_in_the_domain_of_the_cluster() {
+    let line = "--to http://shop.default.svc.corp.example/old";
+    assert!(explained(&format!("{line} --cluster-domain corp.example")).unwrap().taken.is_some());
+    assert!(explained(line).is_err());
 }

@@ -104,12 +104,18 @@ impl Context<'_> {
         Arc::new(Encoded::new(ResourceType::Routes, &message))
     }
 
-    /// False for a mirror whose backend is not there: nobody gets copies then, and the rule holds (`HTTPRequestMirrorFilter.backendRef`).
-    fn resolves(&self, route: &Route, filter: &Filter) -> bool {
-        match filter {
-            Filter::Mirror(mirror) => resolve(self.index, route, &mirror.backend).is_ok(),
-            _ => true,
+    /// Those of a rule. A mirror whose backend is not there gets no copies, and the rule holds (`HTTPRequestMirrorFilter.backendRef`).
+    fn filters(&self, route: &Route, rule: &Rule) -> Vec<v1::HttpFilter> {
+        let mut filters = wire::filters(rule.filters.iter());
+        for (filter, sent) in rule.filters.iter().zip(&mut filters) {
+            if let (Filter::Mirror(mirror), Some(v1::http_filter::Filter::Mirror(sent))) =
+                (filter, &mut sent.filter)
+                && let Err(unresolved) = resolve(self.index, route, &mirror.backend)
+            {
+                *sent = v1::Mirror { numerator: 0, invalid: unresolved.message, ..sent.clone() };
+            }
         }
+        filters
     }
 
     /// None for a rule that is left out.
@@ -133,7 +139,7 @@ impl Context<'_> {
             backends: self.backends(route, rule),
             request_timeout: rule.request_timeout.and_then(|d| d.try_into().ok()),
             backend_request_timeout: rule.backend_request_timeout.and_then(|d| d.try_into().ok()),
-            filters: wire::filters(rule.filters.iter().filter(|filter| self.resolves(route, filter))),
+            filters: self.filters(route, rule),
             session_persistence: rule.session.as_ref().map(wire::session),
             invalid: String::new(),
         })

@@ -46,6 +46,7 @@ pub(super) fn filters<'f>(filters: impl Iterator<Item = &'f Filter>) -> Vec<v1::
             port: one.backend.port.into(),
             numerator: one.numerator,
             denominator: one.denominator,
+            invalid: String::new(),
         }),
     });
     filters.map(|filter| v1::HttpFilter { filter: Some(filter) }).collect()

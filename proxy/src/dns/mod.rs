@@ -55,11 +55,11 @@ enum Known {
 
 type Said = (Message, DnsResult);
 
-/// The Service that `host` names to an application in `namespace`, in any of the usual spellings within the cluster's domain
-/// (`cluster.local`): `orders`, `orders.shop`, `orders.shop.svc`, `orders.shop.svc.cluster.local`.
-pub fn service_named(host: &str, namespace: &str) -> Option<ObjectName> {
+/// The Service that `host` names to an application in `namespace`, in any of the usual spellings within the cluster's `domain`:
+/// `orders`, `orders.shop`, `orders.shop.svc`, `orders.shop.svc.cluster.local`.
+pub fn service_named(host: &str, namespace: &str, domain: &str) -> Option<ObjectName> {
     let name = Name::from_ascii(host).ok()?;
-    match names::meaning(&name, namespace, "cluster.local") {
+    match names::meaning(&name, namespace, domain) {
         Meaning::Service { name, .. } => Some(name),
         _ => None,
     }

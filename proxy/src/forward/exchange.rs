@@ -296,7 +296,8 @@ pub(super) async fn serve<H, F>(
     }
 }
 
-fn refusal(error: h1::HeadError) -> Reason {
+/// What a client is told whose head cannot be read.
+pub fn refusal(error: h1::HeadError) -> Reason {
     match error {
         h1::HeadError::Malformed(_) => Reason::MalformedRequest,
         h1::HeadError::TooLarge(_) | h1::HeadError::TooManyFields(_) => Reason::HeadTooLarge,

@@ -26,6 +26,7 @@ mod sniff;
 mod target;
 
 pub use context::{OwnEndpoints, Proxy, Settings, Worker};
+pub use exchange::refusal;
 pub use headers::is_grpc;
 
 #[cfg(test)]

@@ -4,6 +4,8 @@
 //! what frames it or belongs to the hop, its host, and names of ours are no filter's to change ([`tulle_api::is_protected_header`]): they are left out
 //! where filters are decoded. Called by `forward/filters.rs`.
 
+use std::sync::Arc;
+
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
 
@@ -32,6 +34,8 @@ pub struct Mirror {
     /// The share is `numerator` of `denominator`.
     pub numerator: u32,
     pub denominator: u32,
+    /// Why nobody gets copies.
+    pub invalid: Option<Arc<str>>,
 }
 
 /// First removes, then sets, then adds.
@@ -93,7 +97,8 @@ pub enum PathModifier {
 impl Mirror {
     /// Whether a request is copied, from a uniformly random number.
     pub fn takes(&self, random: u64) -> bool {
-        (u128::from(random) * u128::from(self.denominator)) >> 64 < u128::from(self.numerator)
+        self.invalid.is_none()
+            && (u128::from(random) * u128::from(self.denominator)) >> 64 < u128::from(self.numerator)
     }
 }
 
@@ -300,7 +305,8 @@ mod tests {
     #[test]
     fn a_mirror_takes_its_share() {
         let share = |numerator, denominator| {
-            let mirror = Mirror { service: ObjectName::new("a", "b"), port: 80, numerator, denominator };
+            let service = ObjectName::new("a", "b");
+            let mirror = Mirror { service, port: 80, numerator, denominator, invalid: None };
             (0..1000).filter(|i| mirror.takes(u64::MAX / 1000 * i)).count()
         };
         assert_eq!([share(0, 100), share(100, 100), share(7, 7), share(1, u32::MAX)], [0, 1000, 1000, 1]);

@@ -307,6 +307,7 @@ fn mirrors_are_passed_on_by_their_share() {
             port: 80,
             numerator: share.0,
             denominator: share.1,
+            invalid: String::new(),
         };
         let filters: Vec<_> =
             rules.unwrap()[0].filters.iter().map(|one| one.filter.clone().unwrap()).collect();
@@ -328,11 +329,13 @@ fn mirrors_are_passed_on_by_their_share() {
 }
 
 #[test]
-fn a_mirror_to_nobody_is_left_out_and_the_rule_holds() {
+fn a_mirror_to_nobody_gets_nothing_and_the_rule_holds() {
     let filter = "{type: RequestMirror, requestMirror: {backendRef: {name: nobody, port: 80}}}";
     let (rules, found) = read(&format!("[{{filters: [{filter}], BACKEND}}]"));
     let fields: Vec<_> = found.iter().map(|(_, field)| field.as_str()).collect();
     assert_eq!(fields, ["spec.rules[0].filters[0].requestMirror.backendRef"]);
     let rules = rules.unwrap();
-    assert_eq!((rules[0].filters.len(), rules[0].backends.len(), rules[0].invalid.as_str()), (0, 1, ""));
+    assert_eq!((rules[0].backends.len(), rules[0].invalid.as_str()), (1, ""));
+    let Some(Filter::Mirror(mirror)) = &rules[0].filters[0].filter else { panic!("{rules:?}") };
+    assert_eq!((mirror.numerator, mirror.invalid.as_str()), (0, "there is no Service default/nobody"));
 }

@@ -122,12 +122,18 @@ fn rewrite(message: v1::Rewrite, of: Of, at: &str) -> Result<Rewrite> {
 
 fn mirror(message: v1::Mirror, of: Of, at: &str) -> Result<Mirror> {
     let Of::Rule { .. } = of else { return Err(fault(at, ONLY_HEADERS)) };
-    let v1::Mirror { service, port, numerator, denominator } = message;
+    let v1::Mirror { service, port, numerator, denominator, invalid } = message;
     if numerator > denominator || denominator == 0 {
         return Err(fault(format!("{at}.denominator"), format!("{numerator} of {denominator} is no share")));
     }
     let service = object(service, &format!("{at}.service"))?;
-    Ok(Mirror { service, port: self::port(port, &format!("{at}.port"))?, numerator, denominator })
+    let invalid = (!invalid.is_empty()).then(|| invalid.into());
+    let port = match (&invalid, port) {
+        // What does not resolve need not have a port.
+        (Some(_), 0) => 0,
+        _ => self::port(port, &format!("{at}.port"))?,
+    };
+    Ok(Mirror { service, port, numerator, denominator, invalid })
 }
 
 fn cors(message: v1::Cors, of: Of, at: &str) -> Result<Cors> {
