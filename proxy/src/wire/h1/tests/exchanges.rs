@@ -24,7 +24,7 @@ fn stream(frames: Frames) -> impl http_body::Body<Data = Bytes, Error = std::io:
     StreamBody::new(tokio_stream::iter(frames))
 }
 
-fn data(bytes: &'static str) -> Result<Frame<Bytes>, std::io::Error> {
+pub(super) fn data(bytes: &'static str) -> Result<Frame<Bytes>, std::io::Error> {
     Ok(Frame::data(Bytes::from_static(bytes.as_bytes())))
 }
 
@@ -32,9 +32,9 @@ fn broken() -> Result<Frame<Bytes>, std::io::Error> {
     Err(std::io::Error::other("broken"))
 }
 
-type Sender = tokio::sync::mpsc::Sender<Result<Frame<Bytes>, std::io::Error>>;
+pub(super) type Sender = tokio::sync::mpsc::Sender<Result<Frame<Bytes>, std::io::Error>>;
 
-fn channel()
+pub(super) fn channel()
 -> (Sender, impl http_body::Body<Data = Bytes, Error = std::io::Error> + Send + Unpin + std::fmt::Debug) {
     let (sender, receiver) = tokio::sync::mpsc::channel(1);
     (sender, StreamBody::new(tokio_stream::wrappers::ReceiverStream::new(receiver)))
@@ -770,44 +770,4 @@ async fn a_request_whose_body_broke_off_is_not_given_back_as_if_it_had_none() {
     let request = Request::post("/").body(stream(vec![broken()])).unwrap();
     let error = send(client, request, no_interim, drop).await.unwrap_err();
     assert!(matches!(error.failure, Failure::Body(_)) && error.body.is_none(), "{error:?}");
-}
-
-/// Sends a request, ends its side, and is never answered; how long that lasts.
-async fn given_up(drain: impl Future<Output = ()> + Send + 'static) -> Duration {
-    let begun = tokio::time::Instant::now();
-    let (mut io, closed) = served_until(|_| std::future::pending::<Response<Empty<Bytes>>>(), drain);
-    io.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
-    io.shutdown().await.unwrap();
-    let closed = closed.await.unwrap();
-    assert!(
-        matches!(&closed, Closed::Io(error) if error.kind() == std::io::ErrorKind::ConnectionAborted),
-        "{closed}"
-    );
-    begun.elapsed()
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_client_that_has_ended_its_side_is_not_taken_to_wait_for_ever() {
-    assert_eq!(given_up(std::future::pending()).await.as_secs(), 10);
-    assert_eq!(given_up(std::future::ready(())).await.as_secs(), 2);
-    assert_eq!(given_up(tokio::time::sleep(Duration::from_secs(5))).await.as_secs(), 5);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_client_that_has_ended_its_side_gets_its_answer_as_long_as_something_comes() {
-    let handler = async |_: Request<Body>| {
-        tokio::time::sleep(Duration::from_secs(9)).await;
-        let (sender, body) = channel();
-        tokio::spawn(async move {
-            for piece in ["a", "b", "c"] {
-                tokio::time::sleep(Duration::from_secs(9)).await;
-                sender.send(data(piece)).await.unwrap();
-            }
-        });
-        Response::new(body)
-    };
-    let (io, closed) = served(handler);
-    let answer = converse(io, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
-    assert!(answer.ends_with("1\r\na\r\n1\r\nb\r\n1\r\nc\r\n0\r\n\r\n"), "{answer}");
-    assert!(matches!(closed.await.unwrap(), Closed::ByClient));
 }

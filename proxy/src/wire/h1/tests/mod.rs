@@ -4,6 +4,7 @@ mod bodies;
 mod costs;
 mod exchanges;
 mod heads;
+mod leaving;
 mod mutations;
 mod oracle;
 mod upgrades;
