@@ -102,6 +102,8 @@ const QUIET: &[&str] = &[
     "tulle_detect_opened_early_total",
     // Where names are answered: in the tests of dns.
     "tulle_dns_queries_total",
+    // Where a rule keeps sessions: in those of routing cases.
+    "tulle_sessions_total",
     // Only for a while: in the tests of pools.
     "tulle_pool_connections",
     "tulle_pool_connections_idle",
