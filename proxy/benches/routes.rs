@@ -27,6 +27,7 @@ fn table(hosts: bool, one: impl Fn(usize) -> RequestMatch) -> Table {
             backends: Box::default(),
             request_timeout: None,
             backend_timeout: None,
+            retry: None,
             session: None,
         };
         let hostnames = hosts.then(|| format!("{i}.example.com").parse().ok()).flatten();

@@ -56,6 +56,8 @@ pub(super) struct Taken {
     /// For people: `5s`.
     pub request_timeout: Option<String>,
     pub backend_timeout: Option<String>,
+    /// Null: what provably was not processed is sent once more.
+    pub retry: Option<Retried>,
     /// How its clients stay at one endpoint.
     pub session: Option<Session>,
 }
@@ -72,6 +74,18 @@ pub(super) struct Session {
     pub idle_timeout: Option<String>,
     /// Clients keep the cookie for the absolute timeout.
     pub permanent: bool,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Retried {
+    /// How often, after the first time.
+    pub attempts: u32,
+    /// Statuses of answers that are not taken.
+    pub codes: Box<[u16]>,
+    /// The least time before; for people.
+    pub backoff: String,
+    /// Whether it is sent again also where it got no answer and may have been processed: its method is idempotent.
+    pub unanswered: bool,
 }
 
 #[derive(Debug, Clone, Serialize)]

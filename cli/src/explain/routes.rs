@@ -20,7 +20,8 @@ use tulle_proxy::wire::h1::{Limits, Scan};
 
 use super::Asking;
 use super::answer::{
-    self, Answer, Endpoint, Failure, Judged, NotTaken, Redirected, RuleName, Session, Share, Taken, To,
+    self, Answer, Endpoint, Failure, Judged, NotTaken, Redirected, Retried, RuleName, Session, Share, Taken,
+    To,
 };
 use super::mesh::Mesh;
 
@@ -151,6 +152,12 @@ impl Question<'_> {
             redirect,
             request_timeout: found.rule.request_timeout.map(long),
             backend_timeout: found.rule.backend_timeout.map(long),
+            retry: found.rule.retry.as_ref().map(|retry| Retried {
+                attempts: retry.attempts,
+                codes: retry.codes.clone(),
+                backoff: long(retry.backoff),
+                unanswered: self.asked.method.is_idempotent(),
+            }),
             session: found
                 .rule
                 .session

@@ -48,6 +48,7 @@ spec:
     - type: URLRewrite
       urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /c}}
     timeouts: {request: 5s, backendRequest: 1s}
+    retry: {codes: [503, 500], attempts: 2, backoff: 100ms}
     backendRefs:
     - {name: v1, port: 80, weight: 3}
     - {name: absent, port: 80, weight: 1}
@@ -108,6 +109,7 @@ HTTPRoute default/shop rules[1]: path prefix /b, method POST, header x-group: b,
   rewrites the path prefix to \"/c\"
   within 5s (request)
   within 1s (each try)
+  is sent again up to 2 times, after 100ms or more, where it was not processed or answered 500, 503
    75.0 %  default/v1:80
            sees POST /c/x?q=1 of shop
            127.0.0.9:8080: plaintext

@@ -1,6 +1,6 @@
 //! An explanation for people.
 
-use super::answer::{Answer, Endpoint, Failure, From, NotTaken, RuleName, Session, Share, Taken};
+use super::answer::{Answer, Endpoint, Failure, From, NotTaken, Retried, RuleName, Session, Share, Taken};
 
 /// So many endpoints of a backend.
 const SHOWN: usize = 16;
@@ -51,6 +51,7 @@ fn rule(taken: &Taken, lines: &mut Vec<String>) {
     for (of, timeout) in timeouts {
         lines.extend(timeout.as_ref().map(|timeout| format!("  within {timeout} ({of})")));
     }
+    lines.extend(taken.retry.as_ref().map(|retry| format!("  {}", retry.shown())));
     lines.extend(taken.session.as_ref().map(kept));
 }
 
@@ -92,6 +93,25 @@ impl From {
             Some(identity) => format!("{} ({identity})", self.workload),
             None => format!("{} (its identity is not known; see --identity)", self.workload),
         }
+    }
+}
+
+// === impl Retried ===
+
+impl Retried {
+    fn shown(&self) -> String {
+        let times = match self.attempts {
+            0 => return "is never sent again".to_owned(),
+            1 => "once".to_owned(),
+            more => format!("up to {more} times"),
+        };
+        let codes = self.codes.iter().map(u16::to_string);
+        let answered =
+            (!self.codes.is_empty()).then(|| format!("answered {}", codes.collect::<Vec<_>>().join(", ")));
+        let unanswered = self.unanswered.then(|| "not answered".to_owned());
+        let when = ["not processed".to_owned()].into_iter().chain(unanswered).chain(answered);
+        let when = when.collect::<Vec<_>>().join(" or ");
+        format!("is sent again {times}, after {} or more, where it was {when}", self.backoff)
     }
 }
 

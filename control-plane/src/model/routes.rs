@@ -142,6 +142,7 @@ impl Context<'_> {
             filters: self.filters(route, rule),
             session_persistence: rule.session.as_ref().map(wire::session),
             invalid: String::new(),
+            retry: rule.retry.as_ref().map(wire::retry),
         })
     }
 

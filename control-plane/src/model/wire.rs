@@ -4,8 +4,8 @@ use tulle_api::v1;
 
 use super::build::object_name;
 use crate::object::{
-    Cors, Filter, HeaderModifier, Match, PathMatch, PathModifier, Redirect, Rewrite, SessionPersistence,
-    ValueMatch, ValuePattern,
+    Cors, Filter, HeaderModifier, Match, PathMatch, PathModifier, Redirect, Retry, Rewrite,
+    SessionPersistence, ValueMatch, ValuePattern,
 };
 
 pub(super) fn http_match(one: &Match) -> v1::HttpMatch {
@@ -29,6 +29,14 @@ fn value_match(one: &ValueMatch) -> v1::ValueMatch {
             ValuePattern::Exact(value) => v1::value_match::Value::Exact(value.clone()),
             ValuePattern::Regex(value) => v1::value_match::Value::Regex(value.clone()),
         }),
+    }
+}
+
+pub(super) fn retry(one: &Retry) -> v1::Retry {
+    v1::Retry {
+        codes: one.codes.iter().copied().map(u32::from).collect(),
+        attempts: one.attempts,
+        backoff: one.backoff.try_into().ok(),
     }
 }
 

@@ -28,8 +28,8 @@ pub use self::mesh::{DEFAULT_TRUST_DOMAIN, Mesh};
 pub use self::policy::{Identity, Policy, PolicyTarget, Rule as PolicyRule};
 pub use self::route::{
     Backend, Cors, Effect, Fault, Filter, Grant, GrantTarget, HeaderModifier, Match, Mirror, Parent,
-    PathMatch, PathModifier, Redirect, Rewrite, Route, RouteKind, Rule, SessionPersistence, ValueMatch,
-    ValuePattern,
+    PathMatch, PathModifier, Redirect, Retry, Rewrite, Route, RouteKind, Rule, SessionPersistence,
+    ValueMatch, ValuePattern,
 };
 pub use self::service::{Port, Protocol, Service};
 pub use self::slice::{Slice, SliceEndpoint};

@@ -130,7 +130,7 @@ pub(super) async fn unless_revoked<T>(
     tokio::select! {
         sent = sent => sent,
         fault = revoked_for_long(worker, guard.map(|guard| &**guard)) => {
-            Err(Failed { fault, again: None, unread: false })
+            Err(Failed { fault, again: None, whole: false })
         }
     }
 }

@@ -1,7 +1,6 @@
 //! One request to one endpoint and its answer; what both directions share.
 //!
-//! Decides whether a request that failed may be sent again: only when it is provably unprocessed, or when it is
-//! idempotent and a *reused* connection failed before any byte of an answer.
+//! Decides what is known of a request that failed; whether it is sent again is [`again`](super::again)'s.
 
 use std::pin::pin;
 use std::sync::atomic::Ordering;
@@ -12,6 +11,7 @@ use http::{Method, Request, Response, StatusCode, Version, header};
 use tokio_util::task::TaskTracker;
 
 use super::admit;
+use super::again::Cause;
 use super::context::Worker;
 use super::fault::Fault;
 use super::headers;
@@ -22,7 +22,7 @@ use crate::policy;
 use crate::route::{Cors, CorsInPlace};
 use crate::state::Peer;
 use crate::telemetry::Reason;
-use crate::telemetry::metrics::{Direction, OpenConnection, ReplayCause};
+use crate::telemetry::metrics::{Direction, OpenConnection};
 use crate::tls;
 use crate::wire::{self, Body, Framing, Processed, Upgrade, h1, http2};
 
@@ -30,10 +30,10 @@ use crate::wire::{self, Body, Framing, Processed, Upgrade, h1, http2};
 #[derive(Debug)]
 pub(super) struct Failed {
     pub fault: Fault,
-    /// Why the request, which is whole, may be sent once more.
-    pub again: Option<ReplayCause>,
-    /// It was refused unread, so that whoever has kept what is missing of it may send it once more.
-    pub unread: bool,
+    /// Why it could be sent again; `None`: that would come to the same.
+    pub again: Option<Cause>,
+    /// What is left of the request is all of it.
+    pub whole: bool,
 }
 
 /// Where a request goes, and how.
@@ -90,8 +90,8 @@ pub(super) fn dial(worker: &Worker) -> Dial {
     }
 }
 
-/// Sends a request and returns its answer's head. What is left of `request` is whole where it may be sent [again](Failed),
-/// and its head where it is to be [kept](Leg).
+/// Sends a request and returns its answer's head. What is left of `request` is [whole](Failed) where it failed so, and its head where
+/// it is to be [kept](Leg).
 pub(super) async fn send(
     worker: &Worker,
     leg: Leg<'_>,
@@ -119,11 +119,8 @@ pub(super) async fn send(
             Ok(sent) => sent?,
             Err(_) => {
                 let detail = format!("{} within {limit:?}", endpoint.address);
-                return Err(Failed {
-                    fault: Fault::maybe(Reason::BackendTimeout, detail),
-                    again: None,
-                    unread: false,
-                });
+                let fault = Fault::maybe(Reason::BackendTimeout, detail);
+                return Err(Failed { fault, again: Some(Cause::Late), whole: false });
             }
         },
     };
@@ -155,7 +152,6 @@ async fn send_http1(
         let (endpoint, index) = (Arc::clone(endpoint), worker.index);
         move |client| endpoint.keep_http1(index, way, client, pooled)
     };
-    let idempotent = request.method().is_idempotent();
     let downstream = request.extensions().get::<h1::Exchange>().cloned();
     let in_place = request.extensions().get::<CorsInPlace>().is_some();
     let interim = |mut response: Response<()>| {
@@ -173,10 +169,11 @@ async fn send_http1(
         Err(error) => {
             let refused = tls::refused_by_peer(&error.failure);
             let processed = if refused { Processed::No } else { error.processed };
-            let cause = match processed {
-                Processed::No => Some(ReplayCause::Unprocessed),
-                Processed::Maybe if reused && idempotent && !error.answered => Some(ReplayCause::Idempotent),
-                Processed::Maybe => None,
+            let again = match processed {
+                _ if matches!(error.failure, h1::Failure::Body(_)) => None,
+                Processed::No => Some(Cause::Unprocessed),
+                Processed::Maybe if reused && !error.answered => Some(Cause::Stale),
+                Processed::Maybe => Some(Cause::Broken),
             };
             let reason = match error.failure {
                 _ if refused => Reason::PeerRefusedTls,
@@ -187,11 +184,7 @@ async fn send_http1(
             let detail = format!("{}: {}", endpoint.address, Chain(&error.failure));
             let fault = Fault { reason, processed, detail: detail.into() };
             let whole = error.body.map(|body| *request.body_mut() = body).is_some();
-            Err(Failed {
-                fault,
-                again: cause.filter(|_| whole),
-                unread: !whole && processed == Processed::No,
-            })
+            Err(Failed { fault, again, whole })
         }
     }
 }
@@ -234,20 +227,16 @@ async fn send_http2(
     let reason = if refused { Reason::PeerRefusedTls } else { Reason::UpstreamReset };
     let detail = format!("{}: {}", endpoint.address, Chain(&error.source));
     let whole = bodyless || error.request.map(|given| *request = *given).is_some();
-    let unread = processed == Processed::No && !error.source.is_of_request();
-    let again = (whole && unread).then_some(ReplayCause::Unprocessed);
-    Err(Failed { fault: Fault { reason, processed, detail: detail.into() }, again, unread: unread && !whole })
+    let again = match processed {
+        _ if error.source.is_of_request() => None,
+        Processed::No => Some(Cause::Unprocessed),
+        Processed::Maybe => Some(Cause::Broken),
+    };
+    Err(Failed { fault: Fault { reason, processed, detail: detail.into() }, again, whole })
 }
 
 fn unsent(fault: Fault) -> Failed {
-    Failed { fault, again: Some(ReplayCause::Unprocessed), unread: false }
-}
-
-/// Has what passes of the request's body kept, as far as it is short, so that it can be sent again.
-pub(super) fn spare(request: &mut Request<Body>) -> wire::Spare {
-    let (body, spare) = std::mem::take(request.body_mut()).kept();
-    *request.body_mut() = body;
-    spare
+    Failed { fault, again: Some(Cause::Unprocessed), whole: true }
 }
 
 /// The same request, without a body.

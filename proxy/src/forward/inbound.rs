@@ -18,8 +18,9 @@ use tokio::net::TcpStream;
 use tokio_util::task::TaskTracker;
 
 use super::admit;
+use super::again;
 use super::context::Worker;
-use super::exchange::{self, Answer, Failed, Leg, Tunnels};
+use super::exchange::{self, Answer, Leg, Tunnels};
 use super::fault::Fault;
 use super::first::{self, Opened, Times};
 use super::headers;
@@ -547,11 +548,11 @@ impl Connection {
                     let in_flight = Some(in_flight);
                     return Ok(Answer { response, in_flight, unprocessed, deadline, guard });
                 }
-                Err(Failed { fault, again, .. }) => {
+                Err(failed) => {
                     in_flight.answered(false);
-                    match again {
+                    match again::replay(&failed, request.method()).filter(|_| failed.whole) {
                         Some(cause) if record.attempts == 1 => self.worker.metrics.replayed(cause),
-                        _ => return Err(fault),
+                        _ => return Err(failed.fault),
                     }
                 }
             }

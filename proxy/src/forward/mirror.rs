@@ -106,7 +106,7 @@ async fn send(
     mut request: Request<Body>,
 ) -> Result<(), Fault> {
     let service = target::service(worker, &mirror.service).await?;
-    let endpoint = Target::Service(service, mirror.port).pick(worker, None)?;
+    let endpoint = Target::Service(service, mirror.port).pick(worker, &[])?;
     let application = worker.proxy.own_application(&endpoint);
     let own = admit::own(worker, &endpoint, application, client).await?;
     let mut in_flight = InFlight::start(worker, &endpoint);

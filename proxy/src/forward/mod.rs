@@ -6,6 +6,7 @@
 //! over ([`record`]), copies for backends that nobody waits for ([`mirror`]), sessions ([`session`]), and what the proxy answers itself ([`fault`]). Called by `runtime`; nothing imports this room.
 
 mod admit;
+mod again;
 mod context;
 mod egress;
 mod exchange;

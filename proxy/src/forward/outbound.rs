@@ -3,7 +3,7 @@
 //! A connection: where was it going ([`target`])? What does it speak ([`speaks`]; where nothing says so, an endpoint is
 //! opened in case the server speaks first)? Where it follows a route as a whole, nothing of this is asked ([`routed`]). Opaque bytes get an endpoint ([`connect`]) and are relayed ([`relay`]). Each
 //! HTTP request goes `route → balance → endpoint → wire` ([`Connection::request`]): the route picks a backend ([`Connection::forward`]), the balancer an endpoint ([`Connection::attempts`]), and [`exchange`] sends
-//! it there and brings the answer back ([`Connection::attempt`]); what is provably unprocessed is sent once more. What
+//! it there and brings the answer back ([`Connection::attempt`]); [`again`] says what is sent again. What
 //! goes to this very workload is judged by its policy here and given to the application directly, and what leaves the mesh
 //! by the policy for that ([`egress`]). Whatever fails is answered by the proxy itself, with its reason.
 
@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use http::{Request, Response};
 
 use super::admit::{self, Own};
+use super::again::{self, Tries};
 use super::context::Worker;
 use super::egress::{self, Out};
 use super::exchange::{self, Answer, Failed, Leg, Tunnels};
@@ -38,10 +39,10 @@ use crate::endpoint::Endpoint;
 use crate::io::{Io, Meter, Replay};
 use crate::policy::{self, Name};
 use crate::route::{self, Backend, Found, Match, RouteKind};
-use crate::state::{ObjectName, Peer, Protocol};
+use crate::state::{ObjectName, Protocol};
 use crate::telemetry::Reason;
-use crate::telemetry::metrics::{ConnectionLabels, DetectResult, Direction, ReplayCause, TlsKind};
-use crate::wire::{self, Body, Framing, h1};
+use crate::telemetry::metrics::{ConnectionLabels, DetectResult, Direction, TlsKind};
+use crate::wire::{Body, Framing, h1};
 
 /// One connection from the application.
 #[derive(Debug)]
@@ -256,7 +257,7 @@ impl Connection {
             Target::Address(_) | Target::Outside(_) => None,
         };
         let Some(found) = rule(routes.as_deref(), &target, request)? else {
-            return self.attempts(record, request, None, &target, out).await;
+            return self.attempts(record, request, None, &target, Tries::new(None, None), out).await;
         };
         let rule = found.rule;
         if rule.kind == RouteKind::Grpc {
@@ -288,7 +289,8 @@ impl Connection {
                 Some((_, target)) => target,
                 None => Target::Service(target::service(&self.worker, &backend.service).await?, backend.port),
             };
-            self.attempts(record, request, rule.backend_timeout, &target, None).await
+            let tries = Tries::new(rule.retry.as_ref(), deadline);
+            self.attempts(record, request, rule.backend_timeout, &target, tries, None).await
         };
         let mut answer = match deadline {
             None => send.await?,
@@ -304,49 +306,32 @@ impl Connection {
         Ok(Answer { deadline, ..answer })
     }
 
-    /// To an endpoint of the target; once more, preferably to another, if nobody can have acted on it. `out`: what a
-    /// request that leaves the mesh is registered as.
+    /// To an endpoint of the target; again, preferably to another, as far as [`again`] lets it. `out`: what a request that leaves the
+    /// mesh is registered as.
     async fn attempts(
         &self,
         record: &mut Record,
         request: &mut Request<Body>,
         limit: Option<Duration>,
         target: &Target,
+        mut tries: Tries<'_>,
         out: Option<Arc<policy::Guard>>,
     ) -> Result<Answer, Fault> {
-        let mut tried: Option<Arc<Endpoint>> = None;
         loop {
-            let endpoint = target.pick(&self.worker, tried.as_ref())?;
-            // What another proxy cannot pass on, or a server of HTTP/2 refuses unread (RFC 9113 §8.7), may go to another endpoint, if
-            // there is one.
-            let may_refuse = matches!(endpoint.peer, Peer::Mesh(_)) || self.framing == Framing::Http2;
-            let spare = (tried.is_none() && may_refuse && target.has_other(&endpoint))
-                .then(|| exchange::spare(request));
-            match self.attempt(record, &endpoint, request, limit, spare.is_some(), out.as_ref()).await {
-                Ok(answer) => match spare.filter(|_| answer.unprocessed).and_then(wire::Spare::body) {
-                    None => {
-                        h1::done_with(request);
-                        return Ok(answer);
-                    }
-                    // Whoever still sends the first is broken off.
-                    Some(body) => {
-                        self.worker.metrics.replayed(ReplayCause::Unprocessed);
-                        *request.body_mut() = body;
-                    }
-                },
-                Err(Failed { fault, again, unread }) => {
-                    let body = spare.filter(|_| unread).and_then(wire::Spare::body);
-                    let kept = body.map(|body| *request.body_mut() = body);
-                    match again
-                        .or_else(|| kept.map(|()| ReplayCause::Unprocessed))
-                        .filter(|_| tried.is_none())
-                    {
-                        None => return Err(fault),
-                        Some(cause) => self.worker.metrics.replayed(cause),
-                    }
-                }
+            let endpoint = target.pick(&self.worker, &tries.failed)?;
+            let spare = tries.spare(request, self.framing, target, &endpoint);
+            let way = (spare.is_some(), tries.fresh);
+            let tried = self.attempt(record, &endpoint, request, limit, way, out.as_ref()).await;
+            let Some(wait) = tries.next(&self.worker, &tried, request, spare) else {
+                let answer = tried.map_err(|failed| failed.fault)?;
+                h1::done_with(request);
+                return Ok(answer);
+            };
+            tries.has_failed(endpoint, tried.is_err());
+            if tries.is_retry() {
+                record.waited(wait);
+                Box::pin(again::pause(wait, tried.ok().map(|answer| answer.response.into_body()))).await;
             }
-            tried = Some(endpoint);
         }
     }
 
@@ -357,13 +342,13 @@ impl Connection {
         endpoint: &Arc<Endpoint>,
         request: &mut Request<Body>,
         limit: Option<Duration>,
-        keep: bool,
+        (keep, fresh): (bool, bool),
         out: Option<&Arc<policy::Guard>>,
     ) -> Result<Answer, Failed> {
         let application = self.worker.proxy.own_application(endpoint);
         record.sent_to(endpoint, application);
         let own = admit::own(&self.worker, endpoint, application, self.client).await;
-        let own = own.map_err(|fault| Failed { fault, again: None, unread: false })?;
+        let own = own.map_err(|fault| Failed { fault, again: None, whole: false })?;
         if let Some(own) = &own {
             record.rule = Some(Arc::clone(&own.rule));
         }
@@ -372,7 +357,7 @@ impl Connection {
             Some(own) => (&own.application, Some(&own.guard)),
             None => (endpoint, out),
         };
-        let (framing, tunnels, fresh) = (self.framing, &self.tunnels, record.attempts > 1);
+        let (framing, tunnels) = (self.framing, &self.tunnels);
         let leg = Leg { endpoint, framing, limit, tunnels, fresh, keep, guard };
         let asked = Instant::now();
         // Pinned here: whoever takes it by value keeps it twice.
@@ -443,7 +428,7 @@ pub(super) async fn connect(
         }
         Target::Service(..) | Target::Session(..) | Target::Address(_) => None,
     };
-    let endpoint = target.pick(worker, None)?;
+    let endpoint = target.pick(worker, &[])?;
     let application = worker.proxy.own_application(&endpoint);
     let own = admit::own(worker, &endpoint, application, client).await?;
     let to = own.as_ref().map_or(&endpoint, |own| &own.application);

@@ -178,36 +178,36 @@ async fn of_address(worker: &Worker, address: SocketAddr) -> Result<(Target, Pro
 // === impl Target ===
 
 impl Target {
-    /// The endpoint that takes the next request: one that is ready, by the balancer, and not the one that was `tried`
-    /// unless there is no other.
-    pub(super) fn pick(
-        &self,
-        worker: &Worker,
-        tried: Option<&Arc<Endpoint>>,
-    ) -> Result<Arc<Endpoint>, Fault> {
+    /// The endpoint that takes the next request: one that is ready, by the balancer, and none of those that have `failed` it already
+    /// unless there is no other; then any but the last of them.
+    pub(super) fn pick(&self, worker: &Worker, failed: &[Arc<Endpoint>]) -> Result<Arc<Endpoint>, Fault> {
         let (service, port) = match self {
             Self::Address(endpoint) | Self::Outside(endpoint) => return Ok(Arc::clone(endpoint)),
-            Self::Session(.., endpoint) if tried.is_none() => return Ok(Arc::clone(endpoint)),
+            Self::Session(.., endpoint) if failed.is_empty() => return Ok(Arc::clone(endpoint)),
             Self::Service(service, port) | Self::Session(service, port, _) => (service, *port),
         };
         let none = || Fault::unsent(Reason::NoHealthyEndpoint, format!("{}:{port}", service.name));
         let endpoints = service.endpoints().ok_or_else(none)?;
         let members = endpoints.port(port);
         if let [only] = members {
-            // With nobody else left, one that was tried is better than none.
+            // With nobody else left, one that has failed is better than none.
             return Ok(Arc::clone(&only.endpoint));
         }
         let describe = |i: usize| {
             let Member { endpoint, ready } = &members[i];
             match ready {
-                _ if tried.is_some_and(|tried| Arc::ptr_eq(tried, endpoint)) => Candidate::Excluded,
+                _ if failed.iter().any(|failed| Arc::ptr_eq(failed, endpoint)) => Candidate::Excluded,
                 true => Candidate::Ready(&endpoint.load),
                 false => Candidate::Standby(&endpoint.load),
             }
         };
         let picked = balance::pick(members.len(), describe, worker.proxy.now(), rand::random());
-        let picked = picked.or_else(|| (!members.is_empty() && tried.is_some()).then_some(0));
-        picked.map(|i| Arc::clone(&members[i].endpoint)).ok_or_else(none)
+        match (picked, failed) {
+            (Some(i), _) => Ok(Arc::clone(&members[i].endpoint)),
+            (None, [_, .., last]) => self.pick(worker, std::slice::from_ref(last)),
+            (None, [_]) => members.first().map(|one| Arc::clone(&one.endpoint)).ok_or_else(none),
+            (None, []) => Err(none()),
+        }
     }
 
     /// Whether another endpoint than this one could take the request.

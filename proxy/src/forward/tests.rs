@@ -129,6 +129,7 @@ fn knows_orders(worker: &Worker, authority: &Authority, address: SocketAddr) {
         backends: [backend].into(),
         request_timeout: None,
         backend_timeout: None,
+        retry: None,
         session: None,
     };
     let rules = vec![RouteRule { matches: Vec::new(), rule: Arc::new(rule) }];

@@ -26,6 +26,7 @@ mod filter;
 mod host;
 mod paths;
 mod pattern;
+mod retry;
 mod session;
 mod stream;
 mod table;
@@ -36,6 +37,7 @@ pub use cors::{AllowedOrigin, Cors, CorsRequest, InPlace as CorsInPlace, Invalid
 pub use filter::{Filters, HeaderModifier, InvalidTarget, Mirror, PathModifier, Redirect, Rewrite, Scheme};
 pub use host::{Hostname, InvalidHostname};
 pub use pattern::{InvalidPattern, Pattern};
+pub use retry::Retry;
 pub use session::{Presented, Session, TokenPlace, cookie_path};
 pub use stream::{StreamRoute, Streams};
 pub use table::{

@@ -15,6 +15,7 @@ use super::filter::Filters;
 use super::host::{Hostname, RequestHost};
 use super::paths::Paths;
 use super::pattern::Pattern;
+use super::retry::Retry;
 use super::session::Session;
 use super::stream::{self, StreamRoute, Streams};
 use crate::state::ObjectName;
@@ -98,6 +99,8 @@ pub struct Rule {
     pub request_timeout: Option<Duration>,
     /// One try at one backend, until the response's head.
     pub backend_timeout: Option<Duration>,
+    /// `None`: only what provably was not processed is sent again, once.
+    pub retry: Option<Retry>,
     /// `None`: each request is balanced by itself.
     pub session: Option<Box<Session>>,
 }

@@ -28,6 +28,7 @@ fn rule(route: &str, name: &str, matches: Vec<RequestMatch>, weights: &[u32]) ->
         backends: backends.collect(),
         request_timeout: None,
         backend_timeout: None,
+        retry: None,
         session: None,
     };
     RouteRule { matches, rule: Arc::new(rule) }

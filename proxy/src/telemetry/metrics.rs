@@ -30,7 +30,7 @@ pub use self::families::{Family, Kind, reference};
 pub use self::labels::{
     ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, DnsResult, EarlyOpen,
     EgressLabels, EgressProtocol, Method, MirrorResult, Outcome, PoolClose, ReplayCause, RequestLabels,
-    SessionResult, TlsKind, VerdictKind, VerdictLabels,
+    RetryCause, SessionResult, TlsKind, Unretried, VerdictKind, VerdictLabels,
 };
 pub use self::pools::{PoolCells, PooledConnection};
 pub use self::worker::WorkerMetrics;

@@ -13,7 +13,7 @@ use http_body::{Frame, SizeHint};
 
 use super::h1;
 use super::http2::Incoming;
-use super::kept::{self, Reader, Spare};
+use super::kept::{Reader, Spare};
 use super::tee::{self, Copied, Copy};
 
 /// A message's body: streamed, with its trailers, as its receiver asks for it.
@@ -97,15 +97,15 @@ impl Body {
         self
     }
 
-    /// The same body, and the means to have it again, if little of it has passed by then.
-    pub fn kept(self) -> (Self, Spare) {
+    /// The same body, and the means to have it again, if no more than `limit` bytes of it have passed by then.
+    pub fn kept(self, limit: u64) -> (Self, Spare) {
         if http_body::Body::is_end_stream(&self) {
             return (self, Spare::Empty);
         }
-        if http_body::Body::size_hint(&self).lower() > kept::LIMIT {
+        if http_body::Body::size_hint(&self).lower() > limit {
             return (self, Spare::Lost);
         }
-        let (reader, spare) = Reader::first(self);
+        let (reader, spare) = Reader::first(self, limit);
         (Self::of(Kind::Kept(reader)), spare)
     }
 

@@ -13,9 +13,6 @@ use parking_lot::Mutex;
 
 use super::body::{Body, BodyError};
 
-/// At most so many bytes are kept.
-pub(super) const LIMIT: u64 = 16 * 1024;
-
 /// The means to have a body a second time, from its beginning.
 #[derive(Debug)]
 pub enum Spare {
@@ -35,6 +32,8 @@ struct Shared {
     /// `None`: too much has passed.
     passed: Option<Vec<Part>>,
     bytes: u64,
+    /// At most so many bytes are kept.
+    limit: u64,
     /// It is the second reader's.
     second: bool,
     rest: Body,
@@ -77,8 +76,8 @@ impl Spare {
 // === impl Reader ===
 
 impl Reader {
-    pub(super) fn first(body: Body) -> (Self, Spare) {
-        let shared = Shared { passed: Some(Vec::new()), bytes: 0, second: false, rest: body };
+    pub(super) fn first(body: Body, limit: u64) -> (Self, Spare) {
+        let shared = Shared { passed: Some(Vec::new()), bytes: 0, limit, second: false, rest: body };
         let shared = Arc::new(Mutex::new(shared));
         (Self { shared: Arc::clone(&shared), again: None }, Spare::Kept(Kept(shared)))
     }
@@ -146,7 +145,7 @@ impl Shared {
         };
         self.bytes += part.bytes();
         match &mut self.passed {
-            Some(passed) if self.bytes <= LIMIT => passed.push(part),
+            Some(passed) if self.bytes <= self.limit => passed.push(part),
             passed => *passed = None,
         }
     }
@@ -178,9 +177,11 @@ mod tests {
 
     use super::*;
 
+    const LIMIT: u64 = 16 * 1024;
+
     #[tokio::test]
     async fn a_short_body_can_be_had_again_and_only_one_reads_it() {
-        let (mut first, spare) = Body::full(Bytes::from_static(b"hello")).kept();
+        let (mut first, spare) = Body::full(Bytes::from_static(b"hello")).kept(LIMIT);
         assert_eq!(first.size_hint().exact(), Some(5));
         assert_eq!(first.frame().await.unwrap().unwrap().into_data().unwrap(), "hello");
         assert!(first.is_end_stream());
@@ -191,9 +192,21 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_is_had_again_can_be_had_yet_again() {
+        let (mut first, spare) = Body::full(Bytes::from_static(b"hello")).kept(LIMIT);
+        first.frame().await.unwrap().unwrap();
+        let (mut second, spare) = spare.body().expect("it is kept").kept(LIMIT);
+        second.frame().await.unwrap().unwrap();
+        let (third, spare) = spare.body().expect("it is kept").kept(LIMIT);
+        assert_eq!(third.size_hint().exact(), Some(5));
+        drop(third);
+        assert_eq!(spare.body().unwrap().collect().await.unwrap().to_bytes(), "hello");
+    }
+
+    #[tokio::test]
     async fn trailers_come_again_too() {
         let trailers = HeaderMap::from_iter([(http::header::ETAG, http::HeaderValue::from_static("a"))]);
-        let (first, spare) = Body::trailers(trailers.clone()).kept();
+        let (first, spare) = Body::trailers(trailers.clone()).kept(LIMIT);
         assert_eq!(first.collect().await.unwrap().trailers(), Some(&trailers));
         let again = spare.body().expect("they are kept").collect().await.unwrap();
         assert_eq!(again.trailers(), Some(&trailers));
@@ -201,7 +214,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_that_nobody_has_touched_goes_to_the_second_reader_as_it_is() {
-        let (first, spare) = Body::full(Bytes::from_static(b"hello")).kept();
+        let (first, spare) = Body::full(Bytes::from_static(b"hello")).kept(LIMIT);
         drop(first);
         assert_eq!(spare.body().unwrap().collect().await.unwrap().to_bytes(), "hello");
     }
@@ -209,18 +222,19 @@ mod tests {
     #[tokio::test]
     async fn a_long_body_is_not_kept_and_passes_all_the_same() {
         let long = Bytes::from(vec![7; 20_000]);
-        let (first, spare) = Body::full(long.clone()).kept();
+        let (first, spare) = Body::full(long.clone()).kept(LIMIT);
         assert!(spare.body().is_none());
         assert_eq!(first.collect().await.unwrap().to_bytes(), long);
         // Of unknown length: found out on the way.
-        let mut shared = Shared { passed: Some(Vec::new()), bytes: 0, second: false, rest: Body::empty() };
+        let mut shared =
+            Shared { passed: Some(Vec::new()), bytes: 0, limit: LIMIT, second: false, rest: Body::empty() };
         shared.keep(&Frame::data(long));
         assert!(shared.passed.is_none());
     }
 
     #[tokio::test]
     async fn nothing_is_kept_once_nobody_can_ask_for_it() {
-        let (Kept(shared), mut first) = match Body::full(Bytes::from_static(b"hello")).kept() {
+        let (Kept(shared), mut first) = match Body::full(Bytes::from_static(b"hello")).kept(LIMIT) {
             (first, Spare::Kept(kept)) => (kept, first),
             other => panic!("{other:?}"),
         };
@@ -232,7 +246,7 @@ mod tests {
 
     #[test]
     fn without_a_body_there_is_nothing_to_lose() {
-        let (_, spare) = Body::empty().kept();
+        let (_, spare) = Body::empty().kept(LIMIT);
         assert!(spare.body().unwrap().is_end_stream());
     }
 }

@@ -6,13 +6,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use http::Request;
+use http::{Request, Response};
 use hyper::body::Incoming;
+use serde_json::json;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
-use tulle_tests::app::App;
+use tulle_tests::app::{App, full};
 use tulle_tests::echo::{self, Answer};
 use tulle_tests::{Wire, Workload, World, binary, eventually};
 
@@ -27,6 +30,7 @@ const NEEDED: &[&str] = &[
     "A/B by header",
     "Version by path",
     "Mirror, for a dark launch",
+    "Retry",
     "Timeouts",
     "Sessions",
     "gRPC by method",
@@ -56,13 +60,22 @@ fn blocks(language: &str) -> Vec<(String, &'static str)> {
     found
 }
 
-/// An application that says who it is and what it was asked; below `/slow` and `/reports` it takes its time.
+/// An application that says who it is and what it was asked; below `/slow` and `/reports` it takes its time, and `/busy` it answers
+/// with 503 twice.
 async fn answering(name: &'static str) -> App {
-    App::http1(async move |request: Request<Incoming>| {
-        if ["/slow", "/reports"].iter().any(|slow| request.uri().path().starts_with(slow)) {
-            tokio::time::sleep(Duration::from_millis(1500)).await;
+    let asked = Arc::new(AtomicU32::new(0));
+    App::http1(move |request: Request<Incoming>| {
+        let asked = Arc::clone(&asked);
+        async move {
+            let path = request.uri().path();
+            if path == "/busy" && asked.fetch_add(1, Ordering::Relaxed) < 2 {
+                return Response::builder().status(503).body(full("")).unwrap();
+            }
+            if ["/slow", "/reports"].iter().any(|slow| path.starts_with(slow)) {
+                tokio::time::sleep(Duration::from_millis(1500)).await;
+            }
+            echo::mirror(name, &request)
         }
-        echo::mirror(name, &request)
     })
     .await
 }
@@ -214,6 +227,12 @@ async fn run(shop: &Shop, heading: &str, text: &str) {
             })
             .await;
             is_a_tenth(300.0, copies().await - before);
+        }
+        "Retry" => {
+            shop.until("GET /", "orders-v1").await;
+            shop.by(&[("POST /busy", "orders-v1")]).await;
+            let record = shop.web.logs(&[("path", json!("/busy"))]).await;
+            assert_eq!(record["attempts"], json!(3), "{record}");
         }
         "CORS" => cors(shop).await,
         "Timeouts" => {

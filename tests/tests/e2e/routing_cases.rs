@@ -2,6 +2,7 @@
 //! of the Gateway API's conformance suite for meshes.
 
 mod filters;
+mod retries;
 mod sessions;
 
 use std::fmt::Write as _;

@@ -80,6 +80,36 @@ fn weights_matches_and_timeouts_are_passed_on() {
     assert_eq!(route.rules[1].matches.len(), 1);
 }
 
+#[test]
+fn when_requests_are_sent_again_is_passed_on_with_what_is_left_to_us() {
+    let backend = "backendRefs: [{name: orders, port: 80}]";
+    let rules = [
+        "retry: {codes: [503, 500], attempts: 3, backoff: 100ms}",
+        "retry: {}",
+        "retry: {attempts: 0, backoff: 0s}",
+        "name: none",
+    ];
+    let rules = rules.map(|rule| format!("{{{rule}, {backend}}}")).join(", ");
+    let all = routes(
+        &model(&format!("{ORDERS}{}", route("default", "r", "", &format!("[{rules}]")))),
+        "x/default/orders",
+    );
+    let retry = |codes: &[u32], attempts, milliseconds: i32| {
+        let backoff = prost_types::Duration { seconds: 0, nanos: milliseconds * 1_000_000 };
+        Some(v1::Retry { codes: codes.to_vec(), attempts, backoff: Some(backoff) })
+    };
+    let seen: Vec<_> = all.http[0].rules.iter().map(|rule| rule.retry.clone()).collect();
+    assert_eq!(seen, [retry(&[500, 503], 3, 100), retry(&[], 1, 25), retry(&[], 0, 0), None]);
+}
+
+#[test]
+fn a_grpc_route_has_no_retry() {
+    let rules = "[{retry: {codes: [503]}, backendRefs: [{name: orders, port: 80}]}]";
+    let (_, found) = index(&format!("{ORDERS}{}", grpc_route("default", "r", "", rules)));
+    let told: Vec<_> = found.iter().map(|finding| (finding.field.as_deref(), finding.severity)).collect();
+    assert_eq!(told, [(Some("spec.rules[0].retry"), crate::finding::Severity::Warning)], "{found:#?}");
+}
+
 /// What a rule says, the fields that are found wrong, and how many rules are served (none: the route is refused).
 #[test]
 fn a_rule_is_served_as_written_or_not_at_all() {
@@ -134,7 +164,19 @@ fn a_rule_is_served_as_written_or_not_at_all() {
             &["spec.rules[0].matches[0].queryParams[0].value"],
             Some(0),
         ),
-        ("{retry: {attempts: 2}, BACKEND}", &["spec.rules[0].retry"], Some(1)),
+        ("{retry: {codes: [400, 503, 599], attempts: 2, backoff: 100ms}, BACKEND}", &[], Some(1)),
+        ("{retry: {codes: [399]}, BACKEND}", &["spec.rules[0].retry.codes[0]"], None),
+        ("{retry: {codes: [503, 600]}, BACKEND}", &["spec.rules[0].retry.codes[1]"], None),
+        ("{retry: {codes: [503, 503]}, BACKEND}", &["spec.rules[0].retry.codes[1]"], None),
+        ("{retry: {attempts: -1}, BACKEND}", &["spec.rules[0].retry.attempts"], None),
+        ("{retry: {backoff: 100}, BACKEND}", &["spec.rules[0].retry.backoff"], None),
+        // Accepted, with a word that it comes to nothing.
+        (
+            "{retry: {backoff: 1s}, timeouts: {request: 1s}, BACKEND}",
+            &["spec.rules[0].retry.backoff"],
+            Some(1),
+        ),
+        ("{retry: {attempts: 0, backoff: 1s}, timeouts: {request: 1s}, BACKEND}", &[], Some(1)),
         ("{}", &["spec.rules[0].backendRefs"], Some(1)),
         ("{matches: [{path: {value: a}}], BACKEND}", &["spec.rules[0].matches[0].path.value"], None),
         ("{matches: [{path: {value: /a//b}}], BACKEND}", &["spec.rules[0].matches[0].path.value"], None),

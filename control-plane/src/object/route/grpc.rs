@@ -67,6 +67,7 @@ fn read_rule(route: &NamespacedName, index: usize, rule: &GrpcRouteRules, notes:
         backends,
         request_timeout: None,
         backend_request_timeout: None,
+        retry: None,
         session,
         fault,
     }

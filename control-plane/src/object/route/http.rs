@@ -20,6 +20,7 @@ use super::filters::{
     self, FilterType, Written, WrittenPath, WrittenRedirect, written_headers, written_mirror,
 };
 use super::matches::{self, Match, Part, PathMatch, WrittenValue};
+use super::retry::Retry;
 use super::session::{self, written_session};
 use super::{
     Fault, MAX_LIST, Route, RouteKind, Rule, WrittenBackend, WrittenParent, at_most, check_hostnames,
@@ -65,14 +66,24 @@ fn read_rule(route: &NamespacedName, index: usize, rule: &HttpRouteRules, notes:
     let backends = read_backends(route, &at, &matches, written_backends!(rule.backend_refs), notes);
     let filters = filters::read_of_rule(route, &at, &written, &matches, backends.len(), &mut fault, notes);
     let (request_timeout, backend_request_timeout) = read_timeouts(&at, rule.timeouts.as_ref(), notes);
-    if rule.retry.is_some() {
-        notes.warn(format!("{at}.retry"), "not supported yet: served without", "");
-    }
+    let retry = rule.retry.as_ref();
+    let retry = retry.map(|written| Retry::read(&format!("{at}.retry"), written, request_timeout, notes));
     let name = rule.name.clone().unwrap_or_default();
     let of = session::Of { kind: RouteKind::Http, route, index, name: &name };
     let written = written_session!(rule.session_persistence, SessionType, LifetimeType);
     let session = session::read(&of, written.as_ref(), &mut fault, notes);
-    Rule { index, name, matches, filters, backends, request_timeout, backend_request_timeout, session, fault }
+    Rule {
+        index,
+        name,
+        matches,
+        filters,
+        backends,
+        request_timeout,
+        backend_request_timeout,
+        retry,
+        session,
+        fault,
+    }
 }
 
 fn read_matches(
@@ -154,22 +165,9 @@ fn read_timeouts(
     let Some(timeouts) = timeouts else {
         return (None, None);
     };
+    // Zero means that there is no limit.
     let mut read = |field: &str, text: Option<&String>| {
-        let text = text?;
-        let parsed = text.parse::<gateway_api::Duration>();
-        match parsed {
-            // Zero means that there is no limit.
-            Ok(read) => Some(Duration::new(read.as_secs(), read.subsec_nanos()))
-                .filter(|duration| !duration.is_zero()),
-            Err(_) => {
-                notes.refuse(
-                    format!("{at}.timeouts.{field}"),
-                    format!("`{text}` is not a duration"),
-                    "whole numbers with units, such as `300ms`, `10s` or `1m30s` (GEP-2257)",
-                );
-                None
-            }
-        }
+        read_duration(&format!("{at}.timeouts.{field}"), text?, notes).filter(|duration| !duration.is_zero())
     };
     let request = read("request", timeouts.request.as_ref());
     let backend_request = read("backendRequest", timeouts.backend_request.as_ref());
@@ -183,6 +181,21 @@ fn read_timeouts(
         );
     }
     (request, backend_request)
+}
+
+/// A duration; none, told, where it is none.
+pub(super) fn read_duration(field: &str, text: &str, notes: &mut Notes) -> Option<Duration> {
+    match text.parse::<gateway_api::Duration>() {
+        Ok(read) => Some(Duration::new(read.as_secs(), read.subsec_nanos())),
+        Err(_) => {
+            notes.refuse(
+                field,
+                format!("`{text}` is not a duration"),
+                "whole numbers with units, such as `300ms`, `10s` or `1m30s` (GEP-2257)",
+            );
+            None
+        }
+    }
 }
 
 /// The generated types for rules and for backends differ by name only.

@@ -5,7 +5,7 @@
 //! its rule, which is then never served as if it asked for less: that would send requests where nobody wanted them.
 //!
 //! - `http`, `grpc`, `stream`: the kinds; here: what both have, parents, backends and names;
-//! - `matches`: what requests must look like; `filters`, `cors`: what is done to them; `session`: who stays at which endpoint; `grant`: ReferenceGrant.
+//! - `matches`: what requests must look like; `filters`, `cors`, `retry`: what is done to them; `session`: who stays at which endpoint; `grant`: ReferenceGrant.
 
 mod cors;
 mod filters;
@@ -13,6 +13,7 @@ mod grant;
 mod grpc;
 mod http;
 mod matches;
+mod retry;
 mod session;
 mod stream;
 
@@ -27,6 +28,7 @@ use self::filters::Written;
 pub use self::filters::{Filter, HeaderModifier, Mirror, PathModifier, Redirect, Rewrite};
 pub use self::grant::{Grant, GrantTarget};
 pub use self::matches::{Match, PathMatch, ValueMatch, ValuePattern};
+pub use self::retry::Retry;
 pub use self::session::SessionPersistence;
 use super::{Kind, NamespacedName, ObjectKey, is_label, is_subdomain, port};
 use crate::finding::Notes;
@@ -99,6 +101,8 @@ pub struct Rule {
     pub request_timeout: Option<Duration>,
     /// One try; none: no limit.
     pub backend_request_timeout: Option<Duration>,
+    /// None: it does not say.
+    pub retry: Option<Retry>,
     /// None: each request is balanced by itself.
     pub session: Option<SessionPersistence>,
     /// Why it is not served as it is written; already told.

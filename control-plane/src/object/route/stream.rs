@@ -103,6 +103,7 @@ fn read_rules(
             backends: read_backends(route, &at, &[], backends.into_iter(), notes),
             request_timeout: None,
             backend_request_timeout: None,
+            retry: None,
             session: None,
             fault: None::<Fault>,
         });

@@ -13,8 +13,8 @@ use super::filter::{Of, filters};
 use super::session;
 use super::{Fault, Result, duration, each, fault, object, port};
 use crate::route::{
-    Backend, Conditions, HeaderMatch, Invalid, PathMatch, Pattern, QueryMatch, RequestMatch, RouteKind,
-    RouteRule, Rule, ValueMatch,
+    Backend, Conditions, HeaderMatch, Invalid, PathMatch, Pattern, QueryMatch, RequestMatch, Retry,
+    RouteKind, RouteRule, Rule, ValueMatch,
 };
 use crate::state::ObjectName;
 
@@ -68,6 +68,7 @@ fn rule(message: v1::HttpRule, matches: &mut Matches<'_>, route: &ObjectName, at
         backends: Box::default(),
         request_timeout: None,
         backend_timeout: None,
+        retry: None,
         session: None,
     };
     let rule = match matches.fault.take() {
@@ -88,6 +89,7 @@ fn rule(message: v1::HttpRule, matches: &mut Matches<'_>, route: &ObjectName, at
                         message.backend_request_timeout,
                         &format!("{at}.backend_request_timeout"),
                     )?,
+                    retry: message.retry.map(|one| retry(one, &format!("{at}.retry"))).transpose()?,
                     ..rule.clone()
                 })
             };
@@ -201,6 +203,15 @@ fn once(is_new: bool, at: &str) -> Result<()> {
 pub(super) fn header_name(text: &str, at: &str) -> Result<HeaderName> {
     let name = HeaderName::from_bytes(text.as_bytes());
     name.map_err(|_| fault(at, format!("{text:?} is not a header's name")))
+}
+
+fn retry(retry: v1::Retry, at: &str) -> Result<Retry> {
+    let codes = each(retry.codes, &format!("{at}.codes"), |code, at| match u16::try_from(code) {
+        Ok(code @ 400..=599) => Ok(code),
+        _ => Err(fault(at, format!("{code} is not from 400 to 599"))),
+    })?;
+    let backoff = duration(retry.backoff, &format!("{at}.backoff"))?.unwrap_or_default();
+    Ok(Retry { codes: codes.into(), attempts: retry.attempts, backoff })
 }
 
 fn backend(backend: v1::WeightedBackend, at: &str) -> Result<Backend> {

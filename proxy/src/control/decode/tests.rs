@@ -197,6 +197,13 @@ fn a_rule_is_refused_rather_than_half_understood() {
         }),
         ("rules[0].matches[0].query[0].name", |route| one(route).query = vec![exact("")]),
         ("rules[0].matches[0].query[1].name", |route| one(route).query = vec![exact("a"), exact("a")]),
+        ("rules[0].retry.codes[1]", |route| {
+            route.rules[0].retry = Some(v1::Retry { codes: vec![503, 600], ..Default::default() });
+        }),
+        ("rules[0].retry.backoff", |route| {
+            let backoff = Some(prost_types::Duration { seconds: -1, nanos: 0 });
+            route.rules[0].retry = Some(v1::Retry { backoff, ..Default::default() });
+        }),
     ];
     for (field, spoil) in faults {
         let mut message = routes();

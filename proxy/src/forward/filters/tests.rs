@@ -70,6 +70,7 @@ fn table(kind: RouteKind, rule: Filters, backend: Filters) -> Table {
         backends: [backend].into(),
         request_timeout: None,
         backend_timeout: None,
+        retry: None,
         session: None,
     };
     let matches = vec![RequestMatch { path: PathMatch::Prefix("/v1".into()), when: None }];

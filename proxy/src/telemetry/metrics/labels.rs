@@ -295,6 +295,32 @@ label_enum! {
     }
 }
 
+label_enum! {
+    /// Why a request was sent again, as a rule's `retry` says.
+    RetryCause {
+        /// It was provably not processed.
+        Unprocessed = "unprocessed",
+        /// It got no answer, or none that could be read, and is idempotent.
+        Broken = "broken",
+        /// It got none within `timeouts.backendRequest`, and is idempotent.
+        Late = "late",
+        /// The answer's status is one of `codes`.
+        Status = "status",
+    }
+}
+
+label_enum! {
+    /// Why a request was not sent again that a rule's `retry` is for.
+    Unretried {
+        /// It has been as often as is allowed.
+        Attempts = "attempts",
+        /// More of its body had passed than is kept.
+        Body = "body",
+        /// It would have begun after `timeouts.request`.
+        Time = "time",
+    }
+}
+
 // === impl Direction ===
 
 impl Direction {

@@ -9,7 +9,8 @@ use super::cells::{Counter, Histogram};
 use super::families::{self, FAMILIES, Family, Kind};
 use super::labels::{
     ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, EarlyOpen, EgressLabels,
-    MirrorResult, Outcome, PoolClose, ReplayCause, RequestLabels, SessionResult, VerdictLabels, values,
+    MirrorResult, Outcome, PoolClose, ReplayCause, RequestLabels, RetryCause, SessionResult, Unretried,
+    VerdictLabels, values,
 };
 use super::pools::{PoolCells, Pooled};
 use super::table::Table;
@@ -251,6 +252,14 @@ fn bounded(scrape: &mut Scrape, metrics: &Metrics, workers: &[&WorkerCells]) {
     for cause in ReplayCause::ALL {
         let count = total(&|worker| worker.replays[*cause as usize].get());
         scrape.value(&families::REPLAYS, &[("cause", cause.as_str())], count as f64);
+    }
+    for cause in RetryCause::ALL {
+        let count = total(&|worker| worker.retries[*cause as usize].get());
+        scrape.value(&families::RETRIES, &[("cause", cause.as_str())], count as f64);
+    }
+    for cause in Unretried::ALL {
+        let count = total(&|worker| worker.unretried[*cause as usize].get());
+        scrape.value(&families::UNRETRIED, &[("cause", cause.as_str())], count as f64);
     }
     for result in MirrorResult::ALL {
         let count = total(&|worker| worker.mirrors[*result as usize].get());

@@ -7,7 +7,7 @@ use super::budget::{Budget, Group};
 use super::cells::{ByDirection, ConnectionCells, Counter, Histogram, OverflowRequests, RequestCells};
 use super::labels::{
     ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, EarlyOpen, EgressLabels,
-    MirrorResult, ReplayCause, RequestLabels, SessionResult, VerdictLabels,
+    MirrorResult, ReplayCause, RequestLabels, RetryCause, SessionResult, Unretried, VerdictLabels,
 };
 use super::pools::PoolCells;
 use super::table::Table;
@@ -52,6 +52,8 @@ pub(super) struct WorkerCells {
     pub(super) dial_duration: Histogram,
     pub(super) pool_reused: Counter,
     pub(super) replays: Vec<Counter>,
+    pub(super) retries: Vec<Counter>,
+    pub(super) unretried: Vec<Counter>,
     pub(super) mirrors: Vec<Counter>,
     pub(super) sessions: Vec<Counter>,
     pub(super) accept_errors: Counter,
@@ -100,6 +102,8 @@ impl WorkerMetrics {
             dial_duration: histogram(),
             pool_reused: Counter::default(),
             replays: counters(ReplayCause::ALL.len()),
+            retries: counters(RetryCause::ALL.len()),
+            unretried: counters(Unretried::ALL.len()),
             mirrors: counters(MirrorResult::ALL.len()),
             sessions: counters(SessionResult::ALL.len()),
             accept_errors: Counter::default(),
@@ -213,6 +217,16 @@ impl WorkerMetrics {
     /// A request was sent once more.
     pub fn replayed(&self, cause: ReplayCause) {
         self.0.replays[cause as usize].inc();
+    }
+
+    /// A request was sent again, by a rule.
+    pub fn retried(&self, cause: RetryCause) {
+        self.0.retries[cause as usize].inc();
+    }
+
+    /// A request was not sent again that a rule wants to be.
+    pub fn unretried(&self, why: Unretried) {
+        self.0.unretried[why as usize].inc();
     }
 
     /// A request of a rule with sessions was answered.

@@ -238,15 +238,11 @@ async fn what_cannot_be_done_is_not_served_as_if_less_was_asked() {
   - {name: v1, port: 8080, filters: [{type: URLRewrite, urlRewrite: {hostname: other}}]}
 - matches: [{path: {value: /pattern}, headers: [{name: version, type: RegularExpression, value: '('}]}]
   backendRefs: [{name: v2, port: 8080}]
-- matches: [{path: {value: /retry}}]
-  retry: {attempts: 2}
-  backendRefs: [{name: v2, port: 8080}]
 - backendRefs: [{name: v1, port: 8080}]",
         &[
             ("GET /extension", "500 route_invalid"),
             ("GET /backend", "500 backend_not_found"),
             ("GET /pattern version:(", "v1"),
-            ("GET /retry", "v2"),
             ("GET /", "v1"),
         ],
     )
