@@ -3,7 +3,7 @@
 //! Decides what is known of a request that failed; whether it is sent again is [`again`](super::again)'s.
 
 use std::pin::pin;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -106,11 +106,12 @@ pub(super) async fn send(
         *request.version_mut() = Version::HTTP_11;
     }
     let client = (upgrade || method == Method::CONNECT).then(|| Upgrade::of_request(request));
+    let begun = AtomicBool::new(false);
     // Pinned, so that it is not there once for each of the two ways to wait for it.
     let send = pin!(async {
         match framing {
-            Framing::Http1 => send_http1(worker, endpoint, &mut *request, fresh).await,
-            Framing::Http2 => send_http2(worker, endpoint, &mut *request, keep).await,
+            Framing::Http1 => send_http1(worker, endpoint, &mut *request, fresh, &begun).await,
+            Framing::Http2 => send_http2(worker, endpoint, &mut *request, keep, &begun).await,
         }
     });
     let mut response = match limit {
@@ -119,8 +120,13 @@ pub(super) async fn send(
             Ok(sent) => sent?,
             Err(_) => {
                 let detail = format!("{} within {limit:?}", endpoint.address);
-                let fault = Fault::maybe(Reason::BackendTimeout, detail);
-                return Err(Failed { fault, again: Some(Cause::Late), whole: false });
+                return Err(match begun.load(Ordering::Relaxed) {
+                    true => {
+                        let fault = Fault::maybe(Reason::BackendTimeout, detail);
+                        Failed { fault, again: Some(Cause::Late), whole: false }
+                    }
+                    false => unsent(Fault::unsent(Reason::BackendTimeout, detail)),
+                });
             }
         },
     };
@@ -137,6 +143,7 @@ async fn send_http1(
     endpoint: &Arc<Endpoint>,
     request: &mut Request<Body>,
     fresh: bool,
+    begun: &AtomicBool,
 ) -> Result<Response<Body>, Failed> {
     let idle = (!fresh).then_some(worker.proxy.settings.idle_timeout);
     let preferred = preferred(endpoint, request, fresh);
@@ -163,6 +170,7 @@ async fn send_http1(
         }
         downstream.as_ref().map(|downstream| downstream.interim(&response));
     };
+    begun.store(true, Ordering::Relaxed);
     let body = std::mem::take(request.body_mut());
     match client.send(request, body, interim, done).await {
         Ok(response) => Ok(response.map(Body::http1)),
@@ -209,11 +217,13 @@ async fn send_http2(
     endpoint: &Arc<Endpoint>,
     request: &mut Request<Body>,
     keep: bool,
+    begun: &AtomicBool,
 ) -> Result<Response<Body>, Failed> {
     let Http2 { mut sender, place } = match endpoint.http2(worker.index, || dial(worker)).await {
         Ok(connection) => connection,
         Err(error) => return Err(unsent(connect_fault(&error))),
     };
+    begun.store(true, Ordering::Relaxed);
     // A stream does not give back what it has taken; a request without a body is copied cheaply.
     let bodyless = http_body::Body::is_end_stream(request.body());
     let copy = if bodyless || keep { head(request) } else { Request::default() };

@@ -309,6 +309,38 @@ async fn what_no_application_saw_is_sent_again_whatever_its_method() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_ends_before_its_connection_is_made_was_not_processed() {
+    let world = World::strict().await;
+    world.service("shop", "http");
+    // It never answers the handshake.
+    let mute = App::wire(async |mut wire: Wire| drop(wire.to_end_or_reset().await)).await;
+    world.yaml("slice.yaml", &crate::mtls::endpoint_slice("shop", mute.address(), Some("default/mute")));
+    world.yaml(
+        "route.yaml",
+        "apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: shop}
+spec:
+  parentRefs: [{group: '', kind: Service, name: shop, port: 8080}]
+  rules:
+  - retry: {attempts: 2, backoff: 1ms}
+    timeouts: {backendRequest: 100ms}
+    backendRefs: [{name: shop, port: 8080}]
+",
+    );
+    let web = world.workload("web").calls("shop").start().await;
+    eventually("the rule is in force", async || {
+        let mut wire = web.connect("shop").await;
+        send(&mut wire, "POST", "/", "", b"hello").await;
+        let (head, _) = wire.response().await;
+        if head.reason() == Some("backend_timeout") { Ok(()) } else { Err(format!("{head:?}")) }
+    })
+    .await;
+    let record = web.logs(&[("reason", json!("backend_timeout"))]).await;
+    assert_eq!(record["attempts"], json!(3), "{record}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_is_not_taken_leaves_its_connection_usable_or_closes_it() {
     let shop = Shop::start().await;
     let mut wire = shop.web.connect("shop").await;
