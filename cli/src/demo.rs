@@ -135,7 +135,7 @@ struct Run {
 impl Run {
     /// Takes the counters as they are, then starts the traffic.
     async fn new(mesh: Mesh, rps: u32) -> Result<Self> {
-        let history = History::new(topology::edges(), Instant::now(), &mesh.scrape().await?);
+        let history = History::new(topology::edges(), Instant::now(), &mesh.settled().await?);
         let driver = Arc::new(Driver::new(Origin::new(mesh.front, None)?, f64::from(rps))?);
         let (stop_driver, stopped) = oneshot::channel();
         let driving = tokio::spawn({
@@ -200,6 +200,13 @@ impl Run {
         Ok(())
     }
 
+    async fn look_at_last(&mut self) -> Result<()> {
+        self.mesh.watch()?;
+        let scrapes = self.mesh.settled().await?;
+        self.history.push(Instant::now(), &scrapes);
+        Ok(())
+    }
+
     /// Stops the traffic, waits for the last answers and judges.
     async fn end(&mut self, problem: Option<String>) -> Report {
         if let Some(stop) = self.stop_driver.take() {
@@ -208,7 +215,7 @@ impl Run {
         let _ = (&mut self.driving).await;
         self.problem = match problem {
             Some(problem) => Some(problem),
-            None => self.look().await.err().map(|error| format!("{error:#}")),
+            None => self.look_at_last().await.err().map(|error| format!("{error:#}")),
         };
         let problems = self.problem.iter().cloned().collect();
         Report::new(&self.history.total(), &self.driver.traffic(), self.history.elapsed(), problems)

@@ -22,6 +22,8 @@ use crate::process::{Addresses, POLL, Process, Program, READY_WITHIN, executable
 use crate::run::Room;
 use crate::token;
 
+/// How long requests of others may keep counts from being read when they are at rest.
+const SETTLED_WITHIN: Duration = Duration::from_secs(2);
 /// Where a service listens in a room: on each of its addresses, at its port.
 const IN_ROOM: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), PORT);
 const SCRAPE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -169,6 +171,23 @@ impl Mesh {
             scrapes.push((proxy.workload.name, scrape::parse(&String::from_utf8_lossy(answer.body()))));
         }
         Ok(scrapes)
+    }
+
+    /// As [`scrape`](Self::scrape), once nothing is under way: a request is counted a moment after its answer has come.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) async fn settled(&self) -> Result<Vec<(&'static str, Vec<scrape::Line>)>> {
+        let begun = Instant::now();
+        loop {
+            let scrapes = self.scrape().await?;
+            let mut lines = scrapes.iter().flat_map(|(_, lines)| lines);
+            let active = lines.any(|line| line.name == "tulle_requests_active" && line.value > 0.0);
+            if !active || begun.elapsed() > SETTLED_WITHIN {
+                return Ok(scrapes);
+            }
+            tokio::time::sleep(POLL).await;
+        }
     }
 
     /// Looks after the processes. The control plane may go: the proxies carry on, and it is started again, as whatever
