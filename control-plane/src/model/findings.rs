@@ -172,6 +172,13 @@ fn route(index: &Index, route: &Route) -> Notes {
             );
         }
     }
+    if let Some((rule, clash)) = clash(index, route) {
+        notes.error(
+            format!("spec.rules[{}].sessionPersistence", rule.index),
+            format!("{clash}: the route is not accepted, and every request that one of its rules takes gets 500 `route_invalid`"),
+            "remove one of the two",
+        );
+    }
     for rule in &route.rules {
         let at = format!("spec.rules[{}]", rule.index);
         for backend in &rule.backends {
@@ -187,13 +194,6 @@ fn route(index: &Index, route: &Route) -> Notes {
                     unresolved.hint,
                 );
             }
-        }
-        if let Some(clash) = clash(index, route, rule) {
-            notes.error(
-                format!("{at}.sessionPersistence"),
-                format!("{clash}: every request that the rule takes gets 500 `route_invalid`"),
-                "remove one of the two",
-            );
         }
         for filter in &rule.filters {
             if let Filter::Mirror(mirror) = filter

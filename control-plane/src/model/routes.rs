@@ -80,8 +80,9 @@ impl Context<'_> {
             // They mean nothing where a Service is the parent (GEP-1426).
             hostnames: Vec::new(),
             rules: {
+                let clash = clash(self.index, route).map(|(_, message)| message);
                 let rules = route.rules.iter().filter(|rule| is_served(route, rule));
-                rules.filter_map(|rule| self.rule(route, rule)).collect()
+                rules.filter_map(|rule| self.rule(route, rule, clash.as_deref())).collect()
             },
             kind: match route.kind {
                 RouteKind::Grpc => v1::RouteKind::Grpc.into(),
@@ -118,8 +119,8 @@ impl Context<'_> {
         filters
     }
 
-    /// None for a rule that is left out.
-    fn rule(&self, route: &Route, rule: &Rule) -> Option<v1::HttpRule> {
+    /// None for a rule that is left out. `clash` is why its route is rejected, where it is.
+    fn rule(&self, route: &Route, rule: &Rule, clash: Option<&str>) -> Option<v1::HttpRule> {
         let matches = rule.matches.iter().map(wire::http_match).collect();
         let name = rule.name.clone();
         match &rule.fault {
@@ -130,8 +131,8 @@ impl Context<'_> {
             }
             None => {}
         }
-        if let Some(invalid) = clash(self.index, route, rule) {
-            return Some(v1::HttpRule { name, matches, invalid, ..Default::default() });
+        if let Some(clash) = clash {
+            return Some(v1::HttpRule { name, matches, invalid: clash.to_owned(), ..Default::default() });
         }
         Some(v1::HttpRule {
             name,
@@ -364,16 +365,18 @@ pub(super) fn attach(service: &Service, parent: &Parent) -> Result<Option<u16>, 
     }
 }
 
-/// Why a rule cannot keep sessions: a Service that it is about keeps clients at an endpoint by their address (GEP-1619, "Session
-/// Affinity in K8S Services").
-pub(super) fn clash(index: &Index, route: &Route, rule: &Rule) -> Option<String> {
-    rule.session.as_ref()?;
-    let services = route.services().chain(rule.backends.iter().map(|backend| &backend.service));
-    let clashing = |name: &&NamespacedName| index.service(name).is_some_and(|one| one.client_ip_affinity);
-    let name = services.into_iter().find(clashing)?;
-    Some(format!(
-        "Service {name} has `sessionAffinity: ClientIP`, which cannot be beside `sessionPersistence`"
-    ))
+/// The first rule that cannot keep sessions, and why: a Service that it is about keeps clients at an endpoint by their address. The
+/// whole route is rejected then (GEP-1619, "Session Affinity in K8S Services").
+pub(super) fn clash<'r>(index: &Index, route: &'r Route) -> Option<(&'r Rule, String)> {
+    let is_clashing = |name: &&NamespacedName| index.service(name).is_some_and(|one| one.client_ip_affinity);
+    route.rules.iter().filter(|rule| rule.session.is_some()).find_map(|rule| {
+        let mut services = route.services().chain(rule.backends.iter().map(|backend| &backend.service));
+        let name = services.find(is_clashing)?;
+        let message = format!(
+            "Service {name} has `sessionAffinity: ClientIP`, which cannot be beside `sessionPersistence`"
+        );
+        Some((rule, message))
+    })
 }
 
 /// Whether requests can be sent to a backend.

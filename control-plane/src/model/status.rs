@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::routes::{Unresolved, attach, clash, conflicts, resolve};
 use crate::index::Index;
-use crate::object::{Fault, Parent, Route, Rule, Service};
+use crate::object::{Fault, Parent, Route, Service};
 
 /// The state of one route.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -110,7 +110,11 @@ fn accepted(index: &Index, route: &Route, parent: &Parent) -> Condition {
         Ok(ports) => ports,
         Err(unresolved) => return because(unresolved.reason, unresolved.message),
     };
-    let dropped = dropped(index, route);
+    if let Some((rule, clash)) = clash(index, route) {
+        let message = format!("spec.rules[{}].sessionPersistence: {clash}", rule.index);
+        return because("UnsupportedValue", message);
+    }
+    let dropped = dropped(route);
     if !dropped.is_empty() && dropped.len() == route.rules.len() {
         return because("UnsupportedValue", dropped.join("; "));
     }
@@ -143,21 +147,21 @@ fn resolved(index: &Index, route: &Route) -> Condition {
 }
 
 fn partially(index: &Index, route: &Route) -> Option<Condition> {
-    let dropped = dropped(index, route);
-    (!dropped.is_empty() && dropped.len() < route.rules.len()).then(|| Condition {
-        condition: "PartiallyInvalid",
-        status: "True",
-        reason: "UnsupportedValue",
-        message: dropped.join("; "),
+    let dropped = dropped(route);
+    (clash(index, route).is_none() && !dropped.is_empty() && dropped.len() < route.rules.len()).then(|| {
+        Condition {
+            condition: "PartiallyInvalid",
+            status: "True",
+            reason: "UnsupportedValue",
+            message: dropped.join("; "),
+        }
     })
 }
 
 /// The rules that are not served as they are written. That the message begins so is the Gateway API's rule.
-fn dropped(index: &Index, route: &Route) -> Vec<String> {
-    let why = |rule: &Rule| match &rule.fault {
-        Some(Fault { field, message, .. }) => Some(format!("{field}: {message}")),
-        None => clash(index, route, rule),
-    };
-    let rules = route.rules.iter().filter_map(|rule| Some((rule.index, why(rule)?)));
-    rules.map(|(index, why)| format!("Dropped Rule {index}: {why}")).collect()
+fn dropped(route: &Route) -> Vec<String> {
+    let rules = route.rules.iter().filter_map(|rule| Some((rule.index, rule.fault.as_ref()?)));
+    rules
+        .map(|(index, Fault { field, message, .. })| format!("Dropped Rule {index}: {field}: {message}"))
+        .collect()
 }

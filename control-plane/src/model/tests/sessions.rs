@@ -62,6 +62,10 @@ fn a_session_that_cannot_be_kept_is_told_and_never_left_out() {
         ("sessionName: x-tulle-id, type: Header", &["sessionName"], Some(false)),
         ("sessionName: Cookie, type: Header", &["sessionName"], Some(false)),
         ("sessionName: Host", &[], Some(true)),
+        ("sessionName: __Host-shop", &["sessionName"], Some(false)),
+        ("sessionName: __secure-shop, type: Cookie", &["sessionName"], Some(false)),
+        ("sessionName: __Host-shop, type: Header", &[], Some(true)),
+        ("sessionName: __Host", &[], Some(true)),
         (&format!("sessionName: {long}"), &["sessionName"], None),
         ("absoluteTimeout: 0s", &["absoluteTimeout"], Some(false)),
         ("absoluteTimeout: 1d", &["absoluteTimeout"], None),
@@ -90,7 +94,7 @@ fn a_session_that_cannot_be_kept_is_told_and_never_left_out() {
 }
 
 #[test]
-fn beside_a_services_own_affinity_the_rule_is_refused() {
+fn beside_a_services_own_affinity_the_route_is_rejected() {
     let service = ORDERS.replace("spec:\n", "spec:\n  sessionAffinity: ClientIP\n");
     let rules = format!("[{{{BACKEND}, sessionPersistence: {{}}}}, {{{BACKEND}}}]");
     let (index, found) = index(&format!("{service}{}", route("default", "r", "", &rules)));
@@ -98,14 +102,13 @@ fn beside_a_services_own_affinity_the_rule_is_refused() {
     assert_eq!(fields, [Some("spec.rules[0].sessionPersistence")], "{found:#?}");
     let all = routes(&Model::build(&index, Settings::default()), "x/default/orders");
     let invalid: Vec<_> = all.http[0].rules.iter().map(|rule| !rule.invalid.is_empty()).collect();
-    assert_eq!(invalid, [true, false]);
+    assert_eq!(invalid, [true, true]);
     let conditions = &route_statuses(&index)[0].parents[0].conditions;
-    let partially = conditions.iter().find(|one| one.condition == "PartiallyInvalid").unwrap();
-    assert!(
-        partially.message.contains("Dropped Rule 0: Service default/orders has"),
-        "{}",
-        partially.message
-    );
+    let accepted = conditions.iter().find(|one| one.condition == "Accepted").unwrap();
+    assert_eq!((accepted.status, accepted.reason), ("False", "UnsupportedValue"));
+    let expected = "spec.rules[0].sessionPersistence: Service default/orders has ";
+    assert!(accepted.message.starts_with(expected), "{}", accepted.message);
+    assert!(conditions.iter().all(|one| one.condition != "PartiallyInvalid"), "{conditions:?}");
 }
 
 #[test]

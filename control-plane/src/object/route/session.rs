@@ -132,6 +132,13 @@ fn read_name(
         )
     } else if written.is_header && is_taken(name) {
         (format!("the header `{name}` has another meaning"), "a name of your own, such as `x-session`")
+    } else if !written.is_header && is_for_secure(name) {
+        (
+            format!(
+                "`{name}` would be dropped: browsers take a cookie whose name begins so only with `Secure`, which sessions' have not"
+            ),
+            "another beginning than `__Host-` and `__Secure-`",
+        )
     } else {
         return Some(if written.is_header { name.to_ascii_lowercase() } else { name.to_owned() });
     };
@@ -144,6 +151,12 @@ fn is_taken(name: &str) -> bool {
     let known =
         ["cookie", "set-cookie", "content-type", "date", "location", "server", "user-agent", "accept"];
     tulle_api::is_protected_header(name) || known.iter().any(|known| name.eq_ignore_ascii_case(known))
+}
+
+/// Whether browsers take a cookie of the name only if it is `Secure`, whatever the name's case (RFC 6265bis §4.1.3).
+fn is_for_secure(name: &str) -> bool {
+    let begins = |prefix: &str| name.get(..prefix.len()).is_some_and(|it| it.eq_ignore_ascii_case(prefix));
+    begins("__Host-") || begins("__Secure-")
 }
 
 /// The same for all proxies and for ever.
