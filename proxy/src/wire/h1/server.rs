@@ -251,7 +251,7 @@ impl<I: Transport> Server<I> {
         mut drain: Pin<&mut impl Future<Output = ()>>,
     ) -> io::Result<T> {
         let Self { shared, out, timer, drained, .. } = self;
-        let mut silent = None;
+        let (mut silent, mut written) = (None, out.written);
         std::future::poll_fn(|cx| {
             if let Poll::Ready(response) = handler.as_mut().poll(cx) {
                 return Poll::Ready(Ok(response));
@@ -266,6 +266,9 @@ impl<I: Transport> Server<I> {
                 && let Poll::Ready(Err(error)) = out.poll_write(io, cx)
             {
                 return Poll::Ready(Err(error));
+            }
+            if std::mem::replace(&mut written, out.written) != out.written {
+                silent = None;
             }
             let drained = |cx: &mut Context<'_>| {
                 *drained = *drained || drain.as_mut().poll(cx).is_ready();

@@ -23,7 +23,7 @@ pub struct Incoming {
 }
 
 /// What is read of a request's body that nobody wants, and how long its client may go on sending it.
-const LEFTOVER: usize = 64 * 1024;
+pub(super) const LEFTOVER: usize = 64 * 1024;
 const LINGER: Duration = Duration::from_secs(2);
 
 // === impl Incoming ===

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use http_body_util::Empty;
 use tokio::io::AsyncWriteExt;
 
-use super::super::{Body, Closed};
+use super::super::{Body, Closed, Exchange};
 use super::exchanges::{channel, data};
 use super::{converse, served, served_until};
 
@@ -48,5 +48,25 @@ async fn a_client_that_has_ended_its_side_gets_its_answer_as_long_as_something_c
     let (io, closed) = served(handler);
     let answer = converse(io, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
     assert!(answer.ends_with("1\r\na\r\n1\r\nb\r\n1\r\nc\r\n0\r\n\r\n"), "{answer}");
+    assert!(matches!(closed.await.unwrap(), Closed::ByClient));
+}
+
+#[tokio::test(start_paused = true)]
+async fn interim_responses_are_something_that_comes() {
+    let handler = |request: Request<Body>| async move {
+        let exchange = request.extensions().get::<Exchange>().unwrap().clone();
+        let mut processing = Response::new(());
+        *processing.status_mut() = StatusCode::PROCESSING;
+        for _ in 0..3 {
+            tokio::time::sleep(Duration::from_secs(9)).await;
+            assert!(exchange.interim(&processing));
+        }
+        tokio::time::sleep(Duration::from_secs(9)).await;
+        Response::new(Empty::<Bytes>::new())
+    };
+    let (io, closed) = served(handler);
+    let answer = converse(io, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    assert_eq!(answer.matches("HTTP/1.1 102 ").count(), 3, "{answer}");
+    assert!(answer.contains("HTTP/1.1 200 "), "{answer}");
     assert!(matches!(closed.await.unwrap(), Closed::ByClient));
 }

@@ -14,6 +14,7 @@ use http_body_util::BodyExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::super::incoming::LEFTOVER;
 use super::super::*;
 use super::pair;
 use crate::drain;
@@ -21,6 +22,15 @@ use crate::io::Io;
 use crate::wire::{self, Body, BodyError, Processed, Upgrade};
 
 const PATIENCE: Duration = Duration::from_secs(10);
+
+async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let becomes_so = async {
+        while !is_so() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, becomes_so).await.unwrap_or_else(|_| panic!("not in time: {what}"));
+}
 
 /// A proxy of nothing else: a client of it, and the server behind it.
 async fn hop() -> (h2::client::SendRequest<Bytes>, h2::server::Connection<TcpStream, Bytes>) {
@@ -219,9 +229,7 @@ async fn a_streams_place_is_free_only_when_both_of_its_halves_have_ended() {
     assert_eq!(std::sync::Arc::strong_count(&place), 2, "the request's body goes on");
     drop(upload);
     assert_eq!(request.into_body().data().await.unwrap().unwrap_err().reason(), Some(Reason::CANCEL));
-    while std::sync::Arc::strong_count(&place) > 1 {
-        tokio::task::yield_now().await;
-    }
+    until("the place is free", || std::sync::Arc::strong_count(&place) == 1).await;
 }
 
 #[tokio::test]
@@ -239,7 +247,8 @@ async fn an_answer_that_was_complete_stays_so_when_the_rest_of_the_request_is_re
     drop(upload);
 }
 
-#[tokio::test(start_paused = true)]
+// On a real clock: a paused one goes on while bytes are on their way.
+#[tokio::test]
 async fn the_client_of_an_early_answer_may_go_on_for_a_while_and_a_little() {
     let (client, ours) = pair().await;
     tokio::spawn(async move {
@@ -252,7 +261,7 @@ async fn the_client_of_an_early_answer_may_go_on_for_a_while_and_a_little() {
     let mut body = response.await.unwrap().into_body();
     assert_eq!(body.data().await.unwrap().unwrap(), "no");
     assert!(body.data().await.is_none());
-    let begun = tokio::time::Instant::now();
+    let begun = std::time::Instant::now();
     let mut taken = 0;
     let reset = loop {
         upload.reserve_capacity(16 * 1024);
@@ -270,9 +279,10 @@ async fn the_client_of_an_early_answer_may_go_on_for_a_while_and_a_little() {
         }
     };
     assert_eq!(reset, Reason::NO_ERROR);
-    assert_eq!(begun.elapsed().as_secs(), 2);
+    let lasted = begun.elapsed();
+    assert!(lasted >= Duration::from_millis(1900) && lasted < PATIENCE, "{lasted:?}");
     let window = Limits::default().stream_window as usize;
-    assert!((window..=window + 128 * 1024).contains(&taken), "{taken} bytes");
+    assert!((window + LEFTOVER..=window + 128 * 1024).contains(&taken), "{taken} bytes");
 }
 
 /// A request's body of which nothing comes, until what it comes from is dropped: then it breaks off.
@@ -344,7 +354,7 @@ async fn a_request_that_cannot_be_sent_to_anybody_is_its_own_fault() {
     assert!(error.source.is_of_request() && error.processed == Processed::No, "{error:?}");
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn extended_connect_is_sent_only_to_who_allows_it() {
     for allowed in [true, false] {
         let (client, server) = pair().await;
@@ -451,9 +461,7 @@ async fn a_goaway_that_is_graceful_fails_no_request_that_waits_for_its_stream() 
     server.read_exact(&mut [0; 24]).await.unwrap();
     // SETTINGS_MAX_CONCURRENT_STREAMS: 1.
     server.write_all(&[0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 1]).await.unwrap();
-    while sender.max_streams() != 1 {
-        tokio::task::yield_now().await;
-    }
+    until("one stream is allowed", || sender.max_streams() == 1).await;
     let request = || get().map(|()| Body::empty());
     let mut other = sender.clone();
     let first = tokio::spawn(async move { other.send(request(), ()).await });
@@ -463,9 +471,7 @@ async fn a_goaway_that_is_graceful_fails_no_request_that_waits_for_its_stream() 
     assert!(poll!(second.as_mut()).is_pending());
     // All streams that were begun will be served.
     server.write_all(&[0, 0, 8, GOAWAY, 0, 0, 0, 0, 0, 0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 0]).await.unwrap();
-    while sender.is_open() {
-        tokio::task::yield_now().await;
-    }
+    until("the sender is closed", || !sender.is_open()).await;
     assert!(poll!(second.as_mut()).is_pending());
     let refused = sender.send(request(), ()).await.unwrap_err();
     assert!(refused.processed == Processed::No && refused.request.is_some(), "{refused:?}");
