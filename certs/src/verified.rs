@@ -16,8 +16,10 @@ use crate::id::SpiffeId;
 use crate::verify::Role;
 use crate::x509;
 
-/// How many chains are remembered, of about a kilobyte each; then all are forgotten.
+/// How many chains are remembered; then all are forgotten.
 const MOST: usize = 256;
+/// How long one may be in DER, its intermediates included; who shows more is verified each time.
+const LONGEST: usize = 8 * 1024;
 
 /// By the leaf's DER. Only what the mesh's own authority has signed gets in, so the hash need not withstand anybody.
 type Chains = HashMap<Vec<u8>, Chain, RandomState>;
@@ -62,6 +64,9 @@ impl Verified {
         role: Role,
         id: &SpiffeId,
     ) {
+        if leaf.len() + intermediates.iter().map(|one| one.len()).sum::<usize>() > LONGEST {
+            return;
+        }
         // One whose times cannot be read is verified each time.
         let Some(valid) = valid(leaf, intermediates) else { return };
         let intermediates = intermediates.iter().map(|one| one.clone().into_owned()).collect();
@@ -122,6 +127,9 @@ mod tests {
         let mut changed = leaf.to_vec();
         *changed.last_mut().unwrap() ^= 1;
         assert_eq!(verified.find(&changed.into(), issuers, Role::Client, at), None);
+        let padding = CertificateDer::from(vec![0; LONGEST]);
+        verified.add(leaf, std::slice::from_ref(&padding), Role::Server, &id);
+        assert_eq!(verified.find(leaf, std::slice::from_ref(&padding), Role::Server, at), None);
         for extra in 0..=MOST {
             let chain = Chain { intermediates: Vec::new(), valid: 0..=1, id: id.clone() };
             verified.clients.lock().insert(extra.to_be_bytes().to_vec(), chain);

@@ -2,12 +2,12 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
+use tokio::net::TcpSocket;
 
 /// Starts the benchmark's own bare halves as a pair from elsewhere.
 const STARTER: &str = r#"#!/bin/sh
@@ -47,7 +47,11 @@ fn a_pair_that_is_given_is_measured_and_one_that_is_not_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let (starter, copy) = (folder.path().join("starter"), folder.path().join("pids"));
     let text = STARTER.replace("BENCH bare", &format!("{} bare", env!("CARGO_BIN_EXE_bench")));
-    let between = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // Nobody else gets the port while this is bound to it, and the pair may listen there.
+    let kept = TcpSocket::new_v4().unwrap();
+    kept.set_reuseaddr(true).unwrap();
+    kept.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let between = kept.local_addr().unwrap();
     let text = text.replace("COPY", &copy.display().to_string()).replace("BETWEEN", &between.to_string());
     executable(&starter, &text);
     let given = ["--peers", "ztunnel,linkerd2-proxy", "--ztunnel", starter.to_str().unwrap()];

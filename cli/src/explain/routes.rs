@@ -162,7 +162,7 @@ impl Question<'_> {
                 .rule
                 .session
                 .as_deref()
-                .map(|session| kept(session, &self.asked.path[..found.common])),
+                .map(|session| kept(session, self.asked.path.get(..found.common).unwrap_or_default())),
         }
     }
 
@@ -333,7 +333,7 @@ fn modifier(of: &str, modifier: &HeaderModifier, said: &mut Vec<String>) {
 // === impl Asking ===
 
 impl Asking {
-    /// Why the proxy reads no further than the head, by its own reading of HTTP/1. What is called by HTTP/2 is framed by other rules.
+    /// Why the proxy reads no further than the head, by its own reading of HTTP/1 and its default limits. What is called by HTTP/2 is framed by other rules.
     fn refused(&self, to: &To) -> Option<Failure> {
         if [Protocol::Http2, Protocol::Grpc].map(answer::protocol).contains(&to.protocol) {
             return None;

@@ -4,6 +4,8 @@
 use std::collections::HashMap;
 
 use foldhash::fast::RandomState;
+use regex_syntax::ParserBuilder;
+use regex_syntax::hir::{Hir, HirKind, Literal};
 
 use super::candidates::{Candidate, Candidates};
 use super::condition::Asked;
@@ -40,7 +42,7 @@ impl Paths {
                 self.exact.entry(path.clone()).or_default()
             }
             PathMatch::Pattern(pattern) => {
-                candidate.common = literal(pattern.as_str()).len() as u32;
+                candidate.common = literal(pattern.as_str()) as u32;
                 candidate.path = Some(pattern.clone());
                 &mut self.patterns
             }
@@ -127,27 +129,19 @@ impl Paths {
     }
 }
 
-/// The elements that every path described by a regular expression begins with, as far as that is plain to see.
-fn literal(pattern: &str) -> &str {
-    let mut depth = 0_u32;
-    let mut characters = pattern.chars();
-    while let Some(character) = characters.next() {
-        match character {
-            '\\' => drop(characters.next()),
-            '(' => depth += 1,
-            ')' => depth = depth.saturating_sub(1),
-            // Of either side.
-            '|' if depth == 0 => return "",
-            _ => {}
-        }
+/// How many bytes of whole elements every path described by a regular expression begins with, as far as its syntax tells.
+fn literal(pattern: &str) -> usize {
+    let mut parser = ParserBuilder::new().utf8(false).unicode(false).build();
+    // One that asks for Unicode tells nothing.
+    let Ok(parsed) = parser.parse(pattern) else { return 0 };
+    let first = match parsed.kind() {
+        HirKind::Concat(parts) => parts.first().map(Hir::kind),
+        kind => Some(kind),
+    };
+    match first {
+        Some(HirKind::Literal(Literal(bytes))) => bytes.iter().rposition(|byte| *byte == b'/').unwrap_or(0),
+        _ => 0,
     }
-    let end = pattern.find(|c: char| r"\.+*?()|[]{}^$".contains(c)).unwrap_or(pattern.len());
-    let (plain, rest) = pattern.split_at(end);
-    // It may be there no time at all.
-    let optional = rest.starts_with(['*', '?', '{']);
-    let last = plain.chars().next_back().filter(|_| optional).map_or(0, char::len_utf8);
-    let plain = &plain[..plain.len() - last];
-    &plain[..plain.rfind('/').unwrap_or(0)]
 }
 
 #[cfg(test)]
@@ -162,13 +156,17 @@ mod tests {
             ("/api/(v1|v2)/x", "/api"),
             ("/api/v1|/b", ""),
             (r"/api/a\|b", "/api"),
+            (r"/api/[(]x|/", ""),
+            (r"/a/[|]b", "/a"),
+            ("/ä/b", "/ä"),
+            (r"/a/\pL", ""),
             ("/a/?b", ""),
             ("/a/b/*", "/a"),
             ("(?i)/a/b", ""),
             ("/a/b/c", "/a/b"),
             ("", ""),
         ] {
-            assert_eq!(literal(pattern), expected, "{pattern}");
+            assert_eq!(literal(pattern), expected.len(), "{pattern}");
         }
     }
 }
