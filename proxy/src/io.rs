@@ -69,6 +69,8 @@ struct Layers {
     head: Bytes,
     inner: Inner,
     meter: Option<Arc<Meter>>,
+    /// See [`Io::of_a_proxys_exchanges`].
+    is_of_exchanges: bool,
 }
 
 #[derive(Debug)]
@@ -170,9 +172,8 @@ impl Transport for Io {
         self.reset_on_drop();
     }
 
-    /// Another proxy has no use for what it has ended its side of: its own client has gone.
     fn may_half_close(&self) -> bool {
-        matches!(self.0.inner, Inner::Tcp(_))
+        !self.0.is_of_exchanges
     }
 }
 
@@ -202,11 +203,18 @@ impl Io {
     }
 
     fn of(inner: Inner) -> Self {
-        Self(Box::new(Layers { head: Bytes::new(), inner, meter: None }))
+        Self(Box::new(Layers { head: Bytes::new(), inner, meter: None, is_of_exchanges: false }))
     }
 
     pub fn stream(stream: streams::Stream) -> Self {
-        Self::of(Inner::Stream(stream))
+        Self::of(Inner::Stream(stream)).of_a_proxys_exchanges()
+    }
+
+    /// Another proxy sends requests on it, and has no use for one that it has ended its side of: its own client has gone. (Where
+    /// it only relays, it passes on what may be waiting.)
+    pub fn of_a_proxys_exchanges(mut self) -> Self {
+        self.0.is_of_exchanges = true;
+        self
     }
 
     /// Yields `head` before anything else: bytes that were read from it to see what it carries.

@@ -237,6 +237,7 @@ async fn terminate(worker: &Worker, stream: Replay<TcpStream>, way: &Way) -> Opt
         }
         let framing = framing.filter(|_| !way.is_opaque());
         let (detected, is_shared) = (DetectResult::Declared, alpn == Alpn::Streams);
+        let io = if framing.is_some() { io.of_a_proxys_exchanges() } else { io };
         return Some(Arrived { io, guard, framing, detected, server: None, is_shared });
     }
     let Heard { sniffed, server } = if detects {

@@ -1,5 +1,7 @@
 //! Whose routes hold for whom, and routes for whole connections: TCPRoutes by weight, TLSRoutes by server name.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
@@ -228,6 +230,34 @@ async fn a_tcp_route_divides_connections_by_weight_and_waits_for_nobody() {
         assert_eq!(greeted(&web).await, "refused");
         assert_eq!(reasons(&world, "split"), ["Accepted", resolved]);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_http_client_of_a_tcp_route_may_end_its_side_and_wait() {
+    let world = World::strict().await;
+    // What the port speaks is told from the bytes at the application, by the client at its proxy not at all.
+    services(&world, &["shop", "v1"], "");
+    world.yaml(
+        "route.yaml",
+        &route("TCPRoute", "default", "all", "rules: [{backendRefs: [{name: v1, port: 8080}]}]"),
+    );
+    // Answers when the client's proxy has long passed on that its client has ended its side.
+    let app = App::http1(async move |request| {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        echo::mirror("v1", &request)
+    })
+    .await;
+    let served = world.workload("v1").serves("v1", app.address()).start().await;
+    let web = world.workload("web").calls("shop").start().await;
+    let mut said = String::new();
+    eventually("the route is followed", async || {
+        said = answered(&web, &[b"GET /slow HTTP/1.1\r\nhost: shop\r\nconnection: close\r\n\r\n"]).await;
+        if said == "refused" { Err(said.clone()) } else { Ok(()) }
+    })
+    .await;
+    assert!(said.starts_with("HTTP/1.1 200 "), "{said}");
+    let record = served.logs(&[("direction", json!("inbound")), ("path", json!("/slow"))]).await;
+    assert_eq!((&record["status"], &record["tls"]), (&json!(200), &json!("mtls")), "{record}");
 }
 
 /// The first bytes of a TLS client that wants to reach `server_name`, or no server by name.
