@@ -105,6 +105,11 @@ impl Body {
         if http_body::Body::size_hint(&self).lower() > limit {
             return (self, Spare::Lost);
         }
+        if let Self { kind: Kind::Kept(reader), transfer: None, trim: None, then: None } = &self
+            && let Some(spare) = reader.spare(limit)
+        {
+            return (self, spare);
+        }
         let (reader, spare) = Reader::first(self, limit);
         (Self::of(Kind::Kept(reader)), spare)
     }

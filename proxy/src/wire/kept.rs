@@ -1,10 +1,11 @@
 //! A body that may have to be sent again.
 //!
-//! What passes of it is kept while it is short and its [`Spare`] lives. From the spare comes a second reader, which begins
-//! with what was kept and goes on where the first has stopped; the first can read no more.
+//! What passes of it is kept while it is short and its [`Spare`] lives. From the spare comes a new reader, which begins
+//! with what was kept and goes on where the one before has stopped; that one can read no more. All readers share one body, so that the
+//! thousandth weighs no more than the second; and what has broken off never ends well for any of them.
 
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -34,8 +35,12 @@ struct Shared {
     bytes: u64,
     /// At most so many bytes are kept.
     limit: u64,
-    /// It is the second reader's.
-    second: bool,
+    /// The number of the one reader that may read.
+    reader: u64,
+    /// Of that reader, if it waits.
+    waits: Option<Waker>,
+    /// The rest broke off. It says so once only, and then that it is at its end.
+    broken: bool,
     rest: Body,
 }
 
@@ -45,29 +50,34 @@ enum Part {
     Trailers(HeaderMap),
 }
 
-/// One of the two that may read the body.
+/// One of those that may read the body, one after the other.
 #[derive(Debug)]
 pub(super) struct Reader {
     shared: Arc<Mutex<Shared>>,
-    /// Of the second: how many of the kept parts it has read.
-    again: Option<usize>,
+    number: u64,
+    /// How many of the kept parts it has read.
+    read: usize,
 }
 
 // === impl Spare ===
 
 impl Spare {
-    /// The body from its beginning; `None` if that is lost.
+    /// The body from its beginning; `None` if that is lost, or the body has broken off. Whoever still reads it is told so.
     pub fn body(self) -> Option<Body> {
         match self {
             Self::Empty => Some(Body::empty()),
             Self::Lost => None,
             Self::Kept(Kept(shared)) => {
-                {
+                let (number, waits) = {
                     let mut shared = shared.lock();
                     shared.passed.as_ref()?;
-                    shared.second = true;
+                    shared.reader += 1;
+                    (shared.reader, shared.waits.take())
+                };
+                if let Some(waker) = waits {
+                    waker.wake();
                 }
-                Some(Body::reader(Reader { shared, again: Some(0) }))
+                Some(Body::reader(Reader { shared, number, read: 0 }))
             }
         }
     }
@@ -77,9 +87,30 @@ impl Spare {
 
 impl Reader {
     pub(super) fn first(body: Body, limit: u64) -> (Self, Spare) {
-        let shared = Shared { passed: Some(Vec::new()), bytes: 0, limit, second: false, rest: body };
+        let shared = Shared {
+            passed: Some(Vec::new()),
+            bytes: 0,
+            limit,
+            reader: 0,
+            waits: None,
+            broken: false,
+            rest: body,
+        };
         let shared = Arc::new(Mutex::new(shared));
-        (Self { shared: Arc::clone(&shared), again: None }, Spare::Kept(Kept(shared)))
+        (Self { shared: Arc::clone(&shared), number: 0, read: 0 }, Spare::Kept(Kept(shared)))
+    }
+
+    /// The means to have once more what this one has all of still; `None`: it has not.
+    pub(super) fn spare(&self, limit: u64) -> Option<Spare> {
+        {
+            let mut shared = self.shared.lock();
+            let has_all = self.read == 0 && self.number == shared.reader && shared.passed.is_some();
+            if !has_all {
+                return None;
+            }
+            shared.limit = limit;
+        }
+        Some(Spare::Kept(Kept(Arc::clone(&self.shared))))
     }
 
     pub(super) fn poll_frame(
@@ -89,30 +120,40 @@ impl Reader {
         // Nobody holds the spare any more.
         let alone = Arc::strong_count(&self.shared) == 1;
         let mut shared = self.shared.lock();
-        match &mut self.again {
-            None if shared.second => {
-                return Poll::Ready(Some(Err(BodyError::new("the request was sent elsewhere"))));
+        if self.number != shared.reader {
+            return Poll::Ready(Some(Err(BodyError::new("the request was sent elsewhere"))));
+        }
+        if let Some(part) = shared.passed.as_ref().and_then(|passed| passed.get(self.read)) {
+            self.read += 1;
+            return Poll::Ready(Some(Ok(part.clone().into())));
+        }
+        if shared.broken {
+            return Poll::Ready(Some(Err(BodyError::new("it had broken off before"))));
+        }
+        let Poll::Ready(frame) = std::pin::Pin::new(&mut shared.rest).poll_frame(cx) else {
+            shared.waits = Some(cx.waker().clone());
+            return Poll::Pending;
+        };
+        if alone {
+            shared.passed = None;
+        }
+        match &frame {
+            Some(Ok(frame)) => {
+                shared.keep(frame);
+                self.read += 1;
+            }
+            Some(Err(_)) => {
+                shared.passed = None;
+                shared.broken = true;
             }
             None => {}
-            Some(read) => {
-                if let Some(part) = shared.passed.as_ref().and_then(|passed| passed.get(*read)) {
-                    *read += 1;
-                    return Poll::Ready(Some(Ok(part.clone().into())));
-                }
-            }
-        }
-        let frame = ready!(std::pin::Pin::new(&mut shared.rest).poll_frame(cx));
-        if alone || self.again.is_some() {
-            shared.passed = None;
-        } else if let Some(Ok(frame)) = &frame {
-            shared.keep(frame);
         }
         Poll::Ready(frame)
     }
 
     pub(super) fn is_end_stream(&self) -> bool {
         let shared = self.shared.lock();
-        self.ahead(&shared).is_empty() && shared.rest.is_end_stream()
+        !shared.broken && self.ahead(&shared).is_empty() && shared.rest.is_end_stream()
     }
 
     pub(super) fn size_hint(&self) -> SizeHint {
@@ -129,8 +170,7 @@ impl Reader {
 
     /// What was kept and is still to be read.
     fn ahead<'a>(&self, shared: &'a Shared) -> &'a [Part] {
-        let passed = shared.passed.as_deref().unwrap_or_default();
-        self.again.and_then(|read| passed.get(read..)).unwrap_or_default()
+        shared.passed.as_deref().and_then(|passed| passed.get(self.read..)).unwrap_or_default()
     }
 }
 
@@ -203,6 +243,54 @@ mod tests {
         assert_eq!(spare.body().unwrap().collect().await.unwrap().to_bytes(), "hello");
     }
 
+    /// On the stack of a test's thread, which layers of readers would overflow.
+    #[tokio::test]
+    async fn the_hundred_thousandth_reader_weighs_no_more_than_the_second() {
+        let mut body = Body::full(Bytes::from_static(b"hello"));
+        for round in 0..100_000 {
+            let (mut reader, spare) = body.kept(LIMIT);
+            assert_eq!(reader.size_hint().exact(), Some(5));
+            body = if round % 2 == 0 {
+                assert_eq!(reader.frame().await.unwrap().unwrap().into_data().unwrap(), "hello");
+                assert!(reader.frame().await.is_none());
+                spare.body().expect("it is kept")
+            } else {
+                // No connection: nothing was read, and the reader itself comes back.
+                reader
+            };
+        }
+        assert_eq!(body.collect().await.unwrap().to_bytes(), "hello");
+    }
+
+    #[tokio::test]
+    async fn what_has_broken_off_ends_well_for_nobody() {
+        // Of what is dropped, a copy breaks off, says so once, and then is at its end.
+        let broken = || Body::full(Bytes::from_static(b"hello")).copied().1;
+        let mut without = broken();
+        assert!(without.frame().await.unwrap().is_err() && without.is_end_stream());
+        let (mut first, spare) = broken().kept(LIMIT);
+        assert!(first.frame().await.unwrap().is_err());
+        assert!(spare.body().is_none());
+        let (mut again, spare) = first.kept(LIMIT);
+        assert!(!again.is_end_stream());
+        assert!(again.frame().await.unwrap().is_err() && again.frame().await.unwrap().is_err());
+        assert!(spare.body().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_that_waits_hears_that_it_can_read_no_more() {
+        // A copy of what nobody reads waits.
+        let (_source, copy) = Body::full(Bytes::from_static(b"hello")).copied();
+        let (mut first, spare) = copy.kept(LIMIT);
+        let upload = tokio::spawn(async move { first.frame().await });
+        tokio::task::yield_now().await;
+        let mut second = spare.body().expect("nothing of it has passed");
+        // It waits in the first one's place.
+        assert!(futures_util::poll!(second.frame()).is_pending());
+        let told = tokio::time::timeout(std::time::Duration::from_secs(60), upload).await;
+        assert!(told.expect("it is woken").unwrap().unwrap().is_err());
+    }
+
     #[tokio::test]
     async fn trailers_come_again_too() {
         let trailers = HeaderMap::from_iter([(http::header::ETAG, http::HeaderValue::from_static("a"))]);
@@ -226,8 +314,8 @@ mod tests {
         assert!(spare.body().is_none());
         assert_eq!(first.collect().await.unwrap().to_bytes(), long);
         // Of unknown length: found out on the way.
-        let mut shared =
-            Shared { passed: Some(Vec::new()), bytes: 0, limit: LIMIT, second: false, rest: Body::empty() };
+        let (reader, _spare) = Reader::first(Body::empty(), LIMIT);
+        let mut shared = reader.shared.lock();
         shared.keep(&Frame::data(long));
         assert!(shared.passed.is_none());
     }
