@@ -169,6 +169,8 @@ fn a_rule_is_served_as_written_or_not_at_all() {
         ("{retry: {codes: [503, 600]}, BACKEND}", &["spec.rules[0].retry.codes[1]"], None),
         ("{retry: {codes: [503, 503]}, BACKEND}", &["spec.rules[0].retry.codes[1]"], None),
         ("{retry: {attempts: -1}, BACKEND}", &["spec.rules[0].retry.attempts"], None),
+        ("{retry: {attempts: 100}, BACKEND}", &[], Some(1)),
+        ("{retry: {attempts: 101}, BACKEND}", &["spec.rules[0].retry.attempts"], None),
         ("{retry: {backoff: 100}, BACKEND}", &["spec.rules[0].retry.backoff"], None),
         // Accepted, with a word that it comes to nothing.
         (

@@ -9,6 +9,8 @@ use crate::finding::Notes;
 
 /// How often a request is sent again unless the route says: as often as Envoy does.
 const ATTEMPTS: u32 = 1;
+/// How often at most: each time may be load for an application that has too much of it already.
+const MAX_ATTEMPTS: u32 = 100;
 /// How long is waited before at least, unless the route says: as long as Envoy does.
 const BACKOFF: Duration = Duration::from_millis(25);
 
@@ -17,7 +19,7 @@ const BACKOFF: Duration = Duration::from_millis(25);
 pub struct Retry {
     /// Statuses of answers that are not taken: 400 to 599, each once, in order.
     pub codes: Vec<u16>,
-    /// How often, after the first time.
+    /// How often, after the first time: up to 100.
     pub attempts: u32,
     /// The least time before.
     pub backoff: Duration,
@@ -51,11 +53,14 @@ impl Retry {
         codes.sort_unstable();
         let attempts = match written.attempts {
             None => ATTEMPTS,
-            Some(attempts) => u32::try_from(attempts).unwrap_or_else(|_| {
-                let message = format!("{attempts} is not a number of attempts");
-                notes.refuse(format!("{at}.attempts"), message, "0, which is none, to 4294967295");
-                0
-            }),
+            Some(attempts) => match u32::try_from(attempts) {
+                Ok(attempts @ 0..=MAX_ATTEMPTS) => attempts,
+                _ => {
+                    let message = format!("{attempts} is not a number of attempts");
+                    notes.refuse(format!("{at}.attempts"), message, "0, which is none, to 100");
+                    0
+                }
+            },
         };
         let field = format!("{at}.backoff");
         let backoff = match &written.backoff {

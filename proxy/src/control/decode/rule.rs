@@ -205,13 +205,16 @@ pub(super) fn header_name(text: &str, at: &str) -> Result<HeaderName> {
     name.map_err(|_| fault(at, format!("{text:?} is not a header's name")))
 }
 
+/// No more is allowed by the resource; what is beyond it is no reason to refuse a whole service.
+const MAX_ATTEMPTS: u32 = 100;
+
 fn retry(retry: v1::Retry, at: &str) -> Result<Retry> {
     let codes = each(retry.codes, &format!("{at}.codes"), |code, at| match u16::try_from(code) {
         Ok(code @ 400..=599) => Ok(code),
         _ => Err(fault(at, format!("{code} is not from 400 to 599"))),
     })?;
     let backoff = duration(retry.backoff, &format!("{at}.backoff"))?.unwrap_or_default();
-    Ok(Retry { codes: codes.into(), attempts: retry.attempts, backoff })
+    Ok(Retry { codes: codes.into(), attempts: retry.attempts.min(MAX_ATTEMPTS), backoff })
 }
 
 fn backend(backend: v1::WeightedBackend, at: &str) -> Result<Backend> {
@@ -228,4 +231,17 @@ fn backend(backend: v1::WeightedBackend, at: &str) -> Result<Backend> {
     let label = format!("{service}:{port}").into();
     let filters = filters(backend.filters, Of::Backend, at)?;
     Ok(Backend { service, port, label, weight: backend.weight, invalid, filters })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_sent_again_for_ever_is_sent_again_a_hundred_times() {
+        for (said, taken) in [(0, 0), (100, 100), (101, 100), (u32::MAX, 100)] {
+            let message = v1::Retry { attempts: said, ..Default::default() };
+            assert_eq!(retry(message, "retry").unwrap().attempts, taken);
+        }
+    }
 }
