@@ -54,9 +54,17 @@ pub(super) struct Tries<'a> {
     /// How often it was sent again.
     made: u32,
     /// The endpoints that have failed it, the last one last.
-    pub(super) failed: Vec<Arc<Endpoint>>,
+    pub(super) failed: Vec<Failing>,
     /// Not over a connection that has idled: one has failed, and the others may be as old.
     pub(super) fresh: bool,
+}
+
+/// An endpoint that has failed a request.
+#[derive(Debug)]
+pub(super) struct Failing {
+    pub endpoint: Arc<Endpoint>,
+    /// It was reached, and did not answer well or in time.
+    pub reached: bool,
 }
 
 /// Whether what has come to this may be sent again.
@@ -80,12 +88,14 @@ fn not_taken(answer: &Answer, retry: Option<&Retry>) -> Option<Cause> {
         return Some(Cause::Unprocessed);
     }
     let retry = retry?;
-    // Only of another proxy of the mesh has such a field come through.
-    let told = answer.response.headers().get(headers::ERROR).and_then(|told| told.to_str().ok());
-    match told.and_then(Reason::from_code) {
-        // It broke at the application: not its answer, so that no status of it can be meant.
-        Some(Reason::UpstreamReset | Reason::UpstreamMalformed) => Some(Cause::Broken),
-        _ => retry.is_for(answer.response.status().as_u16()).then_some(Cause::Status),
+    match answer.response.headers().get(headers::ERROR) {
+        None => retry.is_for(answer.response.status().as_u16()).then_some(Cause::Status),
+        // Only of another proxy of the mesh has such a field come through. It is not the application's answer, so that no status of it
+        // can be meant: either the application gave none, or another proxy would say the same.
+        Some(told) => {
+            let broke = [Reason::UpstreamReset, Reason::UpstreamMalformed];
+            broke.iter().any(|reason| told == reason.code()).then_some(Cause::Broken)
+        }
     }
 }
 
@@ -188,13 +198,17 @@ impl<'a> Tries<'a> {
     }
 
     /// An endpoint has failed the request: the next try is another's, if there is one.
-    pub(super) fn has_failed(&mut self, endpoint: Arc<Endpoint>, broke: bool) {
-        if self.failed.iter().any(|known| Arc::ptr_eq(known, &endpoint)) {
+    pub(super) fn has_failed(&mut self, endpoint: Arc<Endpoint>, tried: &Result<Answer, Failed>) {
+        if self.failed.iter().any(|known| Arc::ptr_eq(&known.endpoint, &endpoint)) {
             // All have: from the beginning.
             self.failed.clear();
         }
-        self.failed.push(endpoint);
-        self.fresh |= broke;
+        let reached = match tried {
+            Ok(answer) => !answer.unprocessed,
+            Err(failed) => failed.again == Some(Cause::Late),
+        };
+        self.failed.push(Failing { endpoint, reached });
+        self.fresh |= tried.is_err();
     }
 
     /// Whether waiting belongs to it.
@@ -219,6 +233,30 @@ impl From<Cause> for RetryCause {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_status_of_another_proxys_own_answer_is_nobodys() {
+        let retry = Retry { codes: [403, 502].into(), attempts: 1, backoff: Duration::ZERO };
+        let of = |status, told: Option<&'static str>, unprocessed| {
+            let mut response = http::Response::builder().status(status).body(Body::empty()).unwrap();
+            if let Some(told) = told {
+                response.headers_mut().insert(headers::ERROR, http::HeaderValue::from_static(told));
+            }
+            let answer = Answer { response, in_flight: None, unprocessed, deadline: None, guard: None };
+            not_taken(&answer, Some(&retry))
+        };
+        for (status, told, unprocessed, cause) in [
+            (200, None, false, None),
+            (403, None, false, Some(Cause::Status)),
+            (403, Some("policy_denied"), false, None),
+            (403, Some("a_reason_to_come"), false, None),
+            (502, Some("upstream_reset"), false, Some(Cause::Broken)),
+            (502, Some("upstream_malformed"), false, Some(Cause::Broken)),
+            (503, Some("connect_failed"), true, Some(Cause::Unprocessed)),
+        ] {
+            assert_eq!(of(status, told, unprocessed), cause, "{status} {told:?}");
+        }
+    }
 
     #[test]
     fn what_may_have_been_processed_is_sent_again_only_where_that_does_no_harm() {

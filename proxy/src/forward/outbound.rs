@@ -273,7 +273,8 @@ impl Connection {
         {
             return answer;
         }
-        let session = session::begin(&self.worker, &found, request).await?;
+        let deadline = rule.request_timeout.map(|limit| record.started() + limit);
+        let session = by(deadline, rule, session::begin(&self.worker, &found, request)).await?;
         let kept = session.as_ref().and_then(|session| session.kept());
         let backend = match &kept {
             Some((backend, _)) => *backend,
@@ -283,22 +284,21 @@ impl Connection {
         filters::request(&found, rule.filters.as_deref(), self.framing, request)?;
         mirror::start(&self.worker, self.client, self.framing, &found, request);
         filters::request(&found, backend.filters.as_deref(), self.framing, request)?;
-        let deadline = rule.request_timeout.map(|limit| record.started() + limit);
-        let send = async {
-            let target = match kept {
-                Some((_, target)) => target,
-                None => Target::Service(target::service(&self.worker, &backend.service).await?, backend.port),
-            };
-            let tries = Tries::new(rule.retry.as_ref(), deadline);
-            self.attempts(record, request, rule.backend_timeout, &target, tries, None).await
+        // Pinned here: whoever takes it by value keeps it twice.
+        let sent = {
+            let send = pin!(async {
+                let target = match kept {
+                    Some((_, target)) => target,
+                    None => {
+                        Target::Service(target::service(&self.worker, &backend.service).await?, backend.port)
+                    }
+                };
+                let tries = Tries::new(rule.retry.as_ref(), deadline);
+                self.attempts(record, request, rule.backend_timeout, &target, tries, None).await
+            });
+            by(deadline, rule, send).await
         };
-        let mut answer = match deadline {
-            None => send.await?,
-            Some(at) => tokio::time::timeout_at(at.into(), send).await.unwrap_or_else(|_| {
-                let limit = rule.request_timeout.unwrap_or_default();
-                Err(Fault::maybe(Reason::RequestTimeout, format!("{limit:?}, by route {}", rule.route)))
-            })?,
-        };
+        let mut answer = sent?;
         filters::response(&found, backend, cors.as_deref(), &mut answer.response);
         if let Some(session) = session {
             record.session = session.answer(&self.worker, backend, &mut answer);
@@ -320,14 +320,14 @@ impl Connection {
         loop {
             let endpoint = target.pick(&self.worker, &tries.failed)?;
             let spare = tries.spare(request, self.framing, target, &endpoint);
-            let way = (spare.is_some(), tries.fresh);
-            let tried = self.attempt(record, &endpoint, request, limit, way, out.as_ref()).await;
+            let how = How { limit, keep: spare.is_some(), fresh: tries.fresh, out: out.as_ref() };
+            let tried = self.attempt(record, &endpoint, request, how).await;
             let Some(wait) = tries.next(&self.worker, &tried, request, spare) else {
                 let answer = tried.map_err(|failed| failed.fault)?;
                 h1::done_with(request);
                 return Ok(answer);
             };
-            tries.has_failed(endpoint, tried.is_err());
+            tries.has_failed(endpoint, &tried);
             if tries.is_retry() {
                 record.waited(wait);
                 Box::pin(again::pause(wait, tried.ok().map(|answer| answer.response.into_body()))).await;
@@ -341,10 +341,9 @@ impl Connection {
         record: &mut Record,
         endpoint: &Arc<Endpoint>,
         request: &mut Request<Body>,
-        limit: Option<Duration>,
-        (keep, fresh): (bool, bool),
-        out: Option<&Arc<policy::Guard>>,
+        how: How<'_>,
     ) -> Result<Answer, Failed> {
+        let How { limit, keep, fresh, out } = how;
         let application = self.worker.proxy.own_application(endpoint);
         record.sent_to(endpoint, application);
         let own = admit::own(&self.worker, endpoint, application, self.client).await;
@@ -372,6 +371,33 @@ impl Connection {
         let guard = own.map(|own| own.guard).or_else(|| out.cloned());
         Ok(Answer { response, in_flight: Some(in_flight), unprocessed, deadline: None, guard })
     }
+}
+
+/// How a request is sent once.
+#[derive(Clone, Copy)]
+struct How<'a> {
+    /// How long the answer's head may take.
+    limit: Option<Duration>,
+    /// As of a [`Leg`].
+    keep: bool,
+    /// As of a [`Leg`].
+    fresh: bool,
+    /// What a request that leaves the mesh is registered as.
+    out: Option<&'a Arc<policy::Guard>>,
+}
+
+/// `work`, as far as it is done by then.
+async fn by<T>(
+    deadline: Option<Instant>,
+    rule: &route::Rule,
+    work: impl Future<Output = Result<T, Fault>>,
+) -> Result<T, Fault> {
+    let work = pin!(work);
+    let Some(at) = deadline else { return work.await };
+    tokio::time::timeout_at(at.into(), work).await.unwrap_or_else(|_| {
+        let limit = rule.request_timeout.unwrap_or_default();
+        Err(Fault::maybe(Reason::RequestTimeout, format!("{limit:?}, by route {}", rule.route)))
+    })
 }
 
 /// The rule that says what becomes of a request; `None` where no route speaks of it.

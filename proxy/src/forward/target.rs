@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::again::Failing;
 use super::context::Worker;
 use super::fault::Fault;
 use crate::accept::Destination;
@@ -179,8 +180,8 @@ async fn of_address(worker: &Worker, address: SocketAddr) -> Result<(Target, Pro
 
 impl Target {
     /// The endpoint that takes the next request: one that is ready, by the balancer, and none of those that have `failed` it already
-    /// unless there is no other; then any but the last of them.
-    pub(super) fn pick(&self, worker: &Worker, failed: &[Arc<Endpoint>]) -> Result<Arc<Endpoint>, Fault> {
+    /// unless there is no other; then any but the last of them. One that is not ready comes after those that are ready and were reached.
+    pub(super) fn pick(&self, worker: &Worker, failed: &[Failing]) -> Result<Arc<Endpoint>, Fault> {
         let (service, port) = match self {
             Self::Address(endpoint) | Self::Outside(endpoint) => return Ok(Arc::clone(endpoint)),
             Self::Session(.., endpoint) if failed.is_empty() => return Ok(Arc::clone(endpoint)),
@@ -189,25 +190,7 @@ impl Target {
         let none = || Fault::unsent(Reason::NoHealthyEndpoint, format!("{}:{port}", service.name));
         let endpoints = service.endpoints().ok_or_else(none)?;
         let members = endpoints.port(port);
-        if let [only] = members {
-            // With nobody else left, one that has failed is better than none.
-            return Ok(Arc::clone(&only.endpoint));
-        }
-        let describe = |i: usize| {
-            let Member { endpoint, ready } = &members[i];
-            match ready {
-                _ if failed.iter().any(|failed| Arc::ptr_eq(failed, endpoint)) => Candidate::Excluded,
-                true => Candidate::Ready(&endpoint.load),
-                false => Candidate::Standby(&endpoint.load),
-            }
-        };
-        let picked = balance::pick(members.len(), describe, worker.proxy.now(), rand::random());
-        match (picked, failed) {
-            (Some(i), _) => Ok(Arc::clone(&members[i].endpoint)),
-            (None, [_, .., last]) => self.pick(worker, std::slice::from_ref(last)),
-            (None, [_]) => members.first().map(|one| Arc::clone(&one.endpoint)).ok_or_else(none),
-            (None, []) => Err(none()),
-        }
+        choose(members, failed, worker.proxy.now()).map(|one| Arc::clone(&one.endpoint)).ok_or_else(none)
     }
 
     /// Whether another endpoint than this one could take the request.
@@ -215,5 +198,95 @@ impl Target {
         let (Self::Service(service, port) | Self::Session(service, port, _)) = self else { return false };
         let other = |member: &Member| !Arc::ptr_eq(&member.endpoint, than);
         service.endpoints().is_some_and(|endpoints| endpoints.port(*port).iter().any(other))
+    }
+}
+
+/// The one of a service's endpoints that [`Target::pick`] says.
+fn choose<'a>(members: &'a [Member], failed: &[Failing], now: u64) -> Option<&'a Member> {
+    if let [only] = members {
+        // With nobody else left, one that has failed is better than none.
+        return Some(only);
+    }
+    // How many have failed since.
+    let failing =
+        |member: &Member| failed.iter().rev().position(|one| Arc::ptr_eq(&one.endpoint, &member.endpoint));
+    let new = draw(members, now, |member| failing(member).is_none().then_some(member.ready));
+    if failed.is_empty() || new.is_some_and(|one| one.ready) {
+        return new;
+    }
+    let reached = || {
+        draw(members, now, |member| {
+            let since = failing(member).filter(|_| member.ready)?;
+            failed.iter().nth_back(since)?.reached.then_some(since > 0)
+        })
+    };
+    let any =
+        || draw(members, now, |member| failing(member).filter(|since| *since > 0).map(|_| member.ready));
+    reached().or(new).or_else(any).or_else(|| members.first())
+}
+
+/// One of the members, by the balancer; `rank`: whether one is preferred, `None`: it is out of the question.
+fn draw<'a>(
+    members: &'a [Member],
+    now: u64,
+    rank: impl Fn(&'a Member) -> Option<bool>,
+) -> Option<&'a Member> {
+    let candidate = |i: usize| match rank(&members[i]) {
+        None => Candidate::Excluded,
+        Some(true) => Candidate::Ready(&members[i].endpoint.load),
+        Some(false) => Candidate::Standby(&members[i].endpoint.load),
+    };
+    balance::pick(members.len(), candidate, now, rand::random()).map(|i| &members[i])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::endpoint::EndpointSet;
+    use crate::state::{EndpointInfo, EndpointsInfo};
+
+    #[test]
+    fn what_was_reached_and_failed_comes_before_what_is_not_ready() {
+        // Which members are ready, which have failed in what order and whether they were reached, and which may be next.
+        type Case = (&'static [bool], &'static [(usize, bool)], &'static [usize]);
+        let cases: &[Case] = &[
+            (&[true, false], &[], &[0]),
+            (&[true, false], &[(0, true)], &[0]),
+            (&[true, false], &[(0, false)], &[1]),
+            (&[true, false], &[(0, false), (1, true)], &[0]),
+            (&[true, true, false], &[(0, true)], &[1]),
+            (&[true, true, false], &[(0, true), (1, true)], &[0]),
+            (&[true, true, false], &[(0, false), (1, true)], &[1]),
+            (&[true, true, false], &[(0, false), (1, false)], &[2]),
+            (&[true, true, false], &[(0, false), (2, true), (1, false)], &[0]),
+            (&[false, false], &[(0, true)], &[1]),
+            (&[true], &[(0, false)], &[0]),
+        ];
+        for (ready, failed, next) in cases {
+            let endpoints = ready.iter().zip(1..).map(|(ready, port)| EndpointInfo {
+                service_port: 80,
+                addr: ([10, 0, 0, 1], port).into(),
+                peer: Peer::Plaintext,
+                workload: None,
+                zone: None,
+                ready: *ready,
+            });
+            let name = ObjectName::new("default", "orders");
+            let info = EndpointsInfo { name, endpoints: endpoints.collect() };
+            let set = EndpointSet::apply(None, &info, 1);
+            let members = set.port(80);
+            let failed: Vec<_> = failed
+                .iter()
+                .map(|(i, reached)| Failing {
+                    endpoint: Arc::clone(&members[*i].endpoint),
+                    reached: *reached,
+                })
+                .collect();
+            for _ in 0..20 {
+                let chosen = choose(members, &failed, 0).unwrap();
+                let i = members.iter().position(|member| std::ptr::eq(member, chosen)).unwrap();
+                assert!(next.contains(&i), "{ready:?} {failed:?}: {i}");
+            }
+        }
     }
 }
