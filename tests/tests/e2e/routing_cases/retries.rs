@@ -97,7 +97,7 @@ const RULES: &str = "
   - matches: [{path: {value: /plain}}]
   - matches: [{path: {value: /late}}]
     retry: {attempts: 1}
-    timeouts: {backendRequest: 1s}
+    timeouts: {backendRequest: 3s}
   - matches: [{path: {value: /time}}]
     retry: {codes: [503], attempts: 5, backoff: 20s}
     timeouts: {request: 15s}
@@ -345,7 +345,8 @@ async fn an_answer_that_is_not_taken_leaves_its_connection_usable_or_closes_it()
     let shop = Shop::start().await;
     let mut wire = shop.web.connect("shop").await;
     for round in 0..20 {
-        send(&mut wire, "GET", &format!("/codes/{round}"), "503,200", b"").await;
+        // Long enough for the rest of an answer to come.
+        send(&mut wire, "GET", &format!("/backoff/{round}"), "503,200", b"").await;
         assert_eq!(wire.response().await.0.status(), 200);
     }
     // One to each application, but for what had to be opened since the other was still being read.
@@ -367,6 +368,53 @@ async fn an_answer_that_is_not_taken_leaves_its_connection_usable_or_closes_it()
     assert_eq!(wire.response().await.0.status(), 200);
     let visits = shop.seen.of("/codes/early");
     assert_eq!((visits.len(), &*visits[1].body), (2, &b"helloworld"[..]));
+}
+
+/// The client leaves its body unended while the proxy still looks for somebody who takes it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_upload_is_whole_for_no_endpoint() {
+    // What came after each head, and how many heads there were.
+    let (bodies, heads) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicUsize::new(0)));
+    let app = async || {
+        let (bodies, heads) = (Arc::clone(&bodies), Arc::clone(&heads));
+        App::wire(move |mut wire: Wire| {
+            let (bodies, heads) = (Arc::clone(&bodies), Arc::clone(&heads));
+            async move {
+                let Some(head) = wire.try_head().await else { return };
+                heads.fetch_add(1, Ordering::SeqCst);
+                if head.line.contains("/refused/") {
+                    let answer = "HTTP/1.1 503 No\r\ncontent-length: 2\r\n\r\nno";
+                    drop(wire.try_send(answer).await);
+                }
+                let body = wire.to_end_or_reset().await;
+                bodies.lock().unwrap().push(body);
+            }
+        })
+        .await
+    };
+    let apps = [app().await, app().await];
+    let shop = Shop::of("http", Arc::default(), apps).await;
+    for round in 0..15 {
+        if round == 10 {
+            shop.apps[0].stop().await;
+        }
+        for path in ["/codes/silent", "/codes/refused", "/plain/silent", "/plain/refused"] {
+            let path = format!("{path}/{round}");
+            let mut wire = shop.web.connect("shop").await;
+            let fields = "host: shop\r\ntransfer-encoding: chunked";
+            wire.send(format!("POST {path} HTTP/1.1\r\n{fields}\r\n\r\n5\r\nhello\r\n")).await;
+            wire.finish().await;
+            wire.to_end_or_reset().await;
+            shop.web.logs(&[("path", json!(path))]).await;
+        }
+    }
+    eventually("no upload is under way any more", async || {
+        let (ended, begun) = (bodies.lock().unwrap().len(), heads.load(Ordering::SeqCst));
+        if ended == begun && begun > 0 { Ok(()) } else { Err(format!("{ended} of {begun}")) }
+    })
+    .await;
+    let bodies = bodies.lock().unwrap();
+    assert!(bodies.iter().all(|body| !body.ends_with(b"0\r\n\r\n")), "{bodies:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
