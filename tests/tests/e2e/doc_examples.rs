@@ -244,7 +244,9 @@ async fn run(shop: &Shop, heading: &str, text: &str) {
         "CORS" => cors(shop).await,
         "Timeouts" => {
             shop.until("GET /slow", "504 backend_timeout").await;
-            shop.by(&[("GET /reports/all", "orders-v1"), ("GET /", "orders-v1")]).await;
+            shop.by(&[("GET /reports/all", "orders-v1")]).await;
+            // A second may be too short for one answer of a busy machine, but not for all.
+            shop.until("GET /", "orders-v1").await;
         }
         "Sessions" => sessions(shop).await,
         "gRPC by method" => {

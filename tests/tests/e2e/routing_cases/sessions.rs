@@ -411,3 +411,35 @@ async fn calls_of_grpc_stay_with_their_endpoint() {
     let cookie = shop.ask("POST /shop.Carts/Add").await.field("set-cookie");
     assert!(cookie.starts_with("cart=") && cookie.contains("; Path=/shop.Carts; "), "{cookie}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn asking_for_a_sessions_service_takes_no_longer_than_the_rule_lets_a_request() {
+    let mut shop = Shop::start(false, &[("a", "v1"), ("b", "v2")]).await;
+    let rules = |weight: u32| {
+        format!(
+            "[{{backendRefs: [{{name: v1, port: 8080}}, {{name: v2, port: 8080, weight: {weight}}}], timeouts: {{request: 2s}}, \
+             sessionPersistence: {{sessionName: id}}}}]"
+        )
+    };
+    shop.rules(&rules(1), "GET /", &["b"]).await;
+    let token = shop.at_each("GET /", &["b"]).await.remove("b").unwrap();
+    shop.write(&rules(0));
+    // It has never had to do with `v2`, and asks longer than the rule allows.
+    let late = shop.world.workload("late").calls("shop").setting("--discovery-timeout", "600s").start().await;
+    eventually("the weights are in force", async || {
+        let mut by = BTreeMap::new();
+        for _ in 0..20 {
+            *by.entry(ask(&shop.web, false, "GET /").await.by()).or_insert(0) += 1;
+        }
+        if by.get("a") == Some(&20) { Ok(()) } else { Err(format!("{by:?}")) }
+    })
+    .await;
+    eventually("it has the rules", async || {
+        let by = ask(&late, false, "GET /").await.by();
+        if by == "a" { Ok(()) } else { Err(by) }
+    })
+    .await;
+    shop.world.kill_control_plane().await;
+    let by = ask(&late, false, &format!("GET / cookie:id={token}")).await.by();
+    assert_eq!(by, "504 request_timeout");
+}
