@@ -8,7 +8,7 @@ use tulle_certs::TrustDomain;
 use tulle_certs::alpn::{HTTP1, MESH};
 use tulle_tests::app::App;
 use tulle_tests::identity::{self, Identity};
-use tulle_tests::{Mode, World};
+use tulle_tests::{Head, Mode, Workload, World, eventually};
 
 use super::Pair;
 
@@ -131,7 +131,7 @@ async fn a_client_that_no_rule_allows_is_denied_until_one_does() {
     // One connection all the while: policy is looked at for each request.
     let mut wire = pair.web.connect("orders").await;
     let mut status = async |wanted: u16| {
-        tulle_tests::eventually(&format!("status {wanted}"), async || {
+        eventually(&format!("status {wanted}"), async || {
             wire.send(GET).await;
             let (head, _) = wire.response().await;
             if head.status() == wanted { Ok(head) } else { Err(head.line) }
@@ -184,13 +184,10 @@ async fn a_server_with_another_identity_than_expected_gets_no_byte() {
         }
     })
     .await;
-    // Before the service, which is never seen without them.
     world.yaml("endpoints.yaml", &endpoint_slice("orders", imposter.address(), Some("default/orders")));
     world.service("orders", "http");
     let web = world.workload("web").calls("orders").start().await;
-    let mut wire = web.connect("orders").await;
-    wire.send(GET).await;
-    let (head, _) = wire.response().await;
+    let head = told(&web, "orders").await;
     assert_eq!((head.status(), head.reason()), (503, Some("peer_identity_mismatch")));
     assert_eq!(head.get("x-tulle-error-by"), Some("default/web/outbound"));
     assert!(hears.try_recv().unwrap_or_default().is_empty(), "the imposter was told something");
@@ -213,7 +210,6 @@ async fn a_server_of_another_root_and_a_server_without_tls_get_no_byte() {
     let plain = App::saying("hello").await;
     for (service, app) in [("orders", &other_root), ("billing", &plain)] {
         let identity = format!("default/{service}");
-        // Before the service, which is never seen without them.
         world.yaml(
             &format!("endpoints-{service}.yaml"),
             &endpoint_slice(service, app.address(), Some(&identity)),
@@ -222,11 +218,20 @@ async fn a_server_of_another_root_and_a_server_without_tls_get_no_byte() {
     }
     let web = world.workload("web").calls("orders").calls("billing").start().await;
     for service in ["orders", "billing"] {
+        let head = told(&web, service).await;
+        assert_eq!((head.status(), head.reason()), (503, Some("tls_failed")), "{service}");
+    }
+}
+
+/// What `web` is told once it knows the service's endpoints.
+async fn told(web: &Workload, service: &str) -> Head {
+    eventually("its endpoints are known", async || {
         let mut wire = web.connect(service).await;
         wire.send(GET).await;
         let (head, _) = wire.response().await;
-        assert_eq!((head.status(), head.reason()), (503, Some("tls_failed")), "{service}");
-    }
+        if head.reason() == Some("no_healthy_endpoint") { Err(format!("{head:?}")) } else { Ok(head) }
+    })
+    .await
 }
 
 /// An endpoint of a service in the folder: in the mesh, with this identity, or off it.

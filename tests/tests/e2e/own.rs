@@ -1,6 +1,7 @@
 //! A workload that asks itself: by its own policy, and without a way through its own inbound side.
 
 use serde_json::json;
+use tokio::io::AsyncReadExt;
 use tulle_tests::app::App;
 use tulle_tests::{Workload, World, eventually};
 
@@ -79,9 +80,13 @@ async fn a_change_of_policy_cuts_what_a_workload_has_open_to_itself() {
     let world = World::strict().await;
     let app = App::echo().await;
     let opaque = orders(&world, &app, "tcp").await;
-    let mut wire = opaque.connect("orders").await;
-    wire.send("ping").await;
-    assert_eq!(wire.exactly(4).await, b"ping");
+    let mut wire = eventually("it knows itself", async || {
+        let mut wire = opaque.connect("orders").await;
+        wire.try_send("ping").await.map_err(|error| error.to_string())?;
+        let read = wire.stream().read_exact(&mut [0; 4]).await;
+        read.map(|_| wire).map_err(|error| error.to_string())
+    })
+    .await;
     world.yaml("policy.yaml", NOBODY);
     assert_eq!(wire.to_end_or_reset().await, b"");
     let record = opaque.logs(&[("reason", json!("policy_denied")), ("protocol", json!("TCP"))]).await;
@@ -90,9 +95,13 @@ async fn a_change_of_policy_cuts_what_a_workload_has_open_to_itself() {
     let world = World::strict().await;
     let app = echoing_upgrade().await;
     let http = orders(&world, &app, "http").await;
-    let mut wire = http.connect("orders").await;
-    wire.send("GET /chat HTTP/1.1\r\nhost: orders\r\nconnection: Upgrade\r\nupgrade: echo\r\n\r\n").await;
-    assert_eq!(wire.head().await.status(), 101);
+    let mut wire = eventually("it knows itself", async || {
+        let mut wire = http.connect("orders").await;
+        wire.send("GET /chat HTTP/1.1\r\nhost: orders\r\nconnection: Upgrade\r\nupgrade: echo\r\n\r\n").await;
+        let head = wire.head().await;
+        if head.status() == 101 { Ok(wire) } else { Err(format!("{head:?}")) }
+    })
+    .await;
     wire.send("ping\n").await;
     assert_eq!(wire.until(b"\n").await.unwrap(), b"ping\n");
     world.yaml("policy.yaml", NOBODY);
