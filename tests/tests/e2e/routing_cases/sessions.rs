@@ -77,6 +77,16 @@ spec:
         ask(&self.web, self.grpc, asked).await
     }
 
+    /// A token of each of these, once sessions are kept at all.
+    async fn first_tokens<'n>(&self, names: &[&'n str]) -> BTreeMap<&'n str, String> {
+        eventually("sessions are kept", async || {
+            let cookie = self.ask("GET /").await.field("set-cookie");
+            if cookie == "-" { Err("no cookie".to_owned()) } else { Ok(()) }
+        })
+        .await;
+        self.at_each("GET /", names).await
+    }
+
     /// Opens sessions until there is one at each of `names`: its token by name.
     async fn at_each<'n>(&self, asked: &str, names: &[&'n str]) -> BTreeMap<&'n str, String> {
         let mut found = BTreeMap::new();
@@ -116,12 +126,7 @@ const COOKIE: &str = "[{backendRefs: [{name: shop, port: 8080}], sessionPersiste
 async fn a_session_stays_where_it_is_whatever_becomes_of_other_endpoints_and_of_proxies() {
     let mut shop = Shop::start(false, &[("a", "shop"), ("b", "shop"), ("c", "shop")]).await;
     shop.rules(COOKIE, "GET /", &["a", "b", "c"]).await;
-    eventually("sessions are kept", async || {
-        let cookie = shop.ask("GET /").await.field("set-cookie");
-        if cookie == "-" { Err("no cookie".to_owned()) } else { Ok(()) }
-    })
-    .await;
-    let tokens = shop.at_each("GET /", &["a", "b", "c"]).await;
+    let tokens = shop.first_tokens(&["a", "b", "c"]).await;
     let with = |token: &str| format!("GET /x cookie:theme=dark;id={token};lang=de");
     for (name, token) in &tokens {
         assert!(!token.contains('.') && token.len() == 72, "{token}");
@@ -205,12 +210,7 @@ async fn a_session_stays_where_it_is_whatever_becomes_of_other_endpoints_and_of_
 async fn an_endpoint_that_dies_unseen_costs_its_session_no_request() {
     let mut shop = Shop::start(false, &[("a", "shop"), ("b", "shop")]).await;
     shop.rules(COOKIE, "GET /", &["a", "b"]).await;
-    eventually("sessions are kept", async || {
-        let cookie = shop.ask("GET /").await.field("set-cookie");
-        if cookie == "-" { Err("no cookie".to_owned()) } else { Ok(()) }
-    })
-    .await;
-    let tokens = shop.at_each("GET /", &["a", "b"]).await;
+    let tokens = shop.first_tokens(&["a", "b"]).await;
     // So that nobody tells that it is gone.
     shop.world.kill_control_plane().await;
     shop.replicas.get_mut("a").unwrap().1.process().kill().await;
@@ -226,12 +226,7 @@ async fn an_endpoint_that_dies_unseen_costs_its_session_no_request() {
 async fn an_endpoint_that_drains_hands_its_sessions_on() {
     let mut shop = Shop::start(false, &[("a", "shop"), ("b", "shop")]).await;
     shop.rules(COOKIE, "GET /", &["a", "b"]).await;
-    eventually("sessions are kept", async || {
-        let cookie = shop.ask("GET /").await.field("set-cookie");
-        if cookie == "-" { Err("no cookie".to_owned()) } else { Ok(()) }
-    })
-    .await;
-    let tokens = shop.at_each("GET /", &["a", "b"]).await;
+    let tokens = shop.first_tokens(&["a", "b"]).await;
     shop.replicas.get_mut("a").unwrap().1.process().signal(rustix::process::Signal::TERM);
     let next = eventually("the session goes on elsewhere", async || {
         let answer = shop.ask(&format!("GET / cookie:id={}", tokens["a"])).await;
