@@ -63,6 +63,7 @@ impl Context<'_> {
             port: port.number.into(),
             name: port.name.clone(),
             protocol: port.protocol.into(),
+            traffic: None,
         });
         let message = v1::Service {
             name: Some(object_name(name)),
@@ -92,6 +93,7 @@ impl Context<'_> {
                 workload: registration.workload.to_string(),
                 locality: locality(&registration.region, &registration.zone),
                 ready: registration.ready || service.publish_not_ready,
+                weight: 0,
             };
             // The newest word about a place holds: its workload may have come back before the old stream was missed.
             endpoints.insert((registration.address, ports), endpoint);
@@ -134,6 +136,7 @@ impl Context<'_> {
                 workload: text(one.workload.as_ref()),
                 locality: locality("", &one.zone),
                 ready: one.ready || service.publish_not_ready,
+                weight: 0,
             };
             match endpoints.entry(key) {
                 Entry::Vacant(entry) => {
@@ -266,12 +269,14 @@ impl Context<'_> {
             port: port.into(),
             protocol: protocol.into(),
             mode: self.mode.into(),
+            maximum_connection_age: None,
         });
         let message = v1::InboundPolicy {
             workload: Some(object_name(name)),
             mode: self.mode.into(),
             ports: ports.collect(),
             rules: self.rules(&serving),
+            rate_limits: Vec::new(),
         };
         encode(ResourceType::InboundPolicy, &message)
     }

@@ -309,6 +309,7 @@ impl Model {
             mode: self.mode.into(),
             ports: Vec::new(),
             rules: Vec::new(),
+            rate_limits: Vec::new(),
         };
         Some(Arc::new(Encoded::new(ResourceType::InboundPolicy, &policy)))
     }

@@ -138,12 +138,10 @@ impl Context<'_> {
             name,
             matches,
             backends: self.backends(route, rule),
-            request_timeout: rule.request_timeout.and_then(|d| d.try_into().ok()),
-            backend_request_timeout: rule.backend_request_timeout.and_then(|d| d.try_into().ok()),
             filters: self.filters(route, rule),
             session_persistence: rule.session.as_ref().map(wire::session),
             invalid: String::new(),
-            retry: rule.retry.as_ref().map(wire::retry),
+            requests: Some(wire::requests(rule)),
         })
     }
 

@@ -4,7 +4,7 @@ use tulle_api::v1;
 
 use super::build::object_name;
 use crate::object::{
-    Cors, Filter, HeaderModifier, Match, PathMatch, PathModifier, Redirect, Retry, Rewrite,
+    Cors, Filter, HeaderModifier, Match, PathMatch, PathModifier, Redirect, Retry, Rewrite, Rule,
     SessionPersistence, ValueMatch, ValuePattern,
 };
 
@@ -32,11 +32,22 @@ fn value_match(one: &ValueMatch) -> v1::ValueMatch {
     }
 }
 
-pub(super) fn retry(one: &Retry) -> v1::Retry {
+/// What a rule says of its requests.
+pub(super) fn requests(rule: &Rule) -> v1::RequestPolicy {
+    v1::RequestPolicy {
+        request_timeout: rule.request_timeout.and_then(|d| d.try_into().ok()),
+        backend_request_timeout: rule.backend_request_timeout.and_then(|d| d.try_into().ok()),
+        retry: rule.retry.as_ref().map(retry),
+        ..Default::default()
+    }
+}
+
+fn retry(one: &Retry) -> v1::Retry {
     v1::Retry {
         codes: one.codes.iter().copied().map(u32::from).collect(),
         attempts: one.attempts,
         backoff: one.backoff.try_into().ok(),
+        ..Default::default()
     }
 }
 

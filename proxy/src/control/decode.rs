@@ -10,6 +10,7 @@
 mod filter;
 mod rule;
 mod session;
+mod traffic;
 
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
@@ -142,6 +143,7 @@ fn service(message: v1::Service, name: &str) -> Result<Decoded> {
                 port: self::port(port.port, &format!("{at}.port"))?,
                 protocol: protocol(port.protocol, &format!("{at}.protocol"))?,
                 name: port.name,
+                traffic: Arc::new(traffic::traffic(port.traffic, &format!("{at}.traffic"))?),
             })
         })?,
     }))

@@ -35,7 +35,12 @@ fn mesh() -> Arc<Store> {
 
 fn orders(name: ObjectName) -> ServiceInfo {
     let addresses = ["198.18.0.7", "fd74:756c:6c65::7"].map(|ip| ip.parse().unwrap()).to_vec();
-    let port = ServicePort { port: 8080, name: "http".to_owned(), protocol: Protocol::Http };
+    let port = ServicePort {
+        port: 8080,
+        name: "http".to_owned(),
+        protocol: Protocol::Http,
+        traffic: Arc::default(),
+    };
     ServiceInfo { name, addresses, ports: vec![port] }
 }
 

@@ -73,7 +73,12 @@ pub(super) fn knows(worker: &Worker, service: &str, endpoints: &[SocketAddr]) ->
     state.set_info(Some(Arc::new(ServiceInfo {
         name: name.clone(),
         addresses: Vec::new(),
-        ports: vec![ServicePort { port: 80, name: String::new(), protocol: Protocol::Http }],
+        ports: vec![ServicePort {
+            port: 80,
+            name: String::new(),
+            protocol: Protocol::Http,
+            traffic: Arc::default(),
+        }],
     })));
     let endpoints = endpoints.iter().map(|addr| EndpointInfo {
         service_port: 80,
@@ -99,7 +104,12 @@ fn knows_orders(worker: &Worker, authority: &Authority, address: SocketAddr) {
     service.set_info(Some(Arc::new(ServiceInfo {
         name: orders(),
         addresses: Vec::new(),
-        ports: vec![ServicePort { port: 80, name: String::new(), protocol: Protocol::Http }],
+        ports: vec![ServicePort {
+            port: 80,
+            name: String::new(),
+            protocol: Protocol::Http,
+            traffic: Arc::default(),
+        }],
     })));
     let endpoint = EndpointInfo {
         service_port: 80,

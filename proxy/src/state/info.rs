@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use tulle_certs::{SpiffeId, TrustDomain};
 
-use super::ObjectName;
+use super::{ObjectName, Traffic};
 use crate::route::SessionKey;
 
 /// What a port speaks.
@@ -81,18 +81,19 @@ pub struct HostPort {
     pub peer: Peer,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ServiceInfo {
     pub name: ObjectName,
     pub addresses: Vec<IpAddr>,
     pub ports: Vec<ServicePort>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ServicePort {
     pub port: u16,
     pub name: String,
     pub protocol: Protocol,
+    pub traffic: Arc<Traffic>,
 }
 
 /// What the proxy knows about its own workload.

@@ -8,6 +8,7 @@ mod info;
 mod name;
 mod service;
 mod store;
+mod traffic;
 
 pub use first::{First, Spoken};
 pub use info::{
@@ -17,3 +18,4 @@ pub use info::{
 pub use name::{InvalidName, ObjectName, is_label};
 pub use service::{Answer, ServiceState};
 pub use store::{KnownAddress, Snapshot, Store, Unanswered, Want};
+pub use traffic::Traffic;

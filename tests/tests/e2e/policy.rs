@@ -116,6 +116,7 @@ async fn a_policy_from_before_the_registration_lets_nobody_in() {
         port: u32::from(proxy.inbound.port()),
         protocol: v1::Protocol::Tcp as i32,
         mode: v1::MtlsMode::Strict as i32,
+        ..Default::default()
     };
     proxy.allow(vec![port]);
     eventually("the policy has come", async || {

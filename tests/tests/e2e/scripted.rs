@@ -272,7 +272,7 @@ async fn what_cannot_be_used_is_rejected_by_resource_and_field_and_the_last_good
     let strict = v1::MtlsMode::Strict as i32;
     fake.set("default/web", &v1::InboundPolicy { workload: name("web"), mode: strict, ..Default::default() });
     let http = v1::Protocol::Http as i32;
-    let service_port = v1::ServicePort { port: 8080, name: "main".to_owned(), protocol: http };
+    let service_port = v1::ServicePort { port: 8080, name: "main".to_owned(), protocol: http, traffic: None };
     fake.set(
         "default/orders",
         &v1::Service { name: name("orders"), ports: vec![service_port], ..Default::default() },

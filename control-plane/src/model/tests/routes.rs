@@ -74,9 +74,10 @@ fn weights_matches_and_timeouts_are_passed_on() {
     let weights: Vec<_> = rule.backends.iter().map(|one| (one.port, one.weight)).collect();
     assert_eq!(weights, [(80, 9), (81, 1), (81, 0)]);
     let seconds = |duration: &Option<prost_types::Duration>| duration.as_ref().map(|d| (d.seconds, d.nanos));
-    assert_eq!(seconds(&rule.request_timeout), Some((90, 0)));
-    assert_eq!(seconds(&rule.backend_request_timeout), Some((0, 300_000_000)));
-    assert_eq!(seconds(&route.rules[1].request_timeout), None);
+    let requests = |rule: &v1::HttpRule| rule.requests.clone().unwrap();
+    assert_eq!(seconds(&requests(rule).request_timeout), Some((90, 0)));
+    assert_eq!(seconds(&requests(rule).backend_request_timeout), Some((0, 300_000_000)));
+    assert_eq!(seconds(&requests(&route.rules[1]).request_timeout), None);
     assert_eq!(route.rules[1].matches.len(), 1);
 }
 
@@ -96,9 +97,9 @@ fn when_requests_are_sent_again_is_passed_on_with_what_is_left_to_us() {
     );
     let retry = |codes: &[u32], attempts, milliseconds: i32| {
         let backoff = prost_types::Duration { seconds: 0, nanos: milliseconds * 1_000_000 };
-        Some(v1::Retry { codes: codes.to_vec(), attempts, backoff: Some(backoff) })
+        Some(v1::Retry { codes: codes.to_vec(), attempts, backoff: Some(backoff), ..Default::default() })
     };
-    let seen: Vec<_> = all.http[0].rules.iter().map(|rule| rule.retry.clone()).collect();
+    let seen: Vec<_> = all.http[0].rules.iter().map(|rule| rule.requests.clone().unwrap().retry).collect();
     assert_eq!(seen, [retry(&[500, 503], 3, 100), retry(&[], 1, 25), retry(&[], 0, 0), None]);
 }
 

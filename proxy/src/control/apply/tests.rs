@@ -63,13 +63,13 @@ impl Bench {
 
     fn policy(&mut self, ports: &[u32]) -> Applied {
         let mode = v1::MtlsMode::Strict.into();
-        let port = |port: &u32| v1::InboundPort { port: *port, protocol: 0, mode };
+        let port = |port: &u32| v1::InboundPort { port: *port, mode, ..Default::default() };
         let workload = v1::ObjectName { namespace: "shop".to_owned(), name: "web".to_owned() };
         let policy = v1::InboundPolicy {
             workload: Some(workload),
             mode,
             ports: ports.iter().map(port).collect(),
-            rules: Vec::new(),
+            ..Default::default()
         };
         self.told::<v1::InboundPolicy>(&[("shop/web", policy.encode_to_vec())], &[])
     }

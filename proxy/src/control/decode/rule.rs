@@ -79,17 +79,25 @@ fn rule(message: v1::HttpRule, matches: &mut Matches<'_>, route: &ObjectName, at
             let done = || -> Result<Rule> {
                 let backends = backends(message.backends, at)?;
                 let session = message.session_persistence;
+                let requests = message.requests.unwrap_or_default();
+                let requests_at = format!("{at}.requests");
                 let session = session.map(|one| session::session(one, &backends, at)).transpose()?;
                 Ok(Rule {
                     filters: filters(message.filters, of, at)?,
                     backends,
                     session: session.map(Box::new),
-                    request_timeout: duration(message.request_timeout, &format!("{at}.request_timeout"))?,
-                    backend_timeout: duration(
-                        message.backend_request_timeout,
-                        &format!("{at}.backend_request_timeout"),
+                    request_timeout: duration(
+                        requests.request_timeout,
+                        &format!("{requests_at}.request_timeout"),
                     )?,
-                    retry: message.retry.map(|one| retry(one, &format!("{at}.retry"))).transpose()?,
+                    backend_timeout: duration(
+                        requests.backend_request_timeout,
+                        &format!("{requests_at}.backend_request_timeout"),
+                    )?,
+                    retry: requests
+                        .retry
+                        .map(|one| retry(one, &format!("{requests_at}.retry")))
+                        .transpose()?,
                     ..rule.clone()
                 })
             };

@@ -197,12 +197,14 @@ fn a_rule_is_refused_rather_than_half_understood() {
         }),
         ("rules[0].matches[0].query[0].name", |route| one(route).query = vec![exact("")]),
         ("rules[0].matches[0].query[1].name", |route| one(route).query = vec![exact("a"), exact("a")]),
-        ("rules[0].retry.codes[1]", |route| {
-            route.rules[0].retry = Some(v1::Retry { codes: vec![503, 600], ..Default::default() });
+        ("rules[0].requests.retry.codes[1]", |route| {
+            let retry = Some(v1::Retry { codes: vec![503, 600], ..Default::default() });
+            route.rules[0].requests = Some(v1::RequestPolicy { retry, ..Default::default() });
         }),
-        ("rules[0].retry.backoff", |route| {
+        ("rules[0].requests.retry.backoff", |route| {
             let backoff = Some(prost_types::Duration { seconds: -1, nanos: 0 });
-            route.rules[0].retry = Some(v1::Retry { backoff, ..Default::default() });
+            let retry = Some(v1::Retry { backoff, ..Default::default() });
+            route.rules[0].requests = Some(v1::RequestPolicy { retry, ..Default::default() });
         }),
     ];
     for (field, spoil) in faults {
@@ -402,7 +404,12 @@ fn samples() -> Vec<(String, &'static str, Vec<u8>)> {
             &v1::Service {
                 name: name("shop", "orders"),
                 addresses: vec!["10.1.0.1".to_owned()],
-                ports: vec![v1::ServicePort { port: 80, name: "http".to_owned(), protocol: 1 }],
+                ports: vec![v1::ServicePort {
+                    port: 80,
+                    name: "http".to_owned(),
+                    protocol: 1,
+                    traffic: None,
+                }],
             },
         ),
         sample("shop/orders", &endpoints()),
@@ -454,8 +461,9 @@ fn policy() -> v1::InboundPolicy {
     v1::InboundPolicy {
         workload: name("shop", "web"),
         mode: 2,
-        ports: vec![v1::InboundPort { port: 80, protocol: 1, mode: 1 }],
+        ports: vec![v1::InboundPort { port: 80, protocol: 1, mode: 1, ..Default::default() }],
         rules: vec![v1::AllowRule { name: "shop/p/r".to_owned(), ports: vec![80], identities }],
+        ..Default::default()
     }
 }
 
