@@ -25,9 +25,7 @@ fn table(hosts: bool, one: impl Fn(usize) -> RequestMatch) -> Table {
             invalid: None,
             filters: None,
             backends: Box::default(),
-            request_timeout: None,
-            backend_timeout: None,
-            retry: None,
+            requests: None,
             session: None,
         };
         let hostnames = hosts.then(|| format!("{i}.example.com").parse().ok()).flatten();

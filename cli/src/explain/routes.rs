@@ -11,8 +11,8 @@ use tulle_proxy::forward::{is_grpc, refusal};
 use tulle_proxy::policy::{Connection, Denial, TlsKind, Verdict};
 use tulle_proxy::route::{
     Asked, Backend, Conditions, Cors, Filters, Found, HeaderModifier, Hostname, Match, PathMatch,
-    PathModifier, RequestMatch, Route, RouteKind, RouteRule, Routes, Rule, Table, TokenPlace, ValueMatch,
-    cookie_path,
+    PathModifier, RequestMatch, Requests, Route, RouteKind, RouteRule, Routes, Rule, Table, TokenPlace,
+    ValueMatch, cookie_path,
 };
 use tulle_proxy::state::{EndpointInfo, ObjectName, Peer, Protocol};
 use tulle_proxy::telemetry::Reason;
@@ -145,14 +145,15 @@ impl Question<'_> {
         });
         let long = |timeout: std::time::Duration| format!("{timeout:?}");
         let one = self.chosen(route, rule);
+        let requests = Requests { rule: found.rule.requests.as_deref(), port: None };
         Taken {
             rule: name(rule, index),
             because: one.map_or_else(Vec::new, all_of),
             filters: filters.map_or_else(Vec::new, said),
             redirect,
-            request_timeout: found.rule.request_timeout.map(long),
-            backend_timeout: found.rule.backend_timeout.map(long),
-            retry: found.rule.retry.as_ref().map(|retry| Retried {
+            request_timeout: requests.request_timeout().map(long),
+            backend_timeout: requests.backend_timeout().map(long),
+            retry: requests.retry().map(|retry| Retried {
                 attempts: retry.attempts,
                 codes: retry.codes.clone(),
                 backoff: long(retry.backoff),

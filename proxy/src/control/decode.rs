@@ -8,6 +8,7 @@
 //! that has no last good version of them ([`rejections`]).
 
 mod filter;
+mod requests;
 mod rule;
 mod session;
 mod traffic;
@@ -135,6 +136,7 @@ fn address(message: v1::Address, name: &str) -> Result<Decoded> {
 }
 
 fn service(message: v1::Service, name: &str) -> Result<Decoded> {
+    let mut patterns = rule::Patterns::default();
     Ok(Decoded::Service(ServiceInfo {
         name: named_object(message.name, name, "name")?,
         addresses: each(message.addresses, "addresses", |address, at| ip(&address, at))?,
@@ -143,7 +145,7 @@ fn service(message: v1::Service, name: &str) -> Result<Decoded> {
                 port: self::port(port.port, &format!("{at}.port"))?,
                 protocol: protocol(port.protocol, &format!("{at}.protocol"))?,
                 name: port.name,
-                traffic: Arc::new(traffic::traffic(port.traffic, &format!("{at}.traffic"))?),
+                traffic: Arc::new(traffic::traffic(port.traffic, &mut patterns, &format!("{at}.traffic"))?),
             })
         })?,
     }))

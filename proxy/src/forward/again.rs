@@ -236,7 +236,7 @@ mod tests {
 
     #[test]
     fn the_status_of_another_proxys_own_answer_is_nobodys() {
-        let retry = Retry { codes: [403, 502].into(), attempts: 1, backoff: Duration::ZERO };
+        let retry = Retry { codes: [403, 502].into(), attempts: 1, ..Retry::default() };
         let of = |status, told: Option<&'static str>, unprocessed| {
             let mut response = http::Response::builder().status(status).body(Body::empty()).unwrap();
             if let Some(told) = told {
@@ -260,7 +260,7 @@ mod tests {
 
     #[test]
     fn what_may_have_been_processed_is_sent_again_only_where_that_does_no_harm() {
-        let retry = Retry { codes: [503].into(), attempts: 1, backoff: Duration::ZERO };
+        let retry = Retry { codes: [503].into(), attempts: 1, ..Retry::default() };
         // By GET and POST, without a rule and with one.
         for (cause, get, post) in [
             (Cause::Unprocessed, [true, true], [true, true]),

@@ -61,8 +61,8 @@ pub(super) struct Answer {
     pub in_flight: Option<InFlight>,
     /// The other proxy says that the request never reached its application.
     pub unprocessed: bool,
-    /// When the whole response must be over.
-    pub deadline: Option<Instant>,
+    /// When the whole response must be over, and what is told where it is not.
+    pub deadline: Option<(Instant, Reason)>,
     /// What goes with the response, and breaks it off when it is revoked.
     pub guard: Option<Arc<policy::Guard>>,
 }

@@ -20,6 +20,7 @@ use tokio_util::task::TaskTracker;
 use super::admit;
 use super::again;
 use super::context::Worker;
+use super::deadline;
 use super::exchange::{self, Answer, Leg, Tunnels};
 use super::fault::Fault;
 use super::first::{self, Opened, Times};
@@ -32,6 +33,7 @@ use crate::detect::{self, Detection};
 use crate::endpoint::Endpoint;
 use crate::io::{Io, Meter, Replay, streams};
 use crate::policy::{self, Open, PortPolicy};
+use crate::route::Requests;
 use crate::state::{First, Mode, Peer, Protocol};
 use crate::telemetry::Reason;
 use crate::telemetry::metrics::{ConnectionLabels, DetectResult, Direction, TlsKind};
@@ -533,28 +535,51 @@ impl Connection {
         headers::check_host(request)?;
         record.rule = Some(admit::judge(&self.worker, &self.guard)?);
         record.endpoint = Some(self.application.address);
-        loop {
-            record.attempts += 1;
-            let mut in_flight = InFlight::start(&self.worker, &self.application);
-            let asked = Instant::now();
-            let sent = exchange::send(&self.worker, self.leg(record.attempts > 1), &mut *request).await;
-            record.waited(asked.elapsed());
-            match sent {
-                Ok(mut response) => {
-                    h1::done_with(request);
-                    in_flight.answered(!response.status().is_server_error());
-                    headers::strip_ours(response.headers_mut());
-                    // The guard is the connection's.
-                    let (unprocessed, deadline, guard) = (false, None, None);
-                    let in_flight = Some(in_flight);
-                    return Ok(Answer { response, in_flight, unprocessed, deadline, guard });
+        let deadline =
+            deadline::find(&Requests::default(), None, record.started(), record.grpc, request.headers());
+        let send = async {
+            loop {
+                if let Some(deadline) = deadline {
+                    deadline.pass_on(request.headers_mut(), Instant::now())?;
                 }
-                Err(failed) => {
-                    in_flight.answered(false);
-                    match again::replay(&failed, request.method()).filter(|_| failed.whole) {
-                        Some(cause) if record.attempts == 1 => self.worker.metrics.replayed(cause),
-                        _ => return Err(failed.fault),
+                if let Some(answer) = self.attempt(record, request).await? {
+                    return Ok(answer);
+                }
+            }
+        };
+        let answer = deadline::by(deadline, send).await?;
+        Ok(Answer { deadline: deadline.map(|deadline| (deadline.at(), deadline.reason())), ..answer })
+    }
+
+    /// `None`: it is to be sent once more.
+    async fn attempt(
+        &self,
+        record: &mut Record,
+        request: &mut Request<Body>,
+    ) -> Result<Option<Answer>, Fault> {
+        record.attempts += 1;
+        let mut in_flight = InFlight::start(&self.worker, &self.application);
+        let asked = Instant::now();
+        let sent = exchange::send(&self.worker, self.leg(record.attempts > 1), &mut *request).await;
+        record.waited(asked.elapsed());
+        match sent {
+            Ok(mut response) => {
+                h1::done_with(request);
+                in_flight.answered(!response.status().is_server_error());
+                headers::strip_ours(response.headers_mut());
+                // The guard is the connection's.
+                let (unprocessed, deadline, guard) = (false, None, None);
+                let in_flight = Some(in_flight);
+                Ok(Some(Answer { response, in_flight, unprocessed, deadline, guard }))
+            }
+            Err(failed) => {
+                in_flight.answered(false);
+                match again::replay(&failed, request.method()).filter(|_| failed.whole) {
+                    Some(cause) if record.attempts == 1 => {
+                        self.worker.metrics.replayed(cause);
+                        Ok(None)
                     }
+                    _ => Err(failed.fault),
                 }
             }
         }

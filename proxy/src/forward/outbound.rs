@@ -20,6 +20,7 @@ use http::{Request, Response};
 use super::admit::{self, Own};
 use super::again::{self, Tries};
 use super::context::Worker;
+use super::deadline::{self, Deadline};
 use super::egress::{self, Out};
 use super::exchange::{self, Answer, Failed, Leg, Tunnels};
 use super::fault::Fault;
@@ -38,7 +39,7 @@ use crate::detect::{self, Detection};
 use crate::endpoint::Endpoint;
 use crate::io::{Io, Meter, Replay};
 use crate::policy::{self, Name};
-use crate::route::{self, Backend, Found, Match, RouteKind};
+use crate::route::{self, Backend, Found, Match, Requests, RouteKind};
 use crate::state::{ObjectName, Protocol};
 use crate::telemetry::Reason;
 use crate::telemetry::metrics::{ConnectionLabels, DetectResult, Direction, TlsKind};
@@ -256,13 +257,26 @@ impl Connection {
             Target::Service(service, _) | Target::Session(service, ..) => service.routes(),
             Target::Address(_) | Target::Outside(_) => None,
         };
-        let Some(found) = rule(routes.as_deref(), &target, request)? else {
-            return self.attempts(record, request, None, &target, Tries::new(None, None), out).await;
+        let found = rule(routes.as_deref(), &target, request)?;
+        let traffic = target.traffic();
+        let said = Requests {
+            rule: found.as_ref().and_then(|found| found.rule.requests.as_deref()),
+            port: traffic.as_ref().and_then(|traffic| traffic.requests.as_deref()),
         };
-        let rule = found.rule;
-        if rule.kind == RouteKind::Grpc {
+        if found.as_ref().is_some_and(|found| found.rule.kind == RouteKind::Grpc) {
             record.grpc = true;
         }
+        let route = found.as_ref().map(|found| &found.rule.route);
+        let deadline = deadline::find(&said, route, record.started(), record.grpc, request.headers());
+        let Some(found) = found else {
+            let to = Sending { target: &target, said, deadline, out };
+            let answer = deadline::by(deadline, self.attempts(record, request, to)).await?;
+            return Ok(Answer {
+                deadline: deadline.map(|deadline| (deadline.at(), deadline.reason())),
+                ..answer
+            });
+        };
+        let rule = found.rule;
         record.route = Some(Arc::clone(&rule.label));
         if let Some(invalid) = &rule.invalid {
             return Err(Fault::unsent(Reason::RouteInvalid, format!("route {}: {invalid}", rule.route)));
@@ -273,8 +287,7 @@ impl Connection {
         {
             return answer;
         }
-        let deadline = rule.request_timeout.map(|limit| record.started() + limit);
-        let session = by(deadline, rule, session::begin(&self.worker, &found, request)).await?;
+        let session = deadline::by(deadline, session::begin(&self.worker, &found, request)).await?;
         let kept = session.as_ref().and_then(|session| session.kept());
         let backend = match &kept {
             Some((backend, _)) => *backend,
@@ -293,31 +306,33 @@ impl Connection {
                         Target::Service(target::service(&self.worker, &backend.service).await?, backend.port)
                     }
                 };
-                let tries = Tries::new(rule.retry.as_ref(), deadline);
-                self.attempts(record, request, rule.backend_timeout, &target, tries, None).await
+                let to = Sending { target: &target, said, deadline, out: None };
+                self.attempts(record, request, to).await
             });
-            by(deadline, rule, send).await
+            deadline::by(deadline, send).await
         };
         let mut answer = sent?;
         filters::response(&found, backend, cors.as_deref(), &mut answer.response);
         if let Some(session) = session {
             record.session = session.answer(&self.worker, backend, &mut answer);
         }
-        Ok(Answer { deadline, ..answer })
+        Ok(Answer { deadline: deadline.map(|deadline| (deadline.at(), deadline.reason())), ..answer })
     }
 
-    /// To an endpoint of the target; again, preferably to another, as far as [`again`] lets it. `out`: what a request that leaves the
-    /// mesh is registered as.
+    /// To an endpoint of the target; again, preferably to another, as far as [`again`] lets it.
     async fn attempts(
         &self,
         record: &mut Record,
         request: &mut Request<Body>,
-        limit: Option<Duration>,
-        target: &Target,
-        mut tries: Tries<'_>,
-        out: Option<Arc<policy::Guard>>,
+        to: Sending<'_>,
     ) -> Result<Answer, Fault> {
+        let Sending { target, said, deadline, out } = to;
+        let limit = said.backend_timeout();
+        let mut tries = Tries::new(said.retry(), deadline.map(|deadline| deadline.at()));
         loop {
+            if let Some(deadline) = deadline {
+                deadline.pass_on(request.headers_mut(), Instant::now())?;
+            }
             let endpoint = target.pick(&self.worker, &tries.failed)?;
             let spare = tries.spare(request, self.framing, target, &endpoint);
             let how = How { limit, keep: spare.is_some(), fresh: tries.fresh, out: out.as_ref() };
@@ -373,6 +388,15 @@ impl Connection {
     }
 }
 
+/// Where one request goes, and what is said of it.
+struct Sending<'a> {
+    target: &'a Target,
+    said: Requests<'a>,
+    deadline: Option<Deadline<'a>>,
+    /// What a request that leaves the mesh is registered as.
+    out: Option<Arc<policy::Guard>>,
+}
+
 /// How a request is sent once.
 #[derive(Clone, Copy)]
 struct How<'a> {
@@ -384,20 +408,6 @@ struct How<'a> {
     fresh: bool,
     /// What a request that leaves the mesh is registered as.
     out: Option<&'a Arc<policy::Guard>>,
-}
-
-/// `work`, as far as it is done by then.
-async fn by<T>(
-    deadline: Option<Instant>,
-    rule: &route::Rule,
-    work: impl Future<Output = Result<T, Fault>>,
-) -> Result<T, Fault> {
-    let work = pin!(work);
-    let Some(at) = deadline else { return work.await };
-    tokio::time::timeout_at(at.into(), work).await.unwrap_or_else(|_| {
-        let limit = rule.request_timeout.unwrap_or_default();
-        Err(Fault::maybe(Reason::RequestTimeout, format!("{limit:?}, by route {}", rule.route)))
-    })
 }
 
 /// The rule that says what becomes of a request; `None` where no route speaks of it.

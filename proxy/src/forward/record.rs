@@ -471,10 +471,10 @@ impl Drop for InFlight {
 // === impl Until ===
 
 impl Until {
-    /// `deadline`: when the whole response must be over; `guard`: what it is registered as.
+    /// `deadline`: when the whole response must be over, and why; `guard`: what it is registered as.
     fn new(
         worker: Arc<Worker>,
-        deadline: Option<Instant>,
+        deadline: Option<(Instant, Reason)>,
         guard: Option<Arc<policy::Guard>>,
     ) -> Option<Self> {
         if deadline.is_none() && guard.is_none() {
@@ -483,12 +483,15 @@ impl Until {
         Some(Self(Box::pin(async move {
             let late = async {
                 match deadline {
-                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    Some((at, reason)) => {
+                        tokio::time::sleep_until(at.into()).await;
+                        reason
+                    }
                     None => std::future::pending().await,
                 }
             };
             tokio::select! {
-                () = late => Reason::RequestTimeout,
+                reason = late => reason,
                 fault = admit::revoked_for_long(&worker, guard.as_deref()) => fault.reason,
             }
         })))

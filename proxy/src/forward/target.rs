@@ -15,7 +15,7 @@ use crate::accept::Destination;
 use crate::balance::{self, Candidate};
 use crate::endpoint::{Endpoint, Member};
 use crate::route::Streams;
-use crate::state::{AddressTarget, First, ObjectName, Peer, Protocol, ServiceState};
+use crate::state::{AddressTarget, First, ObjectName, Peer, Protocol, ServiceState, Traffic};
 use crate::telemetry::Reason;
 
 /// Something that requests and connections can be sent to.
@@ -191,6 +191,14 @@ impl Target {
         let endpoints = service.endpoints().ok_or_else(none)?;
         let members = endpoints.port(port);
         choose(members, failed, worker.proxy.now()).map(|one| Arc::clone(&one.endpoint)).ok_or_else(none)
+    }
+
+    /// How what goes there is treated, as far as anything is said of it.
+    pub(super) fn traffic(&self) -> Option<Arc<Traffic>> {
+        match self {
+            Self::Service(service, port) | Self::Session(service, port, _) => service.traffic(*port),
+            Self::Address(_) | Self::Outside(_) => None,
+        }
     }
 
     /// Whether another endpoint than this one could take the request.

@@ -137,9 +137,7 @@ fn knows_orders(worker: &Worker, authority: &Authority, address: SocketAddr) {
         invalid: None,
         filters: None,
         backends: [backend].into(),
-        request_timeout: None,
-        backend_timeout: None,
-        retry: None,
+        requests: None,
         session: None,
     };
     let rules = vec![RouteRule { matches: Vec::new(), rule: Arc::new(rule) }];

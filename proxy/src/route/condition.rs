@@ -54,6 +54,11 @@ pub enum ValueMatch {
 /// Room for a value that does not stand in the request as one piece.
 pub(super) type Scratch = SmallVec<[u8; 256]>;
 
+/// Whether a request has all these headers.
+pub(super) fn holds(headers: &[HeaderMatch], asked: &Asked<'_>) -> bool {
+    headers.iter().all(|one| one.value.takes(|to| header(asked, &one.name, to)))
+}
+
 // === impl Conditions ===
 
 impl Conditions {
@@ -63,7 +68,7 @@ impl Conditions {
 
     pub(super) fn hold(&self, asked: &Asked<'_>) -> bool {
         self.method.as_ref().is_none_or(|method| method == asked.method)
-            && self.headers.iter().all(|one| one.value.takes(|to| header(asked, &one.name, to)))
+            && holds(&self.headers, asked)
             && self.query.iter().all(|one| one.value.takes(|to| parameter(asked.query, &one.name, to)))
     }
 }

@@ -19,6 +19,7 @@
 //! A request that no rule of the most specific host takes goes on to the less specific ones, as it goes on to the next
 //! path where headers, query or method do not match.
 
+mod budget;
 mod candidates;
 mod condition;
 mod cors;
@@ -26,18 +27,21 @@ mod filter;
 mod host;
 mod paths;
 mod pattern;
+mod requests;
 mod retry;
 mod session;
 mod stream;
 mod table;
 mod token;
 
+pub use budget::{Budget, BudgetSpec};
 pub use condition::{Asked, Conditions, HeaderMatch, QueryMatch, ValueMatch};
 pub use cors::{AllowedOrigin, Cors, CorsRequest, InPlace as CorsInPlace, InvalidOrigin, Listed};
 pub use filter::{Filters, HeaderModifier, InvalidTarget, Mirror, PathModifier, Redirect, Rewrite, Scheme};
 pub use host::{Hostname, InvalidHostname};
 pub use pattern::{InvalidPattern, Pattern};
-pub use retry::Retry;
+pub use requests::{Abort, FaultRule, Injected, MILLION, RequestPolicy, Requests};
+pub use retry::{Causes, Retry};
 pub use session::{Presented, Session, TokenPlace, cookie_path};
 pub use stream::{StreamRoute, Streams};
 pub use table::{

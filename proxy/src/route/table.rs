@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use foldhash::fast::RandomState;
 use http::HeaderName;
@@ -15,7 +14,7 @@ use super::filter::Filters;
 use super::host::{Hostname, RequestHost};
 use super::paths::Paths;
 use super::pattern::Pattern;
-use super::retry::Retry;
+use super::requests::RequestPolicy;
 use super::session::Session;
 use super::stream::{self, StreamRoute, Streams};
 use crate::state::ObjectName;
@@ -95,12 +94,8 @@ pub struct Rule {
     pub invalid: Option<Invalid>,
     pub filters: Option<Box<Filters>>,
     pub backends: Box<[Backend]>,
-    /// The whole request, from its head to the response's end.
-    pub request_timeout: Option<Duration>,
-    /// One try at one backend, until the response's head.
-    pub backend_timeout: Option<Duration>,
-    /// `None`: only what provably was not processed is sent again, once.
-    pub retry: Option<Retry>,
+    /// What it says of its requests; `None`: nothing.
+    pub requests: Option<Box<RequestPolicy>>,
     /// `None`: each request is balanced by itself.
     pub session: Option<Box<Session>>,
 }

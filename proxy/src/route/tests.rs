@@ -26,9 +26,7 @@ fn rule(route: &str, name: &str, matches: Vec<RequestMatch>, weights: &[u32]) ->
         invalid: None,
         filters: None,
         backends: backends.collect(),
-        request_timeout: None,
-        backend_timeout: None,
-        retry: None,
+        requests: None,
         session: None,
     };
     RouteRule { matches, rule: Arc::new(rule) }

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use parking_lot::Mutex;
 
-use super::{ObjectName, ServiceInfo, Spoken};
+use super::{ObjectName, ServiceInfo, Spoken, Traffic};
 use crate::endpoint::EndpointSet;
-use crate::route;
+use crate::route::{self, Budget};
 
 /// What the control plane has answered about one resource.
 #[derive(Debug)]
@@ -28,6 +29,8 @@ pub struct ServiceState {
     endpoints: ArcSwapOption<EndpointSet>,
     /// Who speaks first, by port.
     pub spoken: Spoken<u16>,
+    /// What was taken of the budgets for what is sent again, by port.
+    budgets: Mutex<Vec<(u16, Arc<Budget>)>>,
     /// When it was last used, in seconds of the proxy's own clock.
     used: AtomicU64,
 }
@@ -42,6 +45,7 @@ impl ServiceState {
             routes: ArcSwap::from_pointee(Answer::Awaited),
             endpoints: ArcSwapOption::empty(),
             spoken: Spoken::default(),
+            budgets: Mutex::default(),
             used: AtomicU64::new(0),
         }
     }
@@ -56,6 +60,33 @@ impl ServiceState {
     /// The service itself; `None` when there is none (yet).
     pub fn info(&self) -> Option<Arc<ServiceInfo>> {
         here(&self.info)
+    }
+
+    /// How the port is treated; `None` where the service does not have it, or is not known.
+    pub fn traffic(&self, port: u16) -> Option<Arc<Traffic>> {
+        match &**self.info.load() {
+            Answer::Here(info) => info.port(port).map(|port| Arc::clone(&port.traffic)),
+            Answer::Awaited | Answer::Absent => None,
+        }
+    }
+
+    /// The budget for what is sent again to the port. It survives updates that leave it as it is.
+    pub fn retry_budget(&self, port: u16) -> Arc<Budget> {
+        let spec = self.traffic(port).map(|traffic| traffic.retry_budget).unwrap_or_default();
+        let mut budgets = self.budgets.lock();
+        match budgets.iter_mut().find(|(of, _)| *of == port) {
+            Some((_, budget)) => {
+                if *budget.spec() != spec {
+                    *budget = Arc::new(Budget::new(spec));
+                }
+                Arc::clone(budget)
+            }
+            None => {
+                let budget = Arc::new(Budget::new(spec));
+                budgets.push((port, Arc::clone(&budget)));
+                budget
+            }
+        }
     }
 
     /// The routes of clients in our namespace; `None` when none are attached.

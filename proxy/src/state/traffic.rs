@@ -1,5 +1,12 @@
 //! How a port of a service is treated, as its TrafficPolicy says: decoded, compiled where it pays.
 
+use crate::route::{BudgetSpec, RequestPolicy};
+
 /// What holds for one port of a service. The default: nothing is said, and what the proxy does of itself holds.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Traffic {}
+pub struct Traffic {
+    /// How many of the requests that come here may be sent again.
+    pub retry_budget: BudgetSpec,
+    /// For what the rule that a request follows, if there is one, does not say; `None`: nothing.
+    pub requests: Option<Box<RequestPolicy>>,
+}

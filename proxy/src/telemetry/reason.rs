@@ -110,13 +110,17 @@ reasons! {
         "The application answered with something that is not a response of the protocol that it was asked in."
         "See what the application speaks on the port; declare the port's protocol (`appProtocol`).";
     RequestTimeout "request_timeout" 504 DEADLINE_EXCEEDED
-        "the request took longer than its route allows"
-        "The route's `timeouts.request` passed before the response was complete."
-        "See why the application is slow, or raise the route's timeout.";
+        "the request took longer than its policy allows"
+        "The `timeouts.request` of the route, or of a TrafficPolicy, passed before the response was complete."
+        "See why the application is slow, or raise the timeout.";
     BackendTimeout "backend_timeout" 504 DEADLINE_EXCEEDED
         "the backend did not respond within its timeout"
-        "The route's `timeouts.backendRequest` passed before the response's head came."
-        "See why the application is slow, or raise the route's timeout.";
+        "The `timeouts.backendRequest` of the route, or of a TrafficPolicy, passed before the response's head came."
+        "See why the application is slow, or raise the timeout.";
+    DeadlineExceeded "deadline_exceeded" 504 DEADLINE_EXCEEDED
+        "the request took longer than its client waits"
+        "What the client said in `grpc-timeout`, or in the header that a TrafficPolicy names as its deadline, passed before the response was complete; or it had passed before the request was sent."
+        "See why the application is slow, or what the client's deadline was spent on before; raise it there.";
     PolicyDenied "policy_denied" 403 PERMISSION_DENIED
         "policy does not allow this client"
         "The workload has AuthorizationPolicies for this port, and none of them allows the client's identity."

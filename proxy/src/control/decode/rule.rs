@@ -10,11 +10,12 @@ use http::{HeaderName, Method};
 use tulle_api::{PATTERNS, v1};
 
 use super::filter::{Of, filters};
+use super::requests::requests;
 use super::session;
-use super::{Fault, Result, duration, each, fault, object, port};
+use super::{Fault, Result, each, fault, object, port};
 use crate::route::{
-    Backend, Conditions, HeaderMatch, Invalid, PathMatch, Pattern, QueryMatch, RequestMatch, Retry,
-    RouteKind, RouteRule, Rule, ValueMatch,
+    Backend, Conditions, HeaderMatch, Invalid, PathMatch, Pattern, QueryMatch, RequestMatch, RouteKind,
+    RouteRule, Rule, ValueMatch,
 };
 use crate::state::ObjectName;
 
@@ -66,9 +67,7 @@ fn rule(message: v1::HttpRule, matches: &mut Matches<'_>, route: &ObjectName, at
         invalid: (!message.invalid.is_empty()).then(|| Invalid::Said(message.invalid.into())),
         filters: None,
         backends: Box::default(),
-        request_timeout: None,
-        backend_timeout: None,
-        retry: None,
+        requests: None,
         session: None,
     };
     let rule = match matches.fault.take() {
@@ -79,25 +78,12 @@ fn rule(message: v1::HttpRule, matches: &mut Matches<'_>, route: &ObjectName, at
             let done = || -> Result<Rule> {
                 let backends = backends(message.backends, at)?;
                 let session = message.session_persistence;
-                let requests = message.requests.unwrap_or_default();
-                let requests_at = format!("{at}.requests");
                 let session = session.map(|one| session::session(one, &backends, at)).transpose()?;
                 Ok(Rule {
                     filters: filters(message.filters, of, at)?,
                     backends,
                     session: session.map(Box::new),
-                    request_timeout: duration(
-                        requests.request_timeout,
-                        &format!("{requests_at}.request_timeout"),
-                    )?,
-                    backend_timeout: duration(
-                        requests.backend_request_timeout,
-                        &format!("{requests_at}.backend_request_timeout"),
-                    )?,
-                    retry: requests
-                        .retry
-                        .map(|one| retry(one, &format!("{requests_at}.retry")))
-                        .transpose()?,
+                    requests: requests(message.requests, matches.patterns, &format!("{at}.requests"))?,
                     ..rule.clone()
                 })
             };
@@ -143,7 +129,7 @@ impl Matches<'_> {
             let at = format!("{at}.headers[{i}]");
             let read = header_name(&header.name, &format!("{at}.name"))
                 .and_then(|name| once(headers.iter().all(|known| known.name != name), &at).map(|()| name))
-                .and_then(|name| Ok(HeaderMatch { name, value: self.value(header.value, &at)? }));
+                .and_then(|name| Ok(HeaderMatch { name, value: value(self.patterns, header.value, &at)? }));
             headers.extend(self.or_told(read));
         }
         let mut query: Vec<QueryMatch> = Vec::new();
@@ -154,8 +140,9 @@ impl Matches<'_> {
                 true => Err(fault(format!("{at}.name"), "is missing")),
                 false => once(query.iter().all(|known| known.name != name), &at),
             };
-            let read =
-                named.and_then(|()| self.value(parameter.value, &at)).map(|value| QueryMatch { name, value });
+            let read = named
+                .and_then(|()| value(self.patterns, parameter.value, &at))
+                .map(|value| QueryMatch { name, value });
             query.extend(self.or_told(read));
         }
         let when = Conditions { method, headers, query };
@@ -178,16 +165,19 @@ impl Matches<'_> {
             }
         })
     }
+}
 
-    fn value(&mut self, value: Option<v1::value_match::Value>, at: &str) -> Result<ValueMatch> {
-        use v1::value_match::Value;
-        match value {
-            Some(Value::Exact(value)) => Ok(ValueMatch::Exact(value.into_bytes().into())),
-            Some(Value::Regex(text)) => {
-                self.patterns.pattern(&text, &format!("{at}.regex")).map(ValueMatch::Pattern)
-            }
-            None => Err(fault(format!("{at}.value"), "is missing")),
-        }
+/// What a value must be, of what is at `at`.
+pub(super) fn value(
+    patterns: &mut Patterns,
+    value: Option<v1::value_match::Value>,
+    at: &str,
+) -> Result<ValueMatch> {
+    use v1::value_match::Value;
+    match value {
+        Some(Value::Exact(value)) => Ok(ValueMatch::Exact(value.into_bytes().into())),
+        Some(Value::Regex(text)) => patterns.pattern(&text, &format!("{at}.regex")).map(ValueMatch::Pattern),
+        None => Err(fault(format!("{at}.value"), "is missing")),
     }
 }
 
@@ -213,18 +203,6 @@ pub(super) fn header_name(text: &str, at: &str) -> Result<HeaderName> {
     name.map_err(|_| fault(at, format!("{text:?} is not a header's name")))
 }
 
-/// No more is allowed by the resource; what is beyond it is no reason to refuse a whole service.
-const MAX_ATTEMPTS: u32 = 100;
-
-fn retry(retry: v1::Retry, at: &str) -> Result<Retry> {
-    let codes = each(retry.codes, &format!("{at}.codes"), |code, at| match u16::try_from(code) {
-        Ok(code @ 400..=599) => Ok(code),
-        _ => Err(fault(at, format!("{code} is not from 400 to 599"))),
-    })?;
-    let backoff = duration(retry.backoff, &format!("{at}.backoff"))?.unwrap_or_default();
-    Ok(Retry { codes: codes.into(), attempts: retry.attempts.min(MAX_ATTEMPTS), backoff })
-}
-
 fn backend(backend: v1::WeightedBackend, at: &str) -> Result<Backend> {
     let invalid = (!backend.invalid.is_empty()).then(|| Arc::from(backend.invalid.as_str()));
     let port = match (&invalid, backend.port) {
@@ -239,17 +217,4 @@ fn backend(backend: v1::WeightedBackend, at: &str) -> Result<Backend> {
     let label = format!("{service}:{port}").into();
     let filters = filters(backend.filters, Of::Backend, at)?;
     Ok(Backend { service, port, label, weight: backend.weight, invalid, filters })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_sent_again_for_ever_is_sent_again_a_hundred_times() {
-        for (said, taken) in [(0, 0), (100, 100), (101, 100), (u32::MAX, 100)] {
-            let message = v1::Retry { attempts: said, ..Default::default() };
-            assert_eq!(retry(message, "retry").unwrap().attempts, taken);
-        }
-    }
 }

@@ -68,9 +68,7 @@ fn table(kind: RouteKind, rule: Filters, backend: Filters) -> Table {
         invalid: None,
         filters: Some(Box::new(rule)),
         backends: [backend].into(),
-        request_timeout: None,
-        backend_timeout: None,
-        retry: None,
+        requests: None,
         session: None,
     };
     let matches = vec![RequestMatch { path: PathMatch::Prefix("/v1".into()), when: None }];
