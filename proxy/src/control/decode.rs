@@ -8,6 +8,7 @@
 //! that has no last good version of them ([`rejections`]).
 
 mod filter;
+mod health;
 mod requests;
 mod rule;
 mod session;

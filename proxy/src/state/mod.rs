@@ -4,6 +4,7 @@
 //! service's endpoints with their load and connections) lives in [`ServiceState`], which stays the same object.
 
 mod first;
+mod health;
 mod info;
 mod name;
 mod service;
@@ -11,6 +12,7 @@ mod store;
 mod traffic;
 
 pub use first::{First, Spoken};
+pub use health::{HealthCheck, Question};
 pub use info::{
     AddressInfo, AddressTarget, EndpointInfo, EndpointsInfo, HostPort, MeshInfo, Mode, Peer, Protocol,
     ServiceInfo, ServicePort, WorkloadInfo,

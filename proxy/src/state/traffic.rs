@@ -1,5 +1,6 @@
 //! How a port of a service is treated, as its TrafficPolicy says: decoded, compiled where it pays.
 
+use super::HealthCheck;
 use crate::route::{BudgetSpec, RequestPolicy};
 
 /// What holds for one port of a service. The default: nothing is said, and what the proxy does of itself holds.
@@ -9,4 +10,6 @@ pub struct Traffic {
     pub retry_budget: BudgetSpec,
     /// For what the rule that a request follows, if there is one, does not say; `None`: nothing.
     pub requests: Option<Box<RequestPolicy>>,
+    /// `None`: no endpoint is asked.
+    pub health_check: Option<HealthCheck>,
 }
