@@ -1,13 +1,14 @@
 //! Whether a request is sent again, and what is done until then.
 //!
-//! One place decides it, with and without a rule's `retry` ([`is_allowed`]): what provably was not processed may always be; what may have been
-//! only where its method is idempotent (RFC 9110 §9.2.2), and without `retry` only where it hardly was; an answer of a status that the
-//! user names is not taken, whatever the method. It must never buffer a body that nobody may want again. Called by
-//! `outbound`, and by `inbound`, which has no routes.
+//! One place decides it, with and without a `retry` of a rule or policy. Without one: what provably was not processed is, and what may
+//! have been hardly and is idempotent (RFC 9110 §9.2.2), once ([`is_replayed`]). With one: for the causes that it names, where the method is
+//! idempotent unless it says otherwise, and for answers that it does not take, whatever the method ([`wants`]); as far as attempts, time,
+//! the body, the server and the budget allow. What it is not for, or not within its budget, is as without one. It must never buffer a body
+//! that nobody may want again. Called by `outbound`, and by `inbound`, which has no routes.
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::{Method, Request};
 use http_body_util::BodyExt as _;
@@ -15,25 +16,31 @@ use http_body_util::BodyExt as _;
 use super::context::Worker;
 use super::exchange::{Answer, Failed};
 use super::headers;
+use super::pushback::{Pushback, pushback};
+use super::record;
 use super::target::Target;
 use crate::endpoint::Endpoint;
-use crate::route::Retry;
+use crate::route::{Budget, Retry};
 use crate::state::Peer;
 use crate::telemetry::Reason;
-use crate::telemetry::metrics::{ReplayCause, RetryCause, Unretried};
+use crate::telemetry::metrics::{ReplayCause, RetryCause, RetryOutcome, Unretried};
 use crate::wire::{Body, Framing, Spare};
 
 /// How much of a body is kept for what another proxy may find that it cannot pass on.
 const REPLAYED: u64 = 16 * 1024;
-/// How much of one is kept where a rule says that its requests are sent again.
-const RETRIED: u64 = 64 * 1024;
+/// So long is waited at most because a server says so; what is to wait longer is not sent again.
+const MAX_PUSHBACK: Duration = Duration::from_secs(10);
 /// How much of an answer that is not taken is read, so that its connection can serve again.
 const MAX_ANSWER: usize = 64 * 1024;
 
 /// Why a request that was tried could be sent again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cause {
-    /// It provably was not processed.
+    /// No connection could be had.
+    Unreached,
+    /// There was none in the time for one try.
+    Slow,
+    /// It was sent, and provably not processed.
     Unprocessed,
     /// A connection that had served another failed before any byte of an answer: it was about to be closed, most likely.
     Stale,
@@ -48,11 +55,16 @@ pub(super) enum Cause {
 /// What is known of one request's tries.
 #[derive(Debug)]
 pub(super) struct Tries<'a> {
+    worker: &'a Worker,
     retry: Option<&'a Retry>,
+    /// Where there is a retry, what is counted over all requests to the same port.
+    budget: Option<Arc<Budget>>,
     /// When the whole request must be over.
     deadline: Option<Instant>,
     /// How often it was sent again.
     made: u32,
+    /// Why it is now, if a retry says so: what becomes of that is to be counted.
+    again: Option<RetryCause>,
     /// The endpoints that have failed it, the last one last.
     pub(super) failed: Vec<Failing>,
     /// Not over a connection that has idled: one has failed, and the others may be as old.
@@ -67,29 +79,57 @@ pub(super) struct Failing {
     pub reached: bool,
 }
 
-/// Whether what has come to this may be sent again.
-fn is_allowed(cause: Cause, method: &Method, retry: Option<&Retry>) -> bool {
-    match (cause, retry) {
-        (Cause::Unprocessed, _) | (Cause::Status, Some(_)) => true,
-        (Cause::Stale, _) | (Cause::Broken | Cause::Late, Some(_)) => method.is_idempotent(),
-        (Cause::Broken | Cause::Late | Cause::Status, None) => false,
+/// Whether what has come to this is sent once more where nothing is said of it.
+fn is_replayed(cause: Cause, method: &Method) -> bool {
+    match cause {
+        Cause::Unreached | Cause::Slow | Cause::Unprocessed => true,
+        Cause::Stale => method.is_idempotent(),
+        Cause::Broken | Cause::Late | Cause::Status => false,
     }
 }
 
-/// Why a request that failed is sent once more where no rule says anything of it; `None`: it is not.
+/// Whether a retry is for what has come to this.
+///
+/// # Errors
+/// [`Unretried::Method`], if it is but for the method; `None`: it is not.
+fn wants(retry: &Retry, cause: Cause, method: &Method) -> Result<(), Option<Unretried>> {
+    let causes = &retry.causes;
+    let (named, may_be_done) = match cause {
+        Cause::Unreached => (causes.connect_failure, false),
+        Cause::Slow => (causes.connect_failure || causes.timeout, false),
+        Cause::Unprocessed => (causes.refused, false),
+        Cause::Stale | Cause::Broken => (causes.reset, true),
+        Cause::Late => (causes.timeout, true),
+        Cause::Status => (true, false),
+    };
+    match named {
+        false => Err(None),
+        true if may_be_done && !method.is_idempotent() && !retry.non_idempotent => {
+            Err(Some(Unretried::Method))
+        }
+        true => Ok(()),
+    }
+}
+
+/// Why a request that failed is sent once more where nothing is said of it; `None`: it is not.
 pub(super) fn replay(failed: &Failed, method: &Method) -> Option<ReplayCause> {
-    let cause = failed.again.filter(|cause| is_allowed(*cause, method, None))?;
-    Some(if cause == Cause::Unprocessed { ReplayCause::Unprocessed } else { ReplayCause::Idempotent })
+    failed.again.filter(|cause| is_replayed(*cause, method)).map(ReplayCause::from)
 }
 
 /// Why an answer need not be taken.
 fn not_taken(answer: &Answer, retry: Option<&Retry>) -> Option<Cause> {
     if answer.unprocessed {
-        return Some(Cause::Unprocessed);
+        return Some(Cause::Unreached);
     }
-    let retry = retry?;
-    match answer.response.headers().get(headers::ERROR) {
-        None => retry.is_for(answer.response.status().as_u16()).then_some(Cause::Status),
+    let (retry, fields) = (retry?, answer.response.headers());
+    let by_status = || {
+        let grpc = record::grpc_status(fields).is_some_and(|status| retry.is_for_grpc(status));
+        (grpc || retry.is_for(answer.response.status().as_u16())).then_some(Cause::Status)
+    };
+    match fields.get(headers::ERROR) {
+        None => by_status(),
+        // Another endpoint may have room.
+        Some(told) if LIMITS.iter().any(|reason| told == reason) => by_status(),
         // Only of another proxy of the mesh has such a field come through. It is not the application's answer, so that no status of it
         // can be meant: either the application gave none, or another proxy would say the same.
         Some(told) => {
@@ -98,6 +138,9 @@ fn not_taken(answer: &Answer, retry: Option<&Retry>) -> Option<Cause> {
         }
     }
 }
+
+/// What another proxy says of its own limits.
+const LIMITS: [&str; 2] = ["overloaded", "rate_limited"];
 
 /// Waits, and meanwhile reads what is left of an answer that was not taken, so that its connection can serve again; what is
 /// too long or too slow for that is broken off.
@@ -122,8 +165,18 @@ pub(super) async fn pause(wait: Duration, answer: Option<Body>) {
 // === impl Tries ===
 
 impl<'a> Tries<'a> {
-    pub(super) fn new(retry: Option<&'a Retry>, deadline: Option<Instant>) -> Self {
-        Self { retry, deadline, made: 0, failed: Vec::new(), fresh: false }
+    /// Of a request to `target` that must be over at `deadline`.
+    pub(super) fn new(
+        worker: &'a Worker,
+        retry: Option<&'a Retry>,
+        deadline: Option<Instant>,
+        target: &Target,
+    ) -> Self {
+        let budget = retry.filter(|retry| retry.attempts > 0).and_then(|_| target.retry_budget());
+        if let Some(budget) = &budget {
+            budget.request(worker.proxy.now());
+        }
+        Self { worker, retry, budget, deadline, made: 0, again: None, failed: Vec::new(), fresh: false }
     }
 
     /// Has what passes of the request's body kept on its way to this endpoint, as far as it is short, if it may have to be sent again
@@ -136,7 +189,7 @@ impl<'a> Tries<'a> {
         endpoint: &Arc<Endpoint>,
     ) -> Option<Spare> {
         let limit = match self.retry {
-            Some(retry) => (self.made < retry.attempts).then_some(RETRIED),
+            Some(retry) => (self.made < retry.attempts).then_some(retry.maximum_body),
             // What another proxy cannot pass on, or a server of HTTP/2 refuses unread (RFC 9113 §8.7), may go to another endpoint, if
             // there is one.
             None => {
@@ -153,48 +206,79 @@ impl<'a> Tries<'a> {
     /// broken off.
     pub(super) fn next(
         &mut self,
-        worker: &Worker,
         tried: &Result<Answer, Failed>,
         request: &mut Request<Body>,
         spare: Option<Spare>,
     ) -> Option<Duration> {
         let (cause, is_whole) = match tried {
-            Ok(answer) => (not_taken(answer, self.retry)?, false),
-            Err(failed) => (failed.again?, failed.whole),
+            Ok(answer) => (not_taken(answer, self.retry), false),
+            Err(failed) => (failed.again, failed.whole),
         };
-        if !is_allowed(cause, request.method(), self.retry) {
-            return None;
-        }
-        let wait = match self.retry {
-            None if self.made > 0 => return None,
-            None => Duration::ZERO,
-            Some(retry) if self.made >= retry.attempts => {
-                worker.metrics.unretried(Unretried::Attempts);
+        let taken = tried.is_ok() && cause.is_none();
+        self.is_over(if taken { RetryOutcome::Answered } else { RetryOutcome::Failed });
+        let (cause, method) = (cause?, request.method());
+        let has_body = is_whole || spare.as_ref().is_some_and(Spare::is_whole);
+        let never = self.retry.is_some_and(|retry| retry.attempts == 0);
+        let is_replayed = self.made == 0 && !never && is_replayed(cause, method);
+        let by_retry = self.retry.map(|retry| {
+            wants(retry, cause, method)?;
+            self.allowed(retry, tried, has_body).map_err(Some)
+        });
+        let wait = match by_retry {
+            Some(Ok(wait)) => Some(wait),
+            None | Some(Err(None | Some(Unretried::Budget))) if is_replayed && has_body => None,
+            Some(Err(Some(why))) => {
+                self.worker.metrics.unretried(why);
                 return None;
             }
-            Some(retry) => retry.wait(self.made + 1, rand::random()),
+            None | Some(Err(None)) => return None,
         };
-        let by = self.deadline.filter(|_| self.retry.is_some());
-        if by.is_some_and(|by| Instant::now().checked_add(wait).is_none_or(|then| then >= by)) {
-            worker.metrics.unretried(Unretried::Time);
-            return None;
-        }
         if !is_whole {
-            let Some(body) = spare.and_then(Spare::body) else {
-                if self.retry.is_some() {
-                    worker.metrics.unretried(Unretried::Body);
-                }
-                return None;
-            };
-            *request.body_mut() = body;
+            *request.body_mut() = spare.and_then(Spare::body)?;
         }
-        match (self.retry, cause) {
-            (None, Cause::Unprocessed) => worker.metrics.replayed(ReplayCause::Unprocessed),
-            (None, _) => worker.metrics.replayed(ReplayCause::Idempotent),
-            (Some(_), cause) => worker.metrics.retried(cause.into()),
+        match wait {
+            None => self.worker.metrics.replayed(cause.into()),
+            Some(_) => self.again = Some(cause.into()),
         }
         self.made += 1;
-        Some(wait)
+        Some(wait.unwrap_or_default())
+    }
+
+    /// How long to wait before a request is sent again that the retry wants to be, which then counts as sent.
+    fn allowed(
+        &self,
+        retry: &Retry,
+        tried: &Result<Answer, Failed>,
+        has_body: bool,
+    ) -> Result<Duration, Unretried> {
+        if self.made >= retry.attempts {
+            return Err(Unretried::Attempts);
+        }
+        let least = retry.wait(self.made + 1, rand::random());
+        let answered = tried.as_ref().ok().map(|answer| answer.response.headers());
+        let wait = match answered.map_or(Pushback::Silent, |fields| pushback(fields, SystemTime::now())) {
+            Pushback::Silent => least,
+            Pushback::After(wait) if wait <= MAX_PUSHBACK => wait.max(least),
+            Pushback::After(_) | Pushback::Never => return Err(Unretried::Pushback),
+        };
+        if self.deadline.is_some_and(|by| Instant::now().checked_add(wait).is_none_or(|then| then >= by)) {
+            return Err(Unretried::Time);
+        }
+        if !has_body {
+            return Err(Unretried::Body);
+        }
+        let now = self.worker.proxy.now();
+        match self.budget.as_ref().is_none_or(|budget| budget.retry(now)) {
+            true => Ok(wait),
+            false => Err(Unretried::Budget),
+        }
+    }
+
+    /// What became of it where a retry had it sent again.
+    fn is_over(&mut self, outcome: RetryOutcome) {
+        if let Some(cause) = self.again.take() {
+            self.worker.metrics.retried(cause, outcome);
+        }
     }
 
     /// An endpoint has failed the request: the next try is another's, if there is one.
@@ -217,12 +301,28 @@ impl<'a> Tries<'a> {
     }
 }
 
-// === impl RetryCause ===
+impl Drop for Tries<'_> {
+    /// Its time was over, or its client gone.
+    fn drop(&mut self) {
+        self.is_over(RetryOutcome::Unfinished);
+    }
+}
+
+// === impl Cause ===
+
+impl From<Cause> for ReplayCause {
+    fn from(cause: Cause) -> Self {
+        match cause {
+            Cause::Unreached | Cause::Slow | Cause::Unprocessed => Self::Unprocessed,
+            Cause::Stale | Cause::Broken | Cause::Late | Cause::Status => Self::Idempotent,
+        }
+    }
+}
 
 impl From<Cause> for RetryCause {
     fn from(cause: Cause) -> Self {
         match cause {
-            Cause::Unprocessed => Self::Unprocessed,
+            Cause::Unreached | Cause::Slow | Cause::Unprocessed => Self::Unprocessed,
             Cause::Stale | Cause::Broken => Self::Broken,
             Cause::Late => Self::Late,
             Cause::Status => Self::Status,
@@ -233,45 +333,91 @@ impl From<Cause> for RetryCause {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::route::Causes;
 
     #[test]
-    fn the_status_of_another_proxys_own_answer_is_nobodys() {
-        let retry = Retry { codes: [403, 502].into(), attempts: 1, ..Retry::default() };
-        let of = |status, told: Option<&'static str>, unprocessed| {
+    fn the_status_of_another_proxys_own_answer_is_nobodys_but_that_of_its_limits() {
+        let retry =
+            Retry { codes: [403, 502, 503].into(), attempts: 1, grpc_codes: 1 << 14, ..Retry::default() };
+        let of = |status, fields: &[(&'static str, &'static str)], unprocessed| {
             let mut response = http::Response::builder().status(status).body(Body::empty()).unwrap();
-            if let Some(told) = told {
-                response.headers_mut().insert(headers::ERROR, http::HeaderValue::from_static(told));
+            for (name, value) in fields {
+                response.headers_mut().insert(*name, http::HeaderValue::from_static(value));
             }
             let answer = Answer { response, in_flight: None, unprocessed, deadline: None, guard: None };
             not_taken(&answer, Some(&retry))
         };
-        for (status, told, unprocessed, cause) in [
-            (200, None, false, None),
-            (403, None, false, Some(Cause::Status)),
-            (403, Some("policy_denied"), false, None),
-            (403, Some("a_reason_to_come"), false, None),
-            (502, Some("upstream_reset"), false, Some(Cause::Broken)),
-            (502, Some("upstream_malformed"), false, Some(Cause::Broken)),
-            (503, Some("connect_failed"), true, Some(Cause::Unprocessed)),
-        ] {
-            assert_eq!(of(status, told, unprocessed), cause, "{status} {told:?}");
+        type Case = (u16, &'static [(&'static str, &'static str)], bool, Option<Cause>);
+        let cases: &[Case] = &[
+            (200, &[], false, None),
+            (200, &[("grpc-status", "14")], false, Some(Cause::Status)),
+            (200, &[("grpc-status", "13")], false, None),
+            (200, &[("grpc-status", "x")], false, None),
+            (403, &[], false, Some(Cause::Status)),
+            (403, &[("x-tulle-error", "policy_denied")], false, None),
+            (403, &[("x-tulle-error", "a_reason_to_come")], false, None),
+            (502, &[("x-tulle-error", "upstream_reset")], false, Some(Cause::Broken)),
+            (502, &[("x-tulle-error", "upstream_malformed")], false, Some(Cause::Broken)),
+            (503, &[("x-tulle-error", "connect_failed")], true, Some(Cause::Unreached)),
+            (503, &[("x-tulle-error", "overloaded")], false, Some(Cause::Status)),
+            (429, &[("x-tulle-error", "rate_limited")], false, None),
+            (200, &[("x-tulle-error", "rate_limited"), ("grpc-status", "14")], false, Some(Cause::Status)),
+        ];
+        for (status, fields, unprocessed, cause) in cases {
+            assert_eq!(of(*status, fields, *unprocessed), *cause, "{status} {fields:?}");
         }
     }
 
     #[test]
     fn what_may_have_been_processed_is_sent_again_only_where_that_does_no_harm() {
         let retry = Retry { codes: [503].into(), attempts: 1, ..Retry::default() };
-        // By GET and POST, without a rule and with one.
+        let any = Retry { non_idempotent: true, ..retry.clone() };
+        // By GET and POST: without a retry, with one, and with one for any method.
         for (cause, get, post) in [
-            (Cause::Unprocessed, [true, true], [true, true]),
-            (Cause::Stale, [true, true], [false, false]),
-            (Cause::Broken, [false, true], [false, false]),
-            (Cause::Late, [false, true], [false, false]),
-            (Cause::Status, [false, true], [false, true]),
+            (Cause::Unreached, [true, true, true], [true, true, true]),
+            (Cause::Slow, [true, true, true], [true, true, true]),
+            (Cause::Unprocessed, [true, true, true], [true, true, true]),
+            (Cause::Stale, [true, true, true], [false, false, true]),
+            (Cause::Broken, [false, true, true], [false, false, true]),
+            (Cause::Late, [false, true, true], [false, false, true]),
+            (Cause::Status, [false, true, true], [false, true, true]),
         ] {
-            let by = |method| [None, Some(&retry)].map(|retry| is_allowed(cause, &method, retry));
+            let by = |method: Method| {
+                let wants = |retry| wants(retry, cause, &method).is_ok();
+                [is_replayed(cause, &method), wants(&retry), wants(&any)]
+            };
             assert_eq!((by(Method::GET), by(Method::POST)), (get, post), "{cause:?}");
             assert_eq!((by(Method::PUT), by(Method::PATCH)), (get, post), "{cause:?}");
+        }
+        assert_eq!(wants(&retry, Cause::Late, &Method::POST), Err(Some(Unretried::Method)));
+    }
+
+    #[test]
+    fn a_retry_is_for_the_causes_that_it_names_and_always_for_answers() {
+        type Name = fn(&mut Causes) -> &mut bool;
+        let each: [(Name, &[Cause]); 4] = [
+            (|all| &mut all.connect_failure, &[Cause::Unreached, Cause::Slow]),
+            (|all| &mut all.refused, &[Cause::Unprocessed]),
+            (|all| &mut all.reset, &[Cause::Stale, Cause::Broken]),
+            (|all| &mut all.timeout, &[Cause::Slow, Cause::Late]),
+        ];
+        let all = [
+            Cause::Unreached,
+            Cause::Slow,
+            Cause::Unprocessed,
+            Cause::Stale,
+            Cause::Broken,
+            Cause::Late,
+            Cause::Status,
+        ];
+        for (name, causes) in each {
+            let mut only = Causes::NONE;
+            *name(&mut only) = true;
+            let retry = Retry { causes: only, ..Retry::default() };
+            for cause in all {
+                let wanted = wants(&retry, cause, &Method::GET).is_ok();
+                assert_eq!(wanted, causes.contains(&cause) || cause == Cause::Status, "{only:?} {cause:?}");
+            }
         }
     }
 }

@@ -125,7 +125,10 @@ pub(super) async fn send(
                         let fault = Fault::maybe(Reason::BackendTimeout, detail);
                         Failed { fault, again: Some(Cause::Late), whole: false }
                     }
-                    false => unsent(Fault::unsent(Reason::BackendTimeout, detail)),
+                    false => {
+                        let fault = Fault::unsent(Reason::BackendTimeout, detail);
+                        Failed { fault, again: Some(Cause::Slow), whole: true }
+                    }
                 });
             }
         },
@@ -246,7 +249,7 @@ async fn send_http2(
 }
 
 fn unsent(fault: Fault) -> Failed {
-    Failed { fault, again: Some(Cause::Unprocessed), whole: true }
+    Failed { fault, again: Some(Cause::Unreached), whole: true }
 }
 
 /// The same request, without a body.

@@ -19,6 +19,7 @@ pub mod inbound;
 mod mirror;
 mod opaque;
 pub mod outbound;
+mod pushback;
 mod record;
 mod routed;
 mod session;

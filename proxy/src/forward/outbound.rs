@@ -328,7 +328,8 @@ impl Connection {
     ) -> Result<Answer, Fault> {
         let Sending { target, said, deadline, out } = to;
         let limit = said.backend_timeout();
-        let mut tries = Tries::new(said.retry(), deadline.map(|deadline| deadline.at()));
+        let mut tries =
+            Tries::new(&self.worker, said.retry(), deadline.map(|deadline| deadline.at()), target);
         loop {
             if let Some(deadline) = deadline {
                 deadline.pass_on(request.headers_mut(), Instant::now())?;
@@ -337,7 +338,7 @@ impl Connection {
             let spare = tries.spare(request, self.framing, target, &endpoint);
             let how = How { limit, keep: spare.is_some(), fresh: tries.fresh, out: out.as_ref() };
             let tried = self.attempt(record, &endpoint, request, how).await;
-            let Some(wait) = tries.next(&self.worker, &tried, request, spare) else {
+            let Some(wait) = tries.next(&tried, request, spare) else {
                 let answer = tried.map_err(|failed| failed.fault)?;
                 h1::done_with(request);
                 return Ok(answer);

@@ -430,7 +430,7 @@ impl Drop for Record {
     }
 }
 
-fn grpc_status(fields: &HeaderMap) -> Option<u32> {
+pub(super) fn grpc_status(fields: &HeaderMap) -> Option<u32> {
     fields.get(GRPC_STATUS)?.to_str().ok()?.parse().ok()
 }
 

@@ -14,7 +14,7 @@ use super::fault::Fault;
 use crate::accept::Destination;
 use crate::balance::{self, Candidate};
 use crate::endpoint::{Endpoint, Member};
-use crate::route::Streams;
+use crate::route::{Budget, Streams};
 use crate::state::{AddressTarget, First, ObjectName, Peer, Protocol, ServiceState, Traffic};
 use crate::telemetry::Reason;
 
@@ -197,6 +197,16 @@ impl Target {
     pub(super) fn traffic(&self) -> Option<Arc<Traffic>> {
         match self {
             Self::Service(service, port) | Self::Session(service, port, _) => service.traffic(*port),
+            Self::Address(_) | Self::Outside(_) => None,
+        }
+    }
+
+    /// The budget for what is sent there again.
+    pub(super) fn retry_budget(&self) -> Option<Arc<Budget>> {
+        match self {
+            Self::Service(service, port) | Self::Session(service, port, _) => {
+                Some(service.retry_budget(*port))
+            }
             Self::Address(_) | Self::Outside(_) => None,
         }
     }

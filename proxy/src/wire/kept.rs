@@ -62,6 +62,15 @@ pub(super) struct Reader {
 // === impl Spare ===
 
 impl Spare {
+    /// Whether the body can be had from its beginning. That may change while it is being read.
+    pub fn is_whole(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Lost => false,
+            Self::Kept(Kept(shared)) => shared.lock().passed.is_some(),
+        }
+    }
+
     /// The body from its beginning; `None` if that is lost, or the body has broken off. Whoever still reads it is told so.
     pub fn body(self) -> Option<Body> {
         match self {

@@ -86,10 +86,10 @@ families! {
         "Requests sent on a connection that had served another.";
     REPLAYS = Counter "tulle_replays_total" ["cause"]
         "Requests sent once more without configuration.";
-    RETRIES = Counter "tulle_retries_total" ["cause"]
-        "Requests sent again because a rule's retry says so, each time; cause is unprocessed, broken, late, or status.";
+    RETRIES = Counter "tulle_retries_total" ["cause", "outcome"]
+        "Requests sent again because a rule's or policy's retry says so, each time once it is over; cause is unprocessed, broken, late, or status; outcome is answered, failed (again), or unfinished (its time was over or its client gone).";
     UNRETRIED = Counter "tulle_retries_withheld_total" ["cause"]
-        "Requests not sent again that a rule's retry is for, by what forbade it: attempts, body (too long to be kept), or time.";
+        "Requests not sent again that a rule's or policy's retry is for, by what forbade it: attempts, body (too long to be kept), time, method (not idempotent), budget, or pushback (the server does not want it, or not for so long).";
     MIRRORS = Counter "tulle_mirrors_total" ["result"]
         "Copies of requests that RequestMirror asks for; result is answered, failed, timed_out, or dropped where too many were under way.";
     SESSIONS = Counter "tulle_sessions_total" ["result"]

@@ -296,7 +296,7 @@ label_enum! {
 }
 
 label_enum! {
-    /// Why a request was sent again, as a rule's `retry` says.
+    /// Why a request was sent again, as a rule or policy says.
     RetryCause {
         /// It was provably not processed.
         Unprocessed = "unprocessed",
@@ -304,20 +304,38 @@ label_enum! {
         Broken = "broken",
         /// It got none within `timeouts.backendRequest`, and is idempotent.
         Late = "late",
-        /// The answer's status is one of `codes`.
+        /// The answer's status is one of `codes`, or of gRPC's.
         Status = "status",
     }
 }
 
 label_enum! {
-    /// Why a request was not sent again that a rule's `retry` is for.
+    /// What became of a request that was sent again.
+    RetryOutcome {
+        /// Its answer was taken.
+        Answered = "answered",
+        /// It failed too, or its answer was not taken either.
+        Failed = "failed",
+        /// Its time was over or its client gone before.
+        Unfinished = "unfinished",
+    }
+}
+
+label_enum! {
+    /// Why a request was not sent again that a rule or policy wants to be.
     Unretried {
         /// It has been as often as is allowed.
         Attempts = "attempts",
         /// More of its body had passed than is kept.
         Body = "body",
-        /// It would have begun after `timeouts.request`.
+        /// It would have begun after the request's time.
         Time = "time",
+        /// Its method is not idempotent, and it may have been processed.
+        Method = "method",
+        /// So many had been sent again lately.
+        Budget = "budget",
+        /// The server does not want it, or not for so long.
+        Pushback = "pushback",
     }
 }
 

@@ -9,8 +9,8 @@ use super::cells::{Counter, Histogram};
 use super::families::{self, FAMILIES, Family, Kind};
 use super::labels::{
     ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, EarlyOpen, EgressLabels,
-    MirrorResult, Outcome, PoolClose, ReplayCause, RequestLabels, RetryCause, SessionResult, Unretried,
-    VerdictLabels, values,
+    MirrorResult, Outcome, PoolClose, ReplayCause, RequestLabels, RetryCause, RetryOutcome, SessionResult,
+    Unretried, VerdictLabels, values,
 };
 use super::pools::{PoolCells, Pooled};
 use super::table::Table;
@@ -254,8 +254,12 @@ fn bounded(scrape: &mut Scrape, metrics: &Metrics, workers: &[&WorkerCells]) {
         scrape.value(&families::REPLAYS, &[("cause", cause.as_str())], count as f64);
     }
     for cause in RetryCause::ALL {
-        let count = total(&|worker| worker.retries[*cause as usize].get());
-        scrape.value(&families::RETRIES, &[("cause", cause.as_str())], count as f64);
+        for outcome in RetryOutcome::ALL {
+            let index = *cause as usize * RetryOutcome::ALL.len() + *outcome as usize;
+            let count = total(&|worker| worker.retries[index].get());
+            let labels = [("cause", cause.as_str()), ("outcome", outcome.as_str())];
+            scrape.value(&families::RETRIES, &labels, count as f64);
+        }
     }
     for cause in Unretried::ALL {
         let count = total(&|worker| worker.unretried[*cause as usize].get());

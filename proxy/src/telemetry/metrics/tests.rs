@@ -145,7 +145,7 @@ fn what_a_worker_counts_by_itself_is_there() {
     worker.dial(Ok(()), Duration::from_millis(1));
     worker.pool_reused();
     worker.replayed(ReplayCause::Idempotent);
-    worker.retried(RetryCause::Status);
+    worker.retried(RetryCause::Status, RetryOutcome::Answered);
     worker.unretried(Unretried::Body);
     worker.accept_error();
     worker.handed_over();
@@ -166,7 +166,7 @@ fn what_a_worker_counts_by_itself_is_there() {
         ("tulle_pool_dials_total", vec![r#"{result="ok"}"#], 1.0),
         ("tulle_pool_reused_total", vec![], 1.0),
         ("tulle_replays_total", vec!["idempotent"], 1.0),
-        ("tulle_retries_total", vec!["status"], 1.0),
+        ("tulle_retries_total", vec!["status", "answered"], 1.0),
         ("tulle_retries_withheld_total", vec!["body"], 1.0),
         ("tulle_accept_errors_total", vec![], 1.0),
         ("tulle_accept_handed_over_total", vec![], 1.0),

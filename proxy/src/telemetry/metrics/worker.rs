@@ -7,7 +7,8 @@ use super::budget::{Budget, Group};
 use super::cells::{ByDirection, ConnectionCells, Counter, Histogram, OverflowRequests, RequestCells};
 use super::labels::{
     ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, EarlyOpen, EgressLabels,
-    MirrorResult, ReplayCause, RequestLabels, RetryCause, SessionResult, Unretried, VerdictLabels,
+    MirrorResult, ReplayCause, RequestLabels, RetryCause, RetryOutcome, SessionResult, Unretried,
+    VerdictLabels,
 };
 use super::pools::PoolCells;
 use super::table::Table;
@@ -102,7 +103,7 @@ impl WorkerMetrics {
             dial_duration: histogram(),
             pool_reused: Counter::default(),
             replays: counters(ReplayCause::ALL.len()),
-            retries: counters(RetryCause::ALL.len()),
+            retries: counters(RetryCause::ALL.len() * RetryOutcome::ALL.len()),
             unretried: counters(Unretried::ALL.len()),
             mirrors: counters(MirrorResult::ALL.len()),
             sessions: counters(SessionResult::ALL.len()),
@@ -219,12 +220,12 @@ impl WorkerMetrics {
         self.0.replays[cause as usize].inc();
     }
 
-    /// A request was sent again, by a rule.
-    pub fn retried(&self, cause: RetryCause) {
-        self.0.retries[cause as usize].inc();
+    /// A request was sent again, by a rule or policy, and what became of that.
+    pub fn retried(&self, cause: RetryCause, outcome: RetryOutcome) {
+        self.0.retries[cause as usize * RetryOutcome::ALL.len() + outcome as usize].inc();
     }
 
-    /// A request was not sent again that a rule wants to be.
+    /// A request was not sent again that a rule or policy wants to be.
     pub fn unretried(&self, why: Unretried) {
         self.0.unretried[why as usize].inc();
     }
