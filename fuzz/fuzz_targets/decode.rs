@@ -183,7 +183,7 @@ fn judge(spec: InboundSpec, choice: usize) {
     let peer = peers[choice % peers.len()];
     let ports = [80, 65535].into_iter().chain(spec.rules.iter().flat_map(|rule| rule.ports.clone()));
     let ports: Vec<u16> = ports.chain(spec.ports.iter().map(|(port, _)| *port)).collect();
-    let inbound = Inbound::new(spec.clone());
+    let inbound = Inbound::new(spec.clone(), std::time::Instant::now());
     for port in ports {
         for tls in [TlsKind::Mesh, TlsKind::None, TlsKind::ApplicationTls] {
             let client = IpAddr::from([127, 0, 0, 1]);

@@ -17,6 +17,7 @@ pub mod endpoint;
 pub mod forward;
 pub mod intercept;
 pub mod io;
+pub mod limit;
 pub mod memory;
 pub mod policy;
 pub mod route;

@@ -18,15 +18,20 @@ const EDGES: &[(&str, &[&str])] = &[
     ("endpoint", &["accept", "balance", "drain", "tls", "wire"]),
     ("balance", &["endpoint"]),
     // route: host names mean the same in both.
-    ("policy", &["drain", "route"]),
+    ("policy", &["drain", "limit", "route"]),
+    // route: headers are looked at as routes do.
+    ("limit", &["route"]),
     ("wire", &["drain"]),
-    ("control", &["drain", "policy", "route", "balance", "endpoint", "tls"]),
+    ("control", &["drain", "limit", "policy", "route", "balance", "endpoint", "tls"]),
     // accept: to listen as the proxy will.
     ("intercept", &["accept"]),
     // endpoint: a service without a virtual IP is answered by its endpoints.
     ("dns", &["endpoint"]),
     ("admin", &["control", "drain", "policy"]),
-    ("forward", &["accept", "balance", "detect", "drain", "endpoint", "policy", "route", "tls", "wire"]),
+    (
+        "forward",
+        &["accept", "balance", "detect", "drain", "endpoint", "limit", "policy", "route", "tls", "wire"],
+    ),
 ];
 
 /// Rooms that import nobody but the standard library, crates and these.

@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use http::{HeaderMap, StatusCode};
@@ -94,7 +94,11 @@ impl Mesh {
     pub(super) fn inbound(&self, workload: &ObjectName) -> Result<Option<Inbound>> {
         let decoded = self.get(ResourceType::InboundPolicy, &workload.to_string())?;
         Ok(decoded.and_then(|decoded| {
-            if let Decoded::InboundPolicy(it) = decoded { Some(Inbound::new(it)) } else { None }
+            if let Decoded::InboundPolicy(it) = decoded {
+                Some(Inbound::new(it, Instant::now()))
+            } else {
+                None
+            }
         }))
     }
 

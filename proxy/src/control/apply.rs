@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use foldhash::fast::RandomState;
 use prost::Name;
@@ -259,7 +259,8 @@ impl Applier {
                     held_back("InboundPolicy", &why);
                     return Ok(());
                 }
-                let inbound = Arc::new(policy::Inbound::new(spec));
+                let old = store.load().inbound.clone();
+                let inbound = Arc::new(policy::Inbound::after(old.as_deref(), spec, Instant::now()));
                 store.update(|snapshot| snapshot.inbound = Some(Arc::clone(&inbound)));
                 let cut = self.connections.rejudge(&inbound);
                 if cut > 0 {

@@ -9,6 +9,7 @@
 
 mod filter;
 mod health;
+mod rate;
 mod requests;
 mod rule;
 mod session;
@@ -244,7 +245,8 @@ fn inbound_policy(message: v1::InboundPolicy, name: &str) -> Result<Decoded> {
             identities: each(rule.identities, &format!("{at}.identities"), |id, at| spiffe_id(&id, at))?,
         })
     })?;
-    Ok(Decoded::InboundPolicy(InboundSpec { workload, mode: default, ports, rules }))
+    let rate_limits = rate::rate_limits(message.rate_limits, "rate_limits")?;
+    Ok(Decoded::InboundPolicy(InboundSpec { workload, mode: default, ports, rules, rate_limits }))
 }
 
 fn egress_policy(message: v1::EgressPolicy, name: &str) -> Result<Decoded> {

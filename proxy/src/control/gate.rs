@@ -89,6 +89,7 @@ mod tests {
             mode: Mode::Permissive,
             ports: ports.iter().map(|number| (*number, port)).collect(),
             rules: Vec::new(),
+            rate_limits: Vec::new(),
         }
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
 use super::headers;
+use crate::limit::{Rate, Refused};
 use crate::telemetry::Reason;
 use crate::telemetry::metrics::Direction;
 use crate::wire::{Body, Processed};
@@ -35,6 +36,14 @@ impl Fault {
     /// A fault after which nobody can say whether the request was acted on.
     pub(super) fn maybe(reason: Reason, detail: impl Into<Box<str>>) -> Self {
         Self { reason, processed: Processed::Maybe, detail: detail.into() }
+    }
+
+    /// Of a request that a rate limit has no room for.
+    pub(super) fn limited(refused: &Refused) -> Self {
+        let Refused { name, rate, wait } = refused;
+        let Rate { requests, per, burst } = rate;
+        let detail = format!("{name} allows {requests} in {per:?}, {burst} at once; again in {wait:?}");
+        Self::unsent(Reason::RateLimited, detail)
     }
 
     /// The answer: plain text, or for gRPC a response of nothing but trailers (gRPC over HTTP/2, "Responses").
@@ -78,7 +87,38 @@ impl Fault {
 }
 
 pub(super) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
+const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+
+/// When there is room again (RFC 9110 §10.2.3; gRPC's retry design, "Pushback"), and what the limit is
+/// (draft-ietf-httpapi-ratelimit-headers, sections 3 and 4).
+pub(super) fn mark_limited(refused: &Refused, fields: &mut HeaderMap, grpc: bool) {
+    let Refused { name, rate, wait } = refused;
+    let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+    fields.insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+    if grpc {
+        let millis = u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
+        fields.insert(GRPC_PUSHBACK, HeaderValue::from(millis.max(1)));
+    }
+    // A String of RFC 8941, section 3.3.3; names of objects have nothing to escape.
+    let name: String = name.chars().filter(|c| matches!(c, ' '..='~') && !matches!(c, '"' | '\\')).collect();
+    // Windows are whole seconds.
+    let window = match rate.per.subsec_nanos() {
+        0 => format!(";w={}", rate.per.as_secs()),
+        _ => String::new(),
+    };
+    let values = [
+        (RATE_LIMIT, format!("\"{name}\";r=0;t={}", seconds.max(1))),
+        (RATE_LIMIT_POLICY, format!("\"{name}\";q={}{window}", rate.requests)),
+    ];
+    for (field, value) in values {
+        if let Ok(value) = HeaderValue::from_str(&value) {
+            fields.insert(field, value);
+        }
+    }
+}
 
 /// Percent-encoded, as gRPC wants its messages.
 fn grpc_message(text: &str) -> HeaderValue {
@@ -110,6 +150,8 @@ impl Speaker {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn fault() -> Fault {
@@ -124,6 +166,32 @@ mod tests {
         assert_eq!(response.headers()["x-tulle-error"], "connect_failed");
         assert_eq!(response.headers()["x-tulle-error-by"], "shop/web/outbound");
         assert!(!response.headers().contains_key("x-tulle-processed"));
+    }
+
+    #[test]
+    fn what_is_over_a_rate_limit_is_told_when_to_ask_again_in_whole_seconds_and_never_at_once() {
+        let speaker = Speaker::new(None, Direction::Inbound);
+        let of = |wait: u64, per: u64, grpc| {
+            let rate = Rate { requests: 10, per: Duration::from_millis(per), burst: 2 };
+            let refused = Refused { name: "shop/web/all".into(), rate, wait: Duration::from_micros(wait) };
+            let mut response = Fault::limited(&refused).response(&speaker, grpc, false);
+            mark_limited(&refused, response.headers_mut(), grpc);
+            response
+        };
+        for (wait, told) in [(1, "1"), (1_000_000, "1"), (1_000_001, "2"), (3_600_000_000, "3600")] {
+            let response = of(wait, 60_000, false);
+            assert_eq!(response.status(), 429);
+            let fields = response.headers();
+            assert_eq!(fields["retry-after"], told);
+            assert_eq!(fields["ratelimit"], format!("\"shop/web/all\";r=0;t={told}"));
+            assert_eq!(fields["ratelimit-policy"], "\"shop/web/all\";q=10;w=60");
+            assert_eq!(fields["x-tulle-error"], "rate_limited");
+        }
+        assert_eq!(of(1, 500, false).headers()["ratelimit-policy"], "\"shop/web/all\";q=10");
+        let response = of(1_001, 1000, true);
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["grpc-status"], "8");
+        assert_eq!(response.headers()["grpc-retry-pushback-ms"], "2");
     }
 
     #[test]

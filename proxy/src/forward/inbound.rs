@@ -25,6 +25,7 @@ use super::exchange::{self, Answer, Leg, Tunnels};
 use super::fault::Fault;
 use super::first::{self, Opened, Times};
 use super::headers;
+use super::limited;
 use super::opaque::{self, Ended};
 use super::record::{ConnectionRecord, InFlight, Record, Tracked};
 use super::sniff::{self, Sniffed, Tell};
@@ -534,6 +535,7 @@ impl Connection {
     async fn forward(&self, record: &mut Record, request: &mut Request<Body>) -> Result<Answer, Fault> {
         headers::check_host(request)?;
         record.rule = Some(admit::judge(&self.worker, &self.guard)?);
+        limited::inbound(&self.worker, record, request, &self.guard)?;
         record.endpoint = Some(self.application.address);
         let deadline =
             deadline::find(&Requests::default(), None, record.started(), record.grpc, request.headers());

@@ -16,6 +16,7 @@ mod filters;
 mod first;
 mod headers;
 pub mod inbound;
+mod limited;
 mod mirror;
 mod opaque;
 pub mod outbound;

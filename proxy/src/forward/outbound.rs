@@ -27,6 +27,7 @@ use super::fault::Fault;
 use super::filters;
 use super::first::{self, Opened, Times};
 use super::headers;
+use super::limited;
 use super::mirror;
 use super::opaque::{self, Ended};
 use super::record::{self, ConnectionRecord, InFlight, Record, Tracked};
@@ -366,6 +367,11 @@ impl Connection {
         let own = own.map_err(|fault| Failed { fault, again: None, whole: false })?;
         if let Some(own) = &own {
             record.rule = Some(Arc::clone(&own.rule));
+            limited::inbound(&self.worker, record, request, &own.guard).map_err(|fault| Failed {
+                fault,
+                again: None,
+                whole: false,
+            })?;
         }
         let mut in_flight = InFlight::start(&self.worker, endpoint);
         let (endpoint, guard) = match &own {

@@ -14,9 +14,10 @@ use tulle_certs::SpiffeId;
 use super::admit;
 use super::context::Worker;
 use super::exchange::Answer;
-use super::fault::{Fault, GRPC_STATUS};
+use super::fault::{self, Fault, GRPC_STATUS};
 use super::headers;
 use crate::endpoint::Endpoint;
+use crate::limit::Refused;
 use crate::policy;
 use crate::state::Peer;
 use crate::telemetry::metrics::{DetectResult, Direction, Outcome, RequestLabels, SessionResult, TlsKind};
@@ -58,6 +59,8 @@ pub(super) struct Record {
     by: Option<HeaderValue>,
     detail: Box<str>,
     pub(super) rule: Option<Arc<str>>,
+    /// The rate limit that has no room for it.
+    pub(super) limited: Option<Box<Refused>>,
     /// A change of policy that revokes it ends the request.
     pub(super) guard: Option<Arc<policy::Guard>>,
     upstream: Duration,
@@ -135,6 +138,7 @@ impl Record {
             by: None,
             detail: Box::default(),
             rule: None,
+            limited: None,
             guard: None,
             upstream: Duration::ZERO,
             ended: false,
@@ -179,6 +183,9 @@ impl Record {
         self.worker.metrics.refused(self.direction, fault.reason);
         let speaker = self.worker.proxy.speaker(self.direction);
         let mut response = fault.response(speaker, self.grpc, self.to_mesh);
+        if let Some(refused) = &self.limited {
+            fault::mark_limited(refused, response.headers_mut(), self.grpc);
+        }
         if self.method == http::Method::HEAD {
             *response.body_mut() = Body::empty();
         }

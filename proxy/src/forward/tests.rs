@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwapOption;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -155,12 +155,16 @@ fn knows_orders(worker: &Worker, authority: &Authority, address: SocketAddr) {
 }
 
 fn lets_all_in(worker: &Worker) {
-    let inbound = Inbound::new(InboundSpec {
-        workload: orders(),
-        mode: Mode::Strict,
-        ports: vec![(80, PortPolicy { protocol: Protocol::Http, mode: Mode::Strict })],
-        rules: Vec::new(),
-    });
+    let inbound = Inbound::new(
+        InboundSpec {
+            workload: orders(),
+            mode: Mode::Strict,
+            ports: vec![(80, PortPolicy { protocol: Protocol::Http, mode: Mode::Strict })],
+            rules: Vec::new(),
+            rate_limits: Vec::new(),
+        },
+        Instant::now(),
+    );
     worker.proxy.store.update(|snapshot| snapshot.inbound = Some(Arc::new(inbound)));
 }
 

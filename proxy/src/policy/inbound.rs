@@ -4,10 +4,12 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
+use std::time::Instant;
 
 use foldhash::fast::RandomState;
 use tulle_certs::SpiffeId;
 
+use crate::limit::{RateLimit, RateLimits};
 use crate::state::{Mode, ObjectName, Protocol};
 
 /// What a policy says, before it is compiled.
@@ -19,6 +21,8 @@ pub struct InboundSpec {
     pub ports: Vec<(u16, PortPolicy)>,
     /// Of several that let a connection in, the first is named.
     pub rules: Vec<Allow>,
+    /// All of them hold.
+    pub rate_limits: Vec<RateLimit>,
 }
 
 /// How connections to one port are treated before any rule is asked.
@@ -94,6 +98,7 @@ pub struct Inbound {
     named: HashMap<u16, Rules, RandomState>,
     /// The rules of all other ports.
     every: Rules,
+    rate_limits: Option<RateLimits>,
 }
 
 /// The rules of one port.
@@ -111,7 +116,15 @@ static DEFAULT: LazyLock<Arc<str>> = LazyLock::new(|| Arc::from("default"));
 // === impl Inbound ===
 
 impl Inbound {
-    pub fn new(spec: InboundSpec) -> Self {
+    /// One after none.
+    pub fn new(spec: InboundSpec, now: Instant) -> Self {
+        Self::after(None, spec, now)
+    }
+
+    /// `spec` in place of `old`, whose limits go on counting where they stay.
+    pub fn after(old: Option<&Self>, spec: InboundSpec, now: Instant) -> Self {
+        let counted = old.and_then(|old| old.rate_limits.as_ref());
+        let rate_limits = RateLimits::new(&spec.rate_limits, counted, now);
         let ports = spec.ports.iter().copied().collect();
         let every = Rules::new(&spec.rules, |rule| rule.ports.is_empty());
         let mut named: HashMap<u16, Rules, RandomState> = HashMap::default();
@@ -120,7 +133,7 @@ impl Inbound {
                 Rules::new(&spec.rules, |rule| rule.ports.is_empty() || rule.ports.contains(port))
             });
         }
-        Self { spec, ports, named, every }
+        Self { spec, ports, named, every, rate_limits }
     }
 
     /// What this was compiled from.
@@ -141,6 +154,11 @@ impl Inbound {
     /// Whether any rule speaks of `port`.
     pub fn has_rules(&self, port: u16) -> bool {
         self.rules(port).any
+    }
+
+    /// How often requests are let in; `None`: without limit.
+    pub fn rate_limits(&self) -> Option<&RateLimits> {
+        self.rate_limits.as_ref()
     }
 
     /// Judges a connection.

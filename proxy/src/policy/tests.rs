@@ -23,15 +23,19 @@ fn allow(name: &str, ports: &[u16], accounts: &[&str]) -> Allow {
 }
 
 fn inbound(mode: Mode, ports: &[(u16, Mode)], rules: Vec<Allow>) -> Inbound {
-    Inbound::new(InboundSpec {
-        workload: ObjectName::new("shop", "orders"),
-        mode,
-        ports: ports
-            .iter()
-            .map(|(port, mode)| (*port, PortPolicy { protocol: Protocol::Http, mode: *mode }))
-            .collect(),
-        rules,
-    })
+    Inbound::new(
+        InboundSpec {
+            workload: ObjectName::new("shop", "orders"),
+            mode,
+            ports: ports
+                .iter()
+                .map(|(port, mode)| (*port, PortPolicy { protocol: Protocol::Http, mode: *mode }))
+                .collect(),
+            rules,
+            rate_limits: Vec::new(),
+        },
+        std::time::Instant::now(),
+    )
 }
 
 /// `Ok(rule)` or `Err(reason)`.

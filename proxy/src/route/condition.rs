@@ -2,6 +2,7 @@
 
 use http::{HeaderMap, HeaderName, Method, header};
 use smallvec::SmallVec;
+use tulle_api::PATTERN_INPUT;
 
 use super::pattern::Pattern;
 
@@ -70,6 +71,26 @@ impl Conditions {
         self.method.as_ref().is_none_or(|method| method == asked.method)
             && holds(&self.headers, asked)
             && self.query.iter().all(|one| one.value.takes(|to| parameter(asked.query, &one.name, to)))
+    }
+}
+
+impl HeaderMatch {
+    /// Whether the request has it; `None`: what it has is too long to be compared with a pattern.
+    pub fn describes(&self, asked: &Asked<'_>) -> Option<bool> {
+        let fits = !self.value.is_pattern() || header_len(asked, &self.name) <= PATTERN_INPUT;
+        fits.then(|| self.value.takes(|to| header(asked, &self.name, to)))
+    }
+}
+
+impl Asked<'_> {
+    /// What `read` makes of the value of a header, as a [`HeaderMatch`] sees it.
+    pub fn with_header<R>(&self, name: &HeaderName, read: impl FnOnce(Option<&[u8]>) -> R) -> R {
+        let mut scratch = Scratch::new();
+        match header(self, name, &mut scratch) {
+            None => read(None),
+            Some(Value::There(value)) => read(Some(value)),
+            Some(Value::Made) => read(Some(&scratch)),
+        }
     }
 }
 

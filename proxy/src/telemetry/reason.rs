@@ -153,6 +153,10 @@ reasons! {
         "a limit of the proxy is reached"
         "The proxy holds as many connections as TULLE_PROXY_MAX_CONNECTIONS or its file descriptors allow."
         "Add workloads, or raise the limit (and `ulimit -n`).";
+    RateLimited "rate_limited" 429 RESOURCE_EXHAUSTED
+        "a rate limit is reached"
+        "A limit of a RateLimitPolicy has no room for the request; which one, and how long it takes until it has, is in the message. It was not passed on, and the limits that had room do not count it."
+        "Ask again after the time that `retry-after` says (gRPC: `grpc-retry-pushback-ms`). Raise the limit, its burst, or the rate of this client with an override, if it is meant to ask as often.";
     HeadTooLarge "head_too_large" 431 RESOURCE_EXHAUSTED
         "the request's head is too large"
         "The request line and headers are larger than TULLE_PROXY_MAX_HEAD_BYTES."

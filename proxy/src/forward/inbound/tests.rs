@@ -10,6 +10,7 @@ use tulle_certs::issue::Authority;
 use super::*;
 use crate::accept::{Accepted, Destination};
 use crate::forward::tests;
+use crate::limit::{Key, Rate, RateLimit};
 use crate::policy::{Inbound, InboundSpec};
 use crate::state::ObjectName;
 
@@ -22,16 +23,24 @@ struct Scene {
 
 impl Scene {
     async fn new(protocol: Protocol) -> Self {
+        Self::limited(protocol, Vec::new()).await
+    }
+
+    async fn limited(protocol: Protocol, rate_limits: Vec<RateLimit>) -> Self {
         let day = Duration::from_secs(86_400);
         let authority = Authority::generate(&TrustDomain::default(), day, SystemTime::now()).unwrap();
         let (orders, web) =
             (tests::worker(&authority, "orders", None), tests::worker(&authority, "web", None));
-        let inbound = Inbound::new(InboundSpec {
-            workload: ObjectName::new("default", "orders"),
-            mode: Mode::Permissive,
-            ports: vec![(80, PortPolicy { protocol, mode: Mode::Permissive })],
-            rules: Vec::new(),
-        });
+        let inbound = Inbound::new(
+            InboundSpec {
+                workload: ObjectName::new("default", "orders"),
+                mode: Mode::Permissive,
+                ports: vec![(80, PortPolicy { protocol, mode: Mode::Permissive })],
+                rules: Vec::new(),
+                rate_limits,
+            },
+            Instant::now(),
+        );
         orders.proxy.store.update(|snapshot| snapshot.inbound = Some(Arc::new(inbound)));
         let application = TcpListener::bind("127.0.0.1:0").await.unwrap();
         Self { orders, web, application }
@@ -104,6 +113,60 @@ async fn r01_on_a_port_declared_opaque_the_first_byte_is_not_waited_after_nor_ta
         };
         let (heard, ()) = tokio::join!(scene.hears(b"220 hi"), late);
         assert_eq!(heard, said);
+    }
+}
+
+#[tokio::test]
+async fn r16_what_goes_over_a_limit_is_answered_here_and_the_connection_serves_on() {
+    let rate = Rate { requests: 2, per: Duration::from_secs(3600), burst: 2 };
+    let limit = RateLimit {
+        name: "default/web/all".into(),
+        headers: Vec::new(),
+        key: Key::All,
+        rate,
+        overrides: Vec::new(),
+        ports: vec![80],
+    };
+    let scene = Scene::limited(Protocol::Http, vec![limit]).await;
+    let mut client = scene.connect().await;
+    let serve = async {
+        let (mut stream, _) = scene.application.accept().await.unwrap();
+        let mut heard = [0; 1024];
+        while stream.read(&mut heard).await.unwrap() > 0 {
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+        }
+    };
+    let ask = async {
+        let mut answers = Vec::new();
+        for _ in 0..3 {
+            client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+            let mut answer = vec![0; 4096];
+            let length = client.read(&mut answer).await.unwrap();
+            answers.push(String::from_utf8_lossy(&answer[..length]).into_owned());
+        }
+        answers
+    };
+    let answers = tokio::select! {
+        answers = ask => answers,
+        () = serve => panic!("the connection to the application has ended"),
+    };
+    assert!(answers[..2].iter().all(|answer| answer.starts_with("HTTP/1.1 200 ")), "{answers:?}");
+    let refused = &answers[2];
+    for part in [
+        "HTTP/1.1 429 ",
+        "\r\nretry-after: 1",
+        "\r\nratelimit: \"default/web/all\";r=0;t=1",
+        "\r\nratelimit-policy: \"default/web/all\";q=2;w=3600\r\n",
+        "\r\nx-tulle-error: rate_limited\r\n",
+    ] {
+        assert!(refused.contains(part), "{part:?} in {refused}");
+    }
+    let counted = scene.orders.proxy.telemetry.metrics.render();
+    for (outcome, count) in [("allowed", 2), ("refused", 1)] {
+        let line = format!(
+            "tulle_rate_limit_requests_total{{limit=\"default/web/all\",outcome=\"{outcome}\"}} {count}\n"
+        );
+        assert!(counted.contains(&line), "{line}");
     }
 }
 

@@ -19,6 +19,7 @@ pub(super) enum Group {
     Verdicts,
     Egress,
     Pools,
+    RateLimits,
 }
 
 /// Series that are there, over all workers.
@@ -56,7 +57,7 @@ impl Budget {
             return true;
         }
         let (lines, limit) = match group {
-            Group::Requests | Group::Verdicts | Group::Egress => (1, self.lines),
+            Group::Requests | Group::Verdicts | Group::Egress | Group::RateLimits => (1, self.lines),
             Group::Pools => (2, self.lines),
             Group::Connections => (4, self.lines),
             Group::Durations => (self.lines_per_histogram, self.lines / 4 * 3),

@@ -92,6 +92,8 @@ families! {
         "Requests not sent again that a rule's or policy's retry is for, by what forbade it: attempts, body (too long to be kept), time, method (not idempotent), budget, or pushback (the server does not want it, or not for so long).";
     MIRRORS = Counter "tulle_mirrors_total" ["result"]
         "Copies of requests that RequestMirror asks for; result is answered, failed, timed_out, or dropped where too many were under way.";
+    RATE_LIMITS = Counter "tulle_rate_limit_requests_total" ["limit", "outcome", "overflow"]
+        "Requests that rate limits speak of, by the limit's name; outcome is allowed, by all of them, or refused, by this one.";
     SESSIONS = Counter "tulle_sessions_total" ["result"]
         "Answered requests of rules with sessionPersistence: kept at their endpoint; new, without a token; moved to another endpoint; expired, their session's time being over; or invalid, with a token that none of the mesh's proxies made for the rule.";
     ACCEPT_ERRORS = Counter "tulle_accept_errors_total" []
@@ -191,6 +193,7 @@ A label whose value is empty is left out.
 | `reason_by` | with `reason`: `self`, this proxy; `peer`, that of the other workload, as its answer says (`x-tulle-error`) |
 | `verdict` | `allow`; `audit`, let through and logged; `deny` |
 | `name` | of `tulle_egress_total`: the request's host or TLS's server name, as the client gives it; `_OTHER` beyond the first 100 |
+| `limit` | the name of a limit: `<namespace>/<policy>/<limit>` of a RateLimitPolicy |
 | `cause` | of `tulle_pool_closed_total`: `idle`, it had idled for too long; `peer`, the server closed it while it was idle (a shared HTTP/2 connection: at any time); `ended`, its exchange was the last, since it failed, was given up or upgraded, or the answer forbids another; `retired`, its endpoint went away |
 | `overflow` | `true` for what no longer fits, see below |
 

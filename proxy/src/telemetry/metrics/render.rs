@@ -39,6 +39,7 @@ pub(super) fn text(metrics: &Metrics) -> String {
         | connections(&mut scrape, &workers)
         | verdicts(&mut scrape, &workers)
         | egress(&mut scrape, &workers)
+        | rate_limits(&mut scrape, &workers)
         | pools(&mut scrape, &workers);
     bounded(&mut scrape, metrics, &workers);
     scrape.value(&families::SERIES_LIMITED, &[], f64::from(u8::from(limited)));
@@ -150,6 +151,11 @@ fn verdicts(scrape: &mut Scrape, workers: &[&WorkerCells]) -> bool {
 fn egress(scrape: &mut Scrape, workers: &[&WorkerCells]) -> bool {
     let counters = workers.iter().map(|worker| (&worker.egress, &*worker.overflow_egress));
     counted(scrape, &families::EGRESS, &EgressLabels::NAMES, counters)
+}
+
+fn rate_limits(scrape: &mut Scrape, workers: &[&WorkerCells]) -> bool {
+    let counters = workers.iter().map(|worker| (&worker.rate_limits, &*worker.overflow_rate_limits));
+    counted(scrape, &families::RATE_LIMITS, &["limit", "outcome"], counters)
 }
 
 /// A family of counters, with each worker's and its overflow.

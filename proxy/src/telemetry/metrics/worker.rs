@@ -29,6 +29,7 @@ pub(super) struct WorkerCells {
     pub(super) verdicts: Table<Counter>,
     pub(super) egress: Table<Counter>,
     pub(super) pools: Table<PoolCells>,
+    pub(super) rate_limits: Table<Counter>,
 
     pub(super) overflow_requests: ByDirection<Arc<RequestCells>>,
     pub(super) overflow: ByDirection<Arc<OverflowRequests>>,
@@ -36,6 +37,7 @@ pub(super) struct WorkerCells {
     pub(super) overflow_verdicts: Arc<Counter>,
     pub(super) overflow_egress: Arc<Counter>,
     pub(super) overflow_pools: Arc<PoolCells>,
+    pub(super) overflow_rate_limits: Arc<Counter>,
 
     pub(super) requests_started: ByDirection<Counter>,
     pub(super) requests_ended: ByDirection<Counter>,
@@ -81,6 +83,7 @@ impl WorkerMetrics {
             verdicts: Table::default(),
             egress: Table::default(),
             pools: Table::default(),
+            rate_limits: Table::default(),
             overflow_requests: ByDirection::new(|side| {
                 Arc::new(RequestCells::new_overflow(overflow.get(side).clone()))
             }),
@@ -89,6 +92,7 @@ impl WorkerMetrics {
             overflow_verdicts: Arc::default(),
             overflow_egress: Arc::default(),
             overflow_pools: Arc::default(),
+            overflow_rate_limits: Arc::default(),
             requests_started: ByDirection::default(),
             requests_ended: ByDirection::default(),
             handshakes: ByDirection::new(|_| counters(Reason::COUNT + 1)),
@@ -157,6 +161,13 @@ impl WorkerMetrics {
     pub fn pool(&self, service: &str) -> Arc<PoolCells> {
         let cells = self.0.pools.get([service], self.admit(Group::Pools));
         cells.unwrap_or_else(|| self.0.overflow_pools.clone())
+    }
+
+    /// Counts a request that the rate limit of that name speaks of, whether it was allowed.
+    pub fn rate_limit(&self, name: &str, allowed: bool) {
+        let outcome = if allowed { "allowed" } else { "refused" };
+        let cells = self.0.rate_limits.get([name, outcome], self.admit(Group::RateLimits));
+        cells.unwrap_or_else(|| self.0.overflow_rate_limits.clone()).inc();
     }
 
     fn admit<T: Default>(&self, group: Group) -> impl FnOnce(&[u8], usize) -> Option<Arc<T>> {
