@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde::Serialize;
 use tulle_control_plane::finding::{Finding, Severity};
-use tulle_control_plane::model::{Condition, RouteStatus};
+use tulle_control_plane::model::{Condition, PolicyStatus, RouteStatus};
 use tulle_control_plane::source::{self, FolderError};
 
 use crate::output::{self, Format};
@@ -22,6 +22,8 @@ Prints a line for each finding, in the form that editors jump from:
   FILE:LINE:COLUMN: error: KIND NAMESPACE/NAME: FIELD: MESSAGE (WHAT TO DO)
 and one for each Service that a route is attached to, with the conditions that the Gateway API has for it:
   KIND NAMESPACE/NAME at Service NAMESPACE/NAME: Accepted, ResolvedRefs
+and one for each target of a TrafficPolicy, RateLimitPolicy or FaultPolicy, with those that GEP-713 has for it:
+  KIND NAMESPACE/NAME at KIND NAMESPACE/NAME: Accepted, Programmed
 
 Exit status:
   0  no errors (there may be warnings)
@@ -46,6 +48,7 @@ struct Checked {
     warnings: usize,
     findings: Vec<Finding>,
     routes: Vec<RouteStatus>,
+    policies: Vec<PolicyStatus>,
 }
 
 /// Checks the folder. That it cannot be read is a finding as well, so that `-o json` is JSON whatever is wrong.
@@ -53,17 +56,20 @@ struct Checked {
 /// # Errors
 /// Those of standard output.
 pub(crate) fn run(arguments: &CheckArgs) -> Result<ExitCode> {
-    let source::Checked { findings, routes } = source::check(&arguments.config_dir).unwrap_or_else(|error| {
-        source::Checked { findings: vec![unreadable(&error)], ..source::Checked::default() }
-    });
+    let source::Checked { findings, routes, policies } =
+        source::check(&arguments.config_dir).unwrap_or_else(|error| source::Checked {
+            findings: vec![unreadable(&error)],
+            ..source::Checked::default()
+        });
     let errors = findings.iter().filter(|finding| finding.severity == Severity::Error).count();
     let warnings = findings.len() - errors;
-    let checked = Checked { ok: errors == 0, errors, warnings, findings, routes };
+    let checked = Checked { ok: errors == 0, errors, warnings, findings, routes, policies };
     match arguments.output {
         Format::Json => output::print_json(&checked)?,
         Format::Table => {
             let mut lines: Vec<String> = checked.findings.iter().map(ToString::to_string).collect();
             lines.extend(checked.routes.iter().flat_map(route_lines));
+            lines.extend(checked.policies.iter().flat_map(policy_lines));
             lines.push(summary(errors, warnings));
             output::print(&lines.join("\n"))?;
         }
@@ -96,6 +102,25 @@ fn route_lines(route: &RouteStatus) -> impl Iterator<Item = String> {
             route.kind,
             route.namespace,
             route.name,
+            at.namespace,
+            at.name,
+            conditions.join(", ")
+        )
+    })
+}
+
+/// A line for each target.
+fn policy_lines(policy: &PolicyStatus) -> impl Iterator<Item = String> {
+    policy.ancestors.iter().map(|ancestor| {
+        let at = &ancestor.ancestor_ref;
+        let section = at.section_name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
+        let conditions: Vec<String> = ancestor.conditions.iter().map(condition).collect();
+        format!(
+            "{} {}/{} at {} {}/{}{section}: {}",
+            policy.kind,
+            policy.namespace,
+            policy.name,
+            at.kind,
             at.namespace,
             at.name,
             conditions.join(", ")

@@ -3,9 +3,25 @@
 //! Holds types and their documentation only; the same text becomes the custom resource definitions. What the
 //! fields mean to a proxy is decided in [`crate::object`] and [`crate::model`].
 
+mod attached;
+mod fault;
+mod rate_limit;
+mod traffic;
+
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+pub use self::attached::{Duration, GrpcCode, HeaderMatch, MatchType, Present, SectionTargetRef};
+pub use self::fault::{Abort, Delay, FaultPolicy, FaultPolicySpec, FaultRule};
+pub use self::rate_limit::{
+    CountBy, Direction, Rate, RateLimit, RateLimitPolicy, RateLimitPolicySpec, RateOverride,
+};
+pub use self::traffic::{
+    Algorithm, Backoff, Connections, FailurePercentage, GrpcHealthCheck, HashOn, HealthCheck,
+    HttpHealthCheck, KeepAlive, Limits, LoadBalancer, OutlierDetection, Retry, RetryBudget, RetryOn,
+    RetryRate, SuccessRate, Timeouts, TrafficPolicy, TrafficPolicySpec, WarmUp, Zones,
+};
 
 /// What the whole mesh shares. There is one, named `mesh`; without it every field has its default.
 #[derive(CustomResource, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]

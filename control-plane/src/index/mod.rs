@@ -18,7 +18,8 @@ pub use self::registration::{Registration, RegistrationError, RegistrationId};
 pub use self::virtual_ip::NETWORKS as VIRTUAL_NETWORKS;
 use crate::finding::Origin;
 use crate::object::{
-    Egress, Grant, Kind, Mesh, NamespacedName, Object, ObjectKey, Policy, Route, RouteKind, Service, Slice,
+    Egress, Grant, Kind, Mesh, NamespacedName, Object, ObjectKey, Policy, Resilience, Route, RouteKind,
+    Service, Slice, Target,
 };
 
 /// An object and where it is written.
@@ -52,6 +53,8 @@ pub struct Index {
     grants: Objects<Grant>,
     policies: Objects<Policy>,
     egress: Objects<Egress>,
+    /// By kind too: policies of different kinds may have the same name.
+    resilience: BTreeMap<ObjectKey, Stored<Resilience>>,
     mesh: Option<Stored<Mesh>>,
     registrations: BTreeMap<RegistrationId, Registration>,
     bundles: BTreeMap<String, Vec<Bytes>>,
@@ -78,6 +81,8 @@ struct IndexLinks {
     policies: Links<NamespacedName>,
     /// Service → EgressPolicies attached to it.
     egress: Links<NamespacedName>,
+    /// Service or route → what is attached to it.
+    resilience: Links<ObjectKey, ObjectKey>,
     /// Virtual IP → services.
     services_at: Links<IpAddr>,
     /// Address → slices with an endpoint there.
@@ -184,6 +189,12 @@ impl Index {
                 self.dirty.egress.insert(name.namespace.clone());
                 self.egress.insert(name, Stored { object, origin });
             }
+            Object::Resilience(object) => {
+                let key = object.key();
+                link(&mut self.links.resilience, object.targets.iter().map(|target| &target.object), &key);
+                self.resilience.insert(key.clone(), Stored { object, origin });
+                self.touch_resilience(&key);
+            }
             Object::Mesh(object) => {
                 self.mesh = Some(Stored { object, origin });
                 self.dirty.all = true;
@@ -234,6 +245,13 @@ impl Index {
                     let targets = object.targets.iter().map(|target| &target.service);
                     unlink(&mut self.links.egress, targets, name);
                     self.dirty.egress.insert(name.namespace.clone());
+                }
+            }
+            Kind::TrafficPolicy | Kind::RateLimitPolicy | Kind::FaultPolicy => {
+                self.touch_resilience(key);
+                if let Some(Stored { object, .. }) = self.resilience.remove(key) {
+                    let targets = object.targets.iter().map(|target| &target.object);
+                    unlink(&mut self.links.resilience, targets, key);
                 }
             }
             Kind::Mesh => self.dirty.all |= self.mesh.take().is_some(),
@@ -369,13 +387,27 @@ impl Index {
             return;
         };
         for target in &object.targets {
-            let service = &target.service;
-            for slice in linked(&self.links.slices, service).filter_map(|s| self.slices.get(s)) {
-                self.dirty.workloads.extend(slice.object.workloads().cloned());
+            touch_workloads(&mut self.dirty, &self.links, &self.slices, &self.registrations, &target.service);
+        }
+    }
+
+    fn touch_resilience(&mut self, key: &ObjectKey) {
+        let Some(Stored { object, .. }) = self.resilience.get(key) else {
+            return;
+        };
+        for Target { object: target, .. } in &object.targets {
+            if target.kind == Kind::Service {
+                self.dirty.services.insert(target.name.clone());
+                touch_workloads(
+                    &mut self.dirty,
+                    &self.links,
+                    &self.slices,
+                    &self.registrations,
+                    &target.name,
+                );
+            } else if let Some(route) = self.routes.get(target) {
+                self.dirty.routes.extend(route.object.services().cloned());
             }
-            let registered = linked(&self.links.registrations, service);
-            let registered = registered.filter_map(|id| self.registrations.get(id));
-            self.dirty.workloads.extend(registered.map(|known| known.workload.clone()));
         }
     }
 
@@ -386,6 +418,21 @@ impl Index {
             self.dirty.workloads.insert(registration.workload.clone());
         }
     }
+}
+
+/// The workloads behind a service; without the whole index, so that what is read of it may be held.
+fn touch_workloads(
+    dirty: &mut Dirty,
+    links: &IndexLinks,
+    slices: &Objects<Slice>,
+    registrations: &BTreeMap<RegistrationId, Registration>,
+    service: &NamespacedName,
+) {
+    for slice in linked(&links.slices, service).filter_map(|name| slices.get(name)) {
+        dirty.workloads.extend(slice.object.workloads().cloned());
+    }
+    let registered = linked(&links.registrations, service).filter_map(|id| registrations.get(id));
+    dirty.workloads.extend(registered.map(|known| known.workload.clone()));
 }
 
 // === impl Index: reading ===
@@ -444,6 +491,25 @@ impl Index {
     pub fn egress_of<'a>(&'a self, service: &NamespacedName) -> impl Iterator<Item = &'a Egress> + use<'a> {
         let policies = linked(&self.links.egress, service);
         policies.filter_map(|name| Some(&self.egress.get(name)?.object))
+    }
+
+    /// Every TrafficPolicy, then every RateLimitPolicy and FaultPolicy.
+    pub fn resilience(&self) -> impl Iterator<Item = &Stored<Resilience>> {
+        self.resilience.values()
+    }
+
+    /// The policies of a kind with a target in a Service or route, in order of precedence.
+    pub fn resilience_of(&self, kind: Kind, object: &ObjectKey) -> Vec<&Resilience> {
+        let policies = linked(&self.links.resilience, object).filter(|key| key.kind == kind);
+        let policies = policies.filter_map(|key| Some(&self.resilience.get(key)?.object));
+        let mut policies: Vec<&Resilience> = policies.collect();
+        policies.sort_by_key(|policy| policy.precedence());
+        policies
+    }
+
+    /// A route by kind and name.
+    pub fn route(&self, key: &ObjectKey) -> Option<&Route> {
+        self.routes.get(key).map(|stored| &stored.object)
     }
 
     /// The Mesh, if one is written.

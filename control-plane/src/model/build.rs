@@ -23,12 +23,12 @@ pub(super) struct Context<'a> {
 type EndpointKey = (IpAddr, Vec<(u16, u16)>);
 
 /// A port of a workload, and the service's port that it serves.
-struct Serving {
-    service: NamespacedName,
+pub(super) struct Serving {
+    pub(super) service: NamespacedName,
     /// None where the slice's port name is none of the service's.
-    service_port: Option<u16>,
+    pub(super) service_port: Option<u16>,
     /// The port that clients dial.
-    port: u16,
+    pub(super) port: u16,
 }
 
 // === impl Context ===
@@ -63,7 +63,7 @@ impl Context<'_> {
             port: port.number.into(),
             name: port.name.clone(),
             protocol: port.protocol.into(),
-            traffic: None,
+            traffic: self.traffic(service, port),
         });
         let message = v1::Service {
             name: Some(object_name(name)),
@@ -136,7 +136,7 @@ impl Context<'_> {
                 workload: text(one.workload.as_ref()),
                 locality: locality("", &one.zone),
                 ready: one.ready || service.publish_not_ready,
-                weight: 0,
+                weight: slice.weight,
             };
             match endpoints.entry(key) {
                 Entry::Vacant(entry) => {
@@ -269,14 +269,14 @@ impl Context<'_> {
             port: port.into(),
             protocol: protocol.into(),
             mode: self.mode.into(),
-            maximum_connection_age: None,
+            maximum_connection_age: self.maximum_age(&serving, port),
         });
         let message = v1::InboundPolicy {
             workload: Some(object_name(name)),
             mode: self.mode.into(),
             ports: ports.collect(),
             rules: self.rules(&serving),
-            rate_limits: Vec::new(),
+            rate_limits: self.inbound_limits(&serving),
         };
         encode(ResourceType::InboundPolicy, &message)
     }

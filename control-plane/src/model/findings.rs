@@ -6,8 +6,8 @@ use std::ops::RangeInclusive;
 
 use tulle_api::PATTERNS;
 
-use super::Settings;
 use super::routes::{attach, beyond_patterns_of, clash, conflicts, resolve};
+use super::{Settings, policies};
 use crate::finding::{Finding, Notes, Origin};
 use crate::index::{Index, Stored};
 use crate::object::{
@@ -64,6 +64,9 @@ pub fn findings(index: &Index, settings: &Settings) -> Vec<Finding> {
         let mut notes = Notes::default();
         targets(index, &object.targets, &mut notes);
         tell(Kind::EgressPolicy, &object.name, origin.as_ref(), notes);
+    }
+    for Stored { object, origin } in index.resilience() {
+        tell(object.kind, &object.name, origin.as_ref(), policies::findings(index, object));
     }
     all.sort();
     all

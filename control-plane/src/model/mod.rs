@@ -20,7 +20,9 @@ mod build;
 mod egress;
 mod findings;
 mod history;
+mod policies;
 mod publish;
+mod resilience;
 mod routes;
 mod status;
 mod table;
@@ -37,6 +39,7 @@ use tulle_api::{MESH, ResourceType, v1};
 
 pub use self::findings::findings;
 use self::history::History;
+pub use self::policies::{AncestorRef, AncestorStatus, PolicyStatus, policy_statuses};
 pub use self::publish::{Publisher, Registered, Submitted};
 use self::routes::RouteSet;
 pub use self::status::{Condition, ParentRef, ParentStatus, RouteStatus, route_statuses};

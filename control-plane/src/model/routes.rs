@@ -141,7 +141,7 @@ impl Context<'_> {
             filters: self.filters(route, rule),
             session_persistence: rule.session.as_ref().map(wire::session),
             invalid: String::new(),
-            requests: Some(wire::requests(rule)),
+            requests: Some(self.requests(route, rule)),
         })
     }
 

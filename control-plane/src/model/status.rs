@@ -55,12 +55,12 @@ pub struct ParentRef {
 /// One condition, as in Kubernetes, without what only an API server knows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Condition {
-    /// `Accepted`, `ResolvedRefs` or `PartiallyInvalid`.
+    /// `Accepted`, `ResolvedRefs` or `PartiallyInvalid` of a route, `Accepted` or `Programmed` of a policy.
     #[serde(rename = "type")]
     pub condition: &'static str,
     /// `True` or `False`.
     pub status: &'static str,
-    /// One of the Gateway API's reasons.
+    /// One of the Gateway API's reasons, or of GEP-713's.
     pub reason: &'static str,
     /// Why, in words; may be empty.
     pub message: String,

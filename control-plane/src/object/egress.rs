@@ -87,7 +87,7 @@ fn read_rules(rules: &[kinds::EgressRule], notes: &mut Notes) -> Vec<EgressRule>
     let mut read = Vec::with_capacity(rules.len());
     for (index, rule) in rules.iter().enumerate() {
         let at = format!("spec.rules[{index}]");
-        let name = read_name(index, rule.name.as_deref(), &mut names, notes);
+        let name = read_name(&at, index, rule.name.as_deref(), &mut names, notes);
         if rule.cidrs.is_empty() && rule.ports.is_empty() && rule.sni.is_empty() && rule.hosts.is_empty() {
             notes.refuse(
                 at.as_str(),

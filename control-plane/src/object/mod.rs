@@ -7,6 +7,7 @@
 mod egress;
 mod mesh;
 mod policy;
+mod resilience;
 mod route;
 mod service;
 mod slice;
@@ -26,6 +27,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 pub use self::egress::{Egress, EgressRule};
 pub use self::mesh::{DEFAULT_TRUST_DOMAIN, Mesh};
 pub use self::policy::{Identity, Policy, PolicyTarget, Rule as PolicyRule};
+pub use self::resilience::{Limit, Resilience, Says, Target, zones_by_default};
 pub use self::route::{
     Backend, Cors, Effect, Fault, Filter, Grant, GrantTarget, HeaderModifier, Match, Mirror, Parent,
     PathMatch, PathModifier, Redirect, Retry, Rewrite, Route, RouteKind, Rule, SessionPersistence,
@@ -70,6 +72,12 @@ pub enum Kind {
     AuthorizationPolicy,
     /// `policy.tulle.dev/v1alpha1` EgressPolicy.
     EgressPolicy,
+    /// `policy.tulle.dev/v1alpha1` TrafficPolicy.
+    TrafficPolicy,
+    /// `policy.tulle.dev/v1alpha1` RateLimitPolicy.
+    RateLimitPolicy,
+    /// `policy.tulle.dev/v1alpha1` FaultPolicy.
+    FaultPolicy,
     /// `policy.tulle.dev/v1alpha1` Mesh.
     Mesh,
 }
@@ -98,6 +106,8 @@ pub enum Object {
     AuthorizationPolicy(Policy),
     /// An EgressPolicy.
     EgressPolicy(Egress),
+    /// A TrafficPolicy, RateLimitPolicy or FaultPolicy.
+    Resilience(Resilience),
     /// The Mesh.
     Mesh(Mesh),
 }
@@ -148,6 +158,9 @@ impl Kind {
             Self::ReferenceGrant => "ReferenceGrant",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::EgressPolicy => "EgressPolicy",
+            Self::TrafficPolicy => "TrafficPolicy",
+            Self::RateLimitPolicy => "RateLimitPolicy",
+            Self::FaultPolicy => "FaultPolicy",
             Self::Mesh => "Mesh",
         }
     }
@@ -229,6 +242,24 @@ impl Object {
         finish(Self::EgressPolicy(read), &object.metadata, notes)
     }
 
+    /// Reads a TrafficPolicy; none if it is refused.
+    pub fn traffic_policy(object: &kinds::TrafficPolicy, notes: &mut Notes) -> Option<Self> {
+        let read = Resilience::read_traffic(object, notes);
+        finish(Self::Resilience(read), &object.metadata, notes)
+    }
+
+    /// Reads a RateLimitPolicy; none if it is refused.
+    pub fn rate_limit_policy(object: &kinds::RateLimitPolicy, notes: &mut Notes) -> Option<Self> {
+        let read = Resilience::read_limits(object, notes);
+        finish(Self::Resilience(read), &object.metadata, notes)
+    }
+
+    /// Reads a FaultPolicy; none if it is refused.
+    pub fn fault_policy(object: &kinds::FaultPolicy, notes: &mut Notes) -> Option<Self> {
+        let read = Resilience::read_faults(object, notes);
+        finish(Self::Resilience(read), &object.metadata, notes)
+    }
+
     /// Reads the Mesh; none if it is refused.
     pub fn mesh(object: &kinds::Mesh, notes: &mut Notes) -> Option<Self> {
         let read = Mesh::read(object, notes);
@@ -244,6 +275,7 @@ impl Object {
             Self::ReferenceGrant(object) => (Kind::ReferenceGrant, &object.name),
             Self::AuthorizationPolicy(object) => (Kind::AuthorizationPolicy, &object.name),
             Self::EgressPolicy(object) => (Kind::EgressPolicy, &object.name),
+            Self::Resilience(object) => (object.kind, &object.name),
             Self::Mesh(object) => (Kind::Mesh, &object.name),
         };
         ObjectKey { kind, name: name.clone() }
@@ -252,11 +284,13 @@ impl Object {
 
 /// The annotation on an EndpointSlice that makes its endpoints part of the mesh.
 pub const IDENTITY: &str = "tulle.dev/identity";
+/// The annotation on an EndpointSlice that says how much each of its endpoints gets beside others.
+pub const WEIGHT: &str = "tulle.dev/weight";
 /// The annotation that lists ports whose bytes are not looked into.
 pub const OPAQUE_PORTS: &str = "config.tulle.dev/opaque-ports";
 
 /// Annotations and labels of ours, on any object; those for pods are told elsewhere.
-const KNOWN_KEYS: [&str; 3] = [IDENTITY, OPAQUE_PORTS, "tulle.dev/inject"];
+const KNOWN_KEYS: [&str; 4] = [IDENTITY, OPAQUE_PORTS, WEIGHT, "tulle.dev/inject"];
 
 /// What is the same for every kind: unknown keys of ours are told, and a refused object is dropped.
 fn finish(object: Object, meta: &ObjectMeta, notes: &mut Notes) -> Option<Object> {

@@ -139,7 +139,7 @@ fn read_rules(rules: &[kinds::PolicyRule], notes: &mut Notes) -> Vec<Rule> {
     let mut read = Vec::with_capacity(rules.len());
     for (index, rule) in rules.iter().enumerate() {
         let at = format!("spec.rules[{index}]");
-        let name = read_name(index, rule.name.as_deref(), &mut names, notes);
+        let name = read_name(&at, index, rule.name.as_deref(), &mut names, notes);
         if rule.from.iter().all(|source| source.identities.is_empty()) {
             notes.refuse(
                 format!("{at}.from"),
@@ -156,14 +156,15 @@ fn read_rules(rules: &[kinds::PolicyRule], notes: &mut Notes) -> Vec<Rule> {
     read
 }
 
-/// The name of the rule at `index`: its own, or the index; not yet among `names`.
+/// The name of the rule at `at`, the `index`th: its own, or the index; not yet among `names`.
 pub(super) fn read_name(
+    at: &str,
     index: usize,
     name: Option<&str>,
     names: &mut BTreeSet<String>,
     notes: &mut Notes,
 ) -> String {
-    let field = format!("spec.rules[{index}].name");
+    let field = format!("{at}.name");
     let name = name.map_or_else(|| index.to_string(), str::to_owned);
     if name.is_empty() || name.contains('/') {
         notes.refuse(

@@ -24,6 +24,8 @@ pub struct Service {
     pub publish_not_ready: bool,
     /// `sessionAffinity: ClientIP`.
     pub client_ip_affinity: bool,
+    /// `trafficDistribution: PreferSameZone`, or `PreferClose`, which is the same.
+    pub prefers_zone: bool,
 }
 
 /// A port of a Service.
@@ -68,6 +70,7 @@ impl Service {
             headless: spec.cluster_ip.as_deref() == Some("None"),
             ports: read_ports(spec, opaque.as_deref(), notes),
             client_ip_affinity: spec.session_affinity.as_deref() == Some("ClientIP"),
+            prefers_zone: read_distribution(spec, notes),
             publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
         }
     }
@@ -75,6 +78,22 @@ impl Service {
     /// The port of that number, if it has one.
     pub fn port(&self, number: u16) -> Option<&Port> {
         self.ports.iter().find(|port| port.number == number)
+    }
+}
+
+/// Kubernetes takes it for a wish, and falls back to all endpoints; so is a value that is not known.
+fn read_distribution(spec: &core::ServiceSpec, notes: &mut Notes) -> bool {
+    match spec.traffic_distribution.as_deref() {
+        None => false,
+        Some("PreferClose" | "PreferSameZone") => true,
+        Some(other) => {
+            notes.warn(
+                "spec.trafficDistribution",
+                format!("`{other}` is not known; all endpoints are taken alike"),
+                "known: PreferSameZone, PreferClose",
+            );
+            false
+        }
     }
 }
 

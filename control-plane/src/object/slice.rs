@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use k8s_openapi::api::discovery::v1 as discovery;
 
 use super::policy::IDENTITY_HINT;
-use super::{DEFAULT_NAMESPACE, IDENTITY, Identity, NamespacedName, is_label, is_subdomain, port};
+use super::{DEFAULT_NAMESPACE, IDENTITY, Identity, NamespacedName, WEIGHT, is_label, is_subdomain, port};
 use crate::finding::Notes;
 
 /// The label that says which Service a slice belongs to.
@@ -20,6 +20,8 @@ pub struct Slice {
     pub service: NamespacedName,
     /// Whom to expect on every port; none: plaintext.
     pub identity: Option<Identity>,
+    /// What each endpoint gets beside others, 1–1,000; 0: it does not say, which is 100.
+    pub weight: u32,
     /// Port name (of the Service's port) and the port to dial.
     pub ports: Vec<(String, u16)>,
     /// In the order written.
@@ -58,6 +60,7 @@ impl Slice {
         Self {
             service: NamespacedName::new(name.namespace.clone(), service),
             identity: read_identity(object, notes),
+            weight: read_weight(object, notes),
             ports: read_ports(object, notes),
             endpoints: read_endpoints(&name, object, notes),
             name,
@@ -89,6 +92,25 @@ fn read_identity(object: &discovery::EndpointSlice, notes: &mut Notes) -> Option
         );
     }
     identity
+}
+
+/// A weight that cannot be read is told, and the endpoints get as much as others.
+fn read_weight(object: &discovery::EndpointSlice, notes: &mut Notes) -> u32 {
+    let Some(text) = object.metadata.annotations.as_ref().and_then(|annotations| annotations.get(WEIGHT))
+    else {
+        return 0;
+    };
+    match text.parse::<u32>() {
+        Ok(weight @ 1..=1000) => weight,
+        _ => {
+            notes.error(
+                format!("metadata.annotations[\"{WEIGHT}\"]"),
+                format!("`{text}` is not a weight; the endpoints get as much as others, which is 100"),
+                "a whole number, 1 to 1000",
+            );
+            0
+        }
+    }
 }
 
 fn read_ports(object: &discovery::EndpointSlice, notes: &mut Notes) -> Vec<(String, u16)> {

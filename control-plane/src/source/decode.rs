@@ -11,7 +11,9 @@ use serde_path_to_error::Segment;
 use super::strict::{self, Strict};
 use super::yaml::{self, Broken, Chunk, Document};
 use crate::finding::{Finding, Mark, Note, Notes, Origin, Severity, push_index, push_key};
-use crate::kinds::{AuthorizationPolicy, EgressPolicy, Mesh, PolicyTargetRef};
+use crate::kinds::{
+    AuthorizationPolicy, EgressPolicy, FaultPolicy, Mesh, PolicyTargetRef, RateLimitPolicy, TrafficPolicy,
+};
 use crate::object::{
     DEFAULT_NAMESPACE, Egress, Kind, NamespacedName, Object, ObjectKey, Policy, is_label, is_subdomain,
 };
@@ -246,7 +248,7 @@ impl Decoder {
 }
 
 /// Every kind that is read.
-const ALL: [Kind; 10] = [
+const ALL: [Kind; 13] = [
     Kind::Service,
     Kind::EndpointSlice,
     Kind::HttpRoute,
@@ -256,6 +258,9 @@ const ALL: [Kind; 10] = [
     Kind::ReferenceGrant,
     Kind::AuthorizationPolicy,
     Kind::EgressPolicy,
+    Kind::TrafficPolicy,
+    Kind::RateLimitPolicy,
+    Kind::FaultPolicy,
     Kind::Mesh,
 ];
 
@@ -274,7 +279,12 @@ fn versions(kind: Kind) -> &'static [&'static str] {
             "gateway.networking.k8s.io/v1alpha2",
         ],
         Kind::TcpRoute => &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1alpha2"],
-        Kind::AuthorizationPolicy | Kind::EgressPolicy | Kind::Mesh => &["policy.tulle.dev/v1alpha1"],
+        Kind::AuthorizationPolicy
+        | Kind::EgressPolicy
+        | Kind::TrafficPolicy
+        | Kind::RateLimitPolicy
+        | Kind::FaultPolicy
+        | Kind::Mesh => &["policy.tulle.dev/v1alpha1"],
     }
 }
 
@@ -310,6 +320,14 @@ fn read(kind: Kind, key: &ObjectKey, value: Value) -> (Content, Notes) {
             .and_then(|v| Object::authorization_policy(&v, &mut notes)),
         Kind::EgressPolicy => {
             typed::<EgressPolicy>(value, &mut notes).and_then(|v| Object::egress_policy(&v, &mut notes))
+        }
+        Kind::TrafficPolicy => {
+            typed::<TrafficPolicy>(value, &mut notes).and_then(|v| Object::traffic_policy(&v, &mut notes))
+        }
+        Kind::RateLimitPolicy => typed::<RateLimitPolicy>(value, &mut notes)
+            .and_then(|v| Object::rate_limit_policy(&v, &mut notes)),
+        Kind::FaultPolicy => {
+            typed::<FaultPolicy>(value, &mut notes).and_then(|v| Object::fault_policy(&v, &mut notes))
         }
         Kind::Mesh => typed::<Mesh>(value, &mut notes).and_then(|v| Object::mesh(&v, &mut notes)),
     };
@@ -355,6 +373,9 @@ fn meanwhile(kind: Kind, fallback: Option<&Object>) -> Option<(&'static str, &'s
         (_, Some(Object::EgressPolicy(_))) => {
             Some(("the workloads of its targets reach nothing outside the mesh", ""))
         }
+        (Kind::TrafficPolicy, _) => Some(("its targets are treated as if it were not there", "")),
+        (Kind::RateLimitPolicy, _) => Some(("it limits nothing", "")),
+        (Kind::FaultPolicy, _) => Some(("nothing goes wrong by it", "")),
         _ => None,
     }
 }

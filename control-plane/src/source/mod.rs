@@ -20,7 +20,7 @@ pub use self::folder::{Bytes, Folder, FolderError, Read};
 pub use self::watch::Watch;
 use crate::finding::{Finding, Severity};
 use crate::index::Index;
-use crate::model::{RouteStatus, Settings, findings, route_statuses};
+use crate::model::{PolicyStatus, RouteStatus, Settings, findings, policy_statuses, route_statuses};
 
 /// What there is to say of a folder.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -29,6 +29,8 @@ pub struct Checked {
     pub findings: Vec<Finding>,
     /// The state of each route that is not refused.
     pub routes: Vec<RouteStatus>,
+    /// The state of each TrafficPolicy, RateLimitPolicy and FaultPolicy that is not refused.
+    pub policies: Vec<PolicyStatus>,
 }
 
 /// Looks a folder over: what `tulle check --config-dir` prints, by the same code that the control plane runs.
@@ -56,7 +58,7 @@ pub fn check(dir: &Path) -> Result<Checked, FolderError> {
     all.extend(read.findings);
     all.sort();
     all.dedup();
-    Ok(Checked { findings: all, routes: route_statuses(&index) })
+    Ok(Checked { findings: all, routes: route_statuses(&index), policies: policy_statuses(&index) })
 }
 
 /// What a folder with one file of this text would give.

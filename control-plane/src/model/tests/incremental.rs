@@ -30,7 +30,7 @@ fn random_object(random: &mut Random) -> String {
         (random.pick(&NAMESPACES), random.pick(&SERVICES), random.pick(&SERVICES));
     let (ip, port) = (random.pick(&IPS), random.pick(&["80", "81"]));
     let named = random.pick(&["http", "web", ""]);
-    match random.below(7) {
+    match random.below(10) {
         0 | 1 => {
             let written = if random.below(2) == 0 { format!("clusterIP: {ip}, ") } else { String::new() };
             format!(
@@ -43,7 +43,7 @@ fn random_object(random: &mut Random) -> String {
         3 => {
             let parent = random.pick(&NAMESPACES);
             format!(
-                "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: r-{other}, namespace: {namespace}}}\nspec:\n  parentRefs: [{{group: '', kind: Service, name: {service}, namespace: {parent}}}]\n  rules: [{{backendRefs: [{{name: {other}, namespace: {parent}, port: {port}}}]}}]\n"
+                "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: r-{other}, namespace: {namespace}}}\nspec:\n  parentRefs: [{{group: '', kind: Service, name: {service}, namespace: {parent}}}]\n  rules: [{{name: x, backendRefs: [{{name: {other}, namespace: {parent}, port: {port}}}]}}]\n"
             )
         }
         4 => format!(
@@ -58,6 +58,30 @@ fn random_object(random: &mut Random) -> String {
             format!(
                 "apiVersion: policy.tulle.dev/v1alpha1\nkind: EgressPolicy\nmetadata: {{name: e-{other}, namespace: {namespace}}}\nspec: {{targetRefs: [{targets}], action: {}, rules: [{{action: allow, ports: [{port}]}}]}}\n",
                 random.pick(&["allow", "audit", "deny"])
+            )
+        }
+        6..=8 => {
+            let spec = match random.below(5) {
+                0 => "TrafficPolicy,timeouts: {request: 3s}, retry: {attempts: 2}",
+                1 => "TrafficPolicy,connections: {maximumAge: 1m}, limits: {maximumRequests: 3}",
+                2 => {
+                    "RateLimitPolicy,limits: [{rate: {requests: 3}, by: {identity: {}}, overrides: [{values: [x/y], rate: {requests: 1}}]}]"
+                }
+                3 => "RateLimitPolicy,direction: Outbound, limits: [{rate: {requests: 3}}]",
+                _ => "FaultPolicy,rules: [{delay: {duration: 1s}}]",
+            };
+            let (kind, says) = spec.split_once(',').unwrap();
+            let of_services = says.contains("limits: {") || says.contains("identity");
+            let target = if of_services || random.below(2) == 0 {
+                format!("{{kind: Service, name: {service}, sectionName: '{named}'}}")
+            } else {
+                let rule = random.pick(&["", "x"]);
+                format!(
+                    "{{group: gateway.networking.k8s.io, kind: HTTPRoute, name: r-{service}, sectionName: '{rule}'}}"
+                )
+            };
+            format!(
+                "apiVersion: policy.tulle.dev/v1alpha1\nkind: {kind}\nmetadata: {{name: p-{other}, namespace: {namespace}}}\nspec: {{targetRefs: [{target}], {says}}}\n"
             )
         }
         _ if random.below(3) == 0 => format!(
@@ -102,7 +126,7 @@ fn dump(model: &Model) -> BTreeMap<String, Arc<str>> {
 
 #[test]
 fn a_model_kept_through_changes_equals_one_built_from_scratch() {
-    for seed in 1..=60_u64 {
+    for seed in 1..=90_u64 {
         let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let mut kept = Index::default();
         let mut objects: BTreeMap<ObjectKey, Object> = BTreeMap::new();

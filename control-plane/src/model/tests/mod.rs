@@ -8,6 +8,7 @@ mod filters;
 mod grpc;
 mod incremental;
 mod publish;
+mod resilience;
 mod routes;
 mod sessions;
 mod status;

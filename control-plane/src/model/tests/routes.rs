@@ -77,7 +77,8 @@ fn weights_matches_and_timeouts_are_passed_on() {
     let requests = |rule: &v1::HttpRule| rule.requests.clone().unwrap();
     assert_eq!(seconds(&requests(rule).request_timeout), Some((90, 0)));
     assert_eq!(seconds(&requests(rule).backend_request_timeout), Some((0, 300_000_000)));
-    assert_eq!(seconds(&requests(&route.rules[1]).request_timeout), None);
+    // No limit is said too, before what a policy says.
+    assert_eq!(seconds(&requests(&route.rules[1]).request_timeout), Some((0, 0)));
     assert_eq!(route.rules[1].matches.len(), 1);
 }
 

@@ -165,13 +165,11 @@ fn read_timeouts(
     let Some(timeouts) = timeouts else {
         return (None, None);
     };
-    // Zero means that there is no limit.
-    let mut read = |field: &str, text: Option<&String>| {
-        read_duration(&format!("{at}.timeouts.{field}"), text?, notes).filter(|duration| !duration.is_zero())
-    };
+    let mut read =
+        |field: &str, text: Option<&String>| read_duration(&format!("{at}.timeouts.{field}"), text?, notes);
     let request = read("request", timeouts.request.as_ref());
     let backend_request = read("backendRequest", timeouts.backend_request.as_ref());
-    if let (Some(whole), Some(one)) = (request, backend_request)
+    if let (Some(whole), Some(one)) = (request.filter(|whole| !whole.is_zero()), backend_request)
         && one > whole
     {
         notes.refuse(
@@ -184,7 +182,7 @@ fn read_timeouts(
 }
 
 /// A duration; none, told, where it is none.
-pub(super) fn read_duration(field: &str, text: &str, notes: &mut Notes) -> Option<Duration> {
+pub(in crate::object) fn read_duration(field: &str, text: &str, notes: &mut Notes) -> Option<Duration> {
     match text.parse::<gateway_api::Duration>() {
         Ok(read) => Some(Duration::new(read.as_secs(), read.subsec_nanos())),
         Err(_) => {

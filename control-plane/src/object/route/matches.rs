@@ -155,7 +155,7 @@ pub(super) fn read_values<'a>(
 }
 
 /// The Gateway API's own rules for `HTTPHeaderName`, which names query parameters too. False, told, if broken.
-pub(super) fn check_name(field: String, name: &str, notes: &mut Notes) -> bool {
+pub(in crate::object) fn check_name(field: String, name: &str, notes: &mut Notes) -> bool {
     let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     let is_name = (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(token);
     if !is_name {
@@ -169,7 +169,7 @@ pub(super) fn check_name(field: String, name: &str, notes: &mut Notes) -> bool {
 }
 
 /// The Gateway API's own rules for a header's value. False, told, if broken.
-pub(super) fn check_header_value(field: String, value: &str, notes: &mut Notes) -> bool {
+pub(in crate::object) fn check_header_value(field: String, value: &str, notes: &mut Notes) -> bool {
     let ends = [value.bytes().next(), value.bytes().last()];
     let is_value = (1..=MAX_HEADER).contains(&value.len())
         && value.bytes().all(|byte| byte.is_ascii_graphic() || matches!(byte, b' ' | b'\t'))
@@ -247,19 +247,26 @@ pub(super) fn check_path_regex(
 
 /// Whether the proxy can compile it; if not, it is told and becomes the rule's fault.
 pub(super) fn check_regex(field: String, regex: &str, fault: &mut Option<Fault>, notes: &mut Notes) -> bool {
-    let Err(error) = compile(regex) else {
+    let Some(message) = regex_fault(regex) else {
         return true;
     };
+    Fault { effect: Effect::LeftOut, field, message }.tell(fault, REGEX_HINT, notes);
+    false
+}
+
+/// What is said to do where a regular expression cannot be used.
+pub(in crate::object) const REGEX_HINT: &str = "the syntax is RE2's, without look-around and back-references";
+
+/// Why the proxy cannot compile it; none if it can.
+pub(in crate::object) fn regex_fault(regex: &str) -> Option<String> {
+    let error = compile(regex).err()?;
     let why = match &error {
         regex::Error::CompiledTooBig(_) => "it is too big".to_owned(),
         error => {
             error.to_string().lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned()
         }
     };
-    let message = format!("`{regex}` cannot be used as a regular expression ({why})");
-    let hint = "the syntax is RE2's, without look-around and back-references";
-    Fault { effect: Effect::LeftOut, field, message }.tell(fault, hint, notes);
-    false
+    Some(format!("`{regex}` cannot be used as a regular expression ({why})"))
 }
 
 /// As the proxy does: RE2's classes are ASCII's; a pattern that names other characters is compiled with Unicode's.

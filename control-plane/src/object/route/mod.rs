@@ -27,7 +27,9 @@ pub use self::cors::Cors;
 use self::filters::Written;
 pub use self::filters::{Filter, HeaderModifier, Mirror, PathModifier, Redirect, Rewrite};
 pub use self::grant::{Grant, GrantTarget};
+pub(super) use self::http::read_duration;
 pub use self::matches::{Match, PathMatch, ValueMatch, ValuePattern};
+pub(super) use self::matches::{REGEX_HINT, check_header_value, check_name, regex_fault};
 pub use self::retry::Retry;
 pub use self::session::SessionPersistence;
 use super::{Kind, NamespacedName, ObjectKey, is_label, is_subdomain, port};
@@ -97,9 +99,9 @@ pub struct Rule {
     pub filters: Vec<Filter>,
     /// By weight.
     pub backends: Vec<Backend>,
-    /// The whole request; none: no limit.
+    /// The whole request; none: it does not say, 0: no limit.
     pub request_timeout: Option<Duration>,
-    /// One try; none: no limit.
+    /// One try; none: it does not say, 0: no limit.
     pub backend_request_timeout: Option<Duration>,
     /// None: it does not say.
     pub retry: Option<Retry>,
@@ -286,7 +288,8 @@ macro_rules! written_backends {
 }
 use written_backends;
 
-fn created(metadata: &ObjectMeta) -> Option<i64> {
+/// Seconds since 1970, where the object says.
+pub(super) fn created(metadata: &ObjectMeta) -> Option<i64> {
     metadata.creation_timestamp.as_ref().map(|time| time.0.as_second())
 }
 

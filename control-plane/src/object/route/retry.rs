@@ -67,6 +67,7 @@ impl Retry {
             None => BACKOFF,
             Some(text) => read_duration(&field, text, notes).unwrap_or_default(),
         };
+        let request_timeout = request_timeout.filter(|limit| !limit.is_zero());
         if request_timeout.is_some_and(|limit| backoff >= limit) && attempts > 0 {
             notes.warn(
                 field,

@@ -1,0 +1,106 @@
+//! RateLimitPolicy.
+
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::attached::{Duration, HeaderMatch, Present, SectionTargetRef};
+
+/// How often requests may be sent. Each proxy counts by itself.
+#[derive(CustomResource, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[kube(
+    group = "policy.tulle.dev",
+    version = "v1alpha1",
+    kind = "RateLimitPolicy",
+    plural = "ratelimitpolicies",
+    namespaced,
+    derive = "PartialEq"
+)]
+#[serde(rename_all = "camelCase")]
+pub struct RateLimitPolicySpec {
+    /// Services, HTTPRoutes and GRPCRoutes in the policy's own namespace.
+    #[schemars(length(min = 1, max = 16))]
+    pub target_refs: Vec<SectionTargetRef>,
+    /// Who counts. By default the proxies of the workloads behind a Service (`Inbound`), and the clients' of a route
+    /// (`Outbound`, the only one that a route can have).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub direction: Option<Direction>,
+    /// All of them hold.
+    #[schemars(length(min = 1, max = 16))]
+    pub limits: Vec<RateLimit>,
+}
+
+/// Who counts.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
+pub enum Direction {
+    /// The proxy of each workload behind the Service, whoever its clients are.
+    Inbound,
+    /// The proxy of each client, for itself.
+    Outbound,
+}
+
+/// How often some requests may be sent.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RateLimit {
+    /// Shown in logs and metrics; the limit's index by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Only requests that have all of these; all requests by default.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub headers: Vec<HeaderMatch>,
+    /// What has a count of its own; all requests are counted together by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<CountBy>,
+    /// How often.
+    pub rate: Rate,
+    /// Rates for some of the identities or values that `by` tells apart. Of several with the same, the first holds.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub overrides: Vec<RateOverride>,
+}
+
+/// What has a count of its own: exactly one of these.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CountBy {
+    /// Each client's identity, `{}`; clients without one are counted together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<Present>,
+    /// Each value of a header; requests without it are counted together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub header: Option<String>,
+}
+
+/// `requests` in each `per`, evenly spread but for a burst (GCRA).
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Rate {
+    /// How many.
+    #[schemars(range(min = 1))]
+    pub requests: i32,
+    /// Within how long.
+    #[serde(default = "one_second")]
+    pub per: Duration,
+    /// How many at once; `requests` by default, so that a client which was silent for `per` may send a whole `per`'s worth.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub burst: Option<i32>,
+}
+
+/// Another rate for some.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RateOverride {
+    /// Identities, each a SPIFFE ID or `<namespace>/<service account>`, or values of the header. Each still has a count of
+    /// its own.
+    #[schemars(length(min = 1, max = 256))]
+    pub values: Vec<String>,
+    /// In place of the limit's `rate`.
+    pub rate: Rate,
+}
+
+fn one_second() -> Duration {
+    Duration::of("1s")
+}

@@ -1,0 +1,253 @@
+//! What GEP-713 says of the state of TrafficPolicies, RateLimitPolicies and FaultPolicies: conditions, for each target.
+//!
+//! Pure: follows from the index alone, so that `tulle check` shows what would be written to an API server. Says nothing of
+//! policies that are refused: an API server has none of them.
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+
+use super::resilience::{Place, fields, fields_of_rule};
+use super::status::Condition;
+use crate::finding::Notes;
+use crate::index::Index;
+use crate::object::{Kind, Resilience, Target};
+
+/// The state of one policy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PolicyStatus {
+    /// As written in `kind:`.
+    pub kind: String,
+    /// Of the policy.
+    pub namespace: String,
+    /// Of the policy.
+    pub name: String,
+    /// In the order of `targetRefs`.
+    pub ancestors: Vec<AncestorStatus>,
+}
+
+/// The state of a policy at one of its targets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AncestorStatus {
+    /// Which target.
+    pub ancestor_ref: AncestorRef,
+    /// `Accepted`, and `Programmed` where it is.
+    pub conditions: Vec<Condition>,
+}
+
+/// A target, as it is referred to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AncestorRef {
+    /// Empty for a Service.
+    pub group: &'static str,
+    /// `Service`, `HTTPRoute` or `GRPCRoute`.
+    pub kind: &'static str,
+    /// Of the target.
+    pub namespace: String,
+    /// Of the target.
+    pub name: String,
+    /// As written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub section_name: Option<String>,
+}
+
+/// What becomes of a policy at a target.
+enum Outcome<'i> {
+    /// There is no such Service or route, or no such port or rule of it: which, in words.
+    NotThere(String),
+    /// Another policy holds there.
+    Conflicted(&'i Resilience),
+    /// It holds, but for what more specific ones say.
+    Holds(Vec<Overridden>, Extent),
+}
+
+/// Fields of a policy that something more specific says.
+struct Overridden {
+    /// The port or rule, in words.
+    at: String,
+    /// The policy or route, in words.
+    by: String,
+    fields: BTreeSet<&'static str>,
+}
+
+/// How much of a policy holds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    All,
+    Some,
+    None,
+}
+
+/// The state of every TrafficPolicy, then every RateLimitPolicy and FaultPolicy.
+pub fn policy_statuses(index: &Index) -> Vec<PolicyStatus> {
+    let policies = index.resilience().map(|stored| &stored.object);
+    policies.map(|policy| of_policy(index, policy)).collect()
+}
+
+/// What is wrong with a policy at its targets.
+pub(super) fn findings(index: &Index, policy: &Resilience) -> Notes {
+    let mut notes = Notes::default();
+    for target in &policy.targets {
+        let at = format!("spec.targetRefs[{}]", target.index);
+        match outcome(index, policy, target) {
+            Outcome::NotThere(message) => {
+                let field =
+                    if target.section.is_some() && is_there(index, target) { "sectionName" } else { "name" };
+                notes.error(
+                    format!("{at}.{field}"),
+                    format!("{message}; the policy is not attached there"),
+                    "correct the reference, or write what it refers to",
+                );
+            }
+            Outcome::Conflicted(winner) => notes.error(
+                at,
+                format!("{}; nothing of this policy holds there", conflict(policy, winner, target)),
+                "put what both say into one policy, or let one name a `sectionName`",
+            ),
+            Outcome::Holds(overridden, Extent::None) => notes.warn(
+                at,
+                format!(
+                    "all that the policy says there is said by what is more specific: {}",
+                    told(&overridden)
+                ),
+                "remove this target, or what is more specific",
+            ),
+            Outcome::Holds(..) => {}
+        }
+    }
+    notes
+}
+
+fn of_policy(index: &Index, policy: &Resilience) -> PolicyStatus {
+    let ancestors = policy.targets.iter().map(|target| AncestorStatus {
+        ancestor_ref: AncestorRef {
+            group: if target.object.kind == Kind::Service { "" } else { "gateway.networking.k8s.io" },
+            kind: target.object.kind.as_str(),
+            namespace: target.object.name.namespace.to_string(),
+            name: target.object.name.name.to_string(),
+            section_name: target.section.clone(),
+        },
+        conditions: conditions(policy, target, outcome(index, policy, target)),
+    });
+    PolicyStatus {
+        kind: policy.kind.to_string(),
+        namespace: policy.name.namespace.to_string(),
+        name: policy.name.name.to_string(),
+        ancestors: ancestors.collect(),
+    }
+}
+
+/// Reasons are GEP-713's.
+fn conditions(policy: &Resilience, target: &Target, outcome: Outcome<'_>) -> Vec<Condition> {
+    let one = |condition, is_so: bool, reason, message| Condition {
+        condition,
+        status: if is_so { "True" } else { "False" },
+        reason,
+        message,
+    };
+    let (overridden, extent) = match outcome {
+        Outcome::NotThere(message) => return vec![one("Accepted", false, "TargetNotFound", message)],
+        Outcome::Conflicted(winner) => {
+            return vec![one("Accepted", false, "Conflicted", conflict(policy, winner, target))];
+        }
+        Outcome::Holds(overridden, extent) => (overridden, extent),
+    };
+    let reason = match extent {
+        Extent::All => "Programmed",
+        Extent::Some => "PartiallyProgrammed",
+        Extent::None => "Overridden",
+    };
+    vec![
+        one("Accepted", true, "Accepted", String::new()),
+        one("Programmed", extent != Extent::None, reason, told(&overridden)),
+    ]
+}
+
+fn conflict(policy: &Resilience, winner: &Resilience, target: &Target) -> String {
+    let section = target.section.as_ref().map(|name| format!(", `{name}`,")).unwrap_or_default();
+    let because = if winner.created == policy.created { "the first by name" } else { "older" };
+    format!("{} is attached to {}{section} too and holds, being {because}", winner.key(), target.object)
+}
+
+fn told(overridden: &[Overridden]) -> String {
+    let told = overridden.iter().map(|one| {
+        let fields: Vec<&str> = one.fields.iter().copied().collect();
+        format!("`{}` at {} by {}", fields.join("`, `"), one.at, one.by)
+    });
+    told.collect::<Vec<_>>().join("; ")
+}
+
+fn is_there(index: &Index, target: &Target) -> bool {
+    match target.object.kind {
+        Kind::Service => index.service(&target.object.name).is_some(),
+        _ => index.route(&target.object).is_some(),
+    }
+}
+
+fn outcome<'i>(index: &'i Index, policy: &Resilience, target: &Target) -> Outcome<'i> {
+    let object = &target.object;
+    let sections = match object.kind {
+        Kind::Service => index.service(&object.name).map(|service| {
+            service
+                .ports
+                .iter()
+                .map(|port| (port.name.as_str(), format!("port {}", port.number), Vec::new()))
+                .collect()
+        }),
+        _ => index.route(object).map(|route| {
+            let rules = route.rules.iter();
+            rules
+                .map(|rule| (rule.name.as_str(), format!("rule {}", rule.index), fields_of_rule(rule)))
+                .collect()
+        }),
+    };
+    let sections: Vec<(&str, String, Vec<&'static str>)> = match sections {
+        Some(sections) => sections,
+        None => return Outcome::NotThere(format!("there is no {object}")),
+    };
+    if let Some(section) = &target.section
+        && sections.iter().all(|(name, ..)| name != section)
+    {
+        let what = if object.kind == Kind::Service { "port" } else { "rule" };
+        return Outcome::NotThere(format!("{object} has no {what} called `{section}`"));
+    }
+    let place = Place::of(policy, target);
+    if let Some(winner) = place.winner(index)
+        && winner.name != policy.name
+    {
+        return Outcome::Conflicted(winner);
+    }
+    let said: BTreeSet<&'static str> = fields(&policy.says).into_iter().collect();
+    let mut overridden = Vec::new();
+    let (mut all, mut left) = (0, 0);
+    for (name, at, own) in sections {
+        if target.section.as_deref().is_some_and(|section| section != name) {
+            continue;
+        }
+        let mut rest = said.clone();
+        let mut take = |by: String, theirs: Vec<&'static str>| {
+            let taken: BTreeSet<&'static str> =
+                theirs.into_iter().filter(|field| rest.remove(field)).collect();
+            if !taken.is_empty() {
+                overridden.push(Overridden { at: at.clone(), by, fields: taken });
+            }
+        };
+        if policy.kind == Kind::TrafficPolicy {
+            take(format!("{object} itself"), own);
+        }
+        let specific = place.section(name).filter(|_| target.section.is_none());
+        if let Some(other) = specific.and_then(|place| place.winner(index)) {
+            take(other.key().to_string(), fields(&other.says));
+        }
+        all += said.len();
+        left += rest.len();
+    }
+    let extent = match left {
+        0 if all > 0 => Extent::None,
+        left if left == all => Extent::All,
+        _ => Extent::Some,
+    };
+    Outcome::Holds(overridden, extent)
+}
