@@ -332,6 +332,7 @@ impl From<Cause> for RetryCause {
 
 #[cfg(test)]
 mod tests {
+    use super::super::exchange::Bounds;
     use super::*;
     use crate::route::Causes;
 
@@ -344,7 +345,8 @@ mod tests {
             for (name, value) in fields {
                 response.headers_mut().insert(*name, http::HeaderValue::from_static(value));
             }
-            let answer = Answer { response, in_flight: None, unprocessed, deadline: None, guard: None };
+            let answer =
+                Answer { response, in_flight: None, unprocessed, bounds: Bounds::default(), guard: None };
             not_taken(&answer, Some(&retry))
         };
         type Case = (u16, &'static [(&'static str, &'static str)], bool, Option<Cause>);

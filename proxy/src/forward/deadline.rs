@@ -5,12 +5,14 @@
 //! `outbound` and, for `grpc-timeout` alone, by `inbound`, which is nearest to the application.
 
 use std::fmt;
-use std::pin::pin;
+use std::pin::Pin;
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use super::exchange::Bounds;
 use super::fault::Fault;
+use super::idle::Idle;
 use crate::route::Requests;
 use crate::state::ObjectName;
 use crate::telemetry::Reason;
@@ -68,15 +70,43 @@ pub(super) fn find<'a>(
     Some(Deadline { at, limit, by, grpc: in_grpc.is_some(), header: header.filter(|_| in_header.is_some()) })
 }
 
-/// The work, as far as it is done by then.
+/// The work, as far as it is done by then, and not idle for too long before. It is borrowed: whoever takes it by value keeps it twice.
 pub(super) async fn by<T>(
     deadline: Option<Deadline<'_>>,
-    work: impl Future<Output = Result<T, Fault>>,
+    idle: Option<&Idle>,
+    work: Pin<&mut impl Future<Output = Result<T, Fault>>>,
 ) -> Result<T, Fault> {
-    let work = pin!(work);
-    let Some(deadline) = deadline else { return work.await };
-    let done = tokio::time::timeout_at(deadline.at.into(), work).await;
-    done.unwrap_or_else(|_| Err(Fault::maybe(deadline.reason(), deadline.to_string())))
+    if deadline.is_none() && idle.is_none() {
+        return work.await;
+    }
+    let over = Box::pin(async {
+        let late = async {
+            match deadline {
+                Some(deadline) => tokio::time::sleep_until(deadline.at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        let idle = async {
+            match idle {
+                Some(idle) => idle.over().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = late => deadline.map(|deadline| Fault::maybe(deadline.reason(), deadline.to_string())),
+            fault = idle => Some(fault),
+        }
+    });
+    tokio::select! {
+        biased;
+        done = work => done,
+        Some(fault) = over => Err(fault),
+    }
+}
+
+/// How long an answer may take then.
+pub(super) fn bounds(deadline: Option<Deadline<'_>>, idle: Option<Idle>) -> Bounds {
+    Bounds { deadline: deadline.map(|deadline| (deadline.at, deadline.reason())), idle }
 }
 
 /// The field, if it is there once.

@@ -15,6 +15,7 @@ use super::again::Cause;
 use super::context::Worker;
 use super::fault::Fault;
 use super::headers;
+use super::idle::Idle;
 use super::record::{InFlight, Tracked};
 use crate::endpoint::{ConnectError, Dial, Endpoint, Http1, Http2, Preferred, Way};
 use crate::io::{Io, Meter};
@@ -61,10 +62,19 @@ pub(super) struct Answer {
     pub in_flight: Option<InFlight>,
     /// The other proxy says that the request never reached its application.
     pub unprocessed: bool,
-    /// When the whole response must be over, and what is told where it is not.
-    pub deadline: Option<(Instant, Reason)>,
+    /// How long it may take.
+    pub bounds: Bounds,
     /// What goes with the response, and breaks it off when it is revoked.
     pub guard: Option<Arc<policy::Guard>>,
+}
+
+/// How long an answer may take.
+#[derive(Debug, Default)]
+pub(super) struct Bounds {
+    /// When the whole must be over, and what is told where it is not.
+    pub deadline: Option<(Instant, Reason)>,
+    /// How long nothing may pass.
+    pub idle: Option<Idle>,
 }
 
 /// The connections that one client's connection has turned into, by upgrade or CONNECT. They are part of it: while any
@@ -193,7 +203,7 @@ async fn send_http1(
                 _ => Reason::UpstreamReset,
             };
             let detail = format!("{}: {}", endpoint.address, Chain(&error.failure));
-            let fault = Fault { reason, processed, detail: detail.into() };
+            let fault = Fault { reason, processed, detail: detail.into(), answer: None };
             let whole = error.body.map(|body| *request.body_mut() = body).is_some();
             Err(Failed { fault, again, whole })
         }
@@ -245,7 +255,8 @@ async fn send_http2(
         Processed::No => Some(Cause::Unprocessed),
         Processed::Maybe => Some(Cause::Broken),
     };
-    Err(Failed { fault: Fault { reason, processed, detail: detail.into() }, again, whole })
+    let fault = Fault { reason, processed, detail: detail.into(), answer: None };
+    Err(Failed { fault, again, whole })
 }
 
 fn unsent(fault: Fault) -> Failed {

@@ -6,6 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
 use super::headers;
 use crate::limit::{Rate, Refused};
+use crate::route::Abort;
 use crate::telemetry::Reason;
 use crate::telemetry::metrics::Direction;
 use crate::wire::{Body, Processed};
@@ -19,6 +20,8 @@ pub(super) struct Fault {
     pub processed: Processed,
     /// What exactly went wrong, for people.
     pub detail: Box<str>,
+    /// What is answered in place of the reason's status.
+    pub answer: Option<Abort>,
 }
 
 /// Who speaks in `x-tulle-error-by`: `<namespace>/<workload>/<inbound|outbound>`.
@@ -30,12 +33,17 @@ pub(super) struct Speaker(HeaderValue);
 impl Fault {
     /// A fault before anything was sent.
     pub(super) fn unsent(reason: Reason, detail: impl Into<Box<str>>) -> Self {
-        Self { reason, processed: Processed::No, detail: detail.into() }
+        Self { reason, processed: Processed::No, detail: detail.into(), answer: None }
     }
 
     /// A fault after which nobody can say whether the request was acted on.
     pub(super) fn maybe(reason: Reason, detail: impl Into<Box<str>>) -> Self {
-        Self { reason, processed: Processed::Maybe, detail: detail.into() }
+        Self { reason, processed: Processed::Maybe, detail: detail.into(), answer: None }
+    }
+
+    /// The same, answered so.
+    pub(super) fn answering(self, answer: Abort) -> Self {
+        Self { answer: Some(answer), ..self }
     }
 
     /// Of a request that a rate limit has no room for.
@@ -54,12 +62,18 @@ impl Fault {
             let mut response = Response::new(Body::empty());
             let fields = response.headers_mut();
             fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-            fields.insert(GRPC_STATUS, HeaderValue::from(u16::from(self.reason.grpc_status())));
+            let status = self.answer.map(|answer| answer.grpc().into());
+            let status: u16 = status.unwrap_or_else(|| self.reason.grpc_status().into());
+            fields.insert(GRPC_STATUS, HeaderValue::from(status));
             fields.insert(GRPC_MESSAGE, grpc_message(&text));
             response
         } else {
-            let mut response = Response::new(Body::full(format!("{text}\n").into()));
-            *response.status_mut() = self.status();
+            let status = self.status();
+            // Answers of these statuses have no content (RFC 9110 §15).
+            let is_empty = [StatusCode::NO_CONTENT, StatusCode::RESET_CONTENT, StatusCode::NOT_MODIFIED];
+            let body = if is_empty.contains(&status) { String::new() } else { format!("{text}\n") };
+            let mut response = Response::new(Body::full(body.into()));
+            *response.status_mut() = status;
             let plain = HeaderValue::from_static("text/plain; charset=utf-8");
             response.headers_mut().insert(header::CONTENT_TYPE, plain);
             response
@@ -69,6 +83,9 @@ impl Fault {
     }
 
     fn status(&self) -> StatusCode {
+        if let Some(answer) = self.answer {
+            return answer.http();
+        }
         let status = self.reason.status().and_then(|status| StatusCode::from_u16(status).ok());
         status.unwrap_or(StatusCode::SERVICE_UNAVAILABLE)
     }
@@ -84,6 +101,12 @@ impl Fault {
             fields.insert(headers::PROCESSED, HeaderValue::from_static(processed));
         }
     }
+}
+
+/// The end of a response of gRPC that is broken off.
+pub(super) fn grpc_trailers(reason: Reason) -> HeaderMap {
+    let status = HeaderValue::from(u16::from(reason.grpc_status()));
+    HeaderMap::from_iter([(GRPC_STATUS, status), (GRPC_MESSAGE, grpc_message(reason.message()))])
 }
 
 pub(super) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -192,6 +215,25 @@ mod tests {
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["grpc-status"], "8");
         assert_eq!(response.headers()["grpc-retry-pushback-ms"], "2");
+    }
+
+    #[test]
+    fn an_injected_answer_has_the_status_of_its_kind() {
+        let speaker = Speaker::new(None, Direction::Outbound);
+        let of = |abort, grpc| {
+            let fault = Fault::unsent(Reason::FaultInjected, "fault shop/chaos/first").answering(abort);
+            let response = fault.response(&speaker, grpc, false);
+            assert_eq!(response.headers()["x-tulle-error"], "fault_injected");
+            let status =
+                response.headers().get("grpc-status").map(|status| status.to_str().unwrap().to_owned());
+            (response.status().as_u16(), status, http_body::Body::is_end_stream(response.body()))
+        };
+        let status = |status| Abort::Http(StatusCode::from_u16(status).unwrap());
+        assert_eq!(of(status(418), false), (418, None, false));
+        assert_eq!(of(status(204), false), (204, None, true));
+        assert_eq!(of(status(503), true), (200, Some("14".to_owned()), true));
+        assert_eq!(of(Abort::Grpc(8), true), (200, Some("8".to_owned()), true));
+        assert_eq!(of(Abort::Grpc(8), false), (429, None, false));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use http::{HeaderValue, Request, Response, StatusCode, header};
 
-use super::exchange::Answer;
+use super::exchange::{Answer, Bounds};
 use super::fault::Fault;
 use super::headers;
 use crate::route::{Asked, Backend, Cors, CorsInPlace, CorsRequest, Filters, Found, InvalidTarget};
@@ -60,7 +60,7 @@ pub(super) fn answer(
             cors.answer(from.as_ref(), response.headers_mut());
         }
     }
-    Some(Ok(Answer { response, in_flight: None, unprocessed: false, deadline: None, guard: None }))
+    Some(Ok(Answer { response, in_flight: None, unprocessed: false, bounds: Bounds::default(), guard: None }))
 }
 
 /// Changes a request as `filters`, the rule's or a backend's, say.

@@ -21,7 +21,7 @@ use super::admit;
 use super::again;
 use super::context::Worker;
 use super::deadline;
-use super::exchange::{self, Answer, Leg, Tunnels};
+use super::exchange::{self, Answer, Bounds, Leg, Tunnels};
 use super::fault::Fault;
 use super::first::{self, Opened, Times};
 use super::headers;
@@ -539,7 +539,7 @@ impl Connection {
         record.endpoint = Some(self.application.address);
         let deadline =
             deadline::find(&Requests::default(), None, record.started(), record.grpc, request.headers());
-        let send = async {
+        let send = pin!(async {
             loop {
                 if let Some(deadline) = deadline {
                     deadline.pass_on(request.headers_mut(), Instant::now())?;
@@ -548,9 +548,9 @@ impl Connection {
                     return Ok(answer);
                 }
             }
-        };
-        let answer = deadline::by(deadline, send).await?;
-        Ok(Answer { deadline: deadline.map(|deadline| (deadline.at(), deadline.reason())), ..answer })
+        });
+        let answer = deadline::by(deadline, None, send).await?;
+        Ok(Answer { bounds: deadline::bounds(deadline, None), ..answer })
     }
 
     /// `None`: it is to be sent once more.
@@ -570,9 +570,8 @@ impl Connection {
                 in_flight.answered(!response.status().is_server_error());
                 headers::strip_ours(response.headers_mut());
                 // The guard is the connection's.
-                let (unprocessed, deadline, guard) = (false, None, None);
-                let in_flight = Some(in_flight);
-                Ok(Some(Answer { response, in_flight, unprocessed, deadline, guard }))
+                let (in_flight, bounds) = (Some(in_flight), Bounds::default());
+                Ok(Some(Answer { response, in_flight, unprocessed: false, bounds, guard: None }))
             }
             Err(failed) => {
                 in_flight.answered(false);

@@ -3,7 +3,7 @@
 //! Read [`outbound`] and [`inbound`] first: they call the rooms in order. What both share lies beside them: sending a
 //! request to an endpoint ([`exchange`]), finding out who speaks
 //! first ([`first`]), relaying opaque bytes ([`opaque`]), what is told about a request when it is
-//! over ([`record`]), copies for backends that nobody waits for ([`mirror`]), when a request must be over ([`deadline`]), sessions ([`session`]), and what the proxy answers itself ([`fault`]). Called by `runtime`; nothing imports this room.
+//! over ([`record`]), copies for backends that nobody waits for ([`mirror`]), when a request must be over ([`deadline`], [`idle`]), faults on purpose ([`inject`]), sessions ([`session`]), and what the proxy answers itself ([`fault`]). Called by `runtime`; nothing imports this room.
 
 mod admit;
 mod again;
@@ -15,7 +15,9 @@ mod fault;
 mod filters;
 mod first;
 mod headers;
+mod idle;
 pub mod inbound;
+mod inject;
 mod limited;
 mod mirror;
 mod opaque;

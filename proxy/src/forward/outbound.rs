@@ -22,11 +22,13 @@ use super::again::{self, Tries};
 use super::context::Worker;
 use super::deadline::{self, Deadline};
 use super::egress::{self, Out};
-use super::exchange::{self, Answer, Failed, Leg, Tunnels};
+use super::exchange::{self, Answer, Bounds, Failed, Leg, Tunnels};
 use super::fault::Fault;
 use super::filters;
 use super::first::{self, Opened, Times};
 use super::headers;
+use super::idle::Idle;
+use super::inject::inject;
 use super::limited;
 use super::mirror;
 use super::opaque::{self, Ended};
@@ -40,7 +42,7 @@ use crate::detect::{self, Detection};
 use crate::endpoint::Endpoint;
 use crate::io::{Io, Meter, Replay};
 use crate::policy::{self, Name};
-use crate::route::{self, Backend, Found, Match, Requests, RouteKind};
+use crate::route::{self, Backend, FaultRule, Found, Match, Requests, RouteKind};
 use crate::state::{ObjectName, Protocol};
 use crate::telemetry::Reason;
 use crate::telemetry::metrics::{ConnectionLabels, DetectResult, Direction, TlsKind};
@@ -269,13 +271,15 @@ impl Connection {
         }
         let route = found.as_ref().map(|found| &found.rule.route);
         let deadline = deadline::find(&said, route, record.started(), record.grpc, request.headers());
+        let idle = said.idle_timeout().map(|limit| Idle::new(limit, record.uploaded()));
+        let fault = if said.has_faults() { said.fault(&filters::asked(request)) } else { None };
         let Some(found) = found else {
-            let to = Sending { target: &target, said, deadline, out };
-            let answer = deadline::by(deadline, self.attempts(record, request, to)).await?;
-            return Ok(Answer {
-                deadline: deadline.map(|deadline| (deadline.at(), deadline.reason())),
-                ..answer
-            });
+            let to = Sending { target: &target, said, fault, deadline, out };
+            let answer = {
+                let send = pin!(self.attempts(record, request, to));
+                deadline::by(deadline, idle.as_ref(), send).await?
+            };
+            return Ok(Answer { bounds: deadline::bounds(deadline, idle), ..answer });
         };
         let rule = found.rule;
         record.route = Some(Arc::clone(&rule.label));
@@ -288,7 +292,10 @@ impl Connection {
         {
             return answer;
         }
-        let session = deadline::by(deadline, session::begin(&self.worker, &found, request)).await?;
+        let session = {
+            let begin = pin!(session::begin(&self.worker, &found, request));
+            deadline::by(deadline, None, begin).await?
+        };
         let kept = session.as_ref().and_then(|session| session.kept());
         let backend = match &kept {
             Some((backend, _)) => *backend,
@@ -307,17 +314,17 @@ impl Connection {
                         Target::Service(target::service(&self.worker, &backend.service).await?, backend.port)
                     }
                 };
-                let to = Sending { target: &target, said, deadline, out: None };
+                let to = Sending { target: &target, said, fault, deadline, out: None };
                 self.attempts(record, request, to).await
             });
-            deadline::by(deadline, send).await
+            deadline::by(deadline, idle.as_ref(), send).await
         };
         let mut answer = sent?;
         filters::response(&found, backend, cors.as_deref(), &mut answer.response);
         if let Some(session) = session {
             record.session = session.answer(&self.worker, backend, &mut answer);
         }
-        Ok(Answer { deadline: deadline.map(|deadline| (deadline.at(), deadline.reason())), ..answer })
+        Ok(Answer { bounds: deadline::bounds(deadline, idle), ..answer })
     }
 
     /// To an endpoint of the target; again, preferably to another, as far as [`again`] lets it.
@@ -327,24 +334,34 @@ impl Connection {
         request: &mut Request<Body>,
         to: Sending<'_>,
     ) -> Result<Answer, Fault> {
-        let Sending { target, said, deadline, out } = to;
-        let limit = said.backend_timeout();
-        let mut tries =
-            Tries::new(&self.worker, said.retry(), deadline.map(|deadline| deadline.at()), target);
+        let Sending { target, said, fault, deadline, out } = to;
+        let (limit, retry) = (said.backend_timeout(), said.retry());
+        let mut tries = Tries::new(&self.worker, retry, deadline.map(|deadline| deadline.at()), target);
         loop {
-            if let Some(deadline) = deadline {
-                deadline.pass_on(request.headers_mut(), Instant::now())?;
-            }
-            let endpoint = target.pick(&self.worker, &tries.failed)?;
-            let spare = tries.spare(request, self.framing, target, &endpoint);
-            let how = How { limit, keep: spare.is_some(), fresh: tries.fresh, out: out.as_ref() };
-            let tried = self.attempt(record, &endpoint, request, how).await;
+            let limit = match fault {
+                None => Ok(limit),
+                Some(rule) => Box::pin(inject(&self.worker, record, rule, retry, limit)).await,
+            };
+            let (tried, spare, endpoint) = match limit {
+                Err(failed) => (Err(failed), None, None),
+                Ok(limit) => {
+                    if let Some(deadline) = deadline {
+                        deadline.pass_on(request.headers_mut(), Instant::now())?;
+                    }
+                    let endpoint = target.pick(&self.worker, &tries.failed)?;
+                    let spare = tries.spare(request, self.framing, target, &endpoint);
+                    let how = How { limit, keep: spare.is_some(), fresh: tries.fresh, out: out.as_ref() };
+                    (self.attempt(record, &endpoint, request, how).await, spare, Some(endpoint))
+                }
+            };
             let Some(wait) = tries.next(&tried, request, spare) else {
                 let answer = tried.map_err(|failed| failed.fault)?;
                 h1::done_with(request);
                 return Ok(answer);
             };
-            tries.has_failed(endpoint, &tried);
+            if let Some(endpoint) = endpoint {
+                tries.has_failed(endpoint, &tried);
+            }
             if tries.is_retry() {
                 record.waited(wait);
                 Box::pin(again::pause(wait, tried.ok().map(|answer| answer.response.into_body()))).await;
@@ -391,7 +408,7 @@ impl Connection {
         let mut response = sent?;
         let unprocessed = headers::take_ours(response.headers_mut(), &endpoint.peer);
         let guard = own.map(|own| own.guard).or_else(|| out.cloned());
-        Ok(Answer { response, in_flight: Some(in_flight), unprocessed, deadline: None, guard })
+        Ok(Answer { response, in_flight: Some(in_flight), unprocessed, bounds: Bounds::default(), guard })
     }
 }
 
@@ -399,6 +416,8 @@ impl Connection {
 struct Sending<'a> {
     target: &'a Target,
     said: Requests<'a>,
+    /// What goes wrong with it on purpose.
+    fault: Option<&'a FaultRule>,
     deadline: Option<Deadline<'a>>,
     /// What a request that leaves the mesh is registered as.
     out: Option<Arc<policy::Guard>>,

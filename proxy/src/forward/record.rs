@@ -13,9 +13,10 @@ use tulle_certs::SpiffeId;
 
 use super::admit;
 use super::context::Worker;
-use super::exchange::Answer;
+use super::exchange::{Answer, Bounds};
 use super::fault::{self, Fault, GRPC_STATUS};
 use super::headers;
+use super::idle::Idle;
 use crate::endpoint::Endpoint;
 use crate::limit::Refused;
 use crate::policy;
@@ -195,14 +196,19 @@ impl Record {
     /// The answer of whoever the request went to, or of a rule. The other workload's proxy may have made it itself; from nobody else has
     /// a field come through that says so.
     pub(super) fn answer(mut self: Box<Self>, answer: Answer) -> Response<Tracked> {
-        let Answer { response, in_flight, deadline, guard, .. } = answer;
+        let Answer { response, in_flight, bounds, guard, .. } = answer;
         let told = response.headers().get(headers::ERROR).and_then(|error| error.to_str().ok());
         self.reason = told.and_then(Reason::from_code);
         if self.reason.is_some() {
             let by = response.headers().get(headers::ERROR_BY).cloned();
             self.by = Some(by.unwrap_or(HeaderValue::from_static("")));
         }
-        let until = Until::new(Arc::clone(&self.worker), deadline, guard);
+        let down = bounds.idle.as_ref().map(Idle::down);
+        let response = match down {
+            Some(down) => response.map(|body| body.counted(down)),
+            None => response,
+        };
+        let until = Until::new(Arc::clone(&self.worker), bounds, guard);
         self.track(response, in_flight, until)
     }
 
@@ -223,6 +229,16 @@ impl Record {
             until,
             _in_flight: in_flight,
         })
+    }
+
+    /// Whether its client is told in trailers why a response is broken off.
+    fn ends_with_a_status(&self) -> bool {
+        self.grpc && self.version == http::Version::HTTP_2
+    }
+
+    /// What passes of its body, if it has one.
+    pub(super) fn uploaded(&self) -> Option<Arc<Transfer>> {
+        self.uploaded.clone()
     }
 
     /// Why it ends when nobody wants the answer any more.
@@ -478,13 +494,10 @@ impl Drop for InFlight {
 // === impl Until ===
 
 impl Until {
-    /// `deadline`: when the whole response must be over, and why; `guard`: what it is registered as.
-    fn new(
-        worker: Arc<Worker>,
-        deadline: Option<(Instant, Reason)>,
-        guard: Option<Arc<policy::Guard>>,
-    ) -> Option<Self> {
-        if deadline.is_none() && guard.is_none() {
+    /// `guard`: what it is registered as.
+    fn new(worker: Arc<Worker>, bounds: Bounds, guard: Option<Arc<policy::Guard>>) -> Option<Self> {
+        let Bounds { deadline, idle } = bounds;
+        if deadline.is_none() && idle.is_none() && guard.is_none() {
             return None;
         }
         Some(Self(Box::pin(async move {
@@ -497,8 +510,15 @@ impl Until {
                     None => std::future::pending().await,
                 }
             };
+            let idle = async {
+                match &idle {
+                    Some(idle) => idle.over().await.reason,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 reason = late => reason,
+                reason = idle => reason,
                 fault = admit::revoked_for_long(&worker, guard.as_deref()) => fault.reason,
             }
         })))
@@ -514,6 +534,18 @@ impl std::fmt::Debug for Until {
 // === impl Tracked ===
 
 impl Tracked {
+    /// Why it must be broken off, once it must.
+    fn poll_reason(&mut self, cx: &mut Context<'_>) -> Poll<Reason> {
+        let Some(Until(until)) = &mut self.until else { return Poll::Pending };
+        let reason = ready!(until.as_mut().poll(cx));
+        self.until = None;
+        if let Some(record) = self.record.as_mut().filter(|record| record.grpc) {
+            record.grpc_status = Some(u16::from(reason.grpc_status()).into());
+        }
+        self.end(Some(reason));
+        Poll::Ready(reason)
+    }
+
     fn end(&mut self, reason: Option<Reason>) {
         if let Some(mut record) = self.record.take() {
             if record.reason.is_none() {
@@ -532,8 +564,14 @@ impl http_body::Body for Tracked {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if let Poll::Ready(error) = self.poll_over(cx) {
-            return Poll::Ready(Some(Err(error)));
+        let is_grpc = self.record.as_ref().is_some_and(|record| record.ends_with_a_status());
+        if let Poll::Ready(reason) = self.poll_reason(cx) {
+            if is_grpc {
+                // What its backend would still send is given up.
+                self.body = Body::empty();
+                return Poll::Ready(Some(Ok(Frame::trailers(fault::grpc_trailers(reason)))));
+            }
+            return Poll::Ready(Some(Err(BodyError::new(reason.message()))));
         }
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         match &frame {
@@ -562,11 +600,7 @@ impl http_body::Body for Tracked {
 
 impl Outgoing for Tracked {
     fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
-        let Some(Until(until)) = &mut self.until else { return Poll::Pending };
-        let reason = ready!(until.as_mut().poll(cx));
-        self.until = None;
-        self.end(Some(reason));
-        Poll::Ready(BodyError::new(reason.message()))
+        self.poll_reason(cx).map(|reason| BodyError::new(reason.message()))
     }
 }
 

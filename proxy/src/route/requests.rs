@@ -173,8 +173,14 @@ impl<'a> Requests<'a> {
         self.said(|said| said.retry.as_ref())
     }
 
-    /// What goes wrong with a request on purpose.
+    /// Whether anything goes wrong with any request on purpose.
     #[inline]
+    pub fn has_faults(&self) -> bool {
+        self.rule.is_some_and(|said| !said.faults.is_empty())
+            || self.port.is_some_and(|said| !said.faults.is_empty())
+    }
+
+    /// What goes wrong with a request on purpose.
     pub fn fault(&self, asked: &Asked<'_>) -> Option<&'a FaultRule> {
         let one = |said: &'a RequestPolicy| said.faults.iter().find(|one| one.is_for(asked));
         self.said(one)

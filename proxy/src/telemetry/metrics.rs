@@ -29,14 +29,14 @@ pub use self::control::{CertKind, ControlMetrics};
 pub use self::families::{Family, Kind, reference};
 pub use self::labels::{
     ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, DnsResult, EarlyOpen,
-    EgressLabels, EgressProtocol, Method, MirrorResult, Outcome, PoolClose, ReplayCause, RequestLabels,
-    RetryCause, RetryOutcome, SessionResult, TlsKind, Unretried, VerdictKind, VerdictLabels,
+    EgressLabels, EgressProtocol, FaultKind, Method, MirrorResult, Outcome, PoolClose, ReplayCause,
+    RequestLabels, RetryCause, RetryOutcome, SessionResult, TlsKind, Unretried, VerdictKind, VerdictLabels,
 };
 pub use self::pools::{PoolCells, PooledConnection};
 pub use self::worker::WorkerMetrics;
 
 /// Lines that may be there beside histograms whatever happens: every value of every bounded label.
-const FIXED_LINES: usize = 312;
+const FIXED_LINES: usize = 314;
 /// Histograms that may be there whatever happens: handshakes and overflow by direction, detection, dials, discovery.
 const FIXED_HISTOGRAMS: usize = 7;
 

@@ -121,6 +121,14 @@ reasons! {
         "the request took longer than its client waits"
         "What the client said in `grpc-timeout`, or in the header that a TrafficPolicy names as its deadline, passed before the response was complete; or it had passed before the request was sent."
         "See why the application is slow, or what the client's deadline was spent on before; raise it there.";
+    IdleTimeout "idle_timeout" 504 UNAVAILABLE
+        "nothing has passed of the request's bodies for too long"
+        "For the `timeouts.idle` of a TrafficPolicy, neither the client nor the backend has sent anything of its body. An answer that had begun is broken off; gRPC's ends with the status in its trailers."
+        "See who is silent; have streams say something now and then, or raise the timeout.";
+    FaultInjected "fault_injected" 503 UNAVAILABLE
+        "a fault was injected"
+        "A FaultPolicy answers some of the requests in their backend's place; which one is in the message. The status is the policy's."
+        "Delete the FaultPolicy when the experiment is over.";
     PolicyDenied "policy_denied" 403 PERMISSION_DENIED
         "policy does not allow this client"
         "The workload has AuthorizationPolicies for this port, and none of them allows the client's identity."

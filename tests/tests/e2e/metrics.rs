@@ -101,6 +101,7 @@ const QUIET: &[&str] = &[
     // By a rule that says so: in the routing cases' retries.
     "tulle_retries_total",
     "tulle_retries_withheld_total",
+    "tulle_faults_injected_total",
     // Where nothing is declared and the client is silent: in the tests of first.
     "tulle_detect_opened_early_total",
     // Where names are answered: in the tests of dns.

@@ -90,6 +90,8 @@ families! {
         "Requests sent again because a rule's or policy's retry says so, each time once it is over; cause is unprocessed, broken, late, or status; outcome is answered, failed (again), or unfinished (its time was over or its client gone).";
     UNRETRIED = Counter "tulle_retries_withheld_total" ["cause"]
         "Requests not sent again that a rule's or policy's retry is for, by what forbade it: attempts, body (too long to be kept), time, method (not idempotent), budget, or pushback (the server does not want it, or not for so long).";
+    FAULTS = Counter "tulle_faults_injected_total" ["kind"]
+        "Tries that a FaultPolicy held (delay) or answered in their backend's place (abort).";
     MIRRORS = Counter "tulle_mirrors_total" ["result"]
         "Copies of requests that RequestMirror asks for; result is answered, failed, timed_out, or dropped where too many were under way.";
     RATE_LIMITS = Counter "tulle_rate_limit_requests_total" ["limit", "outcome", "overflow"]

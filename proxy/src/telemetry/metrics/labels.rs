@@ -322,6 +322,16 @@ label_enum! {
 }
 
 label_enum! {
+    /// What was done to a try on purpose.
+    FaultKind {
+        /// It was held.
+        Delay = "delay",
+        /// It was answered.
+        Abort = "abort",
+    }
+}
+
+label_enum! {
     /// Why a request was not sent again that a rule or policy wants to be.
     Unretried {
         /// It has been as often as is allowed.

@@ -9,8 +9,8 @@ use super::cells::{Counter, Histogram};
 use super::families::{self, FAMILIES, Family, Kind};
 use super::labels::{
     ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, EarlyOpen, EgressLabels,
-    MirrorResult, Outcome, PoolClose, ReplayCause, RequestLabels, RetryCause, RetryOutcome, SessionResult,
-    Unretried, VerdictLabels, values,
+    FaultKind, MirrorResult, Outcome, PoolClose, ReplayCause, RequestLabels, RetryCause, RetryOutcome,
+    SessionResult, Unretried, VerdictLabels, values,
 };
 use super::pools::{PoolCells, Pooled};
 use super::table::Table;
@@ -270,6 +270,10 @@ fn bounded(scrape: &mut Scrape, metrics: &Metrics, workers: &[&WorkerCells]) {
     for cause in Unretried::ALL {
         let count = total(&|worker| worker.unretried[*cause as usize].get());
         scrape.value(&families::UNRETRIED, &[("cause", cause.as_str())], count as f64);
+    }
+    for kind in FaultKind::ALL {
+        let count = total(&|worker| worker.injected[*kind as usize].get());
+        scrape.value(&families::FAULTS, &[("kind", kind.as_str())], count as f64);
     }
     for result in MirrorResult::ALL {
         let count = total(&|worker| worker.mirrors[*result as usize].get());

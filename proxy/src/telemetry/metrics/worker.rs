@@ -7,7 +7,7 @@ use super::budget::{Budget, Group};
 use super::cells::{ByDirection, ConnectionCells, Counter, Histogram, OverflowRequests, RequestCells};
 use super::labels::{
     ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, EarlyOpen, EgressLabels,
-    MirrorResult, ReplayCause, RequestLabels, RetryCause, RetryOutcome, SessionResult, Unretried,
+    FaultKind, MirrorResult, ReplayCause, RequestLabels, RetryCause, RetryOutcome, SessionResult, Unretried,
     VerdictLabels,
 };
 use super::pools::PoolCells;
@@ -57,6 +57,7 @@ pub(super) struct WorkerCells {
     pub(super) replays: Vec<Counter>,
     pub(super) retries: Vec<Counter>,
     pub(super) unretried: Vec<Counter>,
+    pub(super) injected: Vec<Counter>,
     pub(super) mirrors: Vec<Counter>,
     pub(super) sessions: Vec<Counter>,
     pub(super) accept_errors: Counter,
@@ -109,6 +110,7 @@ impl WorkerMetrics {
             replays: counters(ReplayCause::ALL.len()),
             retries: counters(RetryCause::ALL.len() * RetryOutcome::ALL.len()),
             unretried: counters(Unretried::ALL.len()),
+            injected: counters(FaultKind::ALL.len()),
             mirrors: counters(MirrorResult::ALL.len()),
             sessions: counters(SessionResult::ALL.len()),
             accept_errors: Counter::default(),
@@ -239,6 +241,11 @@ impl WorkerMetrics {
     /// A request was not sent again that a rule or policy wants to be.
     pub fn unretried(&self, why: Unretried) {
         self.0.unretried[why as usize].inc();
+    }
+
+    /// A try went wrong on purpose.
+    pub fn injected(&self, kind: FaultKind) {
+        self.0.injected[kind as usize].inc();
     }
 
     /// A request of a rule with sessions was answered.
