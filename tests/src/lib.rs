@@ -17,6 +17,7 @@ mod binaries;
 pub mod conformance;
 pub mod echo;
 pub mod fleet;
+pub mod frames;
 pub mod identity;
 pub mod machine;
 pub mod memory;

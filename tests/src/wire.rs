@@ -84,6 +84,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         .await
     }
 
+    /// Ends the connection by a reset: what has been written and not been read may be lost too.
+    pub fn reset(self)
+    where
+        S: std::os::fd::AsFd,
+    {
+        socket2::SockRef::from(&self.stream)
+            .set_linger(Some(std::time::Duration::ZERO))
+            .expect("a TCP socket");
+    }
+
     /// Says that nothing more will be written.
     pub async fn finish(&mut self) {
         self.stream.shutdown().await.expect("the connection lives");
@@ -130,6 +140,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             assert!(self.more().await.expect("a read"), "the connection ends after {:?}", self.shown());
         }
         self.read.drain(..count).collect()
+    }
+
+    /// As many bytes; `None` if the connection ends or breaks before.
+    pub async fn try_exactly(&mut self, count: usize) -> Option<Vec<u8>> {
+        while self.read.len() < count {
+            if !self.more().await.unwrap_or(false) {
+                return None;
+            }
+        }
+        Some(self.read.drain(..count).collect())
     }
 
     /// A line, without its end.
@@ -205,6 +225,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         std::mem::take(&mut self.read)
     }
 
+    /// Everything until the end, and whether that was a reset.
+    pub async fn to_end_and_how(&mut self) -> (Vec<u8>, bool) {
+        let broken = loop {
+            match self.more().await {
+                Ok(true) => {}
+                Ok(false) => break false,
+                Err(_) => break true,
+            }
+        };
+        (std::mem::take(&mut self.read), broken)
+    }
+
     fn shown(&self) -> String {
         String::from_utf8_lossy(&self.read[..self.read.len().min(2000)]).into_owned()
     }
@@ -213,7 +245,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
 // === impl Head ===
 
 impl Head {
-    fn parse(bytes: &[u8]) -> Self {
+    /// Of a head with its end.
+    pub fn parse(bytes: &[u8]) -> Self {
         let text = String::from_utf8_lossy(bytes);
         let mut lines = text.trim_end_matches("\r\n").split("\r\n");
         let line = lines.next().unwrap_or_default().to_owned();

@@ -247,7 +247,11 @@ async fn send_http2(
     };
     let refused = tls::refused_by_peer(&error.source);
     let processed = if refused { Processed::No } else { error.processed };
-    let reason = if refused { Reason::PeerRefusedTls } else { Reason::UpstreamReset };
+    let reason = match &error.source {
+        _ if refused => Reason::PeerRefusedTls,
+        broken if broken.is_of_peer() => Reason::UpstreamMalformed,
+        _ => Reason::UpstreamReset,
+    };
     let detail = format!("{}: {}", endpoint.address, Chain(&error.source));
     let whole = bodyless || error.request.map(|given| *request = *given).is_some();
     let again = match processed {

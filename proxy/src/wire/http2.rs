@@ -86,6 +86,11 @@ impl Error {
             Self::Io(_) | Self::Silent(_) => false,
         }
     }
+
+    /// Whether the peer did what the protocol forbids (RFC 9113 §5.4), or said more than we take.
+    pub fn is_of_peer(&self) -> bool {
+        matches!(self, Self::Http2(error) if error.is_library())
+    }
 }
 
 impl From<h2::Error> for Error {

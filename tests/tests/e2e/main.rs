@@ -10,6 +10,7 @@ mod dns;
 mod doc_examples;
 mod explain;
 mod first;
+mod hostile;
 mod http1;
 mod http2;
 mod live;

@@ -305,11 +305,13 @@ impl<I: Transport> Server<I> {
         std::future::poll_fn(|cx| {
             loop {
                 let taken = sending.poll_take(body.as_mut(), out, cx);
-                if let Poll::Ready(Err(error)) = taken {
-                    return Poll::Ready(Err(Closed::Aborted(error)));
-                }
                 let mut state = shared.0.lock();
                 let Some(io) = &mut state.io else { return Poll::Ready(Err(Closed::ByClient)) };
+                if let Poll::Ready(Err(error)) = taken {
+                    // What came before it broke off is the client's, as far as that takes it at once: its end tells that it is not all.
+                    drop(out.poll_write(io, cx));
+                    return Poll::Ready(Err(Closed::Aborted(error)));
+                }
                 if out.poll_write(io, cx)?.is_pending() {
                     drop(state);
                     // A client that does not read yet may still be sending, and its request goes on.
