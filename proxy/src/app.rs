@@ -23,6 +23,7 @@ use crate::admin::{self, AdminState, Face};
 use crate::config::{BoundAddresses, Config};
 use crate::control::ads::Ads;
 use crate::control::apply::Applier;
+use crate::control::balancers;
 use crate::control::channel;
 use crate::control::gate::Gate;
 use crate::control::identity::{Identity, Source};
@@ -89,6 +90,11 @@ async fn control(config: &Config, diagnostics: Option<Diagnostics>) -> anyhow::R
     let dns = bind_dns(config, &mut bound).await?;
     serve_dns(config, dns, &proxy)?;
     start_control(config, workers, &identity, wants, Registering { registration, registered }, &admin)?;
+    tokio::spawn(balancers::keep_time(Arc::clone(&proxy.store)));
+    telemetry.metrics.balancers({
+        let store = Arc::clone(&proxy.store);
+        move || balancers::counted(&store)
+    });
     let threads = runtime::start(&proxy, listeners, config.connection_limit(files))
         .context("cannot start the workers")?;
     if let Some(path) = &config.addresses_file {
@@ -523,6 +529,9 @@ fn dump(proxy: &Proxy) -> Value {
                             json!({
                                 "address": member.endpoint.address.to_string(),
                                 "peer": format!("{:?}", member.endpoint.peer),
+                                "state": member.state().as_str(),
+                                "weight": member.weight,
+                                "zone": member.zone.as_deref(),
                                 "ready": member.ready,
                                 "in_flight": member.endpoint.load.in_flight(),
                             })

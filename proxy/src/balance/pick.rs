@@ -1,6 +1,7 @@
 //! The better of two drawn at random.
 
 use super::Load;
+use super::draws::Draws;
 
 /// One endpoint as the balancer sees it.
 #[derive(Clone, Copy, Debug)]
@@ -48,9 +49,6 @@ struct Pair<'a> {
     kept: [Option<(usize, &'a Load)>; 2],
 }
 
-/// Random numbers from one (splitmix64).
-struct Draws(u64);
-
 // === impl Pair ===
 
 impl<'a> Pair<'a> {
@@ -74,22 +72,5 @@ impl<'a> Pair<'a> {
             [Some((i, a)), Some((j, b))] => Some(if b.cost(now) < a.cost(now) { j } else { i }),
             [first, _] => first.map(|(i, _)| i),
         }
-    }
-}
-
-// === impl Draws ===
-
-impl Draws {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Uniform in `0..n`; 0 for 0.
-    fn below(&mut self, n: usize) -> usize {
-        ((u128::from(self.next()) * n as u128) >> 64) as usize
     }
 }

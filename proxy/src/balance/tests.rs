@@ -1,4 +1,8 @@
 use super::*;
+
+mod outliers;
+mod plans;
+
 use crate::testing::{Rng, seeds};
 
 const MS: u64 = 1_000_000;

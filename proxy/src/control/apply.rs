@@ -19,7 +19,7 @@ use super::decode::{self, Decoded};
 use super::gate::{Gate, HeldBack};
 use super::identity::Identity;
 use super::session::{ResourceName, Update};
-use crate::endpoint::EndpointSet;
+use crate::endpoint::{EndpointSet, How};
 use crate::io;
 use crate::policy::{self, Action, EgressSpec};
 use crate::route;
@@ -253,6 +253,8 @@ impl Applier {
                 // What goes to these is taken for one's own, and given to the application in plain text.
                 workload.addresses.retain(|ip| io::is_own_address(*ip));
                 store.update(|snapshot| snapshot.workload = Some(Arc::new(workload)));
+                let services: Vec<_> = store.load().services.values().cloned().collect();
+                services.iter().for_each(|service| self.rebalance(service));
             }
             Decoded::InboundPolicy(spec) => {
                 if let Err(why) = self.gate.check(&spec) {
@@ -278,12 +280,15 @@ impl Applier {
             Decoded::Service(info) => {
                 if let Some(service) = self.service(&info.name) {
                     service.set_info(Some(Arc::new(info)));
+                    self.rebalance(&service);
                 }
             }
             Decoded::Endpoints(info) => {
                 if let Some(service) = self.service(&info.name) {
                     let old = service.endpoints();
-                    service.set_endpoints(EndpointSet::apply(old.as_deref(), &info, self.workers));
+                    let balanced =
+                        self.balanced(&service, |how| EndpointSet::applied(old.as_deref(), &info, how));
+                    service.set_endpoints(balanced);
                 }
             }
             Decoded::Routes(routes) => {
@@ -329,6 +334,7 @@ impl Applier {
         } else if type_url == v1::Service::type_url() {
             if let Some(service) = service(self, name) {
                 service.set_info(None);
+                self.rebalance(&service);
             }
         } else if type_url == v1::Endpoints::type_url() {
             if let Some(service) = service(self, name) {
@@ -384,6 +390,24 @@ impl Applier {
                 snapshot.addresses.insert(ip, Arc::new(KnownAddress::new(info, used)));
             }
         });
+    }
+
+    /// The service is treated otherwise, or this proxy's own zone has become known.
+    fn rebalance(&self, service: &ServiceState) {
+        if let Some(endpoints) = service.endpoints() {
+            service.set_endpoints(self.balanced(service, |how| endpoints.balanced(how)));
+        }
+    }
+
+    fn balanced(&self, service: &ServiceState, balance: impl FnOnce(&How<'_>) -> EndpointSet) -> EndpointSet {
+        let (info, workload) = (service.info(), self.store.load().workload.clone());
+        balance(&How {
+            service: info.as_deref(),
+            zone: workload.as_ref().and_then(|workload| workload.zone.as_deref()),
+            now: self.store.nanos(),
+            random: rand::random(),
+            workers: self.workers,
+        })
     }
 
     fn service(&self, name: &ObjectName) -> Option<Arc<ServiceState>> {

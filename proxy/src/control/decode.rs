@@ -7,6 +7,7 @@
 //! A route's rule is the one part that is taken as [`Invalid`] instead, so that the other rules of a service hold, also for a proxy
 //! that has no last good version of them ([`rejections`]).
 
+mod balance;
 mod filter;
 mod health;
 mod rate;
@@ -165,6 +166,11 @@ fn endpoints(message: v1::Endpoints, name: &str) -> Result<Decoded> {
         }
         let workload = optional_object(&endpoint.workload, &format!("{at}.workload"))?;
         let zone = zone(endpoint.locality);
+        let weight = match endpoint.weight {
+            0 => 100,
+            weight @ 1..=1_000 => weight,
+            other => return Err(fault(format!("{at}.weight"), format!("{other} is not from 1 to 1000"))),
+        };
         for (j, port) in endpoint.ports.into_iter().enumerate() {
             let at = format!("{at}.ports[{j}]");
             endpoints.push(EndpointInfo {
@@ -174,6 +180,7 @@ fn endpoints(message: v1::Endpoints, name: &str) -> Result<Decoded> {
                 workload: workload.clone(),
                 zone: zone.clone(),
                 ready: endpoint.ready,
+                weight,
             });
         }
     }

@@ -5,6 +5,7 @@
 
 pub mod ads;
 pub mod apply;
+pub mod balancers;
 pub mod channel;
 pub mod decode;
 pub mod gate;

@@ -18,13 +18,13 @@ use tokio::sync::oneshot;
 use tulle_certs::SpiffeId;
 
 pub use connect::{ConnectError, Dial};
-pub use set::{EndpointSet, Member};
+pub use set::{EndpointSet, How, Member, Port, tell};
 
 use self::entry::{Ticket, Waiter};
 use self::pool::{Pool, SharedConnection};
 use self::shared::{Checkout, Dialled};
 
-use crate::balance::Load;
+use crate::balance::{Group, Load, Standing};
 use crate::io::Io;
 use crate::state::{ObjectName, Peer};
 use crate::telemetry::metrics::{PoolClose, PooledConnection};
@@ -39,6 +39,9 @@ pub struct Endpoint {
     /// `<namespace>/<name>:<port>` of the service that it is of, for metrics; empty: of none.
     pub service: Arc<str>,
     pub load: Load,
+    pub standing: Standing,
+    /// The endpoints of its service's port; `None`: it is of none.
+    pub group: Option<Arc<Group>>,
     pools: Box<[Pool]>,
 }
 
@@ -109,12 +112,25 @@ impl Endpoint {
         service: Arc<str>,
         workers: usize,
     ) -> Arc<Self> {
+        Self::grouped(address, peer, workload, service, workers, None)
+    }
+
+    fn grouped(
+        address: SocketAddr,
+        peer: Peer,
+        workload: Option<ObjectName>,
+        service: Arc<str>,
+        workers: usize,
+        group: Option<Arc<Group>>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             address,
             peer,
             workload,
             service,
             load: Load::default(),
+            standing: Standing::default(),
+            group,
             pools: (0..workers).map(|_| Pool::default()).collect(),
         })
     }

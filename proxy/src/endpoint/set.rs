@@ -3,18 +3,30 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use foldhash::fast::RandomState;
 
 use super::Endpoint;
-use crate::state::{EndpointsInfo, ObjectName, Peer};
+use crate::balance::{self, Change, Group, Plan, Policy, Seen, State};
+use crate::state::{EndpointsInfo, ObjectName, Peer, ServiceInfo, Traffic};
 
 /// A service's endpoints at one moment.
 #[derive(Debug, Default)]
 pub struct EndpointSet {
-    ports: Vec<(u16, Vec<Member>)>,
+    ports: Vec<Port>,
     /// Where a port's endpoint stands, by its address; made when it is first asked for.
     by_address: OnceLock<HashMap<(u16, SocketAddr), usize, RandomState>>,
+}
+
+/// The endpoints of one port, and how they are balanced.
+#[derive(Debug)]
+pub struct Port {
+    pub number: u16,
+    pub members: Vec<Member>,
+    pub group: Arc<Group>,
+    /// `None`: as it is done by default.
+    pub plan: Option<Plan>,
 }
 
 /// One endpoint and what may change about it without making it another.
@@ -23,66 +35,241 @@ pub struct Member {
     pub endpoint: Arc<Endpoint>,
     /// False while it starts or drains.
     pub ready: bool,
+    /// Its share beside the others', which is 100 by default.
+    pub weight: u32,
+    pub zone: Option<Arc<str>>,
+}
+
+/// What decides, beside the endpoints, how they are balanced.
+#[derive(Clone, Copy, Debug)]
+pub struct How<'a> {
+    pub service: Option<&'a ServiceInfo>,
+    /// The proxy's own, where it is known.
+    pub zone: Option<&'a str>,
+    /// Nanoseconds of the clock that [`balance`] goes by.
+    pub now: u64,
+    /// Any number.
+    pub random: u64,
+    pub workers: usize,
+}
+
+// === impl How ===
+
+impl How<'_> {
+    /// By default, for so many workers.
+    pub fn new(workers: usize) -> Self {
+        Self { service: None, zone: None, now: 0, random: 0, workers }
+    }
+
+    fn policy(&self, port: u16, zoned: bool) -> Policy {
+        let traffic = self.service.and_then(|service| service.port(port)).map(|port| &*port.traffic);
+        let Some(Traffic { load_balancer, outlier_detection, health_check, .. }) = traffic else {
+            return Policy::default();
+        };
+        let mut balancer = load_balancer.clone().unwrap_or_default();
+        if !zoned || self.zone.is_none() {
+            balancer.zones = None;
+        }
+        Policy { balancer, outliers: outlier_detection.clone(), checked: health_check.is_some() }
+    }
 }
 
 // === impl EndpointSet ===
 
 impl EndpointSet {
-    /// The set that `info` describes. An endpoint with the address, port and peer of one in `old` is that one,
-    /// with its load and its connections.
+    /// As [`EndpointSet::applied`], balanced by default.
     pub fn apply(old: Option<&Self>, info: &EndpointsInfo, workers: usize) -> Self {
+        Self::applied(old, info, &How::new(workers))
+    }
+
+    /// The set that `info` describes. An endpoint with the address, port and peer of one in `old` is that one,
+    /// with its load, its standing and its connections.
+    pub fn applied(old: Option<&Self>, info: &EndpointsInfo, how: &How<'_>) -> Self {
         let mut known: HashMap<(u16, SocketAddr, &Peer), &Arc<Endpoint>, RandomState> = HashMap::default();
-        for (port, members) in old.into_iter().flat_map(|set| &set.ports) {
-            let endpoints = members.iter().map(|member| &member.endpoint);
-            known.extend(endpoints.map(|endpoint| ((*port, endpoint.address, &endpoint.peer), endpoint)));
+        for port in old.into_iter().flat_map(|set| &set.ports) {
+            let endpoints = port.members.iter().map(|member| &member.endpoint);
+            known.extend(endpoints.map(|one| ((port.number, one.address, &one.peer), one)));
         }
-        let mut ports: Vec<(u16, Vec<Member>)> = Vec::new();
+        let mut ports: Vec<Port> = Vec::new();
         for told in &info.endpoints {
-            let port = told.service_port;
-            let kept = known.get(&(port, told.addr, &told.peer));
-            let endpoint = kept.map_or_else(
-                || {
+            let number = told.service_port;
+            let at = ports.iter().position(|port| port.number == number).unwrap_or_else(|| {
+                let group = old.and_then(|old| old.of(number)).map(|port| Arc::clone(&port.group));
+                let group = group.unwrap_or_else(|| Arc::new(Group::new(how.random as usize)));
+                ports.push(Port { number, members: Vec::new(), group, plan: None });
+                ports.len() - 1
+            });
+            let Port { members, group, .. } = &mut ports[at];
+            let endpoint = match known.get(&(number, told.addr, &told.peer)) {
+                Some(known) => Arc::clone(known),
+                None => {
                     let (peer, workload) = (told.peer.clone(), told.workload.clone());
-                    Endpoint::new(told.addr, peer, workload, service(&ports, port, &info.name), workers)
-                },
-                |known| Arc::clone(known),
-            );
-            let member = Member { endpoint, ready: told.ready };
-            match ports.iter_mut().find(|(known, _)| *known == port) {
-                Some((_, members)) => members.push(member),
-                None => ports.push((port, vec![member])),
-            }
+                    let service = service(members, number, &info.name);
+                    let group = Some(Arc::clone(group));
+                    Endpoint::grouped(told.addr, peer, workload, service, how.workers, group)
+                }
+            };
+            members.push(Member {
+                endpoint,
+                ready: told.ready,
+                weight: told.weight,
+                zone: told.zone.clone(),
+            });
+        }
+        Self::balanced_as(old, ports, how)
+    }
+
+    /// The same endpoints, balanced otherwise.
+    pub fn balanced(&self, how: &How<'_>) -> Self {
+        let ports = self.ports.iter().map(|port| Port {
+            number: port.number,
+            members: port.members.clone(),
+            group: Arc::clone(&port.group),
+            plan: None,
+        });
+        Self::balanced_as(Some(self), ports.collect(), how)
+    }
+
+    fn balanced_as(old: Option<&Self>, mut ports: Vec<Port>, how: &How<'_>) -> Self {
+        for port in &mut ports {
+            port.balance(old.and_then(|old| old.of(port.number)), how);
         }
         Self { ports, by_address: OnceLock::new() }
     }
 
-    /// The endpoints of one of the service's ports.
-    pub fn port(&self, port: u16) -> &[Member] {
-        self.ports.iter().find(|(p, _)| *p == port).map_or(&[], |(_, members)| members)
+    fn of(&self, number: u16) -> Option<&Port> {
+        self.ports.iter().find(|port| port.number == number)
+    }
+
+    /// One of the service's ports; `None`: it has no endpoints.
+    pub fn port(&self, number: u16) -> Option<&Port> {
+        self.of(number)
+    }
+
+    pub fn ports(&self) -> &[Port] {
+        &self.ports
     }
 
     /// The endpoint of a port that is at `address`.
     pub fn at(&self, port: u16, address: SocketAddr) -> Option<&Member> {
         let by_address = self.by_address.get_or_init(|| {
-            let of = |(port, members): &(u16, Vec<Member>)| {
+            let of = |port: &Port| {
                 let addresses: Vec<_> =
-                    members.iter().map(|member| (*port, member.endpoint.address)).collect();
+                    port.members.iter().map(|member| (port.number, member.endpoint.address)).collect();
                 addresses.into_iter().zip(0..)
             };
             self.ports.iter().flat_map(of).collect()
         });
-        self.port(port).get(*by_address.get(&(port, address))?)
+        self.of(port)?.members.get(*by_address.get(&(port, address))?)
     }
 
     pub fn all(&self) -> impl Iterator<Item = &Member> {
-        self.ports.iter().flat_map(|(_, members)| members)
+        self.ports.iter().flat_map(|port| &port.members)
+    }
+}
+
+// === impl Port ===
+
+impl Port {
+    pub fn seen(&self) -> impl Iterator<Item = Seen<'_>> + Clone {
+        self.members.iter().map(Member::seen)
+    }
+
+    /// Whether it is one of those that requests should go to.
+    pub fn may_take(&self, member: &Member) -> bool {
+        if self.group.is_panicking() { member.ready } else { member.seen().may_take() }
+    }
+
+    /// Whether anything changes by itself as time passes.
+    pub fn is_timed(&self) -> bool {
+        self.plan.is_some() && self.group.policy().is_timed()
+    }
+
+    /// What health checks have found of one of its endpoints.
+    pub fn set_healthy(&self, endpoint: &Endpoint, healthy: bool, now: u64) {
+        self.group.set_healthy(&endpoint.standing, healthy, self.seen(), now);
+    }
+
+    /// Lets time pass, and tells of what has changed.
+    pub fn settle(&self, now: u64) {
+        for (i, change) in self.group.settle(self.seen(), now) {
+            tell(&self.members[i].endpoint, change);
+        }
+    }
+
+    fn balance(&mut self, old: Option<&Self>, how: &How<'_>) {
+        let zoned = self.members.iter().any(|member| member.zone.is_some());
+        let policy = how.policy(self.number, zoned);
+        let known = old.map_or(&[][..], |old| &old.members);
+        // Nothing to find where nothing is said, which is almost always.
+        if policy != Policy::default() || old.is_some_and(|old| old.plan.is_some()) {
+            self.stand(known, &policy, how);
+        }
+        let kept: std::collections::HashSet<*const Endpoint, RandomState> =
+            self.members.iter().map(|member| Arc::as_ptr(&member.endpoint)).collect();
+        let gone = known.iter().filter(|member| !kept.contains(&Arc::as_ptr(&member.endpoint)));
+        let gone = gone.map(|member| &member.endpoint.standing);
+        for (i, change) in self.group.update(&policy, self.seen(), gone, how.now) {
+            tell(&self.members[i].endpoint, change);
+        }
+        let named = self
+            .members
+            .iter()
+            .map(|member| (balance::hash(member.endpoint.address.to_string().as_bytes()), member.seen()));
+        self.plan = Plan::new(&policy, named);
+        if let (Some(plan), Some(old)) = (&self.plan, old.and_then(|old| old.plan.as_ref())) {
+            plan.prepare(old);
+        }
+    }
+
+    /// Who is of the own zone, and whose share begins to grow: what has become ready among others that were.
+    fn stand(&self, known: &[Member], policy: &Policy, how: &How<'_>) {
+        let were_ready: std::collections::HashSet<*const Endpoint, RandomState> =
+            known.iter().filter(|member| member.ready).map(|member| Arc::as_ptr(&member.endpoint)).collect();
+        let was_ready = |member: &&Member| were_ready.contains(&Arc::as_ptr(&member.endpoint));
+        let ready = || self.members.iter().filter(|member| member.ready);
+        if policy.balancer.warm_up.is_some() && ready().any(|member| was_ready(&member)) {
+            ready().filter(|member| !was_ready(member)).for_each(|new| new.endpoint.standing.grow(how.now));
+        }
+        for member in &self.members {
+            let local = policy.balancer.zones.is_some() && member.zone.as_deref() == how.zone;
+            member.endpoint.standing.set_local(local);
+        }
+    }
+}
+
+// === impl Member ===
+
+impl Member {
+    pub fn state(&self) -> State {
+        self.endpoint.standing.state(self.ready)
+    }
+
+    pub fn seen(&self) -> Seen<'_> {
+        let Endpoint { load, standing, .. } = &*self.endpoint;
+        Seen { load, standing, ready: self.ready, weight: self.weight }
+    }
+}
+
+/// Tells people what has changed about an endpoint.
+pub fn tell(endpoint: &Endpoint, change: Change) {
+    let (address, service) = (endpoint.address, &*endpoint.service);
+    match change {
+        Change::Ejected { cause, time } => {
+            let (cause, time) =
+                (cause.as_str(), format!("{:?}", Duration::from_millis(time.as_millis() as u64)));
+            tracing::warn!(%address, service, cause, time, "ejected an endpoint");
+        }
+        Change::Probation => tracing::info!(%address, service, "an endpoint's ejection is over; it is tried"),
+        Change::Released => {
+            tracing::info!(%address, service, "an endpoint is ejected no longer: too many would be")
+        }
     }
 }
 
 /// `<namespace>/<name>:<port>`, shared by all endpoints of the port.
-fn service(ports: &[(u16, Vec<Member>)], port: u16, name: &ObjectName) -> Arc<str> {
-    let known = ports.iter().find(|(known, _)| *known == port).and_then(|(_, members)| members.first());
-    known.map_or_else(|| format!("{name}:{port}").into(), |member| Arc::clone(&member.endpoint.service))
+fn service(members: &[Member], port: u16, name: &ObjectName) -> Arc<str> {
+    members.first().map_or_else(|| format!("{name}:{port}").into(), |one| Arc::clone(&one.endpoint.service))
 }
 
 #[cfg(test)]
@@ -99,6 +286,7 @@ mod tests {
             peer: peer.clone(),
             workload: None,
             zone: None,
+            weight: 100,
             ready: true,
         });
         EndpointsInfo { name: ObjectName::new("default", "orders"), endpoints: endpoints.collect() }
@@ -113,11 +301,23 @@ mod tests {
         let before = EndpointSet::apply(None, &info(&[(80, here, mesh("a")), (81, here, mesh("a"))]), 1);
         let after = info(&[(80, "10.0.0.2:80", mesh("a")), (80, here, mesh("a")), (81, here, mesh("b"))]);
         let after = EndpointSet::apply(Some(&before), &after, 1);
-        assert!(Arc::ptr_eq(&before.port(80)[0].endpoint, &after.port(80)[1].endpoint));
-        assert!(!Arc::ptr_eq(&before.port(80)[0].endpoint, &after.port(80)[0].endpoint));
-        assert!(!Arc::ptr_eq(&before.port(81)[0].endpoint, &after.port(81)[0].endpoint), "somebody else");
+        assert!(Arc::ptr_eq(
+            &before.port(80).unwrap().members[0].endpoint,
+            &after.port(80).unwrap().members[1].endpoint
+        ));
+        assert!(!Arc::ptr_eq(
+            &before.port(80).unwrap().members[0].endpoint,
+            &after.port(80).unwrap().members[0].endpoint
+        ));
+        assert!(
+            !Arc::ptr_eq(
+                &before.port(81).unwrap().members[0].endpoint,
+                &after.port(81).unwrap().members[0].endpoint
+            ),
+            "somebody else"
+        );
         for (port, at) in [(80, 0), (80, 1), (81, 0)] {
-            let member = &after.port(port)[at];
+            let member = &after.port(port).unwrap().members[at];
             let found = after.at(port, member.endpoint.address).unwrap();
             assert!(Arc::ptr_eq(&found.endpoint, &member.endpoint));
         }

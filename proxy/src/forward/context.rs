@@ -121,6 +121,7 @@ impl Proxy {
         workload: Option<String>,
     ) -> Self {
         let speaker = |direction| Speaker::new(workload.as_deref(), direction);
+        let started = store.started();
         Self {
             store,
             creds,
@@ -132,7 +133,7 @@ impl Proxy {
             own,
             speakers: [speaker(Direction::Inbound), speaker(Direction::Outbound)],
             workload,
-            started: Instant::now(),
+            started,
             next_connection: AtomicU64::new(1),
         }
     }
@@ -155,6 +156,11 @@ impl Proxy {
     /// Nanoseconds on the proxy's own monotonic clock.
     pub(super) fn now(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// That time, on the same clock.
+    pub(super) fn nanos(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.started).as_nanos()).unwrap_or(u64::MAX)
     }
 
     /// Who speaks in `x-tulle-error-by` and in the log.

@@ -156,6 +156,11 @@ fn as_grpc_timeout(left: Duration) -> String {
 // === impl Deadline ===
 
 impl Deadline<'_> {
+    /// When it is, unless the client itself says so: then nobody need have been slow.
+    pub(super) fn of_policy(&self) -> Option<Instant> {
+        (!matches!(self.by, By::Client)).then_some(self.at)
+    }
+
     pub(super) fn at(&self) -> Instant {
         self.at
     }

@@ -14,6 +14,7 @@ use http_body_util::BodyExt as _;
 use parking_lot::Mutex;
 
 use super::admit;
+use super::asked::Asked;
 use super::context::Worker;
 use super::exchange::{self, Leg, Tunnels};
 use super::fault::Fault;
@@ -106,7 +107,10 @@ async fn send(
     mut request: Request<Body>,
 ) -> Result<(), Fault> {
     let service = target::service(worker, &mirror.service).await?;
-    let endpoint = Target::Service(service, mirror.port).pick(worker, &[])?;
+    let endpoint = {
+        let asked = Asked { client, request: Some(&request) };
+        Target::Service(service, mirror.port).pick(worker, &[], &asked)?
+    };
     let application = worker.proxy.own_application(&endpoint);
     let own = admit::own(worker, &endpoint, application, client).await?;
     let mut in_flight = InFlight::start(worker, &endpoint);

@@ -7,6 +7,7 @@
 
 mod admit;
 mod again;
+mod asked;
 mod context;
 mod deadline;
 mod egress;
@@ -22,6 +23,7 @@ mod limited;
 mod mirror;
 mod opaque;
 pub mod outbound;
+mod outcome;
 mod pushback;
 mod record;
 mod routed;

@@ -19,6 +19,7 @@ use http::{Request, Response};
 
 use super::admit::{self, Own};
 use super::again::{self, Tries};
+use super::asked::Asked;
 use super::context::Worker;
 use super::deadline::{self, Deadline};
 use super::egress::{self, Out};
@@ -32,12 +33,14 @@ use super::inject::inject;
 use super::limited;
 use super::mirror;
 use super::opaque::{self, Ended};
+use super::outcome;
 use super::record::{self, ConnectionRecord, InFlight, Record, Tracked};
 use super::routed;
 use super::session;
 use super::sniff::{self, Sniffed};
 use super::target::{self, Going, Target};
 use crate::accept::Accepted;
+use crate::balance::Outcome;
 use crate::detect::{self, Detection};
 use crate::endpoint::Endpoint;
 use crate::io::{Io, Meter, Replay};
@@ -348,9 +351,14 @@ impl Connection {
                     if let Some(deadline) = deadline {
                         deadline.pass_on(request.headers_mut(), Instant::now())?;
                     }
-                    let endpoint = target.pick(&self.worker, &tries.failed)?;
+                    let endpoint = {
+                        let asked = Asked { client: self.client, request: Some(request) };
+                        target.pick(&self.worker, &tries.failed, &asked)?
+                    };
                     let spare = tries.spare(request, self.framing, target, &endpoint);
-                    let how = How { limit, keep: spare.is_some(), fresh: tries.fresh, out: out.as_ref() };
+                    let until = deadline.and_then(|deadline| deadline.of_policy());
+                    let how =
+                        How { limit, keep: spare.is_some(), fresh: tries.fresh, until, out: out.as_ref() };
                     (self.attempt(record, &endpoint, request, how).await, spare, Some(endpoint))
                 }
             };
@@ -377,7 +385,7 @@ impl Connection {
         request: &mut Request<Body>,
         how: How<'_>,
     ) -> Result<Answer, Failed> {
-        let How { limit, keep, fresh, out } = how;
+        let How { limit, keep, fresh, until, out } = how;
         let application = self.worker.proxy.own_application(endpoint);
         record.sent_to(endpoint, application);
         let own = admit::own(&self.worker, endpoint, application, self.client).await;
@@ -391,6 +399,9 @@ impl Connection {
             })?;
         }
         let mut in_flight = InFlight::start(&self.worker, endpoint);
+        if let Some(until) = until {
+            in_flight.until = self.worker.proxy.nanos(until);
+        }
         let (endpoint, guard) = match &own {
             Some(own) => (&own.application, Some(&own.guard)),
             None => (endpoint, out),
@@ -405,8 +416,9 @@ impl Connection {
         };
         record.waited(asked.elapsed());
         in_flight.answered(sent.as_ref().is_ok_and(|response| !response.status().is_server_error()));
-        let mut response = sent?;
+        let mut response = sent.inspect_err(|failed| in_flight.came_to(Err(failed), record.grpc))?;
         let unprocessed = headers::take_ours(response.headers_mut(), &endpoint.peer);
+        in_flight.came_to(Ok(&response), record.grpc);
         let guard = own.map(|own| own.guard).or_else(|| out.cloned());
         Ok(Answer { response, in_flight: Some(in_flight), unprocessed, bounds: Bounds::default(), guard })
     }
@@ -432,6 +444,8 @@ struct How<'a> {
     keep: bool,
     /// As of a [`Leg`].
     fresh: bool,
+    /// When there must be an answer, by a policy.
+    until: Option<Instant>,
     /// What a request that leaves the mesh is registered as.
     out: Option<&'a Arc<policy::Guard>>,
 }
@@ -490,7 +504,7 @@ pub(super) async fn connect(
         }
         Target::Service(..) | Target::Session(..) | Target::Address(_) => None,
     };
-    let endpoint = target.pick(worker, &[])?;
+    let endpoint = target.pick(worker, &[], &Asked { client, request: None })?;
     let application = worker.proxy.own_application(&endpoint);
     let own = admit::own(worker, &endpoint, application, client).await?;
     let to = own.as_ref().map_or(&endpoint, |own| &own.application);
@@ -499,8 +513,10 @@ pub(super) async fn connect(
         if let Some(out) = &out {
             out.leaves(worker, client);
         }
+        outcome::tell(&endpoint, Outcome::ConnectFailed, worker.proxy.now());
         exchange::connect_fault(&error)
     })?;
+    outcome::tell(&endpoint, Outcome::Status(200), worker.proxy.now());
     Ok(Connected { endpoint, own, out, server })
 }
 

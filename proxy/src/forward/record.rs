@@ -17,6 +17,7 @@ use super::exchange::{Answer, Bounds};
 use super::fault::{self, Fault, GRPC_STATUS};
 use super::headers;
 use super::idle::Idle;
+use crate::balance;
 use crate::endpoint::Endpoint;
 use crate::limit::Refused;
 use crate::policy;
@@ -75,6 +76,10 @@ pub(super) struct InFlight {
     worker: Arc<Worker>,
     started: u64,
     answered: bool,
+    /// What it came to, if the answer is whole.
+    pub(super) later: Option<balance::Outcome>,
+    /// When there must be an answer, by the proxy's clock: without one by then, it is the endpoint's fault.
+    pub(super) until: u64,
 }
 
 /// A response's body that ends its [`Record`] when it ends, breaks, or is dropped.
@@ -85,7 +90,7 @@ pub(super) struct Tracked {
     record: Option<Box<Record>>,
     /// What may break it off.
     until: Option<Until>,
-    _in_flight: Option<InFlight>,
+    in_flight: Option<InFlight>,
 }
 
 /// Resolves, with the reason, when a response that is under way must be broken off.
@@ -227,7 +232,7 @@ impl Record {
             downloaded: 0,
             record: Some(self),
             until,
-            _in_flight: in_flight,
+            in_flight,
         })
     }
 
@@ -468,7 +473,18 @@ impl InFlight {
     pub(super) fn start(worker: &Arc<Worker>, endpoint: &Arc<Endpoint>) -> Self {
         let started = worker.proxy.now();
         endpoint.load.start(started);
-        Self { endpoint: Arc::clone(endpoint), worker: Arc::clone(worker), started, answered: false }
+        Self {
+            endpoint: Arc::clone(endpoint),
+            worker: Arc::clone(worker),
+            started,
+            answered: false,
+            later: None,
+            until: u64::MAX,
+        }
+    }
+
+    pub(super) fn now(&self) -> u64 {
+        self.worker.proxy.now()
     }
 
     /// The response's head is there, or the request failed.
@@ -485,6 +501,7 @@ impl Drop for InFlight {
         if self.answered {
             self.endpoint.load.end();
         } else {
+            self.given_up();
             let now = self.worker.proxy.now();
             self.endpoint.load.abandon(now, now.saturating_sub(self.started));
         }
@@ -547,6 +564,9 @@ impl Tracked {
     }
 
     fn end(&mut self, reason: Option<Reason>) {
+        if reason.is_none() {
+            self.in_flight.iter_mut().for_each(|in_flight| in_flight.is_over(None));
+        }
         if let Some(mut record) = self.record.take() {
             if record.reason.is_none() {
                 record.reason = reason;
@@ -581,9 +601,14 @@ impl http_body::Body for Tracked {
                     && record.grpc
                 {
                     record.grpc_status = grpc_status(trailers);
+                    let status = record.grpc_status;
+                    self.in_flight.iter_mut().for_each(|in_flight| in_flight.is_over(status));
                 }
             }
-            Some(Err(_)) => self.end(Some(Reason::UpstreamReset)),
+            Some(Err(_)) => {
+                self.in_flight.iter_mut().for_each(InFlight::broke);
+                self.end(Some(Reason::UpstreamReset));
+            }
             None => self.end(None),
         }
         Poll::Ready(frame)

@@ -1,7 +1,7 @@
 //! Keeps the requests of a session at one endpoint (GEP-1619).
 //!
 //! Decides where a request with a session's token goes: to the endpoint that the token names, as long as that is a ready one of a
-//! backend of the rule, whatever the backend's weight is now. Nothing is remembered here: the token says it all. A rule without a session costs a look at an empty option. Called by `outbound`.
+//! backend of the rule, neither ejected nor unhealthy, whatever the backend's weight is now. Nothing is remembered here: the token says it all. A rule without a session costs a look at an empty option. Called by `outbound`.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -98,8 +98,10 @@ impl<'a> Session<'a> {
         let endpoint = service.endpoints().and_then(|endpoints| {
             let member = endpoints.at(backend.port, token.address)?;
             // What is not ready takes what it must, as without a session.
-            let ready = member.ready || endpoints.port(backend.port).iter().all(|member| !member.ready);
-            ready.then(|| member.endpoint.clone())
+            let port = endpoints.port(backend.port)?;
+            // What is not ready takes what it must, as without a session; so does what is ejected, or unhealthy.
+            let takes = port.may_take(member) || !port.members.iter().any(|other| port.may_take(other));
+            takes.then(|| member.endpoint.clone())
         });
         Ok(endpoint.map(|endpoint| (backend, Target::Session(service, backend.port, endpoint), token)))
     }

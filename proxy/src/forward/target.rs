@@ -9,11 +9,12 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::again::Failing;
+use super::asked::Asked;
 use super::context::Worker;
 use super::fault::Fault;
 use crate::accept::Destination;
-use crate::balance::{self, Candidate};
-use crate::endpoint::{Endpoint, Member};
+use crate::balance::{self, Candidate, Seen};
+use crate::endpoint::{Endpoint, Member, Port};
 use crate::route::{Budget, Streams};
 use crate::state::{AddressTarget, First, ObjectName, Peer, Protocol, ServiceState, Traffic};
 use crate::telemetry::Reason;
@@ -181,7 +182,12 @@ async fn of_address(worker: &Worker, address: SocketAddr) -> Result<(Target, Pro
 impl Target {
     /// The endpoint that takes the next request: one that is ready, by the balancer, and none of those that have `failed` it already
     /// unless there is no other; then any but the last of them. One that is not ready comes after those that are ready and were reached.
-    pub(super) fn pick(&self, worker: &Worker, failed: &[Failing]) -> Result<Arc<Endpoint>, Fault> {
+    pub(super) fn pick(
+        &self,
+        worker: &Worker,
+        failed: &[Failing],
+        asked: &Asked<'_>,
+    ) -> Result<Arc<Endpoint>, Fault> {
         let (service, port) = match self {
             Self::Address(endpoint) | Self::Outside(endpoint) => return Ok(Arc::clone(endpoint)),
             Self::Session(.., endpoint) if failed.is_empty() => return Ok(Arc::clone(endpoint)),
@@ -189,8 +195,8 @@ impl Target {
         };
         let none = || Fault::unsent(Reason::NoHealthyEndpoint, format!("{}:{port}", service.name));
         let endpoints = service.endpoints().ok_or_else(none)?;
-        let members = endpoints.port(port);
-        choose(members, failed, worker.proxy.now()).map(|one| Arc::clone(&one.endpoint)).ok_or_else(none)
+        let port = endpoints.port(port).ok_or_else(none)?;
+        choose(port, failed, asked, worker.proxy.now()).map(|one| Arc::clone(&one.endpoint)).ok_or_else(none)
     }
 
     /// How what goes there is treated, as far as anything is said of it.
@@ -215,46 +221,62 @@ impl Target {
     pub(super) fn has_other(&self, than: &Arc<Endpoint>) -> bool {
         let (Self::Service(service, port) | Self::Session(service, port, _)) = self else { return false };
         let other = |member: &Member| !Arc::ptr_eq(&member.endpoint, than);
-        service.endpoints().is_some_and(|endpoints| endpoints.port(*port).iter().any(other))
+        let endpoints = service.endpoints();
+        endpoints
+            .is_some_and(|endpoints| endpoints.port(*port).is_some_and(|port| port.members.iter().any(other)))
     }
 }
 
-/// The one of a service's endpoints that [`Target::pick`] says.
-fn choose<'a>(members: &'a [Member], failed: &[Failing], now: u64) -> Option<&'a Member> {
-    if let [only] = members {
+/// The one of a port's endpoints that [`Target::pick`] says.
+fn choose<'a>(port: &'a Port, failed: &[Failing], asked: &Asked<'_>, now: u64) -> Option<&'a Member> {
+    if let [only] = &*port.members {
         // With nobody else left, one that has failed is better than none.
         return Some(only);
     }
+    if failed.is_empty() {
+        return draw(port, asked, now, |member| Some(member.ready));
+    }
+    let draw = |rank: &dyn Fn(&'a Member) -> Option<bool>| draw(port, asked, now, rank);
     // How many have failed since.
     let failing =
         |member: &Member| failed.iter().rev().position(|one| Arc::ptr_eq(&one.endpoint, &member.endpoint));
-    let new = draw(members, now, |member| failing(member).is_none().then_some(member.ready));
-    if failed.is_empty() || new.is_some_and(|one| one.ready) {
+    let new = draw(&|member| failing(member).is_none().then_some(member.ready));
+    if new.is_some_and(|one| port.may_take(one)) {
         return new;
     }
     let reached = || {
-        draw(members, now, |member| {
+        draw(&|member| {
             let since = failing(member).filter(|_| member.ready)?;
             failed.iter().nth_back(since)?.reached.then_some(since > 0)
         })
     };
-    let any =
-        || draw(members, now, |member| failing(member).filter(|since| *since > 0).map(|_| member.ready));
-    reached().or(new).or_else(any).or_else(|| members.first())
+    let any = || draw(&|member| failing(member).filter(|since| *since > 0).map(|_| member.ready));
+    reached().or(new).or_else(any).or_else(|| port.members.first())
 }
 
 /// One of the members, by the balancer; `rank`: whether one is preferred, `None`: it is out of the question.
 fn draw<'a>(
-    members: &'a [Member],
+    port: &'a Port,
+    asked: &Asked<'_>,
     now: u64,
     rank: impl Fn(&'a Member) -> Option<bool>,
 ) -> Option<&'a Member> {
-    let candidate = |i: usize| match rank(&members[i]) {
-        None => Candidate::Excluded,
-        Some(true) => Candidate::Ready(&members[i].endpoint.load),
-        Some(false) => Candidate::Standby(&members[i].endpoint.load),
+    let members = &*port.members;
+    let picked = match &port.plan {
+        None => {
+            let candidate = |i: usize| match rank(&members[i]) {
+                None => Candidate::Excluded,
+                Some(true) => Candidate::Ready(&members[i].endpoint.load),
+                Some(false) => Candidate::Standby(&members[i].endpoint.load),
+            };
+            balance::pick(members.len(), candidate, now, rand::random())
+        }
+        Some(plan) => {
+            let look = |i: usize| rank(&members[i]).map(|ready| Seen { ready, ..members[i].seen() });
+            plan.pick(&port.group, look, asked.key(plan.keys()), now, rand::random())
+        }
     };
-    balance::pick(members.len(), candidate, now, rand::random()).map(|i| &members[i])
+    picked.map(|i| &members[i])
 }
 
 #[cfg(test)]
@@ -288,11 +310,13 @@ mod tests {
                 workload: None,
                 zone: None,
                 ready: *ready,
+                weight: 100,
             });
             let name = ObjectName::new("default", "orders");
             let info = EndpointsInfo { name, endpoints: endpoints.collect() };
             let set = EndpointSet::apply(None, &info, 1);
-            let members = set.port(80);
+            let port = set.port(80).unwrap();
+            let members = &port.members;
             let failed: Vec<_> = failed
                 .iter()
                 .map(|(i, reached)| Failing {
@@ -301,7 +325,8 @@ mod tests {
                 })
                 .collect();
             for _ in 0..20 {
-                let chosen = choose(members, &failed, 0).unwrap();
+                let asked = Asked { client: ([10, 0, 0, 9], 1).into(), request: None };
+                let chosen = choose(port, &failed, &asked, 0).unwrap();
                 let i = members.iter().position(|member| std::ptr::eq(member, chosen)).unwrap();
                 assert!(next.contains(&i), "{ready:?} {failed:?}: {i}");
             }

@@ -87,6 +87,7 @@ pub(super) fn knows(worker: &Worker, service: &str, endpoints: &[SocketAddr]) ->
         workload: None,
         zone: None,
         ready: true,
+        weight: 100,
     });
     let endpoints = EndpointsInfo { name: name.clone(), endpoints: endpoints.collect() };
     state.set_endpoints(EndpointSet::apply(None, &endpoints, 1));
@@ -118,6 +119,7 @@ fn knows_orders(worker: &Worker, authority: &Authority, address: SocketAddr) {
         workload: None,
         zone: None,
         ready: true,
+        weight: 100,
     };
     let endpoints = EndpointsInfo { name: orders(), endpoints: vec![endpoint] };
     service.set_endpoints(EndpointSet::apply(None, &endpoints, 1));

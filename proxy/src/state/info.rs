@@ -50,6 +50,8 @@ pub struct EndpointInfo {
     pub zone: Option<Arc<str>>,
     /// False while starting or draining.
     pub ready: bool,
+    /// Its share beside the others', 1–1,000; 100 where nothing is said.
+    pub weight: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

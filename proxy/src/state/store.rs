@@ -115,6 +115,16 @@ impl Store {
         self.started.elapsed().as_secs()
     }
 
+    /// When the store was made: the zero of every clock of this proxy.
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// Nanoseconds since then: the clock of `balance`.
+    pub fn nanos(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
     /// Whether a service can be used without waiting for the control plane.
     pub fn knows_service(&self, name: &ObjectName) -> bool {
         self.load().services.get(name).is_some_and(|service| service.is_answered())

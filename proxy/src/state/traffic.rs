@@ -1,6 +1,7 @@
 //! How a port of a service is treated, as its TrafficPolicy says: decoded, compiled where it pays.
 
 use super::HealthCheck;
+use crate::balance::{LoadBalancer, Outliers};
 use crate::route::{BudgetSpec, RequestPolicy};
 
 /// What holds for one port of a service. The default: nothing is said, and what the proxy does of itself holds.
@@ -12,4 +13,8 @@ pub struct Traffic {
     pub requests: Option<Box<RequestPolicy>>,
     /// `None`: no endpoint is asked.
     pub health_check: Option<HealthCheck>,
+    /// `None`: peak EWMA, without a warm-up, zones or a panic threshold.
+    pub load_balancer: Option<LoadBalancer>,
+    /// `None`: no endpoint is ejected.
+    pub outlier_detection: Option<Outliers>,
 }

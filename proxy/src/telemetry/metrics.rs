@@ -5,6 +5,7 @@
 //! then takes a nanosecond. No label takes a value that a client chooses freely, but for a hundred names of what
 //! leaves the mesh, and the number of lines is capped (R11). Families, their labels and meanings are in one table, from which `docs/reference/metrics.md` is made.
 
+mod balancers;
 mod budget;
 mod cells;
 mod control;
@@ -23,6 +24,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+pub use self::balancers::Balancer;
 use self::budget::Budget;
 pub use self::cells::{ConnectionCells, Counter, Histogram, OpenConnection, RequestCells};
 pub use self::control::{CertKind, ControlMetrics};
@@ -46,6 +48,7 @@ pub struct Metrics {
     workers: Vec<WorkerMetrics>,
     control: Arc<ControlMetrics>,
     bounds: Arc<[u64]>,
+    budget: Arc<Budget>,
     extra: Arc<Mutex<Vec<ExtraFn>>>,
 }
 
@@ -78,7 +81,7 @@ impl Metrics {
         // Never connected is a 0 that an alert can see, not a gap.
         control.ads_connected(false);
         control.registered(false);
-        Self { workers, control, bounds, extra: Arc::default() }
+        Self { workers, control, bounds, budget, extra: Arc::default() }
     }
 
     /// The cells of the worker thread of that index. An index that is not there gets the last one's.

@@ -92,6 +92,12 @@ const QUIET: &[&str] = &[
     // Needs interception: see tests/tests/netns/egress.rs.
     "tulle_egress_total",
     "tulle_accept_errors_total",
+    // Where a policy says how endpoints are balanced: in the tests of balance.
+    "tulle_balancer_endpoints",
+    "tulle_balancer_ejections_total",
+    "tulle_balancer_ejections_withheld_total",
+    "tulle_balancer_panics_total",
+    "tulle_balancer_zone_picks_total",
     "tulle_accept_handed_over_total",
     "tulle_ads_nacks_total",
     "tulle_log_lines_dropped_total",

@@ -19,6 +19,8 @@ pub(super) enum Group {
     Verdicts,
     Egress,
     Pools,
+    /// See [`Balancer`](super::Balancer).
+    Balancers,
     RateLimits,
 }
 
@@ -60,6 +62,7 @@ impl Budget {
             Group::Requests | Group::Verdicts | Group::Egress | Group::RateLimits => (1, self.lines),
             Group::Pools => (2, self.lines),
             Group::Connections => (4, self.lines),
+            Group::Balancers => (17, self.lines),
             Group::Durations => (self.lines_per_histogram, self.lines / 4 * 3),
         };
         if state.used + lines > limit {

@@ -98,6 +98,16 @@ families! {
         "Requests that rate limits speak of, by the limit's name; outcome is allowed, by all of them, or refused, by this one.";
     SESSIONS = Counter "tulle_sessions_total" ["result"]
         "Answered requests of rules with sessionPersistence: kept at their endpoint; new, without a token; moved to another endpoint; expired, their session's time being over; or invalid, with a token that none of the mesh's proxies made for the rule.";
+    BALANCER_ENDPOINTS = Gauge "tulle_balancer_endpoints" ["service", "state", "overflow"]
+        "Endpoints of services whose TrafficPolicy, or whose endpoints' weights, say how they are balanced: usable, warming (its share grows), probation (back from an ejection, and tried), ejected, unhealthy (by health checks), or unready.";
+    BALANCER_EJECTIONS = Counter "tulle_balancer_ejections_total" ["service", "cause", "overflow"]
+        "Endpoints of such services that were ejected, by what was too much: consecutive_5xx, consecutive_gateway_errors, consecutive_connect_failures, consecutive_grpc_errors, success_rate, failure_percentage, or probation (the first failure after the one before). Gone with the service, once that has not been used for ten minutes.";
+    BALANCER_WITHHELD = Counter "tulle_balancer_ejections_withheld_total" ["service", "overflow"]
+        "Ejections of endpoints that were not made, since too many would have been ejected.";
+    BALANCER_PANICS = Counter "tulle_balancer_panics_total" ["service", "overflow"]
+        "Picks of endpoints while too few were usable, so that ejected and unhealthy ones were picked too.";
+    BALANCER_ZONES = Counter "tulle_balancer_zone_picks_total" ["service", "zone", "overflow"]
+        "Picks of endpoints of the proxy's own zone (own) and of others (other), where that zone is preferred.";
     ACCEPT_ERRORS = Counter "tulle_accept_errors_total" []
         "Accepts that failed, for want of file descriptors mostly.";
     HANDED_OVER = Counter "tulle_accept_handed_over_total" []

@@ -42,7 +42,6 @@ pub(super) fn text(metrics: &Metrics) -> String {
         | rate_limits(&mut scrape, &workers)
         | pools(&mut scrape, &workers);
     bounded(&mut scrape, metrics, &workers);
-    scrape.value(&families::SERIES_LIMITED, &[], f64::from(u8::from(limited)));
     scrape.value(&families::WORKERS, &[], workers.len() as f64);
     let build = [("component", "proxy"), ("version", env!("CARGO_PKG_VERSION"))];
     scrape.value(&families::BUILD_INFO, &build, 1.0);
@@ -53,6 +52,9 @@ pub(super) fn text(metrics: &Metrics) -> String {
     for extra in metrics.extra.lock().iter() {
         extra.0(&mut samples);
     }
+    let overflows = |sample: &Sample| sample.labels.last().is_some_and(|label| label == "true");
+    let limited = limited || samples.iter().any(overflows);
+    scrape.value(&families::SERIES_LIMITED, &[], f64::from(u8::from(limited)));
     for Sample { family, labels, value } in &samples {
         let labels: Vec<_> = family.labels.iter().copied().zip(labels.iter().map(String::as_str)).collect();
         scrape.value(family, &labels, *value);
