@@ -54,7 +54,8 @@ pub trait AdminState: Send + Sync + 'static {
     /// What is wrong with it.
     fn set_log_level(&self, directives: &str) -> Result<(), String>;
 
-    /// Begins to drain: not ready any more, connections are told to end, and go on until they have.
+    /// Begins to drain: not ready any more, connections are told to end, and go on until they have. The process ends once its
+    /// application has too.
     fn drain(&self);
 
     /// Begins to drain, and ends the process then.

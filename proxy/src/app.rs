@@ -3,6 +3,8 @@
 //! The calling thread becomes the control thread: certificates, ADS, the admin listeners, the logs. Workers get threads
 //! of their own. Nothing here decides about traffic.
 
+mod ending;
+
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,12 +14,12 @@ use anyhow::Context;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tulle_api::discovery::Node;
 use tulle_api::v1::{Locality, RegisteredPort, RegisteredService, Registration};
 use tulle_certs::Alpn;
 
+use self::ending::Told;
 use crate::accept::{self, Namespace, OriginalDst};
 use crate::admin::{self, AdminState, Face};
 use crate::config::{BoundAddresses, Config};
@@ -39,7 +41,7 @@ use crate::telemetry::metrics::Direction;
 use crate::telemetry::{Diagnostics, Telemetry};
 use crate::wire::{h1, http2};
 
-/// Runs a proxy until it is told to end: by SIGTERM, SIGINT or `/shutdown`, after a drain.
+/// Runs a proxy until it is told to end, and through its drain ([`ending`]).
 ///
 /// # Errors
 /// What keeps it from starting.
@@ -101,8 +103,10 @@ async fn control(config: &Config, diagnostics: Option<Diagnostics>) -> anyhow::R
         bound.write(path).with_context(|| format!("cannot write {}", path.display()))?;
     }
     tracing::info!(workers, addresses = %bound.to_json(), "the proxy runs");
-    until_told(&admin, stop, &threads).await?;
-    drain(config, &signal).await;
+    tokio::select! {
+        () = ending::wait(config, &signal, Told::new(stop)?) => {}
+        broken = look_after(&admin, &threads) => return broken,
+    }
     threads.stop();
     logs.abort();
     telemetry.flush();
@@ -384,38 +388,21 @@ async fn serve_admin(config: &Config, admin: &Arc<Admin>, bound: &mut BoundAddre
     Ok(())
 }
 
-/// Waits for a reason to end.
-async fn until_told(admin: &Admin, mut stop: watch::Receiver<bool>, threads: &Workers) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+/// Looks after the workers and the memory, until it is dropped.
+///
+/// # Errors
+/// When a worker has ended by itself.
+async fn look_after(admin: &Admin, threads: &Workers) -> anyhow::Result<()> {
     let mut look = tokio::time::interval(Duration::from_secs(1));
     let mut tide = Tide::default();
     loop {
-        tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            _ = stop.wait_for(|stop| *stop) => break,
-            _ = look.tick() => {
-                if threads.is_broken() {
-                    anyhow::bail!("a worker thread has ended; see the log above");
-                }
-                if let Some(over) = tide.look(admin.drain.left(), admin.readiness().is_ok()) {
-                    memory::give_back(over);
-                }
-            }
+        look.tick().await;
+        if threads.is_broken() {
+            anyhow::bail!("a worker thread has ended; see the log above");
         }
-    }
-    admin.drain.start();
-    Ok(())
-}
-
-/// Lets what is under way come to its end, for as long as the grace period.
-async fn drain(config: &Config, signal: &drain::Signal) {
-    tracing::info!(grace = ?config.drain_grace, "draining");
-    signal.start();
-    match tokio::time::timeout(config.drain_grace, signal.drained()).await {
-        Ok(()) => tracing::info!("drained"),
-        Err(_) => tracing::warn!("the grace period is over; closing what is left"),
+        if let Some(over) = tide.look(admin.drain.left(), admin.readiness().is_ok()) {
+            memory::give_back(over);
+        }
     }
 }
 

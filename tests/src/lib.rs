@@ -19,6 +19,7 @@ pub mod echo;
 pub mod fleet;
 pub mod frames;
 pub mod identity;
+pub mod load;
 pub mod machine;
 pub mod memory;
 mod metrics;
@@ -43,4 +44,9 @@ pub use self::world::{Mode, NAMESPACE, World, scrape};
 /// Whether long tests go to their full length: `TULLE_TEST_DEEP=full`, which `.ci/run` sets.
 pub fn deep() -> bool {
     std::env::var_os("TULLE_TEST_DEEP").is_some_and(|value| value == "full")
+}
+
+/// Whether tests that have a form of many minutes take that: `TULLE_TEST_LONG=full`.
+pub fn long() -> bool {
+    std::env::var_os("TULLE_TEST_LONG").is_some_and(|value| value == "full")
 }

@@ -149,7 +149,7 @@ variables! {
         "How many connections the kernel holds for each listener until they are accepted (bounded by `net.core.somaxconn`).",
         |config, value| config.listen_backlog = parse::number(value, 1, 65535)?.try_into().map_err(|_| "too large")?;
     "DRAIN_GRACE", "a duration (`300ms`, `10s`, `5m`, `1h`)", Some("30s"),
-        "How long requests and connections may go on once the proxy is told to stop.",
+        "How long requests and connections may go on once the proxy is told to drain: by SIGTERM or `/drain`, whichever comes first.",
         |config, value| config.drain_grace = parse::any_duration(value)?;
     "DISCOVERY_TIMEOUT", "a duration (`300ms`, `10s`, `5m`, `1h`)", Some("1s"),
         "How long the first use of an address or service waits for the control plane's answer.",

@@ -69,6 +69,8 @@ pub(super) struct Tries<'a> {
     pub(super) failed: Vec<Failing>,
     /// Not over a connection that has idled: one has failed, and the others may be as old.
     pub(super) fresh: bool,
+    /// No other endpoint could take it.
+    alone: bool,
 }
 
 /// An endpoint that has failed a request.
@@ -176,13 +178,23 @@ impl<'a> Tries<'a> {
         if let Some(budget) = &budget {
             budget.request(worker.proxy.now());
         }
-        Self { worker, retry, budget, deadline, made: 0, again: None, failed: Vec::new(), fresh: false }
+        Self {
+            worker,
+            retry,
+            budget,
+            deadline,
+            made: 0,
+            again: None,
+            failed: Vec::new(),
+            fresh: false,
+            alone: false,
+        }
     }
 
     /// Has what passes of the request's body kept on its way to this endpoint, as far as it is short, if it may have to be sent again
     /// although it was taken.
     pub(super) fn spare(
-        &self,
+        &mut self,
         request: &mut Request<Body>,
         framing: Framing,
         target: &Target,
@@ -190,11 +202,12 @@ impl<'a> Tries<'a> {
     ) -> Option<Spare> {
         let limit = match self.retry {
             Some(retry) => (self.made < retry.attempts).then_some(retry.maximum_body),
-            // What another proxy cannot pass on, or a server of HTTP/2 refuses unread (RFC 9113 §8.7), may go to another endpoint, if
-            // there is one.
+            // What another proxy cannot pass on may go to another endpoint, if there is one; what a server of HTTP/2 refuses unread
+            // (RFC 9113 §8.7), or crosses its GOAWAY or a proxy's farewell, to the same.
             None => {
+                self.alone = !target.has_other(endpoint);
                 let may_refuse = matches!(endpoint.peer, Peer::Mesh(_)) || framing == Framing::Http2;
-                (self.made == 0 && may_refuse && target.has_other(endpoint)).then_some(REPLAYED)
+                (self.made == 0 && may_refuse).then_some(REPLAYED)
             }
         }?;
         let (body, spare) = std::mem::take(request.body_mut()).kept(limit);
@@ -211,6 +224,7 @@ impl<'a> Tries<'a> {
         spare: Option<Spare>,
     ) -> Option<Duration> {
         let (cause, is_whole) = match tried {
+            Ok(answer) if self.alone && !headers::has_left(&answer.response) => (None, false),
             Ok(answer) => (not_taken(answer, self.retry), false),
             Err(failed) => (failed.again, failed.whole),
         };

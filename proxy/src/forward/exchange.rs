@@ -18,7 +18,7 @@ use super::headers;
 use super::idle::Idle;
 use super::record::{InFlight, Tracked};
 use crate::endpoint::{ConnectError, Dial, Endpoint, Http1, Http2, Preferred, Way};
-use crate::io::{Io, Meter};
+use crate::io::{Io, Meter, Transport as _};
 use crate::policy;
 use crate::route::{Cors, CorsInPlace};
 use crate::state::Peer;
@@ -307,7 +307,10 @@ pub(super) async fn serve<H, F>(
         Framing::Http1 => {
             let handler = |request: Request<h1::Body>| handler(request.map(Body::http1));
             let refuse = |error: h1::HeadError| refuse(&Fault::unsent(refusal(error), error.to_string()));
-            let closed = h1::serve(io, &[], settings.http1, handler, refuse, drain).await;
+            // Between proxies, where the next request may be on its way already.
+            let farewell = if io.may_half_close() { &b""[..] } else { headers::FAREWELL };
+            let http1 = h1::Settings { farewell, ..settings.http1 };
+            let closed = h1::serve(io, &[], http1, handler, refuse, drain).await;
             tracing::debug!(end = %Chain(&closed), direction = direction.as_str(), "HTTP/1 connection ended");
         }
     }

@@ -17,6 +17,18 @@ pub(super) fn strip_ours(fields: &mut HeaderMap) {
     }
 }
 
+/// What a proxy says to another before it closes a connection that is idle: the answer to a request that has crossed this on
+/// its way, and is not read any more.
+pub(super) const FAREWELL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nx-tulle-error: draining\r\n\
+    x-tulle-processed: no\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+
+/// Whether an answer, of which [`take_ours`] has said that the request is unprocessed, says that the connection has left it behind:
+/// a new one to the same endpoint may take it.
+pub(super) fn has_left<B>(answer: &http::Response<B>) -> bool {
+    let error = answer.headers().get(ERROR);
+    error.is_some_and(|error| error == Reason::Draining.code() || error == Reason::UpstreamReset.code())
+}
+
 /// Leaves of our fields in a response only what another proxy may say to the application; nothing of what anybody else
 /// says. Whether that proxy answered itself, for want of its application, and the request is provably unprocessed.
 pub(super) fn take_ours(fields: &mut HeaderMap, peer: &Peer) -> bool {
@@ -25,11 +37,15 @@ pub(super) fn take_ours(fields: &mut HeaderMap, peer: &Peer) -> bool {
         return false;
     }
     let told = fields.remove(PROCESSED).is_some_and(|processed| processed == "no");
-    told && fields.get(ERROR).is_some_and(|error| {
-        [Reason::ConnectFailed, Reason::ConnectTimeout, Reason::NotReady, Reason::PolicyUnavailable]
-            .iter()
-            .any(|reason| error == reason.code())
-    })
+    let elsewhere = [
+        Reason::ConnectFailed,
+        Reason::ConnectTimeout,
+        Reason::NotReady,
+        Reason::PolicyUnavailable,
+        Reason::Draining,
+        Reason::UpstreamReset,
+    ];
+    told && fields.get(ERROR).is_some_and(|error| elsewhere.iter().any(|reason| error == reason.code()))
 }
 
 /// Removes what belongs to the hop it came over (RFC 9110 §7.6.1) and is made anew for the next: the fields that

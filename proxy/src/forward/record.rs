@@ -24,7 +24,7 @@ use crate::policy;
 use crate::state::Peer;
 use crate::telemetry::metrics::{DetectResult, Direction, Outcome, RequestLabels, SessionResult, TlsKind};
 use crate::telemetry::{Reason, access};
-use crate::wire::http2::Outgoing;
+use crate::wire::http2::{self, Outgoing};
 use crate::wire::{Body, BodyError, Transfer};
 
 /// One request, from its head to the end of its response.
@@ -605,9 +605,19 @@ impl http_body::Body for Tracked {
                     self.in_flight.iter_mut().for_each(|in_flight| in_flight.is_over(status));
                 }
             }
-            Some(Err(_)) => {
+            Some(Err(error)) => {
                 self.in_flight.iter_mut().for_each(InFlight::broke);
-                self.end(Some(Reason::UpstreamReset));
+                let reason = Reason::UpstreamReset;
+                // A reset is passed on as what it is; nothing else would tell the client whose fault it is.
+                let last = (is_grpc && !http2::is_reset(error)).then(|| fault::grpc_trailers(reason));
+                if let (Some(_), Some(record)) = (&last, &mut self.record) {
+                    record.grpc_status = Some(u16::from(reason.grpc_status()).into());
+                }
+                self.end(Some(reason));
+                if let Some(trailers) = last {
+                    self.body = Body::empty();
+                    return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+                }
             }
             None => self.end(None),
         }

@@ -179,8 +179,8 @@ reasons! {
         "See what the client waits for. If it is the server, declare the port's protocol (`appProtocol: tcp`, or `config.tulle.dev/opaque-ports`); under strict mutual TLS, give the client a proxy.";
     Draining "draining" 503 UNAVAILABLE
         "the proxy is shutting down"
-        "The proxy was told to drain, and its grace period is over."
-        "Repeat the request. Raise TULLE_PROXY_DRAIN_GRACE if requests take longer.";
+        "The proxy was told to drain, and closed the connection before it had read the request; no endpoint could take it instead."
+        "Repeat the request. Run a second endpoint, which is ready before the first one drains.";
     ClientClosed "client_closed" none CANCELLED
         "the client went away"
         "The client closed or reset before the response was complete. No answer was made; the reason stands in log and metrics only."

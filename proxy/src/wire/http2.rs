@@ -16,7 +16,7 @@ use std::time::Duration;
 
 pub use client::{SendError, Sender, connect};
 pub use incoming::Incoming;
-pub use pipe::Outgoing;
+pub use pipe::{Outgoing, is_reset};
 pub use server::serve;
 pub use tunnel::{OnTunnel, Tunnel};
 

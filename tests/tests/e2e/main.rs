@@ -21,6 +21,7 @@ mod opaque;
 mod own;
 mod policy;
 mod replay;
+mod rolling;
 mod routing;
 mod routing_cases;
 mod routing_kinds;

@@ -34,6 +34,8 @@ pub struct Settings {
     pub head_timeout: Duration,
     /// How long a connection may wait for its next request.
     pub idle_timeout: Duration,
+    /// Said before an idle connection is closed, to a client that takes it for the answer to a request that it has sent meanwhile.
+    pub farewell: &'static [u8],
 }
 
 /// How a connection ended.
@@ -126,6 +128,10 @@ where
         Closed::Aborted(_) | Closed::Io(_) => server.abort(),
         Closed::Upgraded => {}
         Closed::AfterResponse => server.close(true).await,
+        Closed::Drained | Closed::Idle => {
+            server.out.small().extend_from_slice(settings.farewell);
+            server.close(false).await;
+        }
         _ => server.close(false).await,
     }
     server.ended = true;
@@ -138,6 +144,7 @@ impl Default for Settings {
             limits: Limits::default(),
             head_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(600),
+            farewell: b"",
         }
     }
 }

@@ -108,17 +108,25 @@ impl<B: Outgoing> Pipe<B> {
     }
 }
 
-/// Why the other half of the way broke off, where that was a stream that its peer has reset (RFC 9113 §7).
+/// Why the other half of the way broke off (RFC 9113 §7).
 fn reason(error: &BodyError) -> Reason {
+    // Two would say here what is not so: that all is well, and that the request was not looked at.
+    let told = reset(error).filter(|told| !matches!(*told, Reason::NO_ERROR | Reason::REFUSED_STREAM));
+    told.unwrap_or(Reason::INTERNAL_ERROR)
+}
+
+/// Whether a body broke off because its stream's peer has reset it, and nothing else of its connection.
+pub fn is_reset(error: &BodyError) -> bool {
+    reset(error).is_some()
+}
+
+fn reset(error: &BodyError) -> Option<Reason> {
     let mut source: Option<&(dyn StdError + 'static)> = Some(error);
     while let Some(error) = source {
         if let Some(error) = error.downcast_ref::<h2::Error>() {
-            // Two would say here what is not so: that all is well, and that the request was not looked at.
-            let told = error.reason().filter(|_| error.is_reset() && error.is_remote());
-            let told = told.filter(|told| !matches!(*told, Reason::NO_ERROR | Reason::REFUSED_STREAM));
-            return told.unwrap_or(Reason::INTERNAL_ERROR);
+            return error.reason().filter(|_| error.is_reset() && error.is_remote());
         }
         source = error.source();
     }
-    Reason::INTERNAL_ERROR
+    None
 }

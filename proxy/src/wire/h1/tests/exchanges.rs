@@ -313,6 +313,21 @@ async fn a_drain_closes_idle_connections_but_answers_what_was_on_its_way() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_idle_connection_is_closed_with_the_farewell_that_is_asked_for() {
+    let (mut io, server) = tokio::io::duplex(4096);
+    let settings =
+        Settings { farewell: b"HTTP/1.1 503 x\r\ncontent-length: 0\r\n\r\n", ..Settings::default() };
+    let drain = std::future::ready(());
+    let closed = tokio::spawn(serve(server, &[], settings, describe, refusal, drain));
+    // What has crossed it gets no second answer.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let mut said = String::new();
+    io.read_to_string(&mut said).await.unwrap();
+    assert_eq!(said.as_bytes(), settings.farewell);
+    assert!(matches!(closed.await.unwrap(), Closed::Drained));
+}
+
+#[tokio::test(start_paused = true)]
 async fn idle_and_slow_clients_are_told_apart() {
     let (_io, closed) = served(describe);
     assert!(matches!(closed.await.unwrap(), Closed::Idle));

@@ -1,0 +1,101 @@
+//! When a proxy ends: who says so, and for how long its drain goes on.
+//!
+//! The drain begins with SIGTERM, SIGINT, `/shutdown` or `/drain`, whichever comes first, and is over at the latest a grace
+//! period after that. It ends before once nobody is served any more, and nobody new has come for a while. The first three say that
+//! the application ends too, or has ended. `/drain` says only that it is about to: its last calls still leave through this proxy, so
+//! that the proxy stays until nothing listens where the application did, or until it is told by one of the others. Called
+//! by `app`.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::config::Config;
+use crate::drain;
+
+/// Without a connection for so long, all have heard: an endpoint that is not ready any more is known to be so within a second, and
+/// applications come back sooner than that.
+const LULL: Duration = Duration::from_secs(1);
+/// How often it is looked whether the application is still there.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// By whom the proxy may be told that its application ends.
+#[derive(Debug)]
+pub(super) struct Told {
+    terminate: Signal,
+    interrupt: Signal,
+    /// `/shutdown`.
+    stop: watch::Receiver<bool>,
+}
+
+/// Returns when the proxy is to end, whatever it still serves.
+pub(super) async fn wait(config: &Config, drain: &drain::Signal, mut told: Told) {
+    let ends = async {
+        told.wait().await;
+        drain.start();
+    };
+    let over = async {
+        let begun = drain.started().await;
+        tracing::info!(grace = ?config.drain_grace, "draining");
+        tokio::time::sleep_until(begun + config.drain_grace).await;
+    };
+    let done = async {
+        let gone = async {
+            drain.started().await;
+            application_gone(config).await;
+        };
+        tokio::select! {
+            () = ends => {}
+            () = gone => {}
+        }
+        drain.quiet(LULL).await;
+    };
+    tokio::select! {
+        () = done => tracing::info!("drained"),
+        () = over => tracing::warn!(left = drain.left(), "the grace period is over; closing what is left"),
+    }
+}
+
+/// Returns once nothing listens any more where the applications are that this proxy stands before; never, where that is not known.
+async fn application_gone(config: &Config) {
+    let applications: Vec<SocketAddr> = config.inbound_ports.iter().map(|port| port.application).collect();
+    let known = config.namespace_socket.is_none() && config.inbound_listen.is_empty();
+    if !known || applications.is_empty() {
+        return std::future::pending().await;
+    }
+    loop {
+        let mut gone = true;
+        for application in &applications {
+            gone &= TcpStream::connect(application).await.is_err();
+        }
+        if gone {
+            return;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+// === impl Told ===
+
+impl Told {
+    /// # Errors
+    /// When the process cannot have handlers of its own for the signals.
+    pub(super) fn new(stop: watch::Receiver<bool>) -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            stop,
+        })
+    }
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+            _ = self.stop.wait_for(|stop| *stop) => {}
+        }
+    }
+}
