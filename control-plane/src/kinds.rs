@@ -19,7 +19,7 @@ pub use self::rate_limit::{
 };
 pub use self::traffic::{
     Algorithm, Backoff, Connections, FailurePercentage, GrpcHealthCheck, HashOn, HealthCheck,
-    HttpHealthCheck, KeepAlive, Limits, LoadBalancer, OutlierDetection, Retry, RetryBudget, RetryOn,
+    HttpHealthCheck, KeepAlive, Limits, LoadBalancer, OutlierDetection, Retry, RetryBudget, RetryCause,
     RetryRate, SuccessRate, Timeouts, TrafficPolicy, TrafficPolicySpec, WarmUp, Zones,
 };
 
@@ -191,3 +191,6 @@ pub struct EgressRule {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hosts: Vec<String>,
 }
+
+#[cfg(test)]
+mod tests;

@@ -374,7 +374,7 @@ pub struct Retry {
     /// What else a request is sent again for; all of them by default.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 4))]
-    pub on: Vec<RetryOn>,
+    pub causes: Vec<RetryCause>,
     /// How long is waited before.
     #[serde(default)]
     pub backoff: Backoff,
@@ -389,7 +389,7 @@ pub struct Retry {
 
 /// What a request is sent again for.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, JsonSchema)]
-pub enum RetryOn {
+pub enum RetryCause {
     /// No connection could be opened.
     ConnectFailure,
     /// The connection broke before the answer.

@@ -68,5 +68,11 @@ pub(crate) fn read_text(text: &str) -> Read {
     Folder::empty(Path::new("conf")).update(files.into())
 }
 
+/// The value that a text of one document is.
+#[cfg(test)]
+pub(crate) fn parse_one(text: &str) -> serde_json::Value {
+    yaml::parse(yaml::Chunk { first_line: 1, text }).unwrap().unwrap().value
+}
+
 #[cfg(test)]
 mod tests;

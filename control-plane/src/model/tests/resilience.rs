@@ -59,7 +59,7 @@ fn every_section_of_a_traffic_policy_reaches_every_port() {
   limits: {maximumConnections: 1, maximumConnectionsPerEndpoint: 2, maximumRequests: 3, maximumRequestsPerEndpoint: 4, maximumPending: 5}
   connections: {connectTimeout: 2s, idleTimeout: 0s, maximumAge: 10m, keepAlive: {}}
   timeouts: {request: 3s, perTry: 1s, idle: 1m, deadlineHeader: X-Deadline}
-  retry: {attempts: 2, statuses: [503, 502], grpcCodes: [UNAVAILABLE], on: [Reset, ConnectFailure], backoff: {maximum: 1s}, nonIdempotent: true}
+  retry: {attempts: 2, statuses: [503, 502], grpcCodes: [UNAVAILABLE], causes: [Reset, ConnectFailure], backoff: {maximum: 1s}, nonIdempotent: true}
   retryBudget: {percent: 10}";
     let text = format!("{ORDERS}{}", policy("TrafficPolicy", "p", AT_ORDERS, spec));
     assert_eq!(told(&text), [""; 0]);
@@ -554,7 +554,7 @@ const BAD: [(&str, &str, &str, bool); 44] = [
     ("TrafficPolicy", "retry: {attempts: 101}", "retry.attempts: 101 is out of bounds", true),
     ("TrafficPolicy", "retry: {statuses: [200]}", "retry.statuses[0]: 200 is out of bounds", true),
     ("TrafficPolicy", "retry: {backoff: {base: 2s, maximum: 1s}}", "backoff.maximum: shorter than", true),
-    ("TrafficPolicy", "retry: {on: [Always]}", "retry.on[0]: `Always` is none of", true),
+    ("TrafficPolicy", "retry: {causes: [Always]}", "retry.causes[0]: `Always` is none of", true),
     (
         "TrafficPolicy",
         "retryBudget: {percent: 0, minimumRetryRate: {count: 0}}",

@@ -7,7 +7,7 @@ use tulle_api::v1;
 use super::traffic::MIN_TIME;
 use super::{check_name, grpc_codes, on_the_wire, time, time_from, within};
 use crate::finding::Notes;
-use crate::kinds::{self, RetryOn};
+use crate::kinds::{self, RetryCause};
 
 /// `timeouts` and `retry`; none where neither is written.
 pub(super) fn read(spec: &kinds::TrafficPolicySpec, notes: &mut Notes) -> Option<v1::RequestPolicy> {
@@ -60,14 +60,14 @@ fn retry(written: &kinds::Retry, request: Option<Duration>, notes: &mut Notes) -
     }
     codes.sort_unstable();
     codes.dedup();
-    let mut causes: Vec<RetryOn> = written.on.clone();
+    let mut causes: Vec<RetryCause> = written.causes.clone();
     causes.sort_unstable();
     causes.dedup();
     let causes = causes.into_iter().map(|cause| match cause {
-        RetryOn::ConnectFailure => v1::RetryCause::ConnectFailure,
-        RetryOn::Reset => v1::RetryCause::Reset,
-        RetryOn::RefusedStream => v1::RetryCause::Refused,
-        RetryOn::Timeout => v1::RetryCause::Timeout,
+        RetryCause::ConnectFailure => v1::RetryCause::ConnectFailure,
+        RetryCause::Reset => v1::RetryCause::Reset,
+        RetryCause::RefusedStream => v1::RetryCause::Refused,
+        RetryCause::Timeout => v1::RetryCause::Timeout,
     });
     let attempts = within(format!("{at}.attempts"), written.attempts, 0..=100, notes);
     let base = time(&format!("{at}.backoff.base"), &written.backoff.base, notes);

@@ -1,0 +1,164 @@
+//! What is generated from the kinds.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use kube::CustomResourceExt;
+use serde_json::Value;
+
+use super::*;
+use crate::source::read_text;
+
+/// Every kind that is ours, as a custom resource definition.
+fn definitions() -> Vec<Value> {
+    let all = [
+        Mesh::crd(),
+        AuthorizationPolicy::crd(),
+        EgressPolicy::crd(),
+        TrafficPolicy::crd(),
+        RateLimitPolicy::crd(),
+        FaultPolicy::crd(),
+    ];
+    all.iter().map(|definition| serde_json::to_value(definition).unwrap()).collect()
+}
+
+/// A value in YAML's block style, after its key or dash.
+fn write_yaml(out: &mut String, value: &Value, depth: usize) {
+    match value {
+        Value::Object(fields) if !fields.is_empty() => {
+            for (name, value) in fields {
+                write!(out, "\n{}{name}:", "  ".repeat(depth)).unwrap();
+                write_yaml(out, value, depth + 1);
+            }
+        }
+        Value::Array(values) if !values.is_empty() => {
+            for value in values {
+                write!(out, "\n{}-", "  ".repeat(depth)).unwrap();
+                write_yaml(out, value, depth + 1);
+            }
+        }
+        // JSON's own form is YAML's.
+        other => write!(out, " {other}").unwrap(),
+    }
+}
+
+#[test]
+fn the_definitions_in_the_chart_are_those_of_the_types() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../helm/tulle/crds");
+    let mut stale = Vec::new();
+    for definition in definitions() {
+        let name = definition["spec"]["names"]["plural"].as_str().unwrap();
+        let mut text = "# Generated from control-plane/src/kinds.rs; a test compares.".to_owned();
+        write_yaml(&mut text, &definition, 0);
+        text.push('\n');
+        let path = folder.join(format!("{name}.yaml"));
+        if std::env::var_os("TULLE_UPDATE_DOCS").is_some() {
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(&path, &text).unwrap();
+        }
+        if std::fs::read_to_string(&path).unwrap_or_default() != text {
+            stale.push(path);
+        }
+    }
+    assert_eq!(
+        stale,
+        [""; 0].map(std::path::PathBuf::from),
+        "run `TULLE_UPDATE_DOCS=1 cargo test -p tulle-control-plane`"
+    );
+}
+
+/// Objects in which every field with bounds is written somewhere.
+const SPECIMENS: [(&str, &str); 4] = [
+    (
+        "TrafficPolicy",
+        "
+loadBalancer:
+  algorithm: Maglev
+  hashOn: [{header: a}]
+  warmUp: {duration: 1s, minimumPercent: 5}
+  zones: {maximumLoadPercent: 120, requestsInFlight: 5, refusedPercent: 5}
+  panicThresholdPercent: 5
+outlierDetection:
+  consecutive5xx: 5
+  consecutiveGatewayErrors: 5
+  consecutiveConnectFailures: 5
+  consecutiveGrpcErrors: 5
+  successRate: {standardDeviations: 5, minimumEndpoints: 5, minimumRequests: 5}
+  failurePercentage: {thresholdPercent: 5, minimumRequests: 5}
+  maximumEjectedPercent: 5
+healthCheck: {tcp: {}, healthyThreshold: 5, unhealthyThreshold: 5}
+limits: {maximumConnections: 5, maximumConnectionsPerEndpoint: 5, maximumRequests: 5, maximumRequestsPerEndpoint: 5, maximumPending: 5}
+connections: {keepAlive: {probes: 5}}
+retry: {attempts: 5, statuses: [500], maximumBodyBytes: 5}
+retryBudget: {percent: 5, minimumRetryRate: {count: 5}}
+",
+    ),
+    (
+        "RateLimitPolicy",
+        "limits: [{by: {header: a}, rate: {requests: 5, burst: 5}, overrides: [{values: [a], rate: {requests: 5, burst: 5}}]}]",
+    ),
+    ("FaultPolicy", "rules: [{delay: {duration: 1s, percent: 5}, abort: {httpStatus: 500, percent: 5}}]"),
+    ("FaultPolicy", "rules: [{delay: {duration: 1s}}]"),
+];
+
+/// Where numbers have bounds, by the path through the schema, and what they are.
+fn bounds(schema: &Value, path: &str, found: &mut Vec<(String, Option<f64>, Option<f64>)>) {
+    let bound = |name: &str| schema[name].as_f64();
+    if bound("minimum").is_some() || bound("maximum").is_some() {
+        found.push((path.to_owned(), bound("minimum"), bound("maximum")));
+    }
+    for (name, field) in schema["properties"].as_object().into_iter().flatten() {
+        bounds(field, &format!("{path}/{name}"), found);
+    }
+    if schema["items"].is_object() {
+        bounds(&schema["items"], &format!("{path}/0"), found);
+    }
+}
+
+#[test]
+fn what_the_schema_bounds_is_refused_beyond_and_taken_at_its_bounds() {
+    let mut unseen = BTreeSet::new();
+    let mut seen = BTreeSet::new();
+    for definition in definitions() {
+        let kind = definition["spec"]["names"]["kind"].as_str().unwrap();
+        let mut all = Vec::new();
+        bounds(&definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"], "", &mut all);
+        unseen.extend(all.iter().map(|(path, ..)| format!("{kind}{path}")));
+        for (_, spec) in SPECIMENS.iter().filter(|(of, _)| *of == kind) {
+            let mut object = specimen(kind, spec);
+            assert!(is_taken(&object), "{kind}: {spec}");
+            for (path, least, most) in &all {
+                let Some(number) = object.pointer(path).cloned() else {
+                    continue;
+                };
+                seen.insert(format!("{kind}{path}"));
+                let is_whole = number.is_i64();
+                for (bound, beyond) in [(least, -1.0), (most, 1.0)] {
+                    let Some(bound) = *bound else { continue };
+                    for (value, expected) in [(bound, true), (bound + beyond, false)] {
+                        let whole = is_whole && value.fract() == 0.0;
+                        let value = if whole { Value::from(value as i64) } else { Value::from(value) };
+                        *object.pointer_mut(path).unwrap() = value.clone();
+                        assert_eq!(is_taken(&object), expected, "{kind}{path}: {value}");
+                    }
+                }
+                *object.pointer_mut(path).unwrap() = number;
+            }
+        }
+    }
+    assert_eq!(unseen.difference(&seen).collect::<Vec<_>>(), Vec::<&String>::new(), "are in no specimen");
+}
+
+fn specimen(kind: &str, spec: &str) -> Value {
+    let text = format!("targetRefs: [{{kind: Service, name: a}}]\n{spec}").replace('\n', "\n  ");
+    let text = format!(
+        "apiVersion: policy.tulle.dev/v1alpha1\nkind: {kind}\nmetadata: {{name: a}}\nspec:\n  {text}\n"
+    );
+    crate::source::parse_one(&text)
+}
+
+/// Whether it is read, by the code that reads folders.
+fn is_taken(object: &Value) -> bool {
+    !read_text(&object.to_string()).changes.is_empty()
+}
