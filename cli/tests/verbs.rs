@@ -119,6 +119,83 @@ fn check_of_a_broken_folder_is_1_with_file_and_line() {
     assert_eq!((&json["ok"], &json["findings"][0]["line"]), (&false.into(), &5.into()));
 }
 
+const POLICIES: &str = "\
+apiVersion: v1
+kind: Service
+metadata: {name: orders}
+spec:
+  ports: [{name: http, port: 80}, {name: admin, port: 81}]
+---
+apiVersion: policy.tulle.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: old, creationTimestamp: '2024-01-01T00:00:00Z'}
+spec:
+  targetRefs: [{group: '', kind: Service, name: orders}]
+  limits: {maximumRequests: 10}
+---
+apiVersion: policy.tulle.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: new}
+spec:
+  targetRefs: [{group: '', kind: Service, name: orders}, {group: '', kind: Service, name: order}]
+  limits: {maximumRequests: 20}
+---
+apiVersion: policy.tulle.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: port}
+spec:
+  targetRefs: [{group: '', kind: Service, name: orders, sectionName: http}]
+  limits: {maximumRequests: 30}
+---
+apiVersion: policy.tulle.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: broken}
+spec:
+  targetRefs: [{group: '', kind: Service, name: orders, sectionName: admin}]
+  loadBalancer: {algorithm: Fastest}
+---
+apiVersion: policy.tulle.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: never}
+spec:
+  targetRefs: [{group: '', kind: Service, name: orders, sectionName: admin}]
+  timeouts: {request: 1s}
+  retry: {backoff: {base: 1s}}
+";
+
+#[test]
+fn check_tells_which_policy_holds_which_does_not_and_what_is_wrong_with_it() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("a.yaml"), POLICIES).unwrap();
+    let output = check(folder.path(), &[]);
+    let text = stdout(&output);
+    assert_eq!(status(&output), 1, "{text}");
+    for told in [
+        "a.yaml:17:16: error: TrafficPolicy default/new: spec.targetRefs[0]: TrafficPolicy default/old is attached to Service \
+         default/orders too and holds, being older; nothing of this policy holds there (",
+        "TrafficPolicy default/new: spec.targetRefs[1].name: there is no Service default/order; the policy is not attached there (",
+        "a.yaml:32:29: error: TrafficPolicy default/broken: spec.loadBalancer.algorithm: `Fastest` is none of the values that \
+         there are: `PeakEwma`, `LeastRequest`, `RoundRobin`, `Random`, `RingHash`, `Maglev` (",
+        "TrafficPolicy default/broken: until it is mended its last good version holds; without one, its targets are treated as",
+        "warning: TrafficPolicy default/never: spec.retry.backoff.base: as long as the whole request may take, or longer: nothing",
+        "\nTrafficPolicy default/old at Service default/orders: Accepted, Programmed (PartiallyProgrammed)\n",
+        "\nTrafficPolicy default/new at Service default/orders: not Accepted (Conflicted)\n",
+        "\nTrafficPolicy default/new at Service default/order: not Accepted (TargetNotFound)\n",
+        "\nTrafficPolicy default/port at Service default/orders (http): Accepted, Programmed\n",
+        "\n4 errors, 1 warning\n",
+    ] {
+        assert!(text.contains(told), "{told}\n\nis not in\n\n{text}");
+    }
+    let json: serde_json::Value =
+        serde_json::from_str(&stdout(&check(folder.path(), &["-o", "json"]))).unwrap();
+    let policies = json["policies"].as_array().unwrap();
+    let names: Vec<&str> = policies.iter().map(|one| one["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["never", "new", "old", "port"]);
+    let held = &policies[2]["ancestors"][0];
+    assert_eq!(held["ancestorRef"]["name"], "orders");
+    assert_eq!(held["conditions"][1]["message"], "`limits` at port 80 by TrafficPolicy default/port");
+}
+
 #[test]
 fn check_of_no_folder_names_it() {
     let no_folder = Path::new("/no/such/folder");

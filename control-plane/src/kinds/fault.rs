@@ -37,10 +37,10 @@ pub struct FaultRule {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub headers: Vec<HeaderMatch>,
-    /// Some are held.
+    /// Some are held. At least one of `delay` and `abort`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delay: Option<Delay>,
-    /// Some are answered, and sent nowhere; chosen by themselves, after the delay.
+    /// Some are answered, and sent nowhere; chosen by themselves, after the delay. Exactly one of `httpStatus` and `grpcStatus`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub abort: Option<Abort>,
 }

@@ -21,8 +21,7 @@ pub struct RateLimitPolicySpec {
     /// Services, HTTPRoutes and GRPCRoutes in the policy's own namespace.
     #[schemars(length(min = 1, max = 16))]
     pub target_refs: Vec<SectionTargetRef>,
-    /// Who counts. By default the proxies of the workloads behind a Service (`Inbound`), and the clients' of a route
-    /// (`Outbound`, the only one that a route can have).
+    /// Who counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub direction: Option<Direction>,
     /// All of them hold.
@@ -30,7 +29,8 @@ pub struct RateLimitPolicySpec {
     pub limits: Vec<RateLimit>,
 }
 
-/// Who counts.
+/// Who counts: `Inbound`, the proxy of each workload behind the Service, whoever its clients are; or `Outbound`, the proxy of each
+/// client, for itself. By default `Inbound` for a Service, and `Outbound` for a route, which can have no other.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
 pub enum Direction {
     /// The proxy of each workload behind the Service, whoever its clients are.
@@ -50,7 +50,7 @@ pub struct RateLimit {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub headers: Vec<HeaderMatch>,
-    /// What has a count of its own; all requests are counted together by default.
+    /// What has a count of its own, exactly one of these; all requests are counted together by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<CountBy>,
     /// How often.

@@ -68,6 +68,94 @@ fn the_definitions_in_the_chart_are_those_of_the_types() {
     );
 }
 
+/// A row for each field below `schema`, in the order of their names.
+fn write_rows(out: &mut String, schema: &Value, path: &str) {
+    let required: Vec<&str> =
+        schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    for (name, field) in schema["properties"].as_object().into_iter().flatten() {
+        let items = &field["items"];
+        let list = if items.is_object() { "[]" } else { "" };
+        let path = format!("{path}{name}{list}");
+        let default = match &field["default"] {
+            Value::Null if required.contains(&name.as_str()) => "required".to_owned(),
+            Value::Null => String::new(),
+            // Each of its fields has its own.
+            Value::Object(_) => String::new(),
+            Value::String(text) if text.is_empty() => "empty".to_owned(),
+            Value::String(text) => format!("`{text}`"),
+            Value::Number(number) => format!("{}", number.as_f64().unwrap()),
+            other => format!("`{}`", other.to_string().replace('"', "").replace(',', ", ")),
+        };
+        let what = field["description"].as_str().unwrap_or_default().replace("\n", " ");
+        writeln!(
+            out,
+            "| `{path}` | {} | {default} | {what} |",
+            values(if list.is_empty() { field } else { items })
+        )
+        .unwrap();
+        write_rows(out, if list.is_empty() { field } else { items }, &format!("{path}."));
+    }
+}
+
+/// What can stand there, in words.
+fn values(schema: &Value) -> String {
+    let number = |name: &str| schema[name].as_f64();
+    if let Some(all) = schema["enum"].as_array() {
+        let all: Vec<String> = all.iter().filter_map(Value::as_str).map(|one| format!("`{one}`")).collect();
+        return if all.len() > 8 { "a name, such as `UNAVAILABLE`".to_owned() } else { all.join(", ") };
+    }
+    match (schema["type"].as_str().unwrap_or_default(), number("minimum"), number("maximum")) {
+        ("string", ..) if schema["pattern"].is_string() => "time".to_owned(),
+        ("string", ..) => "text".to_owned(),
+        ("boolean", ..) => "`true`, `false`".to_owned(),
+        ("integer" | "number", Some(least), Some(most)) => format!("{least}–{most}"),
+        ("integer" | "number", Some(least), None) => format!("{least} or more"),
+        ("object", ..) if schema["properties"].is_object() => "mapping".to_owned(),
+        ("object", ..) => "`{}`".to_owned(),
+        (other, ..) => other.to_owned(),
+    }
+}
+
+#[test]
+fn the_reference_names_every_field() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/policies.md");
+    let written = std::fs::read_to_string(&path).unwrap();
+    let mut page = written.clone();
+    for definition in definitions() {
+        let kind = definition["spec"]["names"]["kind"].as_str().unwrap();
+        let (begin, end) = (format!("<!-- fields of {kind} -->\n"), format!("<!-- end of {kind} -->\n"));
+        let Some((before, rest)) = page.split_once(&begin) else {
+            continue;
+        };
+        let (_, after) = rest.split_once(&end).unwrap();
+        let mut table = "\n| field | values | default | meaning |\n| --- | --- | --- | --- |\n".to_owned();
+        let schema = &definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
+        write_rows(&mut table, schema, "");
+        page = format!("{before}{begin}{table}\n{end}{after}");
+    }
+    if std::env::var_os("TULLE_UPDATE_DOCS").is_some() {
+        std::fs::write(&path, &page).unwrap();
+    } else {
+        assert_eq!(written, page, "run `TULLE_UPDATE_DOCS=1 cargo test -p tulle-control-plane`");
+    }
+    for kind in ["TrafficPolicy", "RateLimitPolicy", "FaultPolicy"] {
+        assert!(page.contains(&format!("<!-- end of {kind} -->")), "{kind}");
+    }
+}
+
+#[test]
+fn the_references_examples_are_read_without_a_complaint() {
+    let page = include_str!("../../../docs/reference/policies.md");
+    let examples: Vec<&str> =
+        page.split("```yaml\n").skip(1).filter_map(|rest| Some(rest.split_once("```")?.0)).collect();
+    assert!(examples.len() >= 3);
+    for example in examples {
+        let read = read_text(example);
+        assert_eq!(read.findings, [], "{example}");
+        assert!(!read.changes.is_empty(), "{example}");
+    }
+}
+
 /// Objects in which every field with bounds is written somewhere.
 const SPECIMENS: [(&str, &str); 4] = [
     (

@@ -27,25 +27,27 @@ pub struct TrafficPolicySpec {
     /// Which endpoint a request goes to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub load_balancer: Option<LoadBalancer>,
-    /// Which endpoints get nothing for a while, since requests to them fail.
+    /// Which endpoints get nothing for a while, since requests to them fail: at least one of the criteria, and how.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outlier_detection: Option<OutlierDetection>,
-    /// How endpoints are asked whether they serve; those that do not get nothing.
+    /// How endpoints are asked whether they serve; those that do not get nothing. Exactly one of `http`, `grpc` and `tcp`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_check: Option<HealthCheck>,
-    /// How much one client's proxy sends at once.
+    /// How much one client's proxy sends at once, over all its connections. What is not written has no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,
-    /// How long connections are waited for and kept.
+    /// How long connections are waited for and kept. What is not written is as the client's proxy is set; `0s` is no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connections: Option<Connections>,
-    /// How long a request may take.
+    /// How long a request may take. What is not written is said by a less specific policy, or has no limit; `0s` is no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeouts: Option<Timeouts>,
-    /// When a request is sent again.
+    /// When a request is sent again. What may have been processed is not, unless its method is idempotent or the answer is one of
+    /// `statuses` or `grpcCodes`. Without it, what provably was not processed is sent once more, and nothing else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<Retry>,
-    /// How many retries there may be beside first tries, those of an HTTPRoute's own `retry` too.
+    /// How many retries there may be beside first tries, from one client's proxy to a port of the Service; those of an
+    /// HTTPRoute's own `retry` too (GEP-3388).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_budget: Option<RetryBudget>,
 }
@@ -57,7 +59,8 @@ pub struct LoadBalancer {
     /// How one is chosen; `PeakEwma` by default.
     #[serde(default)]
     pub algorithm: Algorithm,
-    /// What `RingHash` and `Maglev` go by, and nothing else does: the first of these that a request has.
+    /// What `RingHash` and `Maglev` go by, and nothing else does: the first of these that a request has. In each, exactly one
+    /// of the fields.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub hash_on: Vec<HashOn>,
@@ -313,7 +316,7 @@ pub struct Connections {
     /// After this, give or take a tenth, a connection takes no new requests; clients outside the mesh are asked to open another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub maximum_age: Option<Duration>,
-    /// TCP's keep-alive.
+    /// TCP's keep-alive; the defaults are Linux's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep_alive: Option<KeepAlive>,
 }
@@ -322,10 +325,10 @@ pub struct Connections {
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct KeepAlive {
-    /// Silence before the first probe.
+    /// Silence before the first probe, 1s to 32767s.
     #[serde(default = "two_hours")]
     pub time: Duration,
-    /// Between two probes.
+    /// Between two probes, 1s to 32767s.
     #[serde(default = "seventy_five_seconds")]
     pub interval: Duration,
     /// Unanswered ones before the connection is given up.
@@ -375,7 +378,7 @@ pub struct Retry {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 4))]
     pub causes: Vec<RetryCause>,
-    /// How long is waited before.
+    /// How long is waited before: longer each time, by chance, and never less than the answer asks for (`Retry-After`).
     #[serde(default)]
     pub backoff: Backoff,
     /// Also what may have been processed, whatever the method: the application must bear to get a request twice.

@@ -9,7 +9,7 @@ use super::yaml;
 use super::{Read, Watch, check};
 use crate::finding::{Finding, Severity};
 use crate::index::{Change, Index};
-use crate::object::{Kind, NamespacedName, Object};
+use crate::object::{Kind, NamespacedName, Object, Says};
 
 /// A folder that exists only here, with the index that follows it.
 struct World {
@@ -226,6 +226,37 @@ fn a_policy_that_never_could_be_read_allows_nobody() {
     // Broken again, but now there is a last good version.
     world.write("conf/a.yaml", &broken);
     assert_eq!(rules(&world), [("0".to_owned(), 1)]);
+}
+
+#[test]
+fn a_policy_about_traffic_that_is_broken_holds_as_it_last_was_and_without_that_not_at_all() {
+    let policy = |kind: &str, says: &str| {
+        format!(
+            "apiVersion: policy.tulle.dev/v1alpha1\nkind: {kind}\nmetadata: {{name: p}}\nspec:\n  targetRefs: [{{kind: Service, name: web}}]\n  {says}\n"
+        )
+    };
+    let cases = [
+        ("TrafficPolicy", "limits: {maximumRequests: 3}", "limits: {maximumRequests: 0}"),
+        ("TrafficPolicy", "retry: {attempts: 2}", "retry: {attempts: many}"),
+        ("RateLimitPolicy", "limits: [{rate: {requests: 3}}]", "limits: [{rate: 3}]"),
+        ("FaultPolicy", "rules: [{abort: {httpStatus: 503}}]", "rules: [{abort: {httpStatus: 1}}]"),
+    ];
+    for (kind, good, broken) in cases {
+        let says = |world: &World| -> Vec<Says> {
+            world.index.resilience().map(|stored| stored.object.says.clone()).collect()
+        };
+        let (mut world, found) = World::new(&[("conf/a.yaml", &policy(kind, broken))]);
+        let told = found.iter().filter(|one| one.severity == Severity::Error).count();
+        // What is wrong, and what holds meanwhile.
+        assert_eq!((told, says(&world)), (2, Vec::new()), "{broken}: {found:#?}");
+        world.write("conf/a.yaml", &policy(kind, good));
+        let held = says(&world);
+        assert_eq!(held.len(), 1, "{good}");
+        world.write("conf/a.yaml", &policy(kind, broken));
+        assert_eq!(says(&world), held, "{broken}");
+        world.remove("conf/a.yaml");
+        assert_eq!(says(&world), []);
+    }
 }
 
 #[test]
