@@ -100,7 +100,7 @@ fn check_of_a_good_folder_is_0() {
         serde_json::from_str(&stdout(&check(folder.path(), &["-o", "json"]))).unwrap();
     assert_eq!(
         json,
-        serde_json::json!({ "ok": true, "errors": 0, "warnings": 0, "findings": [], "routes": [] })
+        serde_json::json!({ "ok": true, "errors": 0, "warnings": 0, "findings": [], "routes": [], "policies": [] })
     );
 }
 
@@ -171,10 +171,10 @@ fn check_tells_which_policy_holds_which_does_not_and_what_is_wrong_with_it() {
     let text = stdout(&output);
     assert_eq!(status(&output), 1, "{text}");
     for told in [
-        "a.yaml:17:16: error: TrafficPolicy default/new: spec.targetRefs[0]: TrafficPolicy default/old is attached to Service \
+        "a.yaml:18:16: error: TrafficPolicy default/new: spec.targetRefs[0]: TrafficPolicy default/old is attached to Service \
          default/orders too and holds, being older; nothing of this policy holds there (",
         "TrafficPolicy default/new: spec.targetRefs[1].name: there is no Service default/order; the policy is not attached there (",
-        "a.yaml:32:29: error: TrafficPolicy default/broken: spec.loadBalancer.algorithm: `Fastest` is none of the values that \
+        "a.yaml:33:18: error: TrafficPolicy default/broken: spec.loadBalancer.algorithm: `Fastest` is none of the values that \
          there are: `PeakEwma`, `LeastRequest`, `RoundRobin`, `Random`, `RingHash`, `Maglev` (",
         "TrafficPolicy default/broken: until it is mended its last good version holds; without one, its targets are treated as",
         "warning: TrafficPolicy default/never: spec.retry.backoff.base: as long as the whole request may take, or longer: nothing",

@@ -6,12 +6,13 @@
 use std::collections::BTreeSet;
 
 use serde::Serialize;
+use tulle_api::v1;
 
-use super::resilience::{Place, fields, fields_of_rule};
+use super::resilience::{Place, fields, fields_of_rule, requests_of, traffic_of};
 use super::status::Condition;
 use crate::finding::Notes;
 use crate::index::Index;
-use crate::object::{Kind, Resilience, Target};
+use crate::object::{Kind, Protocol, Resilience, Says, Target};
 
 /// The state of one policy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -116,8 +117,79 @@ pub(super) fn findings(index: &Index, policy: &Resilience) -> Notes {
             ),
             Outcome::Holds(..) => {}
         }
+        if policy.kind == Kind::TrafficPolicy {
+            never_again(index, policy, target, &mut notes);
+        }
+        if target.object.kind == Kind::Service {
+            opaque(index, policy, target, &mut notes);
+        }
     }
     notes
+}
+
+/// Tells that nothing is ever sent again where the policy's back-off is as long as what something else says a request may take. What
+/// one object says is told when it is read.
+fn never_again(index: &Index, policy: &Resilience, target: &Target, notes: &mut Notes) {
+    let Says::Traffic(traffic) = &policy.says else {
+        return;
+    };
+    let own = traffic.requests.clone().unwrap_or_default();
+    let Some(retry) = own.retry.filter(|retry| retry.attempts > 0) else {
+        return;
+    };
+    let all: Vec<(String, v1::RequestPolicy)> = match target.object.kind {
+        Kind::Service => {
+            let ports = index.service(&target.object.name).into_iter().flat_map(|service| &service.ports);
+            let ports = ports.filter(|port| target.is_about(&port.name));
+            let said = ports.map(|port| {
+                let said = traffic_of(index, &target.object, port).requests.unwrap_or_default();
+                (format!("port {}", port.number), said)
+            });
+            said.collect()
+        }
+        _ => {
+            let rules = index.route(&target.object).into_iter().flat_map(|route| &route.rules);
+            let rules = rules.filter(|rule| target.is_about(&rule.name));
+            let said =
+                rules.map(|rule| (format!("rule {}", rule.index), requests_of(index, &target.object, rule)));
+            said.collect()
+        }
+    };
+    let length = |one: &prost_types::Duration| (one.seconds, one.nanos);
+    let backoff = retry.backoff.as_ref().map(length);
+    for (at, said) in all {
+        let whole = said.request_timeout.as_ref().map(length).filter(|whole| *whole != (0, 0));
+        let is_mine = said.request_timeout == own.request_timeout;
+        if said.retry.as_ref() == Some(&retry) && !is_mine && whole.is_some() && backoff >= whole {
+            notes.warn(
+                "spec.retry.backoff.base",
+                format!(
+                    "at {at} of {} a request may take no longer than that: nothing is ever sent again there",
+                    target.object
+                ),
+                "make it shorter than the `timeouts.request` that holds there",
+            );
+        }
+    }
+}
+
+/// Tells of requests that nobody can tell apart, since every port that the policy is about is declared not to be HTTP.
+fn opaque(index: &Index, policy: &Resilience, target: &Target, notes: &mut Notes) {
+    let ports = index.service(&target.object.name).into_iter().flat_map(|service| &service.ports);
+    let mut ports = ports.filter(|port| target.is_about(&port.name)).peekable();
+    let is_opaque =
+        ports.peek().is_some() && ports.all(|port| matches!(port.protocol, Protocol::Tcp | Protocol::Tls));
+    let of_requests = match &policy.says {
+        Says::Traffic(traffic) => traffic.requests.is_some() || traffic.retry_budget.is_some(),
+        Says::Limits(..) | Says::Faults(_) => true,
+    };
+    if is_opaque && of_requests {
+        notes.warn(
+            format!("spec.targetRefs[{}]", target.index),
+            "what it says of requests means nothing there: no port is HTTP, by what the Service declares",
+            "declare what the port speaks, by `appProtocol`, or attach the policy to another",
+        );
+    }
 }
 
 fn of_policy(index: &Index, policy: &Resilience) -> PolicyStatus {
@@ -223,7 +295,7 @@ fn outcome<'i>(index: &'i Index, policy: &Resilience, target: &Target) -> Outcom
     let mut overridden = Vec::new();
     let (mut all, mut left) = (0, 0);
     for (name, at, own) in sections {
-        if target.section.as_deref().is_some_and(|section| section != name) {
+        if !target.is_about(name) {
             continue;
         }
         let mut rest = said.clone();

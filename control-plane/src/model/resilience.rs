@@ -87,14 +87,7 @@ impl Context<'_> {
     /// What is done for the requests that follow a rule.
     pub(super) fn requests(&self, route: &Route, rule: &Rule) -> v1::RequestPolicy {
         let object = route.key();
-        let place = Place::outbound(Kind::TrafficPolicy, &object);
-        let policies = place.both(&rule.name, self.index).into_iter().flatten();
-        let policies = policies.filter_map(|policy| match &policy.says {
-            Says::Traffic(traffic) => traffic.requests.as_ref(),
-            Says::Limits(..) | Says::Faults(_) => None,
-        });
-        let said = policies.fold(wire::requests(rule), fill_requests);
-        self.with_others(said, &object, &rule.name)
+        self.with_others(requests_of(self.index, &object, rule), &object, &rule.name)
     }
 
     /// With the faults and the rate limits that clients' proxies make and count.
@@ -172,7 +165,7 @@ impl<'p> Place<'p> {
 }
 
 /// What TrafficPolicies say of a Service's port.
-fn traffic_of(index: &Index, object: &ObjectKey, port: &Port) -> v1::Traffic {
+pub(super) fn traffic_of(index: &Index, object: &ObjectKey, port: &Port) -> v1::Traffic {
     let policies = Place::outbound(Kind::TrafficPolicy, object).both(&port.name, index);
     let mut traffic = v1::Traffic::default();
     for policy in policies.into_iter().flatten() {
@@ -200,6 +193,16 @@ fn traffic_of(index: &Index, object: &ObjectKey, port: &Port) -> v1::Traffic {
         };
     }
     traffic
+}
+
+/// What a rule and TrafficPolicies say of the requests that follow it.
+pub(super) fn requests_of(index: &Index, route: &ObjectKey, rule: &Rule) -> v1::RequestPolicy {
+    let policies = Place::outbound(Kind::TrafficPolicy, route).both(&rule.name, index);
+    let policies = policies.into_iter().flatten().filter_map(|policy| match &policy.says {
+        Says::Traffic(traffic) => traffic.requests.as_ref(),
+        Says::Limits(..) | Says::Faults(_) => None,
+    });
+    policies.fold(wire::requests(rule), fill_requests)
 }
 
 /// What `specific` does not say is said by `general`. Neither has faults or rate limits yet.

@@ -157,6 +157,15 @@ impl Resilience {
     }
 }
 
+// === impl Target ===
+
+impl Target {
+    /// Whether the port or rule of this name is meant.
+    pub fn is_about(&self, name: &str) -> bool {
+        self.section.as_deref().is_none_or(|section| section == name)
+    }
+}
+
 fn read_targets(policy: &NamespacedName, refs: &[SectionTargetRef], notes: &mut Notes) -> Vec<Target> {
     const HINT: &str = "name at least one: `targetRefs: [{group: \"\", kind: Service, name: …}]`";
 

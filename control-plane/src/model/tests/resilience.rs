@@ -629,6 +629,43 @@ fn what_is_bad_is_told_by_field_and_takes_nothing_else_down() {
 }
 
 #[test]
+fn a_back_off_that_something_else_leaves_no_time_for_is_told() {
+    let retry = policy("TrafficPolicy", "p", AT_ORDERS, "  retry: {backoff: {base: 2s}}");
+    let time = |target: &str, request: &str| {
+        policy("TrafficPolicy", "q", target, &format!("  timeouts: {{request: {request}}}"))
+    };
+    let of = |more: &str| told(&format!("{ORDERS}{retry}{more}"));
+    assert_eq!(
+        of(&time(AT_HTTP, "2s")),
+        [
+            "spec.retry.backoff.base: at port 80 of Service default/orders a request may take no longer than that: nothing is ever sent again there"
+        ]
+    );
+    assert_eq!(of(&time(AT_HTTP, "3s")), [""; 0]);
+    assert_eq!(of(&time(AT_HTTP, "0s")), [""; 0]);
+    let rules = "[{name: a, timeouts: {request: 10ms}, backendRefs: [{name: orders, port: 80}]}]";
+    let of_route = policy("TrafficPolicy", "r", AT_ROUTE, "  retry: {}");
+    let told = told(&format!("{ORDERS}{}{of_route}", route("default", "r", "", rules)));
+    assert!(told[0].contains("at rule 0 of HTTPRoute default/r"), "{told:?}");
+}
+
+#[test]
+fn what_is_said_of_requests_where_there_are_none_is_told() {
+    let opaque =
+        "apiVersion: v1\nkind: Service\nmetadata: {name: orders}\nspec: {ports: [{name: tcp, port: 80}]}\n";
+    for (kind, spec, expected) in [
+        ("TrafficPolicy", "  retry: {}", 1),
+        ("FaultPolicy", "  rules: [{abort: {httpStatus: 503}}]", 1),
+        ("RateLimitPolicy", "  limits: [{rate: {requests: 1}}]", 1),
+        ("TrafficPolicy", "  limits: {maximumConnections: 1}", 0),
+    ] {
+        let p = policy(kind, "p", AT_ORDERS, spec);
+        assert_eq!(told(&format!("{opaque}{p}")).len(), expected, "{spec}");
+        assert_eq!(told(&format!("{ORDERS}{p}")), [""; 0], "{spec}");
+    }
+}
+
+#[test]
 fn a_policy_is_attached_to_what_it_can_be_on_only() {
     let cases = [
         ("", "spec.targetRefs: the policy is attached to nothing"),
