@@ -7,9 +7,14 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::SystemTime;
 
+use tulle_api::ResourceType;
 use tulle_certs::TrustDomain;
 use tulle_certs::token::TokenFile;
 use tulle_control_plane::ca::Ca;
+use tulle_control_plane::index::Index;
+use tulle_control_plane::model::{Model, Settings};
+use tulle_control_plane::source::Folder;
+use tulle_proxy::control::decode::{Decoded, decode, rejections};
 
 fn tulle(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_tulle")).args(arguments).stdin(Stdio::null()).output().unwrap()
@@ -194,6 +199,155 @@ fn check_tells_which_policy_holds_which_does_not_and_what_is_wrong_with_it() {
     let held = &policies[2]["ancestors"][0];
     assert_eq!(held["ancestorRef"]["name"], "orders");
     assert_eq!(held["conditions"][1]["message"], "`limits` at port 80 by TrafficPolicy default/port");
+}
+
+/// Everything at once, as much and as little of it as is allowed.
+const EXTREMES: &str = "\
+apiVersion: v1
+kind: Service
+metadata: {name: orders}
+spec:
+  trafficDistribution: PreferClose
+  ports: [{name: http, port: 80}, {name: admin, port: 81}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: orders-1, labels: {kubernetes.io/service-name: orders}, annotations: {tulle.dev/weight: '1000'}}
+addressType: IPv4
+ports: [{name: http, port: 8080}]
+endpoints: [{addresses: [192.0.2.1], targetRef: {kind: Pod, name: orders}}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: orders}
+spec:
+  parentRefs: [{group: '', kind: Service, name: orders}]
+  rules: [{name: checkout, timeouts: {request: 0s}, backendRefs: [{name: orders, port: 80}]}]
+---
+apiVersion: policy.tulle.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: most}
+spec:
+  targetRefs: [{kind: Service, name: orders, sectionName: http}]
+  loadBalancer:
+    algorithm: RingHash
+    hashOn: [{header: a}, {cookie: a}, {queryParameter: a}, {source: {}}]
+    warmUp: {duration: 99999h, minimumPercent: 100}
+    zones: {maximumLoadPercent: 100000, latency: 99999h, requestsInFlight: 2147483647, refusedPercent: 100}
+    panicThresholdPercent: 100
+  outlierDetection:
+    consecutive5xx: 2147483647
+    consecutiveGatewayErrors: 2147483647
+    consecutiveConnectFailures: 2147483647
+    consecutiveGrpcErrors: 2147483647
+    grpcCodes: [CANCELLED, UNKNOWN, INVALID_ARGUMENT, DEADLINE_EXCEEDED, NOT_FOUND, ALREADY_EXISTS, PERMISSION_DENIED,
+      RESOURCE_EXHAUSTED, FAILED_PRECONDITION, ABORTED, OUT_OF_RANGE, UNIMPLEMENTED, INTERNAL, UNAVAILABLE, DATA_LOSS, UNAUTHENTICATED]
+    successRate: {standardDeviations: 1000, minimumEndpoints: 2147483647, minimumRequests: 2147483647}
+    failurePercentage: {thresholdPercent: 100, minimumRequests: 2147483647}
+    interval: 99999h
+    ejectionTime: 99999h
+    maximumEjectionTime: 99999h
+    maximumEjectedPercent: 100
+  healthCheck: {http: {path: '/a?b=c', host: 'a.b:80'}, interval: 99999h, timeout: 99999h, healthyThreshold: 100, unhealthyThreshold: 100}
+  limits:
+    maximumConnections: 2147483647
+    maximumConnectionsPerEndpoint: 2147483647
+    maximumRequests: 2147483647
+    maximumRequestsPerEndpoint: 2147483647
+    maximumPending: 2147483647
+    queueTimeout: 99999h
+  connections: {connectTimeout: 99999h, idleTimeout: 99999h, maximumAge: 99999h, keepAlive: {time: 32767s, interval: 32767s, probes: 127}}
+  timeouts: {request: 99999h, perTry: 99999h, idle: 99999h, deadlineHeader: a}
+  retry:
+    attempts: 100
+    statuses: [400, 599]
+    grpcCodes: [CANCELLED, UNAUTHENTICATED]
+    causes: [ConnectFailure, Reset, RefusedStream, Timeout]
+    backoff: {base: 1h, maximum: 99999h}
+    nonIdempotent: true
+    maximumBodyBytes: 16777216
+  retryBudget: {percent: 100, interval: 99999h, minimumRetryRate: {count: 1000000, interval: 99999h}}
+---
+apiVersion: policy.tulle.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: least}
+spec:
+  targetRefs: [{kind: Service, name: orders, sectionName: admin}]
+  loadBalancer: {warmUp: {duration: 1ms, minimumPercent: 1}, zones: {maximumLoadPercent: 100}, panicThresholdPercent: 0}
+  outlierDetection:
+    successRate: {standardDeviations: 0.001, minimumEndpoints: 1, minimumRequests: 1}
+    failurePercentage: {thresholdPercent: 1, minimumRequests: 1}
+    interval: 10ms
+    ejectionTime: 1ms
+    maximumEjectionTime: 1ms
+    maximumEjectedPercent: 1
+  healthCheck: {tcp: {}, interval: 10ms, timeout: 1ms, healthyThreshold: 1, unhealthyThreshold: 1}
+  limits: {maximumPending: 1, queueTimeout: 0s}
+  connections: {connectTimeout: 0s, idleTimeout: 0s, maximumAge: 0s, keepAlive: {time: 1s, interval: 1s, probes: 1}}
+  timeouts: {request: 0s, perTry: 0s, idle: 0s}
+  retry: {attempts: 0, backoff: {base: 0s, maximum: 0s}, maximumBodyBytes: 1}
+  retryBudget: {percent: 0, interval: 1ms, minimumRetryRate: {count: 1, interval: 1ms}}
+---
+apiVersion: policy.tulle.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: route}
+spec:
+  targetRefs: [{group: gateway.networking.k8s.io, kind: HTTPRoute, name: orders}]
+  timeouts: {perTry: 0s, idle: 1ms, deadlineHeader: a}
+  retry: {}
+---
+apiVersion: policy.tulle.dev/v1alpha1
+kind: RateLimitPolicy
+metadata: {name: in}
+spec:
+  targetRefs: [{kind: Service, name: orders}]
+  limits:
+  - {rate: {requests: 2147483647, per: 99999h, burst: 2147483647}}
+  - {rate: {requests: 1, per: 1ms, burst: 1}, by: {identity: {}}, overrides: [{values: [a/b], rate: {requests: 1}}]}
+---
+apiVersion: policy.tulle.dev/v1alpha1
+kind: RateLimitPolicy
+metadata: {name: out}
+spec:
+  targetRefs: [{group: gateway.networking.k8s.io, kind: HTTPRoute, name: orders, sectionName: checkout}, {kind: Service, name: orders}]
+  direction: Outbound
+  limits: [{headers: [{name: a, value: '[a-z]+', type: RegularExpression}], by: {header: a}, rate: {requests: 1}}]
+---
+apiVersion: policy.tulle.dev/v1alpha1
+kind: FaultPolicy
+metadata: {name: all}
+spec:
+  targetRefs: [{group: gateway.networking.k8s.io, kind: HTTPRoute, name: orders}, {kind: Service, name: orders}]
+  rules:
+  - {delay: {duration: 99999h}, abort: {httpStatus: 599}}
+  - {delay: {percent: 0, duration: 1ms}, abort: {percent: 0.0001, grpcStatus: CANCELLED}}
+";
+
+#[test]
+fn a_proxy_takes_the_most_and_the_least_that_policies_can_say() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("a.yaml"), EXTREMES).unwrap();
+    let output = check(folder.path(), &[]);
+    assert_eq!(status(&output), 0, "{}", stdout(&output));
+    assert!(stdout(&output).ends_with("ok: nothing found\n"), "{}", stdout(&output));
+
+    let (_, read) = Folder::open(folder.path()).unwrap();
+    let mut index = Index::default();
+    index.change(read.changes);
+    index.take_dirty();
+    let model = Model::build(&index, Settings::default());
+    for resource_type in ResourceType::ALL {
+        for name in model.names(resource_type) {
+            let client = if resource_type == ResourceType::Routes { "default/" } else { "" };
+            let name = format!("{client}{name}");
+            let encoded = model.get(resource_type, &name).unwrap();
+            let decoded = decode(resource_type.type_url(), &name, &encoded.bytes);
+            assert!(decoded.is_ok(), "{resource_type} {name}: {decoded:?}");
+            if let Ok(Decoded::Routes(routes)) = decoded {
+                assert_eq!(rejections(&name, &routes), [], "{name}");
+            }
+        }
+    }
 }
 
 #[test]
