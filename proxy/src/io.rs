@@ -71,7 +71,12 @@ struct Layers {
     meter: Option<Arc<Meter>>,
     /// See [`Io::of_a_proxys_exchanges`].
     is_of_exchanges: bool,
+    /// See [`Io::holding`].
+    held: Option<Held>,
 }
+
+/// Whatever is to be dropped with a connection.
+pub type Held = Box<dyn std::any::Any + Send + Sync>;
 
 #[derive(Debug)]
 enum Inner {
@@ -203,7 +208,7 @@ impl Io {
     }
 
     fn of(inner: Inner) -> Self {
-        Self(Box::new(Layers { head: Bytes::new(), inner, meter: None, is_of_exchanges: false }))
+        Self(Box::new(Layers { head: Bytes::new(), inner, meter: None, is_of_exchanges: false, held: None }))
     }
 
     pub fn stream(stream: streams::Stream) -> Self {
@@ -214,6 +219,12 @@ impl Io {
     /// it only relays, it passes on what may be waiting.)
     pub fn of_a_proxys_exchanges(mut self) -> Self {
         self.0.is_of_exchanges = true;
+        self
+    }
+
+    /// Drops `held` when the connection is.
+    pub fn holding(mut self, held: Held) -> Self {
+        self.0.held = Some(held);
         self
     }
 

@@ -15,7 +15,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("state", &["balance", "endpoint", "policy", "route"]),
     ("accept", &["drain"]),
     // accept: for the options that every socket gets.
-    ("endpoint", &["accept", "balance", "drain", "tls", "wire"]),
+    ("endpoint", &["accept", "balance", "drain", "limit", "tls", "wire"]),
     ("balance", &["endpoint"]),
     // route: host names mean the same in both.
     ("policy", &["drain", "limit", "route"]),

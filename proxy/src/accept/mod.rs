@@ -136,6 +136,16 @@ pub fn tune<'a>(socket: impl Into<SockRef<'a>>) {
     drop(socket.set_tcp_keepalive(&keepalive));
 }
 
+/// When a peer that is silent is asked whether it is still there.
+pub fn keep_alive<'a>(socket: impl Into<SockRef<'a>>, said: &crate::state::KeepAlive) {
+    let keepalive = socket2::TcpKeepalive::new()
+        .with_time(said.time)
+        .with_interval(said.interval)
+        .with_retries(said.probes);
+    // A socket whose peer has already gone refuses options; reading it will tell.
+    drop(socket.into().set_tcp_keepalive(&keepalive));
+}
+
 // === impl Acceptor ===
 
 impl Acceptor {

@@ -10,6 +10,7 @@
 mod balance;
 mod filter;
 mod health;
+mod limits;
 mod rate;
 mod requests;
 mod rule;

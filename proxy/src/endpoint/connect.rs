@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 use tulle_certs::{Alpn, Creds, Refusal};
 
-use super::Endpoint;
+use super::{Endpoint, Full};
 use crate::accept::{self, Namespace};
 use crate::io::{Io, streams};
 use crate::state::Peer;
@@ -50,6 +50,8 @@ pub enum ConnectError {
     Http2 { address: std::net::SocketAddr, source: http2::Error },
     #[error("{0} accepts HTTP/2 connections and closes them at once")]
     Closed(std::net::SocketAddr),
+    #[error("no connection to an endpoint may be made: {0}")]
+    Limited(Box<Full>),
     #[error("the dial of {0} was given up: the worker ends")]
     Ended(std::net::SocketAddr),
 }
@@ -64,6 +66,7 @@ impl ConnectError {
             Self::TimedOut(..) => Reason::ConnectTimeout,
             Self::NoIdentity(_) => Reason::NotReady,
             Self::Ended(_) => Reason::Draining,
+            Self::Limited(_) => Reason::Overloaded,
             Self::Http2 { source, .. } if tls::refused_by_peer(source) => Reason::PeerRefusedTls,
             Self::Http2 { .. } => Reason::UpstreamMalformed,
             Self::Tls { source, .. } => match source {
@@ -113,6 +116,9 @@ impl Dial {
     }
 
     pub async fn opaque(&self, endpoint: &Endpoint) -> Result<Io, ConnectError> {
+        let gate = endpoint.room.gate();
+        let pending = gate.map(|gate| gate.pend(&self.metrics)).transpose();
+        let _pending = pending.map_err(|full| ConnectError::Limited(Box::new(full)))?;
         self.counted(self.open(endpoint, Alpn::Tcp)).await
     }
 
@@ -129,9 +135,18 @@ impl Dial {
 
     async fn open(&self, endpoint: &Endpoint, alpn: Alpn) -> Result<Io, ConnectError> {
         let address = endpoint.address;
-        within(self.timeout, self.dial(endpoint, alpn))
-            .await
-            .unwrap_or(Err(ConnectError::TimedOut(address, self.timeout)))
+        let limited = |full| ConnectError::Limited(Box::new(full));
+        let seat = endpoint.seat(&self.metrics).await.map_err(limited)?;
+        let timeout = endpoint.room.said().connect_timeout.unwrap_or(self.timeout);
+        let dial = self.dial(endpoint, alpn);
+        let io = match timeout.is_zero() {
+            true => dial.await?,
+            false => within(timeout, dial).await.unwrap_or(Err(ConnectError::TimedOut(address, timeout)))?,
+        };
+        Ok(match seat {
+            Some(seat) => io.holding(Box::new(seat)),
+            None => io,
+        })
     }
 
     async fn dial(&self, endpoint: &Endpoint, alpn: Alpn) -> Result<Io, ConnectError> {
@@ -142,6 +157,9 @@ impl Dial {
         };
         let stream = stream.map_err(|source| ConnectError::Tcp { address, source })?;
         accept::tune(&stream);
+        if let Some(keep_alive) = endpoint.room.said().keep_alive {
+            accept::keep_alive(&stream, &keep_alive);
+        }
         match &endpoint.peer {
             Peer::Plaintext => Ok(Io::tcp(stream)),
             Peer::Mesh(id) => {

@@ -87,6 +87,11 @@ impl<W: Waiter> Entry<W> {
         self.idle.pop()
     }
 
+    /// The idle connection that has been so longest.
+    pub(super) fn oldest(&mut self) -> Option<Idle<W::Connection>> {
+        (!self.idle.is_empty()).then(|| self.idle.remove(0))
+    }
+
     /// Waits, there being no idle connection; with a ticket, the caller must dial.
     pub(super) fn wait(&mut self, waiter: W) -> Option<Ticket> {
         self.waiting.push_back((self.next, waiter));

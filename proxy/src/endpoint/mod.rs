@@ -5,6 +5,7 @@
 
 mod connect;
 mod entry;
+mod gate;
 mod idle;
 mod pool;
 mod set;
@@ -18,6 +19,7 @@ use tokio::sync::oneshot;
 use tulle_certs::SpiffeId;
 
 pub use connect::{ConnectError, Dial};
+pub use gate::{Full, Gate, Patience, RequestSeat, Room, ServiceSeat};
 pub use set::{EndpointSet, How, Member, Port, tell};
 
 use self::entry::{Ticket, Waiter};
@@ -42,6 +44,7 @@ pub struct Endpoint {
     pub standing: Standing,
     /// The endpoints of its service's port; `None`: it is of none.
     pub group: Option<Arc<Group>>,
+    pub room: Arc<Room>,
     pools: Box<[Pool]>,
 }
 
@@ -54,6 +57,8 @@ pub struct Http1 {
     /// It has served another request before, or is a stream of a connection that has.
     pub reused: bool,
     pub way: Way,
+    /// When it is too old for another request.
+    pub until: Option<Instant>,
 }
 
 /// What carries an HTTP/1 connection to an endpoint of the mesh.
@@ -79,6 +84,7 @@ struct Kept {
     client: h1::Client<Io>,
     pooled: PooledConnection,
     way: Way,
+    until: Option<Instant>,
 }
 
 /// A place for one stream on a shared HTTP/2 connection.
@@ -131,6 +137,7 @@ impl Endpoint {
             load: Load::default(),
             standing: Standing::default(),
             group,
+            room: Arc::default(),
             pools: (0..workers).map(|_| Pool::default()).collect(),
         })
     }
@@ -163,17 +170,25 @@ impl Endpoint {
                 Way::Shared => Way::Own,
             });
             for way in [Some(way), other].into_iter().flatten() {
-                if let Some(Kept { client, pooled, way }) = self.ready_http1(worker, way, idle, &dial) {
-                    return Ok(Http1 { client, pooled, reused: true, way });
+                if let Some(Kept { client, pooled, way, until }) = self.ready_http1(worker, way, idle, &dial)
+                {
+                    return Ok(Http1 { client, pooled, reused: true, way, until });
                 }
             }
         }
+        let _pending = self.pend(&dial)?;
         let (sender, receiver) = oneshot::channel();
         let ticket = self.pools[worker].http1(way, |entry| entry.wait(sender));
         if let Some(ticket) = ticket {
             Self::spawn_http1(Arc::clone(self), worker, way, ticket, dial());
         }
         receiver.await.unwrap_or_else(|_| Err(Arc::new(ConnectError::Ended(self.address))))
+    }
+
+    /// One more who waits for a connection.
+    fn pend(&self, dial: impl FnOnce() -> Dial) -> Result<Option<gate::Pending>, Arc<ConnectError>> {
+        let Some(gate) = self.room.gate().filter(|gate| gate.limits_pending()) else { return Ok(None) };
+        gate.pend(&dial().metrics).map_err(|full| Arc::new(ConnectError::Limited(Box::new(full))))
     }
 
     fn spawn_http1(self: Arc<Self>, worker: usize, way: Way, ticket: Ticket, dial: Dial) {
@@ -186,13 +201,13 @@ impl Endpoint {
         let mut next = Some(ticket);
         while let Some(ticket) = next {
             let connected = match way {
-                Way::Own => dial.http1(&self).await,
+                Way::Own => dial.http1(&self).await.map(|client| (client, self.until())),
                 Way::Shared => self.stream(pool, &dial).await,
             };
             next = match connected {
-                Ok(client) => {
+                Ok((client, until)) => {
                     let pooled = pool.opened(&dial.metrics, &self.service, PoolClose::Ended);
-                    let kept = Kept { client, pooled, way };
+                    let kept = Kept { client, pooled, way, until };
                     let [next, more] = pool.http1(way, |entry| entry.dialled(ticket, kept, Instant::now()));
                     if let Some(more) = more {
                         Self::spawn_http1(Arc::clone(&self), worker, way, more, dial.clone());
@@ -212,12 +227,34 @@ impl Endpoint {
     }
 
     /// A stream, for which a connection is dialled if there is none with room.
-    async fn stream(&self, pool: &Pool, dial: &Dial) -> Result<h1::Client<Io>, ConnectError> {
-        let stream = match pool.stream() {
+    async fn stream(
+        &self,
+        pool: &Pool,
+        dial: &Dial,
+    ) -> Result<(h1::Client<Io>, Option<Instant>), ConnectError> {
+        let (stream, until) = match pool.stream() {
             Some(stream) => stream,
-            None => pool.share(dial.streams(self).await?).ok_or(ConnectError::Closed(self.address))?,
+            None => {
+                let opener = dial.streams(self).await?;
+                pool.share(opener, self.until()).ok_or(ConnectError::Closed(self.address))?
+            }
         };
-        Ok(h1::Client::new(Io::stream(stream), dial.http1))
+        Ok((h1::Client::new(Io::stream(stream), dial.http1), until))
+    }
+
+    /// When a connection that is made now is too old for another request: all of them at different times.
+    fn until(&self) -> Option<Instant> {
+        let age = self.room.said().maximum_age?;
+        Instant::now().checked_add(jittered(age))
+    }
+
+    /// How long connections may idle.
+    fn idle_timeout(&self, configured: Duration) -> Duration {
+        match self.room.said().idle_timeout {
+            None => configured,
+            Some(Duration::ZERO) => Duration::MAX,
+            Some(said) => said,
+        }
     }
 
     /// A connection for which nothing must be dialled.
@@ -233,14 +270,14 @@ impl Endpoint {
             return idle;
         }
         let pool = &self.pools[worker];
-        let (stream, dial) = (pool.stream()?, dial());
+        let ((stream, until), dial) = (pool.stream()?, dial());
         let client = h1::Client::new(Io::stream(stream), dial.http1);
-        Some(Kept { client, pooled: pool.opened(&dial.metrics, &self.service, PoolClose::Ended), way })
+        Some(Kept { client, pooled: pool.opened(&dial.metrics, &self.service, PoolClose::Ended), way, until })
     }
 
     /// A connection that waits for its next request, the one used last first.
     fn idle_http1(&self, worker: usize, way: Way, configured: Duration) -> Option<Kept> {
-        let pool = &self.pools[worker];
+        let (pool, configured) = (&self.pools[worker], self.idle_timeout(configured));
         loop {
             let entry::Idle { connection: mut kept, since } = pool.http1(way, |entry| entry.take())?;
             let now = Instant::now();
@@ -249,6 +286,7 @@ impl Endpoint {
                     pool.saw_close(at, since);
                     kept.pooled.closing(PoolClose::Peer);
                 }
+                None if kept.is_old(now) => kept.pooled.closing(PoolClose::Age),
                 None if now.saturating_duration_since(since) < pool.idle_limit(now, configured) => {
                     return Some(kept);
                 }
@@ -258,13 +296,21 @@ impl Endpoint {
     }
 
     /// Gives a connection back once its exchange is over.
-    pub fn keep_http1(&self, worker: usize, way: Way, mut client: h1::Client<Io>, pooled: PooledConnection) {
+    pub fn keep_http1(&self, worker: usize, connection: Http1) {
+        let Http1 { mut client, pooled, way, until, .. } = connection;
         let pool = &self.pools[worker];
         if let Some(timeout) = client.idle_hint() {
             pool.state_limit(timeout);
         }
         if client.closed().is_none() {
-            pool.http1(way, |entry| entry.give(Kept { client, pooled, way }, Instant::now()));
+            let (kept, now) = (Kept { client, pooled, way, until }, Instant::now());
+            if kept.is_old(now) {
+                return kept.pooled.closing(PoolClose::Age);
+            }
+            pool.http1(way, |entry| entry.give(kept, now));
+            if self.room.is_short() {
+                pool.evict();
+            }
         }
     }
 
@@ -276,7 +322,7 @@ impl Endpoint {
     pub async fn http2(
         self: &Arc<Self>,
         worker: usize,
-        dial: impl FnOnce() -> Dial,
+        dial: impl Fn() -> Dial,
     ) -> Result<Http2, Arc<ConnectError>> {
         let mut receiver = None;
         let checkout = self.pools[worker].http2(|shared| {
@@ -292,6 +338,7 @@ impl Endpoint {
             Checkout::Wait => {}
         }
         let ended = || Err(Arc::new(ConnectError::Ended(self.address)));
+        let _pending = self.pend(&dial)?;
         match receiver {
             Some(receiver) => receiver.await.unwrap_or_else(|_| ended()),
             None => ended(),
@@ -307,7 +354,8 @@ impl Endpoint {
             let dialled = match dial.http2(&self).await {
                 Ok(sender) => {
                     let pooled = pool.opened(&dial.metrics, &self.service, PoolClose::Peer);
-                    let connection = SharedConnection { sender, pooled: Arc::new(pooled) };
+                    let until = self.until();
+                    let connection = SharedConnection { sender, pooled: Arc::new(pooled), until };
                     pool.http2(|shared| shared.dialled(connection, Instant::now()))
                 }
                 Err(cause) => {
@@ -345,12 +393,27 @@ impl Endpoint {
 
     /// Drops what has been idle for longer than `configured`, or than the server allows; the worker's sweep calls it.
     pub fn sweep(&self, worker: usize, configured: Duration) {
-        self.pools[worker].sweep(Instant::now(), configured);
+        let said = self.room.said().idle_timeout.map(|_| self.idle_timeout(configured));
+        self.pools[worker].sweep(Instant::now(), said.unwrap_or(configured), said);
     }
 
     /// Connections that are idle or shared.
     pub fn pooled(&self) -> usize {
         self.pools.iter().map(Pool::connections).sum()
+    }
+}
+
+/// `time`, give or take a tenth.
+pub fn jittered(time: Duration) -> Duration {
+    let seconds = time.as_secs_f64() * rand::random_range(0.9..1.1);
+    Duration::try_from_secs_f64(seconds).unwrap_or(time)
+}
+
+// === impl Kept ===
+
+impl Kept {
+    fn is_old(&self, now: Instant) -> bool {
+        self.until.is_some_and(|until| now >= until)
     }
 }
 
@@ -377,10 +440,10 @@ impl Drop for Place {
 impl Waiter for Http1Waiter {
     type Connection = Kept;
 
-    fn give(self, Kept { client, pooled, way }: Kept, fresh: bool) -> Result<(), Kept> {
-        match self.send(Ok(Http1 { client, pooled, reused: !fresh, way })) {
+    fn give(self, Kept { client, pooled, way, until }: Kept, fresh: bool) -> Result<(), Kept> {
+        match self.send(Ok(Http1 { client, pooled, reused: !fresh, way, until })) {
             Ok(()) | Err(Err(_)) => Ok(()),
-            Err(Ok(Http1 { client, pooled, way, .. })) => Err(Kept { client, pooled, way }),
+            Err(Ok(Http1 { client, pooled, way, until, .. })) => Err(Kept { client, pooled, way, until }),
         }
     }
 

@@ -21,8 +21,8 @@ pub(super) struct Pool {
     http1: Mutex<Entry<Http1Waiter>>,
     /// As `http1`, of those that are streams on `openers`.
     streams: Mutex<Entry<Http1Waiter>>,
-    /// Connections of many streams, the first the most used.
-    openers: Mutex<Vec<Opener>>,
+    /// Connections of many streams, the first the most used, and when each is too old for another.
+    openers: Mutex<Vec<(Opener, Option<Instant>)>>,
     /// For how long the server keeps idle HTTP/1 connections.
     idle_limit: Mutex<IdleLimit>,
     http2: Mutex<Shared<SharedConnection, Http2Waiter>>,
@@ -35,6 +35,8 @@ pub(super) struct Pool {
 pub(super) struct SharedConnection {
     pub(super) sender: http2::Sender,
     pub(super) pooled: Arc<PooledConnection>,
+    /// When it is too old for another stream.
+    pub(super) until: Option<Instant>,
 }
 
 // === impl Pool ===
@@ -76,15 +78,17 @@ impl Pool {
     }
 
     /// A new stream, if a connection has room for it.
-    pub(super) fn stream(&self) -> Option<Stream> {
-        self.openers.lock().iter().find_map(Opener::open)
+    pub(super) fn stream(&self) -> Option<(Stream, Option<Instant>)> {
+        let openers = self.openers.lock();
+        let young = openers.iter().filter(|(_, until)| !is_past(*until));
+        young.filter_map(|(opener, until)| Some((opener.open()?, *until))).next()
     }
 
     /// A connection for streams was dialled; the first of them, unless it has already ended.
-    pub(super) fn share(&self, opener: Opener) -> Option<Stream> {
+    pub(super) fn share(&self, opener: Opener, until: Option<Instant>) -> Option<(Stream, Option<Instant>)> {
         let stream = opener.open();
-        self.openers.lock().push(opener);
-        stream
+        self.openers.lock().push((opener, until));
+        Some((stream?, until))
     }
 
     /// Reads or changes the HTTP/2 connections.
@@ -107,14 +111,19 @@ impl Pool {
         self.http1.lock().idle() + self.streams.lock().idle() + self.http2.lock().connections()
     }
 
-    /// Drops what has been idle for longer than `configured`, or than the server allows.
-    pub(super) fn sweep(&self, now: Instant, configured: Duration) {
+    /// Drops what has been idle for longer than `configured`, or than the server allows, and what is too old; `shared`: as
+    /// `configured`, for shared HTTP/2 connections, where it is said.
+    pub(super) fn sweep(&self, now: Instant, configured: Duration, shared: Option<Duration>) {
         let mut closed = Vec::new();
         let limit = self.idle_limit(now, configured);
         let mut keep = |idle: &mut super::entry::Idle<super::Kept>| match idle.connection.client.closed() {
             Some(at) => {
                 idle.connection.pooled.closing(PoolClose::Peer);
                 closed.push((at, idle.since));
+                false
+            }
+            None if idle.connection.is_old(now) => {
+                idle.connection.pooled.closing(PoolClose::Age);
                 false
             }
             None if now.saturating_duration_since(idle.since) < limit => true,
@@ -128,13 +137,30 @@ impl Pool {
         for (at, since) in closed {
             self.saw_close(at, since);
         }
-        self.openers.lock().retain(|opener| opener.is_open() && !opener.is_idle());
-        let expired = self.http2(|shared| shared.sweep(now));
+        self.openers.lock().retain(|(opener, _)| opener.is_open() && !opener.is_idle());
+        let expired = self.http2(|connections| connections.sweep(now, shared));
         for mut connection in expired {
             if shared::Connection::is_open(&mut connection) {
                 connection.pooled.closing(PoolClose::Idle);
             }
         }
+    }
+
+    /// Closes a connection that serves nobody; whether there was one. Any thread may call it.
+    pub(super) fn evict(&self) -> bool {
+        let idle = self.http1.lock().oldest();
+        if let Some(idle) = &idle {
+            idle.connection.pooled.closing(PoolClose::Limit);
+        }
+        let shared = if idle.is_none() { self.http2.lock().evict() } else { None };
+        if let Some(shared) = &shared {
+            shared.pooled.closing(PoolClose::Limit);
+        }
+        let evicted = idle.is_some() || shared.is_some();
+        if let Some(cells) = self.cells.get().filter(|_| evicted) {
+            cells.dropped(1);
+        }
+        evicted
     }
 
     pub(super) fn idle_limit(&self, now: Instant, configured: Duration) -> Duration {
@@ -171,10 +197,18 @@ impl Drop for Pool {
     }
 }
 
+fn is_past(until: Option<Instant>) -> bool {
+    until.is_some_and(|until| Instant::now() >= until)
+}
+
 // === impl SharedConnection ===
 
 impl shared::Connection for SharedConnection {
     fn is_open(&mut self) -> bool {
+        if is_past(self.until) {
+            self.pooled.closing(PoolClose::Age);
+            return false;
+        }
         self.sender.is_open()
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use foldhash::fast::RandomState;
 
-use super::Endpoint;
+use super::{Endpoint, Gate};
 use crate::balance::{self, Change, Group, Plan, Policy, Seen, State};
 use crate::state::{EndpointsInfo, ObjectName, Peer, ServiceInfo, Traffic};
 
@@ -135,6 +135,14 @@ impl EndpointSet {
             port.balance(old.and_then(|old| old.of(port.number)), how);
         }
         Self { ports, by_address: OnceLock::new() }
+    }
+
+    /// Has each endpoint know its port's gate.
+    pub fn join(&self, gate: impl Fn(u16) -> Arc<Gate>) {
+        for port in &self.ports {
+            let gate = gate(port.number);
+            port.members.iter().for_each(|member| gate.joined(&member.endpoint));
+        }
     }
 
     fn of(&self, number: u16) -> Option<&Port> {

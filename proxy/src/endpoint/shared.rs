@@ -143,13 +143,20 @@ impl<C: Connection, W> Shared<C, W> {
         Dialled { served, failed: self.waiting.drain(..).collect(), again: false }
     }
 
-    /// Takes out what is closed or has long been without streams, to be dropped outside the lock.
-    pub(super) fn sweep(&mut self, now: Instant) -> Vec<C> {
+    /// Takes out what is closed or has been without streams for `idle`, or for long, to be dropped outside the lock.
+    pub(super) fn sweep(&mut self, now: Instant, idle: Option<Duration>) -> Vec<C> {
+        let idle = idle.unwrap_or(IDLE);
         let expired = |used: &mut Used<C>| {
-            let unused = used.streams == 0 && now.saturating_duration_since(used.since) >= IDLE;
+            let unused = used.streams == 0 && now.saturating_duration_since(used.since) >= idle;
             unused || !used.connection.is_open()
         };
         self.connections.extract_if(.., expired).map(|used| used.connection).collect()
+    }
+
+    /// Takes out one without streams.
+    pub(super) fn evict(&mut self) -> Option<C> {
+        let at = self.connections.iter().position(|used| used.streams == 0)?;
+        Some(self.connections.remove(at).connection)
     }
 
     /// Connections that are kept.

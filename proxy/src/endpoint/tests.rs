@@ -210,7 +210,9 @@ async fn exchange(endpoint: &Arc<Endpoint>, metrics: &Metrics, path: &str) {
     assert!(open > idle, "one is in use: {open} {idle}");
     let to = Arc::clone(endpoint);
     let mut request = Request::get(path).header("host", "orders").body(()).unwrap();
-    let done = move |client| to.keep_http1(0, Way::Own, client, counted);
+    let done = move |client| {
+        to.keep_http1(0, Http1 { client, pooled: counted, reused: true, way: Way::Own, until: None })
+    };
     let response = client.send(&mut request, Body::empty(), |_| (), done).await.unwrap();
     http_body_util::BodyExt::collect(response.into_body()).await.unwrap();
 }
@@ -229,7 +231,7 @@ async fn http1_connections_are_counted_from_their_dial_to_their_end() {
     let first = endpoint.http1(0, OWN, Some(idle), || dial_counted(&metrics)).await.unwrap();
     let second = endpoint.http1(0, OWN, Some(idle), || dial_counted(&metrics)).await.unwrap();
     assert_eq!(pooled(&metrics), (2, 0));
-    endpoint.keep_http1(0, Way::Own, first.client, first.pooled);
+    endpoint.keep_http1(0, first);
     assert_eq!(pooled(&metrics), (2, 1));
     drop(second);
     assert_eq!((pooled(&metrics), closed(&metrics, PoolClose::Ended)), ((1, 1), 2));
@@ -262,7 +264,7 @@ async fn http2_connections_are_counted_until_their_last_stream_is_over() {
     assert_eq!(pooled(&metrics), (1, 0));
     drop(second);
     assert_eq!(pooled(&metrics), (1, 1));
-    endpoint.pools[0].sweep(Instant::now() + Duration::from_secs(3600), Duration::ZERO);
+    endpoint.pools[0].sweep(Instant::now() + Duration::from_secs(3600), Duration::ZERO, None);
     assert_eq!((pooled(&metrics), closed(&metrics, PoolClose::Idle)), ((0, 0), 1));
 
     drop(endpoint.http2(0, || dial_counted(&metrics)).await.unwrap());

@@ -13,6 +13,7 @@ use tulle_certs::Creds;
 
 use super::fault::Speaker;
 use super::mirror;
+use super::queue;
 use crate::accept::Namespace;
 use crate::drain;
 use crate::endpoint::Endpoint;
@@ -120,6 +121,7 @@ impl Proxy {
         own: OwnEndpoints,
         workload: Option<String>,
     ) -> Self {
+        queue::show(&store, &telemetry.metrics);
         let speaker = |direction| Speaker::new(workload.as_deref(), direction);
         let started = store.started();
         Self {

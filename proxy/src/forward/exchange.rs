@@ -161,16 +161,16 @@ async fn send_http1(
     let idle = (!fresh).then_some(worker.proxy.settings.idle_timeout);
     let preferred = preferred(endpoint, request, fresh);
     let connection = endpoint.http1(worker.index, preferred, idle, || dial(worker)).await;
-    let Http1 { client, pooled, reused, way } = match connection {
+    let Http1 { client, pooled, reused, way, until } = match connection {
         Ok(connection) => connection,
-        Err(error) => return Err(unsent(connect_fault(&error))),
+        Err(error) => return Err(unconnected(&error)),
     };
     if reused {
         worker.metrics.pool_reused();
     }
     let done = {
         let (endpoint, index) = (Arc::clone(endpoint), worker.index);
-        move |client| endpoint.keep_http1(index, way, client, pooled)
+        move |client| endpoint.keep_http1(index, Http1 { client, pooled, reused: true, way, until })
     };
     let downstream = request.extensions().get::<h1::Exchange>().cloned();
     let in_place = request.extensions().get::<CorsInPlace>().is_some();
@@ -234,7 +234,7 @@ async fn send_http2(
 ) -> Result<Response<Body>, Failed> {
     let Http2 { mut sender, place } = match endpoint.http2(worker.index, || dial(worker)).await {
         Ok(connection) => connection,
-        Err(error) => return Err(unsent(connect_fault(&error))),
+        Err(error) => return Err(unconnected(&error)),
     };
     begun.store(true, Ordering::Relaxed);
     // A stream does not give back what it has taken; a request without a body is copied cheaply.
@@ -261,6 +261,15 @@ async fn send_http2(
     };
     let fault = Fault { reason, processed, detail: detail.into(), answer: None };
     Err(Failed { fault, again, whole })
+}
+
+/// Another endpoint may be reached, unless it is the service that is full.
+fn unconnected(error: &ConnectError) -> Failed {
+    let failed = unsent(connect_fault(error));
+    match error {
+        ConnectError::Limited(full) if !full.of_endpoint => Failed { again: None, ..failed },
+        _ => failed,
+    }
 }
 
 fn unsent(fault: Fault) -> Failed {

@@ -25,6 +25,7 @@ mod opaque;
 pub mod outbound;
 mod outcome;
 mod pushback;
+mod queue;
 mod record;
 mod routed;
 mod session;

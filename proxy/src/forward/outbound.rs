@@ -34,6 +34,7 @@ use super::limited;
 use super::mirror;
 use super::opaque::{self, Ended};
 use super::outcome;
+use super::queue;
 use super::record::{self, ConnectionRecord, InFlight, Record, Tracked};
 use super::routed;
 use super::session;
@@ -42,7 +43,7 @@ use super::target::{self, Going, Target};
 use crate::accept::Accepted;
 use crate::balance::Outcome;
 use crate::detect::{self, Detection};
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Endpoint, RequestSeat};
 use crate::io::{Io, Meter, Replay};
 use crate::policy::{self, Name};
 use crate::route::{self, Backend, FaultRule, Found, Match, Requests, RouteKind};
@@ -355,11 +356,13 @@ impl Connection {
                         let asked = Asked { client: self.client, request: Some(request) };
                         target.pick(&self.worker, &tries.failed, &asked)?
                     };
+                    let (endpoint, seat) =
+                        queue::seat(&self.worker, record, target, &tries.failed, endpoint).await?;
                     let spare = tries.spare(request, self.framing, target, &endpoint);
                     let until = deadline.and_then(|deadline| deadline.of_policy());
                     let how =
                         How { limit, keep: spare.is_some(), fresh: tries.fresh, until, out: out.as_ref() };
-                    (self.attempt(record, &endpoint, request, how).await, spare, Some(endpoint))
+                    (self.attempt(record, &endpoint, seat, request, how).await, spare, Some(endpoint))
                 }
             };
             let Some(wait) = tries.next(&tried, request, spare) else {
@@ -382,6 +385,7 @@ impl Connection {
         &self,
         record: &mut Record,
         endpoint: &Arc<Endpoint>,
+        seat: Option<RequestSeat>,
         request: &mut Request<Body>,
         how: How<'_>,
     ) -> Result<Answer, Failed> {
@@ -398,7 +402,7 @@ impl Connection {
                 whole: false,
             })?;
         }
-        let mut in_flight = InFlight::start(&self.worker, endpoint);
+        let mut in_flight = InFlight::start(&self.worker, endpoint).seated(seat);
         if let Some(until) = until {
             in_flight.until = self.worker.proxy.nanos(until);
         }

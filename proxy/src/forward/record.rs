@@ -18,7 +18,7 @@ use super::fault::{self, Fault, GRPC_STATUS};
 use super::headers;
 use super::idle::Idle;
 use crate::balance;
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Endpoint, RequestSeat};
 use crate::limit::Refused;
 use crate::policy;
 use crate::state::Peer;
@@ -80,6 +80,8 @@ pub(super) struct InFlight {
     pub(super) later: Option<balance::Outcome>,
     /// When there must be an answer, by the proxy's clock: without one by then, it is the endpoint's fault.
     pub(super) until: u64,
+    /// Its place, where these are limited.
+    _seat: Option<RequestSeat>,
 }
 
 /// A response's body that ends its [`Record`] when it ends, breaks, or is dropped.
@@ -480,7 +482,14 @@ impl InFlight {
             answered: false,
             later: None,
             until: u64::MAX,
+            _seat: None,
         }
+    }
+
+    /// Keeps its place until it is over.
+    pub(super) fn seated(mut self, seat: Option<RequestSeat>) -> Self {
+        self._seat = seat;
+        self
     }
 
     pub(super) fn now(&self) -> u64 {

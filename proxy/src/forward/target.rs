@@ -199,6 +199,19 @@ impl Target {
         choose(port, failed, asked, worker.proxy.now()).map(|one| Arc::clone(&one.endpoint)).ok_or_else(none)
     }
 
+    /// The least busy of the endpoints that have room under their limits, one that has not `failed` the request before one that has.
+    pub(super) fn with_room(&self, failed: &[Failing]) -> Option<Arc<Endpoint>> {
+        let (Self::Service(service, port) | Self::Session(service, port, _)) = self else { return None };
+        let endpoints = service.endpoints()?;
+        let port = endpoints.port(*port)?;
+        let has_room = |member: &&Member| port.may_take(member) && member.endpoint.room.has_room();
+        let least = port.members.iter().filter(has_room).min_by_key(|member| {
+            let has_failed = failed.iter().any(|one| Arc::ptr_eq(&one.endpoint, &member.endpoint));
+            (has_failed, member.endpoint.load.in_flight())
+        });
+        least.map(|member| Arc::clone(&member.endpoint))
+    }
+
     /// How what goes there is treated, as far as anything is said of it.
     pub(super) fn traffic(&self) -> Option<Arc<Traffic>> {
         match self {

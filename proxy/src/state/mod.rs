@@ -3,6 +3,7 @@
 //! `control` is the only writer. A snapshot is replaced, never changed in place; what must survive an update (a
 //! service's endpoints with their load and connections) lives in [`ServiceState`], which stays the same object.
 
+mod connections;
 mod first;
 mod health;
 mod info;
@@ -11,6 +12,7 @@ mod service;
 mod store;
 mod traffic;
 
+pub use connections::{Connections, KeepAlive, Limits};
 pub use first::{First, Spoken};
 pub use health::{HealthCheck, Question};
 pub use info::{

@@ -7,7 +7,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 
 use super::{ObjectName, ServiceInfo, Spoken, Traffic};
-use crate::endpoint::EndpointSet;
+use crate::endpoint::{EndpointSet, Gate};
 use crate::route::{self, Budget};
 
 /// What the control plane has answered about one resource.
@@ -31,6 +31,8 @@ pub struct ServiceState {
     pub spoken: Spoken<u16>,
     /// What was taken of the budgets for what is sent again, by port.
     budgets: Mutex<Vec<(u16, Arc<Budget>)>>,
+    /// What is under way, and waits, by port.
+    gates: Mutex<Vec<(u16, Arc<Gate>)>>,
     /// When it was last used, in seconds of the proxy's own clock.
     used: AtomicU64,
 }
@@ -46,6 +48,7 @@ impl ServiceState {
             endpoints: ArcSwapOption::empty(),
             spoken: Spoken::default(),
             budgets: Mutex::default(),
+            gates: Mutex::default(),
             used: AtomicU64::new(0),
         }
     }
@@ -89,6 +92,27 @@ impl ServiceState {
         }
     }
 
+    /// What limits what is under way, by port.
+    pub fn gates(&self) -> Vec<(u16, Arc<Gate>)> {
+        self.gates.lock().clone()
+    }
+
+    fn gate(&self, port: u16) -> Arc<Gate> {
+        let mut gates = self.gates.lock();
+        if let Some((_, gate)) = gates.iter().find(|(of, _)| *of == port) {
+            return Arc::clone(gate);
+        }
+        let gate = Gate::new(&format!("{}:{port}", self.name));
+        self.tell(port, &gate);
+        gates.push((port, Arc::clone(&gate)));
+        gate
+    }
+
+    fn tell(&self, port: u16, gate: &Gate) {
+        let traffic = self.traffic(port).unwrap_or_default();
+        gate.say(traffic.limits, traffic.connections);
+    }
+
     /// The routes of clients in our namespace; `None` when none are attached.
     pub fn routes(&self) -> Option<Arc<route::Table>> {
         here(&self.routes)
@@ -109,6 +133,9 @@ impl ServiceState {
 
     pub(crate) fn set_info(&self, info: Option<Arc<ServiceInfo>>) {
         self.info.store(Arc::new(info.map_or(Answer::Absent, Answer::Here)));
+        for (port, gate) in self.gates() {
+            self.tell(port, &gate);
+        }
     }
 
     pub(crate) fn set_routes(&self, routes: Option<Arc<route::Table>>) {
@@ -116,6 +143,7 @@ impl ServiceState {
     }
 
     pub(crate) fn set_endpoints(&self, endpoints: EndpointSet) {
+        endpoints.join(|port| self.gate(port));
         self.endpoints.store(Some(Arc::new(endpoints)));
     }
 }

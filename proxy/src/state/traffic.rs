@@ -1,6 +1,6 @@
 //! How a port of a service is treated, as its TrafficPolicy says: decoded, compiled where it pays.
 
-use super::HealthCheck;
+use super::{Connections, HealthCheck, Limits};
 use crate::balance::{LoadBalancer, Outliers};
 use crate::route::{BudgetSpec, RequestPolicy};
 
@@ -17,4 +17,7 @@ pub struct Traffic {
     pub load_balancer: Option<LoadBalancer>,
     /// `None`: no endpoint is ejected.
     pub outlier_detection: Option<Outliers>,
+    /// `None`: no limits.
+    pub limits: Option<Limits>,
+    pub connections: Connections,
 }

@@ -31,8 +31,9 @@ pub use self::control::{CertKind, ControlMetrics};
 pub use self::families::{Family, Kind, reference};
 pub use self::labels::{
     ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, DnsResult, EarlyOpen,
-    EgressLabels, EgressProtocol, FaultKind, Method, MirrorResult, Outcome, PoolClose, ReplayCause,
-    RequestLabels, RetryCause, RetryOutcome, SessionResult, TlsKind, Unretried, VerdictKind, VerdictLabels,
+    EgressLabels, EgressProtocol, FaultKind, LimitOutcome, Method, MirrorResult, Outcome, PoolClose,
+    ReplayCause, RequestLabels, RetryCause, RetryOutcome, SessionResult, TlsKind, Unretried, VerdictKind,
+    VerdictLabels,
 };
 pub use self::pools::{PoolCells, PooledConnection};
 pub use self::worker::WorkerMetrics;
@@ -109,6 +110,15 @@ impl Metrics {
 // === impl Sample ===
 
 impl Sample {
+    /// What is taken of a limit of a service's port, and how many wait.
+    pub fn limit(service: &str, limit: &str, used: u32, waiting: usize) -> [Self; 2] {
+        let of = |family, value| {
+            let labels = vec![service.to_owned(), limit.to_owned()];
+            Self { family, labels, value }
+        };
+        [of(&families::LIMIT_USED, f64::from(used)), of(&families::LIMIT_WAITING, waiting as f64)]
+    }
+
     /// Lines of a log that were dropped so far.
     pub(super) fn lines_dropped(log: &str, count: u64) -> Self {
         Self { family: &families::LOG_DROPPED, labels: vec![log.to_owned()], value: count as f64 }

@@ -159,8 +159,8 @@ reasons! {
         "See `/ready` on port 15020 for what is missing, and the proxy's log.";
     Overloaded "overloaded" 503 UNAVAILABLE
         "a limit of the proxy is reached"
-        "The proxy holds as many connections as TULLE_PROXY_MAX_CONNECTIONS or its file descriptors allow."
-        "Add workloads, or raise the limit (and `ulimit -n`).";
+        "The proxy holds as many connections as TULLE_PROXY_MAX_CONNECTIONS or its file descriptors allow; or as much is under way to a service's port, or to one of its endpoints, as its TrafficPolicy allows, and nothing ended within `queueTimeout`: then the message names the limit. The request was not passed on."
+        "Add workloads, or raise the limit (and `ulimit -n`); see `tulle_limit_used` and `tulle_limit_waiting` for which it is.";
     RateLimited "rate_limited" 429 RESOURCE_EXHAUSTED
         "a rate limit is reached"
         "A limit of a RateLimitPolicy has no room for the request; which one, and how long it takes until it has, is in the message. It was not passed on, and the limits that had room do not count it."

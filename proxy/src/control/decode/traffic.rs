@@ -5,6 +5,7 @@ use tulle_api::v1;
 use super::Result;
 use super::balance::{load_balancer, outliers};
 use super::health::health_check;
+use super::limits::{connections, limits};
 use super::requests::{budget, requests};
 use super::rule::Patterns;
 use crate::state::Traffic;
@@ -17,7 +18,8 @@ pub(super) fn traffic(message: Option<v1::Traffic>, patterns: &mut Patterns, at:
         health_check: check,
         retry_budget,
         requests: of_requests,
-        ..
+        limits: of_limits,
+        connections: of_connections,
     } = message.unwrap_or_default();
     let balancer = balancer.map(|balancer| load_balancer(balancer, &format!("{at}.load_balancer")));
     let outlier_detection = outlier_detection.map(|one| outliers(one, &format!("{at}.outlier_detection")));
@@ -26,6 +28,8 @@ pub(super) fn traffic(message: Option<v1::Traffic>, patterns: &mut Patterns, at:
         load_balancer: balancer.transpose()?,
         outlier_detection: outlier_detection.transpose()?,
         health_check: check.transpose()?,
+        limits: of_limits.map(|one| limits(one, &format!("{at}.limits"))).transpose()?,
+        connections: connections(of_connections.unwrap_or_default(), &format!("{at}.connections"))?,
         retry_budget: budget(retry_budget, &format!("{at}.retry_budget"))?,
         requests: requests(of_requests, patterns, &format!("{at}.requests"))?,
     })

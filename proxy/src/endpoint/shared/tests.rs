@@ -128,10 +128,10 @@ fn a_server_that_closes_at_once_is_not_dialled_in_circles() {
 fn a_connection_without_streams_is_closed_in_the_end() {
     let now = Instant::now();
     let (mut shared, place) = one(&fake(1, 100), now);
-    assert!(shared.sweep(now + 2 * IDLE).is_empty());
+    assert!(shared.sweep(now + 2 * IDLE, None).is_empty());
     shared.finish(place.id, now + 2 * IDLE);
-    assert!(shared.sweep(now + 2 * IDLE).is_empty());
-    assert_eq!(shared.sweep(now + 3 * IDLE), [fake(1, 100)]);
+    assert!(shared.sweep(now + 2 * IDLE, None).is_empty());
+    assert_eq!(shared.sweep(now + 3 * IDLE, None), [fake(1, 100)]);
 }
 
 /// What clients, dials and servers do, in any order.
@@ -172,7 +172,7 @@ impl World {
                 self.serve(served.into_iter().collect());
             }
             8 if !self.all.is_empty() && self.rng.one_in(3) => self.rng.choose(&self.all).open.set(false),
-            8 => drop(self.shared.sweep(self.now)),
+            8 => drop(self.shared.sweep(self.now, None)),
             _ => self.gone.extend(self.waiting.pop_first()),
         }
     }
@@ -209,7 +209,7 @@ impl World {
         let waiting = self.shared.waiting.len();
         assert_eq!(waiting, self.waiting.len() + self.gone.len(), "somebody was forgotten");
         assert!(waiting == 0 || self.dialling, "somebody waits for nothing");
-        drop(self.shared.sweep(self.now));
+        drop(self.shared.sweep(self.now, None));
         let on_open = self.used.iter().filter(|place| place.connection.open.get()).count();
         assert_eq!(self.shared.streams(), on_open, "a stream leaked");
     }

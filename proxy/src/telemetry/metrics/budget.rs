@@ -22,6 +22,7 @@ pub(super) enum Group {
     /// See [`Balancer`](super::Balancer).
     Balancers,
     RateLimits,
+    Limits,
 }
 
 /// Series that are there, over all workers.
@@ -59,7 +60,9 @@ impl Budget {
             return true;
         }
         let (lines, limit) = match group {
-            Group::Requests | Group::Verdicts | Group::Egress | Group::RateLimits => (1, self.lines),
+            Group::Requests | Group::Verdicts | Group::Egress | Group::RateLimits | Group::Limits => {
+                (1, self.lines)
+            }
             Group::Pools => (2, self.lines),
             Group::Connections => (4, self.lines),
             Group::Balancers => (17, self.lines),

@@ -96,6 +96,12 @@ families! {
         "Copies of requests that RequestMirror asks for; result is answered, failed, timed_out, or dropped where too many were under way.";
     RATE_LIMITS = Counter "tulle_rate_limit_requests_total" ["limit", "outcome", "overflow"]
         "Requests that rate limits speak of, by the limit's name; outcome is allowed, by all of them, or refused, by this one.";
+    LIMITS = Counter "tulle_limit_reached_total" ["service", "limit", "outcome", "overflow"]
+        "Requests and connections that found no place under a limit of a TrafficPolicy: waited, let through after a while, or refused.";
+    LIMIT_USED = Gauge "tulle_limit_used" ["service", "limit"]
+        "What is under way of what a TrafficPolicy limits, all workers together.";
+    LIMIT_WAITING = Gauge "tulle_limit_waiting" ["service", "limit"]
+        "Requests and dials that wait for a place under it.";
     SESSIONS = Counter "tulle_sessions_total" ["result"]
         "Answered requests of rules with sessionPersistence: kept at their endpoint; new, without a token; moved to another endpoint; expired, their session's time being over; or invalid, with a token that none of the mesh's proxies made for the rule.";
     BALANCER_ENDPOINTS = Gauge "tulle_balancer_endpoints" ["service", "state", "overflow"]
@@ -205,8 +211,8 @@ A label whose value is empty is left out.
 | `reason_by` | with `reason`: `self`, this proxy; `peer`, that of the other workload, as its answer says (`x-tulle-error`) |
 | `verdict` | `allow`; `audit`, let through and logged; `deny` |
 | `name` | of `tulle_egress_total`: the request's host or TLS's server name, as the client gives it; `_OTHER` beyond the first 100 |
-| `limit` | the name of a limit: `<namespace>/<policy>/<limit>` of a RateLimitPolicy |
-| `cause` | of `tulle_pool_closed_total`: `idle`, it had idled for too long; `peer`, the server closed it while it was idle (a shared HTTP/2 connection: at any time); `ended`, its exchange was the last, since it failed, was given up or upgraded, or the answer forbids another; `retired`, its endpoint went away |
+| `limit` | the name of a limit: `<namespace>/<policy>/<limit>` of a RateLimitPolicy; of `tulle_limit_…`: `connections`, `connections_per_endpoint`, `requests`, `requests_per_endpoint` or `pending` |
+| `cause` | of `tulle_pool_closed_total`: `idle`, it had idled for too long; `peer`, the server closed it while it was idle (a shared HTTP/2 connection: at any time); `ended`, its exchange was the last, since it failed, was given up or upgraded, or the answer forbids another; `retired`, its endpoint went away; `limit`, it was idle, and another was needed that the limit on connections leaves no room for; `age`, it had reached its maximum age |
 | `overflow` | `true` for what no longer fits, see below |
 
 No label takes a value that a client chooses freely, but for the 100 first names of `tulle_egress_total`. `/metrics` has at most `TULLE_PROXY_METRICS_MAX_SERIES` lines (2000): what comes beyond is counted

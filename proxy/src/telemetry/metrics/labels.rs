@@ -104,6 +104,15 @@ pub struct EgressLabels<'a> {
     pub name: &'a str,
 }
 
+/// What became of somebody who met a limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LimitOutcome {
+    /// It was let through after a while.
+    Waited,
+    /// No place was free in time.
+    Refused,
+}
+
 /// How a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outcome {
@@ -220,6 +229,10 @@ label_enum! {
         Ended = "ended",
         /// Its endpoint went away.
         Retired = "retired",
+        /// It was idle, and another was to be made that limits leave no room for.
+        Limit = "limit",
+        /// It had reached the age that is allowed.
+        Age = "age",
     }
 }
 

@@ -40,6 +40,7 @@ pub(super) fn text(metrics: &Metrics) -> String {
         | verdicts(&mut scrape, &workers)
         | egress(&mut scrape, &workers)
         | rate_limits(&mut scrape, &workers)
+        | limits(&mut scrape, &workers)
         | pools(&mut scrape, &workers);
     bounded(&mut scrape, metrics, &workers);
     scrape.value(&families::WORKERS, &[], workers.len() as f64);
@@ -158,6 +159,11 @@ fn egress(scrape: &mut Scrape, workers: &[&WorkerCells]) -> bool {
 fn rate_limits(scrape: &mut Scrape, workers: &[&WorkerCells]) -> bool {
     let counters = workers.iter().map(|worker| (&worker.rate_limits, &*worker.overflow_rate_limits));
     counted(scrape, &families::RATE_LIMITS, &["limit", "outcome"], counters)
+}
+
+fn limits(scrape: &mut Scrape, workers: &[&WorkerCells]) -> bool {
+    let counters = workers.iter().map(|worker| (&worker.limits, &*worker.overflow_limits));
+    counted(scrape, &families::LIMITS, &["service", "limit", "outcome"], counters)
 }
 
 /// A family of counters, with each worker's and its overflow.

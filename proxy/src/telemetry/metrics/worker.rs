@@ -7,8 +7,8 @@ use super::budget::{Budget, Group};
 use super::cells::{ByDirection, ConnectionCells, Counter, Histogram, OverflowRequests, RequestCells};
 use super::labels::{
     ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, EarlyOpen, EgressLabels,
-    FaultKind, MirrorResult, ReplayCause, RequestLabels, RetryCause, RetryOutcome, SessionResult, Unretried,
-    VerdictLabels,
+    FaultKind, LimitOutcome, MirrorResult, ReplayCause, RequestLabels, RetryCause, RetryOutcome,
+    SessionResult, Unretried, VerdictLabels,
 };
 use super::pools::PoolCells;
 use super::table::Table;
@@ -30,6 +30,7 @@ pub(super) struct WorkerCells {
     pub(super) egress: Table<Counter>,
     pub(super) pools: Table<PoolCells>,
     pub(super) rate_limits: Table<Counter>,
+    pub(super) limits: Table<Counter>,
 
     pub(super) overflow_requests: ByDirection<Arc<RequestCells>>,
     pub(super) overflow: ByDirection<Arc<OverflowRequests>>,
@@ -38,6 +39,7 @@ pub(super) struct WorkerCells {
     pub(super) overflow_egress: Arc<Counter>,
     pub(super) overflow_pools: Arc<PoolCells>,
     pub(super) overflow_rate_limits: Arc<Counter>,
+    pub(super) overflow_limits: Arc<Counter>,
 
     pub(super) requests_started: ByDirection<Counter>,
     pub(super) requests_ended: ByDirection<Counter>,
@@ -85,6 +87,7 @@ impl WorkerMetrics {
             egress: Table::default(),
             pools: Table::default(),
             rate_limits: Table::default(),
+            limits: Table::default(),
             overflow_requests: ByDirection::new(|side| {
                 Arc::new(RequestCells::new_overflow(overflow.get(side).clone()))
             }),
@@ -94,6 +97,7 @@ impl WorkerMetrics {
             overflow_egress: Arc::default(),
             overflow_pools: Arc::default(),
             overflow_rate_limits: Arc::default(),
+            overflow_limits: Arc::default(),
             requests_started: ByDirection::default(),
             requests_ended: ByDirection::default(),
             handshakes: ByDirection::new(|_| counters(Reason::COUNT + 1)),
@@ -170,6 +174,17 @@ impl WorkerMetrics {
         let outcome = if allowed { "allowed" } else { "refused" };
         let cells = self.0.rate_limits.get([name, outcome], self.admit(Group::RateLimits));
         cells.unwrap_or_else(|| self.0.overflow_rate_limits.clone()).inc();
+    }
+
+    /// Counts a request or a connection that met a limit of a service's port.
+    pub fn limit(&self, service: &str, limit: &str, outcome: LimitOutcome) {
+        let outcome = match outcome {
+            LimitOutcome::Waited => "waited",
+            LimitOutcome::Refused => "refused",
+        };
+        let labels = [service, limit, outcome];
+        let cells = self.0.limits.get(labels, self.admit(Group::Limits));
+        cells.unwrap_or_else(|| self.0.overflow_limits.clone()).inc();
     }
 
     fn admit<T: Default>(&self, group: Group) -> impl FnOnce(&[u8], usize) -> Option<Arc<T>> {

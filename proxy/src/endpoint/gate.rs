@@ -1,0 +1,378 @@
+//! How much may be under way at once, to a service's port and to one of its endpoints, and who waits.
+//!
+//! Decides who gets a place: whoever has waited longest, on whichever worker. Waiting is bounded by time, and by number only where that is said.
+//! A place is a value that gives it back when it is dropped, so that none is lost, whatever becomes of who had it. Where nothing is limited, only
+//! connections are counted, when they are made. What a change of the limits finds under way stays.
+//!
+//! A request first takes a place at its service, then one at an endpoint; a connection first one at its endpoint, then at the service. Where
+//! connections are at their limit, idle ones make room, also another worker's ([`Gate::make_room`]).
+
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::Endpoint;
+use crate::limit::Seats;
+use crate::state::{Connections, Limits};
+use crate::telemetry::metrics::{LimitOutcome, WorkerMetrics};
+
+/// One port of a service.
+#[derive(Debug)]
+pub struct Gate {
+    /// `<namespace>/<name>:<port>`
+    service: Box<str>,
+    /// Whether anything is said, and whether requests are limited: all that most requests look at.
+    is_said: AtomicBool,
+    limits_requests: AtomicBool,
+    said: ArcSwap<Said>,
+    requests: Seats,
+    /// Who has a place at the service and waits for one at any endpoint.
+    any: Seats,
+    connections: Seats,
+    pending: Seats,
+    endpoints: Mutex<Vec<Weak<Endpoint>>>,
+}
+
+#[derive(Debug, Default)]
+struct Said {
+    limits: Option<Limits>,
+    connections: Connections,
+}
+
+/// What is counted of one endpoint.
+#[derive(Debug, Default)]
+pub struct Room {
+    gate: OnceLock<Arc<Gate>>,
+    requests: Seats,
+    connections: Seats,
+}
+
+/// No place became free in time.
+#[derive(Debug, thiserror::Error)]
+#[error("{limit} of {service} is {most}, and none was free within {waited:?}")]
+pub struct Full {
+    service: Box<str>,
+    limit: &'static str,
+    most: u32,
+    waited: Duration,
+    /// Another endpoint may have room.
+    pub of_endpoint: bool,
+}
+
+/// A request's place at a service.
+#[derive(Debug)]
+#[must_use = "the place is free again once this is dropped"]
+pub struct ServiceSeat(Arc<Gate>);
+
+/// A request's place at an endpoint.
+#[derive(Debug)]
+#[must_use = "the place is free again once this is dropped"]
+pub struct RequestSeat {
+    room: Arc<Room>,
+    service: ServiceSeat,
+}
+
+/// A connection's.
+#[derive(Debug)]
+#[must_use = "the place is free again once this is dropped"]
+pub(super) struct ConnectionSeat {
+    room: Arc<Room>,
+    /// `None`: of the endpoint's alone, so far.
+    gate: Option<Arc<Gate>>,
+}
+
+/// Somebody who waits, where their number is limited.
+#[derive(Debug)]
+#[must_use = "nobody waits any more once this is dropped"]
+pub(super) struct Pending(Arc<Gate>);
+
+/// How long whoever waits may, and who counts it.
+#[derive(Debug)]
+pub struct Patience<'a> {
+    by: Instant,
+    all: Duration,
+    /// Whether it counts among those who wait: a dial does not, but the requests for which it is.
+    counts: bool,
+    metrics: &'a WorkerMetrics,
+}
+
+// === impl Gate ===
+
+impl Gate {
+    pub fn new(service: &str) -> Arc<Self> {
+        Arc::new(Self {
+            service: service.into(),
+            is_said: AtomicBool::new(false),
+            limits_requests: AtomicBool::new(false),
+            said: ArcSwap::default(),
+            requests: Seats::default(),
+            any: Seats::default(),
+            connections: Seats::default(),
+            pending: Seats::default(),
+            endpoints: Mutex::default(),
+        })
+    }
+
+    /// What holds from now on.
+    pub fn say(&self, limits: Option<Limits>, connections: Connections) {
+        self.said.store(Arc::new(Said { limits, connections }));
+        self.is_said.store(limits.is_some() || connections != Connections::default(), Relaxed);
+        let of_requests = limits.is_some_and(|one| one.requests > 0 || one.requests_per_endpoint > 0);
+        self.limits_requests.store(of_requests, Relaxed);
+        // There may be more places now.
+        [&self.requests, &self.any, &self.connections].into_iter().for_each(Seats::wake);
+        for endpoint in self.endpoints() {
+            [&endpoint.room.requests, &endpoint.room.connections].into_iter().for_each(Seats::wake);
+        }
+    }
+
+    #[inline]
+    pub(super) fn limits_pending(&self) -> bool {
+        self.limits().is_some_and(|limits| limits.pending > 0)
+    }
+
+    fn limits(&self) -> Option<Limits> {
+        if self.is_said.load(Relaxed) { self.said.load().limits } else { None }
+    }
+
+    /// An endpoint is one of the port's.
+    pub(super) fn joined(self: &Arc<Self>, endpoint: &Arc<Endpoint>) {
+        if endpoint.room.gate.set(Arc::clone(self)).is_ok() {
+            let mut endpoints = self.endpoints.lock();
+            endpoints.retain(|one| one.strong_count() > 0);
+            endpoints.push(Arc::downgrade(endpoint));
+        }
+    }
+
+    fn endpoints(&self) -> Vec<Arc<Endpoint>> {
+        self.endpoints.lock().iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// What is taken of each limit that there is, and how many wait.
+    pub fn read(&self) -> impl Iterator<Item = (&'static str, u32, usize)> {
+        let limits = self.limits().unwrap_or_default();
+        let used = [
+            (limits.requests, REQUESTS, self.requests.taken(), self.requests.waiting()),
+            (limits.requests_per_endpoint, REQUESTS_EACH, 0, self.any.waiting()),
+            (limits.connections, CONNECTIONS, self.connections.taken(), self.connections.waiting()),
+            (limits.pending, PENDING, self.pending.taken(), 0),
+        ];
+        used.into_iter().filter(|(most, ..)| *most > 0).map(|(_, name, taken, wait)| (name, taken, wait))
+    }
+
+    /// `<namespace>/<name>:<port>`
+    pub fn service(&self) -> &str {
+        &self.service
+    }
+
+    /// A request's place at the service.
+    ///
+    /// # Errors
+    /// None was free in time.
+    pub async fn request(self: &Arc<Self>, patience: &Patience<'_>) -> Result<ServiceSeat, Full> {
+        let most = || self.limits().map_or(0, |limits| limits.requests);
+        let take = || self.requests.take(most()).then(|| ServiceSeat(Arc::clone(self)));
+        self.or_wait(&self.requests, (REQUESTS, most(), false), patience, take).await
+    }
+
+    /// What `take` gives, which looks for an endpoint with room: at `only`, of those who want no other, else at any.
+    ///
+    /// # Errors
+    /// None was free in time.
+    pub async fn endpoint<T>(
+        self: &Arc<Self>,
+        only: Option<&Room>,
+        patience: &Patience<'_>,
+        take: impl FnMut() -> Option<T>,
+    ) -> Result<T, Full> {
+        let most = self.limits().map_or(0, |limits| limits.requests_per_endpoint);
+        let line = only.map_or(&self.any, |room| &room.requests);
+        self.or_wait(line, (REQUESTS_EACH, most, true), patience, take).await
+    }
+
+    /// That of whoever comes now.
+    pub fn patience<'a>(&self, metrics: &'a WorkerMetrics) -> Patience<'a> {
+        let all = self.limits().map_or(Duration::ZERO, |limits| limits.queue_timeout);
+        Patience { by: Instant::now() + all, all, counts: true, metrics }
+    }
+
+    /// At once, if nobody waits; else in line.
+    async fn or_wait<T>(
+        self: &Arc<Self>,
+        line: &Seats,
+        (limit, most, of_endpoint): (&'static str, u32, bool),
+        patience: &Patience<'_>,
+        mut take: impl FnMut() -> Option<T>,
+    ) -> Result<T, Full> {
+        if line.waiting() == 0
+            && let Some(taken) = take()
+        {
+            return Ok(taken);
+        }
+        let waited = async {
+            if patience.all.is_zero() {
+                return None;
+            }
+            tokio::time::timeout_at(patience.by, line.wait(take)).await.ok()
+        };
+        let pending = if patience.counts { self.pend(patience.metrics)? } else { None };
+        let taken = waited.await;
+        drop(pending);
+        let outcome = if taken.is_some() { LimitOutcome::Waited } else { LimitOutcome::Refused };
+        patience.metrics.limit(&self.service, limit, outcome);
+        let (service, waited) = (self.service.clone(), patience.all);
+        taken.ok_or(Full { service, limit, most, waited, of_endpoint })
+    }
+
+    /// One more who waits; `None`: their number is not limited.
+    pub(super) fn pend(self: &Arc<Self>, metrics: &WorkerMetrics) -> Result<Option<Pending>, Full> {
+        let Some(most) = self.limits().map(|limits| limits.pending).filter(|most| *most > 0) else {
+            return Ok(None);
+        };
+        if self.pending.take(most) {
+            return Ok(Some(Pending(Arc::clone(self))));
+        }
+        metrics.limit(&self.service, PENDING, LimitOutcome::Refused);
+        let (service, waited) = (self.service.clone(), Duration::ZERO);
+        Err(Full { service, limit: PENDING, most, waited, of_endpoint: false })
+    }
+
+    /// Closes a connection of the port's that serves nobody, whichever worker's.
+    fn make_room(&self) {
+        // Stops at the first that has one.
+        let _ = self.endpoints().iter().any(|endpoint| endpoint.make_room());
+    }
+}
+
+/// As the policy spells them.
+const REQUESTS: &str = "requests";
+const REQUESTS_EACH: &str = "requests_per_endpoint";
+const CONNECTIONS: &str = "connections";
+const CONNECTIONS_EACH: &str = "connections_per_endpoint";
+const PENDING: &str = "pending";
+
+// === impl Room ===
+
+impl Room {
+    /// The endpoint's port, if it is of a service.
+    pub fn gate(&self) -> Option<&Arc<Gate>> {
+        self.gate.get()
+    }
+
+    /// The same, where requests there are limited.
+    #[inline]
+    pub fn limited(&self) -> Option<&Arc<Gate>> {
+        self.gate.get().filter(|gate| gate.limits_requests.load(Relaxed))
+    }
+
+    /// What is said of connections.
+    #[inline]
+    pub(super) fn said(&self) -> Connections {
+        match self.gate.get() {
+            Some(gate) if gate.is_said.load(Relaxed) => gate.said.load().connections,
+            _ => Connections::default(),
+        }
+    }
+
+    fn most(&self, of: fn(&Limits) -> u32) -> u32 {
+        self.gate.get().and_then(|gate| gate.limits()).map_or(0, |limits| of(&limits))
+    }
+
+    /// Whether one more request would fit.
+    pub fn has_room(&self) -> bool {
+        self.requests.has_room(self.most(|limits| limits.requests_per_endpoint))
+    }
+
+    /// How many requests have a place.
+    #[cfg(test)]
+    pub fn requests(&self) -> u32 {
+        self.requests.taken()
+    }
+
+    /// A place for a request that has one at the service; that comes back where there is none.
+    ///
+    /// # Errors
+    /// There is no room.
+    pub fn request(self: &Arc<Self>, service: ServiceSeat) -> Result<RequestSeat, ServiceSeat> {
+        match self.requests.take(self.most(|limits| limits.requests_per_endpoint)) {
+            true => Ok(RequestSeat { room: Arc::clone(self), service }),
+            false => Err(service),
+        }
+    }
+
+    /// Whether connections are waited for, here or at another endpoint of the port.
+    pub(super) fn is_short(&self) -> bool {
+        self.gate.get().is_some_and(|gate| {
+            gate.is_said.load(Relaxed) && (self.connections.waiting() > 0 || gate.connections.waiting() > 0)
+        })
+    }
+}
+
+impl Endpoint {
+    /// A place for a new connection; `None`: it is of no service.
+    pub(super) async fn seat(&self, metrics: &WorkerMetrics) -> Result<Option<ConnectionSeat>, Full> {
+        let room = &self.room;
+        let Some(gate) = room.gate.get() else { return Ok(None) };
+        let most = || room.most(|limits| limits.connections_per_endpoint);
+        if !room.connections.has_room(most()) {
+            self.make_room();
+        }
+        let patience = Patience { counts: false, ..gate.patience(metrics) };
+        let take = || {
+            let seat = || ConnectionSeat { room: Arc::clone(room), gate: None };
+            room.connections.take(most()).then(seat)
+        };
+        let seat = gate.or_wait(&room.connections, (CONNECTIONS_EACH, most(), true), &patience, take).await?;
+        let most = || room.most(|limits| limits.connections);
+        if !gate.connections.has_room(most()) {
+            gate.make_room();
+        }
+        let take = || gate.connections.take(most()).then_some(());
+        gate.or_wait(&gate.connections, (CONNECTIONS, most(), false), &patience, take).await?;
+        let mut seat = seat;
+        seat.gate = Some(Arc::clone(gate));
+        Ok(Some(seat))
+    }
+
+    /// Closes a connection that serves nobody, whichever worker's; whether there was one.
+    pub(super) fn make_room(&self) -> bool {
+        self.pools.iter().any(|pool| pool.evict())
+    }
+}
+
+// === impl the places ===
+
+impl Drop for ServiceSeat {
+    fn drop(&mut self) {
+        self.0.requests.give();
+    }
+}
+
+impl Drop for RequestSeat {
+    fn drop(&mut self) {
+        self.room.requests.give();
+        self.service.0.any.wake();
+    }
+}
+
+impl Drop for ConnectionSeat {
+    fn drop(&mut self) {
+        self.room.connections.give();
+        if let Some(gate) = &self.gate {
+            gate.connections.give();
+        }
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.0.pending.give();
+    }
+}
+
+#[cfg(test)]
+mod tests;

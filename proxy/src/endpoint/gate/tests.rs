@@ -1,0 +1,152 @@
+use std::net::SocketAddr;
+
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpListener;
+
+use super::super::{ConnectError, Dial, Http1, Preferred, Way};
+use super::*;
+use crate::state::Peer;
+use crate::telemetry::Reason;
+use crate::telemetry::metrics::Metrics;
+use crate::wire::{h1, http2};
+
+const OWN: Preferred = Preferred { way: Way::Own, or_other: false };
+const LONG: Duration = Duration::from_secs(60);
+
+/// Accepts, and says nothing.
+async fn server() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move { while stream.read(&mut [0; 64]).await.is_ok_and(|read| read > 0) {} });
+        }
+    });
+    address
+}
+
+fn dial(metrics: &Metrics) -> Dial {
+    Dial {
+        creds: Arc::default(),
+        timeout: Duration::from_secs(10),
+        mark: None,
+        namespace: None,
+        http1: h1::Limits::default(),
+        http2: http2::Limits::default(),
+        metrics: metrics.worker(0),
+    }
+}
+
+/// An endpoint of a port on two workers, and another of the same.
+async fn port(limits: Limits, connections: Connections) -> ([Arc<Endpoint>; 2], Arc<Gate>, Metrics) {
+    let gate = Gate::new("default/orders:80");
+    gate.say(Some(limits), connections);
+    let make = async || {
+        let service = "default/orders:80".into();
+        let endpoint = Endpoint::new(server().await, Peer::Plaintext, None, service, 2);
+        gate.joined(&endpoint);
+        endpoint
+    };
+    ([make().await, make().await], Arc::clone(&gate), Metrics::new(1, 2000, &[]))
+}
+
+async fn connect(
+    endpoint: &Arc<Endpoint>,
+    worker: usize,
+    metrics: &Metrics,
+) -> Result<Http1, Arc<ConnectError>> {
+    endpoint.http1(worker, OWN, Some(LONG), || dial(metrics)).await
+}
+
+fn counted(metrics: &Metrics, limit: &str, outcome: &str) -> bool {
+    let labels = format!("service=\"default/orders:80\",limit=\"{limit}\",outcome=\"{outcome}\"");
+    metrics.render().contains(&format!("tulle_limit_reached_total{{{labels}}} 1\n"))
+}
+
+#[tokio::test]
+async fn beyond_the_limit_a_connection_is_waited_for_and_refused_in_time() {
+    let limits = Limits { connections_per_endpoint: 1, ..Limits::default() };
+    let ([one, other], gate, metrics) = port(limits, Connections::default()).await;
+    let first = connect(&one, 0, &metrics).await.unwrap();
+    let refused = connect(&one, 1, &metrics).await.unwrap_err();
+    assert_eq!(refused.reason(), Reason::Overloaded);
+    assert!(refused.to_string().contains("connections_per_endpoint of default/orders:80 is 1"), "{refused}");
+    assert!(counted(&metrics, "connections_per_endpoint", "refused"));
+    // Another endpoint has room.
+    let second = connect(&other, 0, &metrics).await.unwrap();
+    // With time, it is got once one ends, on another worker.
+    gate.say(Some(Limits { queue_timeout: LONG, ..limits }), Connections::default());
+    let (third, ()) = tokio::join!(connect(&one, 1, &metrics), async {
+        while one.room.connections.waiting() == 0 {
+            tokio::task::yield_now().await;
+        }
+        drop(first);
+    });
+    assert!(counted(&metrics, "connections_per_endpoint", "waited"));
+    // A dial that was begun for nobody else's sake must not be left.
+    drop((second, third));
+    assert_eq!((one.room.connections.taken(), one.room.connections.waiting()), (0, 0));
+    assert_eq!((gate.connections.taken(), gate.connections.waiting()), (0, 0));
+}
+
+#[tokio::test]
+async fn what_idles_makes_room_for_who_needs_it_on_whichever_worker_and_endpoint() {
+    let limits = Limits { connections: 1, ..Limits::default() };
+    let ([one, other], gate, metrics) = port(limits, Connections::default()).await;
+    let first = connect(&one, 0, &metrics).await.unwrap();
+    one.keep_http1(0, first);
+    let second = connect(&one, 1, &metrics).await.unwrap();
+    assert!(!second.reused);
+    one.keep_http1(1, second);
+    let third = connect(&other, 0, &metrics).await.unwrap();
+    assert_eq!((one.pooled(), gate.connections.taken()), (0, 1));
+    let refused = connect(&one, 0, &metrics).await.unwrap_err();
+    assert!(refused.to_string().contains("connections of default/orders:80 is 1"), "{refused}");
+    drop(third);
+    assert_eq!((gate.connections.taken(), one.room.connections.taken()), (0, 0));
+}
+
+#[tokio::test]
+async fn no_more_wait_than_may() {
+    let limits = Limits { connections: 1, pending: 1, queue_timeout: LONG, ..Limits::default() };
+    let ([one, other], gate, metrics) = port(limits, Connections::default()).await;
+    let first = connect(&one, 0, &metrics).await.unwrap();
+    let waiting = tokio::spawn({
+        let (one, metrics) = (Arc::clone(&one), metrics.clone());
+        async move { connect(&one, 0, &metrics).await }
+    });
+    while gate.pending.taken() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let refused = connect(&other, 0, &metrics).await.unwrap_err();
+    assert!(refused.to_string().contains("pending of default/orders:80 is 1"), "{refused}");
+    assert!(counted(&metrics, "pending", "refused"));
+    one.keep_http1(0, first);
+    assert!(waiting.await.unwrap().unwrap().reused);
+    assert_eq!(gate.pending.taken(), 0);
+}
+
+#[tokio::test]
+async fn an_old_connection_takes_no_new_request() {
+    let said = Connections { maximum_age: Some(Duration::from_nanos(1)), ..Connections::default() };
+    let ([one, _], gate, metrics) = port(Limits::default(), said).await;
+    let first = connect(&one, 0, &metrics).await.unwrap();
+    assert!(first.until.is_some());
+    one.keep_http1(0, first);
+    assert_eq!(one.pooled(), 0, "it is closed when its exchange is over");
+    let young = Connections { maximum_age: Some(LONG), ..Connections::default() };
+    gate.say(None, young);
+    let first = connect(&one, 0, &metrics).await.unwrap();
+    let left = first.until.unwrap() - std::time::Instant::now();
+    assert!(left > LONG * 8 / 10 && left < LONG * 11 / 10, "{left:?}");
+    one.keep_http1(0, first);
+    assert!(connect(&one, 0, &metrics).await.unwrap().reused);
+    // What waited when it grew too old is not taken either.
+    let old = Http1 { until: Some(std::time::Instant::now()), ..connect(&one, 0, &metrics).await.unwrap() };
+    let Http1 { client, pooled, way, until, .. } = old;
+    let kept = super::super::Kept { client, pooled, way, until };
+    one.pools[0].http1(way, |entry| entry.give(kept, std::time::Instant::now()));
+    assert!(!connect(&one, 0, &metrics).await.unwrap().reused);
+    let metrics = metrics.render();
+    assert!(metrics.contains("tulle_pool_closed_total{cause=\"age\"} 2\n"), "{metrics}");
+}

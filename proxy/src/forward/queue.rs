@@ -1,0 +1,86 @@
+//! Which endpoint takes a request where limits say how many may be under way at once: one with room, and until there is one
+//! the request waits, for as long as the limits let it.
+//!
+//! Without limits it is the balancer's pick and nothing else. A session's request waits for its own endpoint. What does not get a place in
+//! time is answered `overloaded`: it provably was not processed, and sending it again would only have it wait again. Called by `outbound`.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::again::Failing;
+use super::context::Worker;
+use super::fault::Fault;
+use super::record::Record;
+use super::target::Target;
+use crate::endpoint::{Endpoint, Full, Gate, RequestSeat, ServiceSeat};
+use crate::state::Store;
+use crate::telemetry::Reason;
+use crate::telemetry::metrics::{Metrics, Sample};
+
+/// A place for a request at the endpoint that was picked for it, or at another one of those that have room.
+pub(super) async fn seat(
+    worker: &Worker,
+    record: &mut Record,
+    target: &Target,
+    failed: &[Failing],
+    picked: Arc<Endpoint>,
+) -> Result<(Arc<Endpoint>, Option<RequestSeat>), Fault> {
+    let Some(gate) = picked.room.limited().cloned() else { return Ok((picked, None)) };
+    let came = Instant::now();
+    let seated = Box::pin(seated(worker, target, failed, picked, gate)).await;
+    record.waited(came.elapsed());
+    seated
+}
+
+/// Limits that are shown: each is two lines of `/metrics`.
+const MOST_SHOWN: usize = 100;
+
+/// Has `/metrics` show what is taken of limits.
+pub(super) fn show(store: &Arc<Store>, metrics: &Metrics) {
+    let store = Arc::clone(store);
+    metrics.at_scrape(move |samples| {
+        let snapshot = store.load();
+        let gates = snapshot.services.values().flat_map(|service| service.gates());
+        let limits = gates.flat_map(|(_, gate)| {
+            let shown =
+                gate.read().map(|(limit, used, wait)| Sample::limit(gate.service(), limit, used, wait));
+            shown.collect::<Vec<_>>()
+        });
+        samples.extend(limits.take(MOST_SHOWN).flatten());
+    });
+}
+
+async fn seated(
+    worker: &Worker,
+    target: &Target,
+    failed: &[Failing],
+    picked: Arc<Endpoint>,
+    gate: Arc<Gate>,
+) -> Result<(Arc<Endpoint>, Option<RequestSeat>), Fault> {
+    let full = |full: Full| Fault::unsent(Reason::Overloaded, full.to_string());
+    let patience = gate.patience(&worker.metrics);
+    let mut seat = Some(gate.request(&patience).await.map_err(full)?);
+    let take_at =
+        |endpoint: Arc<Endpoint>, seat: &mut Option<ServiceSeat>| match endpoint.room.request(seat.take()?) {
+            Ok(taken) => Some((endpoint, Some(taken))),
+            Err(back) => {
+                *seat = Some(back);
+                None
+            }
+        };
+    if matches!(target, Target::Session(..)) && failed.is_empty() {
+        let (only, room) = (Arc::clone(&picked), Arc::clone(&picked.room));
+        let take = || take_at(Arc::clone(&only), &mut seat);
+        return gate.endpoint(Some(&room), &patience, take).await.map_err(full);
+    }
+    let take = || {
+        // While it waited, endpoints may have come and gone.
+        let other = || target.with_room(failed).unwrap_or_else(|| Arc::clone(&picked));
+        let endpoint = if picked.room.has_room() { Arc::clone(&picked) } else { other() };
+        take_at(endpoint, &mut seat)
+    };
+    gate.endpoint(None, &patience, take).await.map_err(full)
+}
+
+#[cfg(test)]
+mod tests;

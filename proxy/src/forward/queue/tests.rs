@@ -1,0 +1,134 @@
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+
+use super::*;
+use crate::forward::asked::Asked;
+use crate::forward::tests;
+use crate::state::{Connections, Limits, ServiceState};
+
+const LONG: Duration = Duration::from_secs(3600);
+
+/// A service of so many endpoints that nobody dials.
+fn service(worker: &Worker, endpoints: u16, limits: Limits) -> (Arc<ServiceState>, Arc<Gate>) {
+    let addresses: Vec<SocketAddr> = (1..=endpoints).map(|port| ([10, 0, 0, 1], port).into()).collect();
+    let state = tests::knows(worker, "orders", &addresses);
+    let gate =
+        Arc::clone(state.endpoints().unwrap().port(80).unwrap().members[0].endpoint.room.gate().unwrap());
+    gate.say(Some(limits), Connections::default());
+    (state, gate)
+}
+
+type Picked = Result<(Arc<Endpoint>, Option<RequestSeat>), Fault>;
+
+async fn pick(worker: &Worker, target: &Target) -> Picked {
+    let endpoint = {
+        let asked = Asked { client: ([127, 0, 0, 1], 1).into(), request: None };
+        target.pick(worker, &[], &asked)?
+    };
+    let Some(gate) = endpoint.room.limited().cloned() else { return Ok((endpoint, None)) };
+    seated(worker, target, &[], endpoint, gate).await
+}
+
+#[tokio::test]
+async fn endpoints_with_room_come_before_those_without_and_then_requests_wait_or_are_refused() {
+    let worker = tests::lone_worker("web");
+    let limits = Limits { requests_per_endpoint: 1, ..Limits::default() };
+    let (state, gate) = service(&worker, 3, limits);
+    let target = Target::Service(Arc::clone(&state), 80);
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(pick(&worker, &target).await.unwrap());
+    }
+    let mut ports: Vec<_> = held.iter().map(|(endpoint, _)| endpoint.address.port()).collect();
+    ports.sort_unstable();
+    assert_eq!(ports, [1, 2, 3], "each has its one");
+    let refused = pick(&worker, &target).await.unwrap_err();
+    assert_eq!(refused.reason, Reason::Overloaded);
+    assert!(refused.detail.contains("requests_per_endpoint of default/orders:80 is 1"), "{}", refused.detail);
+    // A session waits for its own, though another has room.
+    gate.say(Some(Limits { queue_timeout: LONG, ..limits }), Connections::default());
+    let (own, seat) = held.remove(0);
+    let session = Target::Session(Arc::clone(&state), 80, Arc::clone(&own));
+    drop(held.pop());
+    let (got, ()) = tokio::join!(pick(&worker, &session), async {
+        tokio::task::yield_now().await;
+        drop(seat);
+    });
+    assert_eq!(got.unwrap().0.address, own.address);
+}
+
+/// Never more than may be, everybody is served or refused, and all counts are 0 in the end, though requests leave, wait too long, and
+/// limits change.
+#[tokio::test(start_paused = true)]
+async fn seeded_places_are_never_exceeded_and_all_come_back() {
+    for seed in 0..60 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let worker = tests::lone_worker("web");
+        let draw = |rng: &mut StdRng| Limits {
+            requests: rng.random_range(0..8),
+            requests_per_endpoint: rng.random_range(1..4),
+            pending: [0, 20][rng.random_range(0..2)],
+            queue_timeout: Duration::from_millis(rng.random_range(0..40)),
+            ..Limits::default()
+        };
+        let limits = draw(&mut rng);
+        let (state, gate) = service(&worker, 3, limits);
+        let (served, refused) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+        let most = Arc::new(AtomicU32::new(limits.requests_per_endpoint));
+        let mut tasks = Vec::new();
+        for _ in 0..80 {
+            let (worker, state) = (Arc::clone(&worker), Arc::clone(&state));
+            let (served, refused, most) = (Arc::clone(&served), Arc::clone(&refused), Arc::clone(&most));
+            let [begin, hold] = [0; 2].map(|_: i32| Duration::from_millis(rng.random_range(0..30)));
+            let in_session = rng.random_range(0..4) == 0;
+            tasks.push(tokio::spawn(async move {
+                tokio::time::sleep(begin).await;
+                let target = match in_session {
+                    true => {
+                        let only =
+                            Arc::clone(&state.endpoints().unwrap().port(80).unwrap().members[0].endpoint);
+                        Target::Session(state, 80, only)
+                    }
+                    false => Target::Service(state, 80),
+                };
+                let Ok((endpoint, seat)) = pick(&worker, &target).await else {
+                    refused.fetch_add(1, Ordering::Relaxed);
+                    return;
+                };
+                let now = endpoint.room.requests();
+                assert!(now <= most.load(Ordering::Relaxed), "seed {seed}: {now}");
+                tokio::time::sleep(hold).await;
+                drop(seat);
+                served.fetch_add(1, Ordering::Relaxed);
+            }));
+        }
+        let mut gone = 0;
+        for _ in 0..5 {
+            tokio::time::sleep(Duration::from_millis(rng.random_range(1..20))).await;
+            tasks[rng.random_range(0..80)].abort();
+            let limits = draw(&mut rng);
+            // What is under way stays.
+            most.fetch_max(limits.requests_per_endpoint, Ordering::Relaxed);
+            gate.say(Some(limits), Connections::default());
+        }
+        for task in tasks {
+            match task.await {
+                Ok(()) => {}
+                Err(error) => {
+                    assert!(error.is_cancelled(), "seed {seed}: {error}");
+                    gone += 1;
+                }
+            }
+        }
+        let (served, refused) = (served.load(Ordering::Relaxed), refused.load(Ordering::Relaxed));
+        assert_eq!(served + refused + gone, 80, "seed {seed}");
+        assert!(gate.read().all(|(_, taken, waiting)| (taken, waiting) == (0, 0)), "seed {seed}");
+        for member in &state.endpoints().unwrap().port(80).unwrap().members {
+            assert_eq!(member.endpoint.room.requests(), 0, "seed {seed}");
+        }
+    }
+}
