@@ -246,6 +246,15 @@ impl Workload {
         .await;
     }
 
+    /// Waits until no connection of its application's is open.
+    pub async fn idle(&self) {
+        eventually(&format!("{} has no connection", self.name), async || {
+            let open = self.metrics().await.sum("tulle_connections_active", &[("direction", "outbound")]);
+            if open < 0.5 { Ok(()) } else { Err(open.to_string()) }
+        })
+        .await;
+    }
+
     /// A connection to a service, as the application makes it.
     pub async fn connect(&self, service: &str) -> Wire {
         Wire::connect(self.outbound(service)).await

@@ -2,16 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Empty;
+use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tulle_tests::app::{App, full};
-use tulle_tests::{Wire, deep, within};
+use tulle_tests::{Wire, World, deep, eventually, within};
 
 use super::Pair;
 
@@ -24,16 +28,27 @@ async fn http1(to: SocketAddr) -> String {
 }
 
 async fn http2(to: SocketAddr) -> String {
+    let request = Request::get("http://orders/").body(Empty::<Bytes>::new()).unwrap();
+    let response = asked(to, request).await;
+    let reason = response.headers().get("x-tulle-error").map(|reason| reason.to_str().unwrap());
+    format!("{} {}", response.status().as_u16(), reason.unwrap_or_default())
+}
+
+async fn grpc(to: SocketAddr) -> String {
+    let request = Request::post("http://orders/shop.Orders/Place").header("content-type", "application/grpc");
+    let response = asked(to, request.header("te", "trailers").body(Empty::<Bytes>::new()).unwrap()).await;
+    let text = |name: &str| response.headers().get(name).map_or("", |value| value.to_str().unwrap());
+    format!("{} {}", text("grpc-status"), text("x-tulle-error"))
+}
+
+async fn asked(to: SocketAddr, request: Request<Empty<Bytes>>) -> Response<Incoming> {
     let stream = TcpStream::connect(to).await.unwrap();
     let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
     let (mut sender, connection) = within("an HTTP/2 handshake", handshake).await.unwrap();
     let connection = tokio::spawn(connection);
-    let request = Request::get("http://orders/").body(Empty::<Bytes>::new()).unwrap();
     let response = within("an answer", sender.send_request(request)).await.unwrap();
-    let reason = response.headers().get("x-tulle-error").map(|reason| reason.to_str().unwrap());
-    let outcome = format!("{} {}", response.status().as_u16(), reason.unwrap_or_default());
     connection.abort();
-    outcome
+    response
 }
 
 /// Many machines allow many files only to those who ask.
@@ -92,4 +107,160 @@ async fn connections_that_ask_for_nothing_open_none_to_the_endpoint() {
     let records = pair.web.access_log();
     let relayed: Vec<_> = records.iter().filter(|record| record["protocol"] == "TCP").collect();
     assert!(relayed.is_empty(), "{relayed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r02_a_burst_of_grpc_calls_on_new_connections_meets_no_error_of_the_proxies() {
+    let app = App::http2(|_| async {
+        Response::builder()
+            .header("content-type", "application/grpc")
+            .header("grpc-status", "0")
+            .body(full(""))
+            .unwrap()
+    })
+    .await;
+    let pair = Pair::start(app, "grpc").await;
+    let outcomes = burst(&pair, grpc).await;
+    assert_eq!(outcomes.keys().collect::<Vec<_>>(), ["0 "], "{outcomes:?}");
+}
+
+fn split(other: &str) -> String {
+    format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata:\n  name: split\n  namespace: default\n\
+         spec:\n  parentRefs:\n    - {{group: \"\", kind: Service, name: split, port: 8080}}\n  rules:\n    - backendRefs:\n        \
+         - {{name: good, port: 8080, weight: 1}}\n        - {{name: {other}, port: 8080, weight: 1}}\n"
+    )
+}
+
+/// Of two backends, with half of the requests each, one never answers, or has nobody behind it.
+#[tokio::test(flavor = "multi_thread")]
+async fn r02_an_unavailable_backend_of_a_split_fails_no_request_of_the_other() {
+    let world = World::strict().await;
+    let good = App::saying("ok").await;
+    let (waiting, count) = (Arc::<AtomicUsize>::default(), 200);
+    let begun = Arc::clone(&waiting);
+    let mute = App::wire(move |mut wire: Wire| {
+        let begun = Arc::clone(&begun);
+        async move {
+            if wire.try_exactly(1).await.is_some() {
+                begun.fetch_add(1, Ordering::SeqCst);
+                while wire.try_exactly(1).await.is_some() {}
+            }
+        }
+    })
+    .await;
+    for service in ["split", "good", "mute", "nobody"] {
+        world.service(service, "http");
+    }
+    world.yaml("route.yaml", &split("mute"));
+    let orders = world.workload("orders").serves("good", good.address()).serves("mute", mute.address());
+    let orders = orders.start().await;
+    orders.counts("tulle_registered", &[], 1.0).await;
+    let web = world.workload("web").calls("split").start().await;
+    let to = web.outbound("split");
+
+    // While those of the one wait for ever, every one of the other is answered.
+    let mut asked: JoinSet<String> = (0..count).map(|_| http1(to)).collect();
+    let mut answered = 0;
+    eventually("all are answered but those that the mute one has", async || {
+        while let Some(outcome) = asked.try_join_next() {
+            assert_eq!(outcome.unwrap(), "200 ");
+            answered += 1;
+        }
+        let waiting = waiting.load(Ordering::SeqCst);
+        if answered + waiting == count { Ok(()) } else { Err(format!("{answered} and {waiting} of {count}")) }
+    })
+    .await;
+    // Half of them: six standard deviations are 43.
+    assert!((57..=143).contains(&answered), "{answered} of {count}");
+    drop(asked);
+
+    world.yaml("route.yaml", &split("nobody"));
+    eventually("the new route is followed", async || {
+        let told = tokio::time::timeout(Duration::from_secs(1), http1(to)).await.unwrap_or_default();
+        if told == "503 no_healthy_endpoint" { Ok(()) } else { Err(told) }
+    })
+    .await;
+    let asked: JoinSet<String> = (0..count).map(|_| http1(to)).collect();
+    let mut outcomes = BTreeMap::<String, usize>::new();
+    for outcome in asked.join_all().await {
+        *outcomes.entry(outcome).or_default() += 1;
+    }
+    // Its own share fails, as Gateway API has it, and says why.
+    assert_eq!(outcomes.keys().collect::<Vec<_>>(), ["200 ", "503 no_healthy_endpoint"], "{outcomes:?}");
+    assert!((57..=143).contains(&outcomes["200 "]), "{outcomes:?}");
+}
+
+/// How many of so many new connections are made while the proxy does not run.
+async fn made(to: SocketAddr, count: usize) -> Vec<TcpStream> {
+    let connecting: JoinSet<_> =
+        (0..count).map(|_| tokio::time::timeout(Duration::from_secs(2), TcpStream::connect(to))).collect();
+    connecting.join_all().await.into_iter().filter_map(|made| made.ok()?.ok()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r02_connections_wait_for_a_proxy_that_is_behind_as_many_as_its_backlog_says() {
+    raise_file_limit();
+    let mut pair = Pair::start(App::saying("ok").await, "http").await;
+    pair.web.reaches("orders").await;
+    let few = pair.world.workload("few").calls("orders").setting("--listen-backlog", "8");
+    let mut few = few.setting("--workers", "1").start().await;
+    few.reaches("orders").await;
+    let to = few.outbound("orders");
+    few.process().signal(Signal::STOP);
+    let made_few = made(to, 100).await.len();
+    few.process().signal(Signal::CONT);
+    // The kernel takes one more than it is told.
+    assert!((8..=16).contains(&made_few), "{made_few} with a backlog of 8");
+
+    let most: usize =
+        std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap().trim().parse().unwrap();
+    assert!(most >= 1024, "net.core.somaxconn is {most}: this machine allows no more");
+    let to = pair.web.outbound("orders");
+    pair.web.process().signal(Signal::STOP);
+    let waiting = made(to, 1024).await;
+    pair.web.process().signal(Signal::CONT);
+    assert_eq!(waiting.len(), 1024, "as they were not refused");
+    let mut answered = JoinSet::new();
+    for stream in waiting {
+        answered.spawn(async move {
+            let mut wire = Wire::new(stream);
+            wire.send("GET / HTTP/1.1\r\nhost: orders\r\nconnection: close\r\n\r\n").await;
+            wire.response().await.0.status()
+        });
+    }
+    assert!(answered.join_all().await.iter().all(|status| *status == 200));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r02_connections_beyond_the_limit_are_refused_with_a_reason_that_is_counted() {
+    let pair = Pair::start(App::saying("ok").await, "http").await;
+    let web = pair.world.workload("small").calls("orders").setting("--max-connections", "10").start().await;
+    web.reaches("orders").await;
+    web.idle().await;
+    let mut held = Vec::new();
+    for _ in 0..10 {
+        let mut wire = web.connect("orders").await;
+        wire.send("GET / HTTP/1.1\r\nhost: orders\r\n\r\n").await;
+        assert_eq!(wire.response().await.0.status(), 200);
+        held.push(wire);
+    }
+    for _ in 0..5 {
+        // The reset may come before it is known that there is a connection.
+        if let Ok(stream) = TcpStream::connect(web.outbound("orders")).await {
+            assert!(Wire::new(stream).to_end_or_reset().await.is_empty());
+        }
+    }
+    let refused = [("direction", "outbound"), ("reason", "overloaded")];
+    web.counts("tulle_refused_total", &refused, 5.0).await;
+    assert!((web.metrics().await.sum("tulle_refused_total", &refused) - 5.0).abs() < 0.5);
+    assert!(web.diagnostics().contains("overloaded"), "{}", web.diagnostics());
+    // Those that were there go on, and what they leave is given to others.
+    for wire in &mut held {
+        wire.send("GET / HTTP/1.1\r\nhost: orders\r\n\r\n").await;
+        assert_eq!(wire.response().await.0.status(), 200);
+    }
+    drop(held);
+    web.idle().await;
+    web.reaches("orders").await;
 }

@@ -158,7 +158,7 @@ async fn serve(mut wire: Wire, seen: Seen) {
     }
 }
 
-async fn request(wire: &mut Wire) -> Option<Head> {
+pub(super) async fn request(wire: &mut Wire) -> Option<Head> {
     let end = b"\r\n\r\n";
     let mut head = Vec::new();
     while !head.ends_with(end) {
@@ -183,7 +183,7 @@ async fn a_client_of_http1_is_told_what_became_of_its_answer_and_never_of_a_succ
             for (number, (what, _, _, expected)) in CASES.iter().enumerate() {
                 let path = format!("/{service}/{number}");
                 let body = if method == "POST" { "hello" } else { "" };
-                let told = ask1(stage.web.outbound(service), method, &path, body).await;
+                let told = ask1(stage.web.outbound(service), method, &path, body, "").await;
                 let expected = expected.replace("{by}", by);
                 let came = seen.lock().unwrap().get(&format!("{method} {path}")).copied().unwrap_or_default();
                 if told != expected || came != 1 {

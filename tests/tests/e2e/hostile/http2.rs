@@ -334,7 +334,7 @@ async fn a_client_of_http2_or_grpc_is_told_what_became_of_its_answer_and_never_o
             for (number, Case { what, told: expected, came, .. }) in cases.iter().enumerate() {
                 let at = round * cases.len() + number;
                 now.store(at, Ordering::SeqCst);
-                let told = ask2(&mut requests, kind, "hello").await;
+                let told = ask2(&mut requests, kind, "hello", None).await;
                 let expected = expected.replace("{by}", by);
                 let (told, expected) = (alike(told), of(kind, &expected));
                 let times = seen.lock().unwrap().get(&at).copied().unwrap_or_default();

@@ -6,6 +6,8 @@
 
 mod http1;
 mod http2;
+mod stalls;
+mod storm;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -174,12 +176,12 @@ fn unchunked(mut rest: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-/// One request of HTTP/1 on a connection of its own, and what its client is [`told`].
-async fn ask1(to: SocketAddr, method: &str, path: &str, body: &str) -> String {
+/// One request of HTTP/1 with these fields on a connection of its own, and what its client is [`told`].
+async fn ask1(to: SocketAddr, method: &str, path: &str, body: &str, fields: &str) -> String {
     let length = body.len();
     let mut wire = Wire::connect(to).await;
     let head = format!(
-        "{method} {path} HTTP/1.1\r\nhost: orders\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n"
+        "{method} {path} HTTP/1.1\r\nhost: orders\r\n{fields}connection: close\r\ncontent-length: {length}\r\n\r\n"
     );
     // Who answers early may not take it all.
     let _ = wire.try_send([head.as_bytes(), body.as_bytes()].concat()).await;
@@ -203,9 +205,9 @@ enum Kind {
     Grpc,
 }
 
-/// One request of HTTP/2, and what its client is told, as of [`told`]; a proxy's answer to gRPC is
+/// One request of HTTP/2, perhaps with a time set (as in [`stalls`]), and what its client is told, as of [`told`]; a proxy's answer to gRPC is
 /// `grpc <status> <reason> by <whom>`, a stream that was reset is `<status> cut <code>` or `nothing <code>`.
-async fn ask2(requests: &mut SendRequest<Bytes>, kind: Kind, body: &str) -> String {
+async fn ask2(requests: &mut SendRequest<Bytes>, kind: Kind, body: &str, limited: Option<&str>) -> String {
     let builder = match kind {
         Kind::Get => Request::get("http://orders/"),
         Kind::Post => Request::post("http://orders/"),
@@ -214,6 +216,7 @@ async fn ask2(requests: &mut SendRequest<Bytes>, kind: Kind, body: &str) -> Stri
             call.header("content-type", "application/grpc").header("te", "trailers")
         }
     };
+    let builder = limited.into_iter().fold(builder, |builder, time| builder.header("x-limited", time));
     let cause = |error: h2::Error| match error.reason() {
         Some(reason) if error.is_reset() => format!("{reason:?}"),
         _ => format!("{error}"),
