@@ -279,7 +279,8 @@ fn start_control(
         workload,
         gate,
         workers,
-    );
+    )
+    .in_zone(&config.locality.zone);
     let ads = Ads {
         channel: channel.clone(),
         identity: Arc::clone(identity),

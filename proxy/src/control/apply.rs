@@ -37,6 +37,8 @@ pub struct Applier {
     /// Answers of the update that is being applied.
     learned: Vec<(IpAddr, Option<Arc<AddressInfo>>)>,
     workers: usize,
+    /// This proxy's own, by its configuration, until the control plane knows better: it does not know every workload's.
+    zone: Option<Arc<str>>,
 }
 
 /// What became of an update.
@@ -89,7 +91,15 @@ impl Applier {
             asked: HashMap::default(),
             learned: Vec::new(),
             workers,
+            zone: None,
         }
+    }
+
+    /// The proxy runs in this zone, unless the control plane says otherwise.
+    #[must_use]
+    pub fn in_zone(mut self, zone: &str) -> Self {
+        self.zone = Some(zone).filter(|zone| !zone.is_empty()).map(Arc::from);
+        self
     }
 
     /// The workload is registered; returns what must be asked for again, since only what comes now counts.
@@ -403,7 +413,7 @@ impl Applier {
         let (info, workload) = (service.info(), self.store.load().workload.clone());
         balance(&How {
             service: info.as_deref(),
-            zone: workload.as_ref().and_then(|workload| workload.zone.as_deref()),
+            zone: workload.as_ref().and_then(|workload| workload.zone.as_deref()).or(self.zone.as_deref()),
             now: self.store.nanos(),
             random: rand::random(),
             workers: self.workers,

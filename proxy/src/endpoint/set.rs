@@ -208,11 +208,13 @@ impl Port {
     fn balance(&mut self, old: Option<&Self>, how: &How<'_>) {
         let zoned = self.members.iter().any(|member| member.zone.is_some());
         let policy = how.policy(self.number, zoned);
-        let known = old.map_or(&[][..], |old| &old.members);
-        // Nothing to find where nothing is said, which is almost always.
-        if policy != Policy::default() || old.is_some_and(|old| old.plan.is_some()) {
-            self.stand(known, &policy, how);
+        let is_even = self.members.windows(2).all(|two| two[0].weight == two[1].weight);
+        if policy == Policy::default() && is_even && old.is_none_or(|old| old.plan.is_none()) {
+            // Nothing is said, and nothing was, which is almost always so.
+            return;
         }
+        let known = old.map_or(&[][..], |old| &old.members);
+        self.stand(known, &policy, how);
         let kept: std::collections::HashSet<*const Endpoint, RandomState> =
             self.members.iter().map(|member| Arc::as_ptr(&member.endpoint)).collect();
         let gone = known.iter().filter(|member| !kept.contains(&Arc::as_ptr(&member.endpoint)));
@@ -285,7 +287,8 @@ mod tests {
     use tulle_certs::SpiffeId;
 
     use super::*;
-    use crate::state::EndpointInfo;
+    use crate::balance::{LoadBalancer, Outcome, Outliers, WarmUp, Zones};
+    use crate::state::{EndpointInfo, Protocol, ServicePort};
 
     fn info(endpoints: &[(u16, &str, Peer)]) -> EndpointsInfo {
         let endpoints = endpoints.iter().map(|(service_port, addr, peer)| EndpointInfo {
@@ -330,5 +333,110 @@ mod tests {
             assert!(Arc::ptr_eq(&found.endpoint, &member.endpoint));
         }
         assert!(after.at(81, "10.0.0.2:80".parse().unwrap()).is_none(), "another port's");
+    }
+
+    /// Ready ones at these ports of one address, with their zones.
+    fn zoned(endpoints: &[(u16, &str, bool)]) -> EndpointsInfo {
+        let endpoints = endpoints.iter().map(|(port, zone, ready)| EndpointInfo {
+            addr: ([10, 0, 0, 1], *port).into(),
+            service_port: 80,
+            peer: Peer::Plaintext,
+            workload: None,
+            zone: (!zone.is_empty()).then(|| Arc::from(*zone)),
+            ready: *ready,
+            weight: 100,
+        });
+        EndpointsInfo { name: ObjectName::new("default", "orders"), endpoints: endpoints.collect() }
+    }
+
+    fn service(balancer: LoadBalancer, outliers: Option<Outliers>) -> ServiceInfo {
+        let traffic =
+            Traffic { load_balancer: Some(balancer), outlier_detection: outliers, ..Traffic::default() };
+        ServiceInfo {
+            name: ObjectName::new("default", "orders"),
+            addresses: Vec::new(),
+            ports: vec![ServicePort {
+                port: 80,
+                name: String::new(),
+                protocol: Protocol::Http,
+                traffic: Arc::new(traffic),
+            }],
+        }
+    }
+
+    fn states(set: &EndpointSet) -> Vec<State> {
+        set.port(80).unwrap().members.iter().map(Member::state).collect()
+    }
+
+    #[test]
+    fn what_comes_to_others_warms_up_and_what_all_come_with_does_not() {
+        use State::{Unready, Usable, Warming};
+        let warm_up = Some(WarmUp { duration: Duration::from_secs(10), minimum_percent: 10 });
+        let info = service(LoadBalancer { warm_up, ..LoadBalancer::default() }, None);
+        let how = How { service: Some(&info), ..How::new(1) };
+        let first = EndpointSet::applied(None, &zoned(&[(1, "", true), (2, "", false)]), &how);
+        assert_eq!(states(&first), [Usable, Unready]);
+        let told = zoned(&[(1, "", true), (2, "", true), (3, "", true), (4, "", false)]);
+        let second = EndpointSet::applied(Some(&first), &told, &how);
+        assert_eq!(states(&second), [Usable, Warming, Warming, Unready]);
+        // An update of something else begins nothing anew.
+        let later = How { now: 1_000_000_000, ..how };
+        assert_eq!(
+            states(&EndpointSet::applied(Some(&second), &told, &later).balanced(&later)),
+            states(&second)
+        );
+        second.port(80).unwrap().settle(10_000_000_000);
+        assert_eq!(states(&second), [Usable, Usable, Usable, Unready]);
+        // All of them replaced: none is better than another.
+        let third = EndpointSet::applied(Some(&second), &zoned(&[(7, "", true), (8, "", true)]), &how);
+        assert_eq!(states(&third), [Usable, Usable]);
+    }
+
+    #[test]
+    fn an_ejection_outlives_changes_of_others_and_ends_with_its_policy() {
+        let outliers = Outliers {
+            consecutive: [1, 0, 0, 0],
+            grpc_codes: 0,
+            success_rate: None,
+            failure_percentage: None,
+            interval: Duration::ZERO,
+            base_ejection: Duration::from_secs(30),
+            maximum_ejection: Duration::from_secs(30),
+            maximum_ejected_percent: 50,
+        };
+        let info = service(LoadBalancer::default(), Some(outliers));
+        let how = How { service: Some(&info), ..How::new(1) };
+        let first = EndpointSet::applied(None, &zoned(&[(1, "", true), (2, "", true)]), &how);
+        let endpoint = Arc::clone(&first.port(80).unwrap().members[0].endpoint);
+        let group = endpoint.group.as_ref().unwrap();
+        assert!(group.record(&endpoint.standing, Outcome::Status(500), 0).is_some());
+        let told = zoned(&[(3, "", true), (1, "", true), (4, "", false)]);
+        let second = EndpointSet::applied(Some(&first), &told, &how);
+        assert_eq!(states(&second), [State::Usable, State::Ejected, State::Unready]);
+        assert!(second.port(80).unwrap().is_timed());
+        let without = second.balanced(&How::new(1));
+        assert_eq!(states(&without), [State::Usable, State::Usable, State::Unready]);
+        assert!(without.port(80).unwrap().plan.is_none() && !group.is_watched());
+    }
+
+    #[test]
+    fn zones_are_preferred_only_where_they_are_known() {
+        let zones = Zones { maximum_load_percent: 150, latency: None, in_flight: 0, refused_percent: 0 };
+        let info = service(LoadBalancer { zones: Some(zones), ..LoadBalancer::default() }, None);
+        let here = How { service: Some(&info), zone: Some("a"), ..How::new(1) };
+        let picks = |set: &EndpointSet| {
+            let port = set.port(80).unwrap();
+            let plan = port.plan.as_ref()?;
+            let look = |i: usize| Some(port.members[i].seen());
+            (0..50).for_each(|random| assert!(plan.pick(&port.group, look, None, 0, random).is_some()));
+            Some(port.group.counted().zones)
+        };
+        let told = zoned(&[(1, "a", true), (2, "b", true), (3, "a", true)]);
+        assert_eq!(picks(&EndpointSet::applied(None, &told, &here)), Some([50, 0]));
+        let elsewhere = How { zone: Some("c"), ..here };
+        assert_eq!(picks(&EndpointSet::applied(None, &told, &elsewhere)), Some([0, 50]));
+        // The default does where nothing is known.
+        assert_eq!(picks(&EndpointSet::applied(None, &told, &How { zone: None, ..here })), None);
+        assert_eq!(picks(&EndpointSet::applied(None, &zoned(&[(1, "", true), (2, "", true)]), &here)), None);
     }
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::large_futures, reason = "tests")]
 
 mod bad_input;
+mod balance;
 mod burst;
 mod conformance;
 mod control_plane;

@@ -113,3 +113,126 @@ fn within(number: u32, least: u32, most: u32, at: &str) -> Result<u32> {
         false => Err(fault(at, format!("{number} is not from {least} to {most}"))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seconds(seconds: i64) -> Option<prost_types::Duration> {
+        Some(prost_types::Duration { seconds, nanos: 0 })
+    }
+
+    fn hash(key: v1::hash_key::Key) -> v1::HashKey {
+        v1::HashKey { key: Some(key) }
+    }
+
+    fn detection() -> v1::OutlierDetection {
+        v1::OutlierDetection {
+            consecutive_gateway_errors: 5,
+            grpc_codes: vec![14, 4],
+            success_rate: Some(v1::SuccessRate {
+                deviations: 1900,
+                minimum_endpoints: 5,
+                minimum_requests: 100,
+            }),
+            interval: seconds(10),
+            base_ejection: seconds(30),
+            maximum_ejection: seconds(300),
+            maximum_ejected_percent: 10,
+            ..v1::OutlierDetection::default()
+        }
+    }
+
+    #[test]
+    fn a_load_balancer_is_read_whole() {
+        use v1::hash_key::Key;
+        assert_eq!(load_balancer(v1::LoadBalancer::default(), "at").unwrap(), LoadBalancer::default());
+        let message = v1::LoadBalancer {
+            algorithm: v1::Algorithm::Maglev.into(),
+            hash: vec![
+                hash(Key::Header("x-user".into())),
+                hash(Key::Cookie("id".into())),
+                hash(Key::QueryParameter("u".into())),
+                hash(Key::Source(v1::Source {})),
+            ],
+            warm_up: Some(v1::WarmUp { duration: seconds(30), minimum_percent: 10 }),
+            zones: Some(v1::ZonePreference { maximum_load_percent: 150, ..Default::default() }),
+            panic_percent: 50,
+        };
+        let expected = LoadBalancer {
+            algorithm: Algorithm::Maglev,
+            hash: Box::new([
+                HashKey::Header(HeaderName::from_static("x-user")),
+                HashKey::Cookie("id".into()),
+                HashKey::Query("u".into()),
+                HashKey::Source,
+            ]),
+            warm_up: Some(WarmUp { duration: Duration::from_secs(30), minimum_percent: 10 }),
+            zones: Some(Zones { maximum_load_percent: 150, latency: None, in_flight: 0, refused_percent: 0 }),
+            panic_percent: 50,
+        };
+        assert_eq!(load_balancer(message, "at").unwrap(), expected);
+    }
+
+    #[test]
+    fn outlier_detection_is_read_whole() {
+        let read = outliers(detection(), "at").unwrap();
+        assert_eq!((read.consecutive, read.grpc_codes), ([0, 5, 0, 0], 1 << 14 | 1 << 4));
+        assert_eq!(read.maximum_ejection, Duration::from_secs(300));
+        // Nothing is counted in a window: it need not be said.
+        let without = v1::OutlierDetection { success_rate: None, interval: None, ..detection() };
+        assert!(outliers(without, "at").is_ok());
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_by_its_field() {
+        use v1::hash_key::Key;
+        let balancers = [
+            (v1::LoadBalancer { algorithm: 9, ..Default::default() }, "at.algorithm"),
+            (v1::LoadBalancer { panic_percent: 101, ..Default::default() }, "at.panic_percent"),
+            (v1::LoadBalancer { hash: vec![v1::HashKey { key: None }], ..Default::default() }, "at.hash[0]"),
+            (
+                v1::LoadBalancer { hash: vec![hash(Key::Header("X-User".into()))], ..Default::default() },
+                "at.hash[0].header",
+            ),
+            (
+                v1::LoadBalancer { hash: vec![hash(Key::Cookie(String::new()))], ..Default::default() },
+                "at.hash[0].cookie",
+            ),
+            (
+                v1::LoadBalancer {
+                    warm_up: Some(v1::WarmUp { duration: seconds(1), minimum_percent: 0 }),
+                    ..Default::default()
+                },
+                "at.warm_up.minimum_percent",
+            ),
+            (
+                v1::LoadBalancer { zones: Some(v1::ZonePreference::default()), ..Default::default() },
+                "at.zones.maximum_load_percent",
+            ),
+        ];
+        for (message, field) in balancers {
+            assert_eq!(load_balancer(message, "at").unwrap_err().field, field);
+        }
+        let detections = [
+            (v1::OutlierDetection { interval: None, ..detection() }, "at.interval"),
+            (v1::OutlierDetection { base_ejection: None, ..detection() }, "at.base_ejection"),
+            (v1::OutlierDetection { maximum_ejection: seconds(0), ..detection() }, "at.maximum_ejection"),
+            (
+                v1::OutlierDetection { maximum_ejected_percent: 0, ..detection() },
+                "at.maximum_ejected_percent",
+            ),
+            (v1::OutlierDetection { grpc_codes: vec![17], ..detection() }, "at.grpc_codes[0]"),
+            (
+                v1::OutlierDetection {
+                    failure_percentage: Some(v1::FailurePercentage::default()),
+                    ..detection()
+                },
+                "at.failure_percentage.threshold_percent",
+            ),
+        ];
+        for (message, field) in detections {
+            assert_eq!(outliers(message, "at").unwrap_err().field, field);
+        }
+    }
+}
