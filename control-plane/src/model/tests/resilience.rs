@@ -261,6 +261,27 @@ fn of_two_policies_on_the_same_target_the_older_holds_and_the_other_is_told() {
 }
 
 #[test]
+fn a_policy_of_which_nothing_is_left_is_told() {
+    let limits = "  limits: {maximumRequests: 3}";
+    let at = |port: &str| format!("{{group: '', kind: Service, name: orders, sectionName: {port}}}");
+    let whole = policy("TrafficPolicy", "whole", AT_ORDERS, limits);
+    let http = policy("TrafficPolicy", "http", &at("http"), limits);
+    let text = format!("{ORDERS}{whole}{http}");
+    assert_eq!(status(&text, "whole")[1].2, "PartiallyProgrammed");
+    assert_eq!(told(&text), [""; 0]);
+    let text = format!("{text}{}", policy("TrafficPolicy", "admin", &at("admin"), limits));
+    let by = "`limits` at port 80 by TrafficPolicy default/http; `limits` at port 81 by TrafficPolicy default/admin";
+    assert_eq!(status(&text, "whole")[0].1, "True");
+    assert_eq!(status(&text, "whole")[1], ("Programmed", "False", "Overridden", by.to_owned()));
+    assert_eq!(
+        told(&text),
+        [format!(
+            "spec.targetRefs[0]: all that the policy says there is said by what is more specific: {by}"
+        )]
+    );
+}
+
+#[test]
 fn a_target_that_is_not_there_is_told_and_the_policy_holds_elsewhere() {
     let gone = "{group: '', kind: Service, name: gone}";
     let no_port = "{group: '', kind: Service, name: orders, sectionName: web}";
