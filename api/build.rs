@@ -11,6 +11,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             "istio/v1/auth/ca.proto",
             "tulle/v1/resources.proto",
             "tulle/v1/proxy.proto",
+            "tulle/v1/view.proto",
         ],
         [root],
     )?;

@@ -30,9 +30,11 @@ mod generated {
     }
 }
 
+mod digest;
 mod log;
 mod resource_type;
 
+pub use digest::Digest;
 pub use generated::envoy::service::discovery::v3 as discovery;
 pub use generated::istio::v1::auth as ca;
 pub use generated::tulle::v1;
@@ -43,6 +45,9 @@ use prost::Name;
 
 /// The one name of the [`v1::Mesh`] resource.
 pub const MESH: &str = "mesh";
+
+/// The one name of the [`v1::View`] of a stream.
+pub const VIEW: &str = "view";
 
 /// What a regular expression of a route may need when it is compiled, in bytes; and as much again for what is cached as it is matched.
 pub const PATTERN_SIZE: usize = 128 * 1024;

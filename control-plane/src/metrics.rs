@@ -29,6 +29,8 @@ pub struct Metrics {
     pub acks: IntCounterVec,
     /// Responses refused in part, by type.
     pub nacks: IntCounterVec,
+    /// What came of proxies' comparing what they hold with the model, by result.
+    pub comparisons: IntCounterVec,
     /// Names answered as absent although asked for, by reason.
     pub refused_names: IntCounterVec,
     /// Streams and connections that were refused, by reason.
@@ -146,6 +148,11 @@ impl Metrics {
                 "type",
                 "Responses of which a proxy rejected a part",
             )?,
+            comparisons: f.counters(
+                "tulle_control_plane_comparisons_total",
+                "result",
+                "Comparisons of what a proxy holds with what the model says: `equal`, `different` (the proxy has opened its stream anew)",
+            )?,
             rejected: f.gauges(
                 "tulle_control_plane_rejected_resources",
                 &["type"],
@@ -197,6 +204,9 @@ impl Metrics {
             for family in [&metrics.resources_sent, &metrics.removals_sent, &metrics.acks, &metrics.nacks] {
                 family.with_label_values(&[resource_type.as_str()]);
             }
+        }
+        for result in ["equal", "different"] {
+            metrics.comparisons.with_label_values(&[result]);
         }
         Ok((metrics, families.rows))
     }

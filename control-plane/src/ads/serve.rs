@@ -7,15 +7,16 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures_util::{Stream, StreamExt};
+use prost::Name;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
-use tulle_api::ResourceType;
 use tulle_api::discovery::aggregated_discovery_service_server::AggregatedDiscoveryService;
 use tulle_api::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use tulle_api::{ResourceType, v1};
 
 use super::proxies::{Place, Proxies};
-use super::session::{Received, Refusal, RefusedName, Session, Verdict};
+use super::session::{Compared, Received, Refusal, RefusedName, Session, Verdict};
 use crate::ca;
 use crate::ending::Ending;
 use crate::metrics::Metrics;
@@ -159,7 +160,10 @@ impl ServedStream {
         if !introduced && let Some(caller) = self.session.caller() {
             self.place.introduce(caller.node());
         }
-        let Received { resource_type, verdict, refused } = received;
+        let Received { resource_type, verdict, refused, compared } = received;
+        if let Some(compared) = compared {
+            self.note_compared(&compared);
+        }
         let kind = label(resource_type);
         match verdict {
             Verdict::Ack => self.ads.metrics.acks.with_label_values(&[kind]).inc(),
@@ -172,6 +176,21 @@ impl ServedStream {
         self.place.note(&self.session, verdict == Verdict::Nack);
         self.log_refused(kind, &refused);
         Ok(())
+    }
+
+    fn note_compared(&self, compared: &Compared) {
+        let result = match compared {
+            Compared::Equal => "equal",
+            Compared::Different(in_what) => {
+                tracing::warn!(
+                    node = self.node(),
+                    in_what,
+                    "a proxy does not hold what it should; it opens its stream anew"
+                );
+                "different"
+            }
+        };
+        self.ads.metrics.comparisons.with_label_values(&[result]).inc();
     }
 
     fn node(&self) -> &str {
@@ -204,6 +223,9 @@ impl ServedStream {
     }
 
     fn count(&self, response: &DeltaDiscoveryResponse) {
+        if response.type_url == v1::View::type_url() {
+            return;
+        }
         let kind = label(ResourceType::from_type_url(&response.type_url));
         let metrics = &self.ads.metrics;
         metrics.resources_sent.with_label_values(&[kind]).inc_by(response.resources.len() as u64);

@@ -10,13 +10,16 @@
 //! Called by [the shell](super::serve), which owns the stream and the clock, and by the simulation that runs
 //! it against the proxy's own end.
 
+mod view;
+
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 
 use prost::{Message, Name};
 use tulle_api::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource, Status};
-use tulle_api::{ResourceType, v1};
+use tulle_api::{ResourceType, VIEW, v1};
 
+pub use self::view::Compared;
 use super::View;
 use super::caller::Caller;
 use crate::model::Encoded;
@@ -46,6 +49,8 @@ pub struct Session {
     channels: BTreeMap<ResourceType, Channel>,
     /// Answers that need no state, in order: absences of what cannot be subscribed to.
     refusals: VecDeque<DeltaDiscoveryResponse>,
+    /// The client wants to compare.
+    view_due: bool,
     last_nonce: u64,
 }
 
@@ -72,7 +77,7 @@ pub enum Refusal {
 }
 
 /// What a request amounted to, for metrics and logs.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Received {
     /// `None`: a type that this control plane does not serve.
     pub resource_type: Option<ResourceType>,
@@ -80,12 +85,15 @@ pub struct Received {
     pub verdict: Verdict,
     /// Names that were answered as absent because the caller may not ask for them, or nobody can.
     pub refused: Vec<RefusedName>,
+    /// Whether the client holds what the model says, if it has compared.
+    pub compared: Option<Compared>,
 }
 
 /// A client's answer to a response.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Verdict {
     /// The request answers nothing, or nothing that is still waited for.
+    #[default]
     None,
     /// Everything was accepted.
     Ack,
@@ -213,6 +221,7 @@ impl Session {
             caller: None,
             channels: BTreeMap::new(),
             refusals: VecDeque::new(),
+            view_due: false,
             last_nonce: 0,
         }
     }
@@ -236,11 +245,14 @@ impl Session {
             return Err(Refusal::TooManySubscriptions);
         }
         let mut refused = Vec::new();
+        if request.type_url == v1::View::type_url() {
+            return Ok(self.receive_about_view(&request));
+        }
         let Some(resource_type) = ResourceType::from_type_url(&request.type_url) else {
             let names = request.resource_names_subscribe;
             refused.extend(names.iter().map(|name| RefusedName::new(name, "unknown_type")));
             self.refuse(request.type_url, names);
-            return Ok(Received { resource_type: None, verdict: Verdict::None, refused });
+            return Ok(Received { refused, ..Received::default() });
         };
 
         let channel = self.channels.entry(resource_type).or_default();
@@ -271,7 +283,15 @@ impl Session {
         {
             return Err(Refusal::TooManySubscriptions);
         }
-        Ok(Received { resource_type: Some(resource_type), verdict, refused })
+        Ok(Received { resource_type: Some(resource_type), verdict, refused, compared: None })
+    }
+
+    /// A question whether both ends agree, or what came of the last one.
+    fn receive_about_view(&mut self, request: &DeltaDiscoveryRequest) -> Received {
+        self.view_due |= request.resource_names_subscribe.iter().any(|name| name == VIEW);
+        let answers = !request.response_nonce.is_empty();
+        let compared = answers.then(|| Compared::read(request.error_detail.as_ref()));
+        Received { compared, ..Received::default() }
     }
 
     /// The model is another one: whatever is subscribed to is compared again.
@@ -311,7 +331,8 @@ impl Session {
                 removed_resources: batch.removed,
             });
         }
-        None
+        // After all else: who reads it has read all that could be told.
+        std::mem::take(&mut self.view_due).then(|| self.view(view))
     }
 
     /// What the client has refused and not accepted since, by type and name.

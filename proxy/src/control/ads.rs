@@ -1,7 +1,8 @@
 //! The ADS stream: connects, carries the [`Session`]'s messages, and connects again.
 //!
 //! Runs on the control thread. While the control plane is away, what was applied stays in use; the applier's
-//! questions wait in the session and are asked when a stream is up.
+//! questions wait in the session and are asked when a stream is up. Twice a minute both ends compare what is held
+//! ([`super::session::Compared`]); where they differ, or the comparison itself is not answered, the stream is opened anew.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tulle_api::ResourceType;
@@ -19,7 +21,7 @@ use super::apply::Applier;
 use super::channel::reconnect_delay;
 use super::identity::Identity;
 use super::report::Registered;
-use super::session::Session;
+use super::session::{Compared, Session};
 use crate::state::Want;
 use crate::telemetry::metrics::ControlMetrics;
 
@@ -29,6 +31,15 @@ const MAX_MESSAGE: usize = 64 * 1024 * 1024;
 const FORGET: Duration = Duration::from_secs(60);
 /// A control plane that has not answered the call, or not read what it is told, for so long is given up and tried anew.
 pub(super) const STALLED: Duration = Duration::from_secs(10);
+
+/// Both ends compare so often, less up to a quarter that spreads the proxies.
+const COMPARE: Duration = Duration::from_secs(28);
+/// The first time on a stream, less up to three quarters: soon, since a reconnect is when most is told at once.
+const COMPARE_FIRST: Duration = Duration::from_secs(4);
+/// While too much is under way to tell.
+const COMPARE_AGAIN: Duration = Duration::from_secs(1);
+/// For so long what is said last may still be on its way when a stream is given up.
+const LAST_WORDS: Duration = Duration::from_millis(250);
 
 /// Everything that the stream needs, over all its reconnects.
 pub struct Ads {
@@ -44,6 +55,22 @@ pub struct Ads {
 
 type Responses =
     Pin<Box<dyn futures_util::Stream<Item = Result<DeltaDiscoveryResponse, tonic::Status>> + Send>>;
+
+/// Why a stream is over.
+enum Ended {
+    /// The control plane, or the way to it, is gone.
+    Away(tonic::Status),
+    /// What is held is not what it should be: by type, and in words.
+    Differs { types: Vec<&'static str>, in_what: String },
+}
+
+/// When both ends of a stream compare.
+struct Comparing {
+    at: Instant,
+    asked: bool,
+    /// An older control plane knows nothing of it.
+    is_supported: bool,
+}
 
 impl Ads {
     /// Keeps the stream up, for ever.
@@ -62,16 +89,34 @@ impl Ads {
             self.session.subscribe(resource);
         }
         let mut failures = 0;
+        let mut repairs = false;
         loop {
             let ended = match self.open().await {
-                Ok((requests, responses)) => {
+                Ok((requests, mut responses)) => {
                     self.metrics.ads_connected(true);
                     tracing::info!("connected to the control plane");
-                    let heard = self.carry(&requests, responses, &mut failures).await;
+                    let comparing = Comparing::of_stream(repairs);
+                    let ended = self.carry(&requests, &mut responses, comparing, &mut failures).await;
                     self.metrics.ads_connected(false);
-                    heard
+                    if matches!(ended, Ended::Differs { .. }) {
+                        drop(requests);
+                        say_last(responses).await;
+                    }
+                    ended
                 }
-                Err(status) => status,
+                Err(status) => Ended::Away(status),
+            };
+            repairs = matches!(ended, Ended::Differs { .. });
+            let ended = match ended {
+                Ended::Differs { types, in_what } => {
+                    tracing::warn!(
+                        in_what,
+                        "what is held is not what the control plane says; asking for it anew"
+                    );
+                    self.metrics.ads_repaired(&types);
+                    continue;
+                }
+                Ended::Away(status) => status,
             };
             failures += 1;
             let wait = reconnect_delay(failures, rand::random());
@@ -100,14 +145,15 @@ impl Ads {
     async fn carry(
         &mut self,
         requests: &mpsc::Sender<DeltaDiscoveryRequest>,
-        mut responses: Responses,
+        responses: &mut Responses,
+        mut comparing: Comparing,
         failures: &mut u32,
-    ) -> tonic::Status {
+    ) -> Ended {
         let mut forget = tokio::time::interval(FORGET);
         loop {
             for request in self.session.requests() {
                 if let Err(status) = say(requests, request).await {
-                    return status;
+                    return Ended::Away(status);
                 }
             }
             self.count();
@@ -115,14 +161,28 @@ impl Ads {
                 response = responses.next() => match response {
                     Some(Ok(response)) => {
                         *failures = 0;
-                        let answer = self.apply(response);
-                        if let Err(status) = say(requests, answer).await {
-                            return status;
+                        let (answer, compared) = self.take(response);
+                        if let Some(answer) = answer
+                            && let Err(status) = say(requests, answer).await
+                        {
+                            return Ended::Away(status);
+                        }
+                        if let Some(Err(differs)) = compared.map(|compared| comparing.note(compared)) {
+                            return differs;
                         }
                     }
-                    Some(Err(status)) => return status,
-                    None => return tonic::Status::unavailable("the control plane ended the stream"),
+                    Some(Err(status)) => return Ended::Away(status),
+                    None => {
+                        let status = tonic::Status::unavailable("the control plane ended the stream");
+                        return Ended::Away(status);
+                    }
                 },
+                () = tokio::time::sleep_until(comparing.at), if comparing.is_supported => {
+                    if let Err(differs) = comparing.ask() {
+                        return differs;
+                    }
+                    self.session.ask_view();
+                }
                 Some(want) = self.wants.recv() => self.want(want),
                 Ok(()) = self.registered.changed() => {
                     for again in self.applier.registered() {
@@ -134,6 +194,23 @@ impl Ads {
         }
     }
 
+    /// Takes a response in; returns the answer to it, and what a comparison came to if it is one.
+    fn take(
+        &mut self,
+        response: DeltaDiscoveryResponse,
+    ) -> (Option<DeltaDiscoveryRequest>, Option<Compared>) {
+        let Some(compared) = self.session.compare(&response) else {
+            return (Some(self.apply(response)), None);
+        };
+        match &compared {
+            Compared::Equal => self.metrics.ads_compared("equal"),
+            Compared::Different(_) => self.metrics.ads_compared("different"),
+            Compared::Unsettled => self.metrics.ads_compared("unsettled"),
+            Compared::Unsupported => {}
+        }
+        (self.session.answer_view(&response, &compared), Some(compared))
+    }
+
     fn apply(&mut self, response: DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
         let update = self.session.receive(response);
         let applied = self.applier.apply(&update);
@@ -143,10 +220,7 @@ impl Ads {
         for resource in &applied.unwanted {
             self.session.unsubscribe(resource);
         }
-        // The server chooses the type; a label must not be its to choose.
-        let kind = ResourceType::from_type_url(&update.type_url)
-            .and_then(|known| known.type_url().rsplit('.').next())
-            .unwrap_or("other");
+        let kind = label(&update.type_url);
         if applied.rejected.is_empty() {
             self.metrics.ads_acked(kind);
         } else {
@@ -165,6 +239,7 @@ impl Ads {
             let (wanted, held) = (self.session.wanted(kind.type_url()), self.session.holds(kind.type_url()));
             self.metrics.ads_subscriptions(kind.as_str(), wanted);
             self.metrics.ads_resources(kind.as_str(), held);
+            self.metrics.ads_rejected(kind.as_str(), self.session.rejects(kind.type_url()));
         }
     }
 
@@ -191,6 +266,58 @@ impl Ads {
             }
         }
     }
+}
+
+// === impl Comparing ===
+
+impl Comparing {
+    /// Right after a repair there is time: should it not have helped, it must not become all that both ends do.
+    fn of_stream(repairs: bool) -> Self {
+        let first = if repairs { between(COMPARE, 0.25) } else { between(COMPARE_FIRST, 0.75) };
+        Self { at: Instant::now() + first, asked: false, is_supported: true }
+    }
+
+    /// It is time to ask; an error if the last question was not answered.
+    fn ask(&mut self) -> Result<(), Ended> {
+        if std::mem::replace(&mut self.asked, true) {
+            let in_what = "the last question what should be held was not answered".to_owned();
+            return Err(Ended::Differs { types: Vec::new(), in_what });
+        }
+        self.at = Instant::now() + between(COMPARE, 0.25);
+        Ok(())
+    }
+
+    fn note(&mut self, compared: Compared) -> Result<(), Ended> {
+        self.asked = false;
+        match compared {
+            Compared::Equal => {}
+            Compared::Unsettled => self.at = Instant::now() + COMPARE_AGAIN,
+            Compared::Unsupported => self.is_supported = false,
+            Compared::Different(differences) => {
+                let in_what: Vec<String> = differences.iter().map(ToString::to_string).collect();
+                let types = differences.iter().map(|difference| label(&difference.type_url)).collect();
+                return Err(Ended::Differs { types, in_what: in_what.join("; ") });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `most`, less up to `part` of it.
+fn between(most: Duration, part: f64) -> Duration {
+    most.mul_f64(1.0 - part * rand::random::<f64>())
+}
+
+/// The name of a type; the server chooses it, and a label must not be its to choose.
+fn label(type_url: &str) -> &'static str {
+    ResourceType::from_type_url(type_url).map_or("other", ResourceType::as_str)
+}
+
+/// Lets what was said last arrive, on a stream whose requests have ended.
+async fn say_last(mut responses: Responses) {
+    let rest = async { while responses.next().await.is_some_and(|response| response.is_ok()) {} };
+    // A control plane that does not end the stream is left.
+    drop(tokio::time::timeout(LAST_WORDS, rest).await);
 }
 
 async fn say(

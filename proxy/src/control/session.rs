@@ -6,7 +6,10 @@
 //! version, if there is one, stays in use and is what a reconnect says to hold.
 //!
 //! After a reconnect ([`Session::open`]) everything wanted is asked for again, with the versions that are held: what
-//! has not changed is not sent again, and what is gone is told as removed.
+//! has not changed is not sent again, and what is gone is told as removed. That is also how everything is mended that was lost
+//! on the way: now and then both ends compare ([`Session::ask_view`]), and where they differ the stream is opened anew.
+
+mod view;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -14,6 +17,8 @@ use prost::Message;
 use prost_types::Any;
 use tulle_api::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource, Status};
 use tulle_api::v1::Rejection;
+
+pub use self::view::{Compared, Difference};
 
 /// A resource's type URL and name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -30,8 +35,8 @@ pub struct Update {
     /// Names that do not exist (any more); they stay subscribed.
     pub removed: Vec<String>,
     nonce: String,
-    /// What the envelope itself got wrong.
-    malformed: Vec<Rejection>,
+    /// What the envelope itself got wrong, with the version.
+    malformed: Vec<(Rejection, String)>,
 }
 
 /// One resource as it came.
@@ -49,6 +54,8 @@ pub struct Session {
     types: BTreeMap<String, Subscription>,
     /// Whether the stream's first message, which alone carries the node, is still to be sent.
     first: bool,
+    /// Whether it is to be asked what ought to be held.
+    ask_view: bool,
 }
 
 #[derive(Debug, Default)]
@@ -56,6 +63,10 @@ struct Subscription {
     wanted: BTreeSet<String>,
     /// Versions of what has been accepted.
     held: HashMap<String, String>,
+    /// Versions of what has been rejected since.
+    rejected: HashMap<String, String>,
+    /// Wanted, and nothing of it is known.
+    unanswered: BTreeSet<String>,
     /// Wanted, and not said on this stream yet.
     subscribe: BTreeSet<String>,
     /// No longer wanted, and not said yet.
@@ -64,6 +75,12 @@ struct Subscription {
     again: BTreeSet<String>,
     /// Whether this stream has heard of this type.
     opened: bool,
+    /// The nonce of the last response on this stream.
+    heard: String,
+    /// Whether names were said since it was last asked what ought to be held.
+    said_since: bool,
+    /// Whether a response was answered since.
+    answered_since: bool,
 }
 
 /// `INVALID_ARGUMENT`, the code of a NACK.
@@ -77,16 +94,22 @@ const TOLD: usize = 8;
 
 impl Session {
     pub fn new(node: Node) -> Self {
-        Self { node, types: BTreeMap::new(), first: true }
+        Self { node, types: BTreeMap::new(), first: true, ask_view: false }
     }
 
     /// Begins a stream: everything is to be said anew.
     pub fn open(&mut self) {
         self.first = true;
+        self.ask_view = false;
         for subscription in self.types.values_mut() {
             subscription.opened = false;
+            subscription.heard.clear();
             subscription.unsubscribe.clear();
             subscription.subscribe = subscription.wanted.clone();
+            // Either it is told again, or what is held is what there is.
+            subscription.rejected.clear();
+            let unknown = subscription.wanted.iter().filter(|name| !subscription.held.contains_key(*name));
+            subscription.unanswered = unknown.cloned().collect();
         }
     }
 
@@ -95,6 +118,7 @@ impl Session {
         let subscription = self.types.entry(type_url).or_default();
         if subscription.wanted.insert(name.clone()) {
             subscription.unsubscribe.remove(&name);
+            subscription.unanswered.insert(name.clone());
             subscription.subscribe.insert(name);
         }
     }
@@ -104,6 +128,8 @@ impl Session {
         let Some(subscription) = self.types.get_mut(&resource.type_url) else { return };
         if subscription.wanted.remove(&resource.name) {
             subscription.held.remove(&resource.name);
+            subscription.rejected.remove(&resource.name);
+            subscription.unanswered.remove(&resource.name);
             subscription.again.remove(&resource.name);
             subscription.subscribe.remove(&resource.name);
             // It may be asked for anew and still be subscribed to from before: that must end too.
@@ -134,6 +160,7 @@ impl Session {
             if !news {
                 continue;
             }
+            subscription.said_since = true;
             let initial = if std::mem::replace(&mut subscription.opened, true) {
                 HashMap::new()
             } else {
@@ -151,12 +178,16 @@ impl Session {
                 ..DeltaDiscoveryRequest::default()
             });
         }
+        requests.extend(self.view_request());
         requests
     }
 
     /// Takes a response. What is not wanted (any more) is left out.
     pub fn receive(&mut self, response: DeltaDiscoveryResponse) -> Update {
         let DeltaDiscoveryResponse { type_url, nonce, resources, mut removed_resources, .. } = response;
+        if let Some(subscription) = self.types.get_mut(&type_url) {
+            subscription.heard.clone_from(&nonce);
+        }
         let wanted = self.types.get(&type_url).map(|subscription| &subscription.wanted);
         let is_wanted = |name: &String| wanted.is_some_and(|wanted| wanted.contains(name));
         removed_resources.retain(is_wanted);
@@ -170,7 +201,7 @@ impl Session {
                 Some(resource) => received.push(Received { name, version, resource }),
                 None => {
                     let reason = format!("its body is not a {type_url}");
-                    malformed.push(Rejection { resource: name, field: String::new(), reason });
+                    malformed.push((Rejection { resource: name, field: String::new(), reason }, version));
                 }
             }
         }
@@ -180,21 +211,29 @@ impl Session {
     /// The answer to an update of which `rejected` could not be used and all else is in use now: an ACK when
     /// nothing was rejected, else a NACK.
     pub fn answer(&mut self, update: &Update, rejected: &[Rejection]) -> DeltaDiscoveryRequest {
-        let rejected: Vec<&Rejection> = update.malformed.iter().chain(rejected).collect();
         let bad: HashSet<&str> = rejected.iter().map(|rejection| &*rejection.resource).collect();
         if let Some(subscription) = self.types.get_mut(&update.type_url) {
+            subscription.answered_since = true;
             for name in &update.removed {
+                subscription.answered(name);
                 subscription.held.remove(name);
-                subscription.again.remove(name);
             }
             for resource in &update.resources {
-                subscription.again.remove(&resource.name);
-                let is_wanted = subscription.wanted.contains(&resource.name);
-                if is_wanted && !bad.contains(&*resource.name) {
-                    subscription.held.insert(resource.name.clone(), resource.version.clone());
+                subscription.answered(&resource.name);
+                if !subscription.wanted.contains(&resource.name) {
+                    continue;
                 }
+                let good = !bad.contains(&*resource.name);
+                let versions = if good { &mut subscription.held } else { &mut subscription.rejected };
+                versions.insert(resource.name.clone(), resource.version.clone());
+            }
+            for (Rejection { resource, .. }, version) in &update.malformed {
+                subscription.answered(resource);
+                subscription.rejected.insert(resource.clone(), version.clone());
             }
         }
+        let rejected: Vec<&Rejection> =
+            update.malformed.iter().map(|(rejection, _)| rejection).chain(rejected).collect();
         DeltaDiscoveryRequest {
             node: std::mem::take(&mut self.first).then(|| self.node.clone()),
             type_url: update.type_url.clone(),
@@ -214,9 +253,25 @@ impl Session {
         self.types.get(type_url).map_or(0, |subscription| subscription.held.len())
     }
 
+    /// Of how many resources of a type the newest version was rejected.
+    pub fn rejects(&self, type_url: &str) -> usize {
+        self.types.get(type_url).map_or(0, |subscription| subscription.rejected.len())
+    }
+
     /// The version that is held of a resource.
     pub fn held(&self, type_url: &str, name: &str) -> Option<&str> {
         self.types.get(type_url)?.held.get(name).map(String::as_str)
+    }
+}
+
+// === impl Subscription ===
+
+impl Subscription {
+    /// Something has been told about a name.
+    fn answered(&mut self, name: &str) {
+        self.unanswered.remove(name);
+        self.again.remove(name);
+        self.rejected.remove(name);
     }
 }
 

@@ -61,6 +61,22 @@ impl ControlMetrics {
         self.set(&families::ADS_RESOURCES, &[kind], count as f64);
     }
 
+    /// Of how many resources of a kind the newest version was rejected.
+    pub fn ads_rejected(&self, kind: &str, count: usize) {
+        self.set(&families::ADS_REJECTED, &[kind], count as f64);
+    }
+
+    /// What is held was compared with what the control plane says; `result` is of `equal`, `different`, `unsettled`.
+    pub fn ads_compared(&self, result: &str) {
+        self.add(&families::ADS_COMPARISONS, &[result], 1.0);
+    }
+
+    /// Something had been lost, of these kinds as far as is known: the stream is opened anew.
+    pub fn ads_repaired(&self, kinds: &[&str]) {
+        self.add(&families::ADS_REPAIRS, &[], 1.0);
+        kinds.iter().for_each(|kind| self.add(&families::ADS_DIFFERENCES, &[kind], 1.0));
+    }
+
     /// How many names of a kind are subscribed to.
     pub fn ads_subscriptions(&self, kind: &str, count: usize) {
         self.set(&families::ADS_SUBSCRIPTIONS, &[kind], count as f64);

@@ -130,6 +130,14 @@ families! {
         "Resources that are held.";
     ADS_SUBSCRIPTIONS = Gauge "tulle_ads_subscriptions" ["type"]
         "Names that are subscribed to.";
+    ADS_REJECTED = Gauge "tulle_ads_rejected_resources" ["type"]
+        "Resources whose newest version was rejected; what was held before is still in use.";
+    ADS_COMPARISONS = Counter "tulle_ads_comparisons_total" ["result"]
+        "Comparisons of what is held with what the control plane says: equal, different, or unsettled (too much was under way; asked again).";
+    ADS_DIFFERENCES = Counter "tulle_ads_differences_total" ["type"]
+        "Types in which a comparison found a difference.";
+    ADS_REPAIRS = Counter "tulle_ads_repairs_total" []
+        "Streams that were opened anew because something had been lost.";
     ADS_LAST_UPDATE = Gauge "tulle_ads_last_update_timestamp_seconds" []
         "When the last response came.";
     REGISTERED = Gauge "tulle_registered" []
