@@ -5,6 +5,7 @@
 
 mod check;
 mod demo;
+mod diagnostics;
 mod duration;
 mod explain;
 mod folder;
@@ -53,6 +54,9 @@ enum Verb {
     Check(check::CheckArgs),
     /// Say what would become of a request, and why, without sending it.
     Explain(explain::ExplainArgs),
+    /// Look into a running mesh.
+    #[command(subcommand)]
+    Diagnostics(diagnostics::DiagnosticsCommand),
     /// Show the certificate of a running proxy, and when it is renewed.
     Identity(identity::IdentityArgs),
     /// Make what workloads outside Kubernetes join with.
@@ -92,6 +96,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Run(arguments) => run::run(&arguments),
         Verb::Check(arguments) => check::run(&arguments),
         Verb::Explain(arguments) => explain::run(&arguments),
+        Verb::Diagnostics(command) => diagnostics::run(&command),
         Verb::Identity(arguments) => identity::run(&arguments).map(done),
         Verb::Token(command) => token::run(&command).map(done),
         Verb::Version(arguments) => version::run(&arguments).map(done),

@@ -1,5 +1,5 @@
-//! `/metrics`, `/ready` and `/live` over HTTP, and to callers on this host `/resources/TYPE/NAME`; GET and HEAD only. Nothing here
-//! changes anything.
+//! `/metrics`, `/ready` and `/live` over HTTP, and to callers on this host `/resources/TYPE/NAME` and `/endpoints`; GET and HEAD
+//! only. Nothing here changes anything.
 //!
 //! A resource says who may call whom and where everybody is, which is nobody's business who can merely reach this port: it is for
 //! whoever is on the control plane's host already, or is let there by `kubectl port-forward`. A page of a browser on that host
@@ -22,6 +22,7 @@ use tokio::net::TcpListener;
 use tulle_api::{ResourceType, v1};
 
 use crate::ads::Proxies;
+use crate::asking::Reporters;
 use crate::ca::Ca;
 use crate::metrics::{Gauges, Metrics};
 use crate::model::Publisher;
@@ -49,6 +50,8 @@ pub struct Pages {
     pub publisher: Arc<Publisher>,
     /// Who is connected.
     pub proxies: Proxies,
+    /// Who can be asked what it uses.
+    pub reporters: Reporters,
     /// Whose certificates expire.
     pub ca: Ca,
     /// Shown by `/ready`.
@@ -89,8 +92,8 @@ pub async fn serve(listener: TcpListener, pages: Arc<Pages>) {
         let pages = Arc::clone(&pages);
         connections.spawn(async move {
             let service = service_fn(move |request| {
-                let response = pages.answer(&request, client);
-                async move { Ok::<_, Infallible>(response) }
+                let pages = Arc::clone(&pages);
+                async move { Ok::<_, Infallible>(pages.answer(&request, client).await) }
             });
             let served = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -106,7 +109,7 @@ pub async fn serve(listener: TcpListener, pages: Arc<Pages>) {
 // === impl Pages ===
 
 impl Pages {
-    fn answer(&self, request: &Request<Incoming>, client: SocketAddr) -> Response<Full<Bytes>> {
+    async fn answer(&self, request: &Request<Incoming>, client: SocketAddr) -> Response<Full<Bytes>> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
             response.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static("GET, HEAD"));
@@ -127,27 +130,35 @@ impl Pages {
                 text(status, body)
             }
             "/live" => text(StatusCode::OK, "live\n"),
-            path => match path.strip_prefix("/resources/") {
-                Some(resource) => self.resource(resource, request, client),
-                None => text(
-                    StatusCode::NOT_FOUND,
-                    "there are /metrics, /ready, /live and /resources/TYPE/NAME\n",
-                ),
-            },
+            path if path.starts_with("/resources/") || path.starts_with("/endpoints") => {
+                if !(client.ip().to_canonical().is_loopback() && is_for_loopback(request)) {
+                    let why = "resources are for callers on the control plane's own host, at its loopback address (kubectl port-forward)\n";
+                    return text(StatusCode::FORBIDDEN, why);
+                }
+                match (path.strip_prefix("/resources/"), path.strip_prefix("/endpoints")) {
+                    (Some(resource), _) => self.resource(resource),
+                    (None, Some("" | "/")) => self.endpoints("").await,
+                    (None, Some(rest)) if rest.starts_with('/') => self.endpoints(&rest[1..]).await,
+                    _ => nothing_there(),
+                }
+            }
+            _ => nothing_there(),
         }
     }
 
+    /// What the control plane says of a service's endpoints, or of all that are in use, and what each proxy uses.
+    async fn endpoints(&self, service: &str) -> Response<Full<Bytes>> {
+        let proxies = self.reporters.ask(service).await;
+        let seen =
+            crate::diagnostics::endpoints(&self.publisher.model(), service, &self.proxies.list(), proxies);
+        let mut response = Response::new(Full::new(seen.to_string().into()));
+        let json = header::HeaderValue::from_static("application/json");
+        response.headers_mut().insert(header::CONTENT_TYPE, json);
+        response
+    }
+
     /// The encoded resource `TYPE/NAME`, or 204 where there is none of that name.
-    fn resource(
-        &self,
-        named: &str,
-        request: &Request<Incoming>,
-        client: SocketAddr,
-    ) -> Response<Full<Bytes>> {
-        if !(client.ip().to_canonical().is_loopback() && is_for_loopback(request)) {
-            let why = "resources are for callers on the control plane's own host, at its loopback address (kubectl port-forward)\n";
-            return text(StatusCode::FORBIDDEN, why);
-        }
+    fn resource(&self, named: &str) -> Response<Full<Bytes>> {
         let named =
             named.split_once('/').and_then(|(kind, name)| Some((ResourceType::from_name(kind)?, name)));
         let Some((kind, name)) = named else {
@@ -199,6 +210,12 @@ fn is_for_loopback(request: &Request<Incoming>) -> bool {
         host.eq_ignore_ascii_case("localhost")
             || host.parse().is_ok_and(|ip: IpAddr| ip.to_canonical().is_loopback())
     }) && !FORWARDED.iter().any(|name| request.headers().contains_key(*name))
+}
+
+fn nothing_there() -> Response<Full<Bytes>> {
+    let there_are =
+        "there are /metrics, /ready, /live, /resources/TYPE/NAME and /endpoints[/NAMESPACE/SERVICE]\n";
+    text(StatusCode::NOT_FOUND, there_are)
 }
 
 fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {

@@ -20,6 +20,7 @@ use tulle_api::v1::proxy_server::ProxyServer;
 
 use crate::admin::{self, Pages, Readiness};
 use crate::ads::{Ads, Proxies};
+use crate::asking::Reporters;
 use crate::ca::{self, Ca};
 use crate::config::{Config, LogFormat};
 use crate::ending::{self, End, Ending};
@@ -161,18 +162,25 @@ impl ControlPlane {
 
         let (end, ending) = ending::channel();
         let proxies = Proxies::default();
+        let reporters = Reporters::default();
         let readiness = Arc::new(Readiness::default());
         let pages = Pages {
             metrics: metrics.clone(),
             publisher: Arc::clone(&publisher),
             proxies: proxies.clone(),
+            reporters: reporters.clone(),
             ca: ca.clone(),
             readiness: Arc::clone(&readiness),
         };
         tasks.spawn(admin::serve(metrics_listener, Arc::new(pages)));
         let ads = Ads::new(publisher.models(), metrics.clone(), proxies.clone(), ending.clone());
-        let reports =
-            Reports::new(Arc::clone(&registrations), Arc::clone(&publisher), metrics.clone(), ending.clone());
+        let reports = Reports::new(
+            Arc::clone(&registrations),
+            Arc::clone(&publisher),
+            reporters,
+            metrics.clone(),
+            ending.clone(),
+        );
         let grpc = serve_grpc(grpc_listener, ads, reports, ca.clone(), metrics, ending);
         let bound = BTreeMap::from([("metrics", metrics_address), ("grpc", grpc_address)]);
         if let Some(path) = &config.addresses_file {

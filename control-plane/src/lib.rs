@@ -6,8 +6,10 @@
 pub mod admin;
 pub mod ads;
 pub mod app;
+pub mod asking;
 pub mod ca;
 pub mod config;
+pub mod diagnostics;
 pub mod ending;
 pub mod finding;
 pub mod index;

@@ -1,6 +1,7 @@
-//! `tulle.v1.Proxy/Report`: the stream by which a workload makes itself an endpoint, for as long as the stream lives.
+//! `tulle.v1.Proxy/Report`: the stream by which a workload makes itself an endpoint, for as long as the stream lives, and by which
+//! its proxy is asked what it uses.
 //!
-//! Decides nothing but who speaks; [`Registrations`] decides what is taken. A registration that is refused ends the
+//! Decides nothing but who speaks; [`Registrations`] decides what is taken, [`Reporters`] who asks. A registration that is refused ends the
 //! stream, since nothing that the proxy could say next would mend it, and the status says what is wrong.
 
 use std::pin::Pin;
@@ -8,7 +9,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use futures_util::{Stream, StreamExt};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tulle_api::v1::proxy_server::Proxy;
@@ -17,6 +18,7 @@ use tulle_certs::SpiffeId;
 
 use crate::ads::Caller;
 use crate::ads::session::Refusal as NodeRefusal;
+use crate::asking::{Place, Question, Reporters};
 use crate::ca;
 use crate::ending::Ending;
 use crate::index::{Registration, RegistrationId};
@@ -30,6 +32,7 @@ use crate::server;
 pub struct Reports {
     registrations: Arc<Registrations>,
     publisher: Arc<Publisher>,
+    reporters: Reporters,
     metrics: Metrics,
     ending: Ending,
 }
@@ -43,10 +46,21 @@ struct ReportStream {
     /// When the certificate does, and with it the connection.
     expires: SystemTime,
     caller: Option<Caller>,
+    asked: Option<Asked>,
     held: Option<Held>,
     /// Changes with what is pending.
     services: watch::Receiver<u64>,
     responses: mpsc::Sender<Result<ReportResponse, Status>>,
+}
+
+/// What the proxy is asked.
+struct Asked {
+    /// Held for as long as it can be.
+    _place: Place,
+    questions: mpsc::Receiver<Question>,
+    /// The question that it has not answered, by its number. Who asks another has given up on this one.
+    open: Option<(u64, oneshot::Sender<v1::EndpointsInUse>)>,
+    last: u64,
 }
 
 /// What the stream has registered.
@@ -64,10 +78,11 @@ impl Reports {
     pub fn new(
         registrations: Arc<Registrations>,
         publisher: Arc<Publisher>,
+        reporters: Reporters,
         metrics: Metrics,
         ending: Ending,
     ) -> Self {
-        Self { registrations, publisher, metrics, ending }
+        Self { registrations, publisher, reporters, metrics, ending }
     }
 }
 
@@ -89,6 +104,7 @@ impl Proxy for Reports {
             id: caller.id,
             expires: caller.not_after,
             caller: None,
+            asked: None,
             held: None,
             services: self.publisher.services(),
             responses,
@@ -129,6 +145,7 @@ impl ReportStream {
                     // The proxy is gone; it will come back.
                     Some(Err(_)) | None => return Ok(()),
                 },
+                Some(question) = next_question(&mut self.asked) => self.ask(question).await,
                 changed = self.services.changed() => match changed {
                     Ok(()) => self.tell_pending().await,
                     Err(_) => return Err(Status::unavailable("the control plane is ending")),
@@ -148,14 +165,39 @@ impl ReportStream {
                 let caller = node.and_then(|node| Caller::new(self.id.namespace(), &node.id));
                 let caller =
                     caller.map_err(|refusal| self.refuse(refusal.reason(), Status::from(&refusal)))?;
+                let (place, questions) = self.reporters().enter(caller.node(), self.id.as_ref());
+                self.asked = Some(Asked { _place: place, questions, open: None, last: 0 });
                 self.caller.insert(caller).clone()
             }
         };
         match request.report {
             Some(report_request::Report::Registration(said)) => self.register(&caller, &said).await,
-            // Something newer than this control plane.
+            Some(report_request::Report::Endpoints(in_use)) => {
+                let open =
+                    self.asked.as_mut().and_then(|asked| asked.open.take_if(|(id, _)| *id == in_use.id));
+                if let Some((_, answer)) = open {
+                    // Who asked may have left.
+                    let _left = answer.send(in_use);
+                }
+                Ok(())
+            }
+            // Who he is, and nothing else; or something newer than this control plane.
             None => Ok(()),
         }
+    }
+
+    /// Puts a question to the proxy.
+    async fn ask(&mut self, question: Question) {
+        let Some(asked) = &mut self.asked else { return };
+        asked.last += 1;
+        let Question { service, answer } = question;
+        asked.open = Some((asked.last, answer));
+        let question = v1::EndpointsQuestion { id: asked.last, service };
+        self.say(report_response::Response::Endpoints(question)).await;
+    }
+
+    fn reporters(&self) -> &Reporters {
+        &self.reports.reporters
     }
 
     async fn register(&mut self, caller: &Caller, said: &v1::Registration) -> Result<(), Status> {
@@ -196,7 +238,10 @@ impl ReportStream {
     }
 
     async fn answer(&self, pending: Vec<String>) {
-        let response = report_response::Response::Registered(v1::Registered { pending });
+        self.say(report_response::Response::Registered(v1::Registered { pending })).await;
+    }
+
+    async fn say(&self, response: report_response::Response) {
         // A caller that is gone needs no answer.
         let _gone = self.responses.send(Ok(ReportResponse { response: Some(response) })).await;
     }
@@ -206,4 +251,9 @@ impl ReportStream {
         tracing::warn!(identity = %self.id, reason, error = status.message(), "refused a registration");
         status
     }
+}
+
+/// `None`: nobody can ask (yet).
+async fn next_question(asked: &mut Option<Asked>) -> Option<Question> {
+    asked.as_mut()?.questions.recv().await
 }

@@ -291,11 +291,20 @@ fn start_control(
         metrics: Arc::clone(metrics),
     };
     tokio::spawn(ads.run());
-    let Some(registration) = registration else { return Ok(()) };
     let (sender, receiver) = watch::channel(None);
-    let report = Report { channel, node, registration: receiver, registered, metrics: Arc::clone(metrics) };
+    let report = Report {
+        channel,
+        node,
+        identity: Arc::clone(identity),
+        store: Arc::clone(&proxy.store),
+        registration: receiver,
+        registered,
+        metrics: Arc::clone(metrics),
+    };
     tokio::spawn(report.run());
-    tokio::spawn(register(Arc::clone(admin), registration, sender));
+    if let Some(registration) = registration {
+        tokio::spawn(register(Arc::clone(admin), registration, sender));
+    }
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! Both ends of ADS against each other, without I/O, by seed: the proxy's session and the control plane's, over a link
 //! that delays, breaks in the middle of anything and comes back, while the model and the proxy's wants change and some
-//! of what is sent cannot be used.
+//! of what is sent cannot be used. In the second test messages are lost besides, the control plane forgets to tell of changes or is
+//! another that is behind, and the proxy loses what it had: one comparison must find and mend all of it (R7).
 //!
 //! `TULLE_TESTS_SEED=17 cargo test -p tulle-tests --test ads_simulation` runs one seed again.
 
@@ -13,10 +14,10 @@ use prost::Message;
 use tulle_api::ResourceType;
 use tulle_api::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node};
 use tulle_api::v1::{ObjectName, Rejection};
-use tulle_control_plane::ads::session::Verdict;
+use tulle_control_plane::ads::session::{Refusal, Verdict};
 use tulle_control_plane::ads::{self, View};
 use tulle_control_plane::model::Encoded;
-use tulle_proxy::control::session::{ResourceName, Session};
+use tulle_proxy::control::session::{Compared, ResourceName, Session};
 
 const SEEDS: u64 = 400;
 const STEPS: usize = 300;
@@ -26,6 +27,26 @@ type Key = (ResourceType, String);
 
 #[test]
 fn both_ends_agree_with_the_model_after_whatever_happened() {
+    let (seen, all) = run_seeds(run);
+    if all {
+        // A simulation in which nothing happens proves nothing.
+        assert!(seen.nacks > 1000 && seen.drops > 1000 && seen.resumed > 1000, "{seen:?}");
+        assert!(seen.removals > 1000 && seen.resources > 1000 && seen.equal > 400, "{seen:?}");
+    }
+    assert_eq!(seen.different, 0, "nothing was lost");
+}
+
+#[test]
+fn r7_one_comparison_mends_whatever_was_lost_or_forgotten() {
+    let (seen, all) = run_seeds(run_with_faults);
+    if all {
+        assert!(seen.lost > 1000 && seen.forgotten > 1000 && seen.behind > 100, "{seen:?}");
+        assert!(seen.different > 300 && seen.equal > 300 && seen.nacks > 1000, "{seen:?}");
+    }
+}
+
+/// Runs each seed, or the one that is asked for; says what happened, and whether it was all of them.
+fn run_seeds(run: impl Fn(u64) -> Seen + std::panic::RefUnwindSafe) -> (Seen, bool) {
     let seeds = match std::env::var_os("TULLE_TESTS_SEED") {
         Some(seed) => {
             let seed = seed.to_str().and_then(|seed| seed.parse().ok()).expect("a number");
@@ -35,8 +56,7 @@ fn both_ends_agree_with_the_model_after_whatever_happened() {
     };
     let mut seen = Seen::default();
     for seed in seeds.clone() {
-        let run = std::panic::catch_unwind(|| run(seed));
-        match run {
+        match std::panic::catch_unwind(|| run(seed)) {
             Ok(one) => seen.add(&one),
             Err(panic) => {
                 eprintln!("seed {seed}: run it again with TULLE_TESTS_SEED={seed}");
@@ -44,11 +64,7 @@ fn both_ends_agree_with_the_model_after_whatever_happened() {
             }
         }
     }
-    if seeds.end - seeds.start > 1 {
-        // A simulation in which nothing happens proves nothing.
-        assert!(seen.nacks > 1000 && seen.drops > 1000 && seen.resumed > 1000, "{seen:?}");
-        assert!(seen.removals > 1000 && seen.resources > 1000, "{seen:?}");
-    }
+    (seen, seeds.end - seeds.start > 1)
 }
 
 fn run(seed: u64) -> Seen {
@@ -58,6 +74,7 @@ fn run(seed: u64) -> Seen {
     }
     simulation.settle();
     simulation.agree();
+    simulation.compare_once();
     // Once more, with nothing changed: a reconnect finds everything where it was.
     let before = simulation.seen.resources;
     let refused = simulation.refused();
@@ -66,6 +83,30 @@ fn run(seed: u64) -> Seen {
     simulation.agree();
     let sent = simulation.seen.resources - before;
     assert_eq!(sent, refused, "only what was refused is offered again after a reconnect");
+    simulation.seen
+}
+
+fn run_with_faults(seed: u64) -> Seen {
+    let mut simulation = Simulation::new(seed);
+    for _ in 0..STEPS {
+        if simulation.random.below(12) == 0 {
+            simulation.go_wrong();
+        } else {
+            simulation.step();
+        }
+    }
+    // From here on nothing goes wrong any more, but nothing is told that has been forgotten either.
+    simulation.catch_up();
+    simulation.settle();
+    simulation.compare_once();
+    simulation.agree();
+    let before = simulation.seen.different;
+    simulation.compare_once();
+    assert_eq!(
+        simulation.seen.different, before,
+        "what is mended stays so, and what is refused is no difference"
+    );
+    simulation.agree();
     simulation.seen
 }
 
@@ -78,13 +119,22 @@ struct Seen {
     drops: usize,
     /// Subscriptions that a reconnect renewed without the resource being sent.
     resumed: usize,
+    /// Comparisons, by what they came to.
+    equal: usize,
+    different: usize,
+    /// Messages, and resources of the proxy, that were lost.
+    lost: usize,
+    /// Changes that the control plane did not tell of.
+    forgotten: usize,
+    /// Streams to a control plane that was behind.
+    behind: usize,
 }
 
 /// splitmix64: small, and the same everywhere.
 struct Random(u64);
 
 /// The truth: content by name. Every fifth content cannot be used by the proxy.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct World(BTreeMap<Key, Arc<Encoded>>);
 
 /// One stream: the server's end, and what is under way.
@@ -96,6 +146,8 @@ struct Link {
     /// to be answered.
     told: BTreeMap<Key, Option<String>>,
     subscribed: BTreeSet<Key>,
+    /// What this control plane knows, if it is behind.
+    behind: Option<World>,
 }
 
 struct Simulation {
@@ -106,6 +158,10 @@ struct Simulation {
     wanted: BTreeSet<Key>,
     /// What the proxy runs on.
     state: BTreeMap<Key, Arc<str>>,
+    /// Both ends compare, and have not come to an end yet.
+    is_asked: bool,
+    /// The world as it was some time ago.
+    before: World,
     seen: Seen,
 }
 
@@ -121,6 +177,8 @@ impl Simulation {
             link: None,
             wanted: BTreeSet::new(),
             state: BTreeMap::new(),
+            is_asked: false,
+            before: World::default(),
             seen: Seen::default(),
         }
     }
@@ -130,6 +188,7 @@ impl Simulation {
             0..4 => self.change_model(),
             4..6 => self.want(),
             6 => self.want_no_more(),
+            7 if self.random.below(2) == 0 => self.ask(),
             7 => self.subscribe_again(),
             8 if self.random.below(4) == 0 => self.drop_link(),
             8 | 9 => self.connect(),
@@ -163,7 +222,7 @@ impl Simulation {
             }
         }
         let told_all = self.random.below(4) == 0;
-        if let Some(link) = &mut self.link {
+        if let Some(link) = self.link.as_mut().filter(|link| link.behind.is_none()) {
             if told_all {
                 link.server.model_changed();
             }
@@ -178,6 +237,92 @@ impl Simulation {
             }
         }
         self.server_speaks();
+    }
+
+    /// Something that must not happen, and does.
+    fn go_wrong(&mut self) {
+        match self.random.below(8) {
+            0 | 1 => {
+                let lost = self.link.as_mut().and_then(|link| link.requests.pop_front());
+                self.seen.lost += usize::from(lost.is_some());
+            }
+            2 | 3 => {
+                let lost = self.link.as_mut().and_then(|link| link.responses.pop_front());
+                self.seen.lost += usize::from(lost.is_some());
+            }
+            // The model changes, and the session hears nothing of it.
+            4 | 5 => {
+                let (key, content) = (self.key(), self.random.below(9));
+                if content == 8 {
+                    self.world.0.remove(&key);
+                } else {
+                    self.world.set(key, content);
+                }
+                self.seen.forgotten += 1;
+            }
+            6 => {
+                let key = self.key();
+                self.seen.lost += usize::from(self.state.remove(&key).is_some());
+            }
+            // Killed; the next to answer is one that is behind.
+            _ => {
+                self.drop_link();
+                self.connect();
+                let behind = std::mem::replace(&mut self.before, self.world.clone());
+                if let Some(link) = &mut self.link {
+                    link.behind = Some(behind);
+                    self.seen.behind += 1;
+                }
+            }
+        }
+    }
+
+    /// A control plane that was behind hears what has happened.
+    fn catch_up(&mut self) {
+        if let Some(link) = &mut self.link
+            && link.behind.take().is_some()
+        {
+            link.server.model_changed();
+            self.server_speaks();
+        }
+    }
+
+    /// Asks the control plane what should be held, unless it is asked already; what is not there any more is asked for first.
+    fn ask(&mut self) {
+        if std::mem::replace(&mut self.is_asked, self.link.is_some()) || self.link.is_none() {
+            return;
+        }
+        let told = self.client.told().map(|(type_url, name, held)| (named_as(type_url, name), held));
+        let lost = told.filter(|((resource_type, name), held)| {
+            *held != self.state.contains_key(&(*resource_type, name.clone()))
+        });
+        let lost: Vec<Key> = lost.map(|(key, _)| key).collect();
+        for key in lost {
+            self.client.lost(named(&key));
+        }
+        self.client.ask_view();
+    }
+
+    /// One comparison, with what it leads to.
+    fn compare_once(&mut self) {
+        if self.is_asked {
+            // Asked, and never answered: that is a difference.
+            self.repair();
+            self.settle();
+            return;
+        }
+        let before = self.seen.equal + self.seen.different;
+        while self.seen.equal + self.seen.different == before {
+            self.ask();
+            self.settle();
+        }
+    }
+
+    fn repair(&mut self) {
+        self.seen.different += 1;
+        self.link = None;
+        self.is_asked = false;
+        self.connect();
     }
 
     fn want(&mut self) {
@@ -202,6 +347,7 @@ impl Simulation {
     fn drop_link(&mut self) {
         // Whatever was under way is lost, an answer that was applied and never acknowledged among it.
         self.seen.drops += usize::from(self.link.take().is_some());
+        self.is_asked = false;
     }
 
     fn connect(&mut self) {
@@ -213,6 +359,7 @@ impl Simulation {
                 responses: VecDeque::new(),
                 told: BTreeMap::new(),
                 subscribed: BTreeSet::new(),
+                behind: None,
             });
         }
     }
@@ -230,8 +377,16 @@ impl Simulation {
         let Some(request) = link.requests.pop_front() else { return false };
         link.note_request(&request, &mut self.seen);
         let nack = request.error_detail.is_some();
-        let answers = !request.response_nonce.is_empty();
-        let received = link.server.receive(request).expect("the client keeps to the protocol");
+        let answers = !request.response_nonce.is_empty() && !is_view(&request.type_url);
+        let received = match link.server.receive(request) {
+            Ok(received) => received,
+            Err(refusal) => {
+                assert_eq!(refusal, Refusal::NodeMissing, "the client keeps to the protocol");
+                assert!(self.seen.lost > 0, "only if the first message was lost");
+                self.drop_link();
+                return true;
+            }
+        };
         assert_eq!(received.refused, []);
         let verdict = match (answers, nack) {
             (true, true) => Verdict::Nack,
@@ -245,16 +400,28 @@ impl Simulation {
 
     fn server_speaks(&mut self) {
         let Some(link) = &mut self.link else { return };
-        while let Some(response) = link.server.poll(&self.world) {
+        while let Some(response) = link.server.poll(link.behind.as_ref().unwrap_or(&self.world)) {
             link.note_response(&response, &mut self.seen);
             link.responses.push_back(response);
-            assert!(link.responses.len() <= TYPES.len(), "one response of a type is under way");
+            let under_way = link.responses.iter().filter(|response| !is_view(&response.type_url)).count();
+            assert!(under_way <= TYPES.len(), "one response of a type is under way");
         }
     }
 
     fn client_hears(&mut self) -> bool {
         let Some(link) = &mut self.link else { return false };
         let Some(response) = link.responses.pop_front() else { return false };
+        if let Some(compared) = self.client.compare(&response) {
+            link.requests.extend(self.client.answer_view(&response, &compared));
+            self.is_asked = false;
+            match compared {
+                Compared::Equal => self.seen.equal += 1,
+                Compared::Unsettled => {}
+                Compared::Different(_) => self.repair(),
+                Compared::Unsupported => panic!("it is supported"),
+            }
+            return true;
+        }
         let resource_type = ResourceType::from_type_url(&response.type_url).expect("a type of ours");
         let update = self.client.receive(response);
         let mut rejected = Vec::new();
@@ -287,6 +454,7 @@ impl Simulation {
         while self.client_speaks() | self.server_hears() | self.client_hears() {
             rounds += 1;
             assert!(rounds < 10_000, "both ends talk for ever");
+            self.connect();
         }
     }
 
@@ -341,6 +509,9 @@ impl Simulation {
 
 impl Link {
     fn note_request(&mut self, request: &DeltaDiscoveryRequest, seen: &mut Seen) {
+        if is_view(&request.type_url) {
+            return;
+        }
         let resource_type = ResourceType::from_type_url(&request.type_url).expect("a type of ours");
         for name in &request.resource_names_unsubscribe {
             let key = (resource_type, name.clone());
@@ -359,6 +530,9 @@ impl Link {
     }
 
     fn note_response(&mut self, response: &DeltaDiscoveryResponse, seen: &mut Seen) {
+        if is_view(&response.type_url) {
+            return;
+        }
         let resource_type = ResourceType::from_type_url(&response.type_url).expect("a type of ours");
         let sent = response.resources.iter().map(|sent| (&sent.name, Some(sent.version.clone())));
         for (name, version) in sent.chain(response.removed_resources.iter().map(|name| (name, None))) {
@@ -399,6 +573,14 @@ fn named((resource_type, name): &Key) -> ResourceName {
     ResourceName { type_url: resource_type.type_url().to_owned(), name: name.clone() }
 }
 
+fn named_as(type_url: &str, name: &str) -> Key {
+    (ResourceType::from_type_url(type_url).expect("a type of ours"), name.to_owned())
+}
+
+fn is_view(type_url: &str) -> bool {
+    type_url == tulle_api::type_url::<tulle_api::v1::View>()
+}
+
 impl World {
     fn set(&mut self, key: Key, content: usize) {
         let resource = encoded(key.0, &content.to_string());
@@ -437,5 +619,10 @@ impl Seen {
         self.nacks += other.nacks;
         self.drops += other.drops;
         self.resumed += other.resumed;
+        self.equal += other.equal;
+        self.different += other.different;
+        self.lost += other.lost;
+        self.forgotten += other.forgotten;
+        self.behind += other.behind;
     }
 }

@@ -21,7 +21,7 @@ use super::apply::Applier;
 use super::channel::reconnect_delay;
 use super::identity::Identity;
 use super::report::Registered;
-use super::session::{Compared, Session};
+use super::session::{Compared, ResourceName, Session};
 use crate::state::Want;
 use crate::telemetry::metrics::ControlMetrics;
 
@@ -181,7 +181,7 @@ impl Ads {
                     if let Err(differs) = comparing.ask() {
                         return differs;
                     }
-                    self.session.ask_view();
+                    self.ask_view();
                 }
                 Some(want) = self.wants.recv() => self.want(want),
                 Ok(()) = self.registered.changed() => {
@@ -192,6 +192,21 @@ impl Ads {
                 _ = forget.tick() => self.forget(),
             }
         }
+    }
+
+    /// Asks what should be held, and again for what should be in use here and is not.
+    fn ask_view(&mut self) {
+        for lost in self.applier.lost(&self.session) {
+            let ResourceName { type_url, name } = &lost;
+            tracing::error!(
+                kind = label(type_url),
+                name,
+                "a resource was told and is not in use as it was; asking for it again"
+            );
+            self.metrics.ads_lost(label(type_url));
+            self.session.lost(lost);
+        }
+        self.session.ask_view();
     }
 
     /// Takes a response in; returns the answer to it, and what a comparison came to if it is one.

@@ -12,18 +12,18 @@ use std::time::{Instant, SystemTime};
 
 use foldhash::fast::RandomState;
 use prost::Name;
-use tulle_api::v1;
 use tulle_api::v1::Rejection;
+use tulle_api::{ResourceType, v1};
 
 use super::decode::{self, Decoded};
 use super::gate::{Gate, HeldBack};
 use super::identity::Identity;
-use super::session::{ResourceName, Update};
+use super::session::{ResourceName, Session, Update};
 use crate::endpoint::{EndpointSet, How};
 use crate::io;
 use crate::policy::{self, Action, EgressSpec};
 use crate::route;
-use crate::state::{AddressInfo, KnownAddress, ObjectName, ServiceState, Store, Want};
+use crate::state::{AddressInfo, KnownAddress, ObjectName, ServiceState, Snapshot, Store, Want};
 
 /// Writes the state of one proxy.
 pub struct Applier {
@@ -211,6 +211,17 @@ impl Applier {
             absent.iter().for_each(|(_, ip)| drop(snapshot.addresses.remove(ip)));
         });
         absent.into_iter().map(|(_, ip)| address(ip)).collect()
+    }
+
+    /// What is not in use as it was told and accepted: nothing, unless something is wrong here.
+    pub fn lost(&self, session: &Session) -> Vec<ResourceName> {
+        let snapshot = self.store.load();
+        let lost = session.told().filter(|(type_url, name, is_held)| {
+            ResourceType::from_type_url(type_url)
+                .is_some_and(|kind| !is_as_told(&snapshot, kind, name, *is_held))
+        });
+        lost.map(|(type_url, name, _)| ResourceName { type_url: type_url.to_owned(), name: name.to_owned() })
+            .collect()
     }
 
     /// Puts an update to use, as far as it can be.
@@ -432,6 +443,29 @@ fn held_back(kind: &str, why: &HeldBack) {
         HeldBack::PortUnknown(_) | HeldBack::Unregistered => {
             tracing::warn!(%why, "held back an {kind}; what is in force stays");
         }
+    }
+}
+
+/// Whether the snapshot has a resource if it is held, and has heard that there is none if it is not.
+fn is_as_told(snapshot: &Snapshot, kind: ResourceType, name: &str, is_held: bool) -> bool {
+    let service = |name: &str| name.parse().ok().and_then(|name: ObjectName| snapshot.services.get(&name));
+    match kind {
+        ResourceType::Mesh => snapshot.mesh.is_some() || !is_held,
+        ResourceType::Workload => snapshot.workload.is_some() == is_held,
+        ResourceType::Address => {
+            let known = name.parse().ok().and_then(|ip: IpAddr| snapshot.addresses.get(&ip));
+            known.is_some_and(|known| known.info.is_some() == is_held)
+        }
+        ResourceType::Service => service(name).is_some_and(|service| service.info().is_some() == is_held),
+        ResourceType::Endpoints => service(name)
+            .and_then(|service| service.endpoints())
+            .is_some_and(|endpoints| is_held || endpoints.all().next().is_none()),
+        ResourceType::Routes => {
+            let name = name.split_once('/').map_or("", |(_, name)| name);
+            service(name).is_some_and(|service| service.routes().is_some() == is_held)
+        }
+        // The last ones stay in use whatever comes, and a policy may be held back by the gate.
+        ResourceType::TrustBundle | ResourceType::InboundPolicy | ResourceType::EgressPolicy => true,
     }
 }
 

@@ -1,11 +1,12 @@
-//! Telling the control plane that this workload is an endpoint, for as long as the stream lives.
+//! What this proxy tells its control plane beside ADS: that its workload is an endpoint, for as long as the stream lives, and
+//! which endpoints it uses itself, when it is asked ([`in_use`]).
 //!
-//! At first it says that it is not ready, since its policy exists only from then on ([`super::gate`]); that it is ready
+//! At first a registration says that it is not ready, since its policy exists only from then on ([`super::gate`]); that it is ready
 //! once that policy is in force; and while it drains, that it is not. A lost stream is opened again, and the
 //! registration with it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use tokio::sync::{mpsc, watch};
@@ -13,17 +14,22 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tulle_api::discovery::Node;
 use tulle_api::v1::proxy_client::ProxyClient;
-use tulle_api::v1::{Registration, ReportRequest, report_request, report_response};
+use tulle_api::v1::{self, Registration, ReportRequest, report_request, report_response};
 
 use super::ads::{STALLED, describe};
 use super::channel::reconnect_delay;
+use super::identity::Identity;
+use crate::state::Store;
 use crate::telemetry::metrics::ControlMetrics;
 
 /// What is reported, and over what.
 pub struct Report {
     pub channel: Channel,
     pub node: Node,
-    /// The registration as it should stand; `None`: not yet.
+    pub identity: Arc<Identity>,
+    /// What is in use.
+    pub store: Arc<Store>,
+    /// The registration as it should stand; `None`: not yet, or nothing is to be registered.
     pub registration: watch::Receiver<Option<Registration>>,
     /// What became of it.
     pub registered: watch::Sender<Registered>,
@@ -39,37 +45,36 @@ pub struct Registered {
     pub pending: Vec<String>,
 }
 
+/// Endpoints that an answer names, at most: so it stays below a megabyte, whatever is in use.
+const MAX_TOLD: usize = 4096;
+
 impl Report {
-    /// Keeps the registration up, for ever.
+    /// Keeps the stream up, and the registration with it, for ever.
     pub async fn run(mut self) {
+        let identity = Arc::clone(&self.identity);
+        identity.ready().await;
         let mut failures = 0;
         loop {
-            if self.registration.wait_for(Option::is_some).await.is_err() {
-                return;
-            }
+            let opened = Instant::now();
             let ended = self.stream(&mut failures).await;
             self.metrics.registered(false);
-            failures += 1;
+            // Who registers nothing is rarely told anything.
+            failures = if opened.elapsed() > STALLED { 1 } else { failures + 1 };
             let wait = reconnect_delay(failures, rand::random());
-            tracing::warn!(error = %describe(&ended), retry_in = ?wait, "the registration's stream is down");
+            if self.registration.borrow().is_some() {
+                tracing::warn!(error = %describe(&ended), retry_in = ?wait, "the registration's stream is down");
+            } else {
+                tracing::debug!(error = %describe(&ended), retry_in = ?wait, "the stream of reports is down");
+            }
             tokio::time::sleep(wait).await;
         }
     }
 
     async fn stream(&mut self, failures: &mut u32) -> tonic::Status {
         let (requests, outgoing) = mpsc::channel(4);
-        let mut node = Some(self.node.clone());
-        let mut next = |registration: Option<Registration>| {
-            registration.map(|registration| ReportRequest {
-                node: node.take(),
-                report: Some(report_request::Report::Registration(registration)),
-            })
-        };
         let registration = self.registration.borrow_and_update().clone();
-        if let Some(first) = next(registration) {
-            drop(requests.send(first).await);
-        }
-        let mut first = true;
+        let report = registration.map(report_request::Report::Registration);
+        drop(requests.send(ReportRequest { node: Some(self.node.clone()), report }).await);
         let mut client = ProxyClient::new(self.channel.clone());
         let call = client.report(ReceiverStream::new(outgoing));
         let mut responses = match tokio::time::timeout(STALLED, call).await {
@@ -77,45 +82,93 @@ impl Report {
             Ok(Err(status)) => return status,
             Err(_) => return tonic::Status::deadline_exceeded("the control plane does not answer"),
         };
-        let mut pending = None;
+        let mut told = None;
+        // Nobody may go on to register, and nobody does twice at once.
+        let mut may_register = true;
         loop {
-            tokio::select! {
+            let report = tokio::select! {
                 response = responses.next() => match response {
                     Some(Ok(response)) => {
                         *failures = 0;
-                        if let Some(report_response::Response::Registered(registered)) = response.response {
-                            if first {
-                                self.metrics.registered(true);
-                            }
-                            self.registered.send_if_modified(|known| {
-                                known.pending.clone_from(&registered.pending);
-                                known.streams += u64::from(first);
-                                std::mem::take(&mut first)
-                            });
-                            if pending.replace(registered.pending.clone()) == Some(registered.pending.clone()) {
+                        match response.response {
+                            Some(report_response::Response::Registered(registered)) => {
+                                self.note(registered, &mut told);
                                 continue;
                             }
-                            if registered.pending.is_empty() {
-                                tracing::info!("registered");
-                            } else {
-                                tracing::warn!(pending = ?registered.pending, "registered for services, or ports of them, that no source has yet");
+                            Some(report_response::Response::Endpoints(question)) => {
+                                report_request::Report::Endpoints(in_use(&self.store, &question))
                             }
+                            // Something newer than this proxy.
+                            None => continue,
                         }
                     }
                     Some(Err(status)) => return status,
                     None => return tonic::Status::unavailable("the control plane ended the stream"),
                 },
-                changed = self.registration.changed() => {
-                    if changed.is_err() {
-                        return tonic::Status::cancelled("the proxy is going");
-                    }
+                changed = self.registration.changed(), if may_register => {
+                    may_register = changed.is_ok();
                     let registration = self.registration.borrow_and_update().clone();
-                    let request = next(registration);
-                    if let Some(request) = request {
-                        drop(tokio::time::timeout(Duration::from_secs(1), requests.send(request)).await);
+                    match registration.filter(|_| may_register) {
+                        Some(registration) => report_request::Report::Registration(registration),
+                        None => continue,
                     }
                 }
-            }
+            };
+            let request = ReportRequest { node: None, report: Some(report) };
+            drop(tokio::time::timeout(Duration::from_secs(1), requests.send(request)).await);
         }
     }
+
+    /// What became of the registration; `told`: as it was last logged on this stream.
+    fn note(&self, registered: v1::Registered, told: &mut Option<Vec<String>>) {
+        let first = told.is_none();
+        if first {
+            self.metrics.registered(true);
+        }
+        self.registered.send_if_modified(|known| {
+            known.pending.clone_from(&registered.pending);
+            known.streams += u64::from(first);
+            first
+        });
+        let pending = registered.pending;
+        if told.as_ref() == Some(&pending) {
+            return;
+        }
+        if pending.is_empty() {
+            tracing::info!("registered");
+        } else {
+            tracing::warn!(?pending, "registered for services, or ports of them, that no source has yet");
+        }
+        *told = Some(pending);
+    }
+}
+
+/// The endpoints in use, of the service that is asked about or of all that are used here.
+fn in_use(store: &Store, question: &v1::EndpointsQuestion) -> v1::EndpointsInUse {
+    let snapshot = store.load();
+    let mut answer = v1::EndpointsInUse { id: question.id, ..v1::EndpointsInUse::default() };
+    let mut room = MAX_TOLD;
+    for (name, service) in &snapshot.services {
+        let service_name = name.to_string();
+        if !question.service.is_empty() && question.service != service_name {
+            continue;
+        }
+        // Nothing is known yet, so nothing is used.
+        let Some(set) = service.endpoints() else { continue };
+        if room == 0 {
+            answer.is_cut = true;
+            break;
+        }
+        let members = set.by_port().map(|(service_port, member)| v1::EndpointInUse {
+            service_port: u32::from(service_port),
+            address: member.endpoint.address.to_string(),
+            identity: member.endpoint.identity().map(ToString::to_string).unwrap_or_default(),
+            ready: member.ready,
+        });
+        let endpoints: Vec<v1::EndpointInUse> = members.take(room).collect();
+        answer.is_cut |= endpoints.len() < set.all().count();
+        room -= endpoints.len();
+        answer.services.push(v1::ServiceEndpoints { service: service_name, endpoints });
+    }
+    answer
 }

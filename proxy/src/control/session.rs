@@ -152,6 +152,14 @@ impl Session {
         }
     }
 
+    /// What was held of a resource is not there any more, which must not happen: it is asked for again, and not said to be held.
+    pub fn lost(&mut self, resource: ResourceName) {
+        if let Some(subscription) = self.types.get_mut(&resource.type_url) {
+            subscription.held.remove(&resource.name);
+        }
+        self.subscribe_again(resource);
+    }
+
     /// What is to be said now; to be sent in order.
     pub fn requests(&mut self) -> Vec<DeltaDiscoveryRequest> {
         let mut requests = Vec::new();
@@ -256,6 +264,20 @@ impl Session {
     /// Of how many resources of a type the newest version was rejected.
     pub fn rejects(&self, type_url: &str) -> usize {
         self.types.get(type_url).map_or(0, |subscription| subscription.rejected.len())
+    }
+
+    /// Everything that has been told and accepted, by type URL and name, and whether it is held: if not, there is no such resource.
+    pub fn told(&self) -> impl Iterator<Item = (&str, &str, bool)> {
+        self.types.iter().flat_map(|(type_url, subscription)| {
+            let told = subscription.wanted.iter().map(|name| (name, subscription.held.contains_key(name)));
+            // Of what was rejected there may be an older version.
+            let told = told.filter(|(name, is_held)| {
+                let is_absent =
+                    !subscription.unanswered.contains(*name) && !subscription.rejected.contains_key(*name);
+                *is_held || is_absent
+            });
+            told.map(|(name, is_held)| (&**type_url, &**name, is_held))
+        })
     }
 
     /// The version that is held of a resource.

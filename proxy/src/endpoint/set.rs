@@ -171,6 +171,11 @@ impl EndpointSet {
         self.of(port)?.members.get(*by_address.get(&(port, address))?)
     }
 
+    /// Every endpoint, with the service's port that it is for.
+    pub fn by_port(&self) -> impl Iterator<Item = (u16, &Member)> {
+        self.ports.iter().flat_map(|(port, members)| members.iter().map(|member| (*port, member)))
+    }
+
     pub fn all(&self) -> impl Iterator<Item = &Member> {
         self.ports.iter().flat_map(|port| &port.members)
     }

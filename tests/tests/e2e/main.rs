@@ -28,6 +28,7 @@ mod routing_cases;
 mod routing_kinds;
 mod scripted;
 mod shared;
+mod stale;
 mod start;
 
 use tulle_tests::app::App;

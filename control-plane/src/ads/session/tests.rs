@@ -406,3 +406,62 @@ fn a_removed_resource_is_told_once() {
     session.model_changed();
     assert_eq!(session.poll(&world), None);
 }
+
+fn ask_view() -> DeltaDiscoveryRequest {
+    DeltaDiscoveryRequest {
+        node: node("shop/web"),
+        type_url: v1::View::type_url(),
+        resource_names_subscribe: names(&[VIEW]),
+        ..Default::default()
+    }
+}
+
+fn view_of(response: &DeltaDiscoveryResponse) -> v1::View {
+    assert_eq!(response.type_url, v1::View::type_url());
+    v1::View::decode(&*response.resources[0].resource.as_ref().unwrap().value).unwrap()
+}
+
+#[test]
+fn a_view_says_what_the_model_says_and_not_what_was_told() {
+    let mut world = world();
+    let mut session = settled(&world);
+    session.receive(ask_view()).unwrap();
+    let before = view_of(&session.poll(&world).unwrap());
+    assert!(session.poll(&world).is_none(), "one answer a question");
+    assert_eq!(before.types.len(), 1);
+    assert_eq!((before.types[0].type_url.as_str(), &*before.types[0].in_flight), (SERVICE.type_url(), ""));
+    // The model is another, and the session has not been told.
+    world.set(SERVICE, "shop/a", "2");
+    assert!(session.poll(&world).is_none());
+    session.receive(ask_view()).unwrap();
+    let after = view_of(&session.poll(&world).unwrap());
+    assert_eq!(after.types[0].names, before.types[0].names);
+    assert_ne!(after.types[0].hash, before.types[0].hash);
+}
+
+#[test]
+fn a_view_comes_after_all_that_can_be_told_and_names_what_is_under_way() {
+    let mut session = Session::new("shop");
+    session.receive(ask_view()).unwrap();
+    session.receive(subscribe(SERVICE, &["shop/a"])).unwrap();
+    let world = world();
+    let told = session.poll(&world).unwrap();
+    assert_eq!(said(&told).0, ["shop/a"]);
+    let view = view_of(&session.poll(&world).unwrap());
+    assert_eq!(view.types[0].in_flight, told.nonce);
+}
+
+#[test]
+fn what_a_comparison_came_to_is_read_and_kept_within_bounds() {
+    let world = world();
+    let mut session = settled(&world);
+    session.receive(ask_view()).unwrap();
+    let view = session.poll(&world).unwrap();
+    assert_eq!(session.receive(ack(&view)).unwrap().compared, Some(Compared::Equal));
+    let long = Status { message: "ü".repeat(10_000), ..Status::default() };
+    let different = DeltaDiscoveryRequest { error_detail: Some(long), ..ack(&view) };
+    let received = session.receive(different).unwrap();
+    let Some(Compared::Different(in_what)) = received.compared else { panic!("{received:?}") };
+    assert_eq!(in_what.len(), MAX_FAULT_BYTES);
+    assert_eq!((received.verdict, session.rejected().count()), (Verdict::None, 0));
+}

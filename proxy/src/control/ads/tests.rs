@@ -242,3 +242,110 @@ async fn a_stream_that_breaks_is_opened_again_and_says_what_is_held() {
     served.tell(DeltaDiscoveryResponse { removed_resources: removed, ..meshes("1", Vec::new()) }).await;
     assert_eq!(bench.mode(), Some(Mode::Strict));
 }
+
+impl Served {
+    /// The next question what should be held.
+    async fn asked_view(&mut self) {
+        let asked = self.requests.message().await.unwrap().unwrap();
+        assert_eq!(asked.type_url, v1::View::type_url());
+        assert_eq!(asked.resource_names_subscribe, [tulle_api::VIEW]);
+    }
+}
+
+fn view(nonce: &str, mesh: Option<&str>) -> DeltaDiscoveryResponse {
+    let own = [v1::EgressPolicy::type_url(), v1::InboundPolicy::type_url(), v1::Workload::type_url()];
+    let mut types: Vec<(String, &str, Option<&str>)> =
+        own.into_iter().map(|type_url| (type_url, "shop/web", None)).collect();
+    types.push((v1::TrustBundle::type_url(), "cluster.local", None));
+    types.push((v1::Mesh::type_url(), tulle_api::MESH, mesh));
+    let types = types.into_iter().map(|(type_url, name, version)| {
+        let mut digest = tulle_api::Digest::default();
+        digest.add(name, version);
+        v1::TypeView { type_url, names: digest.names, hash: digest.hash, in_flight: String::new() }
+    });
+    let value = v1::View { types: types.collect() }.encode_to_vec();
+    about(v1::View::type_url(), nonce, vec![resource(tulle_api::VIEW, nonce, &v1::View::type_url(), value)])
+}
+
+/// Answers all that is asked for first.
+async fn settle(served: &mut Served, mesh_version: &str) {
+    served.tell(meshes("1", vec![mesh(mesh_version, v1::MtlsMode::Strict)])).await;
+    let absent = [
+        (v1::EgressPolicy::type_url(), "shop/web"),
+        (v1::InboundPolicy::type_url(), "shop/web"),
+        (v1::Workload::type_url(), "shop/web"),
+        (v1::TrustBundle::type_url(), "cluster.local"),
+    ];
+    for (type_url, name) in absent {
+        let removed_resources = vec![name.to_owned()];
+        served.tell(DeltaDiscoveryResponse { removed_resources, ..about(type_url, "2", Vec::new()) }).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn r7_where_both_ends_differ_the_stream_is_opened_anew() {
+    let mut bench = Bench::start();
+    let (mut served, _) = bench.stream().await;
+    settle(&mut served, "v1").await;
+    let value = |bench: &Bench, line: &str| bench.metrics.render().lines().any(|found| found == line);
+    for nonce in ["7", "8"] {
+        served.asked_view().await;
+        assert!(served.tell(view(nonce, Some("v1"))).await.error_detail.is_none());
+    }
+    assert!(value(&bench, r#"tulle_ads_comparisons_total{result="equal"} 2"#), "{}", bench.metrics.render());
+    served.asked_view().await;
+    let nack = served.tell(view("9", Some("v2"))).await;
+    assert_eq!(nack.error_detail.unwrap().message, "Mesh: other versions of 1 names");
+    let (mut served, asked) = bench.stream().await;
+    let mesh = asked.iter().find(|request| request.type_url == v1::Mesh::type_url()).unwrap();
+    assert_eq!(mesh.initial_resource_versions.get("mesh").map(String::as_str), Some("v1"));
+    assert!(
+        value(&bench, "tulle_ads_repairs_total 1")
+            && value(&bench, r#"tulle_ads_differences_total{type="Mesh"} 1"#)
+    );
+    settle(&mut served, "v2").await;
+    served.asked_view().await;
+    assert!(served.tell(view("9", Some("v2"))).await.error_detail.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn r7_a_resource_that_was_rejected_is_told_and_so_no_difference() {
+    let mut bench = Bench::start();
+    let (mut served, _) = bench.stream().await;
+    settle(&mut served, "v1").await;
+    let bad = resource("mesh", "v2", &v1::Mesh::type_url(), vec![0xff]);
+    assert_eq!(rejections(&served.tell(meshes("3", vec![bad])).await).len(), 1);
+    for nonce in ["7", "8", "9"] {
+        served.asked_view().await;
+        assert!(served.tell(view(nonce, Some("v2"))).await.error_detail.is_none());
+    }
+    let text = bench.metrics.render();
+    assert!(text.contains(r#"tulle_ads_rejected_resources{type="Mesh"} 1"#), "{text}");
+    assert!(!text.contains("tulle_ads_repairs_total 1"), "{text}");
+    assert_eq!(bench.mode(), Some(Mode::Strict), "the last good one");
+}
+
+#[tokio::test(start_paused = true)]
+async fn r7_a_control_plane_that_says_nothing_any_more_is_left() {
+    let mut bench = Bench::start();
+    let (mut served, _) = bench.stream().await;
+    settle(&mut served, "v1").await;
+    served.asked_view().await;
+    // It is not answered. Neither is what is said last.
+    let (_served, _) = bench.stream().await;
+    assert!(bench.metrics.render().contains("tulle_ads_repairs_total 1"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_older_control_plane_that_knows_of_no_views_is_not_asked_again() {
+    let mut bench = Bench::start();
+    let (mut served, _) = bench.stream().await;
+    settle(&mut served, "v1").await;
+    served.asked_view().await;
+    let removed_resources = vec![tulle_api::VIEW.to_owned()];
+    let absent = DeltaDiscoveryResponse { removed_resources, ..about(v1::View::type_url(), "4", Vec::new()) };
+    served.responses.send(Ok(absent)).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    served.tell(meshes("5", vec![mesh("v9", v1::MtlsMode::Off)])).await;
+    assert_eq!(bench.mode(), Some(Mode::Off), "the stream is the same, and nothing was asked meanwhile");
+}

@@ -264,3 +264,57 @@ fn routes_of_which_one_rule_cannot_be_read_are_used_and_it_is_told() {
     let routes = bench.store.load().services[&orders].routes().unwrap();
     assert_eq!(routes.routes().routes[0].rules.len(), 1);
 }
+
+#[test]
+fn r7_what_is_not_in_use_as_it_was_told_is_asked_for_again() {
+    let mut bench = Bench::new(&[]);
+    let name = ObjectName::new("shop", "orders");
+    bench.want(&Want::Service(name.clone()));
+    bench.want(&Want::Address(ip(1)));
+    bench.want(&Want::Address(ip(2)));
+    bench.session.requests();
+    assert!(bench.applier.lost(&bench.session).is_empty(), "nothing has been told yet");
+    let object = || Some(v1::ObjectName { namespace: "shop".to_owned(), name: "orders".to_owned() });
+    let endpoints = v1::Endpoints { name: object(), endpoints: Vec::new() };
+    assert!(
+        bench.told::<v1::Endpoints>(&[("shop/orders", endpoints.encode_to_vec())], &[]).rejected.is_empty()
+    );
+    let addresses = [ip(1).to_string(), ip(2).to_string()];
+    bench.told::<v1::Address>(&[], &addresses);
+    bench.told::<v1::Service>(&[], &["shop/orders".to_owned()]);
+    bench.told::<v1::Routes>(&[], &["shop/shop/orders".to_owned()]);
+    assert!(bench.applier.lost(&bench.session).is_empty());
+
+    // Nothing does this; if something did, nobody would hear of a change of either.
+    bench.store.update(|snapshot| {
+        snapshot.addresses.remove(&ip(1));
+        snapshot.services.insert(name.clone(), Arc::new(ServiceState::new(name.clone())));
+    });
+    let lost = bench.applier.lost(&bench.session);
+    assert_eq!(lost, [address(ip(1)), resource::<v1::Endpoints>("shop/orders".to_owned())]);
+    lost.into_iter().for_each(|lost| bench.session.lost(lost));
+    let asked: Vec<Vec<String>> =
+        bench.session.requests().into_iter().map(|request| request.resource_names_subscribe).collect();
+    assert_eq!(asked, [[ip(1).to_string()], ["shop/orders".to_owned()]]);
+}
+
+#[test]
+fn r7_the_endpoints_of_a_service_that_has_gone_are_emptied() {
+    let mut bench = Bench::new(&[]);
+    let name = ObjectName::new("shop", "orders");
+    bench.want(&Want::Service(name.clone()));
+    let object = || Some(v1::ObjectName { namespace: "shop".to_owned(), name: "orders".to_owned() });
+    let peer = v1::Peer { peer: Some(v1::peer::Peer::Plaintext(v1::Plaintext {})) };
+    let port = v1::EndpointPort { service_port: 80, port: 8080, peer: Some(peer) };
+    let endpoint =
+        v1::Endpoint { address: "10.0.0.9".to_owned(), ports: vec![port], ready: true, ..Default::default() };
+    let endpoints = v1::Endpoints { name: object(), endpoints: vec![endpoint] };
+    bench.told::<v1::Endpoints>(&[("shop/orders", endpoints.encode_to_vec())], &[]);
+    let count = |bench: &Bench| {
+        let service = Arc::clone(&bench.store.load().services[&name]);
+        service.endpoints().map(|set| set.all().count())
+    };
+    assert_eq!(count(&bench), Some(1));
+    bench.told::<v1::Endpoints>(&[], &["shop/orders".to_owned()]);
+    assert_eq!(count(&bench), Some(0));
+}

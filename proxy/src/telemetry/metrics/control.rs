@@ -71,6 +71,11 @@ impl ControlMetrics {
         self.add(&families::ADS_COMPARISONS, &[result], 1.0);
     }
 
+    /// A resource of this kind was not in use as it had been told; it is asked for again.
+    pub fn ads_lost(&self, kind: &str) {
+        self.add(&families::ADS_DIFFERENCES, &[kind], 1.0);
+    }
+
     /// Something had been lost, of these kinds as far as is known: the stream is opened anew.
     pub fn ads_repaired(&self, kinds: &[&str]) {
         self.add(&families::ADS_REPAIRS, &[], 1.0);

@@ -135,7 +135,7 @@ families! {
     ADS_COMPARISONS = Counter "tulle_ads_comparisons_total" ["result"]
         "Comparisons of what is held with what the control plane says: equal, different, or unsettled (too much was under way; asked again).";
     ADS_DIFFERENCES = Counter "tulle_ads_differences_total" ["type"]
-        "Types in which a comparison found a difference.";
+        "Differences that comparisons found: one for each type in which both ends differ, and for each resource that is not in use as it was told.";
     ADS_REPAIRS = Counter "tulle_ads_repairs_total" []
         "Streams that were opened anew because something had been lost.";
     ADS_LAST_UPDATE = Gauge "tulle_ads_last_update_timestamp_seconds" []
