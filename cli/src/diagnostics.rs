@@ -4,7 +4,6 @@
 //! other is no difference: before one is told, it is asked once more.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -106,7 +105,7 @@ pub(crate) fn run(command: &DiagnosticsCommand) -> Result<ExitCode> {
     let compared = runtime.block_on(endpoints(arguments))?;
     match arguments.output {
         Format::Json => output::print_json(&compared)?,
-        Format::Table => output::print(compared.text().trim_end())?,
+        Format::Table => output::print(&compared.text())?,
     }
     Ok(if compared.equal { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -166,44 +165,37 @@ impl Comparison {
     }
 
     fn text(&self) -> String {
-        let mut text = String::new();
+        let mut lines = Vec::new();
         for (name, service) in &self.services {
-            let _ = match (service.exists, service.control_plane.len()) {
-                (false, _) => writeln!(text, "{name}: the control plane knows no such Service"),
-                (true, 0) => writeln!(text, "{name}: no endpoints"),
-                (true, count) => writeln!(text, "{name}: {count} {}", of(count, "endpoint")),
-            };
-            for endpoint in &service.control_plane {
-                let _ = writeln!(text, "    {endpoint}", endpoint = line(endpoint));
-            }
+            lines.push(match (service.exists, service.control_plane.len()) {
+                (false, _) => format!("{name}: the control plane knows no such Service"),
+                (true, 0) => format!("{name}: no endpoints"),
+                (true, 1) => format!("{name}: 1 endpoint"),
+                (true, count) => format!("{name}: {count} endpoints"),
+            });
+            lines.extend(service.control_plane.iter().map(|endpoint| format!("    {}", line(endpoint))));
             let (equal, different): (Vec<_>, Vec<_>) = service.proxies.iter().partition(|one| one.is_equal());
             let equal: Vec<&str> = equal.iter().map(|one| &*one.proxy).collect();
-            let _ = match (equal.is_empty(), different.is_empty()) {
-                (false, _) => writeln!(text, "  = {}", equal.join(", ")),
-                (true, true) => writeln!(text, "  no proxy uses it"),
-                (true, false) => Ok(()),
-            };
+            match (equal.is_empty(), different.is_empty()) {
+                (false, _) => lines.push(format!("  = {}", equal.join(", "))),
+                (true, true) => lines.push("  no proxy uses it".to_owned()),
+                (true, false) => {}
+            }
             for one in different {
-                let _ = writeln!(text, "  ≠ {} ({})", one.proxy, one.identity);
-                one.lacks.iter().for_each(|endpoint| drop(writeln!(text, "    lacks {}", line(endpoint))));
-                one.has_besides
-                    .iter()
-                    .for_each(|endpoint| drop(writeln!(text, "    has   {}", line(endpoint))));
+                lines.push(format!("  ≠ {} ({})", one.proxy, one.identity));
+                lines.extend(one.lacks.iter().map(|endpoint| format!("    lacks {}", line(endpoint))));
+                lines.extend(one.has_besides.iter().map(|endpoint| format!("    has   {}", line(endpoint))));
                 if one.is_cut {
-                    text.push_str("    has more than it can tell at once; name one Service\n");
+                    lines.push("    has more than it can tell at once; name one Service".to_owned());
                 }
             }
         }
         if self.services.is_empty() {
-            text.push_str("no proxy uses any Service\n");
+            lines.push("no proxy uses any Service".to_owned());
         }
-        for proxy in &self.silent {
-            let _ = writeln!(
-                text,
-                "{proxy}: no answer; it hangs, has just come or gone, or is older than this control plane"
-            );
-        }
-        text
+        let silent = "no answer; it hangs, has just come or gone, or is older than this control plane";
+        lines.extend(self.silent.iter().map(|proxy| format!("{proxy}: {silent}")));
+        lines.join("\n")
     }
 }
 
@@ -237,10 +229,6 @@ fn line(endpoint: &Endpoint) -> String {
     let whom = if identity.is_empty() { "in plain text" } else { identity };
     let ready = if *ready { "" } else { ", not ready" };
     format!("port {port}: {address}, {whom}{ready}")
-}
-
-fn of(count: usize, noun: &str) -> String {
-    if count == 1 { noun.to_owned() } else { format!("{noun}s") }
 }
 
 #[cfg(test)]
@@ -277,7 +265,7 @@ mod tests {
         let compared = Comparison::of(seen(vec![web, proxy("shop/idle", Some(&[]))]));
         assert!(compared.equal, "{}", compared.text());
         let expected = "shop/gone: the control plane knows no such Service\n  = shop/web\nshop/orders: 2 endpoints\n    \
-             port 8080: 10.0.0.1:80, in plain text\n    port 8080: 10.0.0.2:80, in plain text\n  = shop/web\n";
+             port 8080: 10.0.0.1:80, in plain text\n    port 8080: 10.0.0.2:80, in plain text\n  = shop/web";
         assert_eq!(compared.text(), expected);
     }
 

@@ -173,7 +173,7 @@ impl EndpointSet {
 
     /// Every endpoint, with the service's port that it is for.
     pub fn by_port(&self) -> impl Iterator<Item = (u16, &Member)> {
-        self.ports.iter().flat_map(|(port, members)| members.iter().map(|member| (*port, member)))
+        self.ports.iter().flat_map(|port| port.members.iter().map(|member| (port.number, member)))
     }
 
     pub fn all(&self) -> impl Iterator<Item = &Member> {
