@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rustix::process::Signal;
 use serde_json::Value;
-use tulle_tests::process::Program;
-use tulle_tests::{Wire, Workload, World, binary, eventually};
+
+use tulle_tests::{Program, Wire, Workload, World, binary, eventually};
 
 /// Addresses of endpoints by service, in the namespace of tests.
 type Endpoints = BTreeMap<String, BTreeSet<String>>;
