@@ -167,7 +167,7 @@ fn explain(mesh: &Mesh, arguments: &ExplainArgs) -> Result<Answer> {
     let (asking, unsaid) = Asking::new(mesh, arguments)?;
     notes.extend(unsaid);
     let to = To { service: service.name.to_string(), port, protocol: answer::protocol(protocol) };
-    let answer = routes::explain(mesh, &asking, &service.name, to)?;
+    let answer = routes::explain(mesh, &asking, &service, to)?;
     Ok(Answer { notes, ..answer })
 }
 

@@ -14,6 +14,8 @@ pub(super) struct Answer {
     pub to: To,
     /// The rule that takes it. Null: no route is attached to the port, and it goes to the Service itself, or none takes it.
     pub taken: Option<Taken>,
+    /// What the rule and the policies of the Service have done for it.
+    pub requests: Handled,
     /// All other rules of the routes to the Service, in order.
     pub not_taken: Vec<NotTaken>,
     /// Where it may go; empty when the proxy answers it itself.
@@ -53,11 +55,6 @@ pub(super) struct Taken {
     pub filters: Vec<String>,
     /// The proxy's own answer, with its `Location`.
     pub redirect: Option<Redirected>,
-    /// For people: `5s`.
-    pub request_timeout: Option<String>,
-    pub backend_timeout: Option<String>,
-    /// Null: what provably was not processed is sent once more.
-    pub retry: Option<Retried>,
     /// How its clients stay at one endpoint.
     pub session: Option<Session>,
 }
@@ -76,15 +73,41 @@ pub(super) struct Session {
     pub permanent: bool,
 }
 
+/// What is done for a request; durations are for people: `5s`.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Handled {
+    pub request_timeout: Option<String>,
+    pub backend_timeout: Option<String>,
+    pub idle_timeout: Option<String>,
+    /// In which header the client may say how long it waits.
+    pub deadline_header: Option<String>,
+    /// Null: what provably was not processed is sent once more.
+    pub retry: Option<Retried>,
+    /// What goes wrong on purpose.
+    pub fault: Option<Injected>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Injected {
+    /// `<namespace>/<policy>/<rule>`
+    pub rule: String,
+    /// Of how many of a hundred tries, and for how long.
+    pub delay: Option<(f64, String)>,
+    /// Of how many of a hundred tries, and with which status.
+    pub abort: Option<(f64, String)>,
+}
+
 #[derive(Debug, Serialize)]
 pub(super) struct Retried {
     /// How often, after the first time.
     pub attempts: u32,
     /// Statuses of answers that are not taken.
     pub codes: Box<[u16]>,
+    /// Likewise gRPC's.
+    pub grpc_codes: Vec<u32>,
     /// The least time before; for people.
     pub backoff: String,
-    /// Whether it is sent again also where it got no answer and may have been processed: its method is idempotent.
+    /// Whether it is sent again also where it got no answer and may have been processed: its method is idempotent, or that does not matter.
     pub unanswered: bool,
 }
 

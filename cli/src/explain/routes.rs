@@ -3,6 +3,7 @@
 //! Why a rule does not is found by asking the same tables again, each of a route that has but one condition of one match.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use http::Request;
@@ -10,18 +11,18 @@ use http::uri::PathAndQuery;
 use tulle_proxy::forward::{is_grpc, refusal};
 use tulle_proxy::policy::{Connection, Denial, TlsKind, Verdict};
 use tulle_proxy::route::{
-    Asked, Backend, Conditions, Cors, Filters, Found, HeaderModifier, Hostname, Match, PathMatch,
-    PathModifier, RequestMatch, Requests, Route, RouteKind, RouteRule, Routes, Rule, Table, TokenPlace,
-    ValueMatch, cookie_path,
+    Abort, Asked, Backend, Conditions, Cors, Filters, Found, HeaderModifier, Hostname, MILLION, Match,
+    PathMatch, PathModifier, RequestMatch, Requests, Route, RouteKind, RouteRule, Routes, Rule, Table,
+    TokenPlace, ValueMatch, cookie_path,
 };
-use tulle_proxy::state::{EndpointInfo, ObjectName, Peer, Protocol};
+use tulle_proxy::state::{EndpointInfo, ObjectName, Peer, Protocol, ServiceInfo};
 use tulle_proxy::telemetry::Reason;
 use tulle_proxy::wire::h1::{Limits, Scan};
 
 use super::Asking;
 use super::answer::{
-    self, Answer, Endpoint, Failure, Judged, NotTaken, Redirected, Retried, RuleName, Session, Share, Taken,
-    To,
+    self, Answer, Endpoint, Failure, Handled, Injected, Judged, NotTaken, Redirected, Retried, RuleName,
+    Session, Share, Taken, To,
 };
 use super::mesh::Mesh;
 
@@ -33,13 +34,14 @@ struct Question<'a> {
 
 /// # Errors
 /// The control plane cannot be asked.
-pub(super) fn explain(mesh: &Mesh, asking: &Asking, service: &ObjectName, to: To) -> Result<Answer> {
-    let port = to.port;
+pub(super) fn explain(mesh: &Mesh, asking: &Asking, info: &ServiceInfo, to: To) -> Result<Answer> {
+    let (service, port) = (&info.name, to.port);
     let mut answer = Answer {
         request: format!("{} {}", asking.method, asking.uri),
         from: asking.from.clone(),
         to,
         taken: None,
+        requests: Handled::default(),
         not_taken: Vec::new(),
         backends: Vec::new(),
         fails: None,
@@ -62,6 +64,11 @@ pub(super) fn explain(mesh: &Mesh, asking: &Asking, service: &ObjectName, to: To
     }
     let question = Question { asked: asking.asked(), port };
     let found = table.as_ref().map_or(Match::NoRoutes, |table| table.find(port, &question.asked));
+    let said = Requests {
+        rule: if let Match::Rule(found) = &found { found.rule.requests.as_deref() } else { None },
+        port: info.port(port).and_then(|port| port.traffic.requests.as_deref()),
+    };
+    answer.requests = handled(&said, &question.asked);
     let table = table.as_ref();
     let rules = || table.into_iter().flat_map(|table| &table.routes().routes).flat_map(numbered);
     match found {
@@ -104,6 +111,37 @@ pub(super) fn explain(mesh: &Mesh, asking: &Asking, service: &ObjectName, to: To
     Ok(answer.of_grpc(by_rule, is_grpc(&asking.headers)))
 }
 
+/// What is said of such a request.
+fn handled(said: &Requests<'_>, asked: &Asked<'_>) -> Handled {
+    let long = |duration: Duration| format!("{duration:?}");
+    let share = |of: u32| f64::from(of) / f64::from(MILLION / 100);
+    Handled {
+        request_timeout: said.request_timeout().map(long),
+        backend_timeout: said.backend_timeout().map(long),
+        idle_timeout: said.idle_timeout().map(long),
+        deadline_header: said.deadline_header().map(ToString::to_string),
+        retry: said.retry().map(|retry| Retried {
+            attempts: retry.attempts,
+            codes: retry.codes.clone(),
+            grpc_codes: (1..=16).filter(|code| retry.is_for_grpc(*code)).collect(),
+            backoff: long(retry.backoff),
+            unanswered: (asked.method.is_idempotent() || retry.non_idempotent)
+                && (retry.causes.reset || retry.causes.timeout),
+        }),
+        fault: said.fault(asked).map(|fault| Injected {
+            rule: fault.name.to_string(),
+            delay: fault.delay.map(|(of, delay)| (share(of), long(delay))),
+            abort: fault.abort.map(|(of, abort)| {
+                let with = match abort {
+                    Abort::Http(status) => status.as_u16().to_string(),
+                    Abort::Grpc(code) => format!("with gRPC's status {code}"),
+                };
+                (share(of), with)
+            }),
+        }),
+    }
+}
+
 fn numbered(route: &Route) -> impl Iterator<Item = (&Route, usize, &RouteRule)> {
     route.rules.iter().enumerate().map(move |(index, rule)| (route, index, rule))
 }
@@ -143,22 +181,12 @@ impl Question<'_> {
             status: redirect.status.as_u16(),
             location: redirect.location(&self.asked, found.prefix, self.port),
         });
-        let long = |timeout: std::time::Duration| format!("{timeout:?}");
         let one = self.chosen(route, rule);
-        let requests = Requests { rule: found.rule.requests.as_deref(), port: None };
         Taken {
             rule: name(rule, index),
             because: one.map_or_else(Vec::new, all_of),
             filters: filters.map_or_else(Vec::new, said),
             redirect,
-            request_timeout: requests.request_timeout().map(long),
-            backend_timeout: requests.backend_timeout().map(long),
-            retry: requests.retry().map(|retry| Retried {
-                attempts: retry.attempts,
-                codes: retry.codes.clone(),
-                backoff: long(retry.backoff),
-                unanswered: self.asked.method.is_idempotent(),
-            }),
             session: found
                 .rule
                 .session
@@ -301,7 +329,7 @@ fn said(filters: &Filters) -> Vec<String> {
 }
 
 fn kept(kept: &tulle_proxy::route::Session, common: &str) -> Session {
-    let long = |timeout: std::time::Duration| format!("{timeout:?}");
+    let long = |timeout: Duration| format!("{timeout:?}");
     let (place, name, path, permanent) = match &kept.place {
         TokenPlace::Cookie { name, permanent } => ("cookie", &**name, Some(cookie_path(common)), *permanent),
         TokenPlace::Header(name) => ("header", name.as_str(), None, false),

@@ -1,6 +1,8 @@
 //! An explanation for people.
 
-use super::answer::{Answer, Endpoint, Failure, From, NotTaken, Retried, RuleName, Session, Share, Taken};
+use super::answer::{
+    Answer, Endpoint, Failure, From, Handled, Injected, NotTaken, Retried, RuleName, Session, Share, Taken,
+};
 
 /// So many endpoints of a backend.
 const SHOWN: usize = 16;
@@ -18,6 +20,9 @@ pub(super) fn lines(answer: &Answer) -> String {
         (None, None) => lines.push("no route is attached to this port: the Service itself".to_owned()),
         (None, Some(_)) if answer.backends.is_empty() => lines.push("no rule takes it".to_owned()),
         (None, Some(_)) => lines.push("no route is attached to this port: the Service itself".to_owned()),
+    }
+    if answer.backends.iter().any(|share| share.fails.is_none()) {
+        handled(&answer.requests, &mut lines);
     }
     for share in &answer.backends {
         backend(share, &mut lines);
@@ -47,12 +52,27 @@ fn rule(taken: &Taken, lines: &mut Vec<String>) {
     if let Some(redirect) = &taken.redirect {
         lines.push(format!("  answers {} with Location: {}", redirect.status, redirect.location));
     }
-    let timeouts = [("request", &taken.request_timeout), ("each try", &taken.backend_timeout)];
+    lines.extend(taken.session.as_ref().map(kept));
+}
+
+fn handled(requests: &Handled, lines: &mut Vec<String>) {
+    let timeouts = [("request", &requests.request_timeout), ("each try", &requests.backend_timeout)];
     for (of, timeout) in timeouts {
         lines.extend(timeout.as_ref().map(|timeout| format!("  within {timeout} ({of})")));
     }
-    lines.extend(taken.retry.as_ref().map(|retry| format!("  {}", retry.shown())));
-    lines.extend(taken.session.as_ref().map(kept));
+    let idle = requests.idle_timeout.as_ref();
+    lines.extend(idle.map(|idle| format!("  until nothing has passed of its bodies for {idle}")));
+    let header = requests.deadline_header.as_ref();
+    lines.extend(header.map(|header| format!("  within what {header} says, in milliseconds")));
+    lines.extend(requests.retry.as_ref().map(|retry| format!("  {}", retry.shown())));
+    if let Some(Injected { rule, delay, abort }) = &requests.fault {
+        let delay =
+            delay.as_ref().map(|(percent, long)| format!("{percent} % of the tries are held for {long}"));
+        let abort =
+            abort.as_ref().map(|(percent, with)| format!("{percent} % of the tries are answered {with}"));
+        let all: Vec<_> = delay.into_iter().chain(abort).collect();
+        lines.push(format!("  on purpose (fault {rule}): {}", all.join(", ")));
+    }
 }
 
 fn kept(session: &Session) -> String {
@@ -108,8 +128,10 @@ impl Retried {
         let codes = self.codes.iter().map(u16::to_string);
         let answered =
             (!self.codes.is_empty()).then(|| format!("answered {}", codes.collect::<Vec<_>>().join(", ")));
+        let grpc = self.grpc_codes.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+        let grpc = (!grpc.is_empty()).then(|| format!("answered with gRPC's status {grpc}"));
         let unanswered = self.unanswered.then(|| "not answered".to_owned());
-        let when = ["not processed".to_owned()].into_iter().chain(unanswered).chain(answered);
+        let when = ["not processed".to_owned()].into_iter().chain(unanswered).chain(answered).chain(grpc);
         let when = when.collect::<Vec<_>>().join(" or ");
         format!("is sent again {times}, after {} or more, where it was {when}", self.backoff)
     }

@@ -175,9 +175,6 @@ impl<'a> Tries<'a> {
         target: &Target,
     ) -> Self {
         let budget = retry.filter(|retry| retry.attempts > 0).and_then(|_| target.retry_budget());
-        if let Some(budget) = &budget {
-            budget.request(worker.proxy.now());
-        }
         Self {
             worker,
             retry,
@@ -223,6 +220,9 @@ impl<'a> Tries<'a> {
         request: &mut Request<Body>,
         spare: Option<Spare>,
     ) -> Option<Duration> {
+        if let Some(budget) = self.budget.as_ref().filter(|_| self.made == 0) {
+            budget.request(self.worker.proxy.now());
+        }
         let (cause, is_whole) = match tried {
             Ok(answer) if self.alone && !headers::has_left(&answer.response) => (None, false),
             Ok(answer) => (not_taken(answer, self.retry), false),

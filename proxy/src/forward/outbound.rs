@@ -349,15 +349,15 @@ impl Connection {
             let (tried, spare, endpoint) = match limit {
                 Err(failed) => (Err(failed), None, None),
                 Ok(limit) => {
-                    if let Some(deadline) = deadline {
-                        deadline.pass_on(request.headers_mut(), Instant::now())?;
-                    }
                     let endpoint = {
                         let asked = Asked { client: self.client, request: Some(request) };
                         target.pick(&self.worker, &tries.failed, &asked)?
                     };
                     let (endpoint, seat) =
                         queue::seat(&self.worker, record, target, &tries.failed, endpoint).await?;
+                    if let Some(deadline) = deadline {
+                        deadline.pass_on(request.headers_mut(), Instant::now())?;
+                    }
                     let spare = tries.spare(request, self.framing, target, &endpoint);
                     let until = deadline.and_then(|deadline| deadline.of_policy());
                     let how =

@@ -22,6 +22,7 @@ mod opaque;
 mod own;
 mod policy;
 mod replay;
+mod requests;
 mod rolling;
 mod routing;
 mod routing_cases;
