@@ -144,15 +144,28 @@ fn the_reference_names_every_field() {
 }
 
 #[test]
-fn the_references_examples_are_read_without_a_complaint() {
-    let page = include_str!("../../../docs/reference/policies.md");
-    let examples: Vec<&str> =
-        page.split("```yaml\n").skip(1).filter_map(|rest| Some(rest.split_once("```")?.0)).collect();
-    assert!(examples.len() >= 3);
+fn the_documents_examples_are_read_without_a_complaint() {
+    let pages =
+        [include_str!("../../../docs/reference/policies.md"), include_str!("../../../docs/resilience.md")];
+    let blocks = pages.iter().flat_map(|page| page.split("```yaml\n").skip(1));
+    let examples: Vec<&str> = blocks.filter_map(|rest| Some(rest.split_once("```")?.0)).collect();
+    assert!(examples.len() > pages.len());
     for example in examples {
-        let read = read_text(example);
-        assert_eq!(read.findings, [], "{example}");
-        assert!(!read.changes.is_empty(), "{example}");
+        // Where only the spec is shown, its fields tell the kind.
+        let kind = match example {
+            _ if example.contains("rate:") => "RateLimitPolicy",
+            _ if example.contains("rules:") => "FaultPolicy",
+            _ => "TrafficPolicy",
+        };
+        let text = match example.starts_with("spec:") {
+            true => format!(
+                "apiVersion: policy.tulle.dev/v1alpha1\nkind: {kind}\nmetadata: {{name: a}}\n{example}"
+            ),
+            false => example.to_owned(),
+        };
+        let read = read_text(&text);
+        assert_eq!(read.findings, [], "{text}");
+        assert!(!read.changes.is_empty(), "{text}");
     }
 }
 
