@@ -33,7 +33,9 @@ use crate::control::report::{Registered, Report};
 use crate::control::session::Session;
 use crate::dns;
 use crate::drain;
+use crate::endpoint::Endpoint;
 use crate::forward::{OwnEndpoints, Proxy, Settings};
+use crate::health::Prober;
 use crate::memory::{self, Tide};
 use crate::runtime::{self, Listener, Workers};
 use crate::state::{ObjectName, Store, Want};
@@ -97,6 +99,7 @@ async fn control(config: &Config, diagnostics: Option<Diagnostics>) -> anyhow::R
         let store = Arc::clone(&proxy.store);
         move || balancers::counted(&store)
     });
+    tokio::spawn(prober(&proxy).run());
     let threads = runtime::start(&proxy, listeners, config.connection_limit(files))
         .context("cannot start the workers")?;
     if let Some(path) = &config.addresses_file {
@@ -306,6 +309,25 @@ fn start_control(
         tokio::spawn(register(Arc::clone(admin), registration, sender));
     }
     Ok(())
+}
+
+/// What asks endpoints whether they serve, where policies say so.
+fn prober(proxy: &Arc<Proxy>) -> Prober {
+    let dial = proxy.dial(proxy.telemetry.metrics.unseen());
+    let own = {
+        let proxy = Arc::clone(proxy);
+        move |endpoint: &Endpoint| proxy.own_application(endpoint)
+    };
+    let tell = {
+        let store = Arc::clone(&proxy.store);
+        move |service: &ObjectName, port: u16, endpoint: &Arc<Endpoint>, healthy: bool| {
+            let endpoints = store.load().services.get(service).and_then(|service| service.endpoints());
+            if let Some(port) = endpoints.as_ref().and_then(|endpoints| endpoints.port(port)) {
+                port.set_healthy(endpoint, healthy, store.nanos());
+            }
+        }
+    };
+    Prober::new(Arc::clone(&proxy.store), dial, own, tell, proxy.telemetry.metrics.clone())
 }
 
 /// What is to be registered, and where it is told that it has been.

@@ -15,6 +15,7 @@ pub mod dns;
 pub mod drain;
 pub mod endpoint;
 pub mod forward;
+pub mod health;
 pub mod intercept;
 pub mod io;
 pub mod limit;

@@ -23,6 +23,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("limit", &["route"]),
     ("wire", &["drain"]),
     ("control", &["drain", "limit", "policy", "route", "balance", "endpoint", "tls"]),
+    ("health", &["endpoint", "wire"]),
     // accept: to listen as the proxy will.
     ("intercept", &["accept"]),
     // endpoint: a service without a virtual IP is answered by its endpoints.

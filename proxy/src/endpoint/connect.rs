@@ -176,9 +176,9 @@ impl Dial {
     }
 }
 
-/// What `future` comes to, unless it takes longer than `limit`, not counting the time for which this worker was late to
+/// What `future` comes to, unless it takes longer than `limit`, not counting the time for which this thread was late to
 /// look at it: the limit is waited for in parts, and a part that took too long counts once.
-async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
+pub async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
     const PARTS: u32 = 10;
     let over = async {
         for _ in 0..PARTS {

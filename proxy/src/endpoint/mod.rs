@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tulle_certs::SpiffeId;
 
-pub use connect::{ConnectError, Dial};
+pub use connect::{ConnectError, Dial, within};
 pub use gate::{Full, Gate, Patience, RequestSeat, Room, ServiceSeat};
 pub use set::{EndpointSet, How, Member, Port, tell};
 

@@ -16,7 +16,7 @@ use super::mirror;
 use super::queue;
 use crate::accept::Namespace;
 use crate::drain;
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Dial, Endpoint};
 use crate::policy;
 use crate::state::{AddressInfo, ObjectName, Peer, Protocol, ServiceState, Spoken, Store, Unanswered};
 use crate::telemetry::metrics::{Direction, DiscoveryResult, WorkerMetrics};
@@ -146,13 +146,27 @@ impl Proxy {
     }
 
     /// The application behind `endpoint`, if that is this very workload: its address, its port and its identity.
-    pub(super) fn own_application(&self, endpoint: &Endpoint) -> Option<SocketAddr> {
+    pub fn own_application(&self, endpoint: &Endpoint) -> Option<SocketAddr> {
         let identity = endpoint.identity()?;
         let known = |ip: &IpAddr| {
             self.store.load().workload.as_ref().is_some_and(|workload| workload.addresses.contains(ip))
         };
         let application = self.own.application(endpoint.address, known)?;
         self.creds.load().as_ref().is_some_and(|creds| creds.id() == identity).then_some(application)
+    }
+
+    /// What a dial goes by; counted in `metrics`.
+    pub fn dial(&self, metrics: WorkerMetrics) -> Dial {
+        let settings = &self.settings;
+        Dial {
+            creds: Arc::clone(&self.creds),
+            timeout: settings.connect_timeout,
+            mark: settings.mark,
+            namespace: settings.namespace.clone(),
+            http1: settings.http1.limits,
+            http2: settings.http2.clone(),
+            metrics,
+        }
     }
 
     /// Nanoseconds on the proxy's own monotonic clock.

@@ -88,16 +88,7 @@ pub(super) struct Tunnels {
 
 /// What a dial from this worker goes by.
 pub(super) fn dial(worker: &Worker) -> Dial {
-    let settings = &worker.proxy.settings;
-    Dial {
-        creds: Arc::clone(&worker.proxy.creds),
-        timeout: settings.connect_timeout,
-        mark: settings.mark,
-        namespace: settings.namespace.clone(),
-        http1: settings.http1.limits,
-        http2: settings.http2.clone(),
-        metrics: worker.metrics.clone(),
-    }
+    worker.proxy.dial(worker.metrics.clone())
 }
 
 /// Sends a request and returns its answer's head. What is left of `request` is [whole](Failed) where it failed so, and its head where

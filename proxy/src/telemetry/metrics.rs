@@ -96,6 +96,18 @@ impl Metrics {
         &self.control
     }
 
+    /// Cells for what must be counted somewhere and is not shown, being told otherwise: of the control thread's dials.
+    pub fn unseen(&self) -> WorkerMetrics {
+        WorkerMetrics::new(&self.bounds, &self.budget)
+    }
+
+    /// A health check of an endpoint of `service` (as [`RequestLabels::service`]) is over.
+    pub fn health_checked(&self, service: &str, outcome: &str) {
+        let key = [service.as_bytes(), b"\0", outcome.as_bytes()].concat();
+        let admitted = self.budget.admit(budget::Group::HealthChecks, &key, 0);
+        self.control.health_checked(admitted.then_some([service, outcome]));
+    }
+
     /// Adds values that `read` gives whenever metrics are scraped.
     pub fn at_scrape(&self, read: impl Fn(&mut Vec<Sample>) + Send + Sync + 'static) {
         self.extra.lock().push(ExtraFn(Box::new(read)));

@@ -11,6 +11,7 @@ mod dns;
 mod doc_examples;
 mod explain;
 mod first;
+mod health;
 mod hostile;
 mod http1;
 mod http2;

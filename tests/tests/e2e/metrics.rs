@@ -112,6 +112,13 @@ const QUIET: &[&str] = &[
     "tulle_detect_opened_early_total",
     // Where names are answered: in the tests of dns.
     "tulle_dns_queries_total",
+    // Where a policy has a health check: in the tests of health.
+    "tulle_health_checks_total",
+    // Where policies limit: in the tests of limits.
+    "tulle_rate_limit_requests_total",
+    "tulle_limit_reached_total",
+    "tulle_limit_used",
+    "tulle_limit_waiting",
     // Where a rule keeps sessions: in those of routing cases.
     "tulle_sessions_total",
     // Only for a while: in the tests of pools.

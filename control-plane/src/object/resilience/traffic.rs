@@ -253,17 +253,21 @@ fn health_check(written: &kinds::HealthCheck, notes: &mut Notes) -> v1::HealthCh
 
     let at = "spec.healthCheck";
     let http = written.http.as_ref().map(|http| {
-        let is_path = http.path.starts_with('/') && http.path.bytes().all(|byte| byte.is_ascii_graphic());
+        // As the proxy reads it; what follows a `#` would not be sent.
+        let is_path = http.path.starts_with('/')
+            && http.path.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#')
+            && http.path.parse::<http::uri::PathAndQuery>().is_ok();
         if !is_path || http.path.len() > 1024 {
             notes.refuse(
                 format!("{at}.http.path"),
                 format!("`{}` cannot be a path", http.path),
-                "it begins with `/`, and is as it is sent: printable ASCII without blanks, at most 1024 characters",
+                "it begins with `/`, and is as it is sent: printable ASCII without blanks, quoted where RFC 3986 wants it, at most 1024 characters",
             );
         }
         let host = http.host.clone().unwrap_or_default();
         let is_host = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte);
-        if http.host.is_some() && (host.is_empty() || !host.bytes().all(is_host)) {
+        let is_host = host.bytes().all(is_host) && host.parse::<http::uri::Authority>().is_ok();
+        if http.host.is_some() && !is_host {
             let hint = "a host name, and a port if need be, such as `orders.shop:8080`";
             notes.refuse(format!("{at}.http.host"), format!("`{host}` cannot be a Host header"), hint);
         }

@@ -12,7 +12,9 @@ use crate::state::{HealthCheck, Question};
 pub(super) fn health_check(message: v1::HealthCheck, at: &str) -> Result<HealthCheck> {
     let question = match message.kind.ok_or_else(|| fault(format!("{at}.kind"), "is missing"))? {
         Kind::Http(v1::HttpHealthCheck { path, host }) => {
-            let read = path.starts_with('/').then(|| path.parse().ok()).flatten();
+            // What follows a `#` would not be sent.
+            let is_path = path.starts_with('/') && !path.contains('#');
+            let read = is_path.then(|| path.parse().ok()).flatten();
             let read =
                 read.ok_or_else(|| fault(format!("{at}.http.path"), format!("{path:?} is no path")))?;
             let host = match &*host {
@@ -26,9 +28,13 @@ pub(super) fn health_check(message: v1::HealthCheck, at: &str) -> Result<HealthC
         Kind::Grpc(v1::GrpcHealthCheck { service }) => Question::Grpc { service: service.into() },
         Kind::Tcp(v1::TcpHealthCheck {}) => Question::Tcp,
     };
+    let interval = time(message.interval, &format!("{at}.interval"))?;
+    if interval < MIN_INTERVAL {
+        return Err(fault(format!("{at}.interval"), format!("{interval:?} is less than {MIN_INTERVAL:?}")));
+    }
     Ok(HealthCheck {
         question,
-        interval: time(message.interval, &format!("{at}.interval"))?,
+        interval,
         timeout: time(message.timeout, &format!("{at}.timeout"))?,
         healthy_threshold: threshold(message.healthy_threshold, &format!("{at}.healthy_threshold"))?,
         unhealthy_threshold: threshold(message.unhealthy_threshold, &format!("{at}.unhealthy_threshold"))?,
@@ -36,14 +42,10 @@ pub(super) fn health_check(message: v1::HealthCheck, at: &str) -> Result<HealthC
 }
 
 /// Asking all the time is no way to find out whether somebody is well.
-const MIN_TIME: Duration = Duration::from_millis(1);
+const MIN_INTERVAL: Duration = Duration::from_millis(10);
 
 fn time(message: Option<prost_types::Duration>, at: &str) -> Result<Duration> {
-    let time = duration(message, at)?.ok_or_else(|| fault(at, "is missing"))?;
-    if time < MIN_TIME {
-        return Err(fault(at, format!("{time:?} is less than {MIN_TIME:?}")));
-    }
-    Ok(time)
+    duration(message, at)?.ok_or_else(|| fault(at, "is missing"))
 }
 
 fn threshold(message: u32, at: &str) -> Result<u32> {
@@ -101,12 +103,13 @@ mod tests {
             v1::HealthCheck { kind: Some(kind), ..message() }
         };
         let zero = Some(prost_types::Duration::default());
-        let short = Some(prost_types::Duration { seconds: 0, nanos: 1 });
+        let short = Some(prost_types::Duration { seconds: 0, nanos: 9_999_999 });
         let cases = [
             (v1::HealthCheck { kind: None, ..message() }, "at.kind"),
             (http("", ""), "at.http.path"),
             (http("healthz", ""), "at.http.path"),
             (http("/a b", ""), "at.http.path"),
+            (http("/a#b", ""), "at.http.path"),
             (http("/a\r\nx: y", ""), "at.http.path"),
             (http("/", "orders/shop"), "at.http.host"),
             (http("/", "a\r\nx: y"), "at.http.host"),

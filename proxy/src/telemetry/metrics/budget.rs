@@ -18,6 +18,7 @@ pub(super) enum Group {
     Connections,
     Verdicts,
     Egress,
+    HealthChecks,
     Pools,
     /// See [`Balancer`](super::Balancer).
     Balancers,
@@ -60,9 +61,12 @@ impl Budget {
             return true;
         }
         let (lines, limit) = match group {
-            Group::Requests | Group::Verdicts | Group::Egress | Group::RateLimits | Group::Limits => {
-                (1, self.lines)
-            }
+            Group::Requests
+            | Group::Verdicts
+            | Group::Egress
+            | Group::RateLimits
+            | Group::Limits
+            | Group::HealthChecks => (1, self.lines),
             Group::Pools => (2, self.lines),
             Group::Connections => (4, self.lines),
             Group::Balancers => (17, self.lines),

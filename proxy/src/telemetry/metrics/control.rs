@@ -117,6 +117,12 @@ impl ControlMetrics {
         self.add(&families::DNS_QUERIES, &[result.as_str()], 1.0);
     }
 
+    /// See [`Metrics::health_checked`](super::Metrics::health_checked); without room for its labels, in the overflow.
+    pub(super) fn health_checked(&self, labels: Option<[&str; 2]>) {
+        let labels = labels.map_or(["", "", "true"], |[service, outcome]| [service, outcome, ""]);
+        self.add(&families::HEALTH_CHECKS, &labels, 1.0);
+    }
+
     pub(super) fn read(&self, family: &Family) -> Vec<(Vec<String>, f64)> {
         let values = self.values.lock();
         let of_family =

@@ -118,6 +118,8 @@ families! {
         "Accepts that failed, for want of file descriptors mostly.";
     HANDED_OVER = Counter "tulle_accept_handed_over_total" []
         "Accepted connections that went to a less loaded worker.";
+    HEALTH_CHECKS = Counter "tulle_health_checks_total" ["service", "outcome", "overflow"]
+        "Active health checks of endpoints, by what came of them: passed, refused (the answer says otherwise), broken (there was no proper answer), connect_failed, or timed_out.";
     ADS_CONNECTED = Gauge "tulle_ads_connected" []
         "1 while the stream to the control plane is up.";
     ADS_CONNECTIONS = Counter "tulle_ads_connections_total" []

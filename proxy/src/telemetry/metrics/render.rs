@@ -42,6 +42,8 @@ pub(super) fn text(metrics: &Metrics) -> String {
         | rate_limits(&mut scrape, &workers)
         | limits(&mut scrape, &workers)
         | pools(&mut scrape, &workers);
+    let unchecked = |(labels, _): &(Vec<String>, f64)| labels.iter().all(|label| label != "true");
+    let limited = limited | !metrics.control.read(&families::HEALTH_CHECKS).iter().all(unchecked);
     bounded(&mut scrape, metrics, &workers);
     scrape.value(&families::WORKERS, &[], workers.len() as f64);
     let build = [("component", "proxy"), ("version", env!("CARGO_PKG_VERSION"))];
