@@ -93,6 +93,11 @@ endpoints: [{{addresses: [127.0.0.1], zone: {zone}, conditions: {{ready: true}}}
     async fn policy(&self, spec: &str, seen: &str) {
         // Asked for at the first use.
         self.ask("/", "").await;
+        self.policy_of(spec, seen).await;
+    }
+
+    /// Likewise, of a service in use.
+    async fn policy_of(&self, spec: &str, seen: &str) {
         let text = format!(
             "
 apiVersion: policy.tulle.dev/v1alpha1
@@ -291,6 +296,40 @@ async fn an_endpoint_that_nobody_listens_on_is_ejected_and_nobody_is_told() {
         assert_eq!(shop.ask("/", "").await, (503, "a".to_owned()));
     }
     shop.endpoints("usable", 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_grpc_says_last_ejects_too() {
+    let shop = Shop::start(true, &["a", "b"]).await;
+    let spec = "  loadBalancer: {algorithm: RoundRobin, panicThresholdPercent: 0}
+  outlierDetection: {consecutiveGrpcErrors: 3, ejectionTime: 1h, maximumEjectionTime: 1h}";
+    let call = async || {
+        let stream = TcpStream::connect(shop.web.outbound("shop")).await.unwrap();
+        let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+        let (mut sender, connection) = handshake.await.unwrap();
+        tokio::spawn(connection);
+        let request = Request::post("http://shop/shop.Orders/Get").header("te", "trailers");
+        let request = request.header("content-type", "application/grpc").body(full("")).unwrap();
+        let answer = sender.send_request(request).await.unwrap().into_body().collect().await.unwrap();
+        // The proxy's own answers have none.
+        let status = answer.trailers().map(|trailers| trailers[GRPC_STATUS].to_str().unwrap().to_owned());
+        (status.unwrap_or_default(), String::from_utf8(answer.to_bytes().to_vec()).unwrap())
+    };
+    eventually("it answers", async || {
+        let (status, _) = call().await;
+        if status == "0" { Ok(()) } else { Err(status) }
+    })
+    .await;
+    shop.policy_of(spec, "algorithm: RoundRobin").await;
+    shop.endpoints("usable", 2).await;
+    shop.answers("b", 500);
+    let mut failed = 0;
+    for _ in 0..20 {
+        failed += usize::from(call().await.0 == "14");
+    }
+    assert_eq!(failed, 3);
+    shop.endpoints("ejected", 1).await;
+    assert_eq!(call().await, ("0".to_owned(), "a".to_owned()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -103,6 +103,8 @@ const QUIET: &[&str] = &[
     "tulle_log_lines_dropped_total",
     "tulle_metrics_limited",
     "tulle_mirrors_total",
+    // Where a policy limits how often a workload is asked: in the proxy's own tests.
+    "tulle_rate_limit_requests_total",
     "tulle_replays_total",
     // By a rule that says so: in the routing cases' retries.
     "tulle_retries_total",

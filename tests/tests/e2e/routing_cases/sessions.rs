@@ -123,7 +123,7 @@ fn token(answer: &Answer) -> String {
 const COOKIE: &str = "[{backendRefs: [{name: shop, port: 8080}], sessionPersistence: {sessionName: id}}]";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_stays_where_it_is_whatever_becomes_of_other_endpoints_and_of_proxies() {
+async fn r15_a_session_stays_where_it_is_whatever_becomes_of_other_endpoints_and_of_proxies() {
     let mut shop = Shop::start(false, &[("a", "shop"), ("b", "shop"), ("c", "shop")]).await;
     shop.rules(COOKIE, "GET /", &["a", "b", "c"]).await;
     let tokens = shop.first_tokens(&["a", "b", "c"]).await;
