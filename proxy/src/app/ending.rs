@@ -55,7 +55,10 @@ pub(super) async fn wait(config: &Config, drain: &drain::Signal, mut told: Told)
     };
     tokio::select! {
         () = done => tracing::info!("drained"),
-        () = over => tracing::warn!(left = drain.left(), "the grace period is over; closing what is left"),
+        () = over => match drain.left() {
+            0 => tracing::info!("drained"),
+            left => tracing::warn!(left, "the grace period is over; closing what is left"),
+        },
     }
 }
 

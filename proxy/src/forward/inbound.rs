@@ -39,7 +39,7 @@ use crate::state::{First, Mode, Peer, Protocol};
 use crate::telemetry::Reason;
 use crate::telemetry::metrics::{ConnectionLabels, DetectResult, Direction, TlsKind};
 use crate::tls;
-use crate::wire::{Body, Framing, h1};
+use crate::wire::{Body, Framing, Processed, h1};
 use tulle_certs::{Alpn, Refusal, SpiffeId};
 
 /// One connection to the application, from wherever.
@@ -579,6 +579,10 @@ impl Connection {
                     Some(cause) if record.attempts == 1 => {
                         self.worker.metrics.replayed(cause);
                         Ok(None)
+                    }
+                    // What the application has refused twice, another proxy would bring it in vain.
+                    _ if record.attempts > 1 && failed.fault.reason == Reason::UpstreamReset => {
+                        Err(Fault { processed: Processed::Maybe, ..failed.fault })
                     }
                     _ => Err(failed.fault),
                 }

@@ -618,7 +618,10 @@ impl http_body::Body for Tracked {
                 self.in_flight.iter_mut().for_each(InFlight::broke);
                 let reason = Reason::UpstreamReset;
                 // A reset is passed on as what it is; nothing else would tell the client whose fault it is.
-                let last = (is_grpc && !http2::is_reset(error)).then(|| fault::grpc_trailers(reason));
+                // Where a length was promised, nothing else can end it.
+                let promised = self.body.size_hint().exact().is_some();
+                let ends = is_grpc && !promised && !http2::is_reset(error);
+                let last = ends.then(|| fault::grpc_trailers(reason));
                 if let (Some(_), Some(record)) = (&last, &mut self.record) {
                     record.grpc_status = Some(u16::from(reason.grpc_status()).into());
                 }

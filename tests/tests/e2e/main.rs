@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::large_futures, reason = "tests")]
 
+mod ages;
 mod bad_input;
 mod balance;
 mod burst;
+mod changes;
 mod conformance;
 mod control_plane;
 mod dns;

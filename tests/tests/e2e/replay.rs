@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tulle_tests::app::App;
-use tulle_tests::{Head, Wire, Workload, World, eventually};
+use tulle_tests::{Head, Wire, Workload, World, deep, eventually};
 
 /// How often each request was seen, by its path.
 type Seen = Arc<Mutex<HashMap<String, u32>>>;
@@ -95,7 +95,7 @@ async fn an_application_that_claims_not_to_have_processed_a_request_is_not_belie
 
 /// A server closes idle connections after a second, and clients come back after about that time.
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_around_the_moment_when_the_server_closes_are_neither_lost_nor_served_twice() {
+async fn r03_requests_around_the_moment_when_the_server_closes_are_neither_lost_nor_served_twice() {
     let world = World::strict().await;
     world.service("orders", "http");
     let seen = Seen::default();
@@ -105,7 +105,8 @@ async fn requests_around_the_moment_when_the_server_closes_are_neither_lost_nor_
     let orders = orders.start().await;
     let web = world.workload("web").calls("orders").setting("--workers", "1").start().await;
     orders.counts("tulle_registered", &[], 1.0).await;
-    let (lanes, rounds) = (32, 8);
+    // In full, 20,000 POSTs and more GETs.
+    let (lanes, rounds) = if deep() { (800, 52) } else { (64, 8) };
     let mut tasks = tokio::task::JoinSet::new();
     for lane in 0..lanes {
         let mut wire = web.connect("orders").await;
