@@ -12,7 +12,7 @@ const FOR_ALL: &[&str] = &["config", "state", "telemetry", "io"];
 /// Room → the rooms beside [`FOR_ALL`] that it may use. Who is not here may use none. What calls the rooms (`forward`) and
 /// what wires them (`app`, `main`, `lib`) comes last and may use what it lists.
 const EDGES: &[(&str, &[&str])] = &[
-    ("state", &["balance", "endpoint", "policy", "route"]),
+    ("state", &["balance", "endpoint", "limit", "policy", "route"]),
     ("accept", &["drain"]),
     // accept: for the options that every socket gets.
     ("endpoint", &["accept", "balance", "drain", "limit", "tls", "wire"]),

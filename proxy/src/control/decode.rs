@@ -233,7 +233,7 @@ fn inbound_policy(message: v1::InboundPolicy, name: &str) -> Result<Decoded> {
     let workload = named_object(message.workload, name, "workload")?;
     let default = mode(message.mode, "mode")?;
     let mut ports: Vec<(u16, PortPolicy)> = Vec::with_capacity(message.ports.len());
-    let mut seen = HashSet::new();
+    let (mut seen, mut connection_ages) = (HashSet::new(), Vec::new());
     for (i, port) in message.ports.into_iter().enumerate() {
         let at = format!("ports[{i}]");
         let number = self::port(port.port, &format!("{at}.port"))?;
@@ -241,7 +241,11 @@ fn inbound_policy(message: v1::InboundPolicy, name: &str) -> Result<Decoded> {
             return Err(fault(format!("{at}.port"), format!("{number} is there twice")));
         }
         let protocol = protocol(port.protocol, &format!("{at}.protocol"))?;
-        ports.push((number, PortPolicy { protocol, mode: mode(port.mode, &format!("{at}.mode"))? }));
+        let (mode_at, age_at) = (format!("{at}.mode"), format!("{at}.maximum_connection_age"));
+        let mode = mode(port.mode, &mode_at)?;
+        let age = duration(port.maximum_connection_age, &age_at)?;
+        connection_ages.extend(age.map(|age| (number, age)));
+        ports.push((number, PortPolicy { protocol, mode }));
     }
     let rules = each(message.rules, "rules", |rule, at| {
         if rule.name.is_empty() {
@@ -253,8 +257,15 @@ fn inbound_policy(message: v1::InboundPolicy, name: &str) -> Result<Decoded> {
             identities: each(rule.identities, &format!("{at}.identities"), |id, at| spiffe_id(&id, at))?,
         })
     })?;
-    let rate_limits = rate::rate_limits(message.rate_limits, "rate_limits")?;
-    Ok(Decoded::InboundPolicy(InboundSpec { workload, mode: default, ports, rules, rate_limits }))
+    let rate_limits = rate::rate_limits(message.rate_limits, &mut rule::Patterns::default(), "rate_limits")?;
+    Ok(Decoded::InboundPolicy(InboundSpec {
+        workload,
+        mode: default,
+        ports,
+        rules,
+        rate_limits,
+        connection_ages,
+    }))
 }
 
 fn egress_policy(message: v1::EgressPolicy, name: &str) -> Result<Decoded> {

@@ -90,6 +90,7 @@ mod tests {
             ports: ports.iter().map(|number| (*number, port)).collect(),
             rules: Vec::new(),
             rate_limits: Vec::new(),
+            connection_ages: Vec::new(),
         }
     }
 

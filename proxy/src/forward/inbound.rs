@@ -7,9 +7,11 @@
 //! ([`Connection::request`]). Nothing is let in before the workload's policy is known: a connection waits for it as long
 //! as for any answer of the control plane, then it is refused, in HTTP where it speaks that.
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use http::{Request, Response};
@@ -31,7 +33,7 @@ use super::record::{ConnectionRecord, InFlight, Record, Tracked};
 use super::sniff::{self, Sniffed, Tell};
 use crate::accept::{Accepted, Destination};
 use crate::detect::{self, Detection};
-use crate::endpoint::Endpoint;
+use crate::endpoint::{self, Endpoint};
 use crate::io::{Io, Meter, Replay, streams};
 use crate::policy::{self, Open, PortPolicy};
 use crate::route::Requests;
@@ -491,7 +493,12 @@ impl Connection {
         let io = io.metered(Arc::clone(&meter));
         let handler = |request| Arc::clone(&self).request(request);
         let refuse = |fault: &Fault| self.record(&mut Request::default()).unread().fault(fault);
-        let (direction, drain) = (Direction::Inbound, worker.proxy.drain.draining());
+        let direction = Direction::Inbound;
+        let (mut draining, mut old) = (pin!(worker.proxy.drain.draining()), self.old());
+        let drain = poll_fn(|cx| match old.as_mut().map(|old| old.as_mut().poll(cx)) {
+            Some(Poll::Ready(())) => Poll::Ready(()),
+            Some(Poll::Pending) | None => draining.as_mut().poll(cx),
+        });
         let served = exchange::serve(&worker, direction, self.framing, io, handler, refuse, drain);
         let record = registered(&worker, &self.guard, self.client);
         let closed = tokio::select! {
@@ -505,6 +512,16 @@ impl Connection {
             let endpoint = Some(self.application.address);
             ConnectionRecord { id: self.id, endpoint, bytes, ..record }.cut(&worker, &self.guard);
         }
+    }
+
+    /// When the client is asked to open another connection; a client in the mesh never is, since its proxy sees to that.
+    fn old(&self) -> Option<Pin<Box<tokio::time::Sleep>>> {
+        let open = self.guard.open();
+        let age = match open.peer {
+            Some(_) => None,
+            None => self.worker.proxy.store.load().inbound.as_ref()?.connection_age(open.port),
+        };
+        Some(Box::pin(tokio::time::sleep(endpoint::jittered(age?))))
     }
 
     fn leg(&self, fresh: bool) -> Leg<'_> {

@@ -1,7 +1,7 @@
 //! Whether a request still fits the rate limits that speak of it, and what is told of that.
 //!
 //! Asked once policy has let it in, so that whoever may not ask at all uses up nothing. What is opaque is not limited: limits
-//! count requests. Called by `inbound`, and by `outbound` for what goes to its own workload.
+//! count requests. Called by `inbound`; by `outbound` for what its workload asks of others, and for what goes to itself.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,10 +12,11 @@ use super::context::Worker;
 use super::fault::Fault;
 use super::filters;
 use super::record::Record;
-use crate::limit::{Asking, RateLimits};
+use super::target::Target;
+use crate::limit::{Asking, Refused};
 use crate::policy;
+use crate::route::Requests;
 use crate::wire::Body;
-use tulle_certs::SpiffeId;
 
 /// Counts a request to the application beside this proxy, which policy has let in as `guard`.
 pub(super) fn inbound(
@@ -29,23 +30,35 @@ pub(super) fn inbound(
         return Ok(());
     };
     let open = guard.open();
-    take(worker, limits, record, request, open.peer.as_ref(), open.port)
+    let asking = Asking { asked: filters::asked(request), identity: open.peer.as_ref(), port: open.port };
+    let told = |name: &Arc<str>, allowed| worker.metrics.rate_limit(name, allowed);
+    limits.take(&asking, Instant::now(), told).map_err(|refused| refuse(record, refused))
 }
 
-fn take(
+/// Counts a request of this workload to a service by what is said of it there, once, however often it is sent.
+pub(super) fn outbound(
     worker: &Worker,
-    limits: &RateLimits,
     record: &mut Record,
     request: &Request<Body>,
-    identity: Option<&SpiffeId>,
-    port: u16,
+    target: &Target,
+    said: &Requests<'_>,
 ) -> Result<(), Fault> {
-    let asking = Asking { asked: filters::asked(request), identity, port };
+    if said.rate_limits().next().is_none() {
+        return Ok(());
+    }
+    let Target::Service(service, port) = target else { return Ok(()) };
+    let Some(limits) = service.rates() else { return Ok(()) };
+    let creds = worker.proxy.creds.load();
+    let identity = creds.as_ref().map(|creds| creds.id());
+    let asking = Asking { asked: filters::asked(request), identity, port: *port };
     let told = |name: &Arc<str>, allowed| worker.metrics.rate_limit(name, allowed);
-    limits.take(&asking, Instant::now(), told).map_err(|refused| {
-        record.rule = Some(Arc::clone(&refused.name));
-        let fault = Fault::limited(&refused);
-        record.limited = Some(Box::new(refused));
-        fault
-    })
+    let among = |name: &str| said.rate_limits().any(|limit| &*limit.name == name);
+    limits.take_of(among, &asking, Instant::now(), told).map_err(|refused| refuse(record, refused))
+}
+
+fn refuse(record: &mut Record, refused: Refused) -> Fault {
+    record.rule = Some(Arc::clone(&refused.name));
+    let fault = Fault::limited(&refused);
+    record.limited = Some(Box::new(refused));
+    fault
 }

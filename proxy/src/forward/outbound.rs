@@ -275,6 +275,7 @@ impl Connection {
         }
         let route = found.as_ref().map(|found| &found.rule.route);
         let deadline = deadline::find(&said, route, record.started(), record.grpc, request.headers());
+        limited::outbound(&self.worker, record, request, &target, &said)?;
         let idle = said.idle_timeout().map(|limit| Idle::new(limit, record.uploaded()));
         let fault = if said.has_faults() { said.fault(&filters::asked(request)) } else { None };
         let Some(found) = found else {

@@ -164,6 +164,7 @@ fn lets_all_in(worker: &Worker) {
             ports: vec![(80, PortPolicy { protocol: Protocol::Http, mode: Mode::Strict })],
             rules: Vec::new(),
             rate_limits: Vec::new(),
+            connection_ages: Vec::new(),
         },
         Instant::now(),
     );

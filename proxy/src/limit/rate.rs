@@ -131,11 +131,25 @@ impl RateLimits {
         &self,
         asking: &Asking<'_>,
         now: Instant,
+        told: impl FnMut(&Arc<str>, bool),
+    ) -> Result<(), Refused> {
+        self.take_of(|_| true, asking, now, told)
+    }
+
+    /// As [`RateLimits::take`], of those `among` which are so named.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn take_of(
+        &self,
+        among: impl Fn(&str) -> bool,
+        asking: &Asking<'_>,
+        now: Instant,
         mut told: impl FnMut(&Arc<str>, bool),
     ) -> Result<(), Refused> {
         let now = nanos(self.since, now);
-        let slots: SmallVec<[Slot<'_>; 4]> =
-            self.limits.iter().filter_map(|limit| limit.slot(asking, now)).collect();
+        let of = self.limits.iter().filter(|limit| among(&limit.said.name));
+        let slots: SmallVec<[Slot<'_>; 4]> = of.filter_map(|limit| limit.slot(asking, now)).collect();
         // Looked at before any is changed, so that only who meets another at the same moment takes what is given back.
         if slots.len() > 1 {
             let refused = slots.iter().filter_map(|slot| {

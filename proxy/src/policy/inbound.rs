@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
 use tulle_certs::SpiffeId;
@@ -23,6 +23,8 @@ pub struct InboundSpec {
     pub rules: Vec<Allow>,
     /// All of them hold.
     pub rate_limits: Vec<RateLimit>,
+    /// When clients outside the mesh are asked to open another connection, give or take a tenth, by port.
+    pub connection_ages: Vec<(u16, Duration)>,
 }
 
 /// How connections to one port are treated before any rule is asked.
@@ -154,6 +156,11 @@ impl Inbound {
     /// Whether any rule speaks of `port`.
     pub fn has_rules(&self, port: u16) -> bool {
         self.rules(port).any
+    }
+
+    /// When clients of the port outside the mesh are asked to open another connection; `None`: never.
+    pub fn connection_age(&self, port: u16) -> Option<Duration> {
+        self.spec.connection_ages.iter().find(|(of, _)| *of == port).map(|(_, age)| *age)
     }
 
     /// How often requests are let in; `None`: without limit.

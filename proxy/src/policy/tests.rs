@@ -33,6 +33,7 @@ fn inbound(mode: Mode, ports: &[(u16, Mode)], rules: Vec<Allow>) -> Inbound {
                 .collect(),
             rules,
             rate_limits: Vec::new(),
+            connection_ages: Vec::new(),
         },
         std::time::Instant::now(),
     )

@@ -10,6 +10,7 @@ use tulle_api::PATTERN_INPUT;
 
 use super::condition::{Asked, HeaderMatch, header_len, holds};
 use super::retry::Retry;
+use crate::limit::RateLimit;
 
 /// What one rule or port says. Of durations, zero is said too: no limit.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,6 +27,8 @@ pub struct RequestPolicy {
     pub retry: Option<Retry>,
     /// The first that describes a request holds.
     pub faults: Box<[FaultRule]>,
+    /// Those of a rule and of a port all hold.
+    pub rate_limits: Box<[RateLimit]>,
 }
 
 /// What goes wrong on purpose, at each try.
@@ -184,6 +187,11 @@ impl<'a> Requests<'a> {
     pub fn fault(&self, asked: &Asked<'_>) -> Option<&'a FaultRule> {
         let one = |said: &'a RequestPolicy| said.faults.iter().find(|one| one.is_for(asked));
         self.said(one)
+    }
+
+    /// Every rate limit.
+    pub fn rate_limits(&self) -> impl Iterator<Item = &'a RateLimit> {
+        [self.rule, self.port].into_iter().flatten().flat_map(|said| &said.rate_limits)
     }
 
     fn limit(&self, of: impl Fn(&RequestPolicy) -> Option<Duration>) -> Option<Duration> {

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 
 use super::{ObjectName, ServiceInfo, Spoken, Traffic};
 use crate::endpoint::{EndpointSet, Gate};
+use crate::limit::{RateLimit, RateLimits};
 use crate::route::{self, Budget};
 
 /// What the control plane has answered about one resource.
@@ -33,6 +35,8 @@ pub struct ServiceState {
     budgets: Mutex<Vec<(u16, Arc<Budget>)>>,
     /// What is under way, and waits, by port.
     gates: Mutex<Vec<(u16, Arc<Gate>)>>,
+    /// What rate limits of the ports and of the routes have counted; `None`: there are none.
+    rates: ArcSwapOption<RateLimits>,
     /// When it was last used, in seconds of the proxy's own clock.
     used: AtomicU64,
 }
@@ -49,6 +53,7 @@ impl ServiceState {
             spoken: Spoken::default(),
             budgets: Mutex::default(),
             gates: Mutex::default(),
+            rates: ArcSwapOption::empty(),
             used: AtomicU64::new(0),
         }
     }
@@ -136,10 +141,37 @@ impl ServiceState {
         for (port, gate) in self.gates() {
             self.tell(port, &gate);
         }
+        self.set_rates();
+    }
+
+    /// What counts requests by all rate limits that there are of the service; `None`: there are none.
+    pub fn rates(&self) -> Option<Arc<RateLimits>> {
+        self.rates.load_full()
+    }
+
+    /// Takes up what ports and routes say of rates; what has been counted stays.
+    fn set_rates(&self) {
+        let (info, routes) = (self.info(), self.routes());
+        let ports = info.iter().flat_map(|info| &info.ports);
+        let ports = ports.filter_map(|port| port.traffic.requests.as_deref());
+        let routes = routes.iter().flat_map(|table| &table.routes().routes);
+        let rules = routes.flat_map(|route| &route.rules);
+        let rules = rules.filter_map(|rule| rule.rule.requests.as_deref());
+        let mut all: Vec<RateLimit> = Vec::new();
+        for limit in ports.chain(rules).flat_map(|said| &said.rate_limits) {
+            if all.iter().all(|known| known.name != limit.name) {
+                all.push(limit.clone());
+            }
+        }
+        let old = self.rates.load_full();
+        if old.is_some() || !all.is_empty() {
+            self.rates.store(RateLimits::new(&all, old.as_deref(), Instant::now()).map(Arc::new));
+        }
     }
 
     pub(crate) fn set_routes(&self, routes: Option<Arc<route::Table>>) {
         self.routes.store(Arc::new(routes.map_or(Answer::Absent, Answer::Here)));
+        self.set_rates();
     }
 
     pub(crate) fn set_endpoints(&self, endpoints: EndpointSet) {

@@ -10,10 +10,14 @@ use crate::limit::{Key, Rate, RateLimit};
 use crate::route::HeaderMatch;
 
 /// Those at `at`.
-pub(super) fn rate_limits(messages: Vec<v1::RateLimit>, at: &str) -> Result<Vec<RateLimit>> {
-    let (mut patterns, mut names) = (Patterns::default(), HashSet::new());
+pub(super) fn rate_limits(
+    messages: Vec<v1::RateLimit>,
+    patterns: &mut Patterns,
+    at: &str,
+) -> Result<Vec<RateLimit>> {
+    let mut names = HashSet::new();
     each(messages, at, |message, at| {
-        let limit = rate_limit(message, &mut patterns, at)?;
+        let limit = rate_limit(message, patterns, at)?;
         if !names.insert(limit.name.clone()) {
             return Err(fault(format!("{at}.name"), format!("{:?} is there twice", limit.name)));
         }
@@ -85,7 +89,7 @@ mod tests {
 
     #[test]
     fn a_limit_is_decoded_as_a_whole() {
-        let limit = rate_limits(vec![message()], "rate_limits").unwrap().remove(0);
+        let limit = rate_limits(vec![message()], &mut Patterns::default(), "rate_limits").unwrap().remove(0);
         let rate = Rate { requests: 10, per: Duration::from_secs(2), burst: 3 };
         assert_eq!((limit.rate, &*limit.name, &limit.ports), (rate, "shop/web/all", &vec![80]));
         assert_eq!(limit.key, Key::Header("x-user".parse().unwrap()));
@@ -98,7 +102,7 @@ mod tests {
         let of = |change: fn(&mut v1::RateLimit)| {
             let mut message = message();
             change(&mut message);
-            rate_limits(vec![message], "rate_limits").unwrap_err().field
+            rate_limits(vec![message], &mut Patterns::default(), "rate_limits").unwrap_err().field
         };
         for (change, field) in [
             ((|limit| limit.name.clear()) as fn(&mut v1::RateLimit), "name"),
@@ -114,7 +118,8 @@ mod tests {
         ] {
             assert_eq!(of(change), format!("rate_limits[0].{field}"));
         }
-        let twice = rate_limits(vec![message(), message()], "rate_limits").unwrap_err();
+        let twice =
+            rate_limits(vec![message(), message()], &mut Patterns::default(), "rate_limits").unwrap_err();
         assert_eq!(twice.field, "rate_limits[1].name");
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use http::StatusCode;
 use tulle_api::v1;
 
+use super::rate::rate_limits;
 use super::rule::{Patterns, header_name, value};
 use super::{Result, duration, each, fault};
 use crate::route::{Abort, BudgetSpec, Causes, FaultRule, HeaderMatch, MILLION, RequestPolicy, Retry};
@@ -30,6 +31,7 @@ pub(super) fn requests(
         deadline_header: header,
         retry: message.retry.map(|one| retry(one, &format!("{at}.retry"))).transpose()?,
         faults: each(message.faults, &format!("{at}.faults"), |one, at| injected(one, patterns, at))?.into(),
+        rate_limits: rate_limits(message.rate_limits, patterns, &format!("{at}.rate_limits"))?.into(),
     };
     Ok((!policy.is_empty()).then(|| Box::new(policy)))
 }

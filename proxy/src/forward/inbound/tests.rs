@@ -38,6 +38,7 @@ impl Scene {
                 ports: vec![(80, PortPolicy { protocol, mode: Mode::Permissive })],
                 rules: Vec::new(),
                 rate_limits,
+                connection_ages: Vec::new(),
             },
             Instant::now(),
         );
