@@ -102,9 +102,8 @@ fn of_answer(response: &Response<Body>, grpc: bool) -> Told {
     let (fields, status) = (response.headers(), response.status().as_u16());
     if let Some(code) = fields.get(headers::ERROR) {
         return match code.to_str().ok().and_then(Reason::from_code) {
-            Some(Reason::Overloaded) => Told::Now(Outcome::Status(status)),
             // It refuses more than it can take, on purpose.
-            None if status == 429 => Told::Now(Outcome::Status(status)),
+            Some(Reason::Overloaded | Reason::RateLimited) => Told::Now(Outcome::Status(status)),
             reason => reason.and_then(of_reason).map_or(Told::Nothing, Told::Now),
         };
     }
@@ -149,6 +148,7 @@ mod tests {
             (403, &[("x-tulle-error", "policy_denied")], false, Told::Nothing),
             (503, &[("x-tulle-error", "draining")], false, Told::Nothing),
             (503, &[("x-tulle-error", "overloaded")], false, now(503)),
+            (429, &[("x-tulle-error", "rate_limited")], false, now(429)),
             (503, &[("x-tulle-error", "connect_failed")], false, Told::Now(Outcome::ConnectFailed)),
             (502, &[("x-tulle-error", "upstream_reset")], false, Told::Now(Outcome::NoAnswer)),
             (503, &[("x-tulle-error", "a_reason_to_come")], false, Told::Nothing),
