@@ -97,8 +97,12 @@ async fn serve2(wire: Wire, log: Arc<Log>, good: bool) {
     }
     let Some(mut frames) = Frames::accept(wire, &[]).await else { return };
     // The last stream that was processed: no GOAWAY may say otherwise.
-    let mut last = 0;
+    let (mut last, mut gone) = (0, false);
     while let Some((stream, body)) = frames.request().await {
+        if gone && stream > last {
+            // It was on its way when its client was told that nobody would look at it.
+            continue;
+        }
         let id = String::from_utf8(body).unwrap();
         let chance = if good { 0 } else { random.below(24) };
         let code = u32::try_from(random.below(14)).unwrap();
@@ -127,6 +131,7 @@ async fn serve2(wire: Wire, log: Arc<Log>, good: bool) {
         let whole = [head.clone(), data(0, stream, &text), end].concat();
         // Not what was refused unread: it has been processed.
         let code = if code == 7 { 2 } else { code };
+        gone |= matches!(chance, 9..=11);
         let (says, goes_on, reset) = match chance {
             0..6 => (whole, true, false),
             6 => ([frame(SETTINGS, 0, 0, []), frame(PING, 0, 0, [0; 8]), whole].concat(), true, false),
