@@ -17,6 +17,7 @@ mod health;
 mod hostile;
 mod http1;
 mod http2;
+mod limits;
 mod live;
 mod memory;
 mod metrics;
