@@ -443,8 +443,8 @@ impl Group {
         now: u64,
     ) {
         let usable = members.clone().filter(Seen::may_take).count();
-        let panic = (policy.balancer.panic_percent as usize).max(1);
-        self.panicking.store(usable == 0 || usable * 100 < whole.endpoints * panic.min(100), Relaxed);
+        let panic = policy.balancer.panic_percent.min(100) as usize;
+        self.panicking.store(usable == 0 || usable * 100 < whole.endpoints * panic, Relaxed);
         let share = match policy.balancer.zones {
             None => 0.0,
             Some(zones) => {

@@ -181,8 +181,8 @@ impl<'a, L: Fn(usize) -> Option<Seen<'a>>> Pick<'_, L> {
             return (false, false);
         }
         if flags & PROBATION != 0 {
-            let idle = seen.load.in_flight() == 0;
-            return (idle, idle);
+            let tried = seen.standing.may_try(seen.load.in_flight() == 0, self.now);
+            return (tried, tried);
         }
         (chance() < seen.standing.share(flags, self.now, self.plan.growth), false)
     }

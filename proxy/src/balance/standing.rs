@@ -13,6 +13,8 @@ pub struct Standing {
     pub(super) since: AtomicU64,
     /// When its ejection ends; of one that is back, when it last came back or its count last went down.
     pub(super) until: AtomicU64,
+    /// On probation, when a request was last let try it.
+    probed: AtomicU64,
     /// Its ejections in a row.
     pub(super) times: AtomicU32,
     /// Failures in a row, by detector.
@@ -36,6 +38,9 @@ pub enum State {
     Warming,
     Usable,
 }
+
+/// After so long, in nanoseconds, an endpoint on probation is tried again, whatever is still under way there.
+pub(super) const PROBE: u64 = 1_000_000_000;
 
 pub(super) const UNHEALTHY: u8 = 1;
 pub(super) const EJECTED: u8 = 2;
@@ -106,6 +111,14 @@ impl Standing {
     /// Neither unhealthy nor ejected.
     pub fn is_usable(&self) -> bool {
         !self.has(UNHEALTHY | EJECTED)
+    }
+
+    /// Whether a request may try an endpoint on probation: nothing is under way there, or what is was let in long ago, a stream of before
+    /// its ejection, say.
+    pub(super) fn may_try(&self, idle: bool, now: u64) -> bool {
+        let last = self.probed.load(Relaxed);
+        (idle || now.saturating_sub(last) >= PROBE)
+            && self.probed.compare_exchange(last, now, Relaxed, Relaxed).is_ok()
     }
 
     /// Its share grows from now on.

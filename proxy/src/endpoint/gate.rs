@@ -305,7 +305,7 @@ impl Room {
     }
 
     /// Whether connections are waited for, here or at another endpoint of the port.
-    pub(super) fn is_short(&self) -> bool {
+    pub fn is_short(&self) -> bool {
         self.gate.get().is_some_and(|gate| {
             gate.is_said.load(Relaxed) && (self.connections.waiting() > 0 || gate.connections.waiting() > 0)
         })

@@ -518,8 +518,11 @@ pub(super) async fn connect(
         if let Some(out) = &out {
             out.leaves(worker, client);
         }
-        outcome::tell(&endpoint, Outcome::ConnectFailed, worker.proxy.now());
-        exchange::connect_fault(&error)
+        let fault = exchange::connect_fault(&error);
+        if let Some(outcome) = outcome::of_reason(fault.reason) {
+            outcome::tell(&endpoint, outcome, worker.proxy.now());
+        }
+        fault
     })?;
     outcome::tell(&endpoint, Outcome::Status(200), worker.proxy.now());
     Ok(Connected { endpoint, own, out, server })

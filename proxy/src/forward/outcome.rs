@@ -33,7 +33,11 @@ impl InFlight {
         if !self.is_watched() {
             return;
         }
-        match sent.map_or_else(of_failure, |response| of_answer(response, grpc)) {
+        let told = match sent {
+            Ok(response) => of_answer(response, grpc),
+            Err(failed) => of_failure(failed, self.endpoint().room.is_short()),
+        };
+        match told {
             Told::Now(outcome) => self.tell(outcome),
             Told::AtTheEnd(outcome) => self.later = Some(outcome),
             Told::Nothing => {}
@@ -56,7 +60,7 @@ impl InFlight {
 
     /// It is given up without an answer.
     pub(super) fn given_up(&self) {
-        if self.until <= self.now() && self.is_watched() {
+        if self.until <= self.now() && self.is_watched() && !self.endpoint().room.is_short() {
             self.tell(Outcome::NoAnswer);
         }
     }
@@ -78,12 +82,18 @@ pub(super) fn tell(endpoint: &endpoint::Endpoint, outcome: Outcome, now: u64) {
     }
 }
 
-fn of_failure(failed: &Failed) -> Told {
-    of_reason(failed.fault.reason).map_or(Told::Nothing, Told::Now)
+/// `is_short`: connections to the endpoint are waited for, since our own limits do not allow more.
+fn of_failure(failed: &Failed, is_short: bool) -> Told {
+    let reason = failed.fault.reason;
+    // It may not even have met the endpoint.
+    if reason == Reason::BackendTimeout && failed.whole && is_short {
+        return Told::Nothing;
+    }
+    of_reason(reason).map_or(Told::Nothing, Told::Now)
 }
 
 /// What a proxy's own answer tells about the endpoint behind it; `None`: nothing.
-fn of_reason(reason: Reason) -> Option<Outcome> {
+pub(super) fn of_reason(reason: Reason) -> Option<Outcome> {
     match reason {
         Reason::ConnectFailed
         | Reason::ConnectTimeout
@@ -135,8 +145,11 @@ mod tests {
             (Reason::NotReady, Told::Nothing),
             (Reason::PolicyDenied, Told::Nothing),
         ] {
-            assert_eq!(of_failure(&failed(reason)), told, "{reason:?}");
+            assert_eq!(of_failure(&failed(reason), true), told, "{reason:?}");
         }
+        let unsent = Failed { whole: true, ..failed(Reason::BackendTimeout) };
+        assert_eq!(of_failure(&unsent, false), Told::Now(Outcome::NoAnswer));
+        assert_eq!(of_failure(&unsent, true), Told::Nothing, "kept from it by our own limit");
         let now = |status| Told::Now(Outcome::Status(status));
         for (status, fields, grpc, told) in [
             (200, &[] as &[(&'static str, &'static str)], false, Told::AtTheEnd(Outcome::Status(200))),

@@ -568,6 +568,9 @@ impl Tracked {
         if let Some(record) = self.record.as_mut().filter(|record| record.grpc) {
             record.grpc_status = Some(u16::from(reason.grpc_status()).into());
         }
+        if reason == Reason::RequestTimeout {
+            self.in_flight.iter_mut().for_each(InFlight::broke);
+        }
         self.end(Some(reason));
         Poll::Ready(reason)
     }

@@ -17,8 +17,9 @@ use tulle_tests::{Head, Wire, Workload, World, eventually, within};
 /// `web` → `orders`, whose application is `app`, under a policy that is there from the start.
 async fn pair(app: &App, protocol: &str, policy: &str) -> (World, Workload, Workload) {
     let world = World::strict().await;
+    // Before the Service, so that nobody hears of that one without it.
+    world.yaml("policy.yaml", policy);
     world.service("orders", protocol);
-    world.yaml("policy", policy);
     let orders = world.workload("orders").serves("orders", app.address()).start().await;
     let web = world.workload("web").calls("orders").start().await;
     orders.counts("tulle_registered", &[], 1.0).await;
@@ -166,7 +167,7 @@ async fn beyond_a_limit_requests_wait_in_line_and_without_time_are_refused() {
             wire.response().await.0.status()
         })
         .collect();
-    let labels = [("service", "default/orders:80"), ("limit", "requests_per_endpoint")];
+    let labels = [("service", "default/orders:8080"), ("limit", "requests_per_endpoint")];
     web.counts("tulle_limit_waiting", &labels, 3.0).await;
     assert_eq!(arrived.load(Ordering::SeqCst), 2, "no more than two at once");
     held.add_permits(5);
@@ -176,7 +177,7 @@ async fn beyond_a_limit_requests_wait_in_line_and_without_time_are_refused() {
     assert_eq!(arrived.load(Ordering::SeqCst), 5);
 
     // With no time to wait, at once: both that are there, and those that come.
-    world.yaml("policy", &traffic("limits: {maximumRequestsPerEndpoint: 2, queueTimeout: 0s}"));
+    world.yaml("policy.yaml", &traffic("limits: {maximumRequestsPerEndpoint: 2, queueTimeout: 0s}"));
     let mut first = Vec::new();
     for _ in 0..2 {
         let mut wire = Wire::connect(to).await;
@@ -195,7 +196,7 @@ async fn beyond_a_limit_requests_wait_in_line_and_without_time_are_refused() {
         let Ok((head, body)) = answer else { return Err("it waits".to_owned()) };
         assert_eq!((head.status(), head.reason()), (503, Some("overloaded")), "{head:?}");
         let body = String::from_utf8_lossy(&body).into_owned();
-        assert!(body.contains("requests_per_endpoint of default/orders:80 is 2"), "{body}");
+        assert!(body.contains("requests_per_endpoint of default/orders:8080 is 2"), "{body}");
         Ok(())
     })
     .await;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::super::standing::{EJECTED, PROBATION, UNHEALTHY};
+use super::super::standing::{EJECTED, PROBATION, PROBE, UNHEALTHY};
 use super::*;
 use crate::testing::allocations;
 
@@ -469,5 +469,9 @@ fn probation_is_one_request_at_a_time() {
             picks += usize::from(i == 2);
         }
         assert_eq!(picks, 1, "{algorithm:?}");
+        // What has long been under way there, a stream, does not keep it out.
+        let now = PROBE;
+        let tried = (0..300).filter(|_| port.pick(Some(rng.next()), now, rng.next()) == Some(2));
+        assert_eq!(tried.count(), 1, "{algorithm:?}");
     }
 }
