@@ -148,6 +148,11 @@ impl Gate {
         }
     }
 
+    /// Other endpoints than before may take requests: there may be one with room for who waits for any.
+    pub fn changed(&self) {
+        self.any.wake();
+    }
+
     fn endpoints(&self) -> Vec<Arc<Endpoint>> {
         self.endpoints.lock().iter().filter_map(Weak::upgrade).collect()
     }

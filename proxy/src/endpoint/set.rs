@@ -201,6 +201,7 @@ impl Port {
     /// What health checks have found of one of its endpoints.
     pub fn set_healthy(&self, endpoint: &Endpoint, healthy: bool, now: u64) {
         self.group.set_healthy(&endpoint.standing, healthy, self.seen(), now);
+        self.changed();
     }
 
     /// Lets time pass, and tells of what has changed.
@@ -208,6 +209,13 @@ impl Port {
         for (i, change) in self.group.settle(self.seen(), now) {
             tell(&self.members[i].endpoint, change);
         }
+        self.changed();
+    }
+
+    /// Has who waits for an endpoint look again.
+    fn changed(&self) {
+        let gate = self.members.first().and_then(|member| member.endpoint.room.gate());
+        gate.into_iter().for_each(|gate| gate.changed());
     }
 
     fn balance(&mut self, old: Option<&Self>, how: &How<'_>) {

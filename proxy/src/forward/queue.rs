@@ -74,12 +74,31 @@ async fn seated(
         return gate.endpoint(Some(&room), &patience, take).await.map_err(full);
     }
     let take = || {
-        // While it waited, endpoints may have come and gone.
-        let other = || target.with_room(failed).unwrap_or_else(|| Arc::clone(&picked));
-        let endpoint = if picked.room.has_room() { Arc::clone(&picked) } else { other() };
+        let endpoint = next(target, failed, &picked)?;
         take_at(endpoint, &mut seat)
     };
     gate.endpoint(None, &patience, take).await.map_err(full)
+}
+
+/// Where there may be a place: at the picked one, or at another; `None`: not yet. While the request waited, endpoints may have come
+/// and gone.
+fn next(target: &Target, failed: &[Failing], picked: &Arc<Endpoint>) -> Option<Arc<Endpoint>> {
+    let (Target::Service(service, number) | Target::Session(service, number, _)) = target else {
+        return Some(Arc::clone(picked));
+    };
+    let endpoints = service.endpoints();
+    let Some((endpoints, port)) = endpoints.as_ref().and_then(|all| Some((all, all.port(*number)?))) else {
+        return Some(Arc::clone(picked));
+    };
+    let member = endpoints.at(*number, picked.address).filter(|one| Arc::ptr_eq(&one.endpoint, picked));
+    if picked.room.has_room() && member.is_some_and(|member| port.may_take(member)) {
+        return Some(Arc::clone(picked));
+    }
+    target.with_room(failed).or_else(|| {
+        // Where none should take anything, the balancer's pick is as good as any.
+        let all_out = !port.members.iter().any(|member| port.may_take(member));
+        all_out.then(|| Arc::clone(picked))
+    })
 }
 
 #[cfg(test)]

@@ -177,6 +177,7 @@ impl ServiceState {
     pub(crate) fn set_endpoints(&self, endpoints: EndpointSet) {
         endpoints.join(|port| self.gate(port));
         self.endpoints.store(Some(Arc::new(endpoints)));
+        self.gates().iter().for_each(|(_, gate)| gate.changed());
     }
 }
 

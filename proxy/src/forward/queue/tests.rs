@@ -6,9 +6,10 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
 use super::*;
+use crate::endpoint::EndpointSet;
 use crate::forward::asked::Asked;
 use crate::forward::tests;
-use crate::state::{Connections, Limits, ServiceState};
+use crate::state::{Connections, EndpointInfo, EndpointsInfo, Limits, Peer, ServiceState};
 
 const LONG: Duration = Duration::from_secs(3600);
 
@@ -59,6 +60,73 @@ async fn endpoints_with_room_come_before_those_without_and_then_requests_wait_or
         drop(seat);
     });
     assert_eq!(got.unwrap().0.address, own.address);
+}
+
+/// The service's endpoints are at these ports from now on.
+fn now_at(state: &ServiceState, ports: &[u16]) {
+    let endpoints = ports.iter().map(|port| EndpointInfo {
+        service_port: 80,
+        addr: ([10, 0, 0, 1], *port).into(),
+        peer: Peer::Plaintext,
+        workload: None,
+        zone: None,
+        ready: true,
+        weight: 100,
+    });
+    let info = EndpointsInfo { name: state.name.clone(), endpoints: endpoints.collect() };
+    state.set_endpoints(EndpointSet::apply(state.endpoints().as_deref(), &info, 1));
+}
+
+/// Until somebody waits for any endpoint.
+async fn one_waits(gate: &Gate) {
+    while gate.read().all(|(.., waiting)| waiting == 0) {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_goes_to_an_endpoint_that_comes_or_is_well_again() {
+    let worker = tests::lone_worker("web");
+    let limits = Limits { requests_per_endpoint: 1, queue_timeout: LONG, ..Limits::default() };
+    let (state, gate) = service(&worker, 1, limits);
+    let target = Target::Service(Arc::clone(&state), 80);
+    let held = pick(&worker, &target).await.unwrap();
+    let (got, ()) = tokio::join!(pick(&worker, &target), async {
+        one_waits(&gate).await;
+        now_at(&state, &[1, 2]);
+    });
+    let second = got.unwrap();
+    assert_eq!((held.0.address.port(), second.0.address.port()), (1, 2));
+    // One of them becomes free, but is not well.
+    let healthy = |healthy| state.endpoints().unwrap().port(80).unwrap().set_healthy(&second.0, healthy, 0);
+    healthy(false);
+    drop(second.1);
+    let (got, ()) = tokio::join!(pick(&worker, &target), async {
+        one_waits(&gate).await;
+        healthy(true);
+    });
+    assert_eq!(got.unwrap().0.address.port(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waited_does_not_go_to_an_endpoint_that_is_gone() {
+    let worker = tests::lone_worker("web");
+    let limits = Limits { requests_per_endpoint: 1, queue_timeout: LONG, ..Limits::default() };
+    let (state, gate) = service(&worker, 2, limits);
+    let target = Target::Service(Arc::clone(&state), 80);
+    let (held, stays) = (pick(&worker, &target).await.unwrap(), pick(&worker, &target).await.unwrap());
+    let gone = Arc::clone(&held.0);
+    let (got, ()) =
+        tokio::join!(seated(&worker, &target, &[], Arc::clone(&gone), Arc::clone(&gate)), async {
+            one_waits(&gate).await;
+            now_at(&state, &[stays.0.address.port()]);
+            drop(held);
+            (0..10).for_each(|_| gate.changed());
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            assert_eq!(gone.room.requests(), 0);
+            drop(stays.1);
+        });
+    assert_eq!(got.unwrap().0.address, stays.0.address);
 }
 
 /// Never more than may be, everybody is served or refused, and all counts are 0 in the end, though requests leave, wait too long, and
