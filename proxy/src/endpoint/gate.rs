@@ -93,7 +93,8 @@ pub(super) struct Pending(Arc<Gate>);
 /// How long whoever waits may, and who counts it.
 #[derive(Debug)]
 pub struct Patience<'a> {
-    by: Instant,
+    /// `None`: for as long as it takes.
+    by: Option<Instant>,
     all: Duration,
     /// Whether it counts among those who wait: a dial does not, but the requests for which it is.
     counts: bool,
@@ -202,7 +203,7 @@ impl Gate {
     /// That of whoever comes now.
     pub fn patience<'a>(&self, metrics: &'a WorkerMetrics) -> Patience<'a> {
         let all = self.limits().map_or(Duration::ZERO, |limits| limits.queue_timeout);
-        Patience { by: Instant::now() + all, all, counts: true, metrics }
+        Patience { by: Instant::now().checked_add(all), all, counts: true, metrics }
     }
 
     /// At once, if nobody waits; else in line.
@@ -222,7 +223,10 @@ impl Gate {
             if patience.all.is_zero() {
                 return None;
             }
-            tokio::time::timeout_at(patience.by, line.wait(take)).await.ok()
+            match patience.by {
+                Some(by) => tokio::time::timeout_at(by, line.wait(take)).await.ok(),
+                None => Some(line.wait(take).await),
+            }
         };
         let pending = if patience.counts { self.pend(patience.metrics)? } else { None };
         let taken = waited.await;
@@ -246,10 +250,9 @@ impl Gate {
         Err(Full { service, limit: PENDING, most, waited, of_endpoint: false })
     }
 
-    /// Closes a connection of the port's that serves nobody, whichever worker's.
-    fn make_room(&self) {
-        // Stops at the first that has one.
-        let _ = self.endpoints().iter().any(|endpoint| endpoint.make_room());
+    /// Closes a connection of the port's that serves nobody, whichever worker's; whether there was one.
+    fn make_room(&self) -> bool {
+        self.endpoints().iter().any(|endpoint| endpoint.make_room())
     }
 }
 
@@ -323,20 +326,19 @@ impl Endpoint {
         let room = &self.room;
         let Some(gate) = room.gate.get() else { return Ok(None) };
         let most = || room.most(|limits| limits.connections_per_endpoint);
-        if !room.connections.has_room(most()) {
-            self.make_room();
-        }
         let patience = Patience { counts: false, ..gate.patience(metrics) };
         let take = || {
             let seat = || ConnectionSeat { room: Arc::clone(room), gate: None };
-            room.connections.take(most()).then(seat)
+            // Also where another dial got what was left, or what room was made.
+            let taken = room.connections.take(most()) || (self.make_room() && room.connections.take(most()));
+            taken.then(seat)
         };
         let seat = gate.or_wait(&room.connections, (CONNECTIONS_EACH, most(), true), &patience, take).await?;
         let most = || room.most(|limits| limits.connections);
-        if !gate.connections.has_room(most()) {
-            gate.make_room();
-        }
-        let take = || gate.connections.take(most()).then_some(());
+        let take = || {
+            let taken = gate.connections.take(most()) || (gate.make_room() && gate.connections.take(most()));
+            taken.then_some(())
+        };
         gate.or_wait(&gate.connections, (CONNECTIONS, most(), false), &patience, take).await?;
         let mut seat = seat;
         seat.gate = Some(Arc::clone(gate));

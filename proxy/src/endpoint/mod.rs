@@ -429,8 +429,11 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if let Some(served) = self.finish() {
-            self.endpoint.serve_http2(self.worker, served);
+        match self.finish() {
+            Some(served) => self.endpoint.serve_http2(self.worker, served),
+            // Its connection may serve nobody now.
+            None if self.endpoint.room.is_short() => drop(self.endpoint.pools[self.worker].evict()),
+            None => {}
         }
     }
 }

@@ -160,7 +160,27 @@ impl Pool {
         if let Some(cells) = self.cells.get().filter(|_| evicted) {
             cells.dropped(1);
         }
-        evicted
+        evicted || self.evict_opener() || self.let_go_streams()
+    }
+
+    /// Closes a connection of streams that has none.
+    fn evict_opener(&self) -> bool {
+        let mut openers = self.openers.lock();
+        let unused = openers.iter().rposition(|(opener, _)| opener.is_idle());
+        unused.map(|at| openers.remove(at)).is_some()
+    }
+
+    /// Drops the streams that serve nobody: their connections have none once the server has let go of them too. Closes none yet.
+    fn let_go_streams(&self) -> bool {
+        let idle: Vec<_> = {
+            let mut streams = self.streams.lock();
+            std::iter::from_fn(|| streams.take()).collect()
+        };
+        idle.iter().for_each(|one| one.connection.pooled.closing(PoolClose::Limit));
+        if let Some(cells) = self.cells.get() {
+            cells.dropped(idle.len());
+        }
+        false
     }
 
     pub(super) fn idle_limit(&self, now: Instant, configured: Duration) -> Duration {

@@ -150,3 +150,85 @@ async fn an_old_connection_takes_no_new_request() {
     let metrics = metrics.render();
     assert!(metrics.contains("tulle_pool_closed_total{cause=\"age\"} 2\n"), "{metrics}");
 }
+
+/// Lets what has been begun come to a connection, or gives up.
+async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(20), future).await.unwrap()
+}
+
+#[tokio::test]
+async fn an_http2_connection_that_falls_idle_makes_room_for_who_waits() {
+    let limits = Limits { connections: 1, queue_timeout: LONG, ..Limits::default() };
+    let ([one, other], gate, metrics) = port(limits, Connections::default()).await;
+    let first = one.http2(0, || dial(&metrics)).await.unwrap();
+    let (second, ()) = soon(async {
+        tokio::join!(connect(&other, 1, &metrics), async {
+            while gate.connections.waiting() == 0 {
+                tokio::task::yield_now().await;
+            }
+            drop(first);
+        })
+    })
+    .await;
+    assert_eq!((second.is_ok(), one.pooled(), gate.connections.taken()), (true, 0, 1));
+}
+
+#[tokio::test]
+async fn who_waits_makes_room_when_it_looks_again() {
+    let limits = Limits { connections: 1, queue_timeout: LONG, ..Limits::default() };
+    let ([one, other], gate, metrics) = port(limits, Connections::default()).await;
+    let Http1 { client, pooled, way, until, .. } = connect(&one, 0, &metrics).await.unwrap();
+    let kept = super::super::Kept { client, pooled, way, until };
+    let (second, ()) = soon(async {
+        tokio::join!(connect(&other, 1, &metrics), async {
+            while gate.connections.waiting() == 0 {
+                tokio::task::yield_now().await;
+            }
+            one.pools[0].http1(way, |entry| entry.give(kept, std::time::Instant::now()));
+            gate.connections.wake();
+        })
+    })
+    .await;
+    assert_eq!((second.is_ok(), one.pooled(), gate.connections.taken()), (true, 0, 1));
+}
+
+#[tokio::test]
+async fn a_connection_whose_streams_all_idle_makes_room() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let service = "default/orders:80".into();
+    let one = Endpoint::new(listener.local_addr().unwrap(), Peer::Plaintext, None, service, 1);
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut driver = crate::io::streams::accepted(crate::io::Io::tcp(stream));
+        // Lets go of each once its client has.
+        while let Ok(Some(mut stream)) = driver.next().await {
+            tokio::spawn(async move { stream.read(&mut [0; 64]).await });
+        }
+    });
+    let limits = Limits { connections: 1, ..Limits::default() };
+    let ([other, _], gate, metrics) = port(limits, Connections::default()).await;
+    gate.joined(&one);
+    let shared = Preferred { way: Way::Shared, or_other: false };
+    let first = one.http1(0, shared, Some(LONG), || dial(&metrics)).await.unwrap();
+    assert!(connect(&other, 0, &metrics).await.is_err(), "a stream is in use");
+    one.keep_http1(0, first);
+    soon(async {
+        while connect(&other, 0, &metrics).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    assert_eq!(one.pooled(), 0);
+    assert!(metrics.render().contains("tulle_pool_closed_total{cause=\"limit\"} 1\n"));
+}
+
+#[tokio::test]
+async fn a_patience_without_end_is_no_panic() {
+    let limits = Limits { requests: 1, queue_timeout: Duration::MAX, ..Limits::default() };
+    let (_, gate, metrics) = port(limits, Connections::default()).await;
+    let metrics = metrics.worker(0);
+    let first = gate.request(&gate.patience(&metrics)).await.unwrap();
+    let patience = gate.patience(&metrics);
+    let (second, ()) = soon(async { tokio::join!(gate.request(&patience), async { drop(first) }) }).await;
+    assert!(second.is_ok());
+}
