@@ -19,6 +19,8 @@ const EDGES: &[(&str, &[&str])] = &[
     ("balance", &["endpoint"]),
     // route: host names mean the same in both.
     ("policy", &["drain", "limit", "route"]),
+    // limit: what a rule says of its requests has their rates.
+    ("route", &["limit"]),
     // route: headers are looked at as routes do.
     ("limit", &["route"]),
     ("wire", &["drain"]),

@@ -254,7 +254,11 @@ async fn r02_connections_beyond_the_limit_are_refused_with_a_reason_that_is_coun
     let refused = [("direction", "outbound"), ("reason", "overloaded")];
     web.counts("tulle_refused_total", &refused, 5.0).await;
     assert!((web.metrics().await.sum("tulle_refused_total", &refused) - 5.0).abs() < 0.5);
-    assert!(web.diagnostics().contains("overloaded"), "{}", web.diagnostics());
+    eventually("it is logged", async || match web.diagnostics() {
+        said if said.contains("overloaded") => Ok(()),
+        said => Err(said),
+    })
+    .await;
     // Those that were there go on, and what they leave is given to others.
     for wire in &mut held {
         wire.send("GET / HTTP/1.1\r\nhost: orders\r\n\r\n").await;

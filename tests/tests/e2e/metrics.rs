@@ -103,8 +103,10 @@ const QUIET: &[&str] = &[
     "tulle_log_lines_dropped_total",
     "tulle_metrics_limited",
     "tulle_mirrors_total",
-    // Where a policy limits how often a workload is asked: in the proxy's own tests.
-    "tulle_rate_limit_requests_total",
+    // Where something was lost or refused: in the tests of ADS and its simulation.
+    "tulle_ads_rejected_resources",
+    "tulle_ads_differences_total",
+    "tulle_ads_repairs_total",
     "tulle_replays_total",
     // By a rule that says so: in the routing cases' retries.
     "tulle_retries_total",
