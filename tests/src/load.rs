@@ -133,7 +133,8 @@ impl Orders {
         let answer = move |request: Request<Incoming>| {
             let seen = seen.clone();
             async move {
-                seen.note(request.method(), request.uri().path());
+                let path = request.uri().path_and_query().map_or("", |path| path.as_str());
+                seen.note(request.method(), path);
                 let stream = request.uri().path().strip_prefix("/stream/");
                 let lasts = stream.and_then(|rest| rest.split('/').next()?.parse().ok());
                 drop(request.into_body().collect().await);
@@ -359,7 +360,9 @@ impl Sender {
         if let Err(error) = ready {
             return Err((Some(request), error.to_string()));
         }
-        let again = request.clone();
+        // hyper's HTTP/2 tells of a GOAWAY also where it has sent the request, whose stream it then resets: what asks once more is another.
+        let mut again = request.clone();
+        *again.uri_mut() = format!("{}?again", request.uri()).parse().expect("a URI");
         let sent = match self {
             Self::Http1(sender) => sender.try_send_request(request).await,
             Self::Http2(sender) => sender.try_send_request(request).await,
