@@ -15,7 +15,7 @@ use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tulle_tests::app::{App, full};
-use tulle_tests::{Wire, World, deep, eventually, within};
+use tulle_tests::{Wire, Workload, World, deep, eventually, within};
 
 use super::Pair;
 
@@ -191,10 +191,26 @@ async fn r02_an_unavailable_backend_of_a_split_fails_no_request_of_the_other() {
     assert!((57..=143).contains(&outcomes["200 "]), "{outcomes:?}");
 }
 
-/// How many of so many new connections are made while the proxy does not run.
-async fn made(to: SocketAddr, count: usize) -> Vec<TcpStream> {
+/// None of its threads runs any more.
+async fn stop(workload: &mut Workload) {
+    let process = workload.process();
+    process.signal(Signal::STOP);
+    let tasks = format!("/proc/{}/task", process.pid());
+    eventually("the proxy is stopped", async || {
+        let stopped = std::fs::read_dir(&tasks).unwrap().all(|task| {
+            let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap_or_default();
+            // After the name, which may hold anything, in parentheses (proc_pid_stat(5)).
+            stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('T'))
+        });
+        if stopped { Ok(()) } else { Err("it runs".to_owned()) }
+    })
+    .await;
+}
+
+/// Those of so many new connections that are made within `patience` while the proxy does not run.
+async fn made(to: SocketAddr, count: usize, patience: Duration) -> Vec<TcpStream> {
     let connecting: JoinSet<_> =
-        (0..count).map(|_| tokio::time::timeout(Duration::from_secs(2), TcpStream::connect(to))).collect();
+        (0..count).map(|_| tokio::time::timeout(patience, TcpStream::connect(to))).collect();
     connecting.join_all().await.into_iter().filter_map(|made| made.ok()?.ok()).collect()
 }
 
@@ -207,8 +223,8 @@ async fn r02_connections_wait_for_a_proxy_that_is_behind_as_many_as_its_backlog_
     let mut few = few.setting("--workers", "1").start().await;
     few.reaches("orders").await;
     let to = few.outbound("orders");
-    few.process().signal(Signal::STOP);
-    let made_few = made(to, 100).await.len();
+    stop(&mut few).await;
+    let made_few = made(to, 100, Duration::from_secs(2)).await.len();
     few.process().signal(Signal::CONT);
     // The kernel takes one more than it is told.
     assert!((8..=16).contains(&made_few), "{made_few} with a backlog of 8");
@@ -217,8 +233,8 @@ async fn r02_connections_wait_for_a_proxy_that_is_behind_as_many_as_its_backlog_
         std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap().trim().parse().unwrap();
     assert!(most >= 1024, "net.core.somaxconn is {most}: this machine allows no more");
     let to = pair.web.outbound("orders");
-    pair.web.process().signal(Signal::STOP);
-    let waiting = made(to, 1024).await;
+    stop(&mut pair.web).await;
+    let waiting = made(to, 1024, Duration::from_secs(30)).await;
     pair.web.process().signal(Signal::CONT);
     assert_eq!(waiting.len(), 1024, "as they were not refused");
     let mut answered = JoinSet::new();
