@@ -207,6 +207,13 @@ impl Workload {
         scrape(self.listener("metrics")).await
     }
 
+    /// What the proxy itself shows that it uses: JSON.
+    pub async fn config_dump(&self) -> String {
+        let mut admin = Wire::connect(self.admin()).await;
+        admin.send("GET /config_dump HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await;
+        String::from_utf8(admin.response().await.1).expect("text")
+    }
+
     /// Waits until the sum of samples is at least `least`.
     pub async fn counts(&self, name: &str, labels: &[(&str, &str)], least: f64) {
         eventually(&format!("{} counts {name}{labels:?} to {least}", self.name), async || {

@@ -110,16 +110,10 @@ spec:
         );
         self.world.yaml("policy.yaml", &text);
         eventually(&format!("{seen} is in force"), async || {
-            let dump = self.dump().await;
+            let dump = self.web.config_dump().await;
             if dump.contains(seen) { Ok(()) } else { Err(dump) }
         })
         .await;
-    }
-
-    async fn dump(&self) -> String {
-        let mut wire = Wire::connect(self.web.admin()).await;
-        wire.send("GET /config_dump HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await;
-        String::from_utf8(wire.response().await.1).unwrap()
     }
 
     /// Waits until the proxy counts so many endpoints in a state.

@@ -140,9 +140,7 @@ impl Ward {
 
 /// By address, whether `web` has an endpoint of its only service for unhealthy.
 async fn unhealthy(web: &Workload) -> BTreeMap<String, bool> {
-    let mut admin = Wire::connect(web.admin()).await;
-    admin.send("GET /config_dump HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await;
-    let dump: Value = serde_json::from_slice(&admin.response().await.1).unwrap();
+    let dump: Value = serde_json::from_str(&web.config_dump().await).unwrap();
     let endpoints = dump["services"][0]["endpoints"].as_array().cloned().unwrap_or_default();
     let endpoints = endpoints
         .iter()

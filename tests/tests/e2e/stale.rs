@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use tulle_tests::{Program, Wire, Workload, World, binary, eventually};
+use tulle_tests::{Program, Workload, World, binary, eventually};
 
 /// Addresses of endpoints by service, in the namespace of tests.
 type Endpoints = BTreeMap<String, BTreeSet<String>>;
@@ -66,10 +66,7 @@ fn addresses(endpoints: &Value) -> BTreeSet<String> {
 
 /// What a proxy itself shows that it uses.
 async fn in_use(proxy: &Workload) -> Endpoints {
-    let mut admin = Wire::connect(proxy.admin()).await;
-    admin.send("GET /config_dump HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await;
-    let (_, body) = admin.response().await;
-    let dump: Value = serde_json::from_slice(&body).unwrap();
+    let dump: Value = serde_json::from_str(&proxy.config_dump().await).unwrap();
     let services = dump["services"].as_array().unwrap().iter();
     services.map(|one| (one["name"].as_str().unwrap().to_owned(), addresses(&one["endpoints"]))).collect()
 }
