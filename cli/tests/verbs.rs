@@ -182,7 +182,7 @@ fn check_tells_which_policy_holds_which_does_not_and_what_is_wrong_with_it() {
         "a.yaml:33:18: error: TrafficPolicy default/broken: spec.loadBalancer.algorithm: `Fastest` is none of the values that \
          there are: `PeakEwma`, `LeastRequest`, `RoundRobin`, `Random`, `RingHash`, `Maglev` (",
         "TrafficPolicy default/broken: until it is mended its last good version holds; without one, its targets are treated as",
-        "warning: TrafficPolicy default/never: spec.retry.backoff.base: as long as the whole request may take, or longer: nothing",
+        "warning: TrafficPolicy default/never: spec.retry.backoff.base: as long as the whole request may take, or longer: there is never time",
         "\nTrafficPolicy default/old at Service default/orders: Accepted, Programmed (PartiallyProgrammed)\n",
         "\nTrafficPolicy default/new at Service default/orders: not Accepted (Conflicted)\n",
         "\nTrafficPolicy default/new at Service default/order: not Accepted (TargetNotFound)\n",
@@ -212,7 +212,7 @@ spec:
 ---
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
-metadata: {name: orders-1, labels: {kubernetes.io/service-name: orders}, annotations: {tulle.dev/weight: '1000'}}
+metadata: {name: orders-1, labels: {kubernetes.io/service-name: orders}, annotations: {tulle.dev/weight: '1000', tulle.dev/identity: default/orders}}
 addressType: IPv4
 ports: [{name: http, port: 8080}]
 endpoints: [{addresses: [192.0.2.1], targetRef: {kind: Pod, name: orders}}]
@@ -323,15 +323,9 @@ spec:
   - {delay: {percent: 0, duration: 1ms}, abort: {percent: 0.0001, grpcStatus: CANCELLED}}
 ";
 
-#[test]
-fn a_proxy_takes_the_most_and_the_least_that_policies_can_say() {
-    let folder = tempfile::tempdir().unwrap();
-    fs::write(folder.path().join("a.yaml"), EXTREMES).unwrap();
-    let output = check(folder.path(), &[]);
-    assert_eq!(status(&output), 0, "{}", stdout(&output));
-    assert!(stdout(&output).ends_with("ok: nothing found\n"), "{}", stdout(&output));
-
-    let (_, read) = Folder::open(folder.path()).unwrap();
+/// A proxy rejects nothing of what it is told of the folder.
+fn proxies_take(folder: &Path) {
+    let (_, read) = Folder::open(folder).unwrap();
     let mut index = Index::default();
     index.change(read.changes);
     index.take_dirty();
@@ -348,6 +342,51 @@ fn a_proxy_takes_the_most_and_the_least_that_policies_can_say() {
             }
         }
     }
+}
+
+#[test]
+fn of_too_many_regular_expressions_a_proxy_is_told_what_it_takes() {
+    let folder = tempfile::tempdir().unwrap();
+    let ports: Vec<String> =
+        (0..10).map(|i| format!("{{name: p{i}, port: {}, appProtocol: http}}", 80 + i)).collect();
+    let mut text = format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: orders}}\nspec: {{ports: [{}]}}\n",
+        ports.join(", ")
+    );
+    for i in 0..10 {
+        let headers: Vec<String> = (0..16)
+            .map(|j| format!("{{name: x-{j}, type: RegularExpression, value: 'v{i}-{j}.*'}}"))
+            .collect();
+        text += &format!(
+            "---\napiVersion: policy.tulle.dev/v1alpha1\nkind: FaultPolicy\nmetadata: {{name: f{i}}}\nspec: {{targetRefs: [{{kind: Service, name: \
+             orders, sectionName: p{i}}}], rules: [{{headers: [{}], abort: {{httpStatus: 503}}}}]}}\n",
+            headers.join(", ")
+        );
+    }
+    fs::write(folder.path().join("a.yaml"), text).unwrap();
+    let output = check(folder.path(), &[]);
+    assert_eq!(status(&output), 1);
+    for told in [
+        "error: FaultPolicy default/f8: spec.targetRefs[0]: for Service default/orders its regular expressions",
+        "error: FaultPolicy default/f9: spec.targetRefs[0]: for Service default/orders its regular expressions",
+        "FaultPolicy default/f7 at Service default/orders (p7): Accepted, Programmed\n",
+        "FaultPolicy default/f8 at Service default/orders (p8): Accepted, not Programmed (Invalid)\n",
+    ] {
+        assert!(stdout(&output).contains(told), "{told}: {}", stdout(&output));
+    }
+    assert!(stdout(&output).ends_with("2 errors, 0 warnings\n"), "{}", stdout(&output));
+    proxies_take(folder.path());
+}
+
+#[test]
+fn a_proxy_takes_the_most_and_the_least_that_policies_can_say() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("a.yaml"), EXTREMES).unwrap();
+    let output = check(folder.path(), &[]);
+    assert_eq!(status(&output), 0, "{}", stdout(&output));
+    assert!(stdout(&output).ends_with("ok: nothing found\n"), "{}", stdout(&output));
+
+    proxies_take(folder.path());
 }
 
 #[test]

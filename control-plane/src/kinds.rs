@@ -6,6 +6,7 @@
 mod attached;
 mod fault;
 mod rate_limit;
+mod status;
 mod traffic;
 
 use kube::CustomResource;
@@ -17,6 +18,7 @@ pub use self::fault::{Abort, Delay, FaultPolicy, FaultPolicySpec, FaultRule};
 pub use self::rate_limit::{
     CountBy, Direction, Rate, RateLimit, RateLimitPolicy, RateLimitPolicySpec, RateOverride,
 };
+pub use self::status::{PolicyAncestorRef, PolicyAncestorStatus, PolicyStatus};
 pub use self::traffic::{
     Algorithm, Backoff, Connections, FailurePercentage, GrpcHealthCheck, HashOn, HealthCheck,
     HttpHealthCheck, KeepAlive, Limits, LoadBalancer, OutlierDetection, Retry, RetryBudget, RetryCause,
@@ -85,6 +87,8 @@ pub enum Mtls {
     kind = "AuthorizationPolicy",
     plural = "authorizationpolicies",
     namespaced,
+    status = "PolicyStatus",
+    label("gateway.networking.k8s.io/policy", "Inherited"),
     derive = "PartialEq"
 )]
 #[serde(rename_all = "camelCase")]
@@ -152,6 +156,8 @@ pub struct PolicySource {
     kind = "EgressPolicy",
     plural = "egresspolicies",
     namespaced,
+    status = "PolicyStatus",
+    label("gateway.networking.k8s.io/policy", "Inherited"),
     derive = "PartialEq"
 )]
 #[serde(rename_all = "camelCase")]

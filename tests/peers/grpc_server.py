@@ -1,5 +1,7 @@
-"""A gRPC server in all four kinds, with bytes for messages. Prints its port, serves until it is killed."""
+"""A gRPC server in all four kinds, with bytes for messages. Prints its port, serves until it is killed. Arguments, if any: the maximum
+age of a connection and the grace after it, in milliseconds."""
 
+import sys
 import time
 from concurrent import futures
 
@@ -25,6 +27,13 @@ def server_stream(request, context):
         yield b"%d" % n
 
 
+def ticks(request, context):
+    """A message every 50 ms."""
+    for n in range(int(request)):
+        yield b"%d" % n
+        time.sleep(0.05)
+
+
 def client_stream(requests, context):
     count, size = 0, 0
     for request in requests:
@@ -44,6 +53,7 @@ def handlers():
         {
             "Unary": grpc.unary_unary_rpc_method_handler(unary),
             "ServerStream": grpc.unary_stream_rpc_method_handler(server_stream),
+            "Ticks": grpc.unary_stream_rpc_method_handler(ticks),
             "ClientStream": grpc.stream_unary_rpc_method_handler(client_stream),
             "Both": grpc.stream_stream_rpc_method_handler(both),
         },
@@ -52,7 +62,9 @@ def handlers():
 
 def main():
     options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-    server = grpc.server(futures.ThreadPoolExecutor(max_workers=16), options=options)
+    if len(sys.argv) > 1:
+        options += [("grpc.max_connection_age_ms", int(sys.argv[1])), ("grpc.max_connection_age_grace_ms", int(sys.argv[2]))]
+    server = grpc.server(futures.ThreadPoolExecutor(max_workers=32), options=options)
     server.add_generic_rpc_handlers((handlers(),))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()

@@ -179,6 +179,11 @@ impl Frames {
         self.wire.try_send(bytes).await.ok()
     }
 
+    /// Shuts the reading side: whatever comes from now on is not read.
+    pub fn deafen(&mut self) {
+        self.wire.deafen();
+    }
+
     /// The connection itself.
     pub fn into_wire(self) -> Wire {
         self.wire

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -18,7 +18,7 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -46,6 +46,13 @@ pub struct Seen(Arc<Mutex<HashMap<String, u32>>>);
 /// The application: answers what [`Load`] asks.
 #[derive(Debug)]
 pub struct Orders;
+
+/// Whom an application dials, and from which network namespace.
+#[derive(Clone)]
+pub struct Dial {
+    to: SocketAddr,
+    socket: Arc<dyn Fn() -> std::io::Result<TcpSocket> + Send + Sync>,
+}
 
 /// One application's traffic to one service.
 #[derive(Debug)]
@@ -103,6 +110,40 @@ impl Speech {
     }
 }
 
+// === impl Dial ===
+
+impl Dial {
+    /// By sockets that `socket` makes.
+    pub fn new(
+        to: SocketAddr,
+        socket: impl Fn() -> std::io::Result<TcpSocket> + Send + Sync + 'static,
+    ) -> Self {
+        Self { to, socket: Arc::new(socket) }
+    }
+
+    /// A connection.
+    ///
+    /// # Errors
+    /// If there is none to be had.
+    pub async fn connect(&self) -> std::io::Result<TcpStream> {
+        let stream = (self.socket)()?.connect(self.to).await?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    }
+}
+
+impl From<SocketAddr> for Dial {
+    fn from(to: SocketAddr) -> Self {
+        Self::new(to, if to.is_ipv4() { TcpSocket::new_v4 } else { TcpSocket::new_v6 })
+    }
+}
+
+impl std::fmt::Debug for Dial {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Dial({})", self.to)
+    }
+}
+
 // === impl Seen ===
 
 impl Seen {
@@ -117,8 +158,14 @@ impl Seen {
         self.0.lock().expect("no panic").len()
     }
 
-    fn note(&self, method: &Method, path: &str) {
-        if method == Method::POST {
+    /// Whether no request came to both.
+    pub fn shares_nothing_with(&self, other: &Self) -> bool {
+        let (one, other) = (self.0.lock().expect("no panic"), other.0.lock().expect("no panic"));
+        one.keys().all(|path| !other.contains_key(path))
+    }
+
+    pub(crate) fn note(&self, method: &str, path: &str) {
+        if method == "POST" {
             *self.0.lock().expect("no panic").entry(path.to_owned()).or_default() += 1;
         }
     }
@@ -129,12 +176,17 @@ impl Seen {
 impl Orders {
     /// A new one, of which `seen` is told.
     pub async fn start(speech: Speech, seen: &Seen) -> App {
+        Self::start_on(TcpListener::bind("127.0.0.1:0").expect("a free port"), speech, seen)
+    }
+
+    /// As [`Orders::start`], on a listener of the test's own.
+    pub fn start_on(listener: TcpListener, speech: Speech, seen: &Seen) -> App {
         let seen = seen.clone();
         let answer = move |request: Request<Incoming>| {
             let seen = seen.clone();
             async move {
                 let path = request.uri().path_and_query().map_or("", |path| path.as_str());
-                seen.note(request.method(), path);
+                seen.note(request.method().as_str(), path);
                 let stream = request.uri().path().strip_prefix("/stream/");
                 let lasts = stream.and_then(|rest| rest.split('/').next()?.parse().ok());
                 drop(request.into_body().collect().await);
@@ -142,22 +194,23 @@ impl Orders {
             }
         };
         match speech {
-            Speech::Http1 => App::http1(answer).await,
-            Speech::Http2 | Speech::Grpc => App::http2(answer).await,
+            Speech::Http1 => App::http1_on(listener, answer),
+            Speech::Http2 | Speech::Grpc => App::http2_on(listener, answer),
         }
     }
 
     /// One message; or one every 50 ms, for as long as it is asked for.
     fn answer(speech: Speech, lasts: Option<Duration>) -> Response<Body> {
         const EVERY: Duration = Duration::from_millis(50);
-        let messages = lasts.map_or(1, |lasts| 1 + lasts.as_millis() / EVERY.as_millis());
+        let messages = lasts.map_or(1, |lasts| {
+            1 + u32::try_from(lasts.as_millis() / EVERY.as_millis()).expect("not for weeks")
+        });
+        let begun = tokio::time::Instant::now();
         let messages = stream::unfold(0, move |sent| async move {
             if sent == messages {
                 return None;
             }
-            if sent > 0 {
-                tokio::time::sleep(EVERY).await;
-            }
+            tokio::time::sleep_until(begun + EVERY * sent).await;
             Some((Ok::<_, Infallible>(Frame::data(Bytes::from_static(MESSAGE))), sent + 1))
         });
         let response = Response::builder();
@@ -203,18 +256,48 @@ impl Tally {
     }
 }
 
+// === impl Pace ===
+
+impl Pace {
+    /// Of each protocol while both sides are restarted (R6): a thousand requests a second of all three and streams of 30 s in the long form.
+    pub fn of_restarts() -> Self {
+        if crate::long() {
+            Self { lanes: 16, rate: 334, stream: Duration::from_secs(30) }
+        } else {
+            Self { lanes: 6, rate: 67, stream: Duration::from_secs(2) }
+        }
+    }
+
+    /// Says whether so many loads at this pace asked for less than nine tenths of what they should have in so long, in the long form, where the machine has nothing else to do.
+    ///
+    /// # Panics
+    /// Then.
+    pub fn assert_kept(&self, tally: &Tally, loads: usize, lasted: Duration) {
+        let least = 0.9 * f64::from(self.rate) * loads as f64 * lasted.as_secs_f64();
+        let asked = tally.asked() as f64;
+        assert!(!crate::long() || asked >= least, "{asked} requests in {lasted:?}, and not {least}");
+    }
+}
+
 // === impl Load ===
 
 impl Load {
     /// Begins to ask `to`; `name` tells its requests from those of others.
-    pub fn start(tally: &Arc<Tally>, speech: Speech, to: SocketAddr, name: &str, pace: Pace) -> Self {
+    pub fn start(tally: &Arc<Tally>, speech: Speech, to: impl Into<Dial>, name: &str, pace: Pace) -> Self {
+        let to = to.into();
         let (left, watched) = watch::channel(None);
         let mut lanes = JoinSet::new();
         let every = Duration::from_secs(1) * pace.lanes / pace.rate;
         for lane in 0..pace.lanes {
             let name = format!("{name}/{}/{lane}", speech.service());
-            let ask =
-                Lane { tally: Arc::clone(tally), speech, to, name, stream: None, left: watched.clone() };
+            let ask = Lane {
+                tally: Arc::clone(tally),
+                speech,
+                to: to.clone(),
+                name,
+                stream: None,
+                left: watched.clone(),
+            };
             // Not all at once.
             lanes.spawn(ask.run(every * lane / pace.lanes, every));
         }
@@ -240,7 +323,7 @@ impl Load {
 struct Lane {
     tally: Arc<Tally>,
     speech: Speech,
-    to: SocketAddr,
+    to: Dial,
     name: String,
     stream: Option<Duration>,
     left: watch::Receiver<Option<u32>>,
@@ -309,8 +392,7 @@ impl Lane {
     }
 
     async fn connect(&self) -> Result<Sender, String> {
-        let stream = TcpStream::connect(self.to).await.map_err(|error| format!("connecting: {error}"))?;
-        let _ = stream.set_nodelay(true);
+        let stream = self.to.connect().await.map_err(|error| format!("connecting: {error}"))?;
         let io = TokioIo::new(stream);
         let failed = |error: hyper::Error| format!("connecting: {error}");
         Ok(match self.speech {

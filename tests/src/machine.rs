@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 /// Time of all cores since boot, in seconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Busy {
@@ -31,6 +33,15 @@ impl Busy {
     pub fn stolen_since(self, earlier: Self, seconds: f64) -> f64 {
         (self.stolen - earlier.stolen) / seconds
     }
+}
+
+/// Raises this process's limit of open files as far as it may: many machines allow many only to those who ask.
+///
+/// # Panics
+/// If it may not.
+pub fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
 }
 
 /// Cores, processor, kernel: a line for the head of the report.

@@ -6,16 +6,21 @@
 
 use std::fs::{self, File};
 use std::io::Read as _;
+use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use tokio::net::TcpSocket;
+
+use crate::load::Dial;
 
 /// A network namespace with its loopback interface up. It goes when dropped.
 #[derive(Debug)]
 pub struct Namespace {
     /// Stays in it, so that it stays.
     holder: Child,
-    entrance: File,
+    entrance: Arc<File>,
 }
 
 /// Set where tests run in a user namespace.
@@ -135,7 +140,7 @@ impl Namespace {
         let mut up = [0; 3];
         holder.stdout.as_mut().expect("a pipe").read_exact(&mut up).expect("a network namespace");
         let entrance = File::open(format!("/proc/{}/ns/net", holder.id())).expect("its entrance");
-        Self { holder, entrance }
+        Self { holder, entrance: Arc::new(entrance) }
     }
 
     /// A process in it.
@@ -145,11 +150,15 @@ impl Namespace {
 
     /// Moves the calling thread into it for as long as `body` takes.
     pub fn enter<R>(&self, body: impl FnOnce() -> R) -> R {
-        let home = File::open("/proc/thread-self/ns/net").expect("where we are");
-        self.move_in();
-        let result = body();
-        move_to(&home);
-        result
+        visit(&self.entrance, body)
+    }
+
+    /// Whom a program in it dials by `to`; it stays for as long as somebody may.
+    pub fn dial(&self, to: SocketAddr) -> Dial {
+        let entrance = Arc::clone(&self.entrance);
+        let new = if to.is_ipv4() { TcpSocket::new_v4 } else { TcpSocket::new_v6 };
+        // A socket is where it was made.
+        Dial::new(to, move || visit(&entrance, new))
     }
 
     fn move_in(&self) {
@@ -170,6 +179,15 @@ impl Drop for Namespace {
         let _ = self.holder.kill();
         let _ = self.holder.wait();
     }
+}
+
+/// Moves the calling thread into a namespace for as long as `body` takes.
+fn visit<R>(namespace: &File, body: impl FnOnce() -> R) -> R {
+    let home = File::open("/proc/thread-self/ns/net").expect("where we are");
+    move_to(namespace);
+    let result = body();
+    move_to(&home);
+    result
 }
 
 fn move_to(namespace: &File) {

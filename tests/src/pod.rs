@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::netns::{Namespace, has_users, shell};
 use crate::process::{Folder, Process, Program};
 use crate::wait::eventually;
-use crate::workload::ready;
+use crate::workload::{ready, unready};
 use crate::world::{NAMESPACE, qualified, scrape};
 use crate::{Metrics, Mode, Wire, World, binary};
 
@@ -158,8 +158,15 @@ impl Cluster {
         self.services.set(number);
         let v4 = Ipv4Addr::new(10, 96, 0, number);
         let v6 = Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, number.into());
+        let ips = VirtualIps { v4: v4.into(), v6: v6.into() };
+        self.change(name, port, ips, pods);
+        ips
+    }
+
+    /// Writes what [`Cluster::service_of`] did once more, with other pods behind it.
+    pub fn change(&self, name: &str, port: &Port, ips: VirtualIps, pods: &[(&Pod, Option<&str>)]) {
+        let VirtualIps { v4, v6 } = ips;
         self.write(name, port, &format!("clusterIP: {v4}\n  clusterIPs: [{v4}, '{v6}']"), pods);
-        VirtualIps { v4: v4.into(), v6: v6.into() }
     }
 
     /// As [`Cluster::service`], without virtual IPs: its name means its pods.
@@ -229,7 +236,7 @@ impl Pod {
             program = program.flag(flag, *value);
         }
         let mut proxy = self.namespace.enter(|| Process::start(program, &self.folder));
-        ready(&mut proxy, SocketAddr::new(self.v4().into(), 15020)).await;
+        ready(&mut proxy, self.public()).await;
         self.proxy = Some(proxy);
     }
 
@@ -377,7 +384,29 @@ impl Pod {
 
     /// What the proxy counts.
     pub async fn metrics(&self) -> Metrics {
-        scrape(SocketAddr::new(self.v4().into(), 15020)).await
+        scrape(self.public()).await
+    }
+
+    /// Where the proxy tells everybody what it counts, and whether it is ready.
+    pub fn public(&self) -> SocketAddr {
+        SocketAddr::new(self.v4().into(), 15020)
+    }
+
+    /// What the proxy's admin listener says to a request like `GET /config_dump`.
+    ///
+    /// # Panics
+    /// If that is not that all is well.
+    pub async fn admin(&self, request: &str) -> String {
+        let mut wire = self.connect(SocketAddr::from(([127, 0, 0, 1], 15000)));
+        wire.send(format!("{request} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")).await;
+        let (head, body) = wire.response().await;
+        assert!(head.status() < 300, "{request}: {head:?}");
+        String::from_utf8(body).expect("text")
+    }
+
+    /// Waits until the proxy says that it is not ready, or nothing any more.
+    pub async fn unready(&self) {
+        unready(&self.name, self.public()).await;
     }
 
     /// What the proxy said of itself so far.

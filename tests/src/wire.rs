@@ -1,8 +1,9 @@
 //! A connection on which a test says exactly what it means, byte by byte, as client or as server.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr};
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -49,6 +50,12 @@ impl Wire {
         stream.set_nodelay(true).expect("a TCP socket");
         Self::new(stream)
     }
+
+    /// Shuts the reading side: whatever comes from now on is not read.
+    pub fn deafen(&mut self) {
+        // The other side may have broken it by then.
+        let _ = SockRef::from(&self.stream).shutdown(Shutdown::Read);
+    }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
@@ -89,9 +96,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     where
         S: std::os::fd::AsFd,
     {
-        socket2::SockRef::from(&self.stream)
-            .set_linger(Some(std::time::Duration::ZERO))
-            .expect("a TCP socket");
+        SockRef::from(&self.stream).set_linger(Some(std::time::Duration::ZERO)).expect("a TCP socket");
     }
 
     /// Says that nothing more will be written.

@@ -48,6 +48,20 @@ pub(crate) async fn ready(process: &mut Process, metrics: SocketAddr) {
     .await;
 }
 
+/// Waits until `/ready` says no, or nothing any more.
+pub(crate) async fn unready(name: &str, metrics: SocketAddr) {
+    eventually(&format!("{name} is not ready"), async || {
+        let Ok(stream) = tokio::net::TcpStream::connect(metrics).await else { return Ok(()) };
+        let mut wire = Wire::new(stream);
+        wire.send("GET /ready HTTP/1.1\r\nhost: ready\r\nconnection: close\r\n\r\n").await;
+        match wire.try_head().await {
+            Some(head) if head.status() == 200 => Err("it is ready".to_owned()),
+            _ => Ok(()),
+        }
+    })
+    .await;
+}
+
 /// `<name>:<port>`; 8080 unless it is said.
 fn with_port(service: &str) -> String {
     if service.contains(':') { service.to_owned() } else { format!("{service}:8080") }
@@ -240,17 +254,7 @@ impl Workload {
 
     /// Waits until `/ready` says no, or nothing any more.
     pub async fn unready(&self) {
-        let address = self.listener("metrics");
-        eventually(&format!("{} is not ready", self.name), async || {
-            let Ok(stream) = tokio::net::TcpStream::connect(address).await else { return Ok(()) };
-            let mut wire = Wire::new(stream);
-            wire.send("GET /ready HTTP/1.1\r\nhost: ready\r\nconnection: close\r\n\r\n").await;
-            match wire.try_head().await {
-                Some(head) if head.status() == 200 => Err("it is ready".to_owned()),
-                _ => Ok(()),
-            }
-        })
-        .await;
+        unready(&self.name, self.public()).await;
     }
 
     /// Waits until no connection of its application's is open.

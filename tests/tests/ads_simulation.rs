@@ -37,7 +37,7 @@ fn both_ends_agree_with_the_model_after_whatever_happened() {
 }
 
 #[test]
-fn r7_one_comparison_mends_whatever_was_lost_or_forgotten() {
+fn r07_one_comparison_mends_whatever_was_lost_or_forgotten() {
     let (seen, all) = run_seeds(run_with_faults);
     if all {
         assert!(seen.lost > 1000 && seen.forgotten > 1000 && seen.behind > 100, "{seen:?}");

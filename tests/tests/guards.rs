@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -157,6 +157,25 @@ fn the_proxy_does_not_know_kubernetes() {
     }
 }
 
+/// Limits, budgets, ejections, deadlines and ages go by a clock that nobody sets; these know what time of day it is, for what others wrote down,
+/// certificates and logs.
+#[test]
+fn only_these_of_the_proxy_know_the_time_of_day() {
+    const KNOW: &[&str] =
+        &["admin/", "app", "control/apply", "control/identity", "dns/upstream", "telemetry/", "tls/"];
+    const OF_FORWARD: &[&str] = &["forward/again", "forward/pushback", "forward/record", "forward/session"];
+    let proxy = root().join("proxy/src");
+    let mut wrong = Vec::new();
+    for path in files(&["rs"]).iter().filter(|path| path.starts_with(&proxy) && !is_test(path)) {
+        let within = path.strip_prefix(&proxy).unwrap().display().to_string();
+        let may = KNOW.iter().chain(OF_FORWARD).any(|known| within.starts_with(known));
+        if !may && code(&fs::read_to_string(path).unwrap()).contains("SystemTime") {
+            wrong.push(shown(path));
+        }
+    }
+    assert!(wrong.is_empty(), "a jump of the clock would be felt here:\n{}", wrong.join("\n"));
+}
+
 #[test]
 fn no_file_of_code_is_longer_than_800_lines() {
     let mut long = Vec::new();
@@ -252,4 +271,72 @@ fn the_fuzz_targets_are_built_with_the_workspaces_versions() {
         theirs.difference(&ours).filter(|p| !own.iter().any(|name| p.starts_with(name))).collect();
     let remedy = "cp Cargo.lock fuzz/ && cargo metadata --manifest-path fuzz/Cargo.toml >/dev/null";
     assert!(other.is_empty(), "fuzz/Cargo.lock differs; `{remedy}` mends it:\n{other:#?}");
+}
+
+/// The metrics of the proxy and of the control plane with their labels, from the references, which are made from what is registered.
+fn metrics() -> BTreeMap<String, BTreeSet<String>> {
+    let mut all = BTreeMap::<String, BTreeSet<String>>::new();
+    for page in ["metrics.md", "control-plane.md"] {
+        let reference = fs::read_to_string(root().join("docs/reference").join(page)).unwrap();
+        for row in reference.lines().filter_map(|line| line.strip_prefix("| `")) {
+            let Some((name, rest)) = row.split_once("` | ") else { continue };
+            let labels = rest.split(" | ").nth(1).unwrap_or_default().split(", ");
+            let labels = labels.map(|label| label.trim_matches('`').to_owned());
+            all.entry(name.to_owned()).or_default().extend(labels);
+        }
+    }
+    all
+}
+
+#[test]
+fn the_metrics_that_the_pages_name_are_there_with_those_labels() {
+    let known = metrics();
+    assert!(known.contains_key("tulle_requests_total") && known.contains_key("tulle_control_plane_findings"));
+    let mut wrong = Vec::new();
+    let mut seen = 0;
+    for page in files(&["md"]).into_iter().filter(|page| !page.ends_with("CHANGELOG.md")) {
+        let text = fs::read_to_string(&page).unwrap();
+        for code in text.split('`').skip(1).step_by(2).filter(|code| code.starts_with("tulle_")) {
+            let (name, labels) =
+                code.split_once('{').map_or((code, ""), |(name, rest)| (name, rest.trim_end_matches('}')));
+            // `tulle_ads_*` and the like name many, and `_bucket` and the like are parts of one.
+            let parts = ["", "_bucket", "_sum", "_count"].map(|part| name.strip_suffix(part));
+            let Some(found) = parts.into_iter().flatten().find_map(|name| known.get(name)) else {
+                let some =
+                    name.strip_suffix('*').is_some_and(|some| known.keys().any(|one| one.starts_with(some)));
+                let is_name = name.chars().all(|c| c.is_ascii_lowercase() || c == '_' || c == '*');
+                if is_name && !some {
+                    wrong.push(format!("{}: there is no {name}", shown(&page)));
+                }
+                continue;
+            };
+            seen += 1;
+            let labels =
+                labels.split(',').map(|label| label.split(['=', '!']).next().unwrap_or_default().trim());
+            let unknown = labels.filter(|label| !label.is_empty() && !found.contains(*label));
+            wrong.extend(unknown.map(|label| format!("{}: {name} has no label {label}", shown(&page))));
+        }
+    }
+    assert!(seen > 50, "{seen}");
+    assert_eq!(wrong, [""; 0]);
+}
+
+#[test]
+fn each_mechanism_of_resilience_says_how_to_see_and_how_to_choose_it() {
+    let page = fs::read_to_string(root().join("docs/resilience.md")).unwrap();
+    let sections: Vec<&str> = page.split("\n## ").skip(1).collect();
+    let asked_for = sections.iter().filter(|section| section.contains("```yaml"));
+    let mut count = 0;
+    for section in asked_for {
+        let title = section.lines().next().unwrap();
+        for said in ["**How to see it**", "**How to choose**"] {
+            assert!(section.contains(said), "{title}: {said}");
+        }
+        assert!(
+            page.contains(&format!("](#{})", title.to_lowercase().replace(' ', "-"))),
+            "{title} is not in the table"
+        );
+        count += 1;
+    }
+    assert!(count >= 8, "{count}");
 }

@@ -10,8 +10,9 @@ use serde_json::json;
 use tulle_tests::{Process, World, deep, eventually, peer, within};
 
 /// Starts a server of `tests/peers`, and waits for the port that it prints.
-async fn server(script: &str, world: &World) -> Option<(Process, SocketAddr)> {
-    let mut process = Process::start(peer::python(script)?, world.folder());
+async fn server(script: &str, world: &World, arguments: &[&str]) -> Option<(Process, SocketAddr)> {
+    let program = arguments.iter().fold(peer::python(script)?, |program, argument| program.arg(*argument));
+    let mut process = Process::start(program, world.folder());
     let port: u16 = eventually(&format!("{script} prints its port"), async || {
         if let Some(status) = process.ended() {
             panic!("{script} ended: {status}\n{}", process.tail());
@@ -38,7 +39,7 @@ async fn client(script: &str, world: &World, address: SocketAddr, arguments: &[u
 async fn grpcio_calls_grpcio_in_all_four_kinds() {
     for protocol in ["kubernetes.io/h2c", ""] {
         let world = World::strict().await;
-        let Some((_server, address)) = server("grpc_server.py", &world).await else { return };
+        let Some((_server, address)) = server("grpc_server.py", &world, &[]).await else { return };
         world.service("echo", protocol);
         let echo = world.workload("echo").serves("echo", address).start().await;
         let web = world.workload("web").calls("echo").start().await;
@@ -56,10 +57,27 @@ async fn grpcio_calls_grpcio_in_all_four_kinds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn r14_grpcio_that_ends_connections_by_age_fails_no_call_and_its_streams_are_cut_with_a_status() {
+    let world = World::strict().await;
+    let Some((_server, address)) = server("grpc_server.py", &world, &["2000", "1000"]).await else { return };
+    world.service("echo", "grpc");
+    let echo = world.workload("echo").serves("echo", address).start().await;
+    let web = world.workload("web").calls("echo").start().await;
+    echo.counts("tulle_registered", &[], 1.0).await;
+
+    let times = if deep() { 20 } else { 2 };
+    let said = client("grpc_ages.py", &world, web.outbound("echo"), &[times]).await;
+    assert_eq!(said.trim(), "no call failed");
+    let cut = [("direction", "outbound"), ("grpc_status", "14")];
+    let counted = web.metrics().await.sum("tulle_requests_total", &cut);
+    assert!((counted - 4.0 * times as f64).abs() < 0.5, "{counted}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn websockets_speaks_with_websockets() {
     for protocol in ["kubernetes.io/ws", ""] {
         let world = World::strict().await;
-        let Some((_server, address)) = server("websocket_server.py", &world).await else { return };
+        let Some((_server, address)) = server("websocket_server.py", &world, &[]).await else { return };
         world.service("chat", protocol);
         let chat = world.workload("chat").serves("chat", address).start().await;
         let web = world.workload("web").calls("chat").start().await;

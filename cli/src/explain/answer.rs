@@ -85,6 +85,9 @@ pub(super) struct Handled {
     pub retry: Option<Retried>,
     /// What goes wrong on purpose.
     pub fault: Option<Injected>,
+    /// Which of the fields above are said by the rule that takes the request, or a policy on it or its route; all others, by policies on the
+    /// port or its Service. `tulle check` names them.
+    pub by_route: Vec<&'static str>,
 }
 
 #[derive(Debug, Serialize)]

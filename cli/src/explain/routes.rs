@@ -115,7 +115,18 @@ pub(super) fn explain(mesh: &Mesh, asking: &Asking, info: &ServiceInfo, to: To) 
 fn handled(said: &Requests<'_>, asked: &Asked<'_>) -> Handled {
     let long = |duration: Duration| format!("{duration:?}");
     let share = |of: u32| f64::from(of) / f64::from(MILLION / 100);
+    let by_route = said.rule.map(|rule| {
+        let fields = [
+            ("request_timeout", rule.request_timeout.is_some()),
+            ("backend_timeout", rule.backend_timeout.is_some()),
+            ("idle_timeout", rule.idle_timeout.is_some()),
+            ("deadline_header", rule.deadline_header.is_some()),
+            ("retry", rule.retry.is_some()),
+        ];
+        fields.into_iter().filter(|(_, is_said)| *is_said).map(|(name, _)| name).collect()
+    });
     Handled {
+        by_route: by_route.unwrap_or_default(),
         request_timeout: said.request_timeout().map(long),
         backend_timeout: said.backend_timeout().map(long),
         idle_timeout: said.idle_timeout().map(long),

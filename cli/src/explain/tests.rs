@@ -107,9 +107,9 @@ from  default/web (its identity is not known; see --identity)
 to    Service default/shop port 80 (http)
 HTTPRoute default/shop rules[1]: path prefix /b, method POST, header x-group: b, query parameter q: 1
   rewrites the path prefix to \"/c\"
-  within 5s (request)
-  within 1s (each try)
-  is sent again up to 2 times, after 100ms or more, where it was not processed or answered 500, 503
+  within 5s (request; by the route)
+  within 1s (each try; by the route)
+  is sent again up to 2 times, after 100ms or more, where it was not processed or answered 500, 503 (by the route)
    75.0 %  default/v1:80
            sees POST /c/x?q=1 of shop
            127.0.0.9:8080: plaintext

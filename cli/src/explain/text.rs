@@ -56,15 +56,23 @@ fn rule(taken: &Taken, lines: &mut Vec<String>) {
 }
 
 fn handled(requests: &Handled, lines: &mut Vec<String>) {
-    let timeouts = [("request", &requests.request_timeout), ("each try", &requests.backend_timeout)];
-    for (of, timeout) in timeouts {
-        lines.extend(timeout.as_ref().map(|timeout| format!("  within {timeout} ({of})")));
+    let by = |field: &str| if requests.by_route.contains(&field) { "the route" } else { "the Service" };
+    let timeouts = [
+        ("request", "request_timeout", &requests.request_timeout),
+        ("each try", "backend_timeout", &requests.backend_timeout),
+    ];
+    for (of, field, timeout) in timeouts {
+        let by = by(field);
+        lines.extend(timeout.as_ref().map(|timeout| format!("  within {timeout} ({of}; by {by})")));
     }
-    let idle = requests.idle_timeout.as_ref();
-    lines.extend(idle.map(|idle| format!("  until nothing has passed of its bodies for {idle}")));
-    let header = requests.deadline_header.as_ref();
-    lines.extend(header.map(|header| format!("  within what {header} says, in milliseconds")));
-    lines.extend(requests.retry.as_ref().map(|retry| format!("  {}", retry.shown())));
+    let (idle, by_whom) = (requests.idle_timeout.as_ref(), by("idle_timeout"));
+    lines.extend(
+        idle.map(|idle| format!("  until nothing has passed of its bodies for {idle} (by {by_whom})")),
+    );
+    let (header, by_whom) = (requests.deadline_header.as_ref(), by("deadline_header"));
+    lines.extend(header.map(|header| format!("  within what {header} says, in milliseconds (by {by_whom})")));
+    let (retry, by_whom) = (requests.retry.as_ref(), by("retry"));
+    lines.extend(retry.map(|retry| format!("  {} (by {by_whom})", retry.shown())));
     if let Some(Injected { rule, delay, abort }) = &requests.fault {
         let delay =
             delay.as_ref().map(|(percent, long)| format!("{percent} % of the tries are held for {long}"));

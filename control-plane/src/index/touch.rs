@@ -25,8 +25,9 @@ impl Index {
                 dirty.addresses.insert(registration.address);
             }
         }
-        // A backend may have begun or ceased to resolve.
-        for route in linked(&self.links.backends, name).filter_map(|route| self.routes.get(route)) {
+        // A backend may have begun or ceased to resolve; and by its affinity a Service rejects a whole route, at other parents too.
+        let routes = linked(&self.links.backends, name).chain(linked(&self.links.routes, name));
+        for route in routes.filter_map(|route| self.routes.get(route)) {
             dirty.routes.extend(route.object.services().cloned());
         }
     }

@@ -4,22 +4,47 @@ use std::borrow::Cow;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+/// A rule over several fields of an object, as API servers check it (CEL). Each is a rule by which [`crate::object`] refuses.
+pub(super) fn rule(rule: &str, message: &str) -> Value {
+    json!({ "rule": rule, "message": message })
+}
+
+/// Of a [`Duration`] that must not be 0.
+pub(super) fn not_zero() -> Value {
+    rule("duration(self) > duration('0s')", "more than 0s")
+}
+
+/// Of a [`Duration`] at which something is done again and again.
+pub(super) fn interval() -> Value {
+    rule("duration(self) >= duration('10ms')", "10ms or more")
+}
 
 /// What a policy is attached to (GEP-713).
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [
+    rule("self.kind == 'Service' ? self.group in ['', 'core'] : self.kind in ['HTTPRoute', 'GRPCRoute'] && self.group == 'gateway.networking.k8s.io'", "a Service of the group \"\", or an HTTPRoute or a GRPCRoute of the group gateway.networking.k8s.io")
+]))]
 pub struct SectionTargetRef {
     /// The API group: empty for a Service, `gateway.networking.k8s.io` for a route.
     #[serde(default)]
     pub group: String,
     /// `Service`, `HTTPRoute` or `GRPCRoute`.
+    #[schemars(length(max = 63))]
     pub kind: String,
     /// The name, in the policy's own namespace.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
     /// The name of one of the Service's ports, or of one of the route's rules; all of them by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
     pub section_name: Option<String>,
+    /// Of other kinds' references, and not of this one: read so that nobody is attached elsewhere than they think.
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    pub namespace: Option<String>,
 }
 
 /// A time as the Gateway API writes it (GEP-2257): `300ms`, `10s`, `1m30s`, `2h`.
@@ -97,6 +122,6 @@ impl JsonSchema for Duration {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "pattern": "^([0-9]{1,5}(h|m|s|ms)){1,4}$" })
+        json_schema!({ "type": "string", "maxLength": 28, "pattern": "^([0-9]{1,5}(h|m|s|ms)){1,4}$" })
     }
 }

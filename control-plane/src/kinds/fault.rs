@@ -4,7 +4,8 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::attached::{Duration, GrpcCode, HeaderMatch, SectionTargetRef};
+use super::attached::{Duration, GrpcCode, HeaderMatch, SectionTargetRef, not_zero, rule};
+use super::status::PolicyStatus;
 
 /// What goes wrong on purpose: each client's proxy holds or answers a share of the requests, each of their tries by itself.
 #[derive(CustomResource, Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
@@ -14,12 +15,17 @@ use super::attached::{Duration, GrpcCode, HeaderMatch, SectionTargetRef};
     kind = "FaultPolicy",
     plural = "faultpolicies",
     namespaced,
+    status = "PolicyStatus",
+    label("gateway.networking.k8s.io/policy", "Inherited"),
     derive = "PartialEq"
 )]
 #[serde(rename_all = "camelCase")]
 pub struct FaultPolicySpec {
     /// Services, HTTPRoutes and GRPCRoutes in the policy's own namespace.
     #[schemars(length(min = 1, max = 16))]
+    #[schemars(extend("x-kubernetes-validations" = [
+        rule("self.all(a, self.exists_one(b, b.kind == a.kind && b.name == a.name && (has(b.sectionName) ? b.sectionName : '') == (has(a.sectionName) ? a.sectionName : '')))", "each target once")
+    ]))]
     pub target_refs: Vec<SectionTargetRef>,
     /// The first that describes a request holds.
     #[schemars(length(min = 1, max = 16))]
@@ -29,6 +35,9 @@ pub struct FaultPolicySpec {
 /// What goes wrong with some requests: at least one of `delay` and `abort`.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [
+    rule("has(self.delay) || has(self.abort)", "at least one of delay and abort")
+]))]
 pub struct FaultRule {
     /// Shown in logs and metrics; the rule's index by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -54,12 +63,16 @@ pub struct Delay {
     #[schemars(range(min = 0.0, max = 100.0))]
     pub percent: f64,
     /// How long.
+    #[schemars(extend("x-kubernetes-validations" = [not_zero()]))]
     pub duration: Duration,
 }
 
 /// Requests are answered: exactly one of `httpStatus` and `grpcStatus`.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [
+    rule("[has(self.httpStatus), has(self.grpcStatus)].exists_one(one, one)", "exactly one of httpStatus and grpcStatus")
+]))]
 pub struct Abort {
     /// Of a hundred requests, such as 5 or 0.1; counted to the ten thousandth.
     #[serde(default = "hundred")]

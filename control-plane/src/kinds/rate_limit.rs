@@ -4,7 +4,8 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::attached::{Duration, HeaderMatch, Present, SectionTargetRef};
+use super::attached::{Duration, HeaderMatch, Present, SectionTargetRef, not_zero, rule};
+use super::status::PolicyStatus;
 
 /// How often requests may be sent. Each proxy counts by itself.
 #[derive(CustomResource, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
@@ -14,12 +15,20 @@ use super::attached::{Duration, HeaderMatch, Present, SectionTargetRef};
     kind = "RateLimitPolicy",
     plural = "ratelimitpolicies",
     namespaced,
+    status = "PolicyStatus",
+    label("gateway.networking.k8s.io/policy", "Inherited"),
     derive = "PartialEq"
 )]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [
+    rule("!has(self.direction) || self.direction != 'Inbound' || self.targetRefs.all(t, t.kind == 'Service')", "what follows a route is counted by clients: direction Outbound")
+]))]
 pub struct RateLimitPolicySpec {
     /// Services, HTTPRoutes and GRPCRoutes in the policy's own namespace.
     #[schemars(length(min = 1, max = 16))]
+    #[schemars(extend("x-kubernetes-validations" = [
+        rule("self.all(a, self.exists_one(b, b.kind == a.kind && b.name == a.name && (has(b.sectionName) ? b.sectionName : '') == (has(a.sectionName) ? a.sectionName : '')))", "each target once")
+    ]))]
     pub target_refs: Vec<SectionTargetRef>,
     /// Who counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -42,6 +51,9 @@ pub enum Direction {
 /// How often some requests may be sent.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [
+    rule("has(self.by) || !has(self.overrides) || self.overrides.size() == 0", "overrides need by, which tells requests apart")
+]))]
 pub struct RateLimit {
     /// Shown in logs and metrics; the limit's index by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -64,6 +76,9 @@ pub struct RateLimit {
 /// What has a count of its own: exactly one of these.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [
+    rule("[has(self.identity), has(self.header)].exists_one(one, one)", "exactly one of identity and header")
+]))]
 pub struct CountBy {
     /// Each client's identity, `{}`; clients without one are counted together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -82,6 +97,7 @@ pub struct Rate {
     pub requests: i32,
     /// Within how long.
     #[serde(default = "one_second")]
+    #[schemars(extend("x-kubernetes-validations" = [not_zero()]))]
     pub per: Duration,
     /// How many at once; `requests` by default, so that a client which was silent for `per` may send a whole `per`'s worth.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -263,3 +263,114 @@ fn specimen(kind: &str, spec: &str) -> Value {
 fn is_taken(object: &Value) -> bool {
     !read_text(&object.to_string()).changes.is_empty()
 }
+
+/// What an API server refuses in a schema that is to be structural (KEP-1693 and the API reference of `JSONSchemaProps`), at `path`.
+fn unstructural(schema: &Value, path: &str, wrong: &mut Vec<String>) {
+    const KNOWN: [&str; 22] = [
+        "default",
+        "description",
+        "enum",
+        "exclusiveMaximum",
+        "exclusiveMinimum",
+        "format",
+        "items",
+        "maxItems",
+        "maxLength",
+        "maximum",
+        "minItems",
+        "minLength",
+        "minimum",
+        "nullable",
+        "pattern",
+        "properties",
+        "required",
+        "title",
+        "type",
+        "x-kubernetes-list-map-keys",
+        "x-kubernetes-list-type",
+        "x-kubernetes-validations",
+    ];
+    let fields = schema.as_object().unwrap();
+    let unknown = fields.keys().filter(|field| !KNOWN.contains(&field.as_str()));
+    wrong.extend(unknown.map(|field| format!("{path}: `{field}`")));
+    let is_of = |value: &Value| match schema["type"].as_str() {
+        Some("object") => value.is_object(),
+        Some("array") => value.is_array(),
+        Some("string") => value.is_string(),
+        Some("boolean") => value.is_boolean(),
+        Some("integer") => value.is_i64(),
+        Some("number") => value.is_number(),
+        _ => false,
+    };
+    if schema["type"].is_null() {
+        wrong.push(format!("{path}: no type"));
+    }
+    let values = schema["enum"].as_array().into_iter().flatten().chain(fields.get("default"));
+    wrong.extend(
+        values
+            .filter(|value| !is_of(value) && (!value.is_null() || schema["nullable"] != true))
+            .map(|value| format!("{path}: {value} is of another type")),
+    );
+    let properties = schema["properties"].as_object();
+    for name in schema["required"].as_array().into_iter().flatten() {
+        if properties.is_none_or(|fields| !fields.contains_key(name.as_str().unwrap())) {
+            wrong.push(format!("{path}: {name} is required and is not there"));
+        }
+    }
+    for rule in schema["x-kubernetes-validations"].as_array().into_iter().flatten() {
+        // A rule whose names are not those of the fields would never hold: what it looks at must be there.
+        let text = rule["rule"].as_str().unwrap();
+        let named =
+            text.split("self.").skip(1).filter_map(|rest| rest.split(|c: char| !c.is_alphanumeric()).next());
+        let macros = ["all", "exists", "size"];
+        let missing = named.filter(|name| {
+            !macros.contains(name) && properties.is_none_or(|fields| !fields.contains_key(*name))
+        });
+        wrong.extend(missing.map(|name| format!("{path}: a rule is about `{name}`")));
+        assert!(rule["message"].as_str().is_some_and(|message| !message.is_empty()), "{path}: {rule}");
+    }
+    for (name, field) in properties.into_iter().flatten() {
+        unstructural(field, &format!("{path}.{name}"), wrong);
+    }
+    match (schema["type"].as_str(), &schema["items"]) {
+        (Some("array"), Value::Object(_)) => unstructural(&schema["items"], &format!("{path}[]"), wrong),
+        (Some("array"), _) | (_, Value::Object(_)) => {
+            wrong.push(format!("{path}: a list has `items`, and nothing else has"))
+        }
+        _ => {}
+    }
+}
+
+#[test]
+fn an_api_server_would_take_the_definitions() {
+    let mut wrong = Vec::new();
+    for definition in definitions() {
+        let kind = definition["spec"]["names"]["kind"].as_str().unwrap();
+        let version = &definition["spec"]["versions"][0];
+        let schema = &version["schema"]["openAPIV3Schema"];
+        assert_eq!(schema["required"], serde_json::json!(["spec"]), "{kind}");
+        unstructural(schema, kind, &mut wrong);
+        // GEP-713, "Classes of metaresources": on several kinds, on their sections, or adding up, is inherited.
+        let label = &definition["metadata"]["labels"]["gateway.networking.k8s.io/policy"];
+        if kind == "Mesh" {
+            assert_eq!((label, &version["subresources"]), (&Value::Null, &Value::Null));
+            continue;
+        }
+        assert_eq!(label, "Inherited", "{kind}");
+        assert_eq!(version["subresources"], serde_json::json!({ "status": {} }), "{kind}");
+        let ancestor = &schema["properties"]["status"]["properties"]["ancestors"]["items"];
+        assert_eq!(ancestor["required"], serde_json::json!(["ancestorRef", "conditions", "controllerName"]));
+    }
+    assert_eq!(wrong, [""; 0]);
+}
+
+#[test]
+fn the_status_that_an_api_server_has_is_nobodys_business_in_a_folder() {
+    for status in ["{ancestors: []}", "{conditions: nonsense}", "[]", "null"] {
+        let text = format!(
+            "apiVersion: policy.tulle.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: a}}\nspec: {{targetRefs: [{{kind: Service, name: a}}], retry: {{}}}}\nstatus: {status}\n"
+        );
+        let read = read_text(&text);
+        assert_eq!((read.findings, read.changes.len()), (Vec::new(), 1), "{status}");
+    }
+}

@@ -4,7 +4,8 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::attached::{Duration, GrpcCode, Present, SectionTargetRef};
+use super::attached::{Duration, GrpcCode, Present, SectionTargetRef, interval, not_zero, rule};
+use super::status::PolicyStatus;
 
 /// How clients treat a Service, or the requests that follow a route. What is not written stays as it is without the
 /// policy. Of several policies the most specific holds, section by section: what a route says itself, then a policy on its rule,
@@ -16,13 +17,21 @@ use super::attached::{Duration, GrpcCode, Present, SectionTargetRef};
     kind = "TrafficPolicy",
     plural = "trafficpolicies",
     namespaced,
+    status = "PolicyStatus",
+    label("gateway.networking.k8s.io/policy", "Inherited"),
     derive = "PartialEq"
 )]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [
+    rule("self.targetRefs.all(t, t.kind == 'Service') || !(has(self.loadBalancer) || has(self.outlierDetection) || has(self.healthCheck) || has(self.limits) || has(self.connections) || has(self.retryBudget))", "of requests that follow a route only timeouts and retry can be said")
+]))]
 pub struct TrafficPolicySpec {
     /// Services, HTTPRoutes and GRPCRoutes in the policy's own namespace. On a route only `timeouts` and `retry` mean
     /// anything.
     #[schemars(length(min = 1, max = 16))]
+    #[schemars(extend("x-kubernetes-validations" = [
+        rule("self.all(a, self.exists_one(b, b.kind == a.kind && b.name == a.name && (has(b.sectionName) ? b.sectionName : '') == (has(a.sectionName) ? a.sectionName : '')))", "each target once")
+    ]))]
     pub target_refs: Vec<SectionTargetRef>,
     /// Which endpoint a request goes to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -43,7 +52,8 @@ pub struct TrafficPolicySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeouts: Option<Timeouts>,
     /// When a request is sent again. What may have been processed is not, unless its method is idempotent or the answer is one of
-    /// `statuses` or `grpcCodes`. Without it, what provably was not processed is sent once more, and nothing else.
+    /// `statuses` or `grpcCodes`. Without it, once more is sent only what provably was not processed, and what is idempotent and got no
+    /// byte of an answer on a connection that had served before and broke.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<Retry>,
     /// How many retries there may be beside first tries, from one client's proxy to a port of the Service; those of an
@@ -55,6 +65,9 @@ pub struct TrafficPolicySpec {
 /// Which endpoint a request goes to.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [
+    rule("(self.algorithm in ['RingHash', 'Maglev']) == (has(self.hashOn) && self.hashOn.size() > 0)", "RingHash and Maglev need hashOn, and the others go by no hash")
+]))]
 pub struct LoadBalancer {
     /// How one is chosen; `PeakEwma` by default.
     #[serde(default)]
@@ -98,6 +111,9 @@ pub enum Algorithm {
 /// What is hashed: exactly one of these.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [
+    rule("[has(self.header), has(self.cookie), has(self.queryParameter), has(self.source)].exists_one(one, one)", "exactly one of header, cookie, queryParameter and source")
+]))]
 pub struct HashOn {
     /// A header, by its name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -118,6 +134,7 @@ pub struct HashOn {
 #[serde(rename_all = "camelCase")]
 pub struct WarmUp {
     /// How long until an endpoint gets as much as the others.
+    #[schemars(extend("x-kubernetes-validations" = [not_zero()]))]
     pub duration: Duration,
     /// What it gets at first, in percent of the others' share.
     #[serde(default = "ten")]
@@ -135,6 +152,7 @@ pub struct Zones {
     pub maximum_load_percent: i32,
     /// Average latency of its endpoints from which on more and more goes elsewhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-kubernetes-validations" = [not_zero()]))]
     pub latency: Option<Duration>,
     /// Likewise, requests in flight to one of its endpoints, from one client's proxy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -149,6 +167,10 @@ pub struct Zones {
 /// Which endpoints get nothing for a while: at least one of the criteria, and how.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [
+    rule("has(self.consecutive5xx) || has(self.consecutiveGatewayErrors) || has(self.consecutiveConnectFailures) || has(self.consecutiveGrpcErrors) || has(self.successRate) || has(self.failurePercentage)", "at least one criterion says which endpoints are ejected"),
+    rule("duration(self.maximumEjectionTime) >= duration(self.ejectionTime)", "maximumEjectionTime is at least as long as ejectionTime")
+]))]
 pub struct OutlierDetection {
     /// So many failures in a row: answers of 5xx, and no answer.
     #[serde(default, rename = "consecutive5xx", skip_serializing_if = "Option::is_none")]
@@ -179,12 +201,15 @@ pub struct OutlierDetection {
     pub failure_percentage: Option<FailurePercentage>,
     /// The window of `successRate` and `failurePercentage`.
     #[serde(default = "ten_seconds")]
+    #[schemars(extend("x-kubernetes-validations" = [interval()]))]
     pub interval: Duration,
     /// How long an endpoint gets nothing the first time; each time in a row so much longer.
     #[serde(default = "thirty_seconds")]
+    #[schemars(extend("x-kubernetes-validations" = [not_zero()]))]
     pub ejection_time: Duration,
     /// How long at most.
     #[serde(default = "five_minutes")]
+    #[schemars(extend("x-kubernetes-validations" = [not_zero()]))]
     pub maximum_ejection_time: Duration,
     /// Of a hundred endpoints, how many at most at a time; one may always be, of two or more.
     #[serde(default = "fifty")]
@@ -227,6 +252,9 @@ pub struct FailurePercentage {
 /// How endpoints are asked whether they serve: exactly one of `http`, `grpc` and `tcp`, and how often.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [
+    rule("[has(self.http), has(self.grpc), has(self.tcp)].exists_one(one, one)", "exactly one of http, grpc and tcp")
+]))]
 pub struct HealthCheck {
     /// A GET; answers of 200 to 399 are good.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -239,9 +267,11 @@ pub struct HealthCheck {
     pub tcp: Option<Present>,
     /// How often.
     #[serde(default = "ten_seconds")]
+    #[schemars(extend("x-kubernetes-validations" = [interval()]))]
     pub interval: Duration,
     /// How long an answer may take.
     #[serde(default = "one_second")]
+    #[schemars(extend("x-kubernetes-validations" = [not_zero()]))]
     pub timeout: Duration,
     /// Good answers in a row until an endpoint serves again.
     #[serde(default = "one")]
@@ -316,23 +346,25 @@ pub struct Connections {
     /// After this, give or take a tenth, a connection takes no new requests; clients outside the mesh are asked to open another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub maximum_age: Option<Duration>,
-    /// TCP's keep-alive; the defaults are Linux's.
+    /// TCP's keep-alive; the defaults are what proxies do without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep_alive: Option<KeepAlive>,
 }
 
-/// TCP's keep-alive; the defaults are Linux's.
+/// TCP's keep-alive; the defaults are what proxies do without it.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct KeepAlive {
     /// Silence before the first probe, 1s to 32767s.
-    #[serde(default = "two_hours")]
+    #[serde(default = "thirty_seconds")]
+    #[schemars(extend("x-kubernetes-validations" = [rule("duration(self) >= duration('1s') && duration(self) <= duration('32767s')", "1s to 32767s")]))]
     pub time: Duration,
     /// Between two probes, 1s to 32767s.
-    #[serde(default = "seventy_five_seconds")]
+    #[serde(default = "ten_seconds")]
+    #[schemars(extend("x-kubernetes-validations" = [rule("duration(self) >= duration('1s') && duration(self) <= duration('32767s')", "1s to 32767s")]))]
     pub interval: Duration,
     /// Unanswered ones before the connection is given up.
-    #[serde(default = "nine")]
+    #[serde(default = "three")]
     #[schemars(range(min = 1, max = 127))]
     pub probes: i32,
 }
@@ -340,6 +372,9 @@ pub struct KeepAlive {
 /// How long a request may take. What is not written is said by a less specific policy, or has no limit; `0s` is no limit.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [
+    rule("!has(self.request) || !has(self.perTry) || duration(self.request) == duration('0s') || duration(self.perTry) <= duration(self.request)", "perTry is at most as long as request")
+]))]
 pub struct Timeouts {
     /// The whole request, from its head to the answer's end, with every retry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -407,6 +442,9 @@ pub enum RetryCause {
 /// (`Retry-After`).
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [
+    rule("!has(self.maximum) || duration(self.maximum) >= duration(self.base)", "maximum is at least as long as base")
+]))]
 pub struct Backoff {
     /// Before the first time, at least.
     #[serde(default = "twenty_five_milliseconds")]
@@ -426,6 +464,7 @@ pub struct RetryBudget {
     pub percent: i32,
     /// How long a request counts.
     #[serde(default = "ten_seconds")]
+    #[schemars(extend("x-kubernetes-validations" = [not_zero()]))]
     pub interval: Duration,
     /// So many there may be at any rate.
     #[serde(default)]
@@ -442,6 +481,7 @@ pub struct RetryRate {
     pub count: i32,
     /// Within how long.
     #[serde(default = "one_second")]
+    #[schemars(extend("x-kubernetes-validations" = [not_zero()]))]
     pub interval: Duration,
 }
 
@@ -468,7 +508,6 @@ defaults! {
     one: i32 = 1;
     three: i32 = 3;
     five: i32 = 5;
-    nine: i32 = 9;
     ten: i32 = 10;
     twenty: i32 = 20;
     fifty: i32 = 50;
@@ -481,8 +520,6 @@ defaults! {
     one_second: Duration = Duration::of("1s");
     ten_seconds: Duration = Duration::of("10s");
     thirty_seconds: Duration = Duration::of("30s");
-    seventy_five_seconds: Duration = Duration::of("75s");
     five_minutes: Duration = Duration::of("5m");
-    two_hours: Duration = Duration::of("2h");
     broken: Vec<GrpcCode> = vec![GrpcCode::Internal, GrpcCode::Unavailable, GrpcCode::DataLoss];
 }

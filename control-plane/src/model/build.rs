@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use tulle_api::{ResourceType, v1};
 
+use super::patterns::room_of_service;
 use super::{Encoded, SessionKey};
 use crate::index::{Index, VIRTUAL_NETWORKS};
 use crate::object::{Mesh, NamespacedName, Policy, Service, Slice};
@@ -59,11 +60,12 @@ impl Context<'_> {
 
     pub(super) fn service(&self, name: &NamespacedName) -> Option<Arc<Encoded>> {
         let service = self.index.service(name)?;
+        let room = room_of_service(self.index, service);
         let ports = service.ports.iter().map(|port| v1::ServicePort {
             port: port.number.into(),
             name: port.name.clone(),
             protocol: port.protocol.into(),
-            traffic: self.traffic(service, port),
+            traffic: self.traffic(service, port, &room),
         });
         let message = v1::Service {
             name: Some(object_name(name)),
@@ -191,7 +193,7 @@ impl Context<'_> {
             let identity = self.slice_identity(slice);
             let endpoint = slice.endpoints.iter().find(|endpoint| endpoint.address == ip);
             let workload = endpoint.and_then(|endpoint| endpoint.workload.as_ref());
-            for serving in self.serving(slice) {
+            for serving in serving(self.index, slice) {
                 let host_port = v1::HostPort {
                     port: serving.port.into(),
                     workload: text(workload),
@@ -240,23 +242,7 @@ impl Context<'_> {
     }
 
     pub(super) fn inbound(&self, name: &NamespacedName) -> Option<Arc<Encoded>> {
-        let mut serving: Vec<Serving> = Vec::new();
-        let mut known = false;
-        for registration in self.index.registrations_of_workload(name) {
-            known = true;
-            serving.extend(registration.ports.iter().map(|(service, number, port)| Serving {
-                service: service.clone(),
-                service_port: Some(*number),
-                port: *port,
-            }));
-        }
-        for slice in self.index.slices_of_workload(name) {
-            known = true;
-            serving.extend(self.serving(slice));
-        }
-        if !known {
-            return None;
-        }
+        let serving = serving_of(self.index, name)?;
         let mut ports: BTreeMap<u16, v1::Protocol> = BTreeMap::new();
         for one in &serving {
             let protocol = self.protocol(&one.service, one.service_port);
@@ -329,20 +315,6 @@ impl Context<'_> {
             .collect()
     }
 
-    fn serving(&self, slice: &Slice) -> Vec<Serving> {
-        let service = self.index.service(&slice.service);
-        let ports = slice.ports.iter();
-        ports
-            .map(|(name, number)| Serving {
-                service: slice.service.clone(),
-                service_port: service
-                    .and_then(|service| service.ports.iter().find(|port| port.name == *name))
-                    .map(|port| port.number),
-                port: *number,
-            })
-            .collect()
-    }
-
     fn protocol(&self, service: &NamespacedName, port: Option<u16>) -> v1::Protocol {
         let service = self.index.service(service);
         service
@@ -363,6 +335,39 @@ impl Context<'_> {
         };
         v1::Peer { peer: Some(peer) }
     }
+}
+
+/// What a workload serves; none if nobody knows of the workload.
+pub(super) fn serving_of(index: &Index, workload: &NamespacedName) -> Option<Vec<Serving>> {
+    let mut all: Vec<Serving> = Vec::new();
+    let mut known = false;
+    for registration in index.registrations_of_workload(workload) {
+        known = true;
+        all.extend(registration.ports.iter().map(|(service, number, port)| Serving {
+            service: service.clone(),
+            service_port: Some(*number),
+            port: *port,
+        }));
+    }
+    for slice in index.slices_of_workload(workload) {
+        known = true;
+        all.extend(serving(index, slice));
+    }
+    known.then_some(all)
+}
+
+fn serving(index: &Index, slice: &Slice) -> Vec<Serving> {
+    let service = index.service(&slice.service);
+    let ports = slice.ports.iter();
+    ports
+        .map(|(name, number)| Serving {
+            service: slice.service.clone(),
+            service_port: service
+                .and_then(|service| service.ports.iter().find(|port| port.name == *name))
+                .map(|port| port.number),
+            port: *number,
+        })
+        .collect()
 }
 
 /// The first to speak of a port is believed, but for a protocol that it did not know, and for plaintext where another

@@ -20,6 +20,7 @@ mod build;
 mod egress;
 mod findings;
 mod history;
+mod patterns;
 mod policies;
 mod publish;
 mod resilience;

@@ -6,12 +6,14 @@
 use std::collections::BTreeSet;
 
 use serde::Serialize;
-use tulle_api::v1;
+use tulle_api::{PATTERNS, v1};
 
+use super::patterns::{LeftOut, left_out};
 use super::resilience::{Place, fields, fields_of_rule, requests_of, traffic_of};
 use super::status::Condition;
 use crate::finding::Notes;
 use crate::index::Index;
+use crate::kinds::Direction;
 use crate::object::{Kind, Protocol, Resilience, Says, Target};
 
 /// The state of one policy.
@@ -83,12 +85,13 @@ enum Extent {
 
 /// The state of every TrafficPolicy, then every RateLimitPolicy and FaultPolicy.
 pub fn policy_statuses(index: &Index) -> Vec<PolicyStatus> {
+    let left_out = left_out(index);
     let policies = index.resilience().map(|stored| &stored.object);
-    policies.map(|policy| of_policy(index, policy)).collect()
+    policies.map(|policy| of_policy(index, policy, &left_out)).collect()
 }
 
 /// What is wrong with a policy at its targets.
-pub(super) fn findings(index: &Index, policy: &Resilience) -> Notes {
+pub(super) fn findings(index: &Index, policy: &Resilience, left_out: &LeftOut) -> Notes {
     let mut notes = Notes::default();
     for target in &policy.targets {
         let at = format!("spec.targetRefs[{}]", target.index);
@@ -117,17 +120,36 @@ pub(super) fn findings(index: &Index, policy: &Resilience) -> Notes {
             ),
             Outcome::Holds(..) => {}
         }
+        if let Some(message) = beyond_patterns(policy, target, left_out) {
+            notes.error(
+                format!("spec.targetRefs[{}]", target.index),
+                message,
+                "use exact values where they serve, or fewer headers",
+            );
+        }
         if policy.kind == Kind::TrafficPolicy {
             never_again(index, policy, target, &mut notes);
         }
         if target.object.kind == Kind::Service {
             opaque(index, policy, target, &mut notes);
+            uncounted(index, policy, target, &mut notes);
         }
     }
     notes
 }
 
-/// Tells that nothing is ever sent again where the policy's back-off is as long as what something else says a request may take. What
+/// Where a policy is left out at a target since there are too many regular expressions, in words.
+fn beyond_patterns(policy: &Resilience, target: &Target, left_out: &LeftOut) -> Option<String> {
+    let places = left_out.get(&(policy.key(), target.object.clone()))?;
+    let places: Vec<&str> = places.iter().map(String::as_str).collect();
+    Some(format!(
+        "for {} its regular expressions, with those of the routes and of the policies that come before, are more than the {PATTERNS} that \
+         a proxy takes; nothing of this policy holds there",
+        places.join(", ")
+    ))
+}
+
+/// Tells that there is never time for a retry where the policy's back-off is as long as what something else says a request may take. What
 /// one object says is told when it is read.
 fn never_again(index: &Index, policy: &Resilience, target: &Target, notes: &mut Notes) {
     let Says::Traffic(traffic) = &policy.says else {
@@ -164,7 +186,7 @@ fn never_again(index: &Index, policy: &Resilience, target: &Target, notes: &mut 
             notes.warn(
                 "spec.retry.backoff.base",
                 format!(
-                    "at {at} of {} a request may take no longer than that: nothing is ever sent again there",
+                    "at {at} of {} a request may take no longer than that: there is never time for a retry",
                     target.object
                 ),
                 "make it shorter than the `timeouts.request` that holds there",
@@ -192,7 +214,32 @@ fn opaque(index: &Index, policy: &Resilience, target: &Target, notes: &mut Notes
     }
 }
 
-fn of_policy(index: &Index, policy: &Resilience) -> PolicyStatus {
+/// Tells of endpoints beside which nobody counts: rates are kept by the proxies behind the Service, and they have none.
+fn uncounted(index: &Index, policy: &Resilience, target: &Target, notes: &mut Notes) {
+    if policy.kind != Kind::RateLimitPolicy || policy.direction(target) != Direction::Inbound {
+        return;
+    }
+    let service = &target.object.name;
+    let slices = index.slices_of(service).filter(|slice| slice.identity.is_none());
+    let endpoints = slices.flat_map(|slice| &slice.endpoints).filter(|endpoint| !endpoint.gone);
+    let is_registered = |address| index.registrations_of(service).any(|one| one.address == address);
+    let bare = endpoints.filter(|endpoint| !is_registered(endpoint.address)).map(|endpoint| endpoint.address);
+    let bare: BTreeSet<_> = bare.collect();
+    if let Some(first) = bare.first() {
+        let others = match bare.len() {
+            1 => String::new(),
+            all => format!(" and {} more", all - 1),
+        };
+        notes.warn(
+            format!("spec.targetRefs[{}]", target.index),
+            format!("nobody counts what goes to {first}{others} of {}: no proxy stands there", target.object),
+            "let clients' proxies count, each for itself: `direction: Outbound`; or annotate the EndpointSlice with its `tulle.dev/identity`, if \
+             there are proxies",
+        );
+    }
+}
+
+fn of_policy(index: &Index, policy: &Resilience, left_out: &LeftOut) -> PolicyStatus {
     let ancestors = policy.targets.iter().map(|target| AncestorStatus {
         ancestor_ref: AncestorRef {
             group: if target.object.kind == Kind::Service { "" } else { "gateway.networking.k8s.io" },
@@ -201,7 +248,7 @@ fn of_policy(index: &Index, policy: &Resilience) -> PolicyStatus {
             name: target.object.name.name.to_string(),
             section_name: target.section.clone(),
         },
-        conditions: conditions(policy, target, outcome(index, policy, target)),
+        conditions: conditions(policy, target, outcome(index, policy, target), left_out),
     });
     PolicyStatus {
         kind: policy.kind.to_string(),
@@ -212,7 +259,12 @@ fn of_policy(index: &Index, policy: &Resilience) -> PolicyStatus {
 }
 
 /// Reasons are GEP-713's.
-fn conditions(policy: &Resilience, target: &Target, outcome: Outcome<'_>) -> Vec<Condition> {
+fn conditions(
+    policy: &Resilience,
+    target: &Target,
+    outcome: Outcome<'_>,
+    left_out: &LeftOut,
+) -> Vec<Condition> {
     let one = |condition, is_so: bool, reason, message| Condition {
         condition,
         status: if is_so { "True" } else { "False" },
@@ -226,6 +278,12 @@ fn conditions(policy: &Resilience, target: &Target, outcome: Outcome<'_>) -> Vec
         }
         Outcome::Holds(overridden, extent) => (overridden, extent),
     };
+    if let Some(message) = beyond_patterns(policy, target, left_out) {
+        return vec![
+            one("Accepted", true, "Accepted", String::new()),
+            one("Programmed", false, "Invalid", message),
+        ];
+    }
     let reason = match extent {
         Extent::All => "Programmed",
         Extent::Some => "PartiallyProgrammed",

@@ -186,7 +186,9 @@ impl Publisher {
             }
         }
         let number = state.changes;
-        if std::mem::take(&mut state.objects_changed) {
+        // What policies come to depends on who is registered; nothing else that can be found wrong does.
+        let others = !dirty.workloads.is_empty() && state.index.resilience().next().is_some();
+        if std::mem::take(&mut state.objects_changed) || others {
             let all = gather(&state.index, &self.settings, &state.source_findings);
             let before = self.findings.borrow().clone();
             if before != all {

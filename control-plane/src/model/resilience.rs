@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tulle_api::v1;
 
 use super::build::{Context, Serving};
+use super::patterns::{Attached, Room};
 use super::wire;
 use crate::index::Index;
 use crate::kinds::Direction;
@@ -68,8 +69,8 @@ impl<'p> Place<'p> {
 // === impl Context ===
 
 impl Context<'_> {
-    /// How clients treat a port; none where nobody says anything.
-    pub(super) fn traffic(&self, service: &Service, port: &Port) -> Option<v1::Traffic> {
+    /// How clients treat a port; none where nobody says anything. `room` is the Service's.
+    pub(super) fn traffic(&self, service: &Service, port: &Port, room: &Room<'_>) -> Option<v1::Traffic> {
         let object = ObjectKey { kind: Kind::Service, name: service.name.clone() };
         let mut traffic = traffic_of(self.index, &object, port);
         if service.prefers_zone {
@@ -79,15 +80,15 @@ impl Context<'_> {
             traffic.load_balancer.get_or_insert_with(balancer_by_default);
         }
         let own = traffic.requests.take().unwrap_or_default();
-        let requests = self.with_others(own, &object, &port.name);
+        let requests = self.with_others(own, &object, &port.name, room);
         traffic.requests = (requests != v1::RequestPolicy::default()).then_some(requests);
         (traffic != v1::Traffic::default()).then_some(traffic)
     }
 
-    /// What is done for the requests that follow a rule.
-    pub(super) fn requests(&self, route: &Route, rule: &Rule) -> v1::RequestPolicy {
+    /// What is done for the requests that follow a rule. `room` is that of all the routes.
+    pub(super) fn requests(&self, route: &Route, rule: &Rule, room: &Room<'_>) -> v1::RequestPolicy {
         let object = route.key();
-        self.with_others(requests_of(self.index, &object, rule), &object, &rule.name)
+        self.with_others(requests_of(self.index, &object, rule), &object, &rule.name, room)
     }
 
     /// With the faults and the rate limits that clients' proxies make and count.
@@ -96,13 +97,14 @@ impl Context<'_> {
         mut requests: v1::RequestPolicy,
         object: &ObjectKey,
         section: &str,
+        room: &Room<'_>,
     ) -> v1::RequestPolicy {
-        let of = |kind| Place::outbound(kind, object).both(section, self.index).into_iter().flatten().next();
-        if let Some(Says::Faults(faults)) = of(Kind::FaultPolicy).map(|policy| &policy.says) {
-            requests.faults.clone_from(faults);
-        }
-        if let Some(Says::Limits(_, limits)) = of(Kind::RateLimitPolicy).map(|policy| &policy.says) {
-            requests.rate_limits = self.limits(limits);
+        for (_, policy) in outbound(self.index, object, section).filter(|(_, policy)| room.has(policy)) {
+            match &policy.says {
+                Says::Faults(faults) => requests.faults.clone_from(faults),
+                Says::Limits(_, limits) => requests.rate_limits = self.limits(limits),
+                Says::Traffic(_) => {}
+            }
         }
         requests
     }
@@ -113,20 +115,11 @@ impl Context<'_> {
 
     /// What the proxy of a workload counts that serves these. A limit that is attached to several of them has one count.
     pub(super) fn inbound_limits(&self, serving: &[Serving]) -> Vec<v1::RateLimit> {
+        let room = Room::default().with(serving.iter().filter_map(|one| inbound(self.index, one)));
         let mut limits: BTreeMap<String, v1::RateLimit> = BTreeMap::new();
         for one in serving {
-            let Some(port) = self.served(one) else {
-                continue;
-            };
-            let object = ObjectKey { kind: Kind::Service, name: one.service.clone() };
-            let place = Place {
-                kind: Kind::RateLimitPolicy,
-                object: &object,
-                section: None,
-                direction: Direction::Inbound,
-            };
-            let policy = place.both(&port.name, self.index).into_iter().flatten().next();
-            let Some(Says::Limits(_, said)) = policy.map(|policy| &policy.says) else {
+            let policy = inbound(self.index, one).filter(|(_, policy)| room.has(policy));
+            let Some(Says::Limits(_, said)) = policy.map(|(_, policy)| &policy.says) else {
                 continue;
             };
             for limit in self.limits(said) {
@@ -146,15 +139,10 @@ impl Context<'_> {
     pub(super) fn maximum_age(&self, serving: &[Serving], port: u16) -> Option<prost_types::Duration> {
         let ages = serving.iter().filter(|one| one.port == port).filter_map(|one| {
             let object = ObjectKey { kind: Kind::Service, name: one.service.clone() };
-            traffic_of(self.index, &object, self.served(one)?).connections?.maximum_age
+            traffic_of(self.index, &object, served(self.index, one)?).connections?.maximum_age
         });
         let ages = ages.filter(|age| (age.seconds, age.nanos) != (0, 0));
         ages.min_by_key(|age| (age.seconds, age.nanos))
-    }
-
-    /// The Service's port that is served.
-    fn served(&self, serving: &Serving) -> Option<&Port> {
-        self.index.service(&serving.service)?.port(serving.service_port?)
     }
 }
 
@@ -162,6 +150,33 @@ impl<'p> Place<'p> {
     fn outbound(kind: Kind, object: &'p ObjectKey) -> Self {
         Self { kind, object, section: None, direction: Direction::Outbound }
     }
+}
+
+/// The Service's port that is served.
+fn served<'i>(index: &'i Index, serving: &Serving) -> Option<&'i Port> {
+    index.service(&serving.service)?.port(serving.service_port?)
+}
+
+/// The policies by which clients' proxies make faults and count requests at a port or rule of `object`.
+pub(super) fn outbound<'i>(
+    index: &'i Index,
+    object: &ObjectKey,
+    section: &str,
+) -> impl Iterator<Item = Attached<'i>> + use<'i> {
+    let policies = [Kind::FaultPolicy, Kind::RateLimitPolicy]
+        .map(|kind| Place::outbound(kind, object).both(section, index).into_iter().flatten().next());
+    let object = object.clone();
+    policies.into_iter().flatten().map(move |policy| (object.clone(), policy))
+}
+
+/// The policy by which the proxy of a workload counts what comes to a port.
+pub(super) fn inbound<'i>(index: &'i Index, serving: &Serving) -> Option<Attached<'i>> {
+    let port = served(index, serving)?;
+    let object = ObjectKey { kind: Kind::Service, name: serving.service.clone() };
+    let place =
+        Place { kind: Kind::RateLimitPolicy, object: &object, section: None, direction: Direction::Inbound };
+    let policy = place.both(&port.name, index).into_iter().flatten().next()?;
+    Some((object, policy))
 }
 
 /// What TrafficPolicies say of a Service's port.

@@ -11,6 +11,8 @@ use tulle_api::{ResourceType, v1};
 
 use super::Encoded;
 use super::build::{Context, object_name};
+use super::patterns::Room;
+use super::resilience::outbound;
 use super::wire;
 use crate::index::Index;
 use crate::object::{
@@ -68,7 +70,7 @@ impl Context<'_> {
         service: &NamespacedName,
         routes: &[(&Route, Ports)],
     ) -> Arc<Encoded> {
-        let beyond = beyond_patterns(routes);
+        let Counted { beyond, room } = counted(self.index, routes);
         let is_served = |route: &Route, rule: &Rule| {
             !beyond.iter().any(|(other, index)| other.key() == route.key() && *index == rule.index)
         };
@@ -82,7 +84,7 @@ impl Context<'_> {
             rules: {
                 let clash = clash(self.index, route).map(|(_, message)| message);
                 let rules = route.rules.iter().filter(|rule| is_served(route, rule));
-                rules.filter_map(|rule| self.rule(route, rule, clash.as_deref())).collect()
+                rules.filter_map(|rule| self.rule(route, rule, &room, clash.as_deref())).collect()
             },
             kind: match route.kind {
                 RouteKind::Grpc => v1::RouteKind::Grpc.into(),
@@ -120,7 +122,7 @@ impl Context<'_> {
     }
 
     /// None for a rule that is left out. `clash` is why its route is rejected, where it is.
-    fn rule(&self, route: &Route, rule: &Rule, clash: Option<&str>) -> Option<v1::HttpRule> {
+    fn rule(&self, route: &Route, rule: &Rule, room: &Room<'_>, clash: Option<&str>) -> Option<v1::HttpRule> {
         let matches = rule.matches.iter().map(wire::http_match).collect();
         let name = rule.name.clone();
         match &rule.fault {
@@ -141,7 +143,7 @@ impl Context<'_> {
             filters: self.filters(route, rule),
             session_persistence: rule.session.as_ref().map(wire::session),
             invalid: String::new(),
-            requests: Some(self.requests(route, rule)),
+            requests: Some(self.requests(route, rule, room)),
         })
     }
 
@@ -199,6 +201,13 @@ struct Followed<'r> {
     consumers: BTreeMap<Arc<str>, Vec<(&'r Route, Ports)>>,
 }
 
+impl<'r> Followed<'r> {
+    fn all(&self) -> impl Iterator<Item = &[(&'r Route, Ports)]> {
+        let consumers = self.consumers.values().map(Vec::as_slice);
+        std::iter::once(self.producer.as_slice()).chain(consumers)
+    }
+}
+
 fn followed<'r>(index: &'r Index, service: &Service) -> Followed<'r> {
     let mut producers = Vec::new();
     let mut consumers: BTreeMap<Arc<str>, Vec<(&Route, Ports)>> = BTreeMap::new();
@@ -223,31 +232,40 @@ fn followed<'r>(index: &'r Index, service: &Service) -> Followed<'r> {
 /// The rules, by their places, that are left out since their regular expressions are more than a service may have, whoever its
 /// clients are.
 pub(super) fn beyond_patterns_of<'r>(index: &'r Index, service: &Service) -> Vec<(&'r Route, usize)> {
-    let Followed { producer, consumers } = followed(index, service);
-    let mut beyond = beyond_patterns(&producer);
-    beyond.extend(consumers.values().flat_map(|routes| beyond_patterns(routes)));
+    let followed = followed(index, service);
+    let mut beyond: Vec<_> = followed.all().flat_map(|routes| counted(index, routes).beyond).collect();
     beyond.sort_by_key(|(route, rule)| (route.key(), *rule));
     beyond.dedup_by_key(|(route, rule)| (route.key(), *rule));
     beyond
 }
 
-fn beyond_patterns<'r>(routes: &[(&'r Route, Ports)]) -> Vec<(&'r Route, usize)> {
-    let mut patterns = BTreeSet::new();
-    let mut beyond = Vec::new();
+/// What there is of regular expressions in the routes to a service, for each kind of clients.
+pub(super) fn rooms_of_routes<'i>(index: &'i Index, service: &Service) -> Vec<Room<'i>> {
+    followed(index, service).all().map(|routes| counted(index, routes).room).collect()
+}
+
+/// The regular expressions of routes and of the policies on them, as far as there is room for them.
+struct Counted<'r> {
+    /// The rules, by their places, that are left out.
+    beyond: Vec<(&'r Route, usize)>,
+    room: Room<'r>,
+}
+
+fn counted<'r>(index: &'r Index, routes: &[(&'r Route, Ports)]) -> Counted<'r> {
+    let (mut room, mut beyond, mut policies) = (Room::default(), Vec::new(), Vec::new());
     let rules = routes.iter().flat_map(|(route, _)| route.rules.iter().map(move |rule| (*route, rule)));
     for (route, rule) in rules {
         let left_out = rule.fault.as_ref().is_some_and(|fault| fault.effect == Effect::LeftOut);
         if left_out {
             continue;
         }
-        let own: BTreeSet<&str> = rule.matches.iter().flat_map(Match::patterns).collect();
-        if patterns.union(&own).count() > tulle_api::PATTERNS {
+        if !room.take(rule.matches.iter().flat_map(Match::patterns)) {
             beyond.push((route, rule.index));
-        } else {
-            patterns.extend(own);
+        } else if !route.kind.is_for_streams() {
+            policies.extend(outbound(index, &route.key(), &rule.name));
         }
     }
-    beyond
+    Counted { beyond, room: room.with(policies.into_iter()) }
 }
 
 /// A consumer's own routes, and the producer's on the ports that the consumer's leave alone, in order of precedence.

@@ -74,22 +74,23 @@ pub enum Says {
 
 impl Resilience {
     pub(super) fn read_traffic(object: &kinds::TrafficPolicy, notes: &mut Notes) -> Self {
-        let says = |_: &NamespacedName, notes: &mut Notes| {
+        let says = |_: &NamespacedName, _: &[Target], notes: &mut Notes| {
             Says::Traffic(Box::new(traffic::read(&object.spec, notes)))
         };
         Self::read(Kind::TrafficPolicy, &object.metadata, &object.spec.target_refs, says, notes)
     }
 
     pub(super) fn read_limits(object: &kinds::RateLimitPolicy, notes: &mut Notes) -> Self {
-        let says = |name: &NamespacedName, notes: &mut Notes| {
-            Says::Limits(object.spec.direction, rate_limit::read(name, &object.spec, notes))
+        let says = |name: &NamespacedName, targets: &[Target], notes: &mut Notes| {
+            Says::Limits(object.spec.direction, rate_limit::read(name, &object.spec, targets, notes))
         };
         Self::read(Kind::RateLimitPolicy, &object.metadata, &object.spec.target_refs, says, notes)
     }
 
     pub(super) fn read_faults(object: &kinds::FaultPolicy, notes: &mut Notes) -> Self {
-        let says =
-            |name: &NamespacedName, notes: &mut Notes| Says::Faults(fault::read(name, &object.spec, notes));
+        let says = |name: &NamespacedName, _: &[Target], notes: &mut Notes| {
+            Says::Faults(fault::read(name, &object.spec, notes))
+        };
         Self::read(Kind::FaultPolicy, &object.metadata, &object.spec.target_refs, says, notes)
     }
 
@@ -97,12 +98,12 @@ impl Resilience {
         kind: Kind,
         metadata: &ObjectMeta,
         refs: &[SectionTargetRef],
-        says: impl FnOnce(&NamespacedName, &mut Notes) -> Says,
+        says: impl FnOnce(&NamespacedName, &[Target], &mut Notes) -> Says,
         notes: &mut Notes,
     ) -> Self {
         let name = NamespacedName::of(metadata);
         let targets = read_targets(&name, refs, notes);
-        let says = says(&name, notes);
+        let says = says(&name, &targets, notes);
         let policy = Self { kind, created: created(metadata), targets, says, name };
         policy.check_routes(notes);
         policy
@@ -116,6 +117,21 @@ impl Resilience {
     /// The order in which policies on the same target win: oldest first, then by `<namespace>/<name>` (GEP-713).
     pub fn precedence(&self) -> impl Ord + use<> {
         (self.created.is_none(), self.created, self.name.to_string())
+    }
+
+    /// Its regular expressions.
+    pub fn patterns(&self) -> impl Iterator<Item = &str> {
+        let (limits, faults) = match &self.says {
+            Says::Traffic(_) => (&[] as &[Limit], &[] as &[v1::Fault]),
+            Says::Limits(_, limits) => (&limits[..], &[] as &[v1::Fault]),
+            Says::Faults(faults) => (&[] as &[Limit], &faults[..]),
+        };
+        let headers =
+            limits.iter().flat_map(Limit::headers).chain(faults.iter().flat_map(|one| &one.headers));
+        headers.filter_map(|header| match &header.value {
+            Some(v1::value_match::Value::Regex(regex)) => Some(regex.as_str()),
+            _ => None,
+        })
     }
 
     /// Who does what it says of `target`.
@@ -203,6 +219,15 @@ fn read_targets(policy: &NamespacedName, refs: &[SectionTargetRef], notes: &mut 
             let message = format!("`{}` cannot be the name of a {kind}", written.name);
             notes.refuse(format!("{at}.name"), message, "lower case letters, digits and `-`");
         }
+        if let Some(other) = written.namespace.as_ref().filter(|other| ***other != *policy.namespace) {
+            notes.refuse(
+                format!("{at}.namespace"),
+                format!(
+                    "the policy cannot be attached to what is in the namespace `{other}`, only in its own"
+                ),
+                "write the policy in that namespace, and no `namespace` here",
+            );
+        }
         let object =
             ObjectKey { kind, name: NamespacedName::new(policy.namespace.clone(), written.name.as_str()) };
         let section = written.section_name.clone().filter(|name| !name.is_empty());
@@ -222,7 +247,8 @@ fn read_targets(policy: &NamespacedName, refs: &[SectionTargetRef], notes: &mut 
 /// Refuses a list that is longer than the schema allows.
 fn at_most(max: usize, length: usize, field: &str, notes: &mut Notes) {
     if length > max {
-        notes.refuse(field, format!("{length} entries: more than the {max} that are allowed"), "");
+        let hint = "leave some out, or write several policies on targets of their own";
+        notes.refuse(field, format!("{length} entries: more than the {max} that are allowed"), hint);
     }
 }
 
@@ -247,7 +273,9 @@ fn time(field: &str, written: &kinds::Duration, notes: &mut Notes) -> Option<Dur
 fn time_from(least: Duration, field: &str, written: &kinds::Duration, notes: &mut Notes) -> Option<Duration> {
     let read = time(field, written, notes)?;
     if read < least {
-        notes.refuse(field, format!("`{}` is too short", written.0), &format!("{least:?} or more"));
+        let hint =
+            if least.as_millis() == 0 { "more than 0s".to_owned() } else { format!("{least:?} or more") };
+        notes.refuse(field, format!("`{}` is too short", written.0), &hint);
     }
     Some(read)
 }

@@ -24,7 +24,7 @@ pub struct Service {
     pub publish_not_ready: bool,
     /// `sessionAffinity: ClientIP`.
     pub client_ip_affinity: bool,
-    /// `trafficDistribution: PreferSameZone`, or `PreferClose`, which is the same.
+    /// `trafficDistribution: PreferSameZone`, or `PreferClose`, which is the same; for `PreferSameNode` the nearest that there is.
     pub prefers_zone: bool,
 }
 
@@ -86,6 +86,14 @@ fn read_distribution(spec: &core::ServiceSpec, notes: &mut Notes) -> bool {
     match spec.traffic_distribution.as_deref() {
         None => false,
         Some("PreferClose" | "PreferSameZone") => true,
+        Some("PreferSameNode") => {
+            notes.warn(
+                "spec.trafficDistribution",
+                "`PreferSameNode` is taken for `PreferSameZone`: proxies know zones, and no nodes",
+                "write `PreferSameZone`",
+            );
+            true
+        }
         Some(other) => {
             notes.warn(
                 "spec.trafficDistribution",

@@ -302,8 +302,12 @@ fn find_kind(version: &str, kind: &str) -> Result<Kind, Option<Kind>> {
     Err(same_group.then_some(named))
 }
 
-fn read(kind: Kind, key: &ObjectKey, value: Value) -> (Content, Notes) {
+fn read(kind: Kind, key: &ObjectKey, mut value: Value) -> (Content, Notes) {
     let mut notes = Notes::default();
+    // What is copied from an API server has one; it says nothing to anybody here.
+    if let Some(fields) = value.as_object_mut() {
+        fields.remove("status");
+    }
     let fallback = closed(key, &value);
     let meanwhile = meanwhile(kind, fallback.as_ref());
     let object = match kind {

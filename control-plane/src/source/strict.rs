@@ -54,8 +54,16 @@ impl Wanted {
             (Self::List, Value::Null) => "leave the field out, or write `[]`",
             (Self::List, _) => "put `- ` before each entry, also if there is only one",
             (Self::Text, Value::Bool(_) | Value::Number(_)) => "put it between quotes",
+            (Self::Text, _) => "write one value, in one line",
+            (Self::Whole, Value::Number(_)) => "digits alone, without a point or an exponent",
+            (Self::Whole | Self::Number, Value::String(text))
+                if !text.parse().is_ok_and(|number: f64| number.is_finite()) =>
+            {
+                "write a number, without a unit; the reference has the bounds of each"
+            }
             (Self::Whole | Self::Number | Self::Truth, Value::String(_)) => "write it without quotes",
-            _ => "",
+            (Self::Whole | Self::Number, _) => "write a number, or leave the field out",
+            (Self::Truth, _) => "write one of them, or leave the field out",
         };
         let found = match value {
             Value::Null => "nothing".to_owned(),
@@ -208,7 +216,10 @@ impl de::Error for Wrong {
             Unexpected::Map => "a mapping".to_owned(),
             other => other.to_string(),
         };
-        Self { message: format!("{found} cannot stand here: wanted is {wanted}"), hint: "" }
+        Self {
+            message: format!("{found} cannot stand here: wanted is {wanted}"),
+            hint: "leave the field out for its default",
+        }
     }
 
     fn unknown_variant(found: &str, wanted: &'static [&'static str]) -> Self {
@@ -223,9 +234,12 @@ impl de::Error for Wrong {
     }
 }
 
+/// What to do about a number that is far out of bounds.
+const BOUNDS: &str = "the reference has the bounds of each number";
+
 impl Wrong {
     fn number(number: &dyn fmt::Display) -> Self {
-        Self { message: format!("the number {number} is none that can stand here"), hint: "" }
+        Self { message: format!("the number {number} is none that can stand here"), hint: BOUNDS }
     }
 }
 

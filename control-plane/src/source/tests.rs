@@ -706,7 +706,7 @@ fn what_does_not_fit_is_told_by_what_is_written_and_what_is_wanted() {
         ),
         (
             route("[{backendRefs: [{name: web, port: 99999999999}]}]"),
-            "spec.rules[0].backendRefs[0].port: the number 99999999999 is none that can stand here",
+            "spec.rules[0].backendRefs[0].port: the number 99999999999 is none that can stand here (the reference has the bounds of each number)",
         ),
         (route("[{backendRefs: [{port: 80}]}]"), "spec.rules[0].backendRefs[0]: `name` is missing (every one of these has it)"),
         (

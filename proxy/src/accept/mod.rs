@@ -13,6 +13,8 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::state::KeepAlive;
+
 pub use namespace::{Namespace, serve as serve_namespace};
 pub use original::{Destination, OriginalDst, Refused};
 
@@ -123,21 +125,21 @@ fn bind_one(address: SocketAddr, backlog: u32) -> io::Result<StdListener> {
     Ok(socket.into())
 }
 
+/// What data sockets do where no policy says otherwise; so do the defaults of a TrafficPolicy's `keepAlive`.
+pub const KEEP_ALIVE: KeepAlive =
+    KeepAlive { time: Duration::from_secs(30), interval: Duration::from_secs(10), probes: 3 };
+
 /// The options that every data socket has: no Nagle, and dead peers found in a minute. Of a listener, the sockets that it
 /// accepts have them from the kernel, which spares five system calls for each.
 pub fn tune<'a>(socket: impl Into<SockRef<'a>>) {
-    let keepalive = socket2::TcpKeepalive::new()
-        .with_time(Duration::from_secs(30))
-        .with_interval(Duration::from_secs(10))
-        .with_retries(3);
     let socket = socket.into();
     // A socket whose peer has already gone refuses options; reading it will tell.
     drop(socket.set_tcp_nodelay(true));
-    drop(socket.set_tcp_keepalive(&keepalive));
+    keep_alive(socket, &KEEP_ALIVE);
 }
 
 /// When a peer that is silent is asked whether it is still there.
-pub fn keep_alive<'a>(socket: impl Into<SockRef<'a>>, said: &crate::state::KeepAlive) {
+pub fn keep_alive<'a>(socket: impl Into<SockRef<'a>>, said: &KeepAlive) {
     let keepalive = socket2::TcpKeepalive::new()
         .with_time(said.time)
         .with_interval(said.interval)

@@ -6,6 +6,7 @@
 //! that the proxy stays until nothing listens where the application did, or until it is told by one of the others. Called
 //! by `app`.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ use crate::drain;
 const LULL: Duration = Duration::from_secs(1);
 /// How often it is looked whether the application is still there.
 const LOOK: Duration = Duration::from_millis(500);
+/// How long it may take to say so.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// By whom the proxy may be told that its application ends.
 #[derive(Debug)]
@@ -72,12 +75,21 @@ async fn application_gone(config: &Config) {
     loop {
         let mut gone = true;
         for application in &applications {
-            gone &= TcpStream::connect(application).await.is_err();
+            gone &= is_gone(*application, PATIENCE).await;
         }
         if gone {
             return;
         }
         tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Whether nothing listens there: a connection is refused. One that does not come about otherwise says nothing of that: the application may be
+/// too busy to accept it, or this machine lack a port for it.
+async fn is_gone(application: SocketAddr, patience: Duration) -> bool {
+    match tokio::time::timeout(patience, TcpStream::connect(application)).await {
+        Ok(Err(error)) => error.kind() == ErrorKind::ConnectionRefused,
+        Ok(Ok(_)) | Err(_) => false,
     }
 }
 
@@ -100,5 +112,50 @@ impl Told {
             _ = self.interrupt.recv() => {}
             _ = self.stop.wait_for(|stop| *stop) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpSocket;
+
+    /// A port that is taken, and a listener on it if it is said how many connections may wait there.
+    fn bound(backlog: Option<u32>) -> (SocketAddr, Box<dyn std::any::Any>) {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = socket.local_addr().unwrap();
+        match backlog {
+            None => (address, Box::new(socket)),
+            Some(backlog) => (address, Box::new(socket.listen(backlog).unwrap())),
+        }
+    }
+
+    #[tokio::test]
+    async fn an_application_is_gone_where_connections_are_refused() {
+        let (address, _held) = bound(None);
+        assert!(is_gone(address, Duration::from_secs(60)).await);
+        let (address, _held) = bound(Some(1));
+        assert!(!is_gone(address, Duration::from_secs(60)).await);
+    }
+
+    #[tokio::test]
+    async fn an_application_that_does_not_accept_is_not_gone() {
+        let (address, _held) = bound(Some(1));
+        // They fill its backlog: from then on, connections are neither made nor refused.
+        let mut waiting = Vec::new();
+        let patience = Duration::from_millis(100);
+        while let Ok(made) = tokio::time::timeout(patience, TcpStream::connect(address)).await {
+            waiting.push(made.unwrap());
+        }
+        assert!(!is_gone(address, patience).await);
+    }
+
+    #[tokio::test]
+    async fn an_application_to_which_there_is_no_way_just_now_is_not_gone() {
+        // A link-local address without its link: an error of this machine's.
+        let address = "[fe80::1]:80".parse().unwrap();
+        assert!(TcpStream::connect(address).await.is_err());
+        assert!(!is_gone(address, PATIENCE).await);
     }
 }

@@ -8,6 +8,21 @@ pub const DECAY: u64 = 10_000_000_000;
 /// What an endpoint that never answered is taken for while it is being tried, in nanoseconds.
 pub const UNKNOWN_LATENCY: u64 = 30_000_000;
 
+/// What an endpoint's latency counts as at least, in nanoseconds. Below it differences tell of a scheduler's time slices, a
+/// collector's pauses and who was asked last, not of endpoints; requests in flight tell of load there. 5 ms is also the least
+/// that the metrics' histograms tell apart. Without it, of four equal endpoints on loopback that were asked one request after the other, one got
+/// half of all and one next to nothing.
+const LATENCY_FLOOR: f64 = 5_000_000.0;
+
+/// Latencies of which one is up to this many times the other count as the same, and larger differences as that much smaller: two averages of
+/// the same endpoint at different times differ so. Below 2, so that twice as slow is told from as fast.
+const SAME: f64 = 1.5;
+
+/// How far an answer that took longer moves the average towards it. With all of the way, as in Finagle, one pause of a collector cost an
+/// endpoint its share for half a minute; with a sixteenth one that is ten times slower, and above the floor, is still told by its first or
+/// second answer.
+const RISE: f64 = 1.0 / 16.0;
+
 /// A failure counts as this many times the average, so that failing fast does not look like being fast …
 const FAILURE_FACTOR: f64 = 4.0;
 /// … and at most as this, in nanoseconds, so that an endpoint that works again is tried again.
@@ -16,7 +31,8 @@ const FAILURE_MAX: f64 = 10_000_000_000.0;
 /// No latency was ever observed. (NaN, so that no sum can be mistaken for it.)
 const UNKNOWN: u64 = f64::NAN.to_bits();
 
-/// The load of one endpoint, over all workers.
+/// The load of one endpoint, over all workers: peak EWMA as Finagle has it, but for [`LATENCY_FLOOR`], [`SAME`] and [`RISE`], which keep load
+/// even where endpoints do not truly differ (R14). The tests' `shares_…` show what that does to those that do.
 ///
 /// Each request calls [`Load::start`], then once [`Load::answer`] when the response's head is there (or has failed), then
 /// once [`Load::end`] when the response is over; [`Load::finish`] is both at once. A request that is given up before its
@@ -33,6 +49,33 @@ pub struct Load {
     awaiting: AtomicU32,
     /// Requests that are not over.
     in_flight: AtomicU32,
+}
+
+/// What sending one more request to an endpoint would cost.
+#[derive(Clone, Copy, Debug)]
+pub struct Cost {
+    /// Nanoseconds until it would answer.
+    pub(super) latency: f64,
+    /// Requests in flight with this one, by its weight.
+    pub(super) queue: f64,
+}
+
+/// What is told of a request.
+#[derive(Clone, Copy)]
+enum Told {
+    Answer,
+    Failure,
+    /// No answer until it was given up.
+    Silence,
+}
+
+// === impl Cost ===
+
+impl Cost {
+    pub fn is_less_than(self, other: Self) -> bool {
+        let counted = |one: f64, other: f64| if one < other { (one * SAME).min(other) } else { one };
+        counted(self.latency, other.latency) * self.queue < counted(other.latency, self.latency) * other.queue
+    }
 }
 
 // === impl Load ===
@@ -72,7 +115,7 @@ impl Load {
     pub fn answer(&self, now: u64, latency: u64, success: bool) {
         decrement(&self.awaiting);
         self.progress.fetch_max(now, Ordering::Relaxed);
-        self.observe(now, latency, success);
+        self.observe(now, latency, if success { Told::Answer } else { Told::Failure });
     }
 
     /// The response is over.
@@ -91,7 +134,7 @@ impl Load {
     pub fn abandon(&self, now: u64, waited: u64) {
         decrement(&self.awaiting);
         if self.latency(now).unwrap_or(UNKNOWN_LATENCY as f64) < waited as f64 {
-            self.observe(now, waited, true);
+            self.observe(now, waited, Told::Silence);
         }
         self.end();
     }
@@ -108,11 +151,11 @@ impl Load {
         (!latency.is_nan()).then(|| latency * weight(age))
     }
 
-    /// What sending one more request here would cost; only comparisons mean anything.
-    pub fn cost(&self, now: u64) -> f64 {
+    /// What one more request here would cost, where an endpoint gets `weight` times the requests of others.
+    pub fn cost(&self, now: u64, weight: f64) -> Cost {
         let in_flight = f64::from(self.in_flight());
         let latency = match self.latency(now) {
-            Some(latency) => latency,
+            Some(latency) => latency.max(LATENCY_FLOOR),
             // A newcomer is tried at once, with one request.
             None if in_flight == 0.0 => 0.0,
             None => UNKNOWN_LATENCY as f64,
@@ -123,19 +166,27 @@ impl Load {
         } else {
             0.0
         };
-        latency.max(silence) * (in_flight + 1.0)
+        Cost { latency: latency.max(silence), queue: in_flight / weight + 1.0 }
     }
 
-    fn observe(&self, now: u64, latency: u64, success: bool) {
+    fn observe(&self, now: u64, latency: u64, told: Told) {
         // Whoever moves the stamp forward applies the decay of just that time.
         let before = self.stamp.fetch_max(now, Ordering::Relaxed);
         let kept = weight(now.saturating_sub(before));
         let next = |bits: u64| {
             let old = f64::from_bits(bits);
-            let sample = if success { latency as f64 } else { failure(latency as f64, old * kept) };
-            // True also for the first, when `old` is NaN.
-            let risen = old.is_nan() || sample > old * kept;
-            Some(if risen { sample } else { old * kept + sample * (1.0 - kept) }.to_bits())
+            let usual = old * kept;
+            let sample = match told {
+                Told::Answer | Told::Silence => latency as f64,
+                Told::Failure => failure(latency as f64, usual),
+            };
+            let moved = match told {
+                _ if old.is_nan() => sample,
+                _ if sample <= usual => usual + (sample - usual) * (1.0 - kept),
+                Told::Answer => usual + (sample - usual) * RISE.max(1.0 - kept),
+                Told::Failure | Told::Silence => sample,
+            };
+            Some(moved.to_bits())
         };
         // Never fails: `next` always answers.
         let _ = self.latency.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);

@@ -1,8 +1,8 @@
 //! Which endpoint takes a request.
 //!
 //! Without a policy: peak-EWMA, the better of two drawn at random ([`pick()`]), from each endpoint's [`Load`], a few atomics
-//! that all workers share: a moving average of latency that jumps up at once and comes down over ten seconds, times the
-//! requests in flight. Where a TrafficPolicy or weights say more, a [`Plan`] of the port decides, which knows the other
+//! that all workers share: a moving average of latency that goes up within a few answers and comes down over ten seconds,
+//! times the requests in flight. Where a TrafficPolicy or weights say more, a [`Plan`] of the port decides, which knows the other
 //! algorithms, zones and shares that grow, and each endpoint's [`Standing`]: whether it is ejected or unhealthy, which its
 //! port's [`Group`] decides from what requests come to and from the time.
 //!
@@ -23,7 +23,7 @@ mod zones;
 
 pub use draws::hash;
 pub use group::{Cause, Change, Counted, Detector, Group, Outcome, Seen};
-pub use load::{DECAY, Load, UNKNOWN_LATENCY};
+pub use load::{Cost, DECAY, Load, UNKNOWN_LATENCY};
 pub use pick::{Candidate, pick};
 pub use plan::Plan;
 pub use settings::{

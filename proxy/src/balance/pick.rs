@@ -28,7 +28,7 @@ pub fn pick<'a>(
         let first = random.below(n);
         let second = (first + 1 + random.below(n - 1)) % n;
         if let (Candidate::Ready(a), Candidate::Ready(b)) = (candidate(first), candidate(second)) {
-            return Some(if b.cost(now) < a.cost(now) { second } else { first });
+            return Some(if b.cost(now, 1.0).is_less_than(a.cost(now, 1.0)) { second } else { first });
         }
     }
     let (mut ready, mut standby) = (Pair::default(), Pair::default());
@@ -69,7 +69,9 @@ impl<'a> Pair<'a> {
 
     fn better(&self, now: u64) -> Option<usize> {
         match self.kept {
-            [Some((i, a)), Some((j, b))] => Some(if b.cost(now) < a.cost(now) { j } else { i }),
+            [Some((i, a)), Some((j, b))] => {
+                Some(if b.cost(now, 1.0).is_less_than(a.cost(now, 1.0)) { j } else { i })
+            }
             [first, _] => first.map(|(i, _)| i),
         }
     }

@@ -146,13 +146,13 @@ impl<'a, L: Fn(usize) -> Option<Seen<'a>>> Pick<'_, L> {
             (Table::Ring(ring), Some(key)) => self.hashed(side, key, ring.from(key)),
             (Table::Maglev(maglev), Some(key)) => self.hashed(side, key, maglev.from(key)),
             _ => match self.plan.algorithm {
-                Algorithm::PeakEwma => self.better(side, table, draws, |seen| {
-                    let weight = f64::from(seen.weight) / 100.0;
-                    let in_flight = f64::from(seen.load.in_flight());
-                    seen.load.cost(self.now) * (in_flight / weight + 1.0) / (in_flight + 1.0)
+                Algorithm::PeakEwma => self.better(side, table, draws, |one, other| {
+                    let cost = |seen: &Seen<'_>| seen.load.cost(self.now, f64::from(seen.weight) / 100.0);
+                    cost(one).is_less_than(cost(other))
                 }),
-                Algorithm::LeastRequest => self.better(side, table, draws, |seen| {
-                    f64::from(seen.load.in_flight()) / f64::from(seen.weight)
+                Algorithm::LeastRequest => self.better(side, table, draws, |one, other| {
+                    let busy = |seen: &Seen<'_>| f64::from(seen.load.in_flight()) / f64::from(seen.weight);
+                    busy(one) < busy(other)
                 }),
                 Algorithm::RoundRobin => self.turn(number, table, draws),
                 Algorithm::Random | Algorithm::RingHash | Algorithm::Maglev => {
@@ -205,7 +205,7 @@ impl<'a, L: Fn(usize) -> Option<Seen<'a>>> Pick<'_, L> {
         side: &Side,
         table: &Table,
         draws: &mut Draws,
-        cost: impl Fn(&Seen<'a>) -> f64,
+        is_better: impl Fn(&Seen<'a>, &Seen<'a>) -> bool,
     ) -> Option<usize> {
         let mut first = None;
         let is_even = matches!(table, Table::Even);
@@ -218,7 +218,7 @@ impl<'a, L: Fn(usize) -> Option<Seen<'a>>> Pick<'_, L> {
                 None => first = Some((i, seen)),
                 // Of equals, two different ones; else each as often as its weight says, also twice.
                 Some((one, _)) if one == i && is_even && side.numbers.len() > 1 => {}
-                Some((one, other)) => return Some(if cost(&seen) < cost(&other) { i } else { one }),
+                Some((one, other)) => return Some(if is_better(&seen, &other) { i } else { one }),
             }
         }
         first.map(|(i, _)| i)

@@ -2,6 +2,7 @@ use super::*;
 
 mod outliers;
 mod plans;
+mod shares;
 
 use crate::testing::{Rng, seeds};
 
@@ -16,24 +17,68 @@ fn loads(n: usize) -> Vec<Load> {
     (0..n).map(|_| Load::new()).collect()
 }
 
+/// The cost of one more request, as one number.
+fn cost(load: &Load, now: u64) -> f64 {
+    let Cost { latency, queue } = load.cost(now, 1.0);
+    latency * queue
+}
+
 // === one load ===
 
 #[test]
-fn latency_jumps_up_at_once_and_comes_down_slowly() {
+fn latency_goes_up_within_a_few_answers_and_comes_down_slowly() {
     let load = Load::new();
     assert_eq!(load.latency(0), None);
     let at = |now: u64, latency: u64| {
         load.start(now - latency);
         load.finish(now, latency, true);
-        load.latency(now).unwrap()
+        load.latency(now).unwrap() / MS as f64
     };
-    assert_eq!(at(SECOND, 10 * MS), 10.0 * MS as f64);
-    assert_eq!(at(SECOND + MS, 50 * MS), 50.0 * MS as f64);
-    let after = at(SECOND + 2 * MS, 10 * MS);
-    assert!(after > 49.9 * MS as f64 && after < 50.0 * MS as f64, "{after}");
-    let later = at(SECOND + DECAY, 10 * MS);
-    assert!(later > 20.0 * MS as f64 && later < 26.0 * MS as f64, "{later}");
+    assert_eq!(at(SECOND, 10 * MS), 10.0);
+    // One slow answer is one, and sixteen are what it is like.
+    let after = at(SECOND + MS, 90 * MS);
+    assert!(after > 14.9 && after < 15.1, "{after}");
+    (2..17).for_each(|n| assert!(at(SECOND + n * MS, 90 * MS) < 90.0));
+    let after = at(SECOND + 17 * MS, 10 * MS);
+    assert!(after > 60.0 && after < 65.0, "{after}");
+    let later = at(SECOND + 17 * MS + DECAY, 10 * MS);
+    assert!(later > 14.0 && later < 15.5, "{later}");
     assert_eq!(load.in_flight(), 0);
+}
+
+#[test]
+fn differences_that_mean_nothing_do_not_decide_and_requests_in_flight_do() {
+    // Latencies of two, requests in flight at each, and whether the first is better, or neither.
+    let cases = [
+        (MS / 10, MS / 5, 0, 0, None),
+        (MS / 10, 4 * MS, 0, 0, None),
+        (MS / 10, 4 * MS, 1, 0, Some(false)),
+        (20 * MS, 29 * MS, 0, 0, None),
+        (20 * MS, 29 * MS, 4, 3, Some(false)),
+        (20 * MS, 40 * MS, 0, 0, Some(true)),
+        (MS, 10 * MS, 0, 0, Some(true)),
+        // Ten times slower is worth some queueing …
+        (10 * MS, 100 * MS, 4, 0, Some(true)),
+        // … and as much less than it is slower.
+        (10 * MS, 30 * MS, 2, 0, Some(false)),
+    ];
+    for (a, b, busy_a, busy_b, expected) in cases {
+        let two = loads(2);
+        for (load, latency, busy) in [(&two[0], a, busy_a), (&two[1], b, busy_b)] {
+            load.start(0);
+            load.finish(SECOND, latency, true);
+            (0..busy).for_each(|_| load.start(SECOND));
+        }
+        let (a_cost, b_cost) = (two[0].cost(SECOND, 1.0), two[1].cost(SECOND, 1.0));
+        let better = match (a_cost.is_less_than(b_cost), b_cost.is_less_than(a_cost)) {
+            (false, false) => None,
+            (first, second) => {
+                assert_ne!(first, second);
+                Some(first)
+            }
+        };
+        assert_eq!(better, expected, "{a} {b} {busy_a} {busy_b}");
+    }
 }
 
 #[test]
@@ -54,7 +99,7 @@ fn a_fast_failure_does_not_look_like_a_fast_answer() {
         bad.start(now * MS);
         bad.finish(now * MS, MS / 10, false);
     }
-    assert!(bad.cost(50 * MS) > 10.0 * good.cost(50 * MS));
+    assert!(cost(&bad, 50 * MS) > 10.0 * cost(&good, 50 * MS));
     assert!(bad.latency(50 * MS).unwrap() <= 10.0 * SECOND as f64);
 }
 
@@ -62,15 +107,15 @@ fn a_fast_failure_does_not_look_like_a_fast_answer() {
 fn silence_counts_while_an_answer_is_owed_and_not_while_a_response_goes_on() {
     let load = Load::new();
     load.start(0);
-    load.finish(MS, MS, true);
-    let idle = load.cost(MS);
-    load.start(MS);
-    assert!(load.cost(3 * SECOND) >= 2.0 * 2.9 * SECOND as f64);
-    load.answer(3 * SECOND, MS, true);
+    load.finish(20 * MS, 20 * MS, true);
+    let idle = cost(&load, 20 * MS);
+    load.start(20 * MS);
+    assert!(cost(&load, 3 * SECOND) >= 2.0 * 2.9 * SECOND as f64);
+    load.answer(3 * SECOND, 20 * MS, true);
     // The response is streaming: one more in flight, and no silence.
-    assert!(load.cost(30 * SECOND) <= 2.0 * idle);
+    assert!(cost(&load, 30 * SECOND) <= 2.0 * idle);
     load.end();
-    assert!(load.cost(30 * SECOND) < idle);
+    assert!(cost(&load, 30 * SECOND) < idle);
 }
 
 #[test]
@@ -94,11 +139,11 @@ fn counts_never_wrap_whatever_the_caller_does() {
     load.end();
     load.abandon(2, 1);
     assert_eq!(load.in_flight(), 0);
-    assert!(load.cost(3).is_finite());
+    assert!(cost(&load, 3).is_finite());
     // Times that go backwards, as they do between threads.
     load.start(100);
     load.finish(50, 10, true);
-    assert!(load.cost(0).is_finite());
+    assert!(cost(&load, 0).is_finite());
 }
 
 #[test]

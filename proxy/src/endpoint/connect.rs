@@ -4,12 +4,13 @@
 //! first, no time passes: else a burst would make every dial fail that it caused.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use tulle_certs::{Alpn, Creds, Refusal};
 
+use super::gate::ConnectionSeat;
 use super::{Endpoint, Full};
 use crate::accept::{self, Namespace};
 use crate::io::{Io, streams};
@@ -35,6 +36,9 @@ pub struct Dial {
     pub metrics: WorkerMetrics,
 }
 
+/// A connection's place, which is the connection's own.
+pub type Seated = Weak<ConnectionSeat>;
+
 /// Why there is no connection. No request was sent.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
@@ -52,6 +56,8 @@ pub enum ConnectError {
     Closed(std::net::SocketAddr),
     #[error("no connection to an endpoint may be made: {0}")]
     Limited(Box<Full>),
+    #[error("nobody waits for the connection any more")]
+    Unwanted,
     #[error("the dial of {0} was given up: the worker ends")]
     Ended(std::net::SocketAddr),
 }
@@ -59,13 +65,22 @@ pub enum ConnectError {
 // === impl ConnectError ===
 
 impl ConnectError {
+    /// Whether it tells of this proxy, and nothing of the endpoint.
+    pub fn is_our_own(&self) -> bool {
+        match self {
+            Self::NoIdentity(_) | Self::Limited(_) | Self::Ended(_) | Self::Unwanted => true,
+            Self::Tls { source, .. } => matches!(source, tls::ConnectError::OwnCertificateExpired),
+            Self::Tcp { .. } | Self::TimedOut(..) | Self::Http2 { .. } | Self::Closed(_) => false,
+        }
+    }
+
     /// As it is told to clients, counted and logged.
     pub fn reason(&self) -> Reason {
         match self {
             Self::Tcp { .. } | Self::Closed(_) => Reason::ConnectFailed,
             Self::TimedOut(..) => Reason::ConnectTimeout,
             Self::NoIdentity(_) => Reason::NotReady,
-            Self::Ended(_) => Reason::Draining,
+            Self::Ended(_) | Self::Unwanted => Reason::Draining,
             Self::Limited(_) => Reason::Overloaded,
             Self::Http2 { source, .. } if tls::refused_by_peer(source) => Reason::PeerRefusedTls,
             Self::Http2 { .. } => Reason::UpstreamMalformed,
@@ -84,13 +99,25 @@ impl ConnectError {
 
 impl Dial {
     pub async fn http1(&self, endpoint: &Endpoint) -> Result<h1::Client<Io>, ConnectError> {
-        let io = self.counted(self.open(endpoint, Alpn::Http1)).await?;
+        self.http1_if(endpoint, || true).await
+    }
+
+    /// As [`Dial::http1`], unless it is no longer `wanted` once there is a place for it.
+    pub(super) async fn http1_if(
+        &self,
+        endpoint: &Endpoint,
+        wanted: impl Fn() -> bool + Send,
+    ) -> Result<h1::Client<Io>, ConnectError> {
+        let (io, _) = self.counted(self.open_if(endpoint, Alpn::Http1, wanted)).await?;
         Ok(h1::Client::new(io, self.http1))
     }
 
     /// A connection for many streams; its own task is spawned on the current runtime.
-    pub(super) async fn streams(&self, endpoint: &Endpoint) -> Result<streams::Opener, ConnectError> {
-        let io = self.counted(self.open(endpoint, Alpn::Streams)).await?;
+    pub(super) async fn streams(
+        &self,
+        endpoint: &Endpoint,
+    ) -> Result<(streams::Opener, Seated), ConnectError> {
+        let (io, seat) = self.counted(self.open(endpoint, Alpn::Streams)).await?;
         io.shared_by_many();
         let (opener, mut driver) = streams::dialled(io);
         let address = endpoint.address;
@@ -100,17 +127,18 @@ impl Dial {
                 tracing::debug!(%error, %address, "a connection of streams to an endpoint ended");
             }
         });
-        Ok(opener)
+        Ok((opener, seat))
     }
 
-    pub async fn http2(&self, endpoint: &Endpoint) -> Result<http2::Sender, ConnectError> {
+    pub async fn http2(&self, endpoint: &Endpoint) -> Result<(http2::Sender, Seated), ConnectError> {
         let connect = async {
-            let io = self.open(endpoint, Alpn::H2).await?;
+            let (io, seat) = self.open(endpoint, Alpn::H2).await?;
             // Servers of gRPC hang up on clients that ask too often whether they are there; other proxies do not mind.
             let ping = matches!(endpoint.peer, Peer::Mesh(_));
-            http2::connect(io, &self.http2, ping)
+            let sender = http2::connect(io, &self.http2, ping)
                 .await
-                .map_err(|source| ConnectError::Http2 { address: endpoint.address, source })
+                .map_err(|source| ConnectError::Http2 { address: endpoint.address, source })?;
+            Ok((sender, seat))
         };
         self.counted(connect).await
     }
@@ -119,7 +147,7 @@ impl Dial {
         let gate = endpoint.room.gate();
         let pending = gate.map(|gate| gate.pend(&self.metrics)).transpose();
         let _pending = pending.map_err(|full| ConnectError::Limited(Box::new(full)))?;
-        self.counted(self.open(endpoint, Alpn::Tcp)).await
+        Ok(self.counted(self.open(endpoint, Alpn::Tcp)).await?.0)
     }
 
     async fn counted<T>(
@@ -129,23 +157,37 @@ impl Dial {
         let started = Instant::now();
         let dialled = dial.await;
         let result = dialled.as_ref().map(drop).map_err(ConnectError::reason);
-        self.metrics.dial(result, started.elapsed());
+        if !matches!(dialled, Err(ConnectError::Unwanted)) {
+            self.metrics.dial(result, started.elapsed());
+        }
         dialled
     }
 
-    async fn open(&self, endpoint: &Endpoint, alpn: Alpn) -> Result<Io, ConnectError> {
+    /// A connection, which holds its place for as long as it lives, unless that is given up before.
+    async fn open(&self, endpoint: &Endpoint, alpn: Alpn) -> Result<(Io, Seated), ConnectError> {
+        self.open_if(endpoint, alpn, || true).await
+    }
+
+    async fn open_if(
+        &self,
+        endpoint: &Endpoint,
+        alpn: Alpn,
+        wanted: impl Fn() -> bool + Send,
+    ) -> Result<(Io, Seated), ConnectError> {
         let address = endpoint.address;
-        let limited = |full| ConnectError::Limited(Box::new(full));
-        let seat = endpoint.seat(&self.metrics).await.map_err(limited)?;
+        let seat = endpoint.seat(&self.metrics, wanted).await?;
         let timeout = endpoint.room.said().connect_timeout.unwrap_or(self.timeout);
         let dial = self.dial(endpoint, alpn);
         let io = match timeout.is_zero() {
             true => dial.await?,
             false => within(timeout, dial).await.unwrap_or(Err(ConnectError::TimedOut(address, timeout)))?,
         };
-        Ok(match seat {
-            Some(seat) => io.holding(Box::new(seat)),
-            None => io,
+        Ok(match seat.map(Arc::new) {
+            Some(seat) => {
+                let seated = Arc::downgrade(&seat);
+                (io.holding(Box::new(seat)), seated)
+            }
+            None => (io, Seated::new()),
         })
     }
 

@@ -138,6 +138,18 @@ impl<W: Waiter> Entry<W> {
         (told, self.ticket())
     }
 
+    /// Whether each of the dials is for somebody: connections may have been given back meanwhile.
+    pub(super) fn wants_dials(&mut self) -> bool {
+        self.forget_gone();
+        self.dialling <= self.waiting.len()
+    }
+
+    /// A dial was not begun, since nobody wanted it; with a ticket, somebody wants one again.
+    pub(super) fn unwanted(&mut self, _: Ticket) -> Option<Ticket> {
+        self.dialling = self.dialling.saturating_sub(1);
+        self.ticket()
+    }
+
     /// To whoever waits longest, else to the idle ones.
     fn place(&mut self, mut connection: W::Connection, fresh: bool, now: Instant) {
         self.came += 1;

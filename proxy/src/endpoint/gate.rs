@@ -5,7 +5,7 @@
 //! connections are counted, when they are made. What a change of the limits finds under way stays.
 //!
 //! A request first takes a place at its service, then one at an endpoint; a connection first one at its endpoint, then at the service. Where
-//! connections are at their limit, idle ones make room, also another worker's ([`Gate::make_room`]).
+//! connections are at their limit, idle ones make room, and those that take nothing new, also another worker's ([`Gate::make_room`]).
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock, Weak};
@@ -15,10 +15,10 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::Endpoint;
+use super::{ConnectError, Endpoint};
 use crate::limit::Seats;
 use crate::state::{Connections, Limits};
-use crate::telemetry::metrics::{LimitOutcome, WorkerMetrics};
+use crate::telemetry::metrics::{LimitOutcome, LimitUse, WorkerMetrics};
 
 /// One port of a service.
 #[derive(Debug)]
@@ -79,10 +79,12 @@ pub struct RequestSeat {
 /// A connection's.
 #[derive(Debug)]
 #[must_use = "the place is free again once this is dropped"]
-pub(super) struct ConnectionSeat {
+pub struct ConnectionSeat {
     room: Arc<Room>,
     /// `None`: of the endpoint's alone, so far.
     gate: Option<Arc<Gate>>,
+    /// Before its connection is over.
+    is_given: AtomicBool,
 }
 
 /// Somebody who waits, where their number is limited.
@@ -158,21 +160,32 @@ impl Gate {
         self.endpoints.lock().iter().filter_map(Weak::upgrade).collect()
     }
 
-    /// What is taken of each limit that there is, and how many wait.
-    pub fn read(&self) -> impl Iterator<Item = (&'static str, u32, usize)> {
-        let limits = self.limits().unwrap_or_default();
+    /// What is taken of each limit that there is, of those per endpoint where most is, and how many wait.
+    pub fn read(&self) -> Vec<LimitUse> {
+        let Some(limits) = self.limits() else { return Vec::new() };
+        let endpoints = self.endpoints();
+        let of = |seats: &Seats| (seats.taken(), seats.waiting());
+        let each = |seats: fn(&Room) -> &Seats| {
+            let all = endpoints.iter().map(|endpoint| of(seats(&endpoint.room)));
+            all.fold((0, 0), |(most, waiting), (taken, wait)| (taken.max(most), waiting + wait))
+        };
+        let (fullest, own) = each(|room| &room.requests);
         let used = [
-            (limits.requests, REQUESTS, self.requests.taken(), self.requests.waiting()),
-            (limits.requests_per_endpoint, REQUESTS_EACH, 0, self.any.waiting()),
-            (limits.connections, CONNECTIONS, self.connections.taken(), self.connections.waiting()),
-            (limits.pending, PENDING, self.pending.taken(), 0),
+            (limits.requests, REQUESTS, of(&self.requests)),
+            // Who waits there wants that one and no other.
+            (limits.requests_per_endpoint, REQUESTS_EACH, (fullest, own + self.any.waiting())),
+            (limits.connections, CONNECTIONS, of(&self.connections)),
+            (limits.connections_per_endpoint, CONNECTIONS_EACH, each(|room| &room.connections)),
+            (limits.pending, PENDING, (self.pending.taken(), 0)),
         ];
-        used.into_iter().filter(|(most, ..)| *most > 0).map(|(_, name, taken, wait)| (name, taken, wait))
-    }
-
-    /// `<namespace>/<name>:<port>`
-    pub fn service(&self) -> &str {
-        &self.service
+        let said = used.into_iter().filter(|(most, ..)| *most > 0);
+        said.map(|(_, limit, (used, waiting))| LimitUse {
+            service: self.service.clone(),
+            limit,
+            used,
+            waiting,
+        })
+        .collect()
     }
 
     /// A request's place at the service.
@@ -250,13 +263,20 @@ impl Gate {
         Err(Full { service, limit: PENDING, most, waited, of_endpoint: false })
     }
 
-    /// Closes a connection of the port's that serves nobody, whichever worker's; whether there was one.
+    /// What has come to take nothing new since somebody began to wait for a connection makes room; the worker's sweep calls it.
+    pub fn sweep(&self) {
+        if self.connections.waiting() > 0 {
+            self.make_room();
+        }
+    }
+
+    /// Makes room for a connection at one of the port's endpoints that there are or were, on whichever worker; whether there was any to make.
     fn make_room(&self) -> bool {
         self.endpoints().iter().any(|endpoint| endpoint.make_room())
     }
 }
 
-/// As the policy spells them.
+/// As metrics and errors tell them.
 const REQUESTS: &str = "requests";
 const REQUESTS_EACH: &str = "requests_per_endpoint";
 const CONNECTIONS: &str = "connections";
@@ -322,30 +342,47 @@ impl Room {
 
 impl Endpoint {
     /// A place for a new connection; `None`: it is of no service.
-    pub(super) async fn seat(&self, metrics: &WorkerMetrics) -> Result<Option<ConnectionSeat>, Full> {
+    ///
+    /// # Errors
+    /// None was free in time, or the connection is not `wanted` any more once it is its turn.
+    pub(super) async fn seat(
+        &self,
+        metrics: &WorkerMetrics,
+        wanted: impl Fn() -> bool,
+    ) -> Result<Option<ConnectionSeat>, ConnectError> {
         let room = &self.room;
         let Some(gate) = room.gate.get() else { return Ok(None) };
-        let most = || room.most(|limits| limits.connections_per_endpoint);
+        let limited = |full| ConnectError::Limited(Box::new(full));
         let patience = Patience { counts: false, ..gate.patience(metrics) };
-        let take = || {
-            let seat = || ConnectionSeat { room: Arc::clone(room), gate: None };
+        // What is given: whether there is a place; without one it is not wanted.
+        let take_of = |seats: &Seats, most: u32, make_room: &dyn Fn() -> bool| {
+            if !wanted() {
+                return Some(false);
+            }
             // Also where another dial got what was left, or what room was made.
-            let taken = room.connections.take(most()) || (self.make_room() && room.connections.take(most()));
-            taken.then(seat)
+            (seats.take(most) || (make_room() && seats.take(most))).then_some(true)
         };
-        let seat = gate.or_wait(&room.connections, (CONNECTIONS_EACH, most(), true), &patience, take).await?;
+        let most = || room.most(|limits| limits.connections_per_endpoint);
+        let take = || take_of(&room.connections, most(), &|| self.make_room());
+        let of_endpoint = (CONNECTIONS_EACH, most(), true);
+        if !gate.or_wait(&room.connections, of_endpoint, &patience, take).await.map_err(limited)? {
+            return Err(ConnectError::Unwanted);
+        }
+        let mut seat = ConnectionSeat { room: Arc::clone(room), gate: None, is_given: AtomicBool::default() };
         let most = || room.most(|limits| limits.connections);
-        let take = || {
-            let taken = gate.connections.take(most()) || (gate.make_room() && gate.connections.take(most()));
-            taken.then_some(())
-        };
-        gate.or_wait(&gate.connections, (CONNECTIONS, most(), false), &patience, take).await?;
-        let mut seat = seat;
+        let take = || take_of(&gate.connections, most(), &|| gate.make_room());
+        if !gate
+            .or_wait(&gate.connections, (CONNECTIONS, most(), false), &patience, take)
+            .await
+            .map_err(limited)?
+        {
+            return Err(ConnectError::Unwanted);
+        }
         seat.gate = Some(Arc::clone(gate));
         Ok(Some(seat))
     }
 
-    /// Closes a connection that serves nobody, whichever worker's; whether there was one.
+    /// The same at this one.
     pub(super) fn make_room(&self) -> bool {
         self.pools.iter().any(|pool| pool.evict())
     }
@@ -366,12 +403,24 @@ impl Drop for RequestSeat {
     }
 }
 
-impl Drop for ConnectionSeat {
-    fn drop(&mut self) {
+impl ConnectionSeat {
+    /// The connection takes nothing new, and only lets end what it carries: its place is another's, or who asks for much would keep out
+    /// everybody else for as long as its answer lasts. Whether it had not yet been given.
+    pub(super) fn give(&self) -> bool {
+        if self.is_given.swap(true, Relaxed) {
+            return false;
+        }
         self.room.connections.give();
         if let Some(gate) = &self.gate {
             gate.connections.give();
         }
+        true
+    }
+}
+
+impl Drop for ConnectionSeat {
+    fn drop(&mut self) {
+        self.give();
     }
 }
 

@@ -18,12 +18,12 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tulle_certs::SpiffeId;
 
-pub use connect::{ConnectError, Dial, within};
-pub use gate::{Full, Gate, Patience, RequestSeat, Room, ServiceSeat};
+pub use connect::{ConnectError, Dial, Seated, within};
+pub use gate::{ConnectionSeat, Full, Gate, Patience, RequestSeat, Room, ServiceSeat};
 pub use set::{EndpointSet, How, Member, Port, tell};
 
 use self::entry::{Ticket, Waiter};
-use self::pool::{Pool, SharedConnection};
+use self::pool::{Carrier, Pool, SharedConnection};
 use self::shared::{Checkout, Dialled};
 
 use crate::balance::{Group, Load, Standing};
@@ -201,7 +201,10 @@ impl Endpoint {
         let mut next = Some(ticket);
         while let Some(ticket) = next {
             let connected = match way {
-                Way::Own => dial.http1(&self).await.map(|client| (client, self.until())),
+                Way::Own => {
+                    let wanted = || pool.http1(way, |entry| entry.wants_dials());
+                    dial.http1_if(&self, wanted).await.map(|client| (client, self.until()))
+                }
                 Way::Shared => self.stream(pool, &dial).await,
             };
             next = match connected {
@@ -212,8 +215,10 @@ impl Endpoint {
                     if let Some(more) = more {
                         Self::spawn_http1(Arc::clone(&self), worker, way, more, dial.clone());
                     }
+                    self.make_room_if_short(worker);
                     next
                 }
+                Err(ConnectError::Unwanted) => pool.http1(way, |entry| entry.unwanted(ticket)),
                 Err(error) => {
                     let (told, more) = pool.http1(way, |entry| entry.failed(ticket));
                     let error = Arc::new(error);
@@ -235,8 +240,9 @@ impl Endpoint {
         let (stream, until) = match pool.stream() {
             Some(stream) => stream,
             None => {
-                let opener = dial.streams(self).await?;
-                pool.share(opener, self.until()).ok_or(ConnectError::Closed(self.address))?
+                let (opener, seat) = dial.streams(self).await?;
+                pool.share(Carrier { opener, until: self.until(), seat })
+                    .ok_or(ConnectError::Closed(self.address))?
             }
         };
         Ok((h1::Client::new(Io::stream(stream), dial.http1), until))
@@ -308,25 +314,34 @@ impl Endpoint {
                 return kept.pooled.closing(PoolClose::Age);
             }
             pool.http1(way, |entry| entry.give(kept, now));
-            if self.room.is_short() {
-                pool.evict();
-            }
+            self.make_room_if_short(worker);
+        }
+    }
+
+    /// Closes one that serves nobody, where others wait for connections: it may have become idle just now, which wakes nobody.
+    fn make_room_if_short(&self, worker: usize) {
+        if self.room.is_short() {
+            self.pools[worker].evict();
         }
     }
 
     /// A place on one of the worker's shared HTTP/2 connections; one dial serves all who wait for it, and so does
-    /// its error.
+    /// its error. `fresh`: on none that was dialled before then; of those, the idle ones are closed.
     ///
     /// # Errors
     /// The dial's own.
     pub async fn http2(
         self: &Arc<Self>,
         worker: usize,
+        fresh: Option<Instant>,
         dial: impl Fn() -> Dial,
     ) -> Result<Http2, Arc<ConnectError>> {
+        if let Some(fresh) = fresh {
+            self.pools[worker].drop_older_http2(fresh);
+        }
         let mut receiver = None;
         let checkout = self.pools[worker].http2(|shared| {
-            shared.checkout(|| {
+            shared.checkout(fresh, || {
                 let (sender, waits) = oneshot::channel();
                 receiver = Some(waits);
                 sender
@@ -352,10 +367,10 @@ impl Endpoint {
         while again {
             let mut error = None;
             let dialled = match dial.http2(&self).await {
-                Ok(sender) => {
+                Ok((sender, seat)) => {
                     let pooled = pool.opened(&dial.metrics, &self.service, PoolClose::Peer);
                     let until = self.until();
-                    let connection = SharedConnection { sender, pooled: Arc::new(pooled), until };
+                    let connection = SharedConnection { sender, pooled: Arc::new(pooled), until, seat };
                     pool.http2(|shared| shared.dialled(connection, Instant::now()))
                 }
                 Err(cause) => {
@@ -367,6 +382,7 @@ impl Endpoint {
             for served in served {
                 self.serve_http2(worker, served);
             }
+            self.make_room_if_short(worker);
             let error = error.unwrap_or_else(|| Arc::new(ConnectError::Closed(self.address)));
             for waiter in failed {
                 let _ = waiter.send(Err(Arc::clone(&error)));
@@ -432,8 +448,7 @@ impl Drop for Place {
         match self.finish() {
             Some(served) => self.endpoint.serve_http2(self.worker, served),
             // Its connection may serve nobody now.
-            None if self.endpoint.room.is_short() => drop(self.endpoint.pools[self.worker].evict()),
-            None => {}
+            None => self.endpoint.make_room_if_short(self.worker),
         }
     }
 }

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use super::entry::Entry;
 use super::idle::IdleLimit;
 use super::shared::{self, Shared};
-use super::{Http1Waiter, Http2Waiter, Way};
+use super::{Http1Waiter, Http2Waiter, Seated, Way};
 use crate::io::streams::{Opener, Stream};
 use crate::telemetry::metrics::{PoolCells, PoolClose, PooledConnection, WorkerMetrics};
 use crate::wire::http2;
@@ -19,15 +19,24 @@ use crate::wire::http2;
 #[derive(Debug)]
 pub(super) struct Pool {
     http1: Mutex<Entry<Http1Waiter>>,
-    /// As `http1`, of those that are streams on `openers`.
+    /// As `http1`, of those that are streams on `carriers`.
     streams: Mutex<Entry<Http1Waiter>>,
-    /// Connections of many streams, the first the most used, and when each is too old for another.
-    openers: Mutex<Vec<(Opener, Option<Instant>)>>,
+    /// The first the most used.
+    carriers: Mutex<Vec<Carrier>>,
     /// For how long the server keeps idle HTTP/1 connections.
     idle_limit: Mutex<IdleLimit>,
     http2: Mutex<Shared<SharedConnection, Http2Waiter>>,
     /// Where it is counted, from its first connection on.
     cells: OnceLock<Arc<PoolCells>>,
+}
+
+/// A connection of many streams.
+#[derive(Debug)]
+pub(super) struct Carrier {
+    pub(super) opener: Opener,
+    /// When it is too old for another.
+    pub(super) until: Option<Instant>,
+    pub(super) seat: Seated,
 }
 
 /// An HTTP/2 connection; open for its pool for as long as that or a stream holds on to it.
@@ -37,6 +46,7 @@ pub(super) struct SharedConnection {
     pub(super) pooled: Arc<PooledConnection>,
     /// When it is too old for another stream.
     pub(super) until: Option<Instant>,
+    pub(super) seat: Seated,
 }
 
 // === impl Pool ===
@@ -46,7 +56,7 @@ impl Default for Pool {
         Self {
             http1: Mutex::default(),
             streams: Mutex::new(Entry::one_by_one()),
-            openers: Mutex::default(),
+            carriers: Mutex::default(),
             idle_limit: Mutex::default(),
             http2: Mutex::default(),
             cells: OnceLock::new(),
@@ -79,15 +89,15 @@ impl Pool {
 
     /// A new stream, if a connection has room for it.
     pub(super) fn stream(&self) -> Option<(Stream, Option<Instant>)> {
-        let openers = self.openers.lock();
-        let young = openers.iter().filter(|(_, until)| !is_past(*until));
-        young.filter_map(|(opener, until)| Some((opener.open()?, *until))).next()
+        let carriers = self.carriers.lock();
+        let open = carriers.iter().filter(|carrier| carrier.is_open());
+        open.filter_map(|carrier| Some((carrier.opener.open()?, carrier.until))).next()
     }
 
     /// A connection for streams was dialled; the first of them, unless it has already ended.
-    pub(super) fn share(&self, opener: Opener, until: Option<Instant>) -> Option<(Stream, Option<Instant>)> {
-        let stream = opener.open();
-        self.openers.lock().push((opener, until));
+    pub(super) fn share(&self, carrier: Carrier) -> Option<(Stream, Option<Instant>)> {
+        let (stream, until) = (carrier.opener.open(), carrier.until);
+        self.carriers.lock().push(carrier);
         Some((stream?, until))
     }
 
@@ -137,8 +147,24 @@ impl Pool {
         for (at, since) in closed {
             self.saw_close(at, since);
         }
-        self.openers.lock().retain(|(opener, _)| opener.is_open() && !opener.is_idle());
-        let expired = self.http2(|connections| connections.sweep(now, shared));
+        self.carriers.lock().retain(|carrier| {
+            // One that is too old keeps what it carries.
+            let _ = carrier.is_open();
+            carrier.opener.is_open() && !carrier.opener.is_idle()
+        });
+        self.sweep_http2(now, shared);
+    }
+
+    /// Drops the HTTP/2 connections that serve nobody and were dialled before.
+    pub(super) fn drop_older_http2(&self, than: Instant) {
+        Self::close_idle(self.http2(|connections| connections.take_older(than)));
+    }
+
+    fn sweep_http2(&self, now: Instant, idle: Option<Duration>) {
+        Self::close_idle(self.http2(|connections| connections.sweep(now, idle)));
+    }
+
+    fn close_idle(expired: Vec<SharedConnection>) {
         for mut connection in expired {
             if shared::Connection::is_open(&mut connection) {
                 connection.pooled.closing(PoolClose::Idle);
@@ -146,8 +172,12 @@ impl Pool {
         }
     }
 
-    /// Closes a connection that serves nobody; whether there was one. Any thread may call it.
+    /// Makes room for a connection: one that takes nothing new gives its place up, or one that serves nobody is closed; whether there was one.
+    /// Any thread may call it.
     pub(super) fn evict(&self) -> bool {
+        if self.gives_up() {
+            return true;
+        }
         let idle = self.http1.lock().oldest();
         if let Some(idle) = &idle {
             idle.connection.pooled.closing(PoolClose::Limit);
@@ -160,14 +190,21 @@ impl Pool {
         if let Some(cells) = self.cells.get().filter(|_| evicted) {
             cells.dropped(1);
         }
-        evicted || self.evict_opener() || self.let_go_streams()
+        evicted || self.evict_carrier() || self.let_go_streams()
+    }
+
+    /// Has a connection that takes nothing new give its place up, though it still carries something. Nobody else may look any more: its endpoint
+    /// need not be in the set.
+    fn gives_up(&self) -> bool {
+        self.carriers.lock().iter().any(Carrier::gives_up)
+            || self.http2.lock().all_mut().any(SharedConnection::gives_up)
     }
 
     /// Closes a connection of streams that has none.
-    fn evict_opener(&self) -> bool {
-        let mut openers = self.openers.lock();
-        let unused = openers.iter().rposition(|(opener, _)| opener.is_idle());
-        unused.map(|at| openers.remove(at)).is_some()
+    fn evict_carrier(&self) -> bool {
+        let mut carriers = self.carriers.lock();
+        let unused = carriers.iter().rposition(|carrier| carrier.opener.is_idle());
+        unused.map(|at| carriers.remove(at)).is_some()
     }
 
     /// Drops the streams that serve nobody: their connections have none once the server has let go of them too. Closes none yet.
@@ -221,15 +258,58 @@ fn is_past(until: Option<Instant>) -> bool {
     until.is_some_and(|until| Instant::now() >= until)
 }
 
+/// Whether it had not yet.
+fn give_up(seat: &Seated) -> bool {
+    seat.upgrade().is_some_and(|seat| seat.give())
+}
+
+// === impl Carrier ===
+
+impl Carrier {
+    /// Whether it takes new streams; without that it has given its place up.
+    fn is_open(&self) -> bool {
+        let is_open = self.takes_new();
+        if !is_open {
+            give_up(&self.seat);
+        }
+        is_open
+    }
+
+    fn takes_new(&self) -> bool {
+        !is_past(self.until) && self.opener.is_open()
+    }
+
+    /// Whether it takes nothing new, and has given its place up only now.
+    fn gives_up(&self) -> bool {
+        !self.takes_new() && give_up(&self.seat)
+    }
+}
+
 // === impl SharedConnection ===
 
-impl shared::Connection for SharedConnection {
-    fn is_open(&mut self) -> bool {
-        if is_past(self.until) {
+impl SharedConnection {
+    fn takes_new(&mut self) -> bool {
+        let is_old = is_past(self.until);
+        if is_old {
             self.pooled.closing(PoolClose::Age);
-            return false;
         }
-        self.sender.is_open()
+        !is_old && self.sender.is_open()
+    }
+
+    /// As of a [`Carrier`].
+    fn gives_up(&mut self) -> bool {
+        !self.takes_new() && give_up(&self.seat)
+    }
+}
+
+impl shared::Connection for SharedConnection {
+    /// Without that it has given its place up.
+    fn is_open(&mut self) -> bool {
+        let is_open = self.takes_new();
+        if !is_open {
+            give_up(&self.seat);
+        }
+        is_open
     }
 
     fn max_streams(&self) -> usize {

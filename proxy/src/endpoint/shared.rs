@@ -29,7 +29,8 @@ const IDLE: Duration = Duration::from_secs(60);
 pub(super) struct Shared<C, W> {
     /// Oldest first, and used in this order, so that those beyond need fall idle.
     connections: Vec<Used<C>>,
-    waiting: VecDeque<W>,
+    /// Each with when its connection must have been dialled at the earliest.
+    waiting: VecDeque<(Option<Instant>, W)>,
     dialling: bool,
     next: u64,
 }
@@ -38,6 +39,7 @@ pub(super) struct Shared<C, W> {
 struct Used<C> {
     id: Id,
     connection: C,
+    dialled: Instant,
     streams: usize,
     /// When the last stream ended.
     since: Instant,
@@ -91,13 +93,14 @@ impl<C, W> Default for Shared<C, W> {
 }
 
 impl<C: Connection, W> Shared<C, W> {
-    /// A place for one stream; else `waiter` makes who waits for one.
-    pub(super) fn checkout(&mut self, waiter: impl FnOnce() -> W) -> Checkout<C> {
+    /// A place for one stream; else `waiter` makes who waits for one. `fresh`: on no connection that was dialled before, as long as others
+    /// can be dialled.
+    pub(super) fn checkout(&mut self, fresh: Option<Instant>, waiter: impl FnOnce() -> W) -> Checkout<C> {
         self.forget_closed();
-        if let Some(place) = self.place() {
+        if let Some(place) = self.place(fresh) {
             return Checkout::Ready(place);
         }
-        self.waiting.push_back(waiter());
+        self.waiting.push_back((fresh, waiter()));
         if std::mem::replace(&mut self.dialling, true) { Checkout::Wait } else { Checkout::Dial }
     }
 
@@ -123,7 +126,7 @@ impl<C: Connection, W> Shared<C, W> {
         self.forget_closed();
         let id = Id(self.next);
         self.next += 1;
-        self.connections.push(Used { id, connection, streams: 0, since: now });
+        self.connections.push(Used { id, connection, dialled: now, streams: 0, since: now });
         let served = std::iter::from_fn(|| self.serve()).collect();
         self.dialling = !self.waiting.is_empty();
         Dialled { served, failed: Vec::new(), again: self.dialling }
@@ -136,11 +139,11 @@ impl<C: Connection, W> Shared<C, W> {
         let mut served = Vec::new();
         while !self.waiting.is_empty()
             && let Some(place) = self.least_used()
-            && let Some(waiter) = self.waiting.pop_front()
+            && let Some((_, waiter)) = self.waiting.pop_front()
         {
             served.push(Served { waiter, place });
         }
-        Dialled { served, failed: self.waiting.drain(..).collect(), again: false }
+        Dialled { served, failed: self.waiting.drain(..).map(|(_, waiter)| waiter).collect(), again: false }
     }
 
     /// Takes out what is closed or has been without streams for `idle`, or for long, to be dropped outside the lock.
@@ -151,6 +154,12 @@ impl<C: Connection, W> Shared<C, W> {
             unused || !used.connection.is_open()
         };
         self.connections.extract_if(.., expired).map(|used| used.connection).collect()
+    }
+
+    /// Takes out those without streams that were dialled before.
+    pub(super) fn take_older(&mut self, than: Instant) -> Vec<C> {
+        let older = |used: &mut Used<C>| used.streams == 0 && used.dialled < than;
+        self.connections.extract_if(.., older).map(|used| used.connection).collect()
     }
 
     /// Takes out one without streams.
@@ -174,6 +183,11 @@ impl<C: Connection, W> Shared<C, W> {
         self.connections.iter().map(|used| &used.connection)
     }
 
+    /// Likewise.
+    pub(super) fn all_mut(&mut self) -> impl Iterator<Item = &mut C> {
+        self.connections.iter_mut().map(|used| &mut used.connection)
+    }
+
     /// Streams on all connections.
     #[cfg(test)]
     pub(super) fn streams(&self) -> usize {
@@ -181,8 +195,11 @@ impl<C: Connection, W> Shared<C, W> {
     }
 
     /// On the first connection that has one, or on the least used when there may be no more connections.
-    fn place(&mut self) -> Option<Place<C>> {
-        match self.connections.iter().position(|used| used.streams < used.connection.max_streams()) {
+    fn place(&mut self, fresh: Option<Instant>) -> Option<Place<C>> {
+        let has_room = |used: &Used<C>| {
+            used.streams < used.connection.max_streams() && fresh.is_none_or(|fresh| used.dialled >= fresh)
+        };
+        match self.connections.iter().position(has_room) {
             Some(at) => self.connections.get_mut(at).map(Used::place),
             None if self.connections.len() >= MAX_CONNECTIONS => self.least_used(),
             None => None,
@@ -194,11 +211,9 @@ impl<C: Connection, W> Shared<C, W> {
     }
 
     fn serve(&mut self) -> Option<Served<C, W>> {
-        if self.waiting.is_empty() {
-            return None;
-        }
-        let place = self.place()?;
-        self.waiting.pop_front().map(|waiter| Served { waiter, place })
+        let fresh = self.waiting.front()?.0;
+        let place = self.place(fresh)?;
+        self.waiting.pop_front().map(|(_, waiter)| Served { waiter, place })
     }
 
     /// Those that are closed take nothing new; streams that they still carry go on without us.

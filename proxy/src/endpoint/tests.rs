@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 
 use super::*;
 use crate::telemetry::metrics::Metrics;
-use crate::wire::Body;
+use crate::wire::{Body, Upgrade};
 
 fn metrics() -> Metrics {
     Metrics::new(1, 2000, &[])
@@ -90,7 +90,7 @@ async fn server(streams: u32) -> (Arc<Endpoint>, Arc<AtomicUsize>, Arc<Notify>) 
 #[tokio::test]
 async fn one_http2_dial_serves_all_who_wait_and_its_error_reaches_them() {
     let (endpoint, taken, _answer) = server(100).await;
-    let all = (0..20).map(|_| endpoint.http2(0, dial));
+    let all = (0..20).map(|_| endpoint.http2(0, None, dial));
     for connection in futures_util::future::join_all(all).await {
         assert!(connection.is_ok());
     }
@@ -100,7 +100,7 @@ async fn one_http2_dial_serves_all_who_wait_and_its_error_reaches_them() {
     let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let nobody = at(address);
     let metrics = metrics();
-    let all = (0..20).map(|_| nobody.http2(0, || dial_counted(&metrics)));
+    let all = (0..20).map(|_| nobody.http2(0, None, || dial_counted(&metrics)));
     for connection in futures_util::future::join_all(all).await {
         assert!(matches!(connection.unwrap_err().as_ref(), ConnectError::Tcp { .. }));
     }
@@ -113,13 +113,13 @@ async fn streams_beyond_the_servers_limit_go_on_further_connections() {
     let (endpoint, taken, answer) = server(2).await;
     // The first exchange tells what the server takes.
     answer.notify_one();
-    let Http2 { mut sender, place } = endpoint.http2(0, dial).await.unwrap();
+    let Http2 { mut sender, place } = endpoint.http2(0, None, dial).await.unwrap();
     drop(sender.send(request(&endpoint), place).await.unwrap());
     assert_eq!(sender.max_streams(), 2);
 
     let mut streams = tokio::task::JoinSet::new();
     for _ in 0..6 {
-        let Http2 { mut sender, place } = endpoint.http2(0, dial).await.unwrap();
+        let Http2 { mut sender, place } = endpoint.http2(0, None, dial).await.unwrap();
         let request = request(&endpoint);
         streams.spawn(async move { sender.send(request, place).await.map(drop) });
         tokio::task::yield_now().await;
@@ -130,7 +130,7 @@ async fn streams_beyond_the_servers_limit_go_on_further_connections() {
         answer.notify_one();
         streams.join_next().await.unwrap().unwrap().unwrap();
     }
-    let used = endpoint.http2(0, dial).await.unwrap();
+    let used = endpoint.http2(0, None, dial).await.unwrap();
     assert!(used.place.id.is_some());
 }
 
@@ -139,21 +139,76 @@ async fn a_place_is_free_again_when_its_response_is_over_or_dropped() {
     let (endpoint, _taken, answer) = server(100).await;
     let streams = || endpoint.pools[0].http2(|shared| shared.streams());
     answer.notify_one();
-    let Http2 { mut sender, place } = endpoint.http2(0, dial).await.unwrap();
+    let Http2 { mut sender, place } = endpoint.http2(0, None, dial).await.unwrap();
     let response = sender.send(request(&endpoint), place).await.unwrap();
     assert_eq!(streams(), 1);
     let body = http_body_util::BodyExt::collect(response.into_body()).await.unwrap();
     assert_eq!((streams(), &body.to_bytes()[..]), (0, &b"x"[..]));
 
     answer.notify_one();
-    let Http2 { mut sender, place } = endpoint.http2(0, dial).await.unwrap();
+    let Http2 { mut sender, place } = endpoint.http2(0, None, dial).await.unwrap();
     let response = sender.send(request(&endpoint), place).await.unwrap();
     assert_eq!(streams(), 1);
     drop(response);
     assert_eq!(streams(), 0);
 
     // Given up before it was sent.
-    drop(endpoint.http2(0, dial).await.unwrap());
+    drop(endpoint.http2(0, None, dial).await.unwrap());
+    assert_eq!(streams(), 0);
+}
+
+/// A server that takes two streams at a time, and makes a tunnel of every CONNECT.
+async fn tunnels_server() -> (Arc<Endpoint>, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = at(listener.local_addr().unwrap());
+    let taken = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&taken);
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            count.fetch_add(1, Ordering::Relaxed);
+            let handler = async |request: Request<Body>| {
+                if let Some(tunnel) = request.extensions().get::<http2::OnTunnel>().cloned() {
+                    tokio::spawn(async move {
+                        let _open = tunnel.tunnel().await;
+                        std::future::pending::<()>().await;
+                    });
+                }
+                Response::new(Body::empty())
+            };
+            let limits = http2::Limits { max_concurrent_streams: 2, ..http2::Limits::default() };
+            let never = std::future::pending();
+            tokio::spawn(async move { http2::serve(Io::tcp(stream), &limits, handler, never).await });
+        }
+    });
+    (endpoint, taken)
+}
+
+#[tokio::test]
+async fn a_tunnel_has_its_place_until_it_is_over() {
+    let (endpoint, taken) = tunnels_server().await;
+    let (pool, streams) = (&endpoint.pools[0], || endpoint.pools[0].http2(|shared| shared.streams()));
+    let ask = async |request: Request<Body>| {
+        let Http2 { mut sender, place } = endpoint.http2(0, None, dial).await.unwrap();
+        sender.send(request, place).await.unwrap()
+    };
+    // The first exchange tells what the server takes.
+    drop(ask(request(&endpoint)).await);
+    let connect = || Request::connect("orders:80").body(Body::empty()).unwrap();
+    let tunnels = [ask(connect()).await, ask(connect()).await];
+    let tunnels = tunnels.map(|mut response| {
+        assert_eq!(response.status(), 200);
+        Upgrade::of_response(&mut response)
+    });
+    assert_eq!((streams(), taken.load(Ordering::Relaxed)), (2, 1));
+
+    // There is no room for a third.
+    let third = tokio::time::timeout(Duration::from_secs(30), ask(request(&endpoint))).await;
+    assert_eq!(third.expect("it does not wait for them").status(), 200);
+    assert_eq!(taken.load(Ordering::Relaxed), 2);
+    pool.sweep(Instant::now() + Duration::from_secs(3600), Duration::ZERO, None);
+    assert_eq!((pool.connections(), streams()), (1, 2), "theirs is not idle");
+    drop(tunnels);
     assert_eq!(streams(), 0);
 }
 
@@ -161,10 +216,10 @@ async fn a_place_is_free_again_when_its_response_is_over_or_dropped() {
 async fn a_client_that_leaves_while_it_waits_leaves_no_place_behind() {
     let (endpoint, _taken, _answer) = server(100).await;
     {
-        let mut waits = std::pin::pin!(endpoint.http2(0, dial));
+        let mut waits = std::pin::pin!(endpoint.http2(0, None, dial));
         assert!(futures_util::poll!(waits.as_mut()).is_pending());
     }
-    let stays = endpoint.http2(0, dial).await.unwrap();
+    let stays = endpoint.http2(0, None, dial).await.unwrap();
     assert_eq!(endpoint.pools[0].http2(|shared| shared.streams()), 1);
     drop(stays);
 }
@@ -257,8 +312,8 @@ async fn http1_connections_are_counted_from_their_dial_to_their_end() {
 async fn http2_connections_are_counted_until_their_last_stream_is_over() {
     let metrics = metrics();
     let (endpoint, _taken, _answer) = server(100).await;
-    let first = endpoint.http2(0, || dial_counted(&metrics)).await.unwrap();
-    let second = endpoint.http2(0, || dial_counted(&metrics)).await.unwrap();
+    let first = endpoint.http2(0, None, || dial_counted(&metrics)).await.unwrap();
+    let second = endpoint.http2(0, None, || dial_counted(&metrics)).await.unwrap();
     assert_eq!(pooled(&metrics), (1, 0));
     drop(first);
     assert_eq!(pooled(&metrics), (1, 0));
@@ -267,7 +322,7 @@ async fn http2_connections_are_counted_until_their_last_stream_is_over() {
     endpoint.pools[0].sweep(Instant::now() + Duration::from_secs(3600), Duration::ZERO, None);
     assert_eq!((pooled(&metrics), closed(&metrics, PoolClose::Idle)), ((0, 0), 1));
 
-    drop(endpoint.http2(0, || dial_counted(&metrics)).await.unwrap());
+    drop(endpoint.http2(0, None, || dial_counted(&metrics)).await.unwrap());
     assert_eq!(pooled(&metrics), (1, 1));
     drop(endpoint);
     assert_eq!((pooled(&metrics), closed(&metrics, PoolClose::Retired)), ((0, 0), 1));

@@ -127,9 +127,11 @@ pub(super) async fn unless_revoked<T>(
     guard: Option<&Arc<policy::Guard>>,
     sent: impl Future<Output = Result<T, Failed>>,
 ) -> Result<T, Failed> {
+    let Some(guard) = guard else { return sent.await };
     tokio::select! {
+        biased;
         sent = sent => sent,
-        fault = revoked_for_long(worker, guard.map(|guard| &**guard)) => {
+        fault = revoked_for_long(worker, Some(guard)) => {
             Err(Failed { fault, again: None, whole: false })
         }
     }

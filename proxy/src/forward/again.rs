@@ -3,7 +3,7 @@
 //! One place decides it, with and without a `retry` of a rule or policy. Without one: what provably was not processed is, and what may
 //! have been hardly and is idempotent (RFC 9110 §9.2.2), once ([`is_replayed`]). With one: for the causes that it names, where the method is
 //! idempotent unless it says otherwise, and for answers that it does not take, whatever the method ([`wants`]); as far as attempts, time,
-//! the body, the server and the budget allow. What it is not for, or not within its budget, is as without one. It must never buffer a body
+//! the body, the server and the budget allow. What it is not for, or has no time, room or budget for, is as without one. It must never buffer a body
 //! that nobody may want again. Called by `outbound`, and by `inbound`, which has no routes.
 
 use std::pin::pin;
@@ -15,7 +15,7 @@ use http_body_util::BodyExt as _;
 
 use super::context::Worker;
 use super::exchange::{Answer, Failed};
-use super::headers;
+use super::headers::{self, Said};
 use super::pushback::{Pushback, pushback};
 use super::record;
 use super::target::Target;
@@ -26,8 +26,8 @@ use crate::telemetry::Reason;
 use crate::telemetry::metrics::{ReplayCause, RetryCause, RetryOutcome, Unretried};
 use crate::wire::{Body, Framing, Spare};
 
-/// How much of a body is kept for what another proxy may find that it cannot pass on.
-const REPLAYED: u64 = 16 * 1024;
+/// How much of a body is kept for what another proxy may find that it cannot pass on, or a connection that is about to be closed.
+pub(super) const REPLAYED: u64 = 16 * 1024;
 /// So long is waited at most because a server says so; what is to wait longer is not sent again.
 const MAX_PUSHBACK: Duration = Duration::from_secs(10);
 /// How much of an answer that is not taken is read, so that its connection can serve again.
@@ -42,7 +42,8 @@ pub(super) enum Cause {
     Slow,
     /// It was sent, and provably not processed.
     Unprocessed,
-    /// A connection that had served another failed before any byte of an answer: it was about to be closed, most likely.
+    /// A connection that had served another failed before any byte of an answer: closed for having idled, most likely, but its server may have died
+    /// over this very request, so that it may be done.
     Stale,
     /// It got no answer, or none that can be read.
     Broken,
@@ -67,10 +68,8 @@ pub(super) struct Tries<'a> {
     again: Option<RetryCause>,
     /// The endpoints that have failed it, the last one last.
     pub(super) failed: Vec<Failing>,
-    /// Not over a connection that has idled: one has failed, and the others may be as old.
-    pub(super) fresh: bool,
-    /// No other endpoint could take it.
-    alone: bool,
+    /// As of a [`Leg`](super::exchange::Leg).
+    pub(super) fresh: Option<Instant>,
 }
 
 /// An endpoint that has failed a request.
@@ -118,10 +117,16 @@ pub(super) fn replay(failed: &Failed, method: &Method) -> Option<ReplayCause> {
     failed.again.filter(|cause| is_replayed(*cause, method)).map(ReplayCause::from)
 }
 
+/// Whether the next try may not go over a connection that has idled: one has failed, and the others may be as old. Of those of HTTP/2 it is
+/// known when a single stream has failed, and not they.
+pub(super) fn needs_fresh(failed: &Failed, framing: Framing) -> bool {
+    framing == Framing::Http1 || failed.again == Some(Cause::Stale)
+}
+
 /// Why an answer need not be taken.
 fn not_taken(answer: &Answer, retry: Option<&Retry>) -> Option<Cause> {
-    if answer.unprocessed {
-        return Some(Cause::Unreached);
+    if answer.said == Said::Unprocessed {
+        return Some(if headers::has_left(&answer.response) { Cause::Unprocessed } else { Cause::Unreached });
     }
     let (retry, fields) = (retry?, answer.response.headers());
     let by_status = || {
@@ -175,72 +180,70 @@ impl<'a> Tries<'a> {
         target: &Target,
     ) -> Self {
         let budget = retry.filter(|retry| retry.attempts > 0).and_then(|_| target.retry_budget());
-        Self {
-            worker,
-            retry,
-            budget,
-            deadline,
-            made: 0,
-            again: None,
-            failed: Vec::new(),
-            fresh: false,
-            alone: false,
-        }
+        Self { worker, retry, budget, deadline, made: 0, again: None, failed: Vec::new(), fresh: None }
     }
 
     /// Has what passes of the request's body kept on its way to this endpoint, as far as it is short, if it may have to be sent again
     /// although it was taken.
     pub(super) fn spare(
-        &mut self,
+        &self,
         request: &mut Request<Body>,
         framing: Framing,
-        target: &Target,
-        endpoint: &Arc<Endpoint>,
+        endpoint: &Endpoint,
     ) -> Option<Spare> {
-        let limit = match self.retry {
-            Some(retry) => (self.made < retry.attempts).then_some(retry.maximum_body),
-            // What another proxy cannot pass on may go to another endpoint, if there is one; what a server of HTTP/2 refuses unread
-            // (RFC 9113 §8.7), or crosses its GOAWAY or a proxy's farewell, to the same.
-            None => {
-                self.alone = !target.has_other(endpoint);
-                let may_refuse = matches!(endpoint.peer, Peer::Mesh(_)) || framing == Framing::Http2;
-                (self.made == 0 && may_refuse).then_some(REPLAYED)
-            }
-        }?;
-        let (body, spare) = std::mem::take(request.body_mut()).kept(limit);
-        *request.body_mut() = body;
-        Some(spare)
+        let by_retry = self.retry.filter(|retry| self.made < retry.attempts).map(|retry| retry.maximum_body);
+        // What another proxy cannot pass on may go to another endpoint, if there is one; what a server of HTTP/2 refuses unread
+        // (RFC 9113 §8.7), or crosses its GOAWAY or a proxy's farewell, to the same.
+        let may_refuse = matches!(endpoint.peer, Peer::Mesh(_)) || framing == Framing::Http2;
+        let unasked = (self.may_replay() && may_refuse).then_some(REPLAYED);
+        // Of both the greater; `None` is less than any.
+        Some(request.body_mut().keep(by_retry.max(unasked)?))
     }
 
-    /// Whether the request, which is made whole for it, is to be sent again, after which time. Whoever still sends its body then is
-    /// broken off.
+    /// Whether what is said of nothing may be sent once more.
+    fn may_replay(&self) -> bool {
+        self.made == 0 && self.retry.is_none_or(|retry| retry.attempts > 0)
+    }
+
+    /// Whether the request, which was tried at this endpoint of the target and is made whole for it, is to be sent again, after which
+    /// time. Whoever still sends its body then is broken off.
     pub(super) fn next(
         &mut self,
         tried: &Result<Answer, Failed>,
         request: &mut Request<Body>,
         spare: Option<Spare>,
+        (target, endpoint): (&Target, Option<&Arc<Endpoint>>),
     ) -> Option<Duration> {
         if let Some(budget) = self.budget.as_ref().filter(|_| self.made == 0) {
             budget.request(self.worker.proxy.now());
         }
+        // What is not a retry's, and did not cross the other proxy's farewell, is for another endpoint alone.
+        let has_use = |answer: &Answer| {
+            let has_other = || endpoint.is_some_and(|than| target.has_other(than));
+            self.retry.is_some() || headers::has_left(&answer.response) || has_other()
+        };
         let (cause, is_whole) = match tried {
-            Ok(answer) if self.alone && !headers::has_left(&answer.response) => (None, false),
-            Ok(answer) => (not_taken(answer, self.retry), false),
+            Ok(answer) => (not_taken(answer, self.retry).filter(|_| has_use(answer)), false),
             Err(failed) => (failed.again, failed.whole),
         };
         let taken = tried.is_ok() && cause.is_none();
         self.is_over(if taken { RetryOutcome::Answered } else { RetryOutcome::Failed });
         let (cause, method) = (cause?, request.method());
-        let has_body = is_whole || spare.as_ref().is_some_and(Spare::is_whole);
-        let never = self.retry.is_some_and(|retry| retry.attempts == 0);
-        let is_replayed = self.made == 0 && !never && is_replayed(cause, method);
+        let passed = if is_whole { Some(0) } else { spare.as_ref().and_then(Spare::bytes) };
+        let is_replayed = self.may_replay() && is_replayed(cause, method) && passed.is_some();
         let by_retry = self.retry.map(|retry| {
             wants(retry, cause, method)?;
+            let has_body = passed.is_some_and(|bytes| bytes <= retry.maximum_body);
             self.allowed(retry, tried, has_body).map_err(Some)
         });
         let wait = match by_retry {
             Some(Ok(wait)) => Some(wait),
-            None | Some(Err(None | Some(Unretried::Budget))) if is_replayed && has_body => None,
+            // It is asked for no less than where nothing is said.
+            None | Some(Err(None | Some(Unretried::Budget | Unretried::Time | Unretried::Body)))
+                if is_replayed =>
+            {
+                None
+            }
             Some(Err(Some(why))) => {
                 self.worker.metrics.unretried(why);
                 return None;
@@ -296,17 +299,24 @@ impl<'a> Tries<'a> {
     }
 
     /// An endpoint has failed the request: the next try is another's, if there is one.
-    pub(super) fn has_failed(&mut self, endpoint: Arc<Endpoint>, tried: &Result<Answer, Failed>) {
+    pub(super) fn has_failed(
+        &mut self,
+        endpoint: Arc<Endpoint>,
+        tried: &Result<Answer, Failed>,
+        framing: Framing,
+    ) {
         if self.failed.iter().any(|known| Arc::ptr_eq(&known.endpoint, &endpoint)) {
             // All have: from the beginning.
             self.failed.clear();
         }
         let reached = match tried {
-            Ok(answer) => !answer.unprocessed,
+            Ok(answer) => answer.said != Said::Unprocessed,
             Err(failed) => failed.again == Some(Cause::Late),
         };
         self.failed.push(Failing { endpoint, reached });
-        self.fresh |= tried.is_err();
+        if self.fresh.is_none() && tried.as_ref().is_err_and(|failed| needs_fresh(failed, framing)) {
+            self.fresh = Some(Instant::now());
+        }
     }
 
     /// Whether waiting belongs to it.
@@ -346,9 +356,54 @@ impl From<Cause> for RetryCause {
 
 #[cfg(test)]
 mod tests {
-    use super::super::exchange::Bounds;
+    use bytes::Bytes;
+
+    use super::super::fault::Fault;
+    use super::super::tests::{knows, lone_worker};
     use super::*;
     use crate::route::Causes;
+
+    /// A POST of so many bytes whose stream is refused by a server of HTTP/2 that has taken its body: after which time it is sent again.
+    async fn refused(retry: Option<&Retry>, left: Duration, bytes: usize) -> Option<Duration> {
+        let worker = lone_worker("web");
+        let address = std::net::SocketAddr::from(([127, 0, 0, 1], 1));
+        let target = Target::Service(knows(&worker, "shop", &[address]), 80);
+        let endpoint = Endpoint::new(address, Peer::Plaintext, None, "default/shop:80".into(), 1);
+        let mut tries = Tries::new(&worker, retry, Some(Instant::now() + left), &target);
+        let body = Body::full(Bytes::from(vec![0; bytes]));
+        let mut request = Request::post("http://shop/").body(body).unwrap();
+        let spare = tries.spare(&mut request, Framing::Http2, &endpoint);
+        std::mem::take(request.body_mut()).collect().await.unwrap();
+        let fault = Fault::unsent(Reason::UpstreamReset, "refused");
+        let failed = Err(Failed { fault, again: Some(Cause::Unprocessed), whole: false });
+        let wait = tries.next(&failed, &mut request, spare, (&target, Some(&endpoint)));
+        if wait.is_some() {
+            let body = std::mem::take(request.body_mut()).collect().await.unwrap();
+            assert_eq!(body.to_bytes().len(), bytes);
+        }
+        wait
+    }
+
+    #[tokio::test]
+    async fn a_retry_that_has_no_time_or_room_takes_nothing_from_what_is_done_without_one() {
+        let (long, short) = (Duration::from_secs(3600), Duration::from_secs(60));
+        let (now, later) = (Some(Duration::ZERO), long / 2);
+        let retry = Retry { attempts: 1, backoff: later, maximum_body: 1000, ..Retry::default() };
+        let never = Retry::default();
+        for (retry, left, bytes, wait) in [
+            (None, short, 5000, now),
+            (None, short, 20_000, None),
+            (Some(&retry), short, 500, now),
+            (Some(&retry), short, 5000, now),
+            (Some(&retry), long, 5000, now),
+            (Some(&retry), long, 20_000, None),
+            (Some(&never), long, 500, None),
+        ] {
+            assert_eq!(refused(retry, left, bytes).await, wait, "{retry:?} {left:?} {bytes}");
+        }
+        let waited = refused(Some(&retry), long, 500).await.expect("it has time and room");
+        assert!(waited >= later, "{waited:?}");
+    }
 
     #[test]
     fn the_status_of_another_proxys_own_answer_is_nobodys_but_that_of_its_limits() {
@@ -359,8 +414,8 @@ mod tests {
             for (name, value) in fields {
                 response.headers_mut().insert(*name, http::HeaderValue::from_static(value));
             }
-            let answer =
-                Answer { response, in_flight: None, unprocessed, bounds: Bounds::default(), guard: None };
+            let said = if unprocessed { Said::Unprocessed } else { Said::Something };
+            let answer = Answer { response, in_flight: None, said, bounds: None, guard: None };
             not_taken(&answer, Some(&retry))
         };
         type Case = (u16, &'static [(&'static str, &'static str)], bool, Option<Cause>);
@@ -375,6 +430,8 @@ mod tests {
             (502, &[("x-tulle-error", "upstream_reset")], false, Some(Cause::Broken)),
             (502, &[("x-tulle-error", "upstream_malformed")], false, Some(Cause::Broken)),
             (503, &[("x-tulle-error", "connect_failed")], true, Some(Cause::Unreached)),
+            (502, &[("x-tulle-error", "upstream_reset")], true, Some(Cause::Unprocessed)),
+            (503, &[("x-tulle-error", "draining")], true, Some(Cause::Unprocessed)),
             (503, &[("x-tulle-error", "overloaded")], false, Some(Cause::Status)),
             (429, &[("x-tulle-error", "rate_limited")], false, None),
             (200, &[("x-tulle-error", "rate_limited"), ("grpc-status", "14")], false, Some(Cause::Status)),

@@ -258,6 +258,7 @@ impl Worker {
                     member.endpoint.sweep(self.index, limit);
                 }
             }
+            service.gates().iter().for_each(|(_, gate)| gate.sweep());
         }
         for endpoint in self.loose.lock().values() {
             endpoint.sweep(self.index, limit);

@@ -104,16 +104,19 @@ pub(super) async fn by<T>(
     }
 }
 
-/// How long an answer may take then.
-pub(super) fn bounds(deadline: Option<Deadline<'_>>, idle: Option<Idle>) -> Bounds {
-    Bounds { deadline: deadline.map(|deadline| (deadline.at, deadline.reason())), idle }
+/// How long an answer may take then; `None`: as long as it does.
+pub(super) fn bounds(deadline: Option<Deadline<'_>>, idle: Option<Idle>) -> Option<Box<Bounds>> {
+    if deadline.is_none() && idle.is_none() {
+        return None;
+    }
+    Some(Box::new(Bounds { deadline: deadline.map(|deadline| (deadline.at, deadline.reason())), idle }))
 }
 
 /// The field, if it is there once.
 fn one<'a>(fields: &'a HeaderMap, name: &HeaderName) -> Option<&'a [u8]> {
-    let mut all = fields.get_all(name).iter();
-    let first = all.next()?;
-    all.next().is_none().then_some(first.as_bytes())
+    // Most have none.
+    let first = fields.get(name)?;
+    fields.get_all(name).iter().nth(1).is_none().then_some(first.as_bytes())
 }
 
 /// `TimeoutValue TimeoutUnit`: at most eight digits, and one of `H M S m u n`.

@@ -7,25 +7,26 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use http::{Method, Request, Response, StatusCode, Version, header};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use tokio_util::task::TaskTracker;
 
 use super::admit;
-use super::again::Cause;
+use super::again::{self, Cause};
 use super::context::Worker;
 use super::fault::Fault;
-use super::headers;
+use super::headers::{self, Said};
 use super::idle::Idle;
-use super::record::{InFlight, Tracked};
+use super::in_flight::InFlight;
+use super::record::Tracked;
 use crate::endpoint::{ConnectError, Dial, Endpoint, Http1, Http2, Preferred, Way};
-use crate::io::{Io, Meter, Transport as _};
+use crate::io::{Io, Meter, Transport as _, streams};
 use crate::policy;
 use crate::route::{Cors, CorsInPlace};
 use crate::state::Peer;
 use crate::telemetry::Reason;
 use crate::telemetry::metrics::{Direction, OpenConnection};
 use crate::tls;
-use crate::wire::{self, Body, Framing, Processed, Upgrade, h1, http2};
+use crate::wire::{self, Body, Framing, Processed, Spare, Upgrade, h1, http2};
 
 /// A request that got no answer from its endpoint.
 #[derive(Debug)]
@@ -46,9 +47,9 @@ pub(super) struct Leg<'a> {
     /// How long the answer's head may take.
     pub limit: Option<Duration>,
     pub tunnels: &'a Tunnels,
-    /// Not over a connection that has idled: one has failed, and the others may be as old.
-    pub fresh: bool,
-    /// The request's head is left for another attempt though there is an answer, since that may say that there was none.
+    /// Not over a connection that has idled, or of HTTP/2 was dialled before then ([`needs_fresh`](super::again::needs_fresh)).
+    pub fresh: Option<Instant>,
+    /// The request may have to be sent again though there is an answer, which may say that there was none.
     pub keep: bool,
     /// Of what goes to the application beside this proxy, the registration with its policy.
     pub guard: Option<&'a Arc<policy::Guard>>,
@@ -60,16 +61,16 @@ pub(super) struct Answer {
     pub response: Response<Body>,
     /// `None`: the proxy answers itself, by a rule.
     pub in_flight: Option<InFlight>,
-    /// The other proxy says that the request never reached its application.
-    pub unprocessed: bool,
-    /// How long it may take.
-    pub bounds: Bounds,
+    /// What the other proxy says of it.
+    pub said: Said,
+    /// How long it may take; `None`: as long as it does.
+    pub bounds: Option<Box<Bounds>>,
     /// What goes with the response, and breaks it off when it is revoked.
     pub guard: Option<Arc<policy::Guard>>,
 }
 
 /// How long an answer may take.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Bounds {
     /// When the whole must be over, and what is told where it is not.
     pub deadline: Option<(Instant, Reason)>,
@@ -91,16 +92,20 @@ pub(super) fn dial(worker: &Worker) -> Dial {
     worker.proxy.dial(worker.metrics.clone())
 }
 
-/// Sends a request and returns its answer's head. What is left of `request` is [whole](Failed) where it failed so, and its head where
-/// it is to be [kept](Leg).
+/// The fields of a request while somebody else has them: copied into a list, which is cheaper than another map.
+#[derive(Debug, Default)]
+pub(super) struct Fields(Vec<(HeaderName, HeaderValue)>);
+
+/// Sends a request and returns its answer's head. What is left of `request` is [whole](Failed) where it failed so; its head is where it
+/// did, or where it is to be [kept](Leg), once what was `lent` of it is [back](Fields::give_back).
 pub(super) async fn send(
     worker: &Worker,
     leg: Leg<'_>,
     request: &mut Request<Body>,
+    lent: &mut Fields,
 ) -> Result<Response<Body>, Failed> {
-    let Leg { endpoint, framing, limit, tunnels, fresh, keep, guard } = leg;
-    let upgrade = framing == Framing::Http1 && headers::is_upgrade(request.headers());
-    headers::strip_hop(request.headers_mut(), upgrade);
+    let Leg { endpoint, framing, limit, tunnels, guard, .. } = leg;
+    let upgrade = headers::strip_requests_hop(request.headers_mut(), framing == Framing::Http1);
     let method = request.method().clone();
     if framing == Framing::Http2 && request.uri().authority().is_none() {
         // The client named its host in `host` only (RFC 9113 §8.3.1), and so do we: h2 takes that of older versions.
@@ -111,8 +116,8 @@ pub(super) async fn send(
     // Pinned, so that it is not there once for each of the two ways to wait for it.
     let send = pin!(async {
         match framing {
-            Framing::Http1 => send_http1(worker, endpoint, &mut *request, fresh, &begun).await,
-            Framing::Http2 => send_http2(worker, endpoint, &mut *request, keep, &begun).await,
+            Framing::Http1 => send_http1(worker, leg, &mut *request, upgrade, &begun).await,
+            Framing::Http2 => send_http2(worker, leg, &mut *request, lent, &begun).await,
         }
     });
     let mut response = match limit {
@@ -142,15 +147,23 @@ pub(super) async fn send(
     Ok(response)
 }
 
+/// Has what passes of the request's body kept, as far as it is short, where it may have to be sent again and nobody sees to that yet: a
+/// connection that has served others may be about to be closed, which harms what is idempotent not at all.
+fn spare(keep: bool, reused: bool, request: &mut Request<Body>) -> Option<Spare> {
+    let may_break = reused && !keep && request.method().is_idempotent();
+    may_break.then(|| request.body_mut().keep(again::REPLAYED))
+}
+
 async fn send_http1(
     worker: &Worker,
-    endpoint: &Arc<Endpoint>,
+    leg: Leg<'_>,
     request: &mut Request<Body>,
-    fresh: bool,
+    upgrade: bool,
     begun: &AtomicBool,
 ) -> Result<Response<Body>, Failed> {
-    let idle = (!fresh).then_some(worker.proxy.settings.idle_timeout);
-    let preferred = preferred(endpoint, request, fresh);
+    let Leg { endpoint, fresh, keep, .. } = leg;
+    let idle = fresh.is_none().then_some(worker.proxy.settings.idle_timeout);
+    let preferred = preferred(endpoint, request, fresh.is_some(), upgrade);
     let connection = endpoint.http1(worker.index, preferred, idle, || dial(worker)).await;
     let Http1 { client, pooled, reused, way, until } = match connection {
         Ok(connection) => connection,
@@ -175,12 +188,14 @@ async fn send_http1(
         downstream.as_ref().map(|downstream| downstream.interim(&response));
     };
     begun.store(true, Ordering::Relaxed);
+    let spare = spare(keep, reused, request);
     let body = std::mem::take(request.body_mut());
     match client.send(request, body, interim, done).await {
         Ok(response) => Ok(response.map(Body::http1)),
         Err(error) => {
             let refused = tls::refused_by_peer(&error.failure);
-            let processed = if refused { Processed::No } else { error.processed };
+            let unseen = refused || streams::is_unseen(&error.failure);
+            let processed = if unseen { Processed::No } else { error.processed };
             let again = match processed {
                 _ if matches!(error.failure, h1::Failure::Body(_)) => None,
                 Processed::No => Some(Cause::Unprocessed),
@@ -195,7 +210,8 @@ async fn send_http1(
             };
             let detail = format!("{}: {}", endpoint.address, Chain(&error.failure));
             let fault = Fault { reason, processed, detail: detail.into(), answer: None };
-            let whole = error.body.map(|body| *request.body_mut() = body).is_some();
+            let body = error.body.or_else(|| spare.and_then(Spare::body));
+            let whole = body.map(|body| *request.body_mut() = body).is_some();
             Err(Failed { fault, again, whole })
         }
     }
@@ -208,9 +224,9 @@ const SHARED_FROM: u32 = 4;
 const SHARED_BODY: u64 = 32 * 1024;
 
 /// Which way a request of HTTP/1 goes to an endpoint.
-fn preferred(endpoint: &Endpoint, request: &Request<Body>, fresh: bool) -> Preferred {
+fn preferred(endpoint: &Endpoint, request: &Request<Body>, fresh: bool, upgrade: bool) -> Preferred {
     let is_short = http_body::Body::size_hint(request.body()).lower() <= SHARED_BODY;
-    let stays_http = *request.method() != Method::CONNECT && !request.headers().contains_key(header::UPGRADE);
+    let stays_http = *request.method() != Method::CONNECT && !upgrade;
     let or_other = endpoint.peer != Peer::Plaintext && is_short && stays_http;
     let is_busy = endpoint.load.in_flight() >= SHARED_FROM;
     Preferred { way: if or_other && is_busy && !fresh { Way::Shared } else { Way::Own }, or_other }
@@ -218,20 +234,23 @@ fn preferred(endpoint: &Endpoint, request: &Request<Body>, fresh: bool) -> Prefe
 
 async fn send_http2(
     worker: &Worker,
-    endpoint: &Arc<Endpoint>,
+    leg: Leg<'_>,
     request: &mut Request<Body>,
-    keep: bool,
+    lent: &mut Fields,
     begun: &AtomicBool,
 ) -> Result<Response<Body>, Failed> {
-    let Http2 { mut sender, place } = match endpoint.http2(worker.index, || dial(worker)).await {
+    let Leg { endpoint, fresh, keep, .. } = leg;
+    let Http2 { mut sender, place } = match endpoint.http2(worker.index, fresh, || dial(worker)).await {
         Ok(connection) => connection,
         Err(error) => return Err(unconnected(&error)),
     };
     begun.store(true, Ordering::Relaxed);
     // A stream does not give back what it has taken; a request without a body is copied cheaply.
     let bodyless = http_body::Body::is_end_stream(request.body());
-    let copy = if bodyless || keep { head(request) } else { Request::default() };
-    let sent = sender.send(std::mem::replace(request, copy), place).await;
+    let spare = if bodyless { None } else { spare(keep, sender.is_reused(), request) };
+    let is_kept = keep || spare.as_ref().is_some_and(|spare| spare.bytes().is_some());
+    let rest = if bodyless || is_kept { lent.lend(request) } else { without_fields(request) };
+    let sent = sender.send(std::mem::replace(request, rest), place).await;
     let error = match sent {
         Ok(response) => return Ok(response),
         Err(error) => error,
@@ -244,10 +263,19 @@ async fn send_http2(
         _ => Reason::UpstreamReset,
     };
     let detail = format!("{}: {}", endpoint.address, Chain(&error.source));
-    let whole = bodyless || error.request.map(|given| *request = *given).is_some();
+    let given = error.request.map(|given| *request = *given).is_some();
+    if given {
+        lent.0.clear();
+    }
+    let spared = if given { None } else { spare.and_then(Spare::body) };
+    let whole = bodyless || given || spared.is_some();
+    if let Some(body) = spared {
+        *request.body_mut() = body;
+    }
     let again = match processed {
         _ if error.source.is_of_request() => None,
         Processed::No => Some(Cause::Unprocessed),
+        Processed::Maybe if error.stale => Some(Cause::Stale),
         Processed::Maybe => Some(Cause::Broken),
     };
     let fault = Fault { reason, processed, detail: detail.into(), answer: None };
@@ -265,17 +293,6 @@ fn unconnected(error: &ConnectError) -> Failed {
 
 fn unsent(fault: Fault) -> Failed {
     Failed { fault, again: Some(Cause::Unreached), whole: true }
-}
-
-/// The same request, without a body.
-fn head(request: &Request<Body>) -> Request<Body> {
-    let mut copy = Request::default();
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.version_mut() = request.version();
-    *copy.headers_mut() = request.headers().clone();
-    *copy.extensions_mut() = request.extensions().clone();
-    copy
 }
 
 /// The fault of a request or connection that could not be made because its endpoint could not be reached.
@@ -330,6 +347,38 @@ pub(super) fn count(open: &OpenConnection, meter: &Meter) -> (u64, u64) {
     open.cells().received(received);
     open.cells().sent(sent);
     (received, sent)
+}
+
+/// What is always known of a request that was sent: what may be done about it goes by its method.
+fn without_fields(request: &Request<Body>) -> Request<Body> {
+    let mut rest = Request::default();
+    rest.method_mut().clone_from(request.method());
+    rest
+}
+
+// === impl Fields ===
+
+impl Fields {
+    /// The same request, without a body and the fields.
+    fn lend(&mut self, request: &Request<Body>) -> Request<Body> {
+        let fields = request.headers();
+        self.0.reserve_exact(fields.len());
+        self.0.extend(fields.iter().map(|(name, value)| (name.clone(), value.clone())));
+        let mut rest = without_fields(request);
+        *rest.uri_mut() = request.uri().clone();
+        *rest.version_mut() = request.version();
+        if !request.extensions().is_empty() {
+            *rest.extensions_mut() = request.extensions().clone();
+        }
+        rest
+    }
+
+    /// Gives the request back what is not there any more.
+    pub(super) fn give_back(&mut self, request: &mut Request<Body>) {
+        for (name, value) in self.0.drain(..) {
+            request.headers_mut().append(name, value);
+        }
+    }
 }
 
 // === impl Tunnels ===

@@ -5,9 +5,9 @@
 
 use http::{HeaderValue, Request, Response, StatusCode, header};
 
-use super::exchange::{Answer, Bounds};
+use super::exchange::Answer;
 use super::fault::Fault;
-use super::headers;
+use super::headers::{self, Said};
 use crate::route::{Asked, Backend, Cors, CorsInPlace, CorsRequest, Filters, Found, InvalidTarget};
 use crate::telemetry::Reason;
 use crate::wire::{Body, Framing};
@@ -60,7 +60,7 @@ pub(super) fn answer(
             cors.answer(from.as_ref(), response.headers_mut());
         }
     }
-    Some(Ok(Answer { response, in_flight: None, unprocessed: false, bounds: Bounds::default(), guard: None }))
+    Some(Ok(Answer { response, in_flight: None, said: Said::Nothing, bounds: None, guard: None }))
 }
 
 /// Changes a request as `filters`, the rule's or a backend's, say.

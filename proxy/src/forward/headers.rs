@@ -12,9 +12,13 @@ pub(super) const PROCESSED: HeaderName = HeaderName::from_static("x-tulle-proces
 
 /// Removes every field under a name of ours: nobody but a proxy of the mesh may say these things.
 pub(super) fn strip_ours(fields: &mut HeaderMap) {
-    while let Some(name) = fields.keys().find(|name| name.as_str().starts_with("x-tulle-")).cloned() {
+    while let Some(name) = fields.keys().find(|name| is_ours(name)).cloned() {
         fields.remove(name);
     }
+}
+
+fn is_ours(name: &HeaderName) -> bool {
+    name.as_str().starts_with("x-tulle-")
 }
 
 /// What a proxy says to another before it closes a connection that is idle: the answer to a request that has crossed this on
@@ -29,12 +33,25 @@ pub(super) fn has_left<B>(answer: &http::Response<B>) -> bool {
     error.is_some_and(|error| error == Reason::Draining.code() || error == Reason::UpstreamReset.code())
 }
 
+/// What a response says in fields of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Said {
+    Nothing,
+    Something,
+    /// The other proxy answered itself, for want of its application: the request is provably unprocessed.
+    Unprocessed,
+}
+
 /// Leaves of our fields in a response only what another proxy may say to the application; nothing of what anybody else
-/// says. Whether that proxy answered itself, for want of its application, and the request is provably unprocessed.
-pub(super) fn take_ours(fields: &mut HeaderMap, peer: &Peer) -> bool {
+/// says.
+pub(super) fn take_ours(fields: &mut HeaderMap, peer: &Peer) -> Said {
     if *peer == Peer::Plaintext {
         strip_ours(fields);
-        return false;
+        return Said::Nothing;
+    }
+    // Most say nothing: one walk spares the look-ups, here and of the record.
+    if !fields.keys().any(is_ours) {
+        return Said::Nothing;
     }
     let told = fields.remove(PROCESSED).is_some_and(|processed| processed == "no");
     let elsewhere = [
@@ -45,14 +62,16 @@ pub(super) fn take_ours(fields: &mut HeaderMap, peer: &Peer) -> bool {
         Reason::Draining,
         Reason::UpstreamReset,
     ];
-    told && fields.get(ERROR).is_some_and(|error| elsewhere.iter().any(|reason| error == reason.code()))
+    match fields.get(ERROR) {
+        Some(error) if told && elsewhere.iter().any(|reason| error == reason.code()) => Said::Unprocessed,
+        _ => Said::Something,
+    }
 }
 
 /// Removes what belongs to the hop it came over (RFC 9110 §7.6.1) and is made anew for the next: the fields that
 /// `Connection` names, and those that are always the hop's. `Upgrade` stays where the message is an upgrade.
 pub(super) fn strip_hop(fields: &mut HeaderMap, upgrade: bool) {
-    // Most messages have none of these: one walk over the names spares a look-up for each.
-    if !upgrade && !fields.keys().any(is_hops) {
+    if !upgrade && !has_hops(fields) {
         return;
     }
     let named: Vec<HeaderName> = list(fields, header::CONNECTION)
@@ -81,6 +100,29 @@ pub(super) fn strip_hop(fields: &mut HeaderMap, upgrade: bool) {
         fields.insert(header::CONNECTION, value);
     } else {
         fields.remove(header::UPGRADE);
+    }
+}
+
+/// The same of a request; whether it asks for another protocol, if it `may`.
+pub(super) fn strip_requests_hop(fields: &mut HeaderMap, may: bool) -> bool {
+    if !has_hops(fields) {
+        return false;
+    }
+    let upgrade = may && is_upgrade(fields);
+    strip_hop(fields, upgrade);
+    upgrade
+}
+
+/// Whether there is anything to remove. Most messages have nothing, and those of gRPC a `TE` that passes: one walk over the names spares a
+/// look-up for each.
+fn has_hops(fields: &HeaderMap) -> bool {
+    let mut hops = fields.keys().filter(|name| is_hops(name));
+    match (hops.next(), hops.next()) {
+        (None, _) => false,
+        (Some(only), None) => {
+            *only != header::TE || fields.get_all(header::TE).iter().any(|codings| codings != "trailers")
+        }
+        (Some(_), Some(_)) => true,
     }
 }
 
@@ -116,23 +158,28 @@ pub fn is_grpc(fields: &HeaderMap) -> bool {
 
 /// The host that a request names, without its port: from its target, else from `Host`. Empty when there is none.
 pub(super) fn host<B>(request: &Request<B>) -> &str {
-    host_of(request.uri(), request.headers().get(header::HOST))
+    without_port(authority(request))
 }
 
 /// The same as it was sent, port and all.
 pub(super) fn authority<B>(request: &Request<B>) -> &str {
-    authority_of(request.uri(), request.headers().get(header::HOST))
+    authority_of(request.uri(), || request.headers().get(header::HOST))
+}
+
+/// `Host`, where the target does not name it.
+pub(super) fn needed_host<B>(request: &Request<B>) -> Option<&HeaderValue> {
+    if request.uri().authority().is_some() { None } else { request.headers().get(header::HOST) }
 }
 
 /// As [`host`], of a request's target and its `Host`.
 pub(super) fn host_of<'a>(target: &'a Uri, host: Option<&'a HeaderValue>) -> &'a str {
-    without_port(authority_of(target, host))
+    without_port(authority_of(target, || host))
 }
 
-fn authority_of<'a>(target: &'a Uri, host: Option<&'a HeaderValue>) -> &'a str {
+fn authority_of<'a>(target: &'a Uri, host: impl FnOnce() -> Option<&'a HeaderValue>) -> &'a str {
     match target.authority() {
         Some(authority) => authority.as_str(),
-        None => host.and_then(|host| host.to_str().ok()).unwrap_or(""),
+        None => host().and_then(|host| host.to_str().ok()).unwrap_or(""),
     }
 }
 
@@ -163,11 +210,13 @@ pub(super) fn check_only_host<B>(request: &Request<B>) -> Result<(), Fault> {
 }
 
 fn without_port(authority: &str) -> &str {
-    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    // By bytes: these are short.
+    let user = authority.bytes().rposition(|byte| byte == b'@');
+    let host = user.map_or(authority, |at| &authority[at + 1..]);
     if let Some(end) = host.strip_prefix('[').and_then(|rest| rest.find(']')) {
         return &host[1..=end];
     }
-    host.split_once(':').map_or(host, |(host, _)| host)
+    host.bytes().position(|byte| byte == b':').map_or(host, |colon| &host[..colon])
 }
 
 #[cfg(test)]
@@ -242,15 +291,17 @@ mod tests {
         let answer =
             [("x-tulle-error", "connect_failed"), ("x-tulle-error-by", "a"), ("x-tulle-processed", "no")];
         let mut outside = fields(&answer);
-        assert!(!take_ours(&mut outside, &Peer::Plaintext));
+        assert_eq!(take_ours(&mut outside, &Peer::Plaintext), Said::Nothing);
         assert!(outside.is_empty());
         let id = "spiffe://cluster.local/ns/default/sa/orders".parse().unwrap();
         let mut meshed = fields(&answer);
-        assert!(take_ours(&mut meshed, &Peer::Mesh(id)));
+        assert_eq!(take_ours(&mut meshed, &Peer::Mesh(id)), Said::Unprocessed);
         assert_eq!(meshed.len(), 2);
         let denied = [("x-tulle-error", "policy_denied"), ("x-tulle-processed", "no")];
         let id = "spiffe://cluster.local/ns/default/sa/orders".parse().unwrap();
-        assert!(!take_ours(&mut fields(&denied), &Peer::Mesh(id)), "another would deny it too");
+        let peer = Peer::Mesh(id);
+        assert_eq!(take_ours(&mut fields(&denied), &peer), Said::Something, "another would deny it too");
+        assert_eq!(take_ours(&mut fields(&[("server", "x-tulle-error")]), &peer), Said::Nothing);
     }
 
     #[test]

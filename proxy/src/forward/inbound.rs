@@ -23,13 +23,14 @@ use super::admit;
 use super::again;
 use super::context::Worker;
 use super::deadline;
-use super::exchange::{self, Answer, Bounds, Leg, Tunnels};
+use super::exchange::{self, Answer, Fields, Leg, Tunnels};
 use super::fault::Fault;
 use super::first::{self, Opened, Times};
-use super::headers;
+use super::headers::{self, Said};
+use super::in_flight::InFlight;
 use super::limited;
 use super::opaque::{self, Ended};
-use super::record::{ConnectionRecord, InFlight, Record, Tracked};
+use super::record::{ConnectionRecord, Record, Tracked};
 use super::sniff::{self, Sniffed, Tell};
 use crate::accept::{Accepted, Destination};
 use crate::detect::{self, Detection};
@@ -502,6 +503,7 @@ impl Connection {
         let served = exchange::serve(&worker, direction, self.framing, io, handler, refuse, drain);
         let record = registered(&worker, &self.guard, self.client);
         let closed = tokio::select! {
+            biased;
             () = served => false,
             // New requests are denied one by one; what is still under way, a watch say, would go on for hours.
             _ = admit::revoked_for_long(&worker, Some(&self.guard)) => true,
@@ -524,7 +526,7 @@ impl Connection {
         Some(Box::pin(tokio::time::sleep(endpoint::jittered(age?))))
     }
 
-    fn leg(&self, fresh: bool) -> Leg<'_> {
+    fn leg(&self, fresh: Option<Instant>) -> Leg<'_> {
         let (endpoint, tunnels, guard) = (&self.application, &self.tunnels, Some(&self.guard));
         Leg { endpoint, framing: self.framing, limit: None, tunnels, fresh, keep: false, guard }
     }
@@ -557,44 +559,51 @@ impl Connection {
         let deadline =
             deadline::find(&Requests::default(), None, record.started(), record.grpc, request.headers());
         let send = pin!(async {
+            let mut fresh = None;
             loop {
                 if let Some(deadline) = deadline {
                     deadline.pass_on(request.headers_mut(), Instant::now())?;
                 }
-                if let Some(answer) = self.attempt(record, request).await? {
+                if let Some(answer) = self.attempt(record, request, &mut fresh).await? {
                     return Ok(answer);
                 }
             }
         });
-        let answer = deadline::by(deadline, None, send).await?;
-        Ok(Answer { bounds: deadline::bounds(deadline, None), ..answer })
+        let mut answer = deadline::by(deadline, None, send).await?;
+        answer.bounds = deadline::bounds(deadline, None);
+        Ok(answer)
     }
 
-    /// `None`: it is to be sent once more.
+    /// `None`: it is to be sent once more; `fresh`: as of a [`Leg`].
     async fn attempt(
         &self,
         record: &mut Record,
         request: &mut Request<Body>,
+        fresh: &mut Option<Instant>,
     ) -> Result<Option<Answer>, Fault> {
         record.attempts += 1;
-        let mut in_flight = InFlight::start(&self.worker, &self.application);
-        let asked = Instant::now();
-        let sent = exchange::send(&self.worker, self.leg(record.attempts > 1), &mut *request).await;
-        record.waited(asked.elapsed());
+        let asked = self.worker.proxy.now();
+        let mut in_flight = InFlight::start(&self.worker, &self.application, asked);
+        let mut lent = Fields::default();
+        let sent = exchange::send(&self.worker, self.leg(*fresh), &mut *request, &mut lent).await;
+        let answered = self.worker.proxy.now();
+        record.waited(Duration::from_nanos(answered.saturating_sub(asked)));
         match sent {
             Ok(mut response) => {
                 h1::done_with(request);
-                in_flight.answered(!response.status().is_server_error());
+                in_flight.answered(!response.status().is_server_error(), answered);
                 headers::strip_ours(response.headers_mut());
                 // The guard is the connection's.
-                let (in_flight, bounds) = (Some(in_flight), Bounds::default());
-                Ok(Some(Answer { response, in_flight, unprocessed: false, bounds, guard: None }))
+                let (in_flight, said) = (Some(in_flight), Said::Nothing);
+                Ok(Some(Answer { response, in_flight, said, bounds: None, guard: None }))
             }
             Err(failed) => {
-                in_flight.answered(false);
+                in_flight.answered(false, answered);
                 match again::replay(&failed, request.method()).filter(|_| failed.whole) {
                     Some(cause) if record.attempts == 1 => {
+                        *fresh = again::needs_fresh(&failed, self.framing).then(Instant::now);
                         self.worker.metrics.replayed(cause);
+                        lent.give_back(request);
                         Ok(None)
                     }
                     // What the application has refused twice, another proxy would bring it in vain.

@@ -16,10 +16,10 @@ use parking_lot::Mutex;
 use super::admit;
 use super::asked::Asked;
 use super::context::Worker;
-use super::exchange::{self, Leg, Tunnels};
+use super::exchange::{self, Fields, Leg, Tunnels};
 use super::fault::Fault;
 use super::headers;
-use super::record::InFlight;
+use super::in_flight::InFlight;
 use super::target::{self, Target};
 use crate::route::{Found, Mirror};
 use crate::state::ObjectName;
@@ -113,15 +113,17 @@ async fn send(
     };
     let application = worker.proxy.own_application(&endpoint);
     let own = admit::own(worker, &endpoint, application, client).await?;
-    let mut in_flight = InFlight::start(worker, &endpoint);
+    let mut in_flight = InFlight::start(worker, &endpoint, worker.proxy.now());
     let (to, guard) = match &own {
         Some(own) => (&own.application, Some(&own.guard)),
         None => (&endpoint, None),
     };
-    let tunnels = Tunnels::default();
-    let leg = Leg { endpoint: to, framing, limit: None, tunnels: &tunnels, fresh: false, keep: false, guard };
-    let sent = admit::unless_revoked(worker, guard, exchange::send(worker, leg, &mut request)).await;
-    in_flight.answered(sent.as_ref().is_ok_and(|response| !response.status().is_server_error()));
+    let (tunnels, mut lent) = (Tunnels::default(), Fields::default());
+    let leg = Leg { endpoint: to, framing, limit: None, tunnels: &tunnels, fresh: None, keep: false, guard };
+    let sent =
+        admit::unless_revoked(worker, guard, exchange::send(worker, leg, &mut request, &mut lent)).await;
+    let success = sent.as_ref().is_ok_and(|response| !response.status().is_server_error());
+    in_flight.answered(success, worker.proxy.now());
     let mut response = sent.map_err(|failed| failed.fault)?;
     headers::take_ours(response.headers_mut(), &endpoint.peer);
     // The backend's proxy says why its application has not got it.

@@ -17,6 +17,7 @@ mod filters;
 mod first;
 mod headers;
 mod idle;
+mod in_flight;
 pub mod inbound;
 mod inject;
 mod limited;

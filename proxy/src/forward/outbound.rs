@@ -23,19 +23,20 @@ use super::asked::Asked;
 use super::context::Worker;
 use super::deadline::{self, Deadline};
 use super::egress::{self, Out};
-use super::exchange::{self, Answer, Bounds, Failed, Leg, Tunnels};
+use super::exchange::{self, Answer, Failed, Fields, Leg, Tunnels};
 use super::fault::Fault;
 use super::filters;
 use super::first::{self, Opened, Times};
 use super::headers;
 use super::idle::Idle;
+use super::in_flight::InFlight;
 use super::inject::inject;
 use super::limited;
 use super::mirror;
 use super::opaque::{self, Ended};
 use super::outcome;
 use super::queue;
-use super::record::{self, ConnectionRecord, InFlight, Record, Tracked};
+use super::record::{self, ConnectionRecord, Record, Tracked};
 use super::routed;
 use super::session;
 use super::sniff::{self, Sniffed};
@@ -280,11 +281,12 @@ impl Connection {
         let fault = if said.has_faults() { said.fault(&filters::asked(request)) } else { None };
         let Some(found) = found else {
             let to = Sending { target: &target, said, fault, deadline, out };
-            let answer = {
+            let mut answer = {
                 let send = pin!(self.attempts(record, request, to));
                 deadline::by(deadline, idle.as_ref(), send).await?
             };
-            return Ok(Answer { bounds: deadline::bounds(deadline, idle), ..answer });
+            answer.bounds = deadline::bounds(deadline, idle);
+            return Ok(answer);
         };
         let rule = found.rule;
         record.route = Some(Arc::clone(&rule.label));
@@ -329,7 +331,8 @@ impl Connection {
         if let Some(session) = session {
             record.session = session.answer(&self.worker, backend, &mut answer);
         }
-        Ok(Answer { bounds: deadline::bounds(deadline, idle), ..answer })
+        answer.bounds = deadline::bounds(deadline, idle);
+        Ok(answer)
     }
 
     /// To an endpoint of the target; again, preferably to another, as far as [`again`] lets it.
@@ -347,32 +350,41 @@ impl Connection {
                 None => Ok(limit),
                 Some(rule) => Box::pin(inject(&self.worker, record, rule, retry, limit)).await,
             };
-            let (tried, spare, endpoint) = match limit {
-                Err(failed) => (Err(failed), None, None),
+            let (mut spare, mut at, mut lent) = (None, None, Fields::default());
+            let tried = match limit {
+                Err(failed) => Err(failed),
                 Ok(limit) => {
-                    let endpoint = {
+                    let (endpoint, key) = {
                         let asked = Asked { client: self.client, request: Some(request) };
-                        target.pick(&self.worker, &tries.failed, &asked)?
+                        let endpoint = target.pick(&self.worker, &tries.failed, &asked)?;
+                        let key = endpoint.room.limited().and_then(|_| target.key(&asked));
+                        (endpoint, key)
                     };
                     let (endpoint, seat) =
-                        queue::seat(&self.worker, record, target, &tries.failed, endpoint).await?;
+                        queue::seat(&self.worker, record, target, &tries.failed, endpoint, key).await?;
                     if let Some(deadline) = deadline {
                         deadline.pass_on(request.headers_mut(), Instant::now())?;
                     }
-                    let spare = tries.spare(request, self.framing, target, &endpoint);
+                    spare = tries.spare(request, self.framing, &endpoint);
                     let until = deadline.and_then(|deadline| deadline.of_policy());
                     let how =
                         How { limit, keep: spare.is_some(), fresh: tries.fresh, until, out: out.as_ref() };
-                    (self.attempt(record, &endpoint, seat, request, how).await, spare, Some(endpoint))
+                    let endpoint = &*at.insert(endpoint);
+                    self.attempt(record, endpoint, seat, request, how, &mut lent).await
                 }
             };
-            let Some(wait) = tries.next(&tried, request, spare) else {
-                let answer = tried.map_err(|failed| failed.fault)?;
-                h1::done_with(request);
-                return Ok(answer);
+            let Some(wait) = tries.next(&tried, request, spare, (target, at.as_ref())) else {
+                return match tried {
+                    Ok(answer) => {
+                        h1::done_with(request);
+                        Ok(answer)
+                    }
+                    Err(failed) => Err(failed.fault),
+                };
             };
-            if let Some(endpoint) = endpoint {
-                tries.has_failed(endpoint, &tried);
+            lent.give_back(request);
+            if let Some(endpoint) = at {
+                tries.has_failed(endpoint, &tried, self.framing);
             }
             if tries.is_retry() {
                 record.waited(wait);
@@ -389,6 +401,7 @@ impl Connection {
         seat: Option<RequestSeat>,
         request: &mut Request<Body>,
         how: How<'_>,
+        lent: &mut Fields,
     ) -> Result<Answer, Failed> {
         let How { limit, keep, fresh, until, out } = how;
         let application = self.worker.proxy.own_application(endpoint);
@@ -403,7 +416,8 @@ impl Connection {
                 whole: false,
             })?;
         }
-        let mut in_flight = InFlight::start(&self.worker, endpoint).seated(seat);
+        let asked = self.worker.proxy.now();
+        let mut in_flight = InFlight::start(&self.worker, endpoint, asked).seated(seat);
         if let Some(until) = until {
             in_flight.until = self.worker.proxy.nanos(until);
         }
@@ -413,19 +427,20 @@ impl Connection {
         };
         let (framing, tunnels) = (self.framing, &self.tunnels);
         let leg = Leg { endpoint, framing, limit, tunnels, fresh, keep, guard };
-        let asked = Instant::now();
         // Pinned here: whoever takes it by value keeps it twice.
         let sent = {
-            let sent = pin!(exchange::send(&self.worker, leg, request));
+            let sent = pin!(exchange::send(&self.worker, leg, request, lent));
             admit::unless_revoked(&self.worker, guard, sent).await
         };
-        record.waited(asked.elapsed());
-        in_flight.answered(sent.as_ref().is_ok_and(|response| !response.status().is_server_error()));
+        let answered = self.worker.proxy.now();
+        record.waited(Duration::from_nanos(answered.saturating_sub(asked)));
+        in_flight
+            .answered(sent.as_ref().is_ok_and(|response| !response.status().is_server_error()), answered);
         let mut response = sent.inspect_err(|failed| in_flight.came_to(Err(failed), record.grpc))?;
-        let unprocessed = headers::take_ours(response.headers_mut(), &endpoint.peer);
+        let said = headers::take_ours(response.headers_mut(), &endpoint.peer);
         in_flight.came_to(Ok(&response), record.grpc);
         let guard = own.map(|own| own.guard).or_else(|| out.cloned());
-        Ok(Answer { response, in_flight: Some(in_flight), unprocessed, bounds: Bounds::default(), guard })
+        Ok(Answer { response, in_flight: Some(in_flight), said, bounds: None, guard })
     }
 }
 
@@ -448,7 +463,7 @@ struct How<'a> {
     /// As of a [`Leg`].
     keep: bool,
     /// As of a [`Leg`].
-    fresh: bool,
+    fresh: Option<Instant>,
     /// When there must be an answer, by a policy.
     until: Option<Instant>,
     /// What a request that leaves the mesh is registered as.
@@ -546,8 +561,9 @@ pub(super) async fn relay(
     if let Some(out) = &out {
         out.leaves(worker, client);
     }
-    let mut in_flight = InFlight::start(worker, &endpoint);
-    in_flight.answered(true);
+    let now = worker.proxy.now();
+    let mut in_flight = InFlight::start(worker, &endpoint, now);
+    in_flight.answered(true, now);
     let meter = Arc::new(Meter::default());
     let tls = match out.as_ref().map(|out| out.guard.open().tls) {
         Some(policy::TlsKind::ApplicationTls) => TlsKind::App,

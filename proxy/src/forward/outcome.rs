@@ -9,7 +9,7 @@ use http::Response;
 use super::exchange::Failed;
 use super::fault::GRPC_STATUS;
 use super::headers;
-use super::record::InFlight;
+use super::in_flight::InFlight;
 use crate::balance::Outcome;
 use crate::endpoint;
 use crate::telemetry::Reason;

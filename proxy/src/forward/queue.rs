@@ -15,38 +15,32 @@ use super::target::Target;
 use crate::endpoint::{Endpoint, Full, Gate, RequestSeat, ServiceSeat};
 use crate::state::Store;
 use crate::telemetry::Reason;
-use crate::telemetry::metrics::{Metrics, Sample};
+use crate::telemetry::metrics::Metrics;
 
-/// A place for a request at the endpoint that was picked for it, or at another one of those that have room.
+/// A place for a request at the endpoint that was picked for it, or at the one that the balancer picks of those that have room; by `key`, where
+/// endpoints are chosen by hash, so that what one has no room for always goes to the same other.
 pub(super) async fn seat(
     worker: &Worker,
     record: &mut Record,
     target: &Target,
     failed: &[Failing],
     picked: Arc<Endpoint>,
+    key: Option<u64>,
 ) -> Result<(Arc<Endpoint>, Option<RequestSeat>), Fault> {
     let Some(gate) = picked.room.limited().cloned() else { return Ok((picked, None)) };
     let came = Instant::now();
-    let seated = Box::pin(seated(worker, target, failed, picked, gate)).await;
+    let seated = Box::pin(seated(worker, target, failed, picked, key, gate)).await;
     record.waited(came.elapsed());
     seated
 }
 
-/// Limits that are shown: each is two lines of `/metrics`.
-const MOST_SHOWN: usize = 100;
-
 /// Has `/metrics` show what is taken of limits.
 pub(super) fn show(store: &Arc<Store>, metrics: &Metrics) {
     let store = Arc::clone(store);
-    metrics.at_scrape(move |samples| {
+    metrics.limits(move || {
         let snapshot = store.load();
         let gates = snapshot.services.values().flat_map(|service| service.gates());
-        let limits = gates.flat_map(|(_, gate)| {
-            let shown =
-                gate.read().map(|(limit, used, wait)| Sample::limit(gate.service(), limit, used, wait));
-            shown.collect::<Vec<_>>()
-        });
-        samples.extend(limits.take(MOST_SHOWN).flatten());
+        gates.flat_map(|(_, gate)| gate.read()).collect()
     });
 }
 
@@ -55,6 +49,7 @@ async fn seated(
     target: &Target,
     failed: &[Failing],
     picked: Arc<Endpoint>,
+    key: Option<u64>,
     gate: Arc<Gate>,
 ) -> Result<(Arc<Endpoint>, Option<RequestSeat>), Fault> {
     let full = |full: Full| Fault::unsent(Reason::Overloaded, full.to_string());
@@ -74,7 +69,7 @@ async fn seated(
         return gate.endpoint(Some(&room), &patience, take).await.map_err(full);
     }
     let take = || {
-        let endpoint = next(target, failed, &picked)?;
+        let endpoint = next(worker, target, failed, &picked, key)?;
         take_at(endpoint, &mut seat)
     };
     gate.endpoint(None, &patience, take).await.map_err(full)
@@ -82,7 +77,13 @@ async fn seated(
 
 /// Where there may be a place: at the picked one, or at another; `None`: not yet. While the request waited, endpoints may have come
 /// and gone.
-fn next(target: &Target, failed: &[Failing], picked: &Arc<Endpoint>) -> Option<Arc<Endpoint>> {
+fn next(
+    worker: &Worker,
+    target: &Target,
+    failed: &[Failing],
+    picked: &Arc<Endpoint>,
+    key: Option<u64>,
+) -> Option<Arc<Endpoint>> {
     let (Target::Service(service, number) | Target::Session(service, number, _)) = target else {
         return Some(Arc::clone(picked));
     };
@@ -94,7 +95,7 @@ fn next(target: &Target, failed: &[Failing], picked: &Arc<Endpoint>) -> Option<A
     if picked.room.has_room() && member.is_some_and(|member| port.may_take(member)) {
         return Some(Arc::clone(picked));
     }
-    target.with_room(failed).or_else(|| {
+    target.with_room(worker, failed, key).or_else(|| {
         // Where none should take anything, the balancer's pick is as good as any.
         let all_out = !port.members.iter().any(|member| port.may_take(member));
         all_out.then(|| Arc::clone(picked))

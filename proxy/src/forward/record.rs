@@ -1,31 +1,34 @@
-//! What is told about a request once it is over: one metric, one line in the access log, one update of the load.
+//! What is told about a request once it is over, or a connection without any: one metric, one line in the access log.
+//!
+//! A request is over when its response's body is ([`Tracked`]), or is given up. Called by `outbound` and `inbound`.
+
+mod tracked;
 
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant, SystemTime};
 
-use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response, Uri, header};
-use http_body::{Body as _, Frame, SizeHint};
+use http::{HeaderMap, HeaderValue, Request, Response, Uri};
+use http_body::Body as _;
 use tulle_certs::SpiffeId;
 
+pub(super) use self::tracked::Tracked;
+
+use self::tracked::Until;
 use super::admit;
 use super::context::Worker;
-use super::exchange::{Answer, Bounds};
+use super::exchange::Answer;
 use super::fault::{self, Fault, GRPC_STATUS};
-use super::headers;
+use super::headers::{self, Said};
 use super::idle::Idle;
-use crate::balance;
-use crate::endpoint::{Endpoint, RequestSeat};
+use super::in_flight::InFlight;
+use crate::endpoint::Endpoint;
 use crate::limit::Refused;
 use crate::policy;
 use crate::state::Peer;
 use crate::telemetry::metrics::{DetectResult, Direction, Outcome, RequestLabels, SessionResult, TlsKind};
 use crate::telemetry::{Reason, access};
-use crate::wire::http2::{self, Outgoing};
-use crate::wire::{Body, BodyError, Transfer};
+use crate::wire::{Body, Transfer};
 
 /// One request, from its head to the end of its response.
 #[derive(Debug)]
@@ -36,7 +39,7 @@ pub(super) struct Record {
     started: Instant,
     client: SocketAddr,
     method: http::Method,
-    /// The target and `Host`, when they will be logged.
+    /// The target, and `Host` where that does not say it, when they will be logged.
     target: Option<(Uri, Option<HeaderValue>)>,
     version: http::Version,
     /// The proxy's own answer is gRPC's.
@@ -69,35 +72,6 @@ pub(super) struct Record {
     ended: bool,
 }
 
-/// A request under way at an endpoint: its load counts it until this is dropped.
-#[derive(Debug)]
-pub(super) struct InFlight {
-    endpoint: Arc<Endpoint>,
-    worker: Arc<Worker>,
-    started: u64,
-    answered: bool,
-    /// What it came to, if the answer is whole.
-    pub(super) later: Option<balance::Outcome>,
-    /// When there must be an answer, by the proxy's clock: without one by then, it is the endpoint's fault.
-    pub(super) until: u64,
-    /// Its place, where these are limited.
-    _seat: Option<RequestSeat>,
-}
-
-/// A response's body that ends its [`Record`] when it ends, breaks, or is dropped.
-#[derive(Debug)]
-pub(super) struct Tracked {
-    body: Body,
-    downloaded: u64,
-    record: Option<Box<Record>>,
-    /// What may break it off.
-    until: Option<Until>,
-    in_flight: Option<InFlight>,
-}
-
-/// Resolves, with the reason, when a response that is under way must be broken off.
-struct Until(Pin<Box<dyn Future<Output = Reason> + Send>>);
-
 // === impl Record ===
 
 impl Record {
@@ -118,7 +92,7 @@ impl Record {
         let target = worker
             .access
             .is_enabled()
-            .then(|| (request.uri().clone(), request.headers().get(header::HOST).cloned()));
+            .then(|| (request.uri().clone(), headers::needed_host(request).cloned()));
         Box::new(Self {
             worker: Arc::clone(worker),
             direction,
@@ -203,19 +177,21 @@ impl Record {
     /// The answer of whoever the request went to, or of a rule. The other workload's proxy may have made it itself; from nobody else has
     /// a field come through that says so.
     pub(super) fn answer(mut self: Box<Self>, answer: Answer) -> Response<Tracked> {
-        let Answer { response, in_flight, bounds, guard, .. } = answer;
-        let told = response.headers().get(headers::ERROR).and_then(|error| error.to_str().ok());
-        self.reason = told.and_then(Reason::from_code);
+        let Answer { response, in_flight, bounds, guard, said } = answer;
+        if said != Said::Nothing {
+            let told = response.headers().get(headers::ERROR).and_then(|error| error.to_str().ok());
+            self.reason = told.and_then(Reason::from_code);
+        }
         if self.reason.is_some() {
             let by = response.headers().get(headers::ERROR_BY).cloned();
             self.by = Some(by.unwrap_or(HeaderValue::from_static("")));
         }
-        let down = bounds.idle.as_ref().map(Idle::down);
+        let down = bounds.as_ref().and_then(|bounds| bounds.idle.as_ref()).map(Idle::down);
         let response = match down {
             Some(down) => response.map(|body| body.counted(down)),
             None => response,
         };
-        let until = Until::new(Arc::clone(&self.worker), bounds, guard);
+        let until = Until::new(&self.worker, bounds, guard);
         self.track(response, in_flight, until)
     }
 
@@ -350,6 +326,20 @@ fn protocol(version: http::Version, grpc: bool) -> &'static str {
     }
 }
 
+impl Drop for Record {
+    /// The client went away before there was an answer, or was cut off.
+    fn drop(&mut self) {
+        if !self.ended {
+            self.reason = Some(self.gone());
+            self.end(0);
+        }
+    }
+}
+
+pub(super) fn grpc_status(fields: &HeaderMap) -> Option<u32> {
+    fields.get(GRPC_STATUS)?.to_str().ok()?.parse().ok()
+}
+
 /// What is told about a connection that carried no HTTP, or was refused.
 #[derive(Debug)]
 pub(super) struct ConnectionRecord<'a> {
@@ -447,218 +437,5 @@ impl<'a> ConnectionRecord<'a> {
             attempts: u32::from(self.endpoint.is_some()),
             connection: self.id,
         });
-    }
-}
-
-impl Drop for Record {
-    /// The client went away before there was an answer, or was cut off.
-    fn drop(&mut self) {
-        if !self.ended {
-            self.reason = Some(self.gone());
-            self.end(0);
-        }
-    }
-}
-
-pub(super) fn grpc_status(fields: &HeaderMap) -> Option<u32> {
-    fields.get(GRPC_STATUS)?.to_str().ok()?.parse().ok()
-}
-
-// === impl InFlight ===
-
-impl InFlight {
-    /// Where it is.
-    pub(super) fn endpoint(&self) -> &Arc<Endpoint> {
-        &self.endpoint
-    }
-
-    pub(super) fn start(worker: &Arc<Worker>, endpoint: &Arc<Endpoint>) -> Self {
-        let started = worker.proxy.now();
-        endpoint.load.start(started);
-        Self {
-            endpoint: Arc::clone(endpoint),
-            worker: Arc::clone(worker),
-            started,
-            answered: false,
-            later: None,
-            until: u64::MAX,
-            _seat: None,
-        }
-    }
-
-    /// Keeps its place until it is over.
-    pub(super) fn seated(mut self, seat: Option<RequestSeat>) -> Self {
-        self._seat = seat;
-        self
-    }
-
-    pub(super) fn now(&self) -> u64 {
-        self.worker.proxy.now()
-    }
-
-    /// The response's head is there, or the request failed.
-    pub(super) fn answered(&mut self, success: bool) {
-        if !std::mem::replace(&mut self.answered, true) {
-            let now = self.worker.proxy.now();
-            self.endpoint.load.answer(now, now.saturating_sub(self.started), success);
-        }
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        if self.answered {
-            self.endpoint.load.end();
-        } else {
-            self.given_up();
-            let now = self.worker.proxy.now();
-            self.endpoint.load.abandon(now, now.saturating_sub(self.started));
-        }
-    }
-}
-
-// === impl Until ===
-
-impl Until {
-    /// `guard`: what it is registered as.
-    fn new(worker: Arc<Worker>, bounds: Bounds, guard: Option<Arc<policy::Guard>>) -> Option<Self> {
-        let Bounds { deadline, idle } = bounds;
-        if deadline.is_none() && idle.is_none() && guard.is_none() {
-            return None;
-        }
-        Some(Self(Box::pin(async move {
-            let late = async {
-                match deadline {
-                    Some((at, reason)) => {
-                        tokio::time::sleep_until(at.into()).await;
-                        reason
-                    }
-                    None => std::future::pending().await,
-                }
-            };
-            let idle = async {
-                match &idle {
-                    Some(idle) => idle.over().await.reason,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                reason = late => reason,
-                reason = idle => reason,
-                fault = admit::revoked_for_long(&worker, guard.as_deref()) => fault.reason,
-            }
-        })))
-    }
-}
-
-impl std::fmt::Debug for Until {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Until")
-    }
-}
-
-// === impl Tracked ===
-
-impl Tracked {
-    /// Why it must be broken off, once it must.
-    fn poll_reason(&mut self, cx: &mut Context<'_>) -> Poll<Reason> {
-        let Some(Until(until)) = &mut self.until else { return Poll::Pending };
-        let reason = ready!(until.as_mut().poll(cx));
-        self.until = None;
-        if let Some(record) = self.record.as_mut().filter(|record| record.grpc) {
-            record.grpc_status = Some(u16::from(reason.grpc_status()).into());
-        }
-        if reason == Reason::RequestTimeout {
-            self.in_flight.iter_mut().for_each(InFlight::broke);
-        }
-        self.end(Some(reason));
-        Poll::Ready(reason)
-    }
-
-    fn end(&mut self, reason: Option<Reason>) {
-        if reason.is_none() {
-            self.in_flight.iter_mut().for_each(|in_flight| in_flight.is_over(None));
-        }
-        if let Some(mut record) = self.record.take() {
-            if record.reason.is_none() {
-                record.reason = reason;
-            }
-            record.end(self.downloaded);
-        }
-    }
-}
-
-impl http_body::Body for Tracked {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let is_grpc = self.record.as_ref().is_some_and(|record| record.ends_with_a_status());
-        if let Poll::Ready(reason) = self.poll_reason(cx) {
-            if is_grpc {
-                // What its backend would still send is given up.
-                self.body = Body::empty();
-                return Poll::Ready(Some(Ok(Frame::trailers(fault::grpc_trailers(reason)))));
-            }
-            return Poll::Ready(Some(Err(BodyError::new(reason.message()))));
-        }
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        match &frame {
-            Some(Ok(frame)) => {
-                self.downloaded += frame.data_ref().map_or(0, |data| data.len() as u64);
-                if let (Some(trailers), Some(record)) = (frame.trailers_ref(), &mut self.record)
-                    && record.grpc
-                {
-                    record.grpc_status = grpc_status(trailers);
-                    let status = record.grpc_status;
-                    self.in_flight.iter_mut().for_each(|in_flight| in_flight.is_over(status));
-                }
-            }
-            Some(Err(error)) => {
-                self.in_flight.iter_mut().for_each(InFlight::broke);
-                let reason = Reason::UpstreamReset;
-                // A reset is passed on as what it is; nothing else would tell the client whose fault it is.
-                // Where a length was promised, nothing else can end it.
-                let promised = self.body.size_hint().exact().is_some();
-                let ends = is_grpc && !promised && !http2::is_reset(error);
-                let last = ends.then(|| fault::grpc_trailers(reason));
-                if let (Some(_), Some(record)) = (&last, &mut self.record) {
-                    record.grpc_status = Some(u16::from(reason.grpc_status()).into());
-                }
-                self.end(Some(reason));
-                if let Some(trailers) = last {
-                    self.body = Body::empty();
-                    return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
-                }
-            }
-            None => self.end(None),
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-impl Outgoing for Tracked {
-    fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
-        self.poll_reason(cx).map(|reason| BodyError::new(reason.message()))
-    }
-}
-
-impl Drop for Tracked {
-    fn drop(&mut self) {
-        // A codec that knows the length need not ask for the end.
-        let over = self.body.is_end_stream() || self.body.size_hint().exact() == Some(0);
-        let gone = self.record.as_ref().map(|record| record.gone());
-        self.end(gone.filter(|_| !over));
     }
 }

@@ -196,20 +196,42 @@ impl Target {
         let none = || Fault::unsent(Reason::NoHealthyEndpoint, format!("{}:{port}", service.name));
         let endpoints = service.endpoints().ok_or_else(none)?;
         let port = endpoints.port(port).ok_or_else(none)?;
-        choose(port, failed, asked, worker.proxy.now()).map(|one| Arc::clone(&one.endpoint)).ok_or_else(none)
+        choose(port, failed, asked, || worker.proxy.now())
+            .map(|one| Arc::clone(&one.endpoint))
+            .ok_or_else(none)
     }
 
-    /// The least busy of the endpoints that have room under their limits, one that has not `failed` the request before one that has.
-    pub(super) fn with_room(&self, failed: &[Failing]) -> Option<Arc<Endpoint>> {
+    /// What the request is placed by, where endpoints are chosen by hash.
+    pub(super) fn key(&self, asked: &Asked<'_>) -> Option<u64> {
+        let (Self::Service(service, port) | Self::Session(service, port, _)) = self else { return None };
+        asked.key(service.endpoints()?.port(*port)?.plan.as_ref()?.keys())
+    }
+
+    /// The balancer's pick of the endpoints that have room under their limits, of those that have not `failed` the request if there
+    /// are any. `key`: what [`Target::key`] says of the request.
+    pub(super) fn with_room(
+        &self,
+        worker: &Worker,
+        failed: &[Failing],
+        key: Option<u64>,
+    ) -> Option<Arc<Endpoint>> {
         let (Self::Service(service, port) | Self::Session(service, port, _)) = self else { return None };
         let endpoints = service.endpoints()?;
         let port = endpoints.port(*port)?;
-        let has_room = |member: &&Member| port.may_take(member) && member.endpoint.room.has_room();
-        let least = port.members.iter().filter(has_room).min_by_key(|member| {
-            let has_failed = failed.iter().any(|one| Arc::ptr_eq(&one.endpoint, &member.endpoint));
-            (has_failed, member.endpoint.load.in_flight())
-        });
-        least.map(|member| Arc::clone(&member.endpoint))
+        let has_failed =
+            |member: &Member| failed.iter().any(|one| Arc::ptr_eq(&one.endpoint, &member.endpoint));
+        let of = |again: bool| {
+            let fits = |member: &Member| {
+                port.may_take(member) && member.endpoint.room.has_room() && has_failed(member) == again
+            };
+            // Nobody is drawn of none: that would be counted.
+            port.members
+                .iter()
+                .any(fits)
+                .then(|| draw(port, key, worker.proxy.now(), |member| fits(member).then_some(member.ready)))
+        };
+        let picked = of(false).or_else(|| of(true)).flatten();
+        picked.map(|member| Arc::clone(&member.endpoint))
     }
 
     /// How what goes there is treated, as far as anything is said of it.
@@ -241,15 +263,22 @@ impl Target {
 }
 
 /// The one of a port's endpoints that [`Target::pick`] says.
-fn choose<'a>(port: &'a Port, failed: &[Failing], asked: &Asked<'_>, now: u64) -> Option<&'a Member> {
+fn choose<'a>(
+    port: &'a Port,
+    failed: &[Failing],
+    asked: &Asked<'_>,
+    now: impl FnOnce() -> u64,
+) -> Option<&'a Member> {
     if let [only] = &*port.members {
         // With nobody else left, one that has failed is better than none.
         return Some(only);
     }
+    let now = now();
+    let key = port.plan.as_ref().and_then(|plan| asked.key(plan.keys()));
     if failed.is_empty() {
-        return draw(port, asked, now, |member| Some(member.ready));
+        return draw(port, key, now, |member| Some(member.ready));
     }
-    let draw = |rank: &dyn Fn(&'a Member) -> Option<bool>| draw(port, asked, now, rank);
+    let draw = |rank: &dyn Fn(&'a Member) -> Option<bool>| draw(port, key, now, rank);
     // How many have failed since.
     let failing =
         |member: &Member| failed.iter().rev().position(|one| Arc::ptr_eq(&one.endpoint, &member.endpoint));
@@ -270,7 +299,7 @@ fn choose<'a>(port: &'a Port, failed: &[Failing], asked: &Asked<'_>, now: u64) -
 /// One of the members, by the balancer; `rank`: whether one is preferred, `None`: it is out of the question.
 fn draw<'a>(
     port: &'a Port,
-    asked: &Asked<'_>,
+    key: Option<u64>,
     now: u64,
     rank: impl Fn(&'a Member) -> Option<bool>,
 ) -> Option<&'a Member> {
@@ -286,7 +315,7 @@ fn draw<'a>(
         }
         Some(plan) => {
             let look = |i: usize| rank(&members[i]).map(|ready| Seen { ready, ..members[i].seen() });
-            plan.pick(&port.group, look, asked.key(plan.keys()), now, rand::random())
+            plan.pick(&port.group, look, key, now, rand::random())
         }
     };
     picked.map(|i| &members[i])
@@ -339,7 +368,7 @@ mod tests {
                 .collect();
             for _ in 0..20 {
                 let asked = Asked { client: ([10, 0, 0, 9], 1).into(), request: None };
-                let chosen = choose(port, &failed, &asked, 0).unwrap();
+                let chosen = choose(port, &failed, &asked, || 0).unwrap();
                 let i = members.iter().position(|member| std::ptr::eq(member, chosen)).unwrap();
                 assert!(next.contains(&i), "{ready:?} {failed:?}: {i}");
             }

@@ -70,9 +70,15 @@ struct HealthCheckResponse {
 // === impl Failure ===
 
 impl Failure {
+    /// Whether it tells something of the endpoint, and not only of this proxy.
+    pub(super) fn is_a_verdict(&self) -> bool {
+        !matches!(self, Self::Connect(error) if error.is_our_own())
+    }
+
     /// As it is counted.
     pub(super) fn outcome(&self) -> &'static str {
         match self {
+            Self::Connect(error) if error.is_our_own() => "not_asked",
             Self::Connect(ConnectError::TimedOut(..)) | Self::Late(_) => "timed_out",
             Self::Connect(_) => "connect_failed",
             Self::Broken(_) => "broken",
@@ -225,7 +231,7 @@ async fn send(
         }
         Framing::Http2 => {
             // The connection ends with its sender.
-            let mut sender = dial.http2(endpoint).await?;
+            let (mut sender, _) = dial.http2(endpoint).await?;
             let answer = sender.send(request, ()).await;
             let answer = answer.map_err(|error| Failure::Broken(error.source.to_string()))?;
             head(answer.status());

@@ -179,7 +179,9 @@ impl Prober {
     fn answered(&mut self, ticket: Ticket, result: &Result<(), Failure>) {
         let id = ticket.id;
         let outcome = result.as_ref().err().map_or("passed", Failure::outcome);
-        let changed = self.schedule.answered(ticket, result.is_ok(), Instant::now(), rand::random());
+        let verdict =
+            result.as_ref().map_or_else(|failure| failure.is_a_verdict().then_some(false), |()| Some(true));
+        let changed = self.schedule.answered(ticket, verdict, Instant::now(), rand::random());
         let Some(watched) = self.watched.get(&id) else { return };
         let (service, address) = (&*watched.endpoint.service, watched.endpoint.address);
         self.metrics.health_checked(service, outcome);

@@ -123,11 +123,12 @@ impl Schedule {
         self.endpoints.get(&id).is_none_or(|endpoint| endpoint.healthy)
     }
 
-    /// A check that was begun is over. Whether its endpoint is healthy from now on, if that has changed.
+    /// A check that was begun is over: it passed, or did not, or tells nothing of its endpoint. Whether that is healthy from now
+    /// on, if it has changed.
     pub(super) fn answered(
         &mut self,
         ticket: Ticket,
-        passed: bool,
+        verdict: Option<bool>,
         now: Instant,
         random: u64,
     ) -> Option<bool> {
@@ -140,7 +141,7 @@ impl Schedule {
             endpoint.turn = Turn::Due(at);
             self.due.insert((at, id));
         }
-        endpoint.answered(passed)
+        endpoint.answered(verdict?)
     }
 }
 

@@ -71,10 +71,14 @@ fn info(health_check: Option<HealthCheck>) -> Option<Arc<ServiceInfo>> {
 }
 
 fn set(old: Option<&EndpointSet>, apps: &[&App]) -> EndpointSet {
+    set_of(old, apps, &Peer::Plaintext)
+}
+
+fn set_of(old: Option<&EndpointSet>, apps: &[&App], peer: &Peer) -> EndpointSet {
     let endpoints = apps.iter().map(|app| EndpointInfo {
         service_port: 80,
         addr: app.address,
-        peer: Peer::Plaintext,
+        peer: peer.clone(),
         workload: None,
         zone: None,
         ready: true,
@@ -158,6 +162,23 @@ async fn the_health_of_an_endpoint_follows_what_it_answers() {
         let series = format!("tulle_health_checks_total{{service=\"shop/orders:80\",outcome=\"{outcome}\"}}");
         assert!(text.contains(&series), "{text}");
     }
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_this_proxy_makes_no_endpoint_unhealthy() {
+    let app = App::start().await;
+    let mut bench = Bench::start(&[&app], Some(HealthCheck { unhealthy_threshold: 1, ..check() }));
+    bench.asks(&app, 2).await;
+    // Of the mesh from now on; and the proxy has no certificate.
+    let id = tulle_certs::SpiffeId::parse("spiffe://cluster.local/ns/shop/sa/orders").unwrap();
+    bench.service.set_endpoints(set_of(None, &[&app], &Peer::Mesh(id)));
+    bench.store.announce();
+    let not_asked = "tulle_health_checks_total{service=\"shop/orders:80\",outcome=\"not_asked\"}";
+    while !bench.metrics.render().contains(not_asked) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    bench.asks(&app, 5).await;
+    assert!(bench.told.try_recv().is_err(), "nobody hears of it");
 }
 
 #[tokio::test]

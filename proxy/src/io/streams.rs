@@ -13,6 +13,7 @@
 //! | 2 | | the sender has no use for the stream any more: what is missing will not come, nothing more is read |
 //! | 3 | 4 bytes | so many more bytes may be sent on the stream |
 //! | 4 | | no new stream, please: the sender drains |
+//! | 4 | 4 bytes | it has looked at no stream after that number, and will not: it ends the connection with the last of those up to there |
 //!
 //! The side that dialled opens streams, under ascending numbers. On each, either side may have [`WINDOW`] bytes under way
 //! that were not granted anew, so that a reader who is slow delays nobody else; writers of much take turns, and those of
@@ -61,6 +62,27 @@ pub struct Driver<I: Transport> {
 pub struct Stream {
     state: Arc<Mutex<State>>,
     id: u32,
+}
+
+/// The peer was going when the stream was opened, and has not looked at it: what was sent on it provably was not processed.
+#[derive(Debug, thiserror::Error)]
+#[error("the other proxy was going, and has not looked at the stream")]
+pub struct Unseen;
+
+/// Whether that is what an error comes from.
+pub fn is_unseen(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut source = Some(error);
+    while let Some(error) = source {
+        if error.is::<Unseen>() {
+            return true;
+        }
+        // An io::Error's `source` is its inner error's source: the inner error itself must be asked for.
+        source = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
+    }
+    false
 }
 
 /// The connection's dialling side.
@@ -121,7 +143,7 @@ impl<I: Transport> Driver<I> {
         self.state.lock().go_away();
     }
 
-    /// Ends the connection once there is no stream left.
+    /// Ends the connection once there is no stream left. The peer's streams that come later are not looked at, and it is told so.
     pub fn finish(&self) {
         self.state.lock().finish();
     }

@@ -176,7 +176,7 @@ mod tests {
 
     /// The invariant of the module, after each of many random steps, against what really happened.
     #[test]
-    fn r4_retries_are_never_more_than_the_budget_says() {
+    fn r04_retries_are_never_more_than_the_budget_says() {
         for seed in 0..40 {
             let mut random = SmallRng::seed_from_u64(seed);
             let spec = BudgetSpec {
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn r4_over_many_threads_no_more_than_one_beyond_the_budget_for_each() {
+    fn r04_over_many_threads_no_more_than_one_beyond_the_budget_for_each() {
         const THREADS: usize = 8;
         let (budget, taken) = (Arc::new(Budget::new(spec(20, 10))), Arc::new(AtomicUsize::new(0)));
         let threads: Vec<_> = (0..THREADS)

@@ -17,6 +17,7 @@ mod render;
 mod table;
 #[cfg(test)]
 mod tests;
+mod uses;
 mod worker;
 
 use std::sync::Arc;
@@ -36,10 +37,11 @@ pub use self::labels::{
     VerdictLabels,
 };
 pub use self::pools::{PoolCells, PooledConnection};
+pub use self::uses::LimitUse;
 pub use self::worker::WorkerMetrics;
 
 /// Lines that may be there beside histograms whatever happens: every value of every bounded label.
-const FIXED_LINES: usize = 314;
+const FIXED_LINES: usize = 324;
 /// Histograms that may be there whatever happens: handshakes and overflow by direction, detection, dials, discovery.
 const FIXED_HISTOGRAMS: usize = 7;
 
@@ -122,15 +124,6 @@ impl Metrics {
 // === impl Sample ===
 
 impl Sample {
-    /// What is taken of a limit of a service's port, and how many wait.
-    pub fn limit(service: &str, limit: &str, used: u32, waiting: usize) -> [Self; 2] {
-        let of = |family, value| {
-            let labels = vec![service.to_owned(), limit.to_owned()];
-            Self { family, labels, value }
-        };
-        [of(&families::LIMIT_USED, f64::from(used)), of(&families::LIMIT_WAITING, waiting as f64)]
-    }
-
     /// Lines of a log that were dropped so far.
     pub(super) fn lines_dropped(log: &str, count: u64) -> Self {
         Self { family: &families::LOG_DROPPED, labels: vec![log.to_owned()], value: count as f64 }

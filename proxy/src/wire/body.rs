@@ -5,7 +5,7 @@ use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -33,7 +33,7 @@ pub(super) enum Kind {
     Empty,
     Full(Bytes),
     /// Sent after everything else: an answer that consists of nothing but trailers keeps them here.
-    Trailers(HeaderMap),
+    Trailers(Box<HeaderMap>),
     Http2(Incoming),
     Http1(h1::Body),
     Kept(Reader),
@@ -67,7 +67,7 @@ impl Body {
     }
 
     pub fn trailers(trailers: HeaderMap) -> Self {
-        Self::of(Kind::Trailers(trailers))
+        Self::of(Kind::Trailers(Box::new(trailers)))
     }
 
     pub(super) fn http2(incoming: Incoming) -> Self {
@@ -97,21 +97,44 @@ impl Body {
         self
     }
 
-    /// The same body, and the means to have it again, if no more than `limit` bytes of it have passed by then.
-    pub fn kept(self, limit: u64) -> (Self, Spare) {
-        if http_body::Body::is_end_stream(&self) {
-            return (self, Spare::Empty);
+    /// The means to have the body again, if no more than `limit` bytes of it have passed by then.
+    pub fn keep(&mut self, limit: u64) -> Spare {
+        if http_body::Body::is_end_stream(self) {
+            return Spare::Empty;
         }
-        if http_body::Body::size_hint(&self).lower() > limit {
-            return (self, Spare::Lost);
+        if http_body::Body::size_hint(self).lower() > limit {
+            return Spare::Lost;
         }
-        if let Self { kind: Kind::Kept(reader), transfer: None, trim: None, then: None } = &self
+        if let Self { kind: Kind::Kept(reader), transfer: None, trim: None, then: None } = self
             && let Some(spare) = reader.spare(limit)
         {
-            return (self, spare);
+            return spare;
         }
-        let (reader, spare) = Reader::first(self, limit);
-        (Self::of(Kind::Kept(reader)), spare)
+        let first = self.arrived();
+        if let Some(data) = first.as_ref().and_then(Frame::data_ref)
+            && http_body::Body::is_end_stream(self)
+        {
+            let spare = if data.len() as u64 <= limit { Spare::Full(data.clone()) } else { Spare::Lost };
+            *self = Self::full(data.clone());
+            return spare;
+        }
+        let (reader, spare) = Reader::first(std::mem::take(self), first, limit);
+        *self = Self::of(Kind::Kept(reader));
+        spare
+    }
+
+    /// What has come of it already, if that can be told without asking for more.
+    fn arrived(&mut self) -> Option<Frame<Bytes>> {
+        let Kind::Http2(incoming) = &mut self.kind else { return None };
+        if !incoming.has_arrived() {
+            return None;
+        }
+        let mut nobody = Context::from_waker(Waker::noop());
+        match http_body::Body::poll_frame(Pin::new(&mut *self), &mut nobody) {
+            Poll::Ready(Some(Ok(frame))) => Some(frame),
+            // A stream says once more that it was reset.
+            Poll::Ready(Some(Err(_)) | None) | Poll::Pending => None,
+        }
     }
 
     /// The same body, and a copy of what will pass of it.
@@ -156,7 +179,7 @@ impl http_body::Body for Body {
                 Some(Ok(Frame::data(bytes)))
             }
             Kind::Trailers(trailers) => {
-                let trailers = std::mem::take(trailers);
+                let trailers = std::mem::take(&mut **trailers);
                 self.kind = Kind::Empty;
                 Some(Ok(Frame::trailers(trailers)))
             }

@@ -6,6 +6,7 @@
 
 mod alive;
 mod client;
+mod heard;
 mod incoming;
 mod pipe;
 mod server;

@@ -21,6 +21,8 @@ pub enum Spare {
     Empty,
     /// It is too long to be kept.
     Lost,
+    /// All of it has come already.
+    Full(Bytes),
     Kept(Kept),
 }
 
@@ -62,12 +64,16 @@ pub(super) struct Reader {
 // === impl Spare ===
 
 impl Spare {
-    /// Whether the body can be had from its beginning. That may change while it is being read.
-    pub fn is_whole(&self) -> bool {
+    /// How much of the body is kept, which can be had from its beginning; `None`: it cannot. That may change while it is being read.
+    pub fn bytes(&self) -> Option<u64> {
         match self {
-            Self::Empty => true,
-            Self::Lost => false,
-            Self::Kept(Kept(shared)) => shared.lock().passed.is_some(),
+            Self::Empty => Some(0),
+            Self::Full(bytes) => Some(bytes.len() as u64),
+            Self::Lost => None,
+            Self::Kept(Kept(shared)) => {
+                let shared = shared.lock();
+                shared.passed.is_some().then_some(shared.bytes)
+            }
         }
     }
 
@@ -76,6 +82,7 @@ impl Spare {
         match self {
             Self::Empty => Some(Body::empty()),
             Self::Lost => None,
+            Self::Full(bytes) => Some(Body::full(bytes)),
             Self::Kept(Kept(shared)) => {
                 let (number, waits) = {
                     let mut shared = shared.lock();
@@ -95,8 +102,9 @@ impl Spare {
 // === impl Reader ===
 
 impl Reader {
-    pub(super) fn first(body: Body, limit: u64) -> (Self, Spare) {
-        let shared = Shared {
+    /// Of `body`, of which `come` was taken already.
+    pub(super) fn first(body: Body, come: Option<Frame<Bytes>>, limit: u64) -> (Self, Spare) {
+        let mut shared = Shared {
             passed: Some(Vec::new()),
             bytes: 0,
             limit,
@@ -105,8 +113,16 @@ impl Reader {
             broken: false,
             rest: body,
         };
+        if let Some(frame) = come {
+            // It is to be read in any case.
+            shared.limit = u64::MAX;
+            shared.keep(&frame);
+            shared.limit = limit;
+        }
+        let is_lost = shared.bytes > limit;
         let shared = Arc::new(Mutex::new(shared));
-        (Self { shared: Arc::clone(&shared), number: 0, read: 0 }, Spare::Kept(Kept(shared)))
+        let spare = if is_lost { Spare::Lost } else { Spare::Kept(Kept(Arc::clone(&shared))) };
+        (Self { shared, number: 0, read: 0 }, spare)
     }
 
     /// The means to have once more what this one has all of still; `None`: it has not.
@@ -114,6 +130,7 @@ impl Reader {
         {
             let mut shared = self.shared.lock();
             let has_all = self.read == 0 && self.number == shared.reader && shared.passed.is_some();
+            let has_all = has_all && shared.bytes <= limit;
             if !has_all {
                 return None;
             }
@@ -228,9 +245,14 @@ mod tests {
 
     const LIMIT: u64 = 16 * 1024;
 
+    fn kept(mut body: Body) -> (Body, Spare) {
+        let spare = body.keep(LIMIT);
+        (body, spare)
+    }
+
     #[tokio::test]
     async fn a_short_body_can_be_had_again_and_only_one_reads_it() {
-        let (mut first, spare) = Body::full(Bytes::from_static(b"hello")).kept(LIMIT);
+        let (mut first, spare) = kept(Body::full(Bytes::from_static(b"hello")));
         assert_eq!(first.size_hint().exact(), Some(5));
         assert_eq!(first.frame().await.unwrap().unwrap().into_data().unwrap(), "hello");
         assert!(first.is_end_stream());
@@ -242,11 +264,11 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_had_again_can_be_had_yet_again() {
-        let (mut first, spare) = Body::full(Bytes::from_static(b"hello")).kept(LIMIT);
+        let (mut first, spare) = kept(Body::full(Bytes::from_static(b"hello")));
         first.frame().await.unwrap().unwrap();
-        let (mut second, spare) = spare.body().expect("it is kept").kept(LIMIT);
+        let (mut second, spare) = kept(spare.body().expect("it is kept"));
         second.frame().await.unwrap().unwrap();
-        let (third, spare) = spare.body().expect("it is kept").kept(LIMIT);
+        let (third, spare) = kept(spare.body().expect("it is kept"));
         assert_eq!(third.size_hint().exact(), Some(5));
         drop(third);
         assert_eq!(spare.body().unwrap().collect().await.unwrap().to_bytes(), "hello");
@@ -257,7 +279,7 @@ mod tests {
     async fn the_hundred_thousandth_reader_weighs_no_more_than_the_second() {
         let mut body = Body::full(Bytes::from_static(b"hello"));
         for round in 0..100_000 {
-            let (mut reader, spare) = body.kept(LIMIT);
+            let (mut reader, spare) = kept(body);
             assert_eq!(reader.size_hint().exact(), Some(5));
             body = if round % 2 == 0 {
                 assert_eq!(reader.frame().await.unwrap().unwrap().into_data().unwrap(), "hello");
@@ -277,10 +299,10 @@ mod tests {
         let broken = || Body::full(Bytes::from_static(b"hello")).copied().1;
         let mut without = broken();
         assert!(without.frame().await.unwrap().is_err() && without.is_end_stream());
-        let (mut first, spare) = broken().kept(LIMIT);
+        let (mut first, spare) = kept(broken());
         assert!(first.frame().await.unwrap().is_err());
         assert!(spare.body().is_none());
-        let (mut again, spare) = first.kept(LIMIT);
+        let (mut again, spare) = kept(first);
         assert!(!again.is_end_stream());
         assert!(again.frame().await.unwrap().is_err() && again.frame().await.unwrap().is_err());
         assert!(spare.body().is_none());
@@ -290,7 +312,7 @@ mod tests {
     async fn a_reader_that_waits_hears_that_it_can_read_no_more() {
         // A copy of what nobody reads waits.
         let (_source, copy) = Body::full(Bytes::from_static(b"hello")).copied();
-        let (mut first, spare) = copy.kept(LIMIT);
+        let (mut first, spare) = kept(copy);
         let upload = tokio::spawn(async move { first.frame().await });
         tokio::task::yield_now().await;
         let mut second = spare.body().expect("nothing of it has passed");
@@ -303,7 +325,7 @@ mod tests {
     #[tokio::test]
     async fn trailers_come_again_too() {
         let trailers = HeaderMap::from_iter([(http::header::ETAG, http::HeaderValue::from_static("a"))]);
-        let (first, spare) = Body::trailers(trailers.clone()).kept(LIMIT);
+        let (first, spare) = kept(Body::trailers(trailers.clone()));
         assert_eq!(first.collect().await.unwrap().trailers(), Some(&trailers));
         let again = spare.body().expect("they are kept").collect().await.unwrap();
         assert_eq!(again.trailers(), Some(&trailers));
@@ -311,7 +333,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_that_nobody_has_touched_goes_to_the_second_reader_as_it_is() {
-        let (first, spare) = Body::full(Bytes::from_static(b"hello")).kept(LIMIT);
+        let (first, spare) = kept(Body::full(Bytes::from_static(b"hello")));
         drop(first);
         assert_eq!(spare.body().unwrap().collect().await.unwrap().to_bytes(), "hello");
     }
@@ -319,11 +341,11 @@ mod tests {
     #[tokio::test]
     async fn a_long_body_is_not_kept_and_passes_all_the_same() {
         let long = Bytes::from(vec![7; 20_000]);
-        let (first, spare) = Body::full(long.clone()).kept(LIMIT);
+        let (first, spare) = kept(Body::full(long.clone()));
         assert!(spare.body().is_none());
         assert_eq!(first.collect().await.unwrap().to_bytes(), long);
         // Of unknown length: found out on the way.
-        let (reader, _spare) = Reader::first(Body::empty(), LIMIT);
+        let (reader, _spare) = Reader::first(Body::empty(), None, LIMIT);
         let mut shared = reader.shared.lock();
         shared.keep(&Frame::data(long));
         assert!(shared.passed.is_none());
@@ -331,7 +353,7 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_is_kept_once_nobody_can_ask_for_it() {
-        let (Kept(shared), mut first) = match Body::full(Bytes::from_static(b"hello")).kept(LIMIT) {
+        let (Kept(shared), mut first) = match kept(Body::full(Bytes::from_static(b"hello"))) {
             (first, Spare::Kept(kept)) => (kept, first),
             other => panic!("{other:?}"),
         };
@@ -343,7 +365,7 @@ mod tests {
 
     #[test]
     fn without_a_body_there_is_nothing_to_lose() {
-        let (_, spare) = Body::empty().kept(LIMIT);
+        let (_, spare) = kept(Body::empty());
         assert!(spare.body().unwrap().is_end_stream());
     }
 }

@@ -1,11 +1,13 @@
 //! Input that should not be: answered with a reason or refused and counted, never a crash, never smuggled.
 
+use std::time::{Duration, Instant};
+
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tulle_certs::alpn::HTTP1;
 use tulle_tests::app::App;
 use tulle_tests::identity::{self, Identity};
-use tulle_tests::{Wire, eventually, within};
+use tulle_tests::{Wire, World, eventually, within};
 
 use super::Pair;
 
@@ -246,6 +248,47 @@ async fn half_open_and_silent_connections_do_not_stand_in_anybodys_way() {
     })
     .await;
     works(&pair).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_head_that_takes_too_long_ends_its_connection_on_both_sides() {
+    let (seen, app) = noting().await;
+    let world = World::strict().await;
+    world.service("orders", "http");
+    let limit = Duration::from_secs(1);
+    let flag = "--header-read-timeout";
+    let orders = world.workload("orders").serves("orders", app.address()).setting(flag, "1s");
+    let orders = orders.start().await;
+    orders.counts("tulle_registered", &[], 1.0).await;
+    let web = world.workload("web").calls("orders").setting(flag, "1s").start().await;
+    let id = Identity::issue(&world.authority(), "web");
+    let outbound = async || Wire::connect(web.outbound("orders")).await;
+    let inbound = async || identity::connect(orders.inbound(), Some(&id), &[HTTP1]).await.unwrap();
+    tokio::join!(
+        late(outbound().await, false, limit),
+        late(outbound().await, true, limit),
+        late(inbound().await, false, limit),
+        late(inbound().await, true, limit),
+    );
+    let reached = seen.lock().unwrap().clone();
+    assert!(reached.iter().all(|line| line.contains("/good")), "{reached:?}");
+}
+
+/// A whole request, perhaps, and the beginning of another, of which a byte comes now and then, or no more.
+async fn late<S>(mut wire: Wire<S>, drips: bool, limit: Duration)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    wire.send("GET /good HTTP/1.1\r\nhost: orders\r\n\r\n").await;
+    assert_eq!(wire.response().await.0.status(), 200);
+    let begun = Instant::now();
+    wire.send("GET /late HTTP/1.1\r\nhost: orders\r\nx-a: ").await;
+    while drips && begun.elapsed() < 20 * limit && wire.try_send("a").await.is_ok() {
+        tokio::time::sleep(limit / 10).await;
+    }
+    assert_eq!(wire.to_end_or_reset().await, b"", "it is nobody's answer");
+    let lasted = begun.elapsed();
+    assert!(lasted >= limit && lasted < 20 * limit, "{lasted:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

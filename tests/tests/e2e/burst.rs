@@ -11,11 +11,12 @@ use http::{Request, Response};
 use http_body_util::Empty;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
+use rustix::process::Signal;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tulle_tests::app::{App, full};
-use tulle_tests::{Wire, Workload, World, deep, eventually, within};
+use tulle_tests::machine::raise_file_limit;
+use tulle_tests::{Wire, Workload, World, deep, eventually, long, within};
 
 use super::Pair;
 
@@ -51,18 +52,12 @@ async fn asked(to: SocketAddr, request: Request<Empty<Bytes>>) -> Response<Incom
     response
 }
 
-/// Many machines allow many files only to those who ask.
-fn raise_file_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
-}
-
 /// How often each outcome was met.
 async fn burst<R>(pair: &Pair, ask: fn(SocketAddr) -> R) -> BTreeMap<String, usize>
 where
     R: Future<Output = String> + Send + 'static,
 {
-    let count = if deep() { 2_000 } else { 300 };
+    let count = if deep() || long() { 2_000 } else { 300 };
     raise_file_limit();
     let to = pair.web.outbound("orders");
     let asked: JoinSet<String> = (0..count).map(|_| ask(to)).collect();

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -12,7 +11,7 @@ use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tulle_tests::app::{self, App};
 use tulle_tests::{Wire, Workload, World, eventually, within};
 
@@ -270,9 +269,9 @@ async fn who_takes_no_connections_is_found_out_before_a_request_is() {
     let world = World::strict().await;
     world.service("orders", "http");
     // Off the mesh, where a connection is all that there is to see; beside a workload, whose proxy's handshake counts.
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap();
+    let closed = TcpSocket::new_v4().unwrap();
+    closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = closed.local_addr().unwrap();
-    drop(closed);
     world.yaml("slice.yaml", &endpoint_slice("orders", address, None));
     let orders = world.workload("orders").serves("orders", one.app.address()).start().await;
     orders.counts("tulle_registered", &[], 1.0).await;
@@ -297,10 +296,10 @@ async fn who_takes_no_connections_is_found_out_before_a_request_is() {
     let failed = [("service", "default/orders:8080"), ("outcome", "connect_failed")];
     ward.web.counts("tulle_health_checks_total", &failed, 2.0).await;
     // Somebody listens there now.
-    let late =
-        App::http1_on(TcpListener::bind(address).unwrap(), |_| async { Response::new(app::full("late")) });
+    let listener = closed.listen(64).unwrap().into_std().unwrap();
+    let late = App::http1_on(listener, |_| async { Response::new(app::full("late")) });
     ward.are(&[(&meshed, false), (&bare, false)]).await;
-    drop(late);
+    late.stop().await;
     ward.are(&[(&meshed, false), (&bare, true)]).await;
 }
 

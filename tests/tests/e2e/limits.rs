@@ -15,7 +15,7 @@ use tulle_tests::app::{App, full};
 use tulle_tests::{Head, Wire, Workload, World, eventually, within};
 
 /// `web` → `orders`, whose application is `app`, under a policy that is there from the start.
-async fn pair(app: &App, protocol: &str, policy: &str) -> (World, Workload, Workload) {
+pub(super) async fn pair(app: &App, protocol: &str, policy: &str) -> (World, Workload, Workload) {
     let world = World::strict().await;
     // Before the Service, so that nobody hears of that one without it.
     world.yaml("policy.yaml", policy);
@@ -27,7 +27,7 @@ async fn pair(app: &App, protocol: &str, policy: &str) -> (World, Workload, Work
 }
 
 /// `limits`: in YAML.
-fn rate_limits(direction: &str, limits: &str) -> String {
+pub(super) fn rate_limits(direction: &str, limits: &str) -> String {
     format!(
         "apiVersion: policy.tulle.dev/v1alpha1\nkind: RateLimitPolicy\nmetadata:\n  name: often\nspec:\n  \
          targetRefs: [{{group: \"\", kind: Service, name: orders}}]\n  direction: {direction}\n  limits: {limits}\n"
@@ -35,7 +35,7 @@ fn rate_limits(direction: &str, limits: &str) -> String {
 }
 
 /// `spec`: in YAML.
-fn traffic(spec: &str) -> String {
+pub(super) fn traffic(spec: &str) -> String {
     format!(
         "apiVersion: policy.tulle.dev/v1alpha1\nkind: TrafficPolicy\nmetadata:\n  name: much\nspec:\n  \
          targetRefs: [{{group: \"\", kind: Service, name: orders}}]\n  {spec}\n"
@@ -169,7 +169,11 @@ async fn beyond_a_limit_requests_wait_in_line_and_without_time_are_refused() {
         .collect();
     let labels = [("service", "default/orders:8080"), ("limit", "requests_per_endpoint")];
     web.counts("tulle_limit_waiting", &labels, 3.0).await;
-    assert_eq!(arrived.load(Ordering::SeqCst), 2, "no more than two at once");
+    eventually("two are at the application", async || match arrived.load(Ordering::SeqCst) {
+        2 => Ok(()),
+        other => Err(format!("{other} are")),
+    })
+    .await;
     held.add_permits(5);
     while let Some(status) = asked.join_next().await {
         assert_eq!(status.unwrap(), 200);

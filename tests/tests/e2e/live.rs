@@ -15,10 +15,12 @@ pub(super) const NOBODY: &str = "apiVersion: policy.tulle.dev/v1alpha1\nkind: Au
                       action: ALLOW\n  rules:\n    - name: other\n      from:\n        - identities: \
                       [\"default/other\"]\n";
 
+/// Echoes lines on connections that are upgraded, or tunnels by CONNECT.
 pub(super) async fn echoing_upgrade() -> App {
     App::wire(async move |mut wire: Wire| {
-        wire.head().await;
-        wire.send("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n").await;
+        let connect = wire.head().await.line.starts_with("CONNECT ");
+        let switched = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n";
+        wire.send(if connect { "HTTP/1.1 200 OK\r\n\r\n" } else { switched }).await;
         while let Some(word) = wire.until(b"\n").await {
             wire.send(word).await;
         }

@@ -4,13 +4,16 @@
 
 mod ages;
 mod bad_input;
+mod bad_policies;
 mod balance;
 mod burst;
 mod changes;
 mod conformance;
+mod connections;
 mod control_plane;
 mod dns;
 mod doc_examples;
+mod draining;
 mod explain;
 mod first;
 mod health;
@@ -25,6 +28,7 @@ mod mtls;
 mod opaque;
 mod own;
 mod policy;
+mod rates;
 mod replay;
 mod requests;
 mod rolling;

@@ -103,10 +103,11 @@ const QUIET: &[&str] = &[
     "tulle_log_lines_dropped_total",
     "tulle_metrics_limited",
     "tulle_mirrors_total",
-    // Where something was lost or refused: in the tests of ADS and its simulation.
+    // Where something was lost or refused: in the proxy's own tests of ADS.
     "tulle_ads_rejected_resources",
     "tulle_ads_differences_total",
     "tulle_ads_repairs_total",
+    // Where a connection breaks, or another proxy refuses: in the tests of replay.
     "tulle_replays_total",
     // By a rule that says so: in the routing cases' retries.
     "tulle_retries_total",
@@ -118,7 +119,7 @@ const QUIET: &[&str] = &[
     "tulle_dns_queries_total",
     // Where a policy has a health check: in the tests of health.
     "tulle_health_checks_total",
-    // Where policies limit: in the tests of limits.
+    // Where policies limit: in the tests of limits and connections.
     "tulle_rate_limit_requests_total",
     "tulle_limit_reached_total",
     "tulle_limit_used",

@@ -1,6 +1,9 @@
 //! What is done for requests by a TrafficPolicy and a FaultPolicy: retries and their budget, timeouts, deadlines, faults. Counts are the
 //! applications'.
 
+mod attached;
+mod faults;
+
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
@@ -93,7 +96,7 @@ async fn scripted(seen: &Seen) -> App {
     .await
 }
 
-/// The same in gRPC: a step is a status, or `silent`, or `stalls` after a message.
+/// The same in gRPC: a step is a status, or `silent`, or `stalls` after a message, or `promised` where that was to be longer.
 async fn grpc(seen: &Seen) -> App {
     let seen = Arc::clone(seen);
     App::http2(move |request: Request<Incoming>| {
@@ -105,7 +108,9 @@ async fn grpc(seen: &Seen) -> App {
             let answer = Response::builder().header("content-type", "application/grpc");
             match &*step {
                 "silent" => std::future::pending().await,
-                "stalls" => {
+                step @ ("stalls" | "promised") => {
+                    let answer =
+                        if step == "promised" { answer.header("content-length", "99") } else { answer };
                     let message = Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"\0\0\0\0\x02ok")));
                     let frames = tokio_stream::iter([message]).chain(tokio_stream::pending());
                     answer.body(StreamBody::new(frames).boxed()).unwrap()
@@ -124,7 +129,7 @@ async fn grpc(seen: &Seen) -> App {
 struct Shop {
     web: Workload,
     seen: Seen,
-    _world: World,
+    world: World,
     _workload: Workload,
     _app: App,
 }
@@ -135,6 +140,11 @@ const PROBE: &str = "x-deadline";
 impl Shop {
     /// With the spec of a TrafficPolicy for `shop`, and the rules of a FaultPolicy, if any.
     async fn start(protocol: &str, timeouts: &str, traffic: &str, faults: &str) -> Self {
+        Self::with(protocol, timeouts, traffic, faults, "").await
+    }
+
+    /// With more YAML.
+    async fn with(protocol: &str, timeouts: &str, traffic: &str, faults: &str, more: &str) -> Self {
         let (world, seen) = (World::strict().await, Seen::default());
         let app = if protocol == "http" { scripted(&seen).await } else { grpc(&seen).await };
         world.service("shop", protocol);
@@ -149,10 +159,13 @@ impl Shop {
         if !faults.is_empty() {
             world.yaml("faults.yaml", &of("FaultPolicy", faults));
         }
+        if !more.is_empty() {
+            world.yaml("more.yaml", more);
+        }
         let workload = world.workload("shop").serves("shop", app.address()).start().await;
         workload.counts("tulle_registered", &[], 1.0).await;
         let web = world.workload("web").calls("shop").start().await;
-        let shop = Self { web, seen, _world: world, _workload: workload, _app: app };
+        let shop = Self { web, seen, world, _workload: workload, _app: app };
         eventually("the policy is in force", async || match protocol {
             "http" => {
                 let head = shop.ask("GET", "/probe", "x-deadline: 0", b"").await;
@@ -213,7 +226,7 @@ fn grpc_status(answer: &Response<Incoming>) -> &str {
 const PLENTY: &str = "retryBudget: {percent: 100, minimumRetryRate: {count: 1000, interval: 1s}}";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn r4_without_a_retry_nothing_is_sent_again_that_may_have_been_processed() {
+async fn r04_without_a_retry_nothing_is_sent_again_that_may_have_been_processed() {
     let shop = Shop::start("http", "request: 60s", "", "").await;
     for (method, path, script, outcome) in [
         ("GET", "/status", "503,200", "503 "),
@@ -228,7 +241,7 @@ async fn r4_without_a_retry_nothing_is_sent_again_that_may_have_been_processed()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn r4_a_policys_retries_are_for_what_it_says_and_no_more() {
+async fn r04_a_policys_retries_are_for_what_it_says_and_no_more() {
     let traffic = format!(
         "  retry: {{attempts: 2, statuses: [503], causes: [Reset], backoff: {{base: 1ms}}, maximumBodyBytes: 1000}}\n  {PLENTY}"
     );
@@ -263,7 +276,7 @@ async fn r4_a_policys_retries_are_for_what_it_says_and_no_more() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn r4_a_server_that_always_fails_is_asked_no_more_than_the_budget_says() {
+async fn r04_a_server_that_always_fails_is_asked_no_more_than_the_budget_says() {
     let traffic = "  retry: {attempts: 5, statuses: [503], backoff: {base: 0s}}\n  \
                    retryBudget: {percent: 20, interval: 60s, minimumRetryRate: {count: 3, interval: 60s}}";
     let shop = Shop::start("http", "request: 60s", traffic, "").await;
@@ -283,7 +296,7 @@ async fn r4_a_server_that_always_fails_is_asked_no_more_than_the_budget_says() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn r4_a_stream_that_could_be_sent_again_is_not_held_back() {
+async fn r04_a_stream_that_could_be_sent_again_is_not_held_back() {
     let traffic = format!("  retry: {{attempts: 2, statuses: [503], maximumBodyBytes: 1000}}\n  {PLENTY}");
     let shop = Shop::start("http", "request: 600s", &traffic, "").await;
     let mut wire = shop.web.connect("shop").await;
@@ -375,73 +388,10 @@ async fn a_grpc_timeout_is_kept_and_passed_on_with_what_is_left() {
         let trailers = whole.trailers().cloned().unwrap_or_default();
         assert_eq!(trailers.get("grpc-status"), Some(&HeaderValue::from_str(status).unwrap()), "{path}");
     }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn faults_are_seen_by_retries_and_timeouts_as_a_backends() {
-    let traffic = format!("  retry: {{attempts: 2, statuses: [503], backoff: {{base: 1ms}}}}\n  {PLENTY}");
-    let faults = "  rules:
-  - {name: abort, headers: [{name: x-chaos, value: abort}], abort: {httpStatus: 503}}
-  - {name: teapot, headers: [{name: x-chaos, value: teapot}], abort: {httpStatus: 418}}
-  - {name: code, headers: [{name: x-chaos, value: code}], abort: {grpcStatus: RESOURCE_EXHAUSTED}}
-  - {name: hold, headers: [{name: x-chaos, value: hold}], delay: {duration: 600s}}
-  - {name: slow, headers: [{name: x-chaos, value: slow}], delay: {duration: 500ms}}
-  - {name: never, headers: [{name: x-chaos, value: never}], abort: {percent: 0, httpStatus: 503}}";
-    let shop = Shop::start("http", "request: 30s, perTry: 2s", &traffic, faults).await;
-    eventually("the faults are in force", async || {
-        let head = shop.ask("GET", "/probe", "x-chaos: teapot", b"").await;
-        if head.status() == 418 { Ok(()) } else { Err(format!("{head:?}")) }
-    })
-    .await;
-    // What is asked for, the status and its reason, how often the application was asked, and how often it was tried.
-    for (chaos, script, outcome, times, attempts) in [
-        ("abort", "200", "503 fault_injected", 0, 3),
-        ("teapot", "200", "418 fault_injected", 0, 1),
-        ("code", "200", "429 fault_injected", 0, 1),
-        ("hold", "200", "504 backend_timeout", 0, 3),
-        ("slow", "503,200", "200 ", 2, 2),
-        ("never", "200", "200 ", 1, 1),
-        ("other", "200", "200 ", 1, 1),
-    ] {
-        let (path, started) = (format!("/{chaos}"), Instant::now());
-        let fields = format!("x-chaos: {chaos}\r\nx-script: {script}");
-        let head = shop.ask("GET", &path, &fields, b"").await;
-        assert_eq!(format!("{} {}", head.status(), head.reason().unwrap_or_default()), outcome, "{chaos}");
-        assert_eq!(visits(&shop.seen, &path).len(), times, "{chaos}");
-        let record = shop.web.logs(&[("path", json!(path))]).await;
-        assert_eq!(record["attempts"], json!(attempts), "{record}");
-        let least = match chaos {
-            "hold" => 6,
-            "slow" => 1,
-            _ => 0,
-        };
-        assert!(started.elapsed() >= Duration::from_secs(least), "{chaos}");
-    }
-    let metrics = shop.web.metrics().await;
-    let injected = |kind| metrics.sum("tulle_faults_injected_total", &[("kind", kind)]);
-    assert_eq!(injected("delay"), 5.0);
-    assert!(injected("abort") >= 6.0);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn faults_of_a_share_are_mended_by_retries_also_for_grpc() {
-    let traffic =
-        format!("  retry: {{attempts: 40, grpcCodes: [UNAVAILABLE], backoff: {{base: 0s}}}}\n  {PLENTY}");
-    let faults = "  rules:
-  - {headers: [{name: x-chaos, value: all}], abort: {grpcStatus: DATA_LOSS}}
-  - {abort: {percent: 50, grpcStatus: UNAVAILABLE}}";
-    let shop = Shop::start("kubernetes.io/h2c", "request: 60s", &traffic, faults).await;
-    let mut sender = shop.http2().await;
-    eventually("the faults are in force", async || {
-        let answer = shop.call(&mut shop.http2().await, "/a/probe", &[("x-chaos", "all")]).await;
-        if grpc_status(&answer) == "15" { Ok(()) } else { Err(format!("{answer:?}")) }
-    })
-    .await;
-    for _ in 0..40 {
-        let answer = shop.call(&mut sender, "/a/call", &[]).await;
-        assert_eq!(grpc_status(&answer), "0", "{answer:?}");
-    }
-    assert_eq!(visits(&shop.seen, "/a/call").len(), 40, "faults reach nobody");
-    // Of 40 times one in two: less than 5 is one of ten thousand million.
-    assert!(shop.retried(&[("cause", "status")]).await >= 5.0);
+    // Where more bytes were promised, trailers would be an error of the protocol: only a reset can end it.
+    let answer = shop.call(&mut sender, "/a/promised", &of("promised", "1S")).await;
+    let error = tulle_tests::within("the end", answer.into_body().collect()).await.unwrap_err();
+    let cause = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<h2::Error>());
+    let told = cause.map(|cause| (cause.is_remote(), cause.reason()));
+    assert_eq!(told, Some((true, Some(h2::Reason::INTERNAL_ERROR))), "{error:?}");
 }

@@ -1,13 +1,14 @@
 //! Stale endpoints (R7): whatever is killed, partitioned or changed meanwhile, proxies come to use exactly what the folder says.
 //!
-//! Nothing is said of times here: it is waited for the exact state, and that nothing else is held.
+//! It is waited for the exact state, and that nothing else is held; how long that takes is held to R7 in the long form only.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::Value;
 
-use tulle_tests::{Program, Workload, World, binary, eventually};
+use tulle_tests::{Program, Workload, World, binary, eventually, long};
 
 /// Addresses of endpoints by service, in the namespace of tests.
 type Endpoints = BTreeMap<String, BTreeSet<String>>;
@@ -102,8 +103,14 @@ async fn all_use(world: &World, proxies: &[&Workload], expected: &Endpoints, gon
     .await;
 }
 
+/// The time of R7, where nothing else slows the machine down.
+fn soon(mended: Instant) {
+    let took = mended.elapsed();
+    assert!(!long() || took <= Duration::from_secs(35), "{took:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn r7_proxies_equal_the_folder_that_changed_while_the_control_plane_was_dead() {
+async fn r07_proxies_equal_the_folder_that_changed_while_the_control_plane_was_dead() {
     let mut world = World::strict().await;
     service(&world, "moved", &[11, 12]);
     service(&world, "gone", &[21]);
@@ -121,11 +128,15 @@ async fn r7_proxies_equal_the_folder_that_changed_while_the_control_plane_was_de
     service(&world, "empty", &[]);
     world.remove_yaml("gone.yaml");
     world.restart_control_plane().await;
+    let back = Instant::now();
     let after = endpoints(&[("moved", &[12, 13]), ("gone", &[]), ("same", &[31, 32]), ("empty", &[])]);
     all_use(&world, &[&web], &after, &["default/gone"]).await;
+    soon(back);
     // Who was partitioned from all of it has missed the end of one control plane and the beginning of another.
     cart.process().signal(Signal::CONT);
+    let back = Instant::now();
     all_use(&world, &[&web, &cart], &after, &["default/gone"]).await;
+    soon(back);
 
     // And both ends have compared, and found nothing to mend.
     for proxy in [&web, &cart] {
@@ -139,7 +150,7 @@ async fn r7_proxies_equal_the_folder_that_changed_while_the_control_plane_was_de
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn r7_a_partitioned_proxy_is_named_and_catches_up() {
+async fn r07_a_partitioned_proxy_is_named_and_catches_up() {
     let world = World::strict().await;
     service(&world, "orders", &[11, 12]);
     let web = client(&world, "web", &["orders"]).await;
@@ -147,8 +158,12 @@ async fn r7_a_partitioned_proxy_is_named_and_catches_up() {
     all_use(&world, &[&web, &cart], &endpoints(&[("orders", &[11, 12])]), &[]).await;
 
     cart.process().signal(Signal::STOP);
-    let (said, equal) = diagnostics(&world);
-    assert_eq!((equal, said["silent"].to_string()), (false, r#"["default/cart"]"#.to_owned()), "{said}");
+    eventually("who does not answer is named", async || {
+        let (said, equal) = diagnostics(&world);
+        let named = !equal && said["silent"] == serde_json::json!(["default/cart"]);
+        if named { Ok(()) } else { Err(said.to_string()) }
+    })
+    .await;
     for hosts in [&[12][..], &[12, 13, 14], &[13]] {
         service(&world, "orders", hosts);
         eventually("who is not partitioned uses them", async || {
@@ -158,5 +173,7 @@ async fn r7_a_partitioned_proxy_is_named_and_catches_up() {
         .await;
     }
     cart.process().signal(Signal::CONT);
+    let back = Instant::now();
     all_use(&world, &[&web, &cart], &endpoints(&[("orders", &[13])]), &[]).await;
+    soon(back);
 }

@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
+mod change;
 mod conformance;
 mod egress;
 mod first;
@@ -11,6 +12,7 @@ mod lacking;
 mod led;
 mod mesh;
 mod names;
+mod resilience;
 mod rules;
 mod run;
 

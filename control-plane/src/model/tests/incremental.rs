@@ -33,8 +33,9 @@ fn random_object(random: &mut Random) -> String {
     match random.below(10) {
         0 | 1 => {
             let written = if random.below(2) == 0 { format!("clusterIP: {ip}, ") } else { String::new() };
+            let affinity = random.pick(&["", "sessionAffinity: ClientIP, "]);
             format!(
-                "apiVersion: v1\nkind: Service\nmetadata: {{name: {service}, namespace: {namespace}}}\nspec: {{{written}ports: [{{port: {port}, name: '{named}'}}]}}\n"
+                "apiVersion: v1\nkind: Service\nmetadata: {{name: {service}, namespace: {namespace}}}\nspec: {{{written}{affinity}ports: [{{port: {port}, name: '{named}'}}]}}\n"
             )
         }
         2 => format!(
@@ -42,8 +43,14 @@ fn random_object(random: &mut Random) -> String {
         ),
         3 => {
             let parent = random.pick(&NAMESPACES);
+            let another = match random.pick(&["", "a", "b", "c"]) {
+                "" => String::new(),
+                name if name == service => String::new(),
+                name => format!(", {{group: '', kind: Service, name: {name}, namespace: {parent}}}"),
+            };
+            let session = random.pick(&["", ", sessionPersistence: {sessionName: s}"]);
             format!(
-                "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: r-{other}, namespace: {namespace}}}\nspec:\n  parentRefs: [{{group: '', kind: Service, name: {service}, namespace: {parent}}}]\n  rules: [{{name: x, backendRefs: [{{name: {other}, namespace: {parent}, port: {port}}}]}}]\n"
+                "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: r-{other}, namespace: {namespace}}}\nspec:\n  parentRefs: [{{group: '', kind: Service, name: {service}, namespace: {parent}}}{another}]\n  rules: [{{name: x, backendRefs: [{{name: {other}, namespace: {parent}, port: {port}}}]{session}}}]\n"
             )
         }
         4 => format!(

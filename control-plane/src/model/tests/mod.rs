@@ -7,6 +7,7 @@ mod egress;
 mod filters;
 mod grpc;
 mod incremental;
+mod patterns;
 mod publish;
 mod resilience;
 mod routes;

@@ -76,3 +76,23 @@ async fn many_changes_are_published_as_one_and_no_change_as_none() {
     assert_eq!(publisher.findings().borrow().len(), 4);
     task.abort();
 }
+
+#[tokio::test]
+async fn what_is_wrong_is_looked_at_again_when_a_workload_registers_or_leaves() {
+    let limits = "---\napiVersion: policy.tulle.dev/v1alpha1\nkind: RateLimitPolicy\nmetadata: {name: l}\nspec: {targetRefs: [{kind: Service, name: orders}], limits: [{rate: {requests: 1}}]}\n";
+    let (index, _) = index(&format!("{ORDERS}{}{limits}", slice("")));
+    let publisher = Publisher::new(index, Settings::default(), Vec::new());
+    let uncounted = || {
+        let found = publisher.findings().borrow().clone();
+        let told = found.iter().find_map(|one| one.message.strip_prefix("nobody counts what goes to "));
+        told.and_then(|told| told.split_once(" and ")).map(|(first, _)| first.to_owned())
+    };
+    assert_eq!(uncounted().as_deref(), Some("2001:db8::1"));
+    let registration = registration("o", "2001:db8::1", &[("orders", 80, 8080)]);
+    let submitted = publisher.submit(registration, None);
+    publisher.publish();
+    assert_eq!(uncounted().as_deref(), Some("2001:db8::2"));
+    publisher.unregister(submitted.registered.id);
+    publisher.publish();
+    assert_eq!(uncounted().as_deref(), Some("2001:db8::1"));
+}

@@ -122,7 +122,7 @@ fn every_section_of_a_traffic_policy_reaches_every_port() {
             connect_timeout: time(2000),
             idle_timeout: time(0),
             maximum_age: time(600_000),
-            keep_alive: Some(v1::KeepAlive { time: time(7_200_000), interval: time(75_000), probes: 9 }),
+            keep_alive: Some(v1::KeepAlive { time: time(30_000), interval: time(10_000), probes: 3 }),
         }),
         retry_budget: Some(v1::RetryBudget {
             percent: 10,
@@ -312,6 +312,9 @@ fn a_service_that_prefers_its_zone_has_the_defaults_unless_a_policy_says_more() 
     let p = |spec: &str| format!("{close}{}", policy("TrafficPolicy", "p", AT_ORDERS, spec));
     assert_eq!(zones(&p("  loadBalancer: {algorithm: Random}")).maximum_load_percent, 150);
     assert_eq!(zones(&p("  loadBalancer: {zones: {maximumLoadPercent: 200}}")).maximum_load_percent, 200);
+    let node = ORDERS.replace("spec:\n", "spec:\n  trafficDistribution: PreferSameNode\n");
+    assert_eq!(zones(&node).maximum_load_percent, 150);
+    assert!(told(&node)[0].contains("taken for `PreferSameZone`"), "{:?}", told(&node));
     let unknown = ORDERS.replace("spec:\n", "spec:\n  trafficDistribution: Nearby\n");
     assert_eq!(told(&unknown).len(), 1);
     assert_eq!(traffic(&model(&unknown), 80), None);
@@ -659,7 +662,7 @@ fn a_back_off_that_something_else_leaves_no_time_for_is_told() {
     assert_eq!(
         of(&time(AT_HTTP, "2s")),
         [
-            "spec.retry.backoff.base: at port 80 of Service default/orders a request may take no longer than that: nothing is ever sent again there"
+            "spec.retry.backoff.base: at port 80 of Service default/orders a request may take no longer than that: there is never time for a retry"
         ]
     );
     assert_eq!(of(&time(AT_HTTP, "3s")), [""; 0]);
@@ -697,6 +700,10 @@ fn a_policy_is_attached_to_what_it_can_be_on_only() {
         ),
         ("{kind: HTTPRoute, name: r}", "spec.targetRefs[0].group: `` has no kind HTTPRoute"),
         (
+            "{kind: Service, name: orders, namespace: shop}",
+            "spec.targetRefs[0].namespace: the policy cannot be attached to what is in the namespace `shop`",
+        ),
+        (
             "{kind: Service, name: orders}, {kind: Service, name: orders}",
             "spec.targetRefs[1]: Service default/orders is a target twice",
         ),
@@ -711,4 +718,49 @@ fn a_policy_is_attached_to_what_it_can_be_on_only() {
     let inbound =
         policy("RateLimitPolicy", "p", AT_ROUTE, "  direction: Inbound\n  limits: [{rate: {requests: 1}}]");
     assert!(told(&inbound)[1].contains("spec.direction: "), "{:#?}", told(&inbound));
+}
+
+#[test]
+fn limits_that_nobody_keeps_are_told() {
+    let slice = |identity: &str| {
+        format!(
+            "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: orders-{}\n  labels: {{kubernetes.io/service-name: orders}}\n  \
+             annotations: {{{identity}}}\naddressType: IPv4\nports: [{{name: http, port: 8080}}]\nendpoints: [{{addresses: [10.0.0.1]}}, {{addresses: [10.0.0.2]}}]\n",
+            identity.len()
+        )
+    };
+    let limit = "limits: [{rate: {requests: 1}}]";
+    let inbound = policy("RateLimitPolicy", "p", AT_ORDERS, &format!("  {limit}"));
+    let outbound = policy("RateLimitPolicy", "p", AT_ORDERS, &format!("  direction: Outbound\n  {limit}"));
+    let (bare, meshed) = (slice(""), slice("tulle.dev/identity: default/orders"));
+    assert_eq!(
+        told(&format!("{ORDERS}{bare}{inbound}")),
+        [
+            "spec.targetRefs[0]: nobody counts what goes to 10.0.0.1 and 1 more of Service default/orders: no proxy stands there"
+        ]
+    );
+    for held in [format!("{bare}{outbound}"), format!("{meshed}{inbound}"), inbound] {
+        assert_eq!(told(&format!("{ORDERS}{held}")), [""; 0], "{held}");
+    }
+}
+
+#[test]
+fn counting_by_identity_where_there_is_one_only_is_told_of_routes_too() {
+    let rules = "[{name: a, backendRefs: [{name: orders, port: 80}]}]";
+    let route = route("default", "r", "", rules);
+    let limits = "  limits: [{by: {identity: {}}, rate: {requests: 1}}]";
+    let told = |targets: &str, spec: &str| {
+        let policy = policy("RateLimitPolicy", "p", targets, spec);
+        told(&format!("{ORDERS}{route}{policy}"))
+    };
+    for at in [told(AT_ROUTE, limits), told(AT_ORDERS, &format!("  direction: Outbound\n{limits}"))] {
+        assert_eq!(at.len(), 1, "{at:?}");
+        assert!(
+            at[0].starts_with("spec.limits[0].by: a client's proxy sends for one identity only"),
+            "{at:?}"
+        );
+    }
+    assert_eq!(told(AT_ORDERS, limits), [""; 0]);
+    // The Service's own proxies do tell identities apart.
+    assert_eq!(told(&format!("{AT_ORDERS}, {AT_ROUTE}"), limits), [""; 0]);
 }

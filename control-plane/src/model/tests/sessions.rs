@@ -112,6 +112,20 @@ fn beside_a_services_own_affinity_the_route_is_rejected() {
 }
 
 #[test]
+fn an_affinity_that_comes_to_one_parent_rejects_the_route_at_the_other_too() {
+    let carts = format!("---{}", ORDERS.replace("orders", "carts"));
+    let route = route("default", "r", "", &format!("[{{{BACKEND}, sessionPersistence: {{}}}}]"));
+    let both = "namespace: default}, {group: '', kind: Service, name: carts}]";
+    let (mut index, _) = index(&format!("{ORDERS}{carts}{}", route.replace("namespace: default}]", both)));
+    let model = Model::build(&index, Settings::default());
+    let is_served = |model: &Model| routes(model, "x/default/orders").http[0].rules[0].invalid.is_empty();
+    assert!(is_served(&model));
+    index.change(read_text(&carts.replace("spec:\n", "spec:\n  sessionAffinity: ClientIP\n")).changes);
+    let dirty = index.take_dirty();
+    assert!(!is_served(&model.next(&index, &dirty)));
+}
+
+#[test]
 fn every_proxy_is_told_the_same_key_and_a_restart_keeps_it() {
     let key = |secret: &[u8]| {
         let session_key = Some(SessionKey::derive(secret));

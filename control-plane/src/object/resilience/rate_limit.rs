@@ -6,8 +6,8 @@ use tulle_api::v1;
 
 use super::traffic::MIN_TIME;
 use super::{
-    Identity, MAX_LIST, NamespacedName, at_most, check_header_value, check_name, check_patterns, on_the_wire,
-    read_headers, time_from, within,
+    Identity, Kind, MAX_LIST, NamespacedName, Target, at_most, check_header_value, check_name,
+    check_patterns, on_the_wire, read_headers, time_from, within,
 };
 use crate::finding::Notes;
 use crate::kinds::{self, Direction};
@@ -29,6 +29,11 @@ pub struct Limit {
 // === impl Limit ===
 
 impl Limit {
+    /// What requests must have to be counted.
+    pub(super) fn headers(&self) -> &[v1::ValueMatch] {
+        &self.limit.headers
+    }
+
     /// As a proxy of this trust domain is told.
     pub fn on_the_wire(&self, trust_domain: &str) -> v1::RateLimit {
         let mut limit = self.limit.clone();
@@ -43,6 +48,7 @@ impl Limit {
 pub(super) fn read(
     policy: &NamespacedName,
     spec: &kinds::RateLimitPolicySpec,
+    targets: &[Target],
     notes: &mut Notes,
 ) -> Vec<Limit> {
     if spec.limits.is_empty() {
@@ -55,10 +61,14 @@ pub(super) fn read(
     for (index, written) in spec.limits.iter().enumerate() {
         let at = format!("spec.limits[{index}]");
         let name = read_name(&at, index, written.name.as_deref(), &mut names, notes);
-        let outbound = spec.direction == Some(Direction::Outbound);
+        let outbound = match spec.direction {
+            Some(direction) => direction == Direction::Outbound,
+            // As `Resilience::direction` says.
+            None => targets.iter().all(|target| target.object.kind != Kind::Service),
+        };
         limits.push(read_limit(&at, format!("{policy}/{name}"), written, outbound, notes));
     }
-    check_patterns("spec.limits", limits.iter().flat_map(|one| &one.limit.headers), notes);
+    check_patterns("spec.limits", limits.iter().flat_map(Limit::headers), notes);
     limits
 }
 
@@ -75,7 +85,7 @@ fn read_limit(
         notes.warn(
             format!("{at}.by"),
             "a client's proxy sends for one identity only, so that this counts all requests together",
-            "leave it out, or let the proxies behind the Service count: `direction: Inbound`",
+            "leave it out, or let the proxies behind the Service count: attach the policy to that, with `direction: Inbound`",
         );
     }
     if key.is_none() && !written.overrides.is_empty() && !notes.refused() {

@@ -84,7 +84,7 @@ fn retry(written: &kinds::Retry, request: Option<Duration>, notes: &mut Notes) -
     {
         notes.warn(
             format!("{at}.backoff.base"),
-            "as long as the whole request may take, or longer: nothing is ever sent again",
+            "as long as the whole request may take, or longer: there is never time for a retry",
             "make it shorter than `timeouts.request`",
         );
     }
@@ -113,8 +113,9 @@ pub(super) fn budget(written: &kinds::RetryBudget, notes: &mut Notes) -> v1::Ret
     if percent == 0 && count == 0 && !notes.refused() {
         notes.warn(
             at,
-            "0 percent, and 0 at any rate: no request is ever sent again",
-            "that is what `retry: {attempts: 0}` says more plainly; else give one of them more than 0",
+            "0 percent, and 0 at any rate: requests are never sent again but as without a `retry`",
+            "leave `retry` out, or give one of them more than 0; not `attempts: 0`, by which not even what provably was not processed is sent \
+             once more",
         );
     }
     let interval = time_from(MIN_TIME, &format!("{at}.interval"), &written.interval, notes);

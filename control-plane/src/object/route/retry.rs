@@ -71,7 +71,7 @@ impl Retry {
         if request_timeout.is_some_and(|limit| backoff >= limit) && attempts > 0 {
             notes.warn(
                 field,
-                "as long as the whole request may take, or longer: nothing is ever sent again",
+                "as long as the whole request may take, or longer: there is never time for a retry",
                 "make it shorter than `timeouts.request`",
             );
         }

@@ -283,7 +283,7 @@ async fn settle(served: &mut Served, mesh_version: &str) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn r7_where_both_ends_differ_the_stream_is_opened_anew() {
+async fn r07_where_both_ends_differ_the_stream_is_opened_anew() {
     let mut bench = Bench::start();
     let (mut served, _) = bench.stream().await;
     settle(&mut served, "v1").await;
@@ -309,7 +309,7 @@ async fn r7_where_both_ends_differ_the_stream_is_opened_anew() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn r7_a_resource_that_was_rejected_is_told_and_so_no_difference() {
+async fn r07_a_resource_that_was_rejected_is_told_and_so_no_difference() {
     let mut bench = Bench::start();
     let (mut served, _) = bench.stream().await;
     settle(&mut served, "v1").await;
@@ -326,7 +326,7 @@ async fn r7_a_resource_that_was_rejected_is_told_and_so_no_difference() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn r7_a_control_plane_that_says_nothing_any_more_is_left() {
+async fn r07_a_control_plane_that_says_nothing_any_more_is_left() {
     let mut bench = Bench::start();
     let (mut served, _) = bench.stream().await;
     settle(&mut served, "v1").await;

@@ -266,7 +266,7 @@ fn routes_of_which_one_rule_cannot_be_read_are_used_and_it_is_told() {
 }
 
 #[test]
-fn r7_what_is_not_in_use_as_it_was_told_is_asked_for_again() {
+fn r07_what_is_not_in_use_as_it_was_told_is_asked_for_again() {
     let mut bench = Bench::new(&[]);
     let name = ObjectName::new("shop", "orders");
     bench.want(&Want::Service(name.clone()));
@@ -299,7 +299,7 @@ fn r7_what_is_not_in_use_as_it_was_told_is_asked_for_again() {
 }
 
 #[test]
-fn r7_the_endpoints_of_a_service_that_has_gone_are_emptied() {
+fn r07_the_endpoints_of_a_service_that_has_gone_are_emptied() {
     let mut bench = Bench::new(&[]);
     let name = ObjectName::new("shop", "orders");
     bench.want(&Want::Service(name.clone()));

@@ -3,7 +3,8 @@ use std::net::SocketAddr;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpListener;
 
-use super::super::{ConnectError, Dial, Http1, Preferred, Way};
+use super::super::pool::SharedConnection;
+use super::super::{ConnectError, Dial, Http1, Http2, Preferred, Way};
 use super::*;
 use crate::state::Peer;
 use crate::telemetry::Reason;
@@ -160,7 +161,7 @@ async fn soon<T>(future: impl Future<Output = T>) -> T {
 async fn an_http2_connection_that_falls_idle_makes_room_for_who_waits() {
     let limits = Limits { connections: 1, queue_timeout: LONG, ..Limits::default() };
     let ([one, other], gate, metrics) = port(limits, Connections::default()).await;
-    let first = one.http2(0, || dial(&metrics)).await.unwrap();
+    let first = one.http2(0, None, || dial(&metrics)).await.unwrap();
     let (second, ()) = soon(async {
         tokio::join!(connect(&other, 1, &metrics), async {
             while gate.connections.waiting() == 0 {
@@ -231,4 +232,211 @@ async fn a_patience_without_end_is_no_panic() {
     let patience = gate.patience(&metrics);
     let (second, ()) = soon(async { tokio::join!(gate.request(&patience), async { drop(first) }) }).await;
     assert!(second.is_ok());
+}
+
+/// Answers no request, and says GOAWAY on the first connection once it has one.
+async fn leaving() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut leaves = true;
+        while let Ok((stream, _)) = listener.accept().await {
+            let leaves = std::mem::take(&mut leaves);
+            tokio::spawn(async move {
+                let mut connection = h2::server::handshake(stream).await.unwrap();
+                let mut held = Vec::new();
+                while let Some(Ok(request)) = connection.accept().await {
+                    held.push(request);
+                    if leaves {
+                        connection.graceful_shutdown();
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_connection_that_takes_nothing_new_gives_its_place_up_before_its_last_stream_ends() {
+    let limits = Limits { connections: 1, connections_per_endpoint: 1, ..Limits::default() };
+    for age in [None, Some(LONG)] {
+        let connections = Connections { maximum_age: age, ..Connections::default() };
+        let ([_, other], gate, metrics) = port(limits, connections).await;
+        let service = "default/orders:80".into();
+        let one = Endpoint::new(leaving().await, Peer::Plaintext, None, service, 1);
+        gate.joined(&one);
+        let Http2 { mut sender, place } = one.http2(0, None, || dial(&metrics)).await.unwrap();
+        if age.is_some() {
+            let old = |connection: &mut SharedConnection| connection.until = Some(std::time::Instant::now());
+            one.pools[0].http2(|shared| shared.all_mut().for_each(old));
+        } else {
+            let request = http::Request::get("http://orders/").body(crate::wire::Body::empty()).unwrap();
+            tokio::spawn(async move { drop(sender.send(request, ()).await) });
+        }
+        assert!(age.is_some() || connect(&other, 0, &metrics).await.is_err(), "it is used");
+        soon(async {
+            while gate.connections.taken() > 0 {
+                one.sweep(0, LONG);
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await;
+        // Here, and elsewhere.
+        let second = soon(one.http2(0, None, || dial(&metrics))).await.unwrap();
+        assert_eq!((gate.connections.taken(), one.room.connections.taken()), (1, 1));
+        drop(second);
+        gate.say(Some(Limits { queue_timeout: LONG, ..limits }), connections);
+        assert!(soon(connect(&other, 0, &metrics)).await.is_ok());
+        drop(place);
+        assert_eq!((gate.connections.taken(), one.room.connections.taken()), (0, 0), "given once");
+    }
+}
+
+/// A rolling update: the old pod says GOAWAY to its long streams, and is not among the endpoints any more.
+#[tokio::test]
+async fn a_connection_to_an_endpoint_that_was_removed_gives_its_place_up_when_it_is_wanted() {
+    // To who comes then, and to who waits.
+    for waits in [false, true] {
+        let queue_timeout = if waits { LONG } else { Duration::ZERO };
+        let limits = Limits { connections: 1, queue_timeout, ..Limits::default() };
+        let ([other, _], gate, metrics) = port(limits, Connections::default()).await;
+        let service = "default/orders:80".into();
+        let one = Endpoint::new(leaving().await, Peer::Plaintext, None, service, 1);
+        gate.joined(&one);
+        let Http2 { mut sender, place } = one.http2(0, None, || dial(&metrics)).await.unwrap();
+        // It has its stream, and that its place at the endpoint.
+        drop(one);
+        let mut goes = sender.clone();
+        let goaway = async {
+            while waits && gate.connections.waiting() == 0 {
+                tokio::task::yield_now().await;
+            }
+            let request = http::Request::get("http://orders/").body(crate::wire::Body::empty()).unwrap();
+            tokio::spawn(async move { drop(sender.send(request, place).await) });
+            while goes.is_open() {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(gate.connections.taken(), 1, "nobody has looked");
+            gate.sweep();
+        };
+        let connected = if waits {
+            soon(async { tokio::join!(connect(&other, 0, &metrics), goaway).0 }).await
+        } else {
+            soon(goaway).await;
+            soon(connect(&other, 0, &metrics)).await
+        };
+        drop(connected.unwrap());
+        assert_eq!(gate.connections.taken(), 0, "given once");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_of_streams_that_is_too_old_gives_its_place_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let service = "default/orders:80".into();
+    let one = Endpoint::new(listener.local_addr().unwrap(), Peer::Plaintext, None, service, 1);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let mut driver = crate::io::streams::accepted(crate::io::Io::tcp(stream));
+            tokio::spawn(async move { while let Ok(Some(_)) = driver.next().await {} });
+        }
+    });
+    let limits = Limits { connections: 1, ..Limits::default() };
+    let said = Connections { maximum_age: Some(Duration::from_millis(1)), ..Connections::default() };
+    let (_, gate, metrics) = port(limits, said).await;
+    gate.joined(&one);
+    let shared = Preferred { way: Way::Shared, or_other: false };
+    let first = one.http1(0, shared, Some(LONG), || dial(&metrics)).await.unwrap();
+    assert_eq!(gate.connections.taken(), 1);
+    soon(async {
+        while gate.connections.taken() > 0 {
+            one.sweep(0, LONG);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    let second = soon(one.http1(0, shared, Some(LONG), || dial(&metrics))).await.unwrap();
+    assert_eq!(gate.connections.taken(), 1);
+    drop((first, second));
+}
+
+#[tokio::test]
+async fn what_is_taken_of_each_limit_is_told() {
+    let limits = Limits {
+        connections: 9,
+        connections_per_endpoint: 9,
+        requests: 9,
+        requests_per_endpoint: 2,
+        pending: 9,
+        queue_timeout: LONG,
+    };
+    let ([one, other], gate, metrics) = port(limits, Connections::default()).await;
+    let mut held = Vec::new();
+    for endpoint in [&one, &one, &other] {
+        held.push(connect(endpoint, 0, &metrics).await.unwrap());
+    }
+    let worker = metrics.worker(0);
+    let mut seats = Vec::new();
+    for endpoint in [&one, &one, &other] {
+        let seat = gate.request(&gate.patience(&worker)).await.unwrap();
+        seats.push(endpoint.room.request(seat).unwrap());
+    }
+    // One waits for this endpoint and no other, and one for any.
+    let patience = gate.patience(&worker);
+    let nothing = || None::<()>;
+    let waiting = async {
+        tokio::join!(
+            gate.endpoint(Some(&one.room), &patience, nothing),
+            gate.endpoint(None, &patience, nothing)
+        )
+    };
+    let told = async {
+        let told: Vec<_> = gate.read().iter().map(|one| (one.limit, one.used, one.waiting)).collect();
+        let expected = [
+            ("requests", 3, 0),
+            ("requests_per_endpoint", 2, 2),
+            ("connections", 3, 0),
+            ("connections_per_endpoint", 2, 0),
+            ("pending", 2, 0),
+        ];
+        assert_eq!(told, expected);
+    };
+    tokio::select! {
+        biased;
+        _ = waiting => unreachable!("there is nothing to be had"),
+        () = told => {}
+    }
+    gate.say(None, Connections::default());
+    assert_eq!(gate.read(), [], "what is not limited is not shown");
+}
+
+/// Dials that wait for a place while all who waited for them are served otherwise.
+#[tokio::test]
+async fn dials_that_nobody_wants_any_more_take_no_place_from_another_worker() {
+    let limits = Limits { connections_per_endpoint: 1, queue_timeout: LONG, ..Limits::default() };
+    let ([one, _], _, metrics) = port(limits, Connections::default()).await;
+    let mut held = Some(connect(&one, 0, &metrics).await.unwrap());
+    let own: tokio::task::JoinSet<_> = (0..4)
+        .map(|_| {
+            let (one, metrics) = (Arc::clone(&one), metrics.clone());
+            async move { connect(&one, 0, &metrics).await.map(|got| one.keep_http1(0, got)).is_ok() }
+        })
+        .collect();
+    while one.room.connections.waiting() < 4 {
+        tokio::task::yield_now().await;
+    }
+    let other = tokio::spawn({
+        let (one, metrics) = (Arc::clone(&one), metrics.clone());
+        async move { connect(&one, 1, &metrics).await.is_ok() }
+    });
+    while one.room.connections.waiting() < 5 {
+        tokio::task::yield_now().await;
+    }
+    // It goes from hand to hand, and then to whom it does not reach so.
+    one.keep_http1(0, held.take().unwrap());
+    assert_eq!(soon(own.join_all()).await, [true; 4]);
+    assert!(soon(other).await.unwrap());
+    assert_eq!(one.room.connections.waiting(), 0);
+    assert!(metrics.render().contains("tulle_pool_dials_total{result=\"ok\"} 2\n"), "{}", metrics.render());
 }

@@ -43,7 +43,7 @@ fn ready(checkout: Checkout<Fake>) -> Place<Fake> {
 /// With one connection, which already has a stream.
 fn one(connection: &Fake, now: Instant) -> (Shared<Fake, u32>, Place<Fake>) {
     let mut shared = Shared::default();
-    assert_eq!(shared.checkout(|| 0), Checkout::Dial);
+    assert_eq!(shared.checkout(None, || 0), Checkout::Dial);
     let mut dialled = shared.dialled(connection.clone(), now);
     (shared, dialled.served.remove(0).place)
 }
@@ -51,23 +51,23 @@ fn one(connection: &Fake, now: Instant) -> (Shared<Fake, u32>, Place<Fake>) {
 #[test]
 fn one_dial_serves_all_who_wait() {
     let mut shared = Shared::default();
-    assert_eq!(shared.checkout(|| 0), Checkout::Dial);
-    assert_eq!(shared.checkout(|| 1), Checkout::Wait);
+    assert_eq!(shared.checkout(None, || 0), Checkout::Dial);
+    assert_eq!(shared.checkout(None, || 1), Checkout::Wait);
     let dialled = shared.dialled(fake(1, 100), Instant::now());
     assert_eq!(dialled.served.iter().map(|served| served.waiter).collect::<Vec<_>>(), [0, 1]);
     assert!(!dialled.again && dialled.failed.is_empty());
     assert_eq!((shared.streams(), shared.connections()), (2, 1));
-    assert_eq!(ready(shared.checkout(|| 2)).connection, fake(1, 100));
+    assert_eq!(ready(shared.checkout(None, || 2)).connection, fake(1, 100));
 }
 
 #[test]
 fn an_error_of_the_one_dial_reaches_all_who_wait() {
     let mut shared = Shared::<Fake, u32>::default();
     for waiter in 0..3 {
-        shared.checkout(|| waiter);
+        shared.checkout(None, || waiter);
     }
     assert_eq!(shared.failed().failed, [0, 1, 2]);
-    assert_eq!(shared.checkout(|| 3), Checkout::Dial);
+    assert_eq!(shared.checkout(None, || 3), Checkout::Dial);
 }
 
 #[test]
@@ -76,7 +76,7 @@ fn a_full_connection_is_joined_by_another_and_shared_beyond_the_last() {
     let now = Instant::now();
     let all = 2 * MAX_CONNECTIONS as u32 + 5;
     for waiter in 0..all {
-        shared.checkout(|| waiter);
+        shared.checkout(None, || waiter);
     }
     for number in 1..MAX_CONNECTIONS as u32 {
         let dialled = shared.dialled(fake(number, 2), now);
@@ -91,16 +91,38 @@ fn a_full_connection_is_joined_by_another_and_shared_beyond_the_last() {
 #[test]
 fn a_failed_second_dial_leaves_the_first_connection_to_share() {
     let (mut shared, _place) = one(&fake(1, 1), Instant::now());
-    assert_eq!(shared.checkout(|| 1), Checkout::Dial);
+    assert_eq!(shared.checkout(None, || 1), Checkout::Dial);
     let dialled = shared.failed();
     assert_eq!((dialled.served.len(), dialled.failed.len()), (1, 0));
+}
+
+#[test]
+fn who_needs_a_fresh_connection_gets_no_older_one_and_dials_but_once() {
+    let (old, failed) = (Instant::now(), Instant::now() + Duration::from_secs(1));
+    let (mut shared, place) = one(&fake(1, 100), old);
+    // It carries something else, so that it is kept.
+    assert_eq!(shared.take_older(failed), []);
+    assert_eq!(shared.checkout(Some(failed), || 1), Checkout::Dial);
+    assert_eq!(ready(shared.checkout(None, || 2)).connection, fake(1, 100));
+    assert_eq!(shared.finish(place.id, failed), None, "nor one that is free again");
+    let dialled = shared.dialled(fake(2, 100), failed);
+    let served: Vec<_> = dialled.served.iter().map(|one| (one.waiter, one.place.connection.number)).collect();
+    assert_eq!(served, [(1, 2)]);
+    // The next that needs one, and whoever needs none.
+    let place = ready(shared.checkout(Some(failed), || 3));
+    assert_eq!(place.connection, fake(2, 100));
+    for id in [place.id, dialled.served[0].place.id] {
+        shared.finish(id, failed);
+    }
+    assert_eq!(shared.take_older(failed), [], "it is not closed for being idle");
+    assert_eq!(ready(shared.checkout(Some(failed), || 4)).connection, fake(2, 100));
 }
 
 #[test]
 fn a_place_that_becomes_free_serves_who_waits() {
     let now = Instant::now();
     let (mut shared, first) = one(&fake(1, 1), now);
-    assert_eq!(shared.checkout(|| 1), Checkout::Dial);
+    assert_eq!(shared.checkout(None, || 1), Checkout::Dial);
     assert_eq!(shared.finish(first.id, now).expect("is served").waiter, 1);
 }
 
@@ -109,7 +131,7 @@ fn what_was_told_to_go_away_takes_nothing_new() {
     let now = Instant::now();
     let (mut shared, place) = one(&fake(1, 100), now);
     place.connection.open.set(false);
-    assert_eq!(shared.checkout(|| 1), Checkout::Dial);
+    assert_eq!(shared.checkout(None, || 1), Checkout::Dial);
     assert_eq!(shared.finish(place.id, now), None);
     assert_eq!(shared.dialled(fake(2, 100), now).served[0].place.connection, fake(2, 100));
 }
@@ -117,7 +139,7 @@ fn what_was_told_to_go_away_takes_nothing_new() {
 #[test]
 fn a_server_that_closes_at_once_is_not_dialled_in_circles() {
     let mut shared = Shared::default();
-    shared.checkout(|| 0);
+    shared.checkout(None, || 0);
     let closed = fake(1, 100);
     closed.open.set(false);
     let dialled = shared.dialled(closed, Instant::now());
@@ -150,7 +172,7 @@ struct World {
 impl World {
     fn step(&mut self, number: u32) {
         match self.rng.below(10) {
-            0..4 => match self.shared.checkout(|| number) {
+            0..4 => match self.shared.checkout(None, || number) {
                 Checkout::Ready(place) => self.take(place),
                 answer => {
                     self.waiting.insert(number);

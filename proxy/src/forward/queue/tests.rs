@@ -6,10 +6,11 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
 use super::*;
-use crate::endpoint::EndpointSet;
+use crate::balance::{Algorithm, HashKey, LoadBalancer};
+use crate::endpoint::{EndpointSet, How};
 use crate::forward::asked::Asked;
 use crate::forward::tests;
-use crate::state::{Connections, EndpointInfo, EndpointsInfo, Limits, Peer, ServiceState};
+use crate::state::{Connections, EndpointInfo, EndpointsInfo, Limits, Peer, ServiceState, Traffic};
 
 const LONG: Duration = Duration::from_secs(3600);
 
@@ -26,12 +27,11 @@ fn service(worker: &Worker, endpoints: u16, limits: Limits) -> (Arc<ServiceState
 type Picked = Result<(Arc<Endpoint>, Option<RequestSeat>), Fault>;
 
 async fn pick(worker: &Worker, target: &Target) -> Picked {
-    let endpoint = {
-        let asked = Asked { client: ([127, 0, 0, 1], 1).into(), request: None };
-        target.pick(worker, &[], &asked)?
-    };
+    let asked = || Asked { client: ([127, 0, 0, 1], 1).into(), request: None };
+    let endpoint = target.pick(worker, &[], &asked())?;
     let Some(gate) = endpoint.room.limited().cloned() else { return Ok((endpoint, None)) };
-    seated(worker, target, &[], endpoint, gate).await
+    let key = target.key(&asked());
+    seated(worker, target, &[], endpoint, key, gate).await
 }
 
 #[tokio::test]
@@ -79,7 +79,7 @@ fn now_at(state: &ServiceState, ports: &[u16]) {
 
 /// Until somebody waits for any endpoint.
 async fn one_waits(gate: &Gate) {
-    while gate.read().all(|(.., waiting)| waiting == 0) {
+    while gate.read().iter().all(|limit| limit.waiting == 0) {
         tokio::task::yield_now().await;
     }
 }
@@ -117,7 +117,7 @@ async fn who_waited_does_not_go_to_an_endpoint_that_is_gone() {
     let (held, stays) = (pick(&worker, &target).await.unwrap(), pick(&worker, &target).await.unwrap());
     let gone = Arc::clone(&held.0);
     let (got, ()) =
-        tokio::join!(seated(&worker, &target, &[], Arc::clone(&gone), Arc::clone(&gate)), async {
+        tokio::join!(seated(&worker, &target, &[], Arc::clone(&gone), None, Arc::clone(&gate)), async {
             one_waits(&gate).await;
             now_at(&state, &[stays.0.address.port()]);
             drop(held);
@@ -127,6 +127,35 @@ async fn who_waited_does_not_go_to_an_endpoint_that_is_gone() {
             drop(stays.1);
         });
     assert_eq!(got.unwrap().0.address, stays.0.address);
+}
+
+#[tokio::test]
+async fn what_an_endpoint_has_no_room_for_goes_where_its_hash_says_next() {
+    let worker = tests::lone_worker("web");
+    let limits = Limits { requests_per_endpoint: 1, ..Limits::default() };
+    let (state, gate) = service(&worker, 5, limits);
+    let balancer = LoadBalancer {
+        algorithm: Algorithm::Maglev,
+        hash: [HashKey::Source].into(),
+        ..LoadBalancer::default()
+    };
+    let traffic = Traffic { load_balancer: Some(balancer), ..Traffic::default() };
+    let mut info = (*state.info().unwrap()).clone();
+    info.ports[0].traffic = Arc::new(traffic);
+    let set = state.endpoints().unwrap().balanced(&How { service: Some(&info), ..How::new(1) });
+    state.set_endpoints(set);
+    let target = Target::Service(Arc::clone(&state), 80);
+    for client in 0..20 {
+        let asked = || Asked { client: ([127, 0, 0, client], 1).into(), request: None };
+        let first = target.pick(&worker, &[], &asked()).unwrap();
+        let held = seated(&worker, &target, &[], Arc::clone(&first), None, Arc::clone(&gate)).await.unwrap();
+        assert!(Arc::ptr_eq(&held.0, &first));
+        let without = [Failing { endpoint: Arc::clone(&first), reached: true }];
+        let next = target.pick(&worker, &without, &asked()).unwrap();
+        let key = target.key(&asked());
+        let second = seated(&worker, &target, &[], first, key, Arc::clone(&gate)).await.unwrap();
+        assert_eq!(second.0.address, next.address, "client {client}");
+    }
 }
 
 /// Never more than may be, everybody is served or refused, and all counts are 0 in the end, though requests leave, wait too long, and
@@ -194,7 +223,7 @@ async fn seeded_places_are_never_exceeded_and_all_come_back() {
         }
         let (served, refused) = (served.load(Ordering::Relaxed), refused.load(Ordering::Relaxed));
         assert_eq!(served + refused + gone, 80, "seed {seed}");
-        assert!(gate.read().all(|(_, taken, waiting)| (taken, waiting) == (0, 0)), "seed {seed}");
+        assert!(gate.read().iter().all(|limit| (limit.used, limit.waiting) == (0, 0)), "seed {seed}");
         for member in &state.endpoints().unwrap().port(80).unwrap().members {
             assert_eq!(member.endpoint.room.requests(), 0, "seed {seed}");
         }

@@ -131,6 +131,7 @@ async fn a_connection_is_all_that_tcp_asks_for() {
     let meshed = Endpoint::new(listener.local_addr().unwrap(), Peer::Mesh(id), None, "".into(), 0);
     let result = ask(&dial(), &meshed, &check(Question::Tcp, Framing::Http1, LONG)).await;
     assert!(matches!(result, Err(Failure::Connect(ConnectError::NoIdentity(_)))), "{result:?}");
+    assert_eq!(outcome(&result), "not_asked");
 }
 
 /// What a server of HTTP/2 answers to everything.

@@ -17,7 +17,7 @@ fn ask(schedule: &mut Schedule, now: &mut Instant, passed: bool) -> Option<bool>
     *now = schedule.wake().unwrap();
     let ticket = schedule.next(*now).unwrap();
     assert!(schedule.next(*now).is_none(), "nobody is asked twice");
-    schedule.answered(ticket, passed, *now, 0)
+    schedule.answered(ticket, Some(passed), *now, 0)
 }
 
 #[test]
@@ -48,6 +48,20 @@ fn only_so_many_answers_in_a_row_change_the_health() {
 }
 
 #[test]
+fn what_is_no_verdict_neither_counts_nor_begins_anew() {
+    let (mut schedule, mut now) = (Schedule::default(), Instant::now());
+    schedule.put(1, &check(1000, 1, 2), now, 0);
+    assert_eq!(ask(&mut schedule, &mut now, false), None);
+    for _ in 0..5 {
+        now = schedule.wake().unwrap();
+        let ticket = schedule.next(now).unwrap();
+        assert_eq!(schedule.answered(ticket, None, now, 0), None);
+        assert!(schedule.wake() > Some(now), "it is asked again, at its own pace");
+    }
+    assert_eq!(ask(&mut schedule, &mut now, false), Some(false), "the second in a row");
+}
+
+#[test]
 fn another_check_is_made_soon_keeps_the_health_and_forgets_the_answers() {
     let (mut schedule, mut now) = (Schedule::default(), Instant::now());
     schedule.put(1, &check(60_000, 1, 2), now, 0);
@@ -57,7 +71,7 @@ fn another_check_is_made_soon_keeps_the_health_and_forgets_the_answers() {
     let late = schedule.next(now).unwrap();
     schedule.put(1, &check(60_000, 1, 2), now, 0);
     assert_eq!(schedule.wake(), Some(now));
-    assert_eq!(schedule.answered(late, false, now, 0), None, "of the check before");
+    assert_eq!(schedule.answered(late, Some(false), now, 0), None, "of the check before");
     assert_eq!(ask(&mut schedule, &mut now, false), None, "the first of this one");
     assert_eq!(ask(&mut schedule, &mut now, false), Some(false));
     schedule.put(1, &check(60_000, 2, 2), now, 0);
@@ -76,7 +90,7 @@ fn checks_that_take_longer_than_the_interval_do_not_overlap() {
     assert_eq!(schedule.wake(), None);
     let end = start + Duration::from_secs(1);
     assert!(schedule.next(end).is_none());
-    assert_eq!(schedule.answered(ticket, false, end, 0), Some(false));
+    assert_eq!(schedule.answered(ticket, Some(false), end, 0), Some(false));
     assert_eq!(schedule.wake(), Some(end));
 }
 
@@ -85,7 +99,7 @@ fn an_interval_without_end_is_no_harm() {
     let (mut schedule, now) = (Schedule::default(), Instant::now());
     schedule.put(1, &HealthCheck { interval: Duration::MAX, ..check(0, 1, 1) }, now, u64::MAX);
     let ticket = schedule.next(now + FIRST).unwrap();
-    assert_eq!(schedule.answered(ticket, true, now + FIRST, u64::MAX), None);
+    assert_eq!(schedule.answered(ticket, Some(true), now + FIRST, u64::MAX), None);
     assert!(schedule.wake().is_some_and(|at| at > now + LONGEST));
 }
 
@@ -190,7 +204,7 @@ impl Simulation {
         let (ticket, holds) = self.asked.swap_remove(at);
         let id = ticket.id;
         let passed = self.endpoints.get(&id).is_some_and(|model| model.up);
-        let changed = self.schedule.answered(ticket, passed, self.now, self.rng.next());
+        let changed = self.schedule.answered(ticket, Some(passed), self.now, self.rng.next());
         let expected = match self.endpoints.get_mut(&id).filter(|_| holds) {
             Some(model) => {
                 model.asked = None;

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 use foldhash::fast::RandomState;
 use tokio::io::ReadBuf;
 
-use super::{MAX_STREAMS, WINDOW};
+use super::{MAX_STREAMS, Unseen, WINDOW};
 
 /// Of a frame, before its payload.
 const HEAD: usize = 7;
@@ -74,6 +74,8 @@ struct Entry {
     ended: bool,
     /// The peer has no use for it any more.
     reset: bool,
+    /// Since it was going, and has never looked at it.
+    unseen: bool,
     ours: Ours,
     /// Somebody here has the stream.
     held: bool,
@@ -145,7 +147,10 @@ impl State {
     }
 
     pub(super) fn finish(&mut self) {
-        self.finishing = true;
+        let before = std::mem::replace(&mut self.finishing, true);
+        if !self.opens && !before {
+            self.send(GO_AWAY, 0, &self.last.to_be_bytes());
+        }
         self.wake_driver();
     }
 
@@ -228,9 +233,16 @@ impl State {
     fn frame(&mut self, kind: u8, id: u32, payload: &[u8]) -> Result<(), &'static str> {
         if kind == GO_AWAY {
             self.gone = true;
+            if let Ok(last) = payload.try_into() {
+                self.gone_after(u32::from_be_bytes(last));
+            }
             return Ok(());
         }
         if id > self.last {
+            if self.finishing && !self.opens {
+                // The peer has been told.
+                return Ok(());
+            }
             if self.opens || self.streams.len() >= MAX_STREAMS {
                 return Err("a stream that may not be");
             }
@@ -263,6 +275,19 @@ impl State {
         Ok(())
     }
 
+    /// The peer has looked at no later stream than `last`, and will not.
+    fn gone_after(&mut self, last: u32) {
+        let unseen: Vec<u32> = self.streams.keys().copied().filter(|id| self.opens && *id > last).collect();
+        for id in unseen {
+            if let Some(entry) = self.streams.get_mut(&id) {
+                (entry.reset, entry.unseen) = (true, true);
+                entry.wake_reader();
+                entry.wake_writer();
+            }
+            self.settle(id);
+        }
+    }
+
     /// Forgets a stream that is over.
     fn settle(&mut self, id: u32) {
         if self.streams.get(&id).is_some_and(|entry| !entry.held && (entry.ended || entry.reset)) {
@@ -279,7 +304,7 @@ impl State {
         cx: &Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let Some(entry) = self.streams.get_mut(&id) else { return Poll::Ready(Err(self.error())) };
+        let Some(entry) = self.streams.get_mut(&id) else { return Poll::Ready(Err(self.error(id))) };
         if entry.read(buf) {
             if let Some(grant) = entry.grant() {
                 self.send(CREDIT, id, &grant.to_be_bytes());
@@ -290,7 +315,7 @@ impl State {
             return Poll::Ready(Ok(()));
         }
         if entry.reset || self.failed.is_some() {
-            return Poll::Ready(Err(self.error()));
+            return Poll::Ready(Err(self.error(id)));
         }
         set(&mut entry.reader, cx.waker());
         Poll::Pending
@@ -298,9 +323,9 @@ impl State {
 
     pub(super) fn poll_write(&mut self, id: u32, cx: &Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let (is_full, round, failed) = (self.out.len() >= FULL, self.round, self.failed.is_some());
-        let Some(entry) = self.streams.get_mut(&id) else { return Poll::Ready(Err(self.error())) };
+        let Some(entry) = self.streams.get_mut(&id) else { return Poll::Ready(Err(self.error(id))) };
         if failed || entry.reset {
-            return Poll::Ready(Err(self.error()));
+            return Poll::Ready(Err(self.error(id)));
         }
         if entry.ours != Ours::Open {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
@@ -369,7 +394,11 @@ impl State {
         }
     }
 
-    fn error(&self) -> io::Error {
+    /// Why nothing more passes on a stream.
+    fn error(&self, id: u32) -> io::Error {
+        if self.streams.get(&id).is_some_and(|entry| entry.unseen) {
+            return io::Error::new(io::ErrorKind::ConnectionReset, Unseen);
+        }
         match &self.failed {
             Some(error) => Shared::error(error),
             None => io::Error::new(io::ErrorKind::ConnectionReset, "the peer has reset the stream"),
@@ -392,6 +421,7 @@ impl Entry {
             queued: false,
             ended: false,
             reset: false,
+            unseen: false,
             ours: Ours::Open,
             held: true,
         }

@@ -286,6 +286,36 @@ async fn who_drains_gets_no_new_stream_and_finishes_those_that_there_are() {
     assert!(ended.await.unwrap().unwrap());
 }
 
+/// A stream that crosses the end of the drain.
+#[tokio::test]
+async fn what_comes_after_the_last_stream_is_told_that_nobody_has_looked_at_it() {
+    let (near, far) = duplex(1000);
+    let (opener, mut driver) = dialled(near);
+    let mut accepting = accepted(far);
+    let mut served = opener.open().unwrap();
+    served.write_all(b"x").await.unwrap();
+    let mut far = tokio::select! {
+        stream = accepting.next() => stream.unwrap().unwrap(),
+        ended = driver.next() => panic!("{ended:?}"),
+    };
+    let mut crossing = opener.open().unwrap();
+    crossing.write_all(b"y").await.unwrap();
+    accepting.finish();
+    let accepted = tokio::spawn(async move { accepting.next().await.map(|stream| stream.is_none()) });
+    tokio::spawn(async move { driver.next().await });
+    let error = crossing.read_u8().await.unwrap_err();
+    assert!(is_unseen(&error), "{error:?}");
+    assert!(is_unseen(&crossing.write_all(b"z").await.unwrap_err()));
+    // What was looked at goes on.
+    far.write_all(b"w").await.unwrap();
+    assert_eq!(served.read_u8().await.unwrap(), b'w');
+    served.shutdown().await.unwrap();
+    far.shutdown().await.unwrap();
+    drop((served, far, crossing));
+    assert!(accepted.await.unwrap().unwrap(), "none was accepted");
+    until(|| opener.is_idle()).await;
+}
+
 #[tokio::test]
 async fn when_the_connection_breaks_every_stream_says_why() {
     let (near, mut far) = duplex(1000);

@@ -43,14 +43,19 @@ fn show(budget: &Budget, balancers: &[Balancer], samples: &mut Vec<Sample>) {
                 samples.push(sample);
                 continue;
             }
-            let known = overflow.iter_mut().find(|one| one.family == family && one.labels == sample.labels);
-            match known {
-                Some(known) => known.value += sample.value,
-                None => overflow.push(sample),
-            }
+            add(&mut overflow, sample);
         }
     }
     samples.append(&mut overflow);
+}
+
+/// One more, or more of one that is among them.
+pub(super) fn add(sums: &mut Vec<Sample>, sample: Sample) {
+    let known = sums.iter_mut().find(|one| one.family == sample.family && one.labels == sample.labels);
+    match known {
+        Some(known) => known.value += sample.value,
+        None => sums.push(sample),
+    }
 }
 
 /// As many as [`Group::Balancers`] has room for.

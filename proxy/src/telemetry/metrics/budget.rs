@@ -24,6 +24,8 @@ pub(super) enum Group {
     Balancers,
     RateLimits,
     Limits,
+    /// What is taken of them.
+    LimitUses,
 }
 
 /// Series that are there, over all workers.
@@ -67,7 +69,7 @@ impl Budget {
             | Group::RateLimits
             | Group::Limits
             | Group::HealthChecks => (1, self.lines),
-            Group::Pools => (2, self.lines),
+            Group::Pools | Group::LimitUses => (2, self.lines),
             Group::Connections => (4, self.lines),
             Group::Balancers => (17, self.lines),
             Group::Durations => (self.lines_per_histogram, self.lines / 4 * 3),

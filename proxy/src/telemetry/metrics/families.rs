@@ -98,9 +98,9 @@ families! {
         "Requests that rate limits speak of, by the limit's name; outcome is allowed, by all of them, or refused, by this one.";
     LIMITS = Counter "tulle_limit_reached_total" ["service", "limit", "outcome", "overflow"]
         "Requests and connections that found no place under a limit of a TrafficPolicy: waited, let through after a while, or refused.";
-    LIMIT_USED = Gauge "tulle_limit_used" ["service", "limit"]
-        "What is under way of what a TrafficPolicy limits, all workers together.";
-    LIMIT_WAITING = Gauge "tulle_limit_waiting" ["service", "limit"]
+    LIMIT_USED = Gauge "tulle_limit_used" ["service", "limit", "overflow"]
+        "What is under way of what a TrafficPolicy limits, all workers together; under a limit per endpoint: at the one where most is.";
+    LIMIT_WAITING = Gauge "tulle_limit_waiting" ["service", "limit", "overflow"]
         "Requests and dials that wait for a place under it.";
     SESSIONS = Counter "tulle_sessions_total" ["result"]
         "Answered requests of rules with sessionPersistence: kept at their endpoint; new, without a token; moved to another endpoint; expired, their session's time being over; or invalid, with a token that none of the mesh's proxies made for the rule.";
@@ -119,7 +119,7 @@ families! {
     HANDED_OVER = Counter "tulle_accept_handed_over_total" []
         "Accepted connections that went to a less loaded worker.";
     HEALTH_CHECKS = Counter "tulle_health_checks_total" ["service", "outcome", "overflow"]
-        "Active health checks of endpoints, by what came of them: passed, refused (the answer says otherwise), broken (there was no proper answer), connect_failed, or timed_out.";
+        "Active health checks of endpoints, by what came of them: passed, refused (the answer says otherwise), broken (there was no proper answer), connect_failed, timed_out, or not_asked (this proxy had no certificate, or was ending: it tells nothing of the endpoint).";
     ADS_CONNECTED = Gauge "tulle_ads_connected" []
         "1 while the stream to the control plane is up.";
     ADS_CONNECTIONS = Counter "tulle_ads_connections_total" []

@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::super::{Body, Processed, Upgrade};
 use super::alive::Alive;
+use super::heard::HeardOut;
 use super::pipe::Pipe;
 use super::{Error, Incoming, Limits, MAX_ERROR_RESETS, OnTunnel, Tunnel};
 use crate::io::Io;
@@ -35,6 +36,8 @@ pub struct Sender {
 struct Server {
     /// What it last allowed.
     max_streams: AtomicUsize,
+    /// It has answered a request on this connection.
+    answered: AtomicBool,
     /// Something may have come from it.
     heard: Notify,
 }
@@ -47,6 +50,8 @@ const SETTINGS: Duration = Duration::from_secs(1);
 pub struct SendError {
     pub source: Error,
     pub processed: Processed,
+    /// Its connection, which had served another before, broke before anything of an answer came.
+    pub stale: bool,
     /// The request, when nothing of it has been taken.
     pub request: Option<Box<Request<Body>>>,
 }
@@ -68,13 +73,13 @@ pub async fn connect(mut io: Io, limits: &Limits, ping: bool) -> Result<Sender, 
         .max_send_buffer_size(limits.send_buffer)
         .max_local_error_reset_streams(Some(MAX_ERROR_RESETS))
         .enable_push(false)
-        .handshake::<_, Bytes>(io)
+        .handshake::<_, Bytes>(HeardOut::new(io))
         .await?;
     let pings = if ping { connection.ping_pong() } else { None };
     let (mut alive, keep_alive) =
         (pings.map(|pings| Alive::new(pings, limits.keep_alive, meter)), limits.keep_alive);
     let max_streams = AtomicUsize::new(connection.max_concurrent_send_streams());
-    let server = Arc::new(Server { max_streams, heard: Notify::new() });
+    let server = Arc::new(Server { max_streams, answered: AtomicBool::new(false), heard: Notify::new() });
     let told = Arc::clone(&server);
     tokio::spawn(async move {
         let ended = poll_fn(|cx| {
@@ -110,8 +115,13 @@ impl Sender {
         self.server.max_streams.load(Ordering::Relaxed).min(self.shared_by)
     }
 
+    /// Whether it has served another request.
+    pub fn is_reused(&self) -> bool {
+        self.server.answered.load(Ordering::Relaxed)
+    }
+
     /// Sends a request and returns the head of its response; the bodies stream on, and `done` is dropped once both have ended, or that of
-    /// the response is no longer wanted. Dropped before, it resets the stream, and so does a response's body.
+    /// the response is no longer wanted; with the tunnel, where the stream becomes one. Dropped before, it resets the stream, and so does a response's body.
     ///
     /// # Errors
     /// When no response came; it tells whether the request may be sent again.
@@ -122,8 +132,10 @@ impl Sender {
         let unsent = |source: h2::Error, request| SendError {
             source: source.into(),
             processed: Processed::No,
+            stale: false,
             request,
         };
+        let reused = self.is_reused();
         if let Err(source) = poll_fn(|cx| self.requests.poll_ready(cx)).await {
             return Err(unsent(source, Some(Box::new(request))));
         }
@@ -133,7 +145,8 @@ impl Sender {
             && !self.takes_extended_connect().await
         {
             let request = Some(Box::new(request));
-            return Err(SendError { source: Error::NoExtendedConnect, processed: Processed::No, request });
+            let (source, processed) = (Error::NoExtendedConnect, Processed::No);
+            return Err(SendError { source, processed, stale: false, request });
         }
         let ended = !connects && http_body::Body::is_end_stream(request.body());
         let (head, body) = request.into_parts();
@@ -141,24 +154,40 @@ impl Sender {
         let (mut answered, stream) = sent.map_err(|source| unsent(source, None))?;
         // Until the server takes another stream, nothing is sent. What ends the connection to new requests meanwhile, a GOAWAY that is
         // graceful, need not end this one (RFC 9113 §6.8): its answer tells.
-        drop(poll_fn(|cx| self.requests.poll_ready(cx)).await);
+        let mut woken = false;
+        let takes_more = poll_fn(|cx| {
+            let ready = self.requests.poll_ready(cx);
+            woken |= ready.is_pending();
+            ready
+        });
+        drop(takes_more.await);
         let (mut upload, tunnel) = match (connects, ended) {
             (true, _) => (None, Some(stream)),
             (false, true) => (None, None),
             (false, false) => (Some(Pipe::new(body, stream)), None),
         };
-        let answered = poll_fn(|cx| {
+        let mut interim = false;
+        let response = poll_fn(|cx| {
             if upload.as_mut().is_some_and(|upload| upload.poll(cx).is_ready()) {
                 upload = None;
             }
+            while woken && matches!(answered.poll_informational(cx), Poll::Ready(Some(Ok(_)))) {
+                interim = true;
+            }
+            woken = true;
             Pin::new(&mut answered).poll(cx)
         });
-        let response = answered.await.map_err(|source| {
+        let response = response.await.map_err(|source| {
             let processed = if unprocessed(&source) { Processed::No } else { Processed::Maybe };
-            SendError { source: source.into(), processed, request: None }
+            let stale = reused && !interim && source.is_io();
+            SendError { source: source.into(), processed, stale, request: None }
         })?;
+        if !reused {
+            self.server.answered.store(true, Ordering::Relaxed);
+        }
         // That of the request may end after that of the response (RFC 9113 §8.1).
-        let (done, both) = if upload.is_some() { (None, Some(Arc::new(done))) } else { (Some(done), None) };
+        let (mut done, both) =
+            if upload.is_some() { (None, Some(Arc::new(done))) } else { (Some(done), None) };
         let upload = upload.map(|mut upload| {
             let both = both.clone();
             AbortOnDropHandle::new(tokio::spawn(async move {
@@ -172,7 +201,7 @@ impl Sender {
                 // It means nothing there (RFC 9110 §9.3.6).
                 head.headers.remove(header::CONTENT_LENGTH);
                 let (taker, tunnel) = OnTunnel::new();
-                drop(taker.send(Tunnel::new(stream, receive)));
+                drop(taker.send(Tunnel::new(stream, receive, done.take())));
                 head.extensions.insert(tunnel);
                 Body::empty()
             }

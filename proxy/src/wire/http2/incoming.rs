@@ -64,6 +64,12 @@ impl Incoming {
         stream.poll_trailers(cx).map(|trailers| trailers.transpose().map(|all| all.map(Frame::trailers)))
     }
 
+    /// Whether data is here that nobody has taken yet.
+    pub(in crate::wire) fn has_arrived(&mut self) -> bool {
+        // What is taken is released at once.
+        self.stream.as_mut().is_some_and(|stream| stream.flow_control().used_capacity() > 0)
+    }
+
     pub(in crate::wire) fn is_end_stream(&self) -> bool {
         self.stream.as_ref().is_none_or(RecvStream::is_end_stream)
     }

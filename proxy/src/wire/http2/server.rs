@@ -95,8 +95,8 @@ where
     let (mut head, receive) = request.into_parts();
     if head.method != Method::CONNECT {
         let body = Body::http2(Incoming::of_request(receive, &head.headers));
-        // Boxed before it is spawned, which would copy all its states several times.
-        tokio::spawn(answer(Box::pin(handler(Request::from_parts(head, body))), reply, None));
+        // Boxed, both, before they are spawned, which would copy all their states several times.
+        tokio::spawn(Box::pin(answer(Box::pin(handler(Request::from_parts(head, body))), reply, None)));
         return;
     }
     if head.headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0") {
@@ -160,7 +160,7 @@ where
     };
     match tunnel {
         // Nobody takes it who has gone meanwhile; then it is reset.
-        Some(Offered { receive, taker }) => drop(taker.send(Tunnel::new(stream, receive))),
+        Some(Offered { receive, taker }) => drop(taker.send(Tunnel::new(stream, receive, ()))),
         None if ended => {}
         None => return Some(Pipe::new(body, stream)),
     }

@@ -21,6 +21,8 @@ pub struct Tunnel {
     /// Received and not yet read.
     read: Bytes,
     ended: bool,
+    /// Held for as long as the stream lasts.
+    _place: Box<dyn Send>,
 }
 
 /// The tunnel, once the answer says that there is one. In the extensions of the request of a client, and of the response of a
@@ -47,8 +49,9 @@ impl OnTunnel {
 // === impl Tunnel ===
 
 impl Tunnel {
-    pub(super) fn new(send: SendStream<Bytes>, receive: RecvStream) -> Self {
-        Self { send, receive, read: Bytes::new(), ended: false }
+    /// `place` is dropped with it.
+    pub(super) fn new(send: SendStream<Bytes>, receive: RecvStream, place: impl Send + 'static) -> Self {
+        Self { send, receive, read: Bytes::new(), ended: false, _place: Box::new(place) }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
+use tokio::io::AsyncWriteExt;
 use tulle_tests::app::App;
 use tulle_tests::{Head, Wire};
 
@@ -13,11 +14,15 @@ use super::{LEGS, Neighbours, Stage, ask1};
 enum Then {
     Close,
     Reset,
+    /// Says that nothing more comes, and goes on reading.
+    Half,
     /// Waits for what the proxy does.
     Wait,
+    /// Reads no more, before it says anything.
+    Deaf,
 }
 
-use Then::{Close, Reset, Wait};
+use Then::{Close, Deaf, Half, Reset, Wait};
 
 /// What is said to a request, how it ends, and what the client is told; `{by}` stands for the proxy next to the server.
 type Case = (&'static str, &'static str, Then, &'static str);
@@ -27,15 +32,18 @@ const NONSENSE: &str = "502 upstream_malformed by {by}";
 
 const CASES: &[Case] = &[
     ("no byte, closed", "", Close, BROKEN),
+    ("no byte, half-closed", "", Half, BROKEN),
     ("no byte, reset", "", Reset, BROKEN),
     ("half a status line, closed", "HTTP/1.1 20", Close, BROKEN),
     ("half a status line, reset", "HTTP/1.1 20", Reset, BROKEN),
     ("half a head, closed", "HTTP/1.1 200 OK\r\ncontent-le", Close, BROKEN),
+    ("half a head, half-closed", "HTTP/1.1 200 OK\r\ncontent-le", Half, BROKEN),
     ("half a head, reset", "HTTP/1.1 200 OK\r\ncontent-le", Reset, BROKEN),
     ("only interim responses", "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early\r\n\r\n", Close, BROKEN),
     ("a head, closed", "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n", Close, "200 cut"),
     ("a head, reset", "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n", Reset, "200 cut"),
     ("half a body, closed", "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhel", Close, "200 cut"),
+    ("half a body, half-closed", "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhel", Half, "200 cut"),
     ("half a body, reset", "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhel", Reset, "200 cut"),
     ("no chunk, closed", "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", Close, "200 cut"),
     (
@@ -82,10 +90,18 @@ const CASES: &[Case] = &[
         "200 cut",
     ),
     ("a body to the end, closed", "HTTP/1.1 200 OK\r\n\r\nhello", Close, "200 whole hello"),
+    ("a body to the end, half-closed", "HTTP/1.1 200 OK\r\n\r\nhello", Half, "200 whole hello"),
     ("a body to the end, reset", "HTTP/1.1 200 OK\r\n\r\nhel", Reset, "200 cut"),
     ("an old body to the end, closed", "HTTP/1.0 200 OK\r\n\r\nhello", Close, "200 whole hello"),
     ("an old body to the end, reset", "HTTP/1.0 200 OK\r\n\r\nhel", Reset, "200 cut"),
     ("whole, closed", "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello", Close, "200 whole hello"),
+    ("whole, half-closed", "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello", Half, "200 whole hello"),
+    (
+        "whole, by one that reads no more",
+        "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello",
+        Deaf,
+        "200 whole hello",
+    ),
     ("whole, waits", "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello", Wait, "200 whole hello"),
     (
         "longer than it says",
@@ -146,6 +162,9 @@ async fn serve(mut wire: Wire, seen: Seen) {
         *seen.lock().unwrap().entry(format!("{method} {path}")).or_default() += 1;
         let case = path.rsplit('/').next().unwrap();
         let (_, says, then, _) = CASES[case.parse::<usize>().unwrap()];
+        if then == Deaf {
+            wire.deafen();
+        }
         if wire.try_send(says).await.is_err() {
             return;
         }
@@ -153,7 +172,12 @@ async fn serve(mut wire: Wire, seen: Seen) {
             Close => return,
             // On loopback nothing overtakes what was written before.
             Reset => return wire.reset(),
-            Wait => {}
+            Half => {
+                // The other side may have closed it by then.
+                let _ = wire.stream().shutdown().await;
+                return drop(wire.to_end_or_reset().await);
+            }
+            Wait | Deaf => {}
         }
     }
 }

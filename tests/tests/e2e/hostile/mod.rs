@@ -4,6 +4,7 @@
 //! Each table is gone through on both legs: with the hostile application behind a proxy of its own, and with an endpoint in
 //! plain text that has none. Meanwhile [`Neighbours`] use another service of the same proxies.
 
+mod halves;
 mod http1;
 mod http2;
 mod stalls;
@@ -190,7 +191,7 @@ async fn ask1(to: SocketAddr, method: &str, path: &str, body: &str, fields: &str
 }
 
 /// A client's connection of HTTP/2.
-async fn connect2(to: SocketAddr) -> SendRequest<Bytes> {
+pub(super) async fn connect2(to: SocketAddr) -> SendRequest<Bytes> {
     let stream = within("a connection", TcpStream::connect(to)).await.unwrap();
     let (requests, connection) = h2::client::handshake(stream).await.unwrap();
     tokio::spawn(connection);

@@ -1,0 +1,77 @@
+//! What an endpoint's load knows of a request or connection that is under way there.
+//!
+//! It is counted from its beginning to its end, whichever way it ends. What it came to is told by [`outcome`](super::outcome). Called
+//! by `outbound`, `inbound` and `mirror`, and kept by the response's body.
+
+use std::sync::Arc;
+
+use super::context::Worker;
+use crate::balance;
+use crate::endpoint::{Endpoint, RequestSeat};
+
+/// A request under way at an endpoint: its load counts it until this is dropped.
+#[derive(Debug)]
+pub(super) struct InFlight {
+    endpoint: Arc<Endpoint>,
+    worker: Arc<Worker>,
+    started: u64,
+    answered: bool,
+    /// What it came to, if the answer is whole.
+    pub(super) later: Option<balance::Outcome>,
+    /// When there must be an answer, by the proxy's clock: without one by then, it is the endpoint's fault.
+    pub(super) until: u64,
+    /// Its place, where these are limited.
+    _seat: Option<RequestSeat>,
+}
+
+// === impl InFlight ===
+
+impl InFlight {
+    /// Where it is.
+    pub(super) fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.endpoint
+    }
+
+    /// It begins `now`, by the proxy's clock.
+    pub(super) fn start(worker: &Arc<Worker>, endpoint: &Arc<Endpoint>, now: u64) -> Self {
+        endpoint.load.start(now);
+        Self {
+            endpoint: Arc::clone(endpoint),
+            worker: Arc::clone(worker),
+            started: now,
+            answered: false,
+            later: None,
+            until: u64::MAX,
+            _seat: None,
+        }
+    }
+
+    /// Keeps its place until it is over.
+    pub(super) fn seated(mut self, seat: Option<RequestSeat>) -> Self {
+        self._seat = seat;
+        self
+    }
+
+    pub(super) fn now(&self) -> u64 {
+        self.worker.proxy.now()
+    }
+
+    /// The response's head is there `now`, by the proxy's clock, or the request failed.
+    pub(super) fn answered(&mut self, success: bool, now: u64) {
+        if !std::mem::replace(&mut self.answered, true) {
+            self.endpoint.load.answer(now, now.saturating_sub(self.started), success);
+        }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        if self.answered {
+            self.endpoint.load.end();
+        } else {
+            self.given_up();
+            let now = self.worker.proxy.now();
+            self.endpoint.load.abandon(now, now.saturating_sub(self.started));
+        }
+    }
+}
