@@ -15,6 +15,15 @@ pub fn binary(name: &str) -> PathBuf {
     path
 }
 
+/// Copies a file to where it may be executed, as everybody.
+///
+/// Another process does it: a child that some thread forks while this one writes holds the file open for writing until it
+/// executes its own program, and whoever executes the file meanwhile is told `Text file busy` (execve(2), `ETXTBSY`).
+pub fn copy_executable(from: &Path, to: &Path) {
+    let copied = Command::new("install").args(["-m", "755"]).args([from, to]).output().expect("install runs");
+    assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
+}
+
 fn folder() -> PathBuf {
     if let Some(folder) = std::env::var_os("TULLE_TEST_BIN_DIR") {
         return folder.into();

@@ -12,8 +12,10 @@
     reason = "a harness says what went wrong by failing the test"
 )]
 
+pub mod ages;
 pub mod app;
 mod binaries;
+pub mod closing;
 pub mod conformance;
 pub mod echo;
 pub mod fleet;
@@ -33,7 +35,7 @@ mod wire;
 mod workload;
 mod world;
 
-pub use self::binaries::binary;
+pub use self::binaries::{binary, copy_executable};
 pub use self::metrics::Metrics;
 pub use self::process::{Folder, Process, Program};
 pub use self::wait::{DEADLINE, eventually, within};

@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -21,8 +20,9 @@ wait
 "#;
 
 fn executable(path: &Path, text: &str) {
-    std::fs::write(path, text).unwrap();
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let written = path.with_extension("sh");
+    std::fs::write(&written, text).unwrap();
+    tulle_tests::copy_executable(&written, path);
 }
 
 /// What a quick benchmark of these peers saves and says.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tempfile::TempDir;
 use tulle_tests::netns::{has_users, in_a_node, shell};
-use tulle_tests::{binary, eventually};
+use tulle_tests::{binary, copy_executable, eventually};
 
 use crate::names::answers_names;
 
@@ -43,7 +43,7 @@ impl Mesh {
     fn new() -> Self {
         let folder = tempfile::Builder::new().prefix("tulle-test-run.").tempdir().unwrap();
         // Others may not search where the binaries are built.
-        fs::copy(binary("tulle"), folder.path().join("tulle")).unwrap();
+        copy_executable(&binary("tulle"), &folder.path().join("tulle"));
         fs::create_dir(folder.path().join("mesh")).unwrap();
         fs::write(folder.path().join("mesh/mesh.yaml"), YAML).unwrap();
         let mesh = Self { folder, user: None };
