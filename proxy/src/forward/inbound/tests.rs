@@ -3,16 +3,17 @@
 use std::time::SystemTime;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpListener;
-use tulle_certs::TrustDomain;
+use tokio::net::{TcpListener, TcpStream};
 use tulle_certs::issue::Authority;
+use tulle_certs::{Alpn, TrustDomain};
 
 use super::*;
 use crate::accept::{Accepted, Destination};
 use crate::forward::tests;
 use crate::limit::{Key, Rate, RateLimit};
 use crate::policy::{Inbound, InboundSpec};
-use crate::state::ObjectName;
+use crate::state::{First, ObjectName};
+use crate::tls;
 
 /// The proxy of `orders`, permissive, with a port of its application's, and that of `web`.
 struct Scene {
