@@ -35,16 +35,31 @@ pub async fn connect(address: SocketAddr, mark: Option<u32>) -> io::Result<TcpSt
     socket.connect(address).await
 }
 
+/// Whether a [`connect`] to `ip` has failed so because this process or this host has no descriptor, memory or local port left: that
+/// tells nothing of who is there.
+pub fn is_exhausted(error: &io::Error, ip: IpAddr) -> bool {
+    use rustix::io::Errno;
+    match Errno::from_io_error(error) {
+        Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => true,
+        // Every local port is taken; or there is no address to come from, as to an IPv6 address where there is none, which is no shortage.
+        Some(Errno::ADDRNOTAVAIL) => source(ip).is_ok(),
+        _ => false,
+    }
+}
+
 /// Whether `ip` is an address of this host, or of this network namespace. What is sent there comes from there, as the kernel
 /// chooses sources (RFC 6724 §5, rule 1); nothing is sent to find out.
 pub fn is_own_address(ip: IpAddr) -> bool {
+    source(ip).is_ok_and(|source| source == ip)
+}
+
+/// Where what is sent to `ip` comes from.
+fn source(ip: IpAddr) -> io::Result<IpAddr> {
     let any: IpAddr = if ip.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let source = UdpSocket::bind((any, 0)).and_then(|socket| {
-        // Connecting a datagram socket only looks up the way; the port is that of `discard`.
-        socket.connect((ip, 9))?;
-        socket.local_addr()
-    });
-    source.is_ok_and(|source| source.ip() == ip)
+    let socket = UdpSocket::bind((any, 0))?;
+    // Connecting a datagram socket only looks up the way; the port is that of `discard`.
+    socket.connect((ip, 9))?;
+    Ok(socket.local_addr()?.ip())
 }
 
 /// A stream that yields `head` before it yields what its inner stream has.
@@ -348,5 +363,26 @@ impl AsyncWrite for Io {
             Inner::Tls(stream) => stream.is_write_vectored(),
             Inner::Stream(stream) => stream.is_write_vectored(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::*;
+
+    #[test]
+    fn what_is_lacking_here_is_told_from_what_is_lacking_there() {
+        let of = |errno: Errno, ip: [u8; 4]| is_exhausted(&errno.into(), ip.into());
+        for errno in [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL] {
+            assert!(of(errno, [127, 0, 0, 1]), "{errno}");
+        }
+        for errno in [Errno::CONNREFUSED, Errno::CONNRESET, Errno::NETUNREACH, Errno::HOSTUNREACH] {
+            assert!(!of(errno, [127, 0, 0, 1]), "{errno}");
+        }
+        // There is no way there, whatever ports are left.
+        assert!(!of(Errno::ADDRNOTAVAIL, [255, 255, 255, 255]));
+        assert!(!is_exhausted(&io::ErrorKind::TimedOut.into(), [127, 0, 0, 1].into()));
     }
 }

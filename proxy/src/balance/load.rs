@@ -36,7 +36,8 @@ const UNKNOWN: u64 = f64::NAN.to_bits();
 ///
 /// Each request calls [`Load::start`], then once [`Load::answer`] when the response's head is there (or has failed), then
 /// once [`Load::end`] when the response is over; [`Load::finish`] is both at once. A request that is given up before its
-/// answer calls [`Load::abandon`] instead. Latencies leave out the time of connecting.
+/// answer calls [`Load::abandon`] instead, and one that came to nothing by no fault of the endpoint's [`Load::withdraw`].
+/// Latencies have the time in them that a request waits for its connection.
 #[derive(Debug)]
 pub struct Load {
     /// `f64` bits, nanoseconds; [`UNKNOWN`] before the first answer.
@@ -136,6 +137,12 @@ impl Load {
         if self.latency(now).unwrap_or(UNKNOWN_LATENCY as f64) < waited as f64 {
             self.observe(now, waited, Told::Silence);
         }
+        self.end();
+    }
+
+    /// The request came to nothing before an answer, which tells nothing of the endpoint.
+    pub fn withdraw(&self) {
+        decrement(&self.awaiting);
         self.end();
     }
 

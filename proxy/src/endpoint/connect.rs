@@ -44,6 +44,8 @@ pub type Seated = Weak<ConnectionSeat>;
 pub enum ConnectError {
     #[error("cannot connect to {address}: {source}")]
     Tcp { address: std::net::SocketAddr, source: io::Error },
+    #[error("cannot connect to {address}: this proxy has nothing left to do it with: {source}")]
+    Exhausted { address: std::net::SocketAddr, source: io::Error },
     #[error("no connection to {0} within {1:?}")]
     TimedOut(std::net::SocketAddr, Duration),
     #[error("no certificate of our own yet, and {0} must be dialled with one")]
@@ -68,7 +70,11 @@ impl ConnectError {
     /// Whether it tells of this proxy, and nothing of the endpoint.
     pub fn is_our_own(&self) -> bool {
         match self {
-            Self::NoIdentity(_) | Self::Limited(_) | Self::Ended(_) | Self::Unwanted => true,
+            Self::NoIdentity(_)
+            | Self::Exhausted { .. }
+            | Self::Limited(_)
+            | Self::Ended(_)
+            | Self::Unwanted => true,
             Self::Tls { source, .. } => matches!(source, tls::ConnectError::OwnCertificateExpired),
             Self::Tcp { .. } | Self::TimedOut(..) | Self::Http2 { .. } | Self::Closed(_) => false,
         }
@@ -81,7 +87,7 @@ impl ConnectError {
             Self::TimedOut(..) => Reason::ConnectTimeout,
             Self::NoIdentity(_) => Reason::NotReady,
             Self::Ended(_) | Self::Unwanted => Reason::Draining,
-            Self::Limited(_) => Reason::Overloaded,
+            Self::Limited(_) | Self::Exhausted { .. } => Reason::Overloaded,
             Self::Http2 { source, .. } if tls::refused_by_peer(source) => Reason::PeerRefusedTls,
             Self::Http2 { .. } => Reason::UpstreamMalformed,
             Self::Tls { source, .. } => match source {
@@ -89,7 +95,8 @@ impl ConnectError {
                     Reason::PeerIdentityMismatch
                 }
                 tls::ConnectError::RefusedByPeer(_) => Reason::PeerRefusedTls,
-                _ => Reason::TlsFailed,
+                tls::ConnectError::OwnCertificateExpired => Reason::NotReady,
+                tls::ConnectError::Refused { .. } | tls::ConnectError::Failed(_) => Reason::TlsFailed,
             },
         }
     }
@@ -197,7 +204,10 @@ impl Dial {
             Some(namespace) if address.ip().is_unspecified() => namespace.connect(address.port()).await,
             _ => crate::io::connect(address, self.mark).await,
         };
-        let stream = stream.map_err(|source| ConnectError::Tcp { address, source })?;
+        let stream = stream.map_err(|source| match crate::io::is_exhausted(&source, address.ip()) {
+            true => ConnectError::Exhausted { address, source },
+            false => ConnectError::Tcp { address, source },
+        })?;
         accept::tune(&stream);
         if let Some(keep_alive) = endpoint.room.said().keep_alive {
             accept::keep_alive(&stream, &keep_alive);

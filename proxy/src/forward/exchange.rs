@@ -53,6 +53,8 @@ pub(super) struct Leg<'a> {
     pub keep: bool,
     /// Of what goes to the application beside this proxy, the registration with its policy.
     pub guard: Option<&'a Arc<policy::Guard>>,
+    /// Set once there is a connection for it.
+    pub begun: &'a AtomicBool,
 }
 
 /// What an endpoint answered.
@@ -104,7 +106,7 @@ pub(super) async fn send(
     request: &mut Request<Body>,
     lent: &mut Fields,
 ) -> Result<Response<Body>, Failed> {
-    let Leg { endpoint, framing, limit, tunnels, guard, .. } = leg;
+    let Leg { endpoint, framing, limit, tunnels, guard, begun, .. } = leg;
     let upgrade = headers::strip_requests_hop(request.headers_mut(), framing == Framing::Http1);
     let method = request.method().clone();
     if framing == Framing::Http2 && request.uri().authority().is_none() {
@@ -112,12 +114,11 @@ pub(super) async fn send(
         *request.version_mut() = Version::HTTP_11;
     }
     let client = (upgrade || method == Method::CONNECT).then(|| Upgrade::of_request(request));
-    let begun = AtomicBool::new(false);
     // Pinned, so that it is not there once for each of the two ways to wait for it.
     let send = pin!(async {
         match framing {
-            Framing::Http1 => send_http1(worker, leg, &mut *request, upgrade, &begun).await,
-            Framing::Http2 => send_http2(worker, leg, &mut *request, lent, &begun).await,
+            Framing::Http1 => send_http1(worker, leg, &mut *request, upgrade).await,
+            Framing::Http2 => send_http2(worker, leg, &mut *request, lent).await,
         }
     });
     let mut response = match limit {
@@ -159,9 +160,8 @@ async fn send_http1(
     leg: Leg<'_>,
     request: &mut Request<Body>,
     upgrade: bool,
-    begun: &AtomicBool,
 ) -> Result<Response<Body>, Failed> {
-    let Leg { endpoint, fresh, keep, .. } = leg;
+    let Leg { endpoint, fresh, keep, begun, .. } = leg;
     let idle = fresh.is_none().then_some(worker.proxy.settings.idle_timeout);
     let preferred = preferred(endpoint, request, fresh.is_some(), upgrade);
     let connection = endpoint.http1(worker.index, preferred, idle, || dial(worker)).await;
@@ -237,9 +237,8 @@ async fn send_http2(
     leg: Leg<'_>,
     request: &mut Request<Body>,
     lent: &mut Fields,
-    begun: &AtomicBool,
 ) -> Result<Response<Body>, Failed> {
-    let Leg { endpoint, fresh, keep, .. } = leg;
+    let Leg { endpoint, fresh, keep, begun, .. } = leg;
     let Http2 { mut sender, place } = match endpoint.http2(worker.index, fresh, || dial(worker)).await {
         Ok(connection) => connection,
         Err(error) => return Err(unconnected(&error)),

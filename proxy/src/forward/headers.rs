@@ -60,6 +60,7 @@ pub(super) fn take_ours(fields: &mut HeaderMap, peer: &Peer) -> Said {
         Reason::NotReady,
         Reason::PolicyUnavailable,
         Reason::Draining,
+        Reason::Overloaded,
         Reason::UpstreamReset,
     ];
     match fields.get(ERROR) {

@@ -4,6 +4,7 @@
 //! by `outbound`, `inbound` and `mirror`, and kept by the response's body.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use super::context::Worker;
 use crate::balance;
@@ -16,6 +17,10 @@ pub(super) struct InFlight {
     worker: Arc<Worker>,
     started: u64,
     answered: bool,
+    /// What it came to tells nothing of the endpoint.
+    pub(super) withdrawn: bool,
+    /// There is a connection for it: until then it may not even have met the endpoint.
+    pub(super) begun: AtomicBool,
     /// What it came to, if the answer is whole.
     pub(super) later: Option<balance::Outcome>,
     /// When there must be an answer, by the proxy's clock: without one by then, it is the endpoint's fault.
@@ -43,6 +48,8 @@ impl InFlight {
             later: None,
             until: u64::MAX,
             _seat: None,
+            withdrawn: false,
+            begun: AtomicBool::new(false),
         }
     }
 
@@ -69,8 +76,12 @@ impl Drop for InFlight {
         if self.answered {
             self.endpoint.load.end();
         } else {
+        // Connections are waited for, since our own limits do not allow more.
+        let kept_from_it = || !self.begun.load(Relaxed) && self.endpoint.room.is_short();
             self.given_up();
             let now = self.worker.proxy.now();
+        } else if self.withdrawn || kept_from_it() {
+            self.endpoint.load.withdraw();
             self.endpoint.load.abandon(now, now.saturating_sub(self.started));
         }
     }

@@ -12,6 +12,7 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -19,8 +20,8 @@ use http::{Request, Response};
 use tokio_util::task::TaskTracker;
 
 use self::arrival::{Arrived, Way, arrive, register};
-use super::again;
 use super::admit;
+use super::again;
 use super::context::Worker;
 use super::deadline;
 use super::exchange::{self, Answer, Fields, Leg, Tunnels};
@@ -254,9 +255,9 @@ impl Connection {
         Some(Box::pin(tokio::time::sleep(endpoint::jittered(age?))))
     }
 
-    fn leg(&self, fresh: Option<Instant>) -> Leg<'_> {
+    fn leg<'a>(&'a self, fresh: Option<Instant>, begun: &'a AtomicBool) -> Leg<'a> {
         let (endpoint, tunnels, guard) = (&self.application, &self.tunnels, Some(&self.guard));
-        Leg { endpoint, framing: self.framing, limit: None, tunnels, fresh, keep: false, guard }
+        Leg { endpoint, framing: self.framing, limit: None, tunnels, fresh, keep: false, guard, begun }
     }
 
     fn record(&self, request: &mut Request<Body>) -> Box<Record> {
@@ -313,7 +314,8 @@ impl Connection {
         let asked = self.worker.proxy.now();
         let mut in_flight = InFlight::start(&self.worker, &self.application, asked);
         let mut lent = Fields::default();
-        let sent = exchange::send(&self.worker, self.leg(*fresh), &mut *request, &mut lent).await;
+        let leg = self.leg(*fresh, &in_flight.begun);
+        let sent = exchange::send(&self.worker, leg, &mut *request, &mut lent).await;
         let answered = self.worker.proxy.now();
         record.waited(Duration::from_nanos(answered.saturating_sub(asked)));
         match sent {
@@ -326,7 +328,7 @@ impl Connection {
                 Ok(Some(Answer { response, in_flight, said, bounds: None, guard: None }))
             }
             Err(failed) => {
-                in_flight.answered(false, answered);
+                let _told = in_flight.failed(&failed, answered);
                 match again::replay(&failed, request.method()).filter(|_| failed.whole) {
                     Some(cause) if record.attempts == 1 => {
                         *fresh = again::needs_fresh(&failed, self.framing).then(Instant::now);

@@ -118,13 +118,16 @@ async fn send(
         Some(own) => (&own.application, Some(&own.guard)),
         None => (&endpoint, None),
     };
-    let (tunnels, mut lent) = (Tunnels::default(), Fields::default());
-    let leg = Leg { endpoint: to, framing, limit: None, tunnels: &tunnels, fresh: None, keep: false, guard };
+    let (tunnels, begun, mut lent) = (&Tunnels::default(), &in_flight.begun, Fields::default());
+    let leg = Leg { endpoint: to, framing, limit: None, tunnels, fresh: None, keep: false, guard, begun };
     let sent =
         admit::unless_revoked(worker, guard, exchange::send(worker, leg, &mut request, &mut lent)).await;
-    let success = sent.as_ref().is_ok_and(|response| !response.status().is_server_error());
-    in_flight.answered(success, worker.proxy.now());
-    let mut response = sent.map_err(|failed| failed.fault)?;
+    let answered = worker.proxy.now();
+    let mut response = sent.map_err(|failed| {
+        let _told = in_flight.failed(&failed, answered);
+        failed.fault
+    })?;
+    in_flight.answered(!response.status().is_server_error(), answered);
     headers::take_ours(response.headers_mut(), &endpoint.peer);
     // The backend's proxy says why its application has not got it.
     let refused =

@@ -426,7 +426,8 @@ impl Connection {
             None => (endpoint, out),
         };
         let (framing, tunnels) = (self.framing, &self.tunnels);
-        let leg = Leg { endpoint, framing, limit, tunnels, fresh, keep, guard };
+        let begun = &in_flight.begun;
+        let leg = Leg { endpoint, framing, limit, tunnels, fresh, keep, guard, begun };
         // Pinned here: whoever takes it by value keeps it twice.
         let sent = {
             let sent = pin!(exchange::send(&self.worker, leg, request, lent));
@@ -434,11 +435,14 @@ impl Connection {
         };
         let answered = self.worker.proxy.now();
         record.waited(Duration::from_nanos(answered.saturating_sub(asked)));
-        in_flight
-            .answered(sent.as_ref().is_ok_and(|response| !response.status().is_server_error()), answered);
-        let mut response = sent.inspect_err(|failed| in_flight.came_to(Err(failed), record.grpc))?;
+        let mut response = sent.inspect_err(|failed| {
+            if let Some(outcome) = in_flight.failed(failed, answered) {
+                in_flight.tell(outcome);
+            }
+        })?;
+        in_flight.answered(!response.status().is_server_error(), answered);
         let said = headers::take_ours(response.headers_mut(), &endpoint.peer);
-        in_flight.came_to(Ok(&response), record.grpc);
+        in_flight.came_to(&response, record.grpc);
         let guard = own.map(|own| own.guard).or_else(|| out.cloned());
         Ok(Answer { response, in_flight: Some(in_flight), said, bounds: None, guard })
     }

@@ -1,8 +1,10 @@
 //! What a request's end tells about the endpoint that it was sent to, where its port ejects those that do not serve.
 //!
 //! Decides what counts and what is nobody's fault: that of the client (it left, its own body broke, its own deadline was too
-//! short), what the proxies decided themselves (policy, draining, a fault on purpose). An answer that looks well counts only once
-//! it is over: a body may break, and gRPC tells its status last. Called by `outbound` and by the record of the response.
+//! short), what the proxies decided themselves (policy, draining, a fault on purpose), and what this proxy lacks itself (a valid
+//! certificate, room under its own limits, descriptors, ports). That does not count in the endpoint's latency either. An answer that
+//! looks well counts only once it is over: a body may break, and gRPC tells its status last. Called by `outbound`, by `inbound` and
+//! `mirror` for the latency alone, and by the record of the response.
 
 use http::Response;
 
@@ -27,17 +29,23 @@ enum Told {
 // === impl InFlight ===
 
 impl InFlight {
+    /// It failed `now`, by the proxy's clock: the endpoint's load hears of it, if it tells anything of the endpoint; what it tells.
+    pub(super) fn failed(&mut self, failed: &Failed, now: u64) -> Option<Outcome> {
+        let told = of_failure(failed, self.endpoint().room.is_short());
+        match told {
+            Some(_) => self.answered(false, now),
+            None => self.withdrawn = true,
+        }
+        told
+    }
+
     /// What the request came to so far. `grpc`: it is one of gRPC. Fields of ours are there only where the endpoint's own
     /// proxy has set them.
-    pub(super) fn came_to(&mut self, sent: Result<&Response<Body>, &Failed>, grpc: bool) {
+    pub(super) fn came_to(&mut self, response: &Response<Body>, grpc: bool) {
         if !self.is_watched() {
             return;
         }
-        let told = match sent {
-            Ok(response) => of_answer(response, grpc),
-            Err(failed) => of_failure(failed, self.endpoint().room.is_short()),
-        };
-        match told {
+        match of_answer(response, grpc) {
             Told::Now(outcome) => self.tell(outcome),
             Told::AtTheEnd(outcome) => self.later = Some(outcome),
             Told::Nothing => {}
@@ -60,7 +68,7 @@ impl InFlight {
 
     /// It is given up without an answer.
     pub(super) fn given_up(&self) {
-        if self.until <= self.now() && self.is_watched() && !self.endpoint().room.is_short() {
+        if self.until <= self.now() && self.is_watched() {
             self.tell(Outcome::NoAnswer);
         }
     }
@@ -69,7 +77,7 @@ impl InFlight {
         self.endpoint().group.as_ref().is_some_and(|group| group.is_watched())
     }
 
-    fn tell(&self, outcome: Outcome) {
+    pub(super) fn tell(&self, outcome: Outcome) {
         tell(self.endpoint(), outcome, self.now());
     }
 }
@@ -82,17 +90,17 @@ pub(super) fn tell(endpoint: &endpoint::Endpoint, outcome: Outcome, now: u64) {
     }
 }
 
-/// `is_short`: connections to the endpoint are waited for, since our own limits do not allow more.
-fn of_failure(failed: &Failed, is_short: bool) -> Told {
+/// `None`: nothing. `is_short`: connections to the endpoint are waited for, since our own limits do not allow more.
+fn of_failure(failed: &Failed, is_short: bool) -> Option<Outcome> {
     let reason = failed.fault.reason;
     // It may not even have met the endpoint.
     if reason == Reason::BackendTimeout && failed.whole && is_short {
-        return Told::Nothing;
+        return None;
     }
-    of_reason(reason).map_or(Told::Nothing, Told::Now)
+    of_reason(reason)
 }
 
-/// What a proxy's own answer tells about the endpoint behind it; `None`: nothing.
+/// What a proxy's own answer tells about the endpoint behind it; `None`: nothing, also what is [our own](crate::endpoint::ConnectError::is_our_own).
 pub(super) fn of_reason(reason: Reason) -> Option<Outcome> {
     match reason {
         Reason::ConnectFailed
@@ -129,27 +137,56 @@ fn of_answer(response: &Response<Body>, grpc: bool) -> Told {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+    use std::net::SocketAddr;
+
     use super::*;
+    use crate::endpoint::ConnectError;
+    use crate::forward::exchange::connect_fault;
     use crate::forward::fault::Fault;
+    use crate::tls;
+
+    #[test]
+    fn what_is_our_own_fault_counts_at_no_endpoint_and_what_is_not_does() {
+        let address = SocketAddr::from(([10, 0, 0, 1], 80));
+        let source = || io::Error::from(io::ErrorKind::ConnectionRefused);
+        let tls = |source| ConnectError::Tls { address, source };
+        for (error, is_own) in [
+            (ConnectError::NoIdentity(address), true),
+            (tls(tls::ConnectError::OwnCertificateExpired), true),
+            (ConnectError::Exhausted { address, source: source() }, true),
+            (ConnectError::Ended(address), true),
+            (ConnectError::Unwanted, true),
+            (tls(tls::ConnectError::Failed(source())), false),
+            (tls(tls::ConnectError::RefusedByPeer(source())), false),
+            (ConnectError::Tcp { address, source: source() }, false),
+            (ConnectError::TimedOut(address, std::time::Duration::ZERO), false),
+            (ConnectError::Closed(address), false),
+        ] {
+            assert_eq!(error.is_our_own(), is_own, "{error}");
+            let failed = Failed { fault: connect_fault(&error), again: None, whole: true };
+            assert_eq!(of_failure(&failed, false).is_none(), is_own, "{error}");
+        }
+    }
 
     #[test]
     fn only_what_is_the_endpoints_fault_counts() {
         let failed = |reason| Failed { fault: Fault::unsent(reason, ""), again: None, whole: false };
         for (reason, told) in [
-            (Reason::ConnectFailed, Told::Now(Outcome::ConnectFailed)),
-            (Reason::TlsFailed, Told::Now(Outcome::ConnectFailed)),
-            (Reason::UpstreamReset, Told::Now(Outcome::NoAnswer)),
-            (Reason::BackendTimeout, Told::Now(Outcome::NoAnswer)),
+            (Reason::ConnectFailed, Some(Outcome::ConnectFailed)),
+            (Reason::TlsFailed, Some(Outcome::ConnectFailed)),
+            (Reason::UpstreamReset, Some(Outcome::NoAnswer)),
+            (Reason::BackendTimeout, Some(Outcome::NoAnswer)),
             // The client's own body broke; our own certificate is not there yet; policy has changed.
-            (Reason::MalformedRequest, Told::Nothing),
-            (Reason::NotReady, Told::Nothing),
-            (Reason::PolicyDenied, Told::Nothing),
+            (Reason::MalformedRequest, None),
+            (Reason::NotReady, None),
+            (Reason::PolicyDenied, None),
         ] {
             assert_eq!(of_failure(&failed(reason), true), told, "{reason:?}");
         }
         let unsent = Failed { whole: true, ..failed(Reason::BackendTimeout) };
-        assert_eq!(of_failure(&unsent, false), Told::Now(Outcome::NoAnswer));
-        assert_eq!(of_failure(&unsent, true), Told::Nothing, "kept from it by our own limit");
+        assert_eq!(of_failure(&unsent, false), Some(Outcome::NoAnswer));
+        assert_eq!(of_failure(&unsent, true), None, "kept from it by our own limit");
         let now = |status| Told::Now(Outcome::Status(status));
         for (status, fields, grpc, told) in [
             (200, &[] as &[(&'static str, &'static str)], false, Told::AtTheEnd(Outcome::Status(200))),

@@ -26,17 +26,21 @@ use crate::telemetry::Telemetry;
 use crate::telemetry::lines::LineOutput;
 use crate::testing::allocations;
 
-fn orders() -> ObjectName {
+pub(super) fn orders() -> ObjectName {
     ObjectName::new("default", "orders")
+}
+
+/// What `account` proves who it is with, for an hour from `now` on.
+pub(super) fn creds(authority: &Authority, account: &str, now: SystemTime) -> Creds {
+    let key = PrivateKey::generate().unwrap();
+    let id = SpiffeId::new(authority.trust_domain(), "default", account).unwrap();
+    let issued = authority.issue(&csr(&key, None).unwrap(), &id, Duration::from_secs(3600), now).unwrap();
+    Creds::new(issued.chain, key, Arc::new(authority.bundle().clone()), now).unwrap()
 }
 
 /// A worker of the proxy of `account`, with nothing in its store.
 pub(super) fn worker(authority: &Authority, account: &str, access: Option<LineOutput>) -> Arc<Worker> {
-    let now = SystemTime::now();
-    let key = PrivateKey::generate().unwrap();
-    let id = SpiffeId::new(authority.trust_domain(), "default", account).unwrap();
-    let issued = authority.issue(&csr(&key, None).unwrap(), &id, Duration::from_secs(3600), now).unwrap();
-    let creds = Creds::new(issued.chain, key, Arc::new(authority.bundle().clone()), now).unwrap();
+    let creds = creds(authority, account, SystemTime::now());
     let config = Config::default();
     let settings = Settings {
         connect_timeout: Duration::from_secs(10),
@@ -99,7 +103,7 @@ pub(super) fn knows(worker: &Worker, service: &str, endpoints: &[SocketAddr]) ->
 }
 
 /// Gives a proxy the service `orders`, whose one endpoint is `address`.
-fn knows_orders(worker: &Worker, authority: &Authority, address: SocketAddr) {
+pub(super) fn knows_orders(worker: &Worker, authority: &Authority, address: SocketAddr) {
     let id = SpiffeId::new(authority.trust_domain(), "default", "orders").unwrap();
     let service = ServiceState::new(orders());
     service.set_info(Some(Arc::new(ServiceInfo {

@@ -154,12 +154,12 @@ reasons! {
         "The proxy has not received the workload's policy, for what comes in or for what leaves the mesh, and does not guess it."
         "See whether the control plane runs, and the proxy's log for a rejected InboundPolicy or EgressPolicy.";
     NotReady "not_ready" 503 UNAVAILABLE
-        "the proxy has not received its first configuration"
-        "The proxy has just started, and is not connected to the control plane yet, or has no certificate."
-        "See `/ready` on port 15020 for what is missing, and the proxy's log.";
+        "the proxy has no configuration yet, or no valid certificate"
+        "The proxy has just started, and is not connected to the control plane yet, or has no certificate; or the one that it had has expired, and it could not get another."
+        "See `/ready` on port 15020 for what is missing, `/certs` on port 15000 for how long the certificate is valid, and the proxy's log.";
     Overloaded "overloaded" 503 UNAVAILABLE
         "a limit of the proxy is reached"
-        "The proxy holds as many connections as TULLE_PROXY_MAX_CONNECTIONS or its file descriptors allow; or as much is under way to a service's port, or to one of its endpoints, as its TrafficPolicy allows, and nothing ended within `queueTimeout`: then the message names the limit. The request was not passed on."
+        "The proxy holds as many connections as TULLE_PROXY_MAX_CONNECTIONS or its file descriptors allow; or as much is under way to a service's port, or to one of its endpoints, as its TrafficPolicy allows, and nothing ended within `queueTimeout`: then the message names the limit; or it has no file descriptor, memory or local port left for a connection to the endpoint: then the message says so. The request was not passed on."
         "Add workloads, or raise the limit (and `ulimit -n`); see `tulle_limit_used` and `tulle_limit_waiting` for which it is.";
     RateLimited "rate_limited" 429 RESOURCE_EXHAUSTED
         "a rate limit is reached"

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response};
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -376,4 +378,46 @@ async fn r14_a_stream_on_a_connection_that_goes_keeps_nobody_out_under_a_limit()
     // It has not ended.
     let more = tokio::time::timeout(Duration::from_millis(100), watch.body_mut().data()).await;
     assert!(more.is_err(), "{more:?}");
+}
+
+/// An application that has each request come on a connection of its own.
+async fn forgetful() -> App {
+    App::http1(|_| async {
+        let mut answer = Response::new(full("ok"));
+        answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        answer
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_has_no_descriptors_left_ejects_no_endpoint() {
+    let apps = [forgetful().await, forgetful().await];
+    let policy =
+        "outlierDetection: {consecutive5xx: 1, consecutiveConnectFailures: 1, maximumEjectedPercent: 100}";
+    let (_world, mut web) = plain(&[apps[0].address(), apps[1].address()], "http", policy, &[]).await;
+    let mut wire = web.connect("orders").await;
+    wire.send(GET).await;
+    assert_eq!(wire.response().await.0.status(), 200);
+    let pid = i32::try_from(web.process().pid()).ok().and_then(Pid::from_raw);
+    // The hard limit is that of the test, whose child it is. It has more than three.
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let had = prlimit(pid, Resource::Nofile, Rlimit { current: Some(3), maximum }).unwrap();
+    for _ in 0..10 {
+        wire.send(GET).await;
+        let (head, body) = wire.response().await;
+        assert_eq!((head.status(), head.reason()), (503, Some("overloaded")), "{head:?}");
+        let body = String::from_utf8_lossy(&body);
+        assert!(body.contains("this proxy has nothing left to do it with: Too many open files"), "{body}");
+    }
+    prlimit(pid, Resource::Nofile, had).unwrap();
+    for _ in 0..10 {
+        wire.send(GET).await;
+        assert_eq!(wire.response().await.0.status(), 200);
+    }
+    let metrics = web.metrics().await;
+    let endpoints = |state| metrics.sum("tulle_balancer_endpoints", &[("state", state)]);
+    assert_eq!((endpoints("usable"), metrics.sum("tulle_balancer_ejections_total", &[])), (2.0, 0.0));
+    let refused = metrics.sum("tulle_pool_dials_total", &[("result", "failed"), ("reason", "overloaded")]);
+    assert!(refused >= 10.0, "{refused}");
 }

@@ -1,11 +1,18 @@
 use std::sync::atomic::AtomicUsize;
+use std::time::SystemTime;
 
 use bytes::Bytes;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tulle_certs::TrustDomain;
+use tulle_certs::issue::Authority;
 
 use super::super::tests;
 use super::*;
 use crate::accept::Destination;
+use crate::balance::Outliers;
+use crate::endpoint::How as Balanced;
+use crate::state::{Connections, Limits, Traffic};
 
 fn of<A, B, F: Future>(_: impl Fn(A, B) -> F) -> usize {
     size_of::<F>()
@@ -47,16 +54,23 @@ async fn server(refuses: bool) -> (SocketAddr, Arc<AtomicUsize>) {
     (address, asked)
 }
 
+/// A connection of the worker's application to a service.
+async fn calls(worker: &Arc<Worker>, service: &str) -> TcpStream {
+    let near = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let client = TcpStream::connect(near.local_addr().unwrap()).await.unwrap();
+    let (stream, address) = near.accept().await.unwrap();
+    let destination = Destination::Service { service: ObjectName::new("default", service), port: 80 };
+    let worker = Arc::clone(worker);
+    tokio::spawn(async move { serve(&worker, Accepted { stream, client: address, destination }).await });
+    client
+}
+
 #[tokio::test]
 async fn a_post_that_a_server_refuses_unread_goes_to_another_with_its_body() {
     let ((refusing, refused), (other, answered)) = (server(true).await, server(false).await);
     let worker = tests::lone_worker("web");
     tests::knows(&worker, "shop", &[refusing, other]);
-    let near = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let client = tokio::net::TcpStream::connect(near.local_addr().unwrap()).await.unwrap();
-    let (stream, address) = near.accept().await.unwrap();
-    let destination = Destination::Service { service: ObjectName::new("default", "shop"), port: 80 };
-    tokio::spawn(async move { serve(&worker, Accepted { stream, client: address, destination }).await });
+    let client = calls(&worker, "shop").await;
     let (mut requests, connection) = h2::client::handshake(client).await.unwrap();
     tokio::spawn(connection);
     let mut sent = 0;
@@ -71,4 +85,85 @@ async fn a_post_that_a_server_refuses_unread_goes_to_another_with_its_body() {
         assert_eq!(answered.load(Ordering::Relaxed), sent, "none is served twice");
         assert!(sent < 1000, "it is never asked");
     }
+}
+
+/// Ejects at the first failure of any kind.
+fn strict() -> Outliers {
+    Outliers {
+        consecutive: [1; 4],
+        grpc_codes: 1 << 14,
+        success_rate: None,
+        failure_percentage: None,
+        interval: Duration::from_secs(10),
+        base_ejection: Duration::from_secs(3600),
+        maximum_ejection: Duration::from_secs(3600),
+        maximum_ejected_percent: 100,
+    }
+}
+
+#[tokio::test]
+async fn an_endpoint_is_not_ejected_nor_thought_slower_for_our_own_expired_certificate() {
+    let day = Duration::from_secs(86_400);
+    let authority =
+        Authority::generate(&TrustDomain::default(), 9 * day, SystemTime::now() - 3 * day).unwrap();
+    let worker = tests::worker(&authority, "web", None);
+    let expired = tests::creds(&authority, "web", SystemTime::now() - day);
+    worker.proxy.creds.store(Some(Arc::new(expired)));
+    let (server, _) = server(false).await;
+    tests::knows_orders(&worker, &authority, server);
+    let state = Arc::clone(&worker.proxy.store.load().services[&tests::orders()]);
+    let mut info = (*state.info().unwrap()).clone();
+    info.ports[0].traffic = Arc::new(Traffic { outlier_detection: Some(strict()), ..Traffic::default() });
+    let how = Balanced { service: Some(&info), ..Balanced::new(1) };
+    state.set_endpoints(state.endpoints().unwrap().balanced(&how));
+    let mut client = calls(&worker, "orders").await;
+    client.write_all(b"GET / HTTP/1.1\r\nHost: orders\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    assert!(answer.contains("x-tulle-error: not_ready") && answer.contains("has expired"), "{answer}");
+    let endpoints = state.endpoints().unwrap();
+    let endpoint = &endpoints.port(80).unwrap().members[0].endpoint;
+    assert!(endpoint.group.as_ref().unwrap().is_watched() && endpoint.standing.is_usable());
+    assert_eq!((endpoint.load.latency(worker.proxy.now()), endpoint.load.in_flight()), (None, 0));
+}
+
+/// Until so many requests are under way there.
+async fn under_way(endpoint: &Endpoint, requests: u32) {
+    while endpoint.load.in_flight() != requests {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test]
+async fn an_endpoint_is_not_thought_slower_for_who_leaves_while_our_own_limit_keeps_him_from_it() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let worker = tests::lone_worker("web");
+    let state = tests::knows(&worker, "shop", &[silent.local_addr().unwrap()]);
+    let endpoints = state.endpoints().unwrap();
+    let endpoint = &endpoints.port(80).unwrap().members[0].endpoint;
+    let limits = Limits { connections: 1, queue_timeout: Duration::from_secs(3600), ..Limits::default() };
+    endpoint.room.gate().unwrap().say(Some(limits), Connections::default());
+    let latency = || endpoint.load.latency(worker.proxy.now());
+    let mut clients = Vec::new();
+    for requests in 1..=2 {
+        let mut client = calls(&worker, "shop").await;
+        client.write_all(b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n").await.unwrap();
+        under_way(endpoint, requests).await;
+        clients.push(client);
+    }
+    while !endpoint.room.is_short() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // Longer than an endpoint that is not known is thought to take.
+    tokio::time::sleep(Duration::from_millis(60)).await;
+    let leaves =
+        |client: TcpStream| socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+    leaves(clients.remove(1));
+    under_way(endpoint, 1).await;
+    assert_eq!(latency(), None);
+    // What was sent there and has got no answer is another matter.
+    leaves(clients.remove(0));
+    under_way(endpoint, 0).await;
+    assert!(latency().is_some_and(|latency| latency > 5e7), "{:?}", latency());
 }

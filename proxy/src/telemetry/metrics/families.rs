@@ -119,7 +119,7 @@ families! {
     HANDED_OVER = Counter "tulle_accept_handed_over_total" []
         "Accepted connections that went to a less loaded worker.";
     HEALTH_CHECKS = Counter "tulle_health_checks_total" ["service", "outcome", "overflow"]
-        "Active health checks of endpoints, by what came of them: passed, refused (the answer says otherwise), broken (there was no proper answer), connect_failed, timed_out, or not_asked (this proxy had no certificate, or was ending: it tells nothing of the endpoint).";
+        "Active health checks of endpoints, by what came of them: passed, refused (the answer says otherwise), broken (there was no proper answer), connect_failed, timed_out, or not_asked (this proxy had no valid certificate, nothing left to connect with, or was ending: it tells nothing of the endpoint).";
     ADS_CONNECTED = Gauge "tulle_ads_connected" []
         "1 while the stream to the control plane is up.";
     ADS_CONNECTIONS = Counter "tulle_ads_connections_total" []
