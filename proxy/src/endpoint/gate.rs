@@ -5,7 +5,8 @@
 //! connections are counted, when they are made. What a change of the limits finds under way stays.
 //!
 //! A request first takes a place at its service, then one at an endpoint; a connection first one at its endpoint, then at the service. Where
-//! connections are at their limit, idle ones make room, and those that take nothing new, also another worker's ([`Gate::make_room`]).
+//! connections are at their limit, idle ones make room, and those that take nothing new, also another worker's ([`Gate::make_room`]). Such a
+//! connection gives its place up at once, and its socket is closed by the task that serves it, a moment later.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock, Weak};
@@ -195,7 +196,7 @@ impl Gate {
     pub async fn request(self: &Arc<Self>, patience: &Patience<'_>) -> Result<ServiceSeat, Full> {
         let most = || self.limits().map_or(0, |limits| limits.requests);
         let take = || self.requests.take(most()).then(|| ServiceSeat(Arc::clone(self)));
-        self.or_wait(&self.requests, (REQUESTS, most(), false), patience, take).await
+        self.or_wait(&self.requests, (REQUESTS, most(), false), patience, take, |_| true).await
     }
 
     /// What `take` gives, which looks for an endpoint with room: at `only`, of those who want no other, else at any.
@@ -210,7 +211,35 @@ impl Gate {
     ) -> Result<T, Full> {
         let most = self.limits().map_or(0, |limits| limits.requests_per_endpoint);
         let line = only.map_or(&self.any, |room| &room.requests);
-        self.or_wait(line, (REQUESTS_EACH, most, true), patience, take).await
+        self.or_wait(line, (REQUESTS_EACH, most, true), patience, take, |_| true).await
+    }
+
+    /// A connection's place among `seats`, of which `most` says how many there are; `make_room` has what idles there go.
+    ///
+    /// # Errors
+    /// None was free in time, or the connection is not `wanted` any more once it is its turn.
+    async fn connection(
+        self: &Arc<Self>,
+        seats: &Seats,
+        (limit, most, of_endpoint): (&'static str, fn(&Limits) -> u32, bool),
+        patience: &Patience<'_>,
+        wanted: impl Fn() -> bool,
+        make_room: impl Fn() -> bool,
+    ) -> Result<(), ConnectError> {
+        let most = || self.limits().map_or(0, |limits| most(&limits));
+        // What is given: whether there is a place; without one it is not wanted.
+        let take = || {
+            if !wanted() {
+                return Some(false);
+            }
+            // Also where another dial got what was left, or what room was made.
+            (seats.take(most()) || (make_room() && seats.take(most()))).then_some(true)
+        };
+        match self.or_wait(seats, (limit, most(), of_endpoint), patience, take, |taken| *taken).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(ConnectError::Unwanted),
+            Err(full) => Err(ConnectError::Limited(Box::new(full))),
+        }
     }
 
     /// That of whoever comes now.
@@ -219,13 +248,15 @@ impl Gate {
         Patience { by: Instant::now().checked_add(all), all, counts: true, metrics }
     }
 
-    /// At once, if nobody waits; else in line.
+    /// At once, if nobody waits; else in line. `is_place`: whether what is taken is one, and not the news that none is wanted any more,
+    /// which nobody has waited for.
     async fn or_wait<T>(
         self: &Arc<Self>,
         line: &Seats,
         (limit, most, of_endpoint): (&'static str, u32, bool),
         patience: &Patience<'_>,
         mut take: impl FnMut() -> Option<T>,
+        is_place: fn(&T) -> bool,
     ) -> Result<T, Full> {
         if line.waiting() == 0
             && let Some(taken) = take()
@@ -244,8 +275,12 @@ impl Gate {
         let pending = if patience.counts { self.pend(patience.metrics)? } else { None };
         let taken = waited.await;
         drop(pending);
-        let outcome = if taken.is_some() { LimitOutcome::Waited } else { LimitOutcome::Refused };
-        patience.metrics.limit(&self.service, limit, outcome);
+        let outcome = taken
+            .as_ref()
+            .map_or(Some(LimitOutcome::Refused), |taken| is_place(taken).then_some(LimitOutcome::Waited));
+        if let Some(outcome) = outcome {
+            patience.metrics.limit(&self.service, limit, outcome);
+        }
         let (service, waited) = (self.service.clone(), patience.all);
         taken.ok_or(Full { service, limit, most, waited, of_endpoint })
     }
@@ -352,32 +387,12 @@ impl Endpoint {
     ) -> Result<Option<ConnectionSeat>, ConnectError> {
         let room = &self.room;
         let Some(gate) = room.gate.get() else { return Ok(None) };
-        let limited = |full| ConnectError::Limited(Box::new(full));
         let patience = Patience { counts: false, ..gate.patience(metrics) };
-        // What is given: whether there is a place; without one it is not wanted.
-        let take_of = |seats: &Seats, most: u32, make_room: &dyn Fn() -> bool| {
-            if !wanted() {
-                return Some(false);
-            }
-            // Also where another dial got what was left, or what room was made.
-            (seats.take(most) || (make_room() && seats.take(most))).then_some(true)
-        };
-        let most = || room.most(|limits| limits.connections_per_endpoint);
-        let take = || take_of(&room.connections, most(), &|| self.make_room());
-        let of_endpoint = (CONNECTIONS_EACH, most(), true);
-        if !gate.or_wait(&room.connections, of_endpoint, &patience, take).await.map_err(limited)? {
-            return Err(ConnectError::Unwanted);
-        }
+        let each = (CONNECTIONS_EACH, (|limits| limits.connections_per_endpoint) as fn(&Limits) -> u32, true);
+        gate.connection(&room.connections, each, &patience, &wanted, || self.make_room()).await?;
         let mut seat = ConnectionSeat { room: Arc::clone(room), gate: None, is_given: AtomicBool::default() };
-        let most = || room.most(|limits| limits.connections);
-        let take = || take_of(&gate.connections, most(), &|| gate.make_room());
-        if !gate
-            .or_wait(&gate.connections, (CONNECTIONS, most(), false), &patience, take)
-            .await
-            .map_err(limited)?
-        {
-            return Err(ConnectError::Unwanted);
-        }
+        let all = (CONNECTIONS, (|limits| limits.connections) as fn(&Limits) -> u32, false);
+        gate.connection(&gate.connections, all, &patience, &wanted, || gate.make_room()).await?;
         seat.gate = Some(Arc::clone(gate));
         Ok(Some(seat))
     }

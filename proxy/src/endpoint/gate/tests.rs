@@ -439,4 +439,7 @@ async fn dials_that_nobody_wants_any_more_take_no_place_from_another_worker() {
     assert!(soon(other).await.unwrap());
     assert_eq!(one.room.connections.waiting(), 0);
     assert!(metrics.render().contains("tulle_pool_dials_total{result=\"ok\"} 2\n"), "{}", metrics.render());
+    // The others have left the line, and were neither let through nor refused.
+    assert!(counted(&metrics, "connections_per_endpoint", "waited"), "{}", metrics.render());
+    assert!(!metrics.render().contains("outcome=\"refused\""));
 }

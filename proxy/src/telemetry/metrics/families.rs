@@ -97,7 +97,7 @@ families! {
     RATE_LIMITS = Counter "tulle_rate_limit_requests_total" ["limit", "outcome", "overflow"]
         "Requests that rate limits speak of, by the limit's name; outcome is allowed, by all of them, or refused, by this one.";
     LIMITS = Counter "tulle_limit_reached_total" ["service", "limit", "outcome", "overflow"]
-        "Requests and connections that found no place under a limit of a TrafficPolicy: waited, let through after a while, or refused.";
+        "Requests and connections that found no place under a limit of a TrafficPolicy: waited, let through after a while, or refused. Those that nobody wants any more before either are not counted.";
     LIMIT_USED = Gauge "tulle_limit_used" ["service", "limit", "overflow"]
         "What is under way of what a TrafficPolicy limits, all workers together; under a limit per endpoint: at the one where most is.";
     LIMIT_WAITING = Gauge "tulle_limit_waiting" ["service", "limit", "overflow"]
