@@ -185,12 +185,14 @@ impl Pool {
         let shared = if idle.is_none() { self.http2.lock().evict() } else { None };
         if let Some(shared) = &shared {
             shared.pooled.closing(PoolClose::Limit);
+            // Its task closes it, when that next runs: who needs the place may not be there any more by then.
+            give_up(&shared.seat);
         }
         let evicted = idle.is_some() || shared.is_some();
         if let Some(cells) = self.cells.get().filter(|_| evicted) {
             cells.dropped(1);
         }
-        evicted || self.evict_carrier() || self.let_go_streams()
+        evicted || self.evict_carrier() || (self.let_go_streams() && self.evict_carrier())
     }
 
     /// Has a connection that takes nothing new give its place up, though it still carries something. Nobody else may look any more: its endpoint
@@ -200,14 +202,14 @@ impl Pool {
             || self.http2.lock().all_mut().any(SharedConnection::gives_up)
     }
 
-    /// Closes a connection of streams that has none.
+    /// Closes a connection of streams of which nobody here has any; it ends once the server has let go of the last.
     fn evict_carrier(&self) -> bool {
         let mut carriers = self.carriers.lock();
-        let unused = carriers.iter().rposition(|carrier| carrier.opener.is_idle());
-        unused.map(|at| carriers.remove(at)).is_some()
+        let unused = carriers.iter().rposition(|carrier| carrier.opener.is_unused());
+        unused.map(|at| give_up(&carriers.remove(at).seat)).is_some()
     }
 
-    /// Drops the streams that serve nobody: their connections have none once the server has let go of them too. Closes none yet.
+    /// Drops the streams that serve nobody, so that their connections may be closed; whether there were any.
     fn let_go_streams(&self) -> bool {
         let idle: Vec<_> = {
             let mut streams = self.streams.lock();
@@ -217,7 +219,7 @@ impl Pool {
         if let Some(cells) = self.cells.get() {
             cells.dropped(idle.len());
         }
-        false
+        !idle.is_empty()
     }
 
     pub(super) fn idle_limit(&self, now: Instant, configured: Duration) -> Duration {

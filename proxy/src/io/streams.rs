@@ -114,6 +114,11 @@ impl Opener {
     pub fn is_idle(&self) -> bool {
         self.0.lock().is_idle()
     }
+
+    /// Whether nobody here has a stream; the peer may not have let go of all yet.
+    pub fn is_unused(&self) -> bool {
+        self.0.lock().is_unused()
+    }
 }
 
 impl Drop for Opener {

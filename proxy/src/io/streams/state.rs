@@ -121,6 +121,10 @@ impl State {
         self.streams.is_empty()
     }
 
+    pub(super) fn is_unused(&self) -> bool {
+        !self.streams.values().any(|entry| entry.held)
+    }
+
     /// Whether the connection is to be closed.
     pub(super) fn is_over(&self) -> bool {
         self.finishing && self.streams.is_empty()
