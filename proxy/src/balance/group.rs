@@ -24,6 +24,8 @@ pub struct Group {
     watched: AtomicBool,
     /// All are used, since too few are usable.
     panicking: AtomicBool,
+    /// The own zone is preferred.
+    zoned: AtomicBool,
     /// What the own zone gets, of 2³².
     pub(super) local_share: AtomicU64,
     /// Whose turn it is, by side.
@@ -47,7 +49,7 @@ struct Counts {
     ejections: [AtomicU64; Cause::ALL.len()],
     withheld: AtomicU64,
     panics: AtomicU64,
-    /// Picks of the own zone, and of others.
+    /// What went to the own zone, and to others.
     zones: [AtomicU64; 2],
     /// Answers of the own zone since it was last looked, and those of 429 and 503.
     answers: AtomicU32,
@@ -115,9 +117,9 @@ pub struct Counted {
     pub(super) ejections: [u64; Cause::ALL.len()],
     /// Ejections that would have been too many.
     pub withheld: u64,
-    /// Picks while too few were usable.
+    /// What was sent while too few were usable.
     pub panics: u64,
-    /// Picks of the own zone and of others, where that one is preferred.
+    /// What went to the own zone and to others, where that one is preferred.
     pub zones: [u64; 2],
 }
 
@@ -180,6 +182,7 @@ impl Group {
             policy: ArcSwap::default(),
             watched: AtomicBool::new(false),
             panicking: AtomicBool::new(false),
+            zoned: AtomicBool::new(false),
             local_share: AtomicU64::new(0),
             turn: [AtomicUsize::new(turn), AtomicUsize::new(turn)],
             state: Mutex::default(),
@@ -212,6 +215,7 @@ impl Group {
         if **self.policy.load() != *policy {
             self.policy.store(Arc::new(policy.clone()));
         }
+        self.zoned.store(policy.balancer.zones.is_some(), Relaxed);
         self.watched.store(policy.outliers.is_some() || policy.balancer.zones.is_some(), Relaxed);
         for standing in gone {
             standing.set(GONE);
@@ -456,13 +460,15 @@ impl Group {
         self.local_share.store((share * zones::WHOLE) as u64, Relaxed);
     }
 
-    /// A pick was made while too few were usable.
-    pub(super) fn panicked(&self) {
-        self.counts.panics.fetch_add(1, Relaxed);
-    }
-
-    pub(super) fn picked(&self, side: usize) {
-        self.counts.zones[side].fetch_add(1, Relaxed);
+    /// A request or a connection goes to an endpoint. A pick alone is not counted: it may be made again, where there is no room.
+    #[inline]
+    pub fn sent(&self, standing: &Standing) {
+        if self.is_panicking() {
+            self.counts.panics.fetch_add(1, Relaxed);
+        }
+        if self.zoned.load(Relaxed) {
+            self.counts.zones[usize::from(!standing.has(LOCAL))].fetch_add(1, Relaxed);
+        }
     }
 
     pub fn counted(&self) -> Counted {

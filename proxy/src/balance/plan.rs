@@ -103,26 +103,16 @@ impl Plan {
         random: u64,
     ) -> Option<usize> {
         let mut draws = Draws(random);
-        let panicking = group.is_panicking();
-        if panicking {
-            group.panicked();
-        }
-        let pick = Pick { plan: self, group, look, now, panicking };
+        let pick = Pick { plan: self, group, look, now, panicking: group.is_panicking() };
         let first = usize::from(self.zones && !pick.is_local(key, &mut draws));
         let picked = [first, 1 - first].into_iter().find_map(|side| pick.side(side, key, &mut draws));
-        let picked = picked.or_else(|| {
+        picked.or_else(|| {
             let any = |ready| {
                 let all = self.sides.iter().flat_map(|side| &side.numbers).map(|i| *i as usize);
                 pick.scan(all, key, &mut draws, |seen| seen.ready == ready)
             };
             [true, false].into_iter().find_map(any)
-        });
-        if self.zones
-            && let Some(seen) = picked.and_then(&pick.look)
-        {
-            group.picked(usize::from(!seen.standing.has(LOCAL)));
-        }
-        picked
+        })
     }
 }
 

@@ -40,16 +40,19 @@ impl InFlight {
     /// It begins `now`, by the proxy's clock.
     pub(super) fn start(worker: &Arc<Worker>, endpoint: &Arc<Endpoint>, now: u64) -> Self {
         endpoint.load.start(now);
+        if let Some(group) = &endpoint.group {
+            group.sent(&endpoint.standing);
+        }
         Self {
             endpoint: Arc::clone(endpoint),
             worker: Arc::clone(worker),
             started: now,
             answered: false,
+            withdrawn: false,
+            begun: AtomicBool::new(false),
             later: None,
             until: u64::MAX,
             _seat: None,
-            withdrawn: false,
-            begun: AtomicBool::new(false),
         }
     }
 
@@ -73,15 +76,15 @@ impl InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        if self.answered {
-            self.endpoint.load.end();
-        } else {
         // Connections are waited for, since our own limits do not allow more.
         let kept_from_it = || !self.begun.load(Relaxed) && self.endpoint.room.is_short();
-            self.given_up();
-            let now = self.worker.proxy.now();
+        if self.answered {
+            self.endpoint.load.end();
         } else if self.withdrawn || kept_from_it() {
             self.endpoint.load.withdraw();
+        } else {
+            self.given_up();
+            let now = self.worker.proxy.now();
             self.endpoint.load.abandon(now, now.saturating_sub(self.started));
         }
     }

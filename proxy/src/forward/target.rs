@@ -224,7 +224,7 @@ impl Target {
             let fits = |member: &Member| {
                 port.may_take(member) && member.endpoint.room.has_room() && has_failed(member) == again
             };
-            // Nobody is drawn of none: that would be counted.
+            // Nobody is drawn of none: that would take somebody's turn.
             port.members
                 .iter()
                 .any(fits)

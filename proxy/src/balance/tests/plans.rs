@@ -77,6 +77,7 @@ impl Port {
         for _ in 0..requests {
             let i = self.pick(Some(rng.next()), SECOND, rng.next()).unwrap();
             self.ends[i].load.start(SECOND);
+            self.group.sent(&self.ends[i].standing);
             counts[i] += 1;
         }
         // … all then within the same time.

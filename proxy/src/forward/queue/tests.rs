@@ -9,6 +9,7 @@ use super::*;
 use crate::balance::{Algorithm, HashKey, LoadBalancer};
 use crate::endpoint::{EndpointSet, How};
 use crate::forward::asked::Asked;
+use crate::forward::in_flight::InFlight;
 use crate::forward::tests;
 use crate::state::{Connections, EndpointInfo, EndpointsInfo, Limits, Peer, ServiceState, Traffic};
 
@@ -156,6 +157,39 @@ async fn what_an_endpoint_has_no_room_for_goes_where_its_hash_says_next() {
         let second = seated(&worker, &target, &[], first, key, Arc::clone(&gate)).await.unwrap();
         assert_eq!(second.0.address, next.address, "client {client}");
     }
+}
+
+#[tokio::test]
+async fn what_is_sent_counts_once_in_the_balancer_however_often_it_is_picked_for() {
+    let worker = tests::lone_worker("web");
+    let limits = Limits { requests_per_endpoint: 1, ..Limits::default() };
+    let (state, _) = service(&worker, 3, limits);
+    let balancer =
+        LoadBalancer { algorithm: Algorithm::RoundRobin, panic_percent: 50, ..LoadBalancer::default() };
+    let traffic = Traffic { load_balancer: Some(balancer), ..Traffic::default() };
+    let mut info = (*state.info().unwrap()).clone();
+    info.ports[0].traffic = Arc::new(traffic);
+    state.set_endpoints(state.endpoints().unwrap().balanced(&How { service: Some(&info), ..How::new(1) }));
+    let endpoints = state.endpoints().unwrap();
+    let port = endpoints.port(80).unwrap();
+    port.members[1..].iter().for_each(|member| port.set_healthy(&member.endpoint, false, 0));
+    let panics = || port.group.counted().panics;
+    assert!(port.group.is_panicking());
+    let (target, mut sent) = (Target::Service(Arc::clone(&state), 80), Vec::new());
+    for so_far in 0..3 {
+        assert_eq!(panics(), so_far);
+        // The balancer's pick has no room, but for the first.
+        let first = sent.first().map(|(endpoint, _): &(Arc<Endpoint>, InFlight)| Arc::clone(endpoint));
+        let gate = Arc::clone(port.members[0].endpoint.room.gate().unwrap());
+        let (endpoint, seat) = match first {
+            None => pick(&worker, &target).await.unwrap(),
+            Some(full) => seated(&worker, &target, &[], full, None, gate).await.unwrap(),
+        };
+        let in_flight = InFlight::start(&worker, &endpoint, 0).seated(seat);
+        sent.push((endpoint, in_flight));
+    }
+    assert!(pick(&worker, &target).await.is_err(), "there is no room");
+    assert_eq!(panics(), 3);
 }
 
 /// Never more than may be, everybody is served or refused, and all counts are 0 in the end, though requests leave, wait too long, and

@@ -15,7 +15,7 @@ pub struct Balancer {
     pub ejections: Vec<(&'static str, u64)>,
     pub withheld: u64,
     pub panics: u64,
-    /// Picks of the own zone, and of others.
+    /// What went to the own zone, and to others.
     pub zones: [u64; 2],
 }
 

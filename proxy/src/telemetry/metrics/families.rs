@@ -111,9 +111,9 @@ families! {
     BALANCER_WITHHELD = Counter "tulle_balancer_ejections_withheld_total" ["service", "overflow"]
         "Ejections of endpoints that were not made, since too many would have been ejected.";
     BALANCER_PANICS = Counter "tulle_balancer_panics_total" ["service", "overflow"]
-        "Picks of endpoints while too few were usable, so that ejected and unhealthy ones were picked too.";
+        "Requests, each time they are sent, and connections that went to an endpoint while too few were usable, so that ejected and unhealthy ones were used too.";
     BALANCER_ZONES = Counter "tulle_balancer_zone_picks_total" ["service", "zone", "overflow"]
-        "Picks of endpoints of the proxy's own zone (own) and of others (other), where that zone is preferred.";
+        "Requests, each time they are sent, and connections that went to endpoints of the proxy's own zone (own) and of others (other), where that zone is preferred.";
     ACCEPT_ERRORS = Counter "tulle_accept_errors_total" []
         "Accepts that failed, for want of file descriptors mostly.";
     HANDED_OVER = Counter "tulle_accept_handed_over_total" []
