@@ -38,6 +38,8 @@ const MAX_ANSWER: usize = 64 * 1024;
 pub(super) enum Cause {
     /// No connection could be had.
     Unreached,
+    /// Likewise, since our own limits on those to its endpoint left no room in time: another may have some, and there it would only wait again.
+    Full,
     /// There was none in the time for one try.
     Slow,
     /// It was sent, and provably not processed.
@@ -83,7 +85,7 @@ pub(super) struct Failing {
 /// Whether what has come to this is sent once more where nothing is said of it.
 fn is_replayed(cause: Cause, method: &Method) -> bool {
     match cause {
-        Cause::Unreached | Cause::Slow | Cause::Unprocessed => true,
+        Cause::Unreached | Cause::Full | Cause::Slow | Cause::Unprocessed => true,
         Cause::Stale => method.is_idempotent(),
         Cause::Broken | Cause::Late | Cause::Status => false,
     }
@@ -96,7 +98,7 @@ fn is_replayed(cause: Cause, method: &Method) -> bool {
 fn wants(retry: &Retry, cause: Cause, method: &Method) -> Result<(), Option<Unretried>> {
     let causes = &retry.causes;
     let (named, may_be_done) = match cause {
-        Cause::Unreached => (causes.connect_failure, false),
+        Cause::Unreached | Cause::Full => (causes.connect_failure, false),
         Cause::Slow => (causes.connect_failure || causes.timeout, false),
         Cause::Unprocessed => (causes.refused, false),
         Cause::Stale | Cause::Broken => (causes.reset, true),
@@ -217,14 +219,13 @@ impl<'a> Tries<'a> {
         if let Some(budget) = self.budget.as_ref().filter(|_| self.made == 0) {
             budget.request(self.worker.proxy.now());
         }
+        let has_other = || endpoint.is_some_and(|than| target.has_other(than));
         // What is not a retry's, and did not cross the other proxy's farewell, is for another endpoint alone.
-        let has_use = |answer: &Answer| {
-            let has_other = || endpoint.is_some_and(|than| target.has_other(than));
-            self.retry.is_some() || headers::has_left(&answer.response) || has_other()
-        };
+        let has_use =
+            |answer: &Answer| self.retry.is_some() || headers::has_left(&answer.response) || has_other();
         let (cause, is_whole) = match tried {
             Ok(answer) => (not_taken(answer, self.retry).filter(|_| has_use(answer)), false),
-            Err(failed) => (failed.again, failed.whole),
+            Err(failed) => (failed.again.filter(|cause| *cause != Cause::Full || has_other()), failed.whole),
         };
         let taken = tried.is_ok() && cause.is_none();
         self.is_over(if taken { RetryOutcome::Answered } else { RetryOutcome::Failed });
@@ -337,7 +338,7 @@ impl Drop for Tries<'_> {
 impl From<Cause> for ReplayCause {
     fn from(cause: Cause) -> Self {
         match cause {
-            Cause::Unreached | Cause::Slow | Cause::Unprocessed => Self::Unprocessed,
+            Cause::Unreached | Cause::Full | Cause::Slow | Cause::Unprocessed => Self::Unprocessed,
             Cause::Stale | Cause::Broken | Cause::Late | Cause::Status => Self::Idempotent,
         }
     }
@@ -346,7 +347,7 @@ impl From<Cause> for ReplayCause {
 impl From<Cause> for RetryCause {
     fn from(cause: Cause) -> Self {
         match cause {
-            Cause::Unreached | Cause::Slow | Cause::Unprocessed => Self::Unprocessed,
+            Cause::Unreached | Cause::Full | Cause::Slow | Cause::Unprocessed => Self::Unprocessed,
             Cause::Stale | Cause::Broken => Self::Broken,
             Cause::Late => Self::Late,
             Cause::Status => Self::Status,
@@ -405,6 +406,29 @@ mod tests {
         assert!(waited >= later, "{waited:?}");
     }
 
+    #[tokio::test]
+    async fn what_our_own_limits_keep_from_its_endpoint_is_for_another_alone() {
+        let worker = lone_worker("web");
+        let retry = Retry { attempts: 3, ..Retry::default() };
+        for others in [0, 1] {
+            let addresses: Vec<_> =
+                (1..=1 + others).map(|port| std::net::SocketAddr::from(([127, 0, 0, 1], port))).collect();
+            let state = knows(&worker, "shop", &addresses);
+            let endpoint = Arc::clone(&state.endpoints().unwrap().port(80).unwrap().members[0].endpoint);
+            let target = Target::Service(state, 80);
+            for retry in [None, Some(&retry)] {
+                for (again, wait) in [(Cause::Full, others > 0), (Cause::Unreached, true)] {
+                    let mut tries = Tries::new(&worker, retry, None, &target);
+                    let fault = Fault::unsent(Reason::Overloaded, "");
+                    let failed = Err(Failed { fault, again: Some(again), whole: true });
+                    let mut request = Request::post("http://shop/").body(Body::empty()).unwrap();
+                    let next = tries.next(&failed, &mut request, None, (&target, Some(&endpoint)));
+                    assert_eq!(next.is_some(), wait, "{again:?} {others} {retry:?}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn the_status_of_another_proxys_own_answer_is_nobodys_but_that_of_its_limits() {
         let retry =
@@ -448,6 +472,7 @@ mod tests {
         // By GET and POST: without a retry, with one, and with one for any method.
         for (cause, get, post) in [
             (Cause::Unreached, [true, true, true], [true, true, true]),
+            (Cause::Full, [true, true, true], [true, true, true]),
             (Cause::Slow, [true, true, true], [true, true, true]),
             (Cause::Unprocessed, [true, true, true], [true, true, true]),
             (Cause::Stale, [true, true, true], [false, false, true]),
@@ -469,13 +494,14 @@ mod tests {
     fn a_retry_is_for_the_causes_that_it_names_and_always_for_answers() {
         type Name = fn(&mut Causes) -> &mut bool;
         let each: [(Name, &[Cause]); 4] = [
-            (|all| &mut all.connect_failure, &[Cause::Unreached, Cause::Slow]),
+            (|all| &mut all.connect_failure, &[Cause::Unreached, Cause::Full, Cause::Slow]),
             (|all| &mut all.refused, &[Cause::Unprocessed]),
             (|all| &mut all.reset, &[Cause::Stale, Cause::Broken]),
             (|all| &mut all.timeout, &[Cause::Slow, Cause::Late]),
         ];
         let all = [
             Cause::Unreached,
+            Cause::Full,
             Cause::Slow,
             Cause::Unprocessed,
             Cause::Stale,

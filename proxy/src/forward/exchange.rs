@@ -283,15 +283,11 @@ async fn send_http2(
 
 /// Another endpoint may be reached, unless it is the service that is full.
 fn unconnected(error: &ConnectError) -> Failed {
-    let failed = unsent(connect_fault(error));
-    match error {
-        ConnectError::Limited(full) if !full.of_endpoint => Failed { again: None, ..failed },
-        _ => failed,
-    }
-}
-
-fn unsent(fault: Fault) -> Failed {
-    Failed { fault, again: Some(Cause::Unreached), whole: true }
+    let again = match error {
+        ConnectError::Limited(full) => full.of_endpoint.then_some(Cause::Full),
+        _ => Some(Cause::Unreached),
+    };
+    Failed { fault: connect_fault(error), again, whole: true }
 }
 
 /// The fault of a request or connection that could not be made because its endpoint could not be reached.
