@@ -376,6 +376,27 @@ fn of_too_many_regular_expressions_a_proxy_is_told_what_it_takes() {
     }
     assert!(stdout(&output).ends_with("2 errors, 0 warnings\n"), "{}", stdout(&output));
     proxies_take(folder.path());
+
+    // What the whole Service has holds in place of what is left out, and both say so.
+    let whole = "apiVersion: policy.tulle.dev/v1alpha1\nkind: FaultPolicy\nmetadata: {name: whole}\nspec: {targetRefs: [{kind: Service, name: orders}], rules: \
+                 [{abort: {httpStatus: 500}}]}\n";
+    fs::write(folder.path().join("b.yaml"), whole).unwrap();
+    let output = check(folder.path(), &[]);
+    assert_eq!(status(&output), 1);
+    for told in [
+        "128 that a proxy takes; nothing of this policy holds there, and FaultPolicy default/whole holds in its place (",
+        "FaultPolicy default/f8 at Service default/orders (p8): Accepted, not Programmed (Invalid)\n",
+        "FaultPolicy default/whole at Service default/orders: Accepted, Programmed (PartiallyProgrammed)\n",
+    ] {
+        assert!(stdout(&output).contains(told), "{told}: {}", stdout(&output));
+    }
+    let json: serde_json::Value =
+        serde_json::from_str(&stdout(&check(folder.path(), &["-o", "json"]))).unwrap();
+    let whole = json["policies"].as_array().unwrap().iter().find(|one| one["name"] == "whole").unwrap();
+    let message = whole["ancestors"][0]["conditions"][1]["message"].as_str().unwrap();
+    assert!(message.contains("`rules` at port 87 by FaultPolicy default/f7"), "{message}");
+    assert!(!message.contains("port 88") && !message.contains("port 89"), "{message}");
+    proxies_take(folder.path());
 }
 
 #[test]

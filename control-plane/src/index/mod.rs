@@ -400,12 +400,12 @@ impl Index {
         self.resilience.values()
     }
 
-    /// The policies of a kind with a target in a Service or route, in order of precedence.
-    pub fn resilience_of(&self, kind: Kind, object: &ObjectKey) -> Vec<&Resilience> {
-        let policies = linked(&self.links.resilience, object).filter(|key| key.kind == kind);
-        let policies = policies.filter_map(|key| Some(&self.resilience.get(key)?.object));
-        let mut policies: Vec<&Resilience> = policies.collect();
-        policies.sort_by_key(|policy| policy.precedence());
+    /// The policies of these with a target in a Service or route, in order of precedence.
+    pub fn resilience_of(&self, object: &ObjectKey) -> Vec<&Resilience> {
+        let policies = linked(&self.links.resilience, object);
+        let mut policies: Vec<&Resilience> =
+            policies.filter_map(|key| Some(&self.resilience.get(key)?.object)).collect();
+        policies.sort_by_cached_key(|policy| policy.precedence());
         policies
     }
 

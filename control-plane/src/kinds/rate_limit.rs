@@ -40,7 +40,7 @@ pub struct RateLimitPolicySpec {
 
 /// Who counts: `Inbound`, the proxy of each workload behind the Service, whoever its clients are; or `Outbound`, the proxy of each
 /// client, for itself. By default `Inbound` for a Service, and `Outbound` for a route, which can have no other.
-#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, JsonSchema)]
 pub enum Direction {
     /// The proxy of each workload behind the Service, whoever its clients are.
     Inbound,

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use tulle_api::{ResourceType, v1};
 
 use super::patterns::room_of_service;
+use super::resilience::Attached;
 use super::{Encoded, SessionKey};
 use crate::index::{Index, VIRTUAL_NETWORKS};
 use crate::object::{Mesh, NamespacedName, Policy, Service, Slice};
@@ -60,12 +61,13 @@ impl Context<'_> {
 
     pub(super) fn service(&self, name: &NamespacedName) -> Option<Arc<Encoded>> {
         let service = self.index.service(name)?;
-        let room = room_of_service(self.index, service);
+        let attached = Attached::to_service(self.index, service);
+        let room = room_of_service(service, &attached);
         let ports = service.ports.iter().map(|port| v1::ServicePort {
             port: port.number.into(),
             name: port.name.clone(),
             protocol: port.protocol.into(),
-            traffic: self.traffic(service, port, &room),
+            traffic: self.traffic(service, port, &attached, &room),
         });
         let message = v1::Service {
             name: Some(object_name(name)),

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 
 use tulle_api::PATTERNS;
 
-use super::patterns::left_out;
+use super::patterns::carried;
 use super::routes::{attach, beyond_patterns_of, clash, conflicts, resolve};
 use super::{Settings, policies};
 use crate::finding::{Finding, Notes, Origin};
@@ -66,9 +66,9 @@ pub fn findings(index: &Index, settings: &Settings) -> Vec<Finding> {
         targets(index, &object.targets, &mut notes);
         tell(Kind::EgressPolicy, &object.name, origin.as_ref(), notes);
     }
-    let left_out = left_out(index);
+    let carried = carried(index);
     for Stored { object, origin } in index.resilience() {
-        tell(object.kind, &object.name, origin.as_ref(), policies::findings(index, object, &left_out));
+        tell(object.kind, &object.name, origin.as_ref(), policies::findings(index, object, &carried));
     }
     all.sort();
     all

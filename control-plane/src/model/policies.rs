@@ -8,13 +8,16 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 use tulle_api::{PATTERNS, v1};
 
-use super::patterns::{LeftOut, left_out};
-use super::resilience::{Place, fields, fields_of_rule, requests_of, traffic_of};
+use super::patterns::{Carried, Extent, carried};
+use super::resilience::{Attached, Place, fields, fields_of_rule, requests_of, traffic_of};
 use super::status::Condition;
 use crate::finding::Notes;
 use crate::index::Index;
 use crate::kinds::Direction;
-use crate::object::{Kind, Protocol, Resilience, Says, Target};
+use crate::object::{Kind, ObjectKey, Port, Protocol, Resilience, Rule, Says, Target};
+
+/// How many places a message names.
+const TOLD: usize = 5;
 
 /// The state of one policy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -60,10 +63,10 @@ pub struct AncestorRef {
 enum Outcome<'i> {
     /// There is no such Service or route, or no such port or rule of it: which, in words.
     NotThere(String),
-    /// Another policy holds there.
+    /// Another policy comes first there.
     Conflicted(&'i Resilience),
     /// It holds, but for what more specific ones say.
-    Holds(Vec<Overridden>, Extent),
+    Holds(Vec<Overridden>, Left),
 }
 
 /// Fields of a policy that something more specific says.
@@ -72,30 +75,49 @@ struct Overridden {
     at: String,
     /// The policy or route, in words.
     by: String,
+    /// Where the other policy is left out, so that this one holds: in words.
+    not_for: BTreeSet<String>,
     fields: BTreeSet<&'static str>,
 }
 
-/// How much of a policy holds.
+/// How much of a policy more specific ones leave.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Extent {
+enum Left {
     All,
     Some,
     None,
 }
 
+/// A port or rule of a target.
+struct Section<'i> {
+    name: &'i str,
+    /// In words.
+    at: String,
+    /// The fields that it says itself.
+    own: Vec<&'static str>,
+}
+
+/// What a policy's state follows from.
+struct Judge<'i, 'c> {
+    index: &'i Index,
+    carried: &'c Carried,
+}
+
 /// The state of every TrafficPolicy, then every RateLimitPolicy and FaultPolicy.
 pub fn policy_statuses(index: &Index) -> Vec<PolicyStatus> {
-    let left_out = left_out(index);
+    let judge = Judge { index, carried: &carried(index) };
     let policies = index.resilience().map(|stored| &stored.object);
-    policies.map(|policy| of_policy(index, policy, &left_out)).collect()
+    policies.map(|policy| judge.status(policy)).collect()
 }
 
 /// What is wrong with a policy at its targets.
-pub(super) fn findings(index: &Index, policy: &Resilience, left_out: &LeftOut) -> Notes {
+pub(super) fn findings(index: &Index, policy: &Resilience, carried: &Carried) -> Notes {
+    let judge = Judge { index, carried };
     let mut notes = Notes::default();
     for target in &policy.targets {
         let at = format!("spec.targetRefs[{}]", target.index);
-        match outcome(index, policy, target) {
+        let attached = Attached::to(index, target.object.clone());
+        match judge.outcome(policy, target, &attached) {
             Outcome::NotThere(message) => {
                 let field =
                     if target.section.is_some() && is_there(index, target) { "sectionName" } else { "name" };
@@ -107,10 +129,10 @@ pub(super) fn findings(index: &Index, policy: &Resilience, left_out: &LeftOut) -
             }
             Outcome::Conflicted(winner) => notes.error(
                 at,
-                format!("{}; nothing of this policy holds there", conflict(policy, winner, target)),
+                format!("{}; nothing of this policy holds there", judge.conflict(policy, winner, target)),
                 "put what both say into one policy, or let one name a `sectionName`",
             ),
-            Outcome::Holds(overridden, Extent::None) => notes.warn(
+            Outcome::Holds(overridden, Left::None) => notes.warn(
                 at,
                 format!(
                     "all that the policy says there is said by what is more specific: {}",
@@ -120,7 +142,7 @@ pub(super) fn findings(index: &Index, policy: &Resilience, left_out: &LeftOut) -
             ),
             Outcome::Holds(..) => {}
         }
-        if let Some(message) = beyond_patterns(policy, target, left_out) {
+        if let Some(message) = judge.beyond_patterns(policy, target, &attached) {
             notes.error(
                 format!("spec.targetRefs[{}]", target.index),
                 message,
@@ -128,7 +150,7 @@ pub(super) fn findings(index: &Index, policy: &Resilience, left_out: &LeftOut) -
             );
         }
         if policy.kind == Kind::TrafficPolicy {
-            never_again(index, policy, target, &mut notes);
+            never_again(index, policy, target, &attached, &mut notes);
         }
         if target.object.kind == Kind::Service {
             opaque(index, policy, target, &mut notes);
@@ -138,20 +160,15 @@ pub(super) fn findings(index: &Index, policy: &Resilience, left_out: &LeftOut) -
     notes
 }
 
-/// Where a policy is left out at a target since there are too many regular expressions, in words.
-fn beyond_patterns(policy: &Resilience, target: &Target, left_out: &LeftOut) -> Option<String> {
-    let places = left_out.get(&(policy.key(), target.object.clone()))?;
-    let places: Vec<&str> = places.iter().map(String::as_str).collect();
-    Some(format!(
-        "for {} its regular expressions, with those of the routes and of the policies that come before, are more than the {PATTERNS} that \
-         a proxy takes; nothing of this policy holds there",
-        places.join(", ")
-    ))
-}
-
 /// Tells that there is never time for a retry where the policy's back-off is as long as what something else says a request may take. What
 /// one object says is told when it is read.
-fn never_again(index: &Index, policy: &Resilience, target: &Target, notes: &mut Notes) {
+fn never_again(
+    index: &Index,
+    policy: &Resilience,
+    target: &Target,
+    attached: &Attached<'_>,
+    notes: &mut Notes,
+) {
     let Says::Traffic(traffic) = &policy.says else {
         return;
     };
@@ -164,7 +181,7 @@ fn never_again(index: &Index, policy: &Resilience, target: &Target, notes: &mut 
             let ports = index.service(&target.object.name).into_iter().flat_map(|service| &service.ports);
             let ports = ports.filter(|port| target.is_about(&port.name));
             let said = ports.map(|port| {
-                let said = traffic_of(index, &target.object, port).requests.unwrap_or_default();
+                let said = traffic_of(attached, port).requests.unwrap_or_default();
                 (format!("port {}", port.number), said)
             });
             said.collect()
@@ -172,8 +189,7 @@ fn never_again(index: &Index, policy: &Resilience, target: &Target, notes: &mut 
         _ => {
             let rules = index.route(&target.object).into_iter().flat_map(|route| &route.rules);
             let rules = rules.filter(|rule| target.is_about(&rule.name));
-            let said =
-                rules.map(|rule| (format!("rule {}", rule.index), requests_of(index, &target.object, rule)));
+            let said = rules.map(|rule| (format!("rule {}", rule.index), requests_of(attached, rule)));
             said.collect()
         }
     };
@@ -239,74 +255,196 @@ fn uncounted(index: &Index, policy: &Resilience, target: &Target, notes: &mut No
     }
 }
 
-fn of_policy(index: &Index, policy: &Resilience, left_out: &LeftOut) -> PolicyStatus {
-    let ancestors = policy.targets.iter().map(|target| AncestorStatus {
-        ancestor_ref: AncestorRef {
-            group: if target.object.kind == Kind::Service { "" } else { "gateway.networking.k8s.io" },
-            kind: target.object.kind.as_str(),
-            namespace: target.object.name.namespace.to_string(),
-            name: target.object.name.name.to_string(),
-            section_name: target.section.clone(),
-        },
-        conditions: conditions(policy, target, outcome(index, policy, target), left_out),
-    });
-    PolicyStatus {
-        kind: policy.kind.to_string(),
-        namespace: policy.name.namespace.to_string(),
-        name: policy.name.name.to_string(),
-        ancestors: ancestors.collect(),
-    }
-}
+// === impl Judge ===
 
-/// Reasons are GEP-713's.
-fn conditions(
-    policy: &Resilience,
-    target: &Target,
-    outcome: Outcome<'_>,
-    left_out: &LeftOut,
-) -> Vec<Condition> {
-    let one = |condition, is_so: bool, reason, message| Condition {
-        condition,
-        status: if is_so { "True" } else { "False" },
-        reason,
-        message,
-    };
-    let (overridden, extent) = match outcome {
-        Outcome::NotThere(message) => return vec![one("Accepted", false, "TargetNotFound", message)],
-        Outcome::Conflicted(winner) => {
-            return vec![one("Accepted", false, "Conflicted", conflict(policy, winner, target))];
+impl<'i> Judge<'i, '_> {
+    fn status(&self, policy: &Resilience) -> PolicyStatus {
+        let ancestors = policy.targets.iter().map(|target| AncestorStatus {
+            ancestor_ref: AncestorRef {
+                group: if target.object.kind == Kind::Service { "" } else { "gateway.networking.k8s.io" },
+                kind: target.object.kind.as_str(),
+                namespace: target.object.name.namespace.to_string(),
+                name: target.object.name.name.to_string(),
+                section_name: target.section.clone(),
+            },
+            conditions: self.conditions(policy, target),
+        });
+        PolicyStatus {
+            kind: policy.kind.to_string(),
+            namespace: policy.name.namespace.to_string(),
+            name: policy.name.name.to_string(),
+            ancestors: ancestors.collect(),
         }
-        Outcome::Holds(overridden, extent) => (overridden, extent),
-    };
-    if let Some(message) = beyond_patterns(policy, target, left_out) {
-        return vec![
-            one("Accepted", true, "Accepted", String::new()),
-            one("Programmed", false, "Invalid", message),
-        ];
     }
-    let reason = match extent {
-        Extent::All => "Programmed",
-        Extent::Some => "PartiallyProgrammed",
-        Extent::None => "Overridden",
-    };
-    vec![
-        one("Accepted", true, "Accepted", String::new()),
-        one("Programmed", extent != Extent::None, reason, told(&overridden)),
-    ]
-}
 
-fn conflict(policy: &Resilience, winner: &Resilience, target: &Target) -> String {
-    let section = target.section.as_ref().map(|name| format!(", `{name}`,")).unwrap_or_default();
-    let because = if winner.created == policy.created { "the first by name" } else { "older" };
-    format!("{} is attached to {}{section} too and holds, being {because}", winner.key(), target.object)
+    /// Reasons are GEP-713's.
+    fn conditions(&self, policy: &Resilience, target: &Target) -> Vec<Condition> {
+        let one = |condition, is_so: bool, reason, message| Condition {
+            condition,
+            status: if is_so { "True" } else { "False" },
+            reason,
+            message,
+        };
+        let attached = Attached::to(self.index, target.object.clone());
+        let (overridden, left) = match self.outcome(policy, target, &attached) {
+            Outcome::NotThere(message) => return vec![one("Accepted", false, "TargetNotFound", message)],
+            Outcome::Conflicted(winner) => {
+                let message = self.conflict(policy, winner, target);
+                return vec![one("Accepted", false, "Conflicted", message)];
+            }
+            Outcome::Holds(overridden, left) => (overridden, left),
+        };
+        let extent = self.extent(policy, target);
+        let (holds, reason) = match (extent.map(|extent| extent.held), left) {
+            (Some(0), _) => (false, "Invalid"),
+            (Some(_), _) | (None, Left::Some) => (true, "PartiallyProgrammed"),
+            (None, Left::All) => (true, "Programmed"),
+            (None, Left::None) => (false, "Overridden"),
+        };
+        let messages =
+            [told(&overridden), self.beyond_patterns(policy, target, &attached).unwrap_or_default()];
+        let messages: Vec<String> = messages.into_iter().filter(|message| !message.is_empty()).collect();
+        vec![
+            one("Accepted", true, "Accepted", String::new()),
+            one("Programmed", holds, reason, messages.join("; ")),
+        ]
+    }
+
+    /// How far a policy is carried out at a target where it is left out somewhere.
+    fn extent(&self, policy: &Resilience, target: &Target) -> Option<&Extent> {
+        self.carried.of(policy, &target.object, target.section.as_deref())
+    }
+
+    /// Where a policy is left out at a target since there are too many regular expressions, and what holds instead, in words.
+    fn beyond_patterns(
+        &self,
+        policy: &Resilience,
+        target: &Target,
+        attached: &Attached<'_>,
+    ) -> Option<String> {
+        let extent = self.extent(policy, target)?;
+        let place = Place::of(policy, target);
+        let instead = target.section.as_ref().and_then(|_| attached.at(place.whole())).filter(|wider| {
+            let wider = self.carried.of(wider, &target.object, None);
+            wider.is_none_or(|wider| wider.left_out.is_disjoint(&extent.left_out))
+        });
+        let instead = match instead {
+            Some(wider) => format!(", and {} holds in its place", wider.key()),
+            None => String::new(),
+        };
+        let elsewhere = match extent.held {
+            0 => String::new(),
+            1 => "; it holds at one other place".to_owned(),
+            held => format!("; it holds at {held} other places"),
+        };
+        Some(format!(
+            "for {} its regular expressions, with those of the routes and of the policies that come before, are more than the {PATTERNS} that \
+             a proxy takes; nothing of this policy holds there{instead}{elsewhere}",
+            places(&extent.left_out)
+        ))
+    }
+
+    fn conflict(&self, policy: &Resilience, winner: &Resilience, target: &Target) -> String {
+        let section = target.section.as_ref().map(|name| format!(", `{name}`,")).unwrap_or_default();
+        let because = if winner.created == policy.created { "the first by name" } else { "older" };
+        // One that is left out does not hold, and still comes first: of two on one target nobody could tell which is meant.
+        let holds = if self.extent(winner, target).is_some() { "comes first" } else { "holds" };
+        format!("{} is attached to {}{section} too and {holds}, being {because}", winner.key(), target.object)
+    }
+
+    fn outcome(&self, policy: &Resilience, target: &Target, attached: &Attached<'i>) -> Outcome<'i> {
+        let object = &target.object;
+        let Some(sections) = self.sections(object) else {
+            return Outcome::NotThere(format!("there is no {object}"));
+        };
+        if let Some(section) = &target.section
+            && sections.iter().all(|one| one.name != section)
+        {
+            let what = if object.kind == Kind::Service { "port" } else { "rule" };
+            return Outcome::NotThere(format!("{object} has no {what} called `{section}`"));
+        }
+        let place = Place::of(policy, target);
+        if let Some(winner) = attached.at(place)
+            && winner.name != policy.name
+        {
+            return Outcome::Conflicted(winner);
+        }
+        let said: BTreeSet<&'static str> = fields(&policy.says).into_iter().collect();
+        let mut overridden: Vec<Overridden> = Vec::new();
+        let (mut all, mut left, mut is_partial) = (0, 0, false);
+        for Section { name, at, own } in sections.into_iter().filter(|one| target.is_about(one.name)) {
+            let mut rest = said.clone();
+            let mut take = |by: String, theirs: Vec<&'static str>, not_for: BTreeSet<String>| {
+                let taken: BTreeSet<&'static str> =
+                    theirs.into_iter().filter(|field| rest.remove(field)).collect();
+                if !taken.is_empty() {
+                    is_partial |= !not_for.is_empty();
+                    overridden.push(Overridden { at: at.clone(), by, not_for, fields: taken });
+                }
+            };
+            if policy.kind == Kind::TrafficPolicy {
+                take(format!("{object} itself"), own, BTreeSet::new());
+            }
+            let specific = place.section(name).filter(|_| target.section.is_none());
+            if let Some(other) = specific.and_then(|place| attached.at(place)) {
+                let extent = self.carried.of(other, object, Some(name));
+                // What is left out everywhere overrides nothing.
+                if extent.is_none_or(|extent| extent.held > 0) {
+                    let not_for = extent.map(|extent| extent.left_out.clone()).unwrap_or_default();
+                    take(other.key().to_string(), fields(&other.says), not_for);
+                }
+            }
+            all += said.len();
+            left += rest.len();
+        }
+        let left = match left {
+            0 if all > 0 && !is_partial => Left::None,
+            left if left == all => Left::All,
+            _ => Left::Some,
+        };
+        Outcome::Holds(overridden, left)
+    }
+
+    /// The ports or rules of a policy's target; none if it is not there.
+    fn sections(&self, object: &ObjectKey) -> Option<Vec<Section<'i>>> {
+        if object.kind == Kind::Service {
+            let ports = self.index.service(&object.name)?.ports.iter();
+            let section = |port: &'i Port| Section {
+                name: &port.name,
+                at: format!("port {}", port.number),
+                own: Vec::new(),
+            };
+            return Some(ports.map(section).collect());
+        }
+        let rules = self.index.route(object)?.rules.iter();
+        let section = |rule: &'i Rule| Section {
+            name: &rule.name,
+            at: format!("rule {}", rule.index),
+            own: fields_of_rule(rule),
+        };
+        Some(rules.map(section).collect())
+    }
 }
 
 fn told(overridden: &[Overridden]) -> String {
     let told = overridden.iter().map(|one| {
         let fields: Vec<&str> = one.fields.iter().copied().collect();
-        format!("`{}` at {} by {}", fields.join("`, `"), one.at, one.by)
+        let but = match one.not_for.is_empty() {
+            true => String::new(),
+            false => format!(", but not for {}", places(&one.not_for)),
+        };
+        format!("`{}` at {} by {}{but}", fields.join("`, `"), one.at, one.by)
     });
     told.collect::<Vec<_>>().join("; ")
+}
+
+/// The first of them, and how many more.
+fn places(all: &BTreeSet<String>) -> String {
+    let told: Vec<&str> = all.iter().map(String::as_str).take(TOLD).collect();
+    match all.len() - told.len() {
+        0 => told.join(", "),
+        more => format!("{} and {more} more", told.join(", ")),
+    }
 }
 
 fn is_there(index: &Index, target: &Target) -> bool {
@@ -314,70 +452,4 @@ fn is_there(index: &Index, target: &Target) -> bool {
         Kind::Service => index.service(&target.object.name).is_some(),
         _ => index.route(&target.object).is_some(),
     }
-}
-
-fn outcome<'i>(index: &'i Index, policy: &Resilience, target: &Target) -> Outcome<'i> {
-    let object = &target.object;
-    let sections = match object.kind {
-        Kind::Service => index.service(&object.name).map(|service| {
-            service
-                .ports
-                .iter()
-                .map(|port| (port.name.as_str(), format!("port {}", port.number), Vec::new()))
-                .collect()
-        }),
-        _ => index.route(object).map(|route| {
-            let rules = route.rules.iter();
-            rules
-                .map(|rule| (rule.name.as_str(), format!("rule {}", rule.index), fields_of_rule(rule)))
-                .collect()
-        }),
-    };
-    let sections: Vec<(&str, String, Vec<&'static str>)> = match sections {
-        Some(sections) => sections,
-        None => return Outcome::NotThere(format!("there is no {object}")),
-    };
-    if let Some(section) = &target.section
-        && sections.iter().all(|(name, ..)| name != section)
-    {
-        let what = if object.kind == Kind::Service { "port" } else { "rule" };
-        return Outcome::NotThere(format!("{object} has no {what} called `{section}`"));
-    }
-    let place = Place::of(policy, target);
-    if let Some(winner) = place.winner(index)
-        && winner.name != policy.name
-    {
-        return Outcome::Conflicted(winner);
-    }
-    let said: BTreeSet<&'static str> = fields(&policy.says).into_iter().collect();
-    let mut overridden = Vec::new();
-    let (mut all, mut left) = (0, 0);
-    for (name, at, own) in sections {
-        if !target.is_about(name) {
-            continue;
-        }
-        let mut rest = said.clone();
-        let mut take = |by: String, theirs: Vec<&'static str>| {
-            let taken: BTreeSet<&'static str> =
-                theirs.into_iter().filter(|field| rest.remove(field)).collect();
-            if !taken.is_empty() {
-                overridden.push(Overridden { at: at.clone(), by, fields: taken });
-            }
-        };
-        if policy.kind == Kind::TrafficPolicy {
-            take(format!("{object} itself"), own);
-        }
-        let specific = place.section(name).filter(|_| target.section.is_none());
-        if let Some(other) = specific.and_then(|place| place.winner(index)) {
-            take(other.key().to_string(), fields(&other.says));
-        }
-        all += said.len();
-        left += rest.len();
-    }
-    let extent = match left {
-        0 if all > 0 => Extent::None,
-        left if left == all => Extent::All,
-        _ => Extent::Some,
-    };
-    Outcome::Holds(overridden, extent)
 }

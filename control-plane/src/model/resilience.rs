@@ -10,48 +10,36 @@ use std::collections::{BTreeMap, BTreeSet};
 use tulle_api::v1;
 
 use super::build::{Context, Serving};
-use super::patterns::{Attached, Room};
+use super::patterns::{Choice, Room};
 use super::wire;
 use crate::index::Index;
 use crate::kinds::Direction;
 use crate::object::{
-    Kind, Limit, ObjectKey, Port, Resilience, Route, Rule, Says, Service, Target, zones_by_default,
+    Kind, Limit, ObjectKey, Port, Resilience, Rule, Says, Service, Target, zones_by_default,
 };
 
 /// What `panicThresholdPercent` is where nobody says it.
 const PANIC: u32 = 50;
 
-/// What a policy is attached to, and who does what it says there: policies that share it are in conflict.
-#[derive(Clone, Copy)]
+/// Where policies are attached to an object, and who does what they say there: policies that share it are in conflict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Place<'p> {
     pub(super) kind: Kind,
-    pub(super) object: &'p ObjectKey,
-    pub(super) section: Option<&'p str>,
     pub(super) direction: Direction,
+    pub(super) section: Option<&'p str>,
+}
+
+/// The policies that hold at a Service or route and its sections: looked up once for the object, however many ports or rules it has.
+pub(super) struct Attached<'i> {
+    object: ObjectKey,
+    first: BTreeMap<Place<'i>, &'i Resilience>,
 }
 
 // === impl Place ===
 
 impl<'p> Place<'p> {
     pub(super) fn of(policy: &Resilience, target: &'p Target) -> Self {
-        Self {
-            kind: policy.kind,
-            object: &target.object,
-            section: target.section.as_deref(),
-            direction: policy.direction(target),
-        }
-    }
-
-    /// The policy that holds here.
-    pub(super) fn winner<'i>(&self, index: &'i Index) -> Option<&'i Resilience> {
-        let is_here = |policy: &&Resilience| {
-            policy.targets.iter().any(|target| {
-                target.object == *self.object
-                    && target.section.as_deref() == self.section
-                    && policy.direction(target) == self.direction
-            })
-        };
-        index.resilience_of(self.kind, self.object).into_iter().find(is_here)
+        Self { kind: policy.kind, direction: policy.direction(target), section: target.section.as_deref() }
     }
 
     /// The more specific place of that name; none for a rule or port without a name, to which nothing can be attached.
@@ -59,20 +47,72 @@ impl<'p> Place<'p> {
         (!name.is_empty()).then_some(Self { section: Some(name), ..self })
     }
 
-    /// What holds at the section, and what holds for the whole.
-    fn both<'i>(self, section: &'p str, index: &'i Index) -> [Option<&'i Resilience>; 2] {
-        let specific = self.section(section).and_then(|place| place.winner(index));
-        [specific, self.winner(index)]
+    /// The place for the whole object.
+    pub(super) fn whole(self) -> Self {
+        Self { section: None, ..self }
+    }
+}
+
+// === impl Attached ===
+
+impl<'i> Attached<'i> {
+    pub(super) fn to(index: &'i Index, object: ObjectKey) -> Self {
+        let mut first = BTreeMap::new();
+        for policy in index.resilience_of(&object) {
+            for target in policy.targets.iter().filter(|target| target.object == object) {
+                first.entry(Place::of(policy, target)).or_insert(policy);
+            }
+        }
+        Self { object, first }
+    }
+
+    pub(super) fn to_service(index: &'i Index, service: &Service) -> Self {
+        Self::to(index, ObjectKey { kind: Kind::Service, name: service.name.clone() })
+    }
+
+    /// The policy that holds there.
+    pub(super) fn at(&self, place: Place<'_>) -> Option<&'i Resilience> {
+        self.first.get(&place).copied()
+    }
+
+    /// What there is to choose from at a section of that name; none where nothing is attached.
+    fn choice<'n>(&self, kind: Kind, direction: Direction, name: &'n str) -> Option<Choice<'i, 'n>> {
+        let whole = Place { kind, direction, section: None };
+        let policies = [whole.section(name).and_then(|place| self.at(place)), self.at(whole)];
+        let is_any = policies.iter().any(Option::is_some);
+        is_any.then(|| Choice { object: self.object.clone(), section: name, policies })
+    }
+
+    /// The policies by which clients' proxies make faults and count requests at a port or rule of that name.
+    pub(super) fn outbound<'n>(&self, name: &'n str) -> impl Iterator<Item = Choice<'i, 'n>> + use<'i, 'n> {
+        let choices = [Kind::FaultPolicy, Kind::RateLimitPolicy]
+            .map(|kind| self.choice(kind, Direction::Outbound, name));
+        choices.into_iter().flatten()
+    }
+
+    /// The TrafficPolicies that say something of a port or rule of that name, the more specific first.
+    fn traffic(&self, name: &str) -> impl Iterator<Item = &'i v1::Traffic> + use<'i> {
+        let choice = self.choice(Kind::TrafficPolicy, Direction::Outbound, name);
+        let policies = choice.map(|choice| choice.policies).into_iter().flatten().flatten();
+        policies.filter_map(|policy| match &policy.says {
+            Says::Traffic(traffic) => Some(&**traffic),
+            Says::Limits(..) | Says::Faults(_) => None,
+        })
     }
 }
 
 // === impl Context ===
 
 impl Context<'_> {
-    /// How clients treat a port; none where nobody says anything. `room` is the Service's.
-    pub(super) fn traffic(&self, service: &Service, port: &Port, room: &Room<'_>) -> Option<v1::Traffic> {
-        let object = ObjectKey { kind: Kind::Service, name: service.name.clone() };
-        let mut traffic = traffic_of(self.index, &object, port);
+    /// How clients treat a port; none where nobody says anything. `attached` and `room` are the Service's.
+    pub(super) fn traffic(
+        &self,
+        service: &Service,
+        port: &Port,
+        attached: &Attached<'_>,
+        room: &Room<'_>,
+    ) -> Option<v1::Traffic> {
+        let mut traffic = traffic_of(attached, port);
         if service.prefers_zone {
             let balancer = traffic.load_balancer.get_or_insert_with(balancer_by_default);
             balancer.zones.get_or_insert_with(zones_by_default);
@@ -80,26 +120,30 @@ impl Context<'_> {
             traffic.load_balancer.get_or_insert_with(balancer_by_default);
         }
         let own = traffic.requests.take().unwrap_or_default();
-        let requests = self.with_others(own, &object, &port.name, room);
+        let requests = self.with_others(own, attached, &port.name, room);
         traffic.requests = (requests != v1::RequestPolicy::default()).then_some(requests);
         (traffic != v1::Traffic::default()).then_some(traffic)
     }
 
-    /// What is done for the requests that follow a rule. `room` is that of all the routes.
-    pub(super) fn requests(&self, route: &Route, rule: &Rule, room: &Room<'_>) -> v1::RequestPolicy {
-        let object = route.key();
-        self.with_others(requests_of(self.index, &object, rule), &object, &rule.name, room)
+    /// What is done for the requests that follow a rule. `attached` is the route's, and `room` that of all the routes.
+    pub(super) fn requests(
+        &self,
+        rule: &Rule,
+        attached: &Attached<'_>,
+        room: &Room<'_>,
+    ) -> v1::RequestPolicy {
+        self.with_others(requests_of(attached, rule), attached, &rule.name, room)
     }
 
     /// With the faults and the rate limits that clients' proxies make and count.
     fn with_others(
         &self,
         mut requests: v1::RequestPolicy,
-        object: &ObjectKey,
+        attached: &Attached<'_>,
         section: &str,
         room: &Room<'_>,
     ) -> v1::RequestPolicy {
-        for (_, policy) in outbound(self.index, object, section).filter(|(_, policy)| room.has(policy)) {
+        for policy in attached.outbound(section).filter_map(|choice| room.first_of(&choice)) {
             match &policy.says {
                 Says::Faults(faults) => requests.faults.clone_from(faults),
                 Says::Limits(_, limits) => requests.rate_limits = self.limits(limits),
@@ -118,8 +162,8 @@ impl Context<'_> {
         let room = Room::default().with(serving.iter().filter_map(|one| inbound(self.index, one)));
         let mut limits: BTreeMap<String, v1::RateLimit> = BTreeMap::new();
         for one in serving {
-            let policy = inbound(self.index, one).filter(|(_, policy)| room.has(policy));
-            let Some(Says::Limits(_, said)) = policy.map(|(_, policy)| &policy.says) else {
+            let policy = inbound(self.index, one).and_then(|choice| room.first_of(&choice));
+            let Some(Says::Limits(_, said)) = policy.map(|policy| &policy.says) else {
                 continue;
             };
             for limit in self.limits(said) {
@@ -138,55 +182,30 @@ impl Context<'_> {
     /// How old the connections of clients outside the mesh become at one port of a workload; of several Services the least counts.
     pub(super) fn maximum_age(&self, serving: &[Serving], port: u16) -> Option<prost_types::Duration> {
         let ages = serving.iter().filter(|one| one.port == port).filter_map(|one| {
-            let object = ObjectKey { kind: Kind::Service, name: one.service.clone() };
-            traffic_of(self.index, &object, served(self.index, one)?).connections?.maximum_age
+            let (service, port) = served(self.index, one)?;
+            traffic_of(&Attached::to_service(self.index, service), port).connections?.maximum_age
         });
         let ages = ages.filter(|age| (age.seconds, age.nanos) != (0, 0));
         ages.min_by_key(|age| (age.seconds, age.nanos))
     }
 }
 
-impl<'p> Place<'p> {
-    fn outbound(kind: Kind, object: &'p ObjectKey) -> Self {
-        Self { kind, object, section: None, direction: Direction::Outbound }
-    }
+/// The Service's port that is served, and the Service.
+fn served<'i>(index: &'i Index, serving: &Serving) -> Option<(&'i Service, &'i Port)> {
+    let service = index.service(&serving.service)?;
+    Some((service, service.port(serving.service_port?)?))
 }
 
-/// The Service's port that is served.
-fn served<'i>(index: &'i Index, serving: &Serving) -> Option<&'i Port> {
-    index.service(&serving.service)?.port(serving.service_port?)
-}
-
-/// The policies by which clients' proxies make faults and count requests at a port or rule of `object`.
-pub(super) fn outbound<'i>(
-    index: &'i Index,
-    object: &ObjectKey,
-    section: &str,
-) -> impl Iterator<Item = Attached<'i>> + use<'i> {
-    let policies = [Kind::FaultPolicy, Kind::RateLimitPolicy]
-        .map(|kind| Place::outbound(kind, object).both(section, index).into_iter().flatten().next());
-    let object = object.clone();
-    policies.into_iter().flatten().map(move |policy| (object.clone(), policy))
-}
-
-/// The policy by which the proxy of a workload counts what comes to a port.
-pub(super) fn inbound<'i>(index: &'i Index, serving: &Serving) -> Option<Attached<'i>> {
-    let port = served(index, serving)?;
-    let object = ObjectKey { kind: Kind::Service, name: serving.service.clone() };
-    let place =
-        Place { kind: Kind::RateLimitPolicy, object: &object, section: None, direction: Direction::Inbound };
-    let policy = place.both(&port.name, index).into_iter().flatten().next()?;
-    Some((object, policy))
+/// The policies by which the proxy of a workload counts what comes to a port.
+pub(super) fn inbound<'i>(index: &'i Index, serving: &Serving) -> Option<Choice<'i, 'i>> {
+    let (service, port) = served(index, serving)?;
+    Attached::to_service(index, service).choice(Kind::RateLimitPolicy, Direction::Inbound, &port.name)
 }
 
 /// What TrafficPolicies say of a Service's port.
-pub(super) fn traffic_of(index: &Index, object: &ObjectKey, port: &Port) -> v1::Traffic {
-    let policies = Place::outbound(Kind::TrafficPolicy, object).both(&port.name, index);
+pub(super) fn traffic_of(attached: &Attached<'_>, port: &Port) -> v1::Traffic {
     let mut traffic = v1::Traffic::default();
-    for policy in policies.into_iter().flatten() {
-        let Says::Traffic(general) = &policy.says else {
-            continue;
-        };
+    for general in attached.traffic(&port.name) {
         let v1::Traffic {
             load_balancer,
             outlier_detection,
@@ -195,7 +214,7 @@ pub(super) fn traffic_of(index: &Index, object: &ObjectKey, port: &Port) -> v1::
             connections,
             retry_budget,
             requests,
-        } = v1::Traffic::clone(general);
+        } = general.clone();
         traffic.load_balancer = traffic.load_balancer.or(load_balancer);
         traffic.outlier_detection = traffic.outlier_detection.or(outlier_detection);
         traffic.health_check = traffic.health_check.or(health_check);
@@ -211,12 +230,8 @@ pub(super) fn traffic_of(index: &Index, object: &ObjectKey, port: &Port) -> v1::
 }
 
 /// What a rule and TrafficPolicies say of the requests that follow it.
-pub(super) fn requests_of(index: &Index, route: &ObjectKey, rule: &Rule) -> v1::RequestPolicy {
-    let policies = Place::outbound(Kind::TrafficPolicy, route).both(&rule.name, index);
-    let policies = policies.into_iter().flatten().filter_map(|policy| match &policy.says {
-        Says::Traffic(traffic) => traffic.requests.as_ref(),
-        Says::Limits(..) | Says::Faults(_) => None,
-    });
+pub(super) fn requests_of(attached: &Attached<'_>, rule: &Rule) -> v1::RequestPolicy {
+    let policies = attached.traffic(&rule.name).filter_map(|traffic| traffic.requests.as_ref());
     policies.fold(wire::requests(rule), fill_requests)
 }
 

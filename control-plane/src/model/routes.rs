@@ -12,7 +12,7 @@ use tulle_api::{ResourceType, v1};
 use super::Encoded;
 use super::build::{Context, object_name};
 use super::patterns::Room;
-use super::resilience::outbound;
+use super::resilience::Attached;
 use super::wire;
 use crate::index::Index;
 use crate::object::{
@@ -83,8 +83,13 @@ impl Context<'_> {
             hostnames: Vec::new(),
             rules: {
                 let clash = clash(self.index, route).map(|(_, message)| message);
+                let attached = Attached::to(self.index, route.key());
                 let rules = route.rules.iter().filter(|rule| is_served(route, rule));
-                rules.filter_map(|rule| self.rule(route, rule, &room, clash.as_deref())).collect()
+                let rules = rules.filter_map(|rule| {
+                    let requests = || self.requests(rule, &attached, &room);
+                    self.rule(route, rule, requests, clash.as_deref())
+                });
+                rules.collect()
             },
             kind: match route.kind {
                 RouteKind::Grpc => v1::RouteKind::Grpc.into(),
@@ -122,7 +127,13 @@ impl Context<'_> {
     }
 
     /// None for a rule that is left out. `clash` is why its route is rejected, where it is.
-    fn rule(&self, route: &Route, rule: &Rule, room: &Room<'_>, clash: Option<&str>) -> Option<v1::HttpRule> {
+    fn rule(
+        &self,
+        route: &Route,
+        rule: &Rule,
+        requests: impl FnOnce() -> v1::RequestPolicy,
+        clash: Option<&str>,
+    ) -> Option<v1::HttpRule> {
         let matches = rule.matches.iter().map(wire::http_match).collect();
         let name = rule.name.clone();
         match &rule.fault {
@@ -143,7 +154,7 @@ impl Context<'_> {
             filters: self.filters(route, rule),
             session_persistence: rule.session.as_ref().map(wire::session),
             invalid: String::new(),
-            requests: Some(self.requests(route, rule, room)),
+            requests: Some(requests()),
         })
     }
 
@@ -239,9 +250,12 @@ pub(super) fn beyond_patterns_of<'r>(index: &'r Index, service: &Service) -> Vec
     beyond
 }
 
-/// What there is of regular expressions in the routes to a service, for each kind of clients.
-pub(super) fn rooms_of_routes<'i>(index: &'i Index, service: &Service) -> Vec<Room<'i>> {
-    followed(index, service).all().map(|routes| counted(index, routes).room).collect()
+/// What there is of regular expressions in the routes to a service, for each kind of clients: who they are, if not all the others.
+pub(super) fn rooms_of_routes<'i>(index: &'i Index, service: &Service) -> Vec<(Option<Arc<str>>, Room<'i>)> {
+    let Followed { producer, consumers } = followed(index, service);
+    let consumers =
+        consumers.iter().map(|(clients, routes)| (Some(clients.clone()), counted(index, routes).room));
+    std::iter::once((None, counted(index, &producer).room)).chain(consumers).collect()
 }
 
 /// The regular expressions of routes and of the policies on them, as far as there is room for them.
@@ -253,19 +267,20 @@ struct Counted<'r> {
 
 fn counted<'r>(index: &'r Index, routes: &[(&'r Route, Ports)]) -> Counted<'r> {
     let (mut room, mut beyond, mut policies) = (Room::default(), Vec::new(), Vec::new());
-    let rules = routes.iter().flat_map(|(route, _)| route.rules.iter().map(move |rule| (*route, rule)));
-    for (route, rule) in rules {
-        let left_out = rule.fault.as_ref().is_some_and(|fault| fault.effect == Effect::LeftOut);
-        if left_out {
-            continue;
-        }
-        if !room.take(rule.matches.iter().flat_map(Match::patterns)) {
-            beyond.push((route, rule.index));
-        } else if !route.kind.is_for_streams() {
-            policies.extend(outbound(index, &route.key(), &rule.name));
+    for (route, _) in routes {
+        let attached = (!route.kind.is_for_streams()).then(|| Attached::to(index, route.key()));
+        for rule in &route.rules {
+            if rule.fault.as_ref().is_some_and(|fault| fault.effect == Effect::LeftOut) {
+                continue;
+            }
+            if !room.take(rule.matches.iter().flat_map(Match::patterns)) {
+                beyond.push((*route, rule.index));
+            } else if let Some(attached) = &attached {
+                policies.extend(attached.outbound(&rule.name));
+            }
         }
     }
-    Counted { beyond, room: room.with(policies.into_iter()) }
+    Counted { beyond, room: room.with(policies) }
 }
 
 /// A consumer's own routes, and the producer's on the ports that the consumer's leave alone, in order of precedence.
