@@ -400,6 +400,43 @@ fn of_too_many_regular_expressions_a_proxy_is_told_what_it_takes() {
 }
 
 #[test]
+fn check_refuses_a_policy_of_any_kind_that_is_meant_for_another_namespace() {
+    let folder = tempfile::tempdir().unwrap();
+    let service =
+        "apiVersion: v1\nkind: Service\nmetadata: {name: orders}\nspec: {ports: [{name: http, port: 80}]}\n";
+    for (kind, says, meanwhile) in [
+        (
+            "AuthorizationPolicy",
+            "rules: [{from: [{identities: [default/web]}]}]",
+            "without one, it protects nothing",
+        ),
+        ("EgressPolicy", "action: deny", "without one, it denies nothing"),
+        ("TrafficPolicy", "retry: {}", "without one, its targets are treated as if it were not there"),
+        ("RateLimitPolicy", "limits: [{rate: {requests: 1}}]", "without one, it limits nothing"),
+        ("FaultPolicy", "rules: [{abort: {httpStatus: 503}}]", "without one, nothing goes wrong by it"),
+    ] {
+        let of = |namespace: &str| {
+            let text = format!(
+                "{service}---\napiVersion: policy.tulle.dev/v1alpha1\nkind: {kind}\nmetadata: {{name: p}}\nspec: {{targetRefs: [{{kind: Service, name: \
+                 orders, namespace: {namespace}}}], {says}}}\n"
+            );
+            fs::write(folder.path().join("a.yaml"), text).unwrap();
+            let output = check(folder.path(), &[]);
+            (status(&output), stdout(&output))
+        };
+        let (status, text) = of("shop");
+        assert_eq!(status, 1, "{text}");
+        let message = format!(
+            "error: {kind} default/p: spec.targetRefs[0].namespace: the policy cannot be attached to what is in the namespace `shop`, only in its own ("
+        );
+        assert!(text.contains(&message) && text.contains(meanwhile), "{kind}: {text}");
+        // Its own may be written.
+        let (status, text) = of("default");
+        assert_eq!((status, text.contains("error: ")), (0, false), "{kind}: {text}");
+    }
+}
+
+#[test]
 fn a_proxy_takes_the_most_and_the_least_that_policies_can_say() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("a.yaml"), EXTREMES).unwrap();

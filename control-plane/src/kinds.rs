@@ -114,6 +114,10 @@ pub struct PolicyTargetRef {
     pub kind: String,
     /// The name, in the policy's own namespace.
     pub name: String,
+    /// Of other kinds' references, and not of this one: read so that nobody is attached elsewhere than they think.
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    pub namespace: Option<String>,
 }
 
 /// What a policy does to what its rules describe.

@@ -26,6 +26,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 pub use self::egress::{Egress, EgressRule};
 pub use self::mesh::{DEFAULT_TRUST_DOMAIN, Mesh};
+pub(crate) use self::policy::foreign;
 pub use self::policy::{Identity, Policy, PolicyTarget, Rule as PolicyRule};
 pub use self::resilience::{Limit, Resilience, Says, Target, zones_by_default};
 pub use self::route::{

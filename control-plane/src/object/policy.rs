@@ -111,6 +111,20 @@ impl Policy {
     }
 }
 
+/// The namespace that a target is said to be in, if that is another than its policy's.
+pub(crate) fn foreign<'n>(policy: &NamespacedName, namespace: Option<&'n str>) -> Option<&'n str> {
+    namespace.filter(|namespace| *namespace != &*policy.namespace)
+}
+
+/// Refuses the policy: what its author means to be in force elsewhere must not be in force here, nor pass for being in force there.
+pub(super) fn refuse_foreign(index: usize, namespace: &str, notes: &mut Notes) {
+    notes.refuse(
+        format!("spec.targetRefs[{index}].namespace"),
+        format!("the policy cannot be attached to what is in the namespace `{namespace}`, only in its own"),
+        "write the policy in that namespace, and no `namespace` here",
+    );
+}
+
 pub(super) fn read_targets(
     policy: &NamespacedName,
     refs: &[PolicyTargetRef],
@@ -124,6 +138,10 @@ pub(super) fn read_targets(
                 format!("a policy cannot be attached to a `{}`", target.kind),
                 "attach it to `kind: Service` with `group: \"\"`",
             );
+            continue;
+        }
+        if let Some(other) = foreign(policy, target.namespace.as_deref()) {
+            refuse_foreign(index, other, notes);
             continue;
         }
         let service = NamespacedName::new(policy.namespace.clone(), target.name.as_str());

@@ -19,6 +19,7 @@ use tulle_api::v1;
 
 pub use self::rate_limit::Limit;
 pub use self::traffic::zones_by_default;
+use super::policy::{foreign, refuse_foreign};
 use super::route::{REGEX_HINT, check_header_value, check_name, created, read_duration, regex_fault};
 use super::{Identity, Kind, NamespacedName, ObjectKey, is_label, is_subdomain};
 use crate::finding::Notes;
@@ -219,14 +220,8 @@ fn read_targets(policy: &NamespacedName, refs: &[SectionTargetRef], notes: &mut 
             let message = format!("`{}` cannot be the name of a {kind}", written.name);
             notes.refuse(format!("{at}.name"), message, "lower case letters, digits and `-`");
         }
-        if let Some(other) = written.namespace.as_ref().filter(|other| ***other != *policy.namespace) {
-            notes.refuse(
-                format!("{at}.namespace"),
-                format!(
-                    "the policy cannot be attached to what is in the namespace `{other}`, only in its own"
-                ),
-                "write the policy in that namespace, and no `namespace` here",
-            );
+        if let Some(other) = foreign(policy, written.namespace.as_deref()) {
+            refuse_foreign(index, other, notes);
         }
         let object =
             ObjectKey { kind, name: NamespacedName::new(policy.namespace.clone(), written.name.as_str()) };

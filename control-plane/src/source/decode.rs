@@ -15,7 +15,8 @@ use crate::kinds::{
     AuthorizationPolicy, EgressPolicy, FaultPolicy, Mesh, PolicyTargetRef, RateLimitPolicy, TrafficPolicy,
 };
 use crate::object::{
-    DEFAULT_NAMESPACE, Egress, Kind, NamespacedName, Object, ObjectKey, Policy, is_label, is_subdomain,
+    DEFAULT_NAMESPACE, Egress, Kind, NamespacedName, Object, ObjectKey, Policy, foreign, is_label,
+    is_subdomain,
 };
 
 /// Lists within lists are not read.
@@ -351,9 +352,15 @@ fn read(kind: Kind, key: &ObjectKey, mut value: Value) -> (Content, Notes) {
 
 /// What holds in place of a policy that cannot be read, as far as it says what it is attached to.
 fn closed(key: &ObjectKey, value: &Value) -> Option<Object> {
-    let refs = || value.get("spec")?.get("targetRefs")?.as_array();
-    let refs = refs().into_iter().flatten();
-    let refs: Vec<PolicyTargetRef> = refs.filter_map(|one| strict::read(one.clone()).ok()).collect();
+    let written = || value.get("spec")?.get("targetRefs")?.as_array();
+    let written = written().map(Vec::as_slice).unwrap_or_default();
+    let refs = written.iter().filter_map(|one| strict::read(one.clone()).ok());
+    let (abroad, refs): (Vec<PolicyTargetRef>, Vec<PolicyTargetRef>) =
+        refs.partition(|one: &PolicyTargetRef| foreign(&key.name, one.namespace.as_deref()).is_some());
+    // Nobody can close what is in another namespace, and whoever named nothing else did not mean their own.
+    if !abroad.is_empty() && abroad.len() == written.len() {
+        return None;
+    }
     match key.kind {
         Kind::AuthorizationPolicy => {
             let policy = Policy::closed(key.name.clone(), &refs);
@@ -369,13 +376,16 @@ fn meanwhile(kind: Kind, fallback: Option<&Object>) -> Option<(&'static str, &'s
     match (kind, fallback) {
         (_, Some(Object::AuthorizationPolicy(_))) => Some(("nobody is allowed to reach its targets", "")),
         (Kind::AuthorizationPolicy, _) => {
-            Some(("it protects nothing", "its targetRefs cannot be read either"))
+            Some(("it protects nothing", "its targetRefs name no Service of its namespace"))
         }
         (_, Some(Object::EgressPolicy(policy))) if policy.targets.is_empty() => {
             Some(("no workload of its namespace reaches anything outside the mesh", ""))
         }
         (_, Some(Object::EgressPolicy(_))) => {
             Some(("the workloads of its targets reach nothing outside the mesh", ""))
+        }
+        (Kind::EgressPolicy, _) => {
+            Some(("it denies nothing", "its targetRefs name no Service of its namespace"))
         }
         (Kind::TrafficPolicy, _) => Some(("its targets are treated as if it were not there", "")),
         (Kind::RateLimitPolicy, _) => Some(("it limits nothing", "")),

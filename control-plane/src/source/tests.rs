@@ -9,7 +9,7 @@ use super::yaml;
 use super::{Read, Watch, check};
 use crate::finding::{Finding, Severity};
 use crate::index::{Change, Index};
-use crate::object::{Kind, NamespacedName, Object, Says};
+use crate::object::{Egress, Kind, NamespacedName, Object, Policy, PolicyTarget, Says};
 
 /// A folder that exists only here, with the index that follows it.
 struct World {
@@ -282,6 +282,53 @@ fn an_egress_policy_that_never_could_be_read_lets_nothing_out() {
     // Broken again, but now there is a last good version.
     world.write("conf/a.yaml", &broken);
     assert_eq!(rules(&world), ["0: Allow"]);
+}
+
+#[test]
+fn a_policy_that_is_meant_for_another_namespace_holds_in_none() {
+    let policy = |kind: &str, targets: &str| {
+        format!(
+            "apiVersion: policy.tulle.dev/v1alpha1\nkind: {kind}\nmetadata: {{name: p, namespace: shop}}\nspec:\n  targetRefs: [{targets}]\n  rules: []\n"
+        )
+    };
+    let (own, theirs) =
+        ("{kind: Service, name: own, namespace: shop}", "{kind: Service, name: web, namespace: billing}");
+    let closed = |world: &World, kind: &str| -> Vec<(Vec<String>, Vec<String>)> {
+        let names = |targets: &[PolicyTarget]| targets.iter().map(|one| one.service.to_string()).collect();
+        if kind == "AuthorizationPolicy" {
+            let policies = world.index.policies().map(|stored| &stored.object);
+            let rules = |one: &Policy| one.rules.iter().map(|rule| rule.name.clone()).collect();
+            policies.map(|one| (names(&one.targets), rules(one))).collect()
+        } else {
+            let policies = world.index.egress_policies().map(|stored| &stored.object);
+            let rules = |one: &Egress| one.rules.iter().map(|rule| rule.name.clone()).collect();
+            policies.map(|one| (names(&one.targets), rules(one))).collect()
+        }
+    };
+    let shop_own = || vec!["shop/own".to_owned()];
+    for kind in ["AuthorizationPolicy", "EgressPolicy"] {
+        let (mut world, found) = World::new(&[("conf/a.yaml", &policy(kind, theirs))]);
+        let told = found.iter().find(|one| one.field.as_deref() == Some("spec.targetRefs[0].namespace"));
+        assert_eq!(told.map(|one| one.severity), Some(Severity::Error), "{found:#?}");
+        let meanwhile =
+            if kind == "AuthorizationPolicy" { "it protects nothing" } else { "it denies nothing" };
+        assert!(found.iter().any(|one| one.message.ends_with(meanwhile)), "{found:#?}");
+        // Neither for the Service of that name here, nor, being attached to nothing, for the whole namespace.
+        assert_eq!(closed(&world, kind), []);
+        // What it names here besides is closed: it was never good.
+        world.write("conf/a.yaml", &policy(kind, &format!("{theirs}, {own}")));
+        assert_eq!(closed(&world, kind), [(shop_own(), vec!["unreadable".to_owned()])]);
+        let found = world.write("conf/a.yaml", &policy(kind, own));
+        assert!(found.iter().all(|one| one.severity != Severity::Error), "{found:#?}");
+        assert_eq!(closed(&world, kind), [(shop_own(), vec![])]);
+        // And its last good version holds on.
+        world.write("conf/a.yaml", &policy(kind, theirs));
+        assert_eq!(closed(&world, kind), [(shop_own(), vec![])]);
+    }
+    // Who is meant cannot be told of one that cannot be read: then it is for everybody.
+    let broken = policy("EgressPolicy", &format!("{theirs}, 7"));
+    let (world, _) = World::new(&[("conf/a.yaml", &broken)]);
+    assert_eq!(closed(&world, "EgressPolicy"), [(vec![], vec!["unreadable".to_owned()])]);
 }
 
 #[test]
