@@ -3,6 +3,7 @@ use std::net::IpAddr;
 
 use prost::{Message, Name};
 
+mod conflicts;
 mod egress;
 mod filters;
 mod grpc;

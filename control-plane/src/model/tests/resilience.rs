@@ -3,25 +3,25 @@
 use super::*;
 use crate::finding::Severity;
 
-fn policy(kind: &str, name: &str, targets: &str, spec: &str) -> String {
+pub(super) fn policy(kind: &str, name: &str, targets: &str, spec: &str) -> String {
     format!(
         "---\napiVersion: policy.tulle.dev/v1alpha1\nkind: {kind}\nmetadata: {{name: {name}}}\nspec:\n  targetRefs: [{targets}]\n{spec}\n"
     )
 }
 
-const AT_ORDERS: &str = "{group: '', kind: Service, name: orders}";
-const AT_HTTP: &str = "{group: '', kind: Service, name: orders, sectionName: http}";
-const AT_ROUTE: &str = "{group: gateway.networking.k8s.io, kind: HTTPRoute, name: r}";
+pub(super) const AT_ORDERS: &str = "{group: '', kind: Service, name: orders}";
+pub(super) const AT_HTTP: &str = "{group: '', kind: Service, name: orders, sectionName: http}";
+pub(super) const AT_ROUTE: &str = "{group: gateway.networking.k8s.io, kind: HTTPRoute, name: r}";
 const AT_RULE: &str = "{group: gateway.networking.k8s.io, kind: HTTPRoute, name: r, sectionName: a}";
 
 /// The findings that are errors or warnings of policies, as `field: message`.
-fn told(text: &str) -> Vec<String> {
+pub(super) fn told(text: &str) -> Vec<String> {
     let found = index(text).1.into_iter();
     found.map(|one| format!("{}: {}", one.field.unwrap_or_default(), one.message)).collect()
 }
 
 /// How the port of `default/orders` with that number is treated.
-fn traffic(model: &Model, port: u32) -> Option<v1::Traffic> {
+pub(super) fn traffic(model: &Model, port: u32) -> Option<v1::Traffic> {
     let service: v1::Service = get(model, "default/orders").unwrap();
     service.ports.into_iter().find(|one| one.port == port).unwrap().traffic
 }
@@ -32,7 +32,7 @@ fn time(millis: i64) -> Option<prost_types::Duration> {
 }
 
 /// `accepted, programmed` with reasons and messages, of the policy's first target.
-fn status(text: &str, name: &str) -> Vec<(&'static str, &'static str, &'static str, String)> {
+pub(super) fn status(text: &str, name: &str) -> Vec<(&'static str, &'static str, &'static str, String)> {
     let statuses = policy_statuses(&index(text).0);
     let of = statuses.into_iter().find(|status| status.name == name).unwrap();
     let conditions = of.ancestors[0].conditions.iter();
@@ -233,31 +233,6 @@ fn a_grpc_routes_rules_take_retries() {
     let routes = routes(&model(&text), "default/default/orders");
     let retry = routes.http[0].rules[0].requests.clone().unwrap().retry.unwrap();
     assert_eq!(retry.grpc_codes, [10, 14]);
-}
-
-#[test]
-fn of_two_policies_on_the_same_target_the_older_holds_and_the_other_is_told() {
-    let dated = |name: &str, created: &str, requests: u32| {
-        let text =
-            policy("TrafficPolicy", name, AT_ORDERS, &format!("  limits: {{maximumRequests: {requests}}}"));
-        text.replace(&format!("name: {name}}}"), &format!("name: {name}{created}}}"))
-    };
-    let cases = [
-        // By age, where it is told; else by name.
-        (", creationTimestamp: '2024-01-02T00:00:00Z'", ", creationTimestamp: '2024-01-01T00:00:00Z'", "b"),
-        ("", ", creationTimestamp: '2024-01-01T00:00:00Z'", "b"),
-        ("", "", "a"),
-    ];
-    for (a, b, winner) in cases {
-        let text = format!("{ORDERS}{}{}", dated("a", a, 1), dated("b", b, 2));
-        let (loser, limit) = if winner == "a" { ("b", 1) } else { ("a", 2) };
-        assert_eq!(traffic(&model(&text), 80).unwrap().limits.unwrap().maximum_requests, limit);
-        assert_eq!(status(&text, winner)[0].1, "True");
-        let (condition, status, reason, message) = status(&text, loser).remove(0);
-        assert_eq!((condition, status, reason), ("Accepted", "False", "Conflicted"));
-        assert!(message.starts_with(&format!("TrafficPolicy default/{winner} ")), "{message}");
-        assert_eq!(told(&text).len(), 1);
-    }
 }
 
 #[test]
