@@ -10,6 +10,8 @@ use serde_json::Value;
 use super::*;
 use crate::source::read_text;
 
+mod cel;
+
 /// Every kind that is ours, as a custom resource definition.
 fn definitions() -> Vec<Value> {
     let all = [
