@@ -15,6 +15,7 @@
 //! | [`issue`] | the certificate authority |
 //! | [`creds`] | one identity's certificate, key and bundle as checked TLS configurations |
 //! | [`bootstrap`] | TLS to the control plane before there is an identity |
+//! | [`outside`] | TLS to servers outside the mesh |
 //! | [`refusal`] | why a peer was refused, as a stable word |
 //! | [`alpn`] | the protocol names that mesh TLS is told by |
 //! | [`renewal`] | when to renew |
@@ -28,6 +29,7 @@ pub mod creds;
 pub mod id;
 pub mod issue;
 pub mod key;
+pub mod outside;
 pub mod pem;
 pub mod refusal;
 pub mod renewal;

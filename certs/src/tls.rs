@@ -1,4 +1,4 @@
-//! What every TLS configuration of ours has in common: the provider, TLS 1.3 only, nothing resumed.
+//! What every TLS configuration of ours has in common: the provider, TLS 1.3 only (but [outside] the mesh), nothing resumed.
 //!
 //! Resumption is off on both sides: a resumed session would skip the verifiers, and the mesh keeps its
 //! connections anyway.
@@ -13,7 +13,7 @@ use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::time_provider::TimeProvider;
 use rustls::version::TLS13;
-use rustls::{CipherSuite, ClientConfig, ServerConfig};
+use rustls::{CipherSuite, ClientConfig, RootCertStore, ServerConfig};
 
 use crate::verify::ClientVerifier;
 
@@ -41,6 +41,17 @@ pub(crate) fn server(
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
+    Ok(Arc::new(config))
+}
+
+/// To a server outside the mesh, which need not know TLS 1.3.
+pub(crate) fn outside(roots: RootCertStore, alpn: &[&[u8]]) -> Result<Arc<ClientConfig>, rustls::Error> {
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.resumption = Resumption::disabled();
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     Ok(Arc::new(config))
 }
 
