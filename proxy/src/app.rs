@@ -14,7 +14,7 @@ use anyhow::Context;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tulle_api::discovery::Node;
 use tulle_api::v1::{Locality, RegisteredPort, RegisteredService, Registration};
 use tulle_certs::Alpn;
@@ -27,6 +27,7 @@ use crate::control::ads::Ads;
 use crate::control::apply::Applier;
 use crate::control::balancers;
 use crate::control::channel;
+use crate::control::collector::Sender;
 use crate::control::gate::Gate;
 use crate::control::identity::{Identity, Source};
 use crate::control::report::{Registered, Report};
@@ -100,6 +101,12 @@ async fn control(config: &Config, diagnostics: Option<Diagnostics>) -> anyhow::R
         move || balancers::counted(&store)
     });
     tokio::spawn(prober(&proxy).run());
+    let (tracing_ends, stop_tracing) = oneshot::channel();
+    let tracing = tokio::spawn(sender(config, &telemetry)?.keep(
+        config.tracing.clone(),
+        Arc::clone(&proxy.store),
+        stop_tracing,
+    ));
     let threads = runtime::start(&proxy, listeners, config.connection_limit(files))
         .context("cannot start the workers")?;
     if let Some(path) = &config.addresses_file {
@@ -111,9 +118,22 @@ async fn control(config: &Config, diagnostics: Option<Diagnostics>) -> anyhow::R
         broken = look_after(&admin, &threads) => return broken,
     }
     threads.stop();
+    drop(tracing_ends);
+    drop(tracing.await);
     logs.abort();
     telemetry.flush();
     Ok(())
+}
+
+/// What sends spans, as the configuration says.
+fn sender(config: &Config, telemetry: &Telemetry) -> anyhow::Result<Sender> {
+    let mark = config.intercept.proxy_mark;
+    let mut sender = Sender::new(telemetry.clone(), config.workload.clone(), mark);
+    sender
+        .set(&config.tracing)
+        .map_err(anyhow::Error::msg)
+        .context("requests cannot be traced as OTEL_EXPORTER_OTLP_… says")?;
+    Ok(sender)
 }
 
 fn settings(config: &Config) -> Settings {

@@ -9,6 +9,7 @@
 
 mod addresses;
 mod intercept;
+pub mod otel;
 mod parse;
 mod table;
 mod workers;
@@ -21,12 +22,16 @@ use std::time::Duration;
 
 pub use self::addresses::BoundAddresses;
 pub use self::intercept::{DNS_PORT, Intercept};
+pub use self::otel::{OTEL_VARIABLES, Tracing};
 pub use self::table::{VARIABLES, Variable, reference};
 pub use self::workers::{CpuLimits, worker_count};
 use crate::state::ObjectName;
 
 /// What every variable's name begins with.
 pub const PREFIX: &str = "TULLE_PROXY_";
+
+/// What the names of OpenTelemetry's own variables begin with.
+const OTEL_PREFIX: &str = "OTEL_";
 
 /// The ports of the proxy and of its admin listeners: never an inbound destination (`loop_detected`).
 pub const RESERVED_PORTS: std::ops::RangeInclusive<u16> = 15000..=15090;
@@ -112,6 +117,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// How the access log is written.
     pub access_log: AccessLogFormat,
+    /// What OpenTelemetry's own variables say.
+    pub tracing: Tracing,
 }
 
 /// A host name or IP address, and a port.
@@ -295,7 +302,11 @@ fn read(
 ) -> Result<Loaded, ConfigError> {
     let mut warnings = Vec::new();
     let mut from_environment: Vec<Option<String>> = vec![None; VARIABLES.len()];
+    let mut of_otel: Vec<Option<String>> = vec![None; OTEL_VARIABLES.len()];
     for (name, value) in environment {
+        if let Some(index) = OTEL_VARIABLES.iter().position(|variable| name == variable.name) {
+            of_otel[index] = Some(value.to_string_lossy().into_owned());
+        }
         let Some(name) = name.to_str().and_then(|name| name.strip_prefix(PREFIX)) else { continue };
         match VARIABLES.iter().position(|variable| variable.name == name) {
             Some(index) => from_environment[index] = Some(value.to_string_lossy().into_owned()),
@@ -320,6 +331,17 @@ fn read(
             form: variable.form,
         })?;
     }
+    for (variable, value) in OTEL_VARIABLES.iter().zip(of_otel) {
+        let Some(value) = value.filter(|value| !value.trim().is_empty()) else { continue };
+        (variable.set)(&mut config, value.trim()).map_err(|problem| ConfigError::Bad {
+            setting: variable.variable(),
+            // They may hold a key.
+            value: if variable.name.ends_with("_HEADERS") { "…".to_owned() } else { value },
+            problem,
+            form: variable.form,
+        })?;
+    }
+    warnings.extend(config.tracing.warnings());
     warnings.sort();
     Ok(Loaded { config, warnings })
 }
@@ -381,6 +403,7 @@ impl Default for Config {
             log_level: String::new(),
             log_format: LogFormat::Text,
             access_log: AccessLogFormat::None,
+            tracing: Tracing::default(),
         };
         for variable in VARIABLES {
             // That every default parses is a test's business.

@@ -10,15 +10,20 @@ pub mod lines;
 pub mod metrics;
 pub mod reason;
 pub(crate) mod timestamp;
+pub mod trace;
 
 #[cfg(test)]
 pub(crate) mod docs;
+
+use std::sync::Arc;
 
 pub use self::access::{AccessLog, Record};
 pub use self::diagnostics::{Diagnostics, LogLevel};
 use self::lines::LineOutput;
 pub use self::metrics::{Metrics, WorkerMetrics};
 pub use self::reason::Reason;
+use self::trace::export::Counts;
+use self::trace::{Spans, Tracer, Traces};
 use crate::config::{AccessLogFormat, Config};
 
 /// All of it, for one proxy. Cheap to clone.
@@ -26,6 +31,9 @@ use crate::config::{AccessLogFormat, Config};
 pub struct Telemetry {
     /// What is measured.
     pub metrics: Metrics,
+    /// How requests are traced, if they are.
+    pub traces: Arc<Traces>,
+    spans: Arc<Counts>,
     access: Option<LineOutput>,
     diagnostics: Option<Diagnostics>,
 }
@@ -60,7 +68,8 @@ impl Telemetry {
         access: Option<LineOutput>,
     ) -> Self {
         let metrics = Metrics::new(workers, config.metrics_max_series, &config.metrics_latency_buckets);
-        let telemetry = Self { metrics, access, diagnostics };
+        let (traces, spans) = (Arc::default(), Arc::default());
+        let telemetry = Self { metrics, traces, spans, access, diagnostics };
         let outputs = [("access", telemetry.access.clone()), ("diagnostics", telemetry.diagnostics_output())];
         telemetry.metrics.at_scrape(move |samples| {
             for (log, output) in &outputs {
@@ -69,7 +78,23 @@ impl Telemetry {
                 );
             }
         });
+        let (traces, spans) = (Arc::clone(&telemetry.traces), Arc::clone(&telemetry.spans));
+        telemetry.metrics.at_scrape(move |samples| {
+            if traces.were_on() {
+                samples.extend(metrics::Sample::spans(&spans));
+            }
+        });
         telemetry
+    }
+
+    /// A queue of spans.
+    pub fn spans(&self, limits: trace::Limits) -> Arc<Spans> {
+        Arc::new(Spans::new(limits, Arc::clone(&self.spans)))
+    }
+
+    /// From now on requests are traced so, into that queue, or not at all.
+    pub fn trace(&self, how: Option<(trace::How, Arc<Spans>)>) {
+        self.traces.set(how.map(|(how, spans)| Arc::new(Tracer::new(how, spans))));
     }
 
     fn diagnostics_output(&self) -> Option<LineOutput> {

@@ -9,7 +9,7 @@ use super::table::MAX_DURATION;
 use super::{HostPort, InboundPort, Locality, OutboundService, PortSet, ServicePort};
 use crate::state::{ObjectName, is_label};
 
-type Parsed<T> = Result<T, String>;
+pub(super) type Parsed<T> = Result<T, String>;
 
 pub(super) fn name(value: &str) -> Parsed<ObjectName> {
     let (namespace, name) = value.split_once('/').ok_or("there is no `/`")?;

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use super::{AccessLogFormat, Config, LogFormat, PREFIX, parse};
+use super::{AccessLogFormat, Config, LogFormat, OTEL_PREFIX, OTEL_VARIABLES, PREFIX, parse};
 
 /// One setting.
 #[derive(Debug)]
 pub struct Variable {
-    /// Without the prefix: `CONNECT_TIMEOUT`.
+    /// Without the prefix: `CONNECT_TIMEOUT`. OpenTelemetry's own have none.
     pub name: &'static str,
     /// What it takes, for people and for error messages.
     pub form: &'static str,
@@ -20,19 +20,23 @@ pub struct Variable {
 }
 
 macro_rules! variables {
-    ($($name:literal, $form:literal, $default:expr, $meaning:literal, |$config:ident, $value:ident| $set:expr;)*) => {
-        /// Every setting, in the order of the reference page.
-        pub const VARIABLES: &[Variable] = &[$(Variable {
+    ($(#[$doc:meta])* $table:ident;
+     $($name:literal, $form:literal, $default:expr, $meaning:literal, |$config:ident, $value:ident| $set:expr;)*) => {
+        $(#[$doc])*
+        pub const $table: &[Variable] = &[$(Variable {
             name: $name, form: $form, default: $default, meaning: $meaning,
             set: |$config, $value| { $set; Ok(()) },
         }),*];
     };
 }
+pub(super) use variables;
 
 const BUCKETS: &str = "5ms,10ms,25ms,50ms,75ms,100ms,250ms,500ms,750ms,1s,2500ms,5s,7500ms,10s";
 const OPAQUE_PORTS: &str = "25,587,3306,4444,5432,6379,9300,11211";
 
 variables! {
+    /// Every setting, in the order of the reference page.
+    VARIABLES;
     "WORKLOAD", "<namespace>/<name>", None,
         "Whose proxy this is. Needed with a control plane.",
         |config, value| config.workload = Some(parse::name(value)?);
@@ -181,6 +185,9 @@ variables! {
     "ACCESS_LOG", "`json` or `none`", Some("json"),
         "How requests and connections are written to standard error.",
         |config, value| config.access_log = parse::choice(value, &[("json", AccessLogFormat::Json), ("none", AccessLogFormat::None)])?;
+    "TRACING_CONNECTIONS", "`true` or `false`", None,
+        "Whether connections that carry no HTTP are traced too, each as a trace of its own. Not set: as the Mesh says, else `false`.",
+        |config, value| config.tracing.connections = Some(parse::yes_or_no(value)?);
 }
 
 // === impl Variable ===
@@ -188,7 +195,11 @@ variables! {
 impl Variable {
     /// `TULLE_PROXY_CONNECT_TIMEOUT`.
     pub fn variable(&self) -> String {
-        format!("{PREFIX}{}", self.name)
+        if self.name.starts_with(OTEL_PREFIX) {
+            self.name.to_owned()
+        } else {
+            format!("{PREFIX}{}", self.name)
+        }
     }
 
     /// `connect-timeout`, without the dashes before it.
@@ -204,9 +215,17 @@ impl Variable {
 
 /// The text of `docs/reference/proxy.md`.
 pub fn reference() -> String {
-    use std::fmt::Write as _;
     let mut out = String::from(INTRODUCTION);
-    for variable in VARIABLES {
+    rows(&mut out, VARIABLES);
+    out.push_str(TRACING);
+    rows(&mut out, OTEL_VARIABLES);
+    out.push_str(ADDRESSES);
+    out
+}
+
+fn rows(out: &mut String, variables: &[Variable]) {
+    use std::fmt::Write as _;
+    for variable in variables {
         let default = variable
             .default
             .map_or_else(|| "—".to_owned(), |default| format!("`{}`", default.replace(',', ", ")));
@@ -218,8 +237,6 @@ pub fn reference() -> String {
             variable.meaning
         );
     }
-    out.push_str(ADDRESSES);
-    out
 }
 
 const INTRODUCTION: &str = "# tulle-proxy: variables and flags
@@ -228,7 +245,17 @@ Each setting is a variable and a flag: `TULLE_PROXY_CONNECT_TIMEOUT=300ms` is `-
 stops the start with a message that names the setting and the form that it takes. A variable that begins with
 `TULLE_PROXY_` and is none of these is warned about. Set to nothing is the same as not set.
 
-This page is made from the table in `proxy/src/config/table.rs`.
+This page is made from the tables in `proxy/src/config/table.rs` and `proxy/src/config/otel.rs`.
+
+| variable | takes | default | meaning |
+| --- | --- | --- | --- |
+";
+
+const TRACING: &str = "
+## Tracing
+
+OpenTelemetry's own variables, as they are named there, without flags; [tracing](../tracing.md) says what becomes of them. They win over what the mesh says.
+A bad value stops the start. Other variables of OpenTelemetry's are not looked at.
 
 | variable | takes | default | meaning |
 | --- | --- | --- | --- |

@@ -100,7 +100,8 @@ async fn dial(way: &Way, config: Arc<ClientConfig>) -> Result<TlsStream<TcpStrea
     let Way { address, mark } = way;
     let name = format!("{}:{}", address.host, address.port);
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for ip in resolve(&address.host, *mark).await? {
+    let resolved = resolve(&address.host, *mark).await;
+    for ip in resolved.map_err(|why| DialError::Resolve(address.host.clone(), why))? {
         match crate::io::connect(SocketAddr::new(ip, address.port), *mark).await {
             Ok(stream) => {
                 // Small messages both ways: waiting to fill a segment only delays them.
@@ -117,17 +118,16 @@ async fn dial(way: &Way, config: Arc<ClientConfig>) -> Result<TlsStream<TcpStrea
 }
 
 /// By our own resolver: a static binary cannot use that of glibc.
-async fn resolve(host: &str, mark: Option<u32>) -> Result<Vec<IpAddr>, DialError> {
+pub(super) async fn resolve(host: &str, mark: Option<u32>) -> Result<Vec<IpAddr>, String> {
     // The mark is the process's.
     static RESOLVER: OnceCell<Resolver<Sockets>> = OnceCell::const_new();
     if let Ok(ip) = host.parse() {
         return Ok(vec![ip]);
     }
-    let error = |e: String| DialError::Resolve(host.to_owned(), e);
     let resolver = RESOLVER
         .get_or_try_init(|| async { Resolver::builder(Sockets::marked(mark))?.build() })
         .await
-        .map_err(|e| error(e.to_string()))?;
-    let addresses = resolver.lookup_ip(host).await.map_err(|e| error(e.to_string()))?;
+        .map_err(|e| e.to_string())?;
+    let addresses = resolver.lookup_ip(host).await.map_err(|e| e.to_string())?;
     Ok(addresses.iter().collect())
 }

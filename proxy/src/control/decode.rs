@@ -27,12 +27,14 @@ use prost::{Message, Name};
 use tulle_api::v1::{self, Rejection};
 use tulle_certs::{SpiffeId, TrustBundle, TrustDomain};
 
+use crate::config::{Tracing, otel};
 use crate::policy::{Action, Allow, EgressRule, EgressSpec, InboundSpec, Names, PortPolicy};
 use crate::route::{Hostname, Invalid, Route, Routes, SessionKey, StreamRoute};
 use crate::state::{
     AddressInfo, AddressTarget, EndpointInfo, EndpointsInfo, HostPort, MeshInfo, Mode, ObjectName, Peer,
     Protocol, ServiceInfo, ServicePort, WorkloadInfo,
 };
+use crate::telemetry::trace;
 
 /// A resource, decoded and checked.
 #[derive(Clone, Debug)]
@@ -312,7 +314,26 @@ fn mesh(message: v1::Mesh, name: &str) -> Result<Decoded> {
             [] => None,
             secret => Some(SessionKey::new(secret).ok_or_else(|| fault("session_key", "is not 32 bytes"))?),
         },
+        tracing: message.tracing.map(|said| tracing(said, "tracing")).transpose()?,
     }))
+}
+
+fn tracing(message: v1::Tracing, at: &str) -> Result<Tracing> {
+    let uri = otel::uri(&message.collector).map_err(|why| fault(format!("{at}.collector"), why))?;
+    let protocol = match v1::OtlpProtocol::try_from(message.protocol) {
+        Ok(v1::OtlpProtocol::Unspecified) => None,
+        Ok(v1::OtlpProtocol::Grpc) => Some(trace::Protocol::Grpc),
+        Ok(v1::OtlpProtocol::Http) => Some(trace::Protocol::Http),
+        Err(unknown) => return Err(fault(format!("{at}.protocol"), unknown.to_string())),
+    };
+    let sampling = message.sampling.map(|said| {
+        let name = if said.ignores_parent { "traceidratio" } else { "parentbased_traceidratio" };
+        (name.to_owned(), f64::from(said.millionths) / 1e6)
+    });
+    let (sampler, ratio) = sampling.unzip();
+    let endpoint = Some(otel::Endpoint { uri, is_whole: false });
+    let connections = Some(message.connections);
+    Ok(Tracing { endpoint, protocol, sampler, ratio, connections, ..Tracing::default() })
 }
 
 fn trust_bundle(message: v1::TrustBundle, name: &str) -> Result<Decoded> {

@@ -284,6 +284,7 @@ impl Connection {
         headers::check_host(request)?;
         record.rule = Some(admit::judge(&self.worker, &self.guard)?);
         limited::inbound(&self.worker, record, request, &self.guard)?;
+        record.pass_on(request);
         record.endpoint = Some(self.application.address);
         let deadline =
             deadline::find(&Requests::default(), None, record.started(), record.grpc, request.headers());
@@ -334,6 +335,7 @@ impl Connection {
                         *fresh = again::needs_fresh(&failed, self.framing).then(Instant::now);
                         self.worker.metrics.replayed(cause);
                         lent.give_back(request);
+                        record.sent_again(Err(&failed), Some(&*self.application));
                         Ok(None)
                     }
                     // What the application has refused twice, another proxy would bring it in vain.

@@ -266,6 +266,7 @@ impl Connection {
             Target::Address(_) | Target::Outside(_) => None,
         };
         let found = rule(routes.as_deref(), &target, request)?;
+        record.pass_on(request);
         let traffic = target.traffic();
         let said = Requests {
             rule: found.as_ref().and_then(|found| found.rule.requests.as_deref()),
@@ -383,6 +384,7 @@ impl Connection {
                 };
             };
             lent.give_back(request);
+            record.sent_again(tried.as_ref(), at.as_deref());
             if let Some(endpoint) = at {
                 tries.has_failed(endpoint, &tried, self.framing);
             }

@@ -17,7 +17,7 @@ pub(super) use self::tracked::Tracked;
 use self::tracked::Until;
 use super::admit;
 use super::context::Worker;
-use super::exchange::Answer;
+use super::exchange::{Answer, Failed};
 use super::fault::{self, Fault, GRPC_STATUS};
 use super::headers::{self, Said};
 use super::idle::Idle;
@@ -27,6 +27,7 @@ use crate::limit::Refused;
 use crate::policy;
 use crate::state::Peer;
 use crate::telemetry::metrics::{DetectResult, Direction, Outcome, RequestLabels, SessionResult, TlsKind};
+use crate::telemetry::trace::{KeyValue, Tracing};
 use crate::telemetry::{Reason, access};
 use crate::wire::{Body, Transfer};
 
@@ -39,7 +40,7 @@ pub(super) struct Record {
     started: Instant,
     client: SocketAddr,
     method: http::Method,
-    /// The target, and `Host` where that does not say it, when they will be logged.
+    /// The target, and `Host` where that does not say it, when they will be logged or told by a span.
     target: Option<(Uri, Option<HeaderValue>)>,
     version: http::Version,
     /// The proxy's own answer is gRPC's.
@@ -69,6 +70,8 @@ pub(super) struct Record {
     /// A change of policy that revokes it ends the request.
     pub(super) guard: Option<Arc<policy::Guard>>,
     upstream: Duration,
+    /// Its place in a trace, where requests are traced.
+    tracing: Option<Tracing>,
     ended: bool,
 }
 
@@ -89,10 +92,10 @@ impl Record {
             *request.body_mut() = body.counted(Arc::clone(&uploaded)).trimmed(headers::strip_ours);
             uploaded
         });
-        let target = worker
-            .access
-            .is_enabled()
-            .then(|| (request.uri().clone(), headers::needed_host(request).cloned()));
+        let tracing = worker.proxy.telemetry.traces.get();
+        let tracing = tracing.map(|tracer| Tracing::begin(tracer, request.headers()));
+        let told = worker.access.is_enabled() || tracing.as_ref().is_some_and(Tracing::is_recorded);
+        let target = told.then(|| (request.uri().clone(), headers::needed_host(request).cloned()));
         Box::new(Self {
             worker: Arc::clone(worker),
             direction,
@@ -123,8 +126,38 @@ impl Record {
             limited: None,
             guard: None,
             upstream: Duration::ZERO,
+            tracing,
             ended: false,
         })
+    }
+
+    /// Says in what goes on of the request to which span of which trace that belongs.
+    pub(super) fn pass_on(&self, request: &mut Request<Body>) {
+        if let Some(tracing) = &self.tracing {
+            tracing.pass_on(request.headers_mut());
+        }
+    }
+
+    /// It is sent again, after this came of the last try, to that endpoint if one was chosen.
+    pub(super) fn sent_again(&mut self, tried: Result<&Answer, &Failed>, endpoint: Option<&Endpoint>) {
+        let Some(tracing) = &mut self.tracing else { return };
+        tracing.event("tulle.retry", || {
+            let mut told = match tried {
+                Ok(answer) => {
+                    vec![KeyValue::new(
+                        "http.response.status_code",
+                        i64::from(answer.response.status().as_u16()),
+                    )]
+                }
+                Err(Failed { fault, .. }) => vec![
+                    KeyValue::new("tulle.reason", fault.reason.code()),
+                    KeyValue::new("tulle.detail", fault.detail.to_string()),
+                ],
+            };
+            let endpoint = endpoint.map(|endpoint| endpoint.address.to_string());
+            told.extend(endpoint.map(|endpoint| KeyValue::new("tulle.endpoint", endpoint)));
+            told
+        });
     }
 
     /// Of a request whose head was refused: nothing in it can be believed.
@@ -257,13 +290,16 @@ impl Record {
             by_peer: self.by.is_some(),
         };
         cells.record(outcome, duration);
+        let mut tracing = self.tracing.take();
+        let span = tracing.as_ref().and_then(Tracing::span);
         let access = &self.worker.access;
-        if !access.is_enabled() {
+        if !access.is_enabled() && span.is_none() {
             return;
         }
+        let (trace_id, span_id) = span.map(|span| (span.trace.to_string(), span.span.to_string())).unzip();
         let own = || self.worker.proxy.speaker(self.direction).as_str();
         let target = self.target.as_ref();
-        access.write(&access::Record {
+        let told = access::Record {
             time: SystemTime::now(),
             direction: self.direction,
             protocol: protocol(self.version, self.grpc),
@@ -279,6 +315,8 @@ impl Record {
                 (Some(_), Some(by)) => by.to_str().unwrap_or_default(),
             },
             detail: &self.detail,
+            trace_id: trace_id.as_deref().unwrap_or_default(),
+            span_id: span_id.as_deref().unwrap_or_default(),
             client: Some(self.client),
             source: id(&self.source),
             destination: id(&self.destination),
@@ -296,7 +334,11 @@ impl Record {
             processing: Some(duration.saturating_sub(self.upstream)),
             attempts: self.attempts,
             connection: self.connection,
-        });
+        };
+        access.write(&told);
+        if let Some(tracing) = &mut tracing {
+            tracing.end(&told);
+        }
     }
 }
 
@@ -407,7 +449,12 @@ impl<'a> ConnectionRecord<'a> {
             let (client, reason, direction) = (self.client, reason.code(), self.direction.as_str());
             tracing::warn!(%client, direction, reason, detail, service = self.service, "refused a connection");
         }
-        worker.access.write(&access::Record {
+        let duration = self.started.elapsed();
+        let tracer = worker.proxy.telemetry.traces.get();
+        let mut tracing = tracer.and_then(|tracer| Tracing::connection(tracer, duration));
+        let span = tracing.as_ref().and_then(Tracing::span);
+        let (trace_id, span_id) = span.map(|span| (span.trace.to_string(), span.span.to_string())).unzip();
+        let told = access::Record {
             time: SystemTime::now(),
             direction: self.direction,
             protocol: if self.tls == TlsKind::App { "TLS" } else { "TCP" },
@@ -419,6 +466,8 @@ impl<'a> ConnectionRecord<'a> {
             reason,
             by: reason.map_or("", |_| worker.proxy.speaker(self.direction).as_str()),
             detail: detail.unwrap_or_default(),
+            trace_id: trace_id.as_deref().unwrap_or_default(),
+            span_id: span_id.as_deref().unwrap_or_default(),
             client: Some(self.client),
             source: self.source.map_or("", SpiffeId::as_str),
             destination: self.destination.map_or("", SpiffeId::as_str),
@@ -432,10 +481,14 @@ impl<'a> ConnectionRecord<'a> {
             tls: self.tls,
             bytes_in: self.bytes.0,
             bytes_out: self.bytes.1,
-            duration: self.started.elapsed(),
+            duration,
             processing: None,
             attempts: u32::from(self.endpoint.is_some()),
             connection: self.id,
-        });
+        };
+        worker.access.write(&told);
+        if let Some(tracing) = &mut tracing {
+            tracing.end(&told);
+        }
     }
 }

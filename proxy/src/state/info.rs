@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use tulle_certs::{SpiffeId, TrustDomain};
 
 use super::{ObjectName, Traffic};
+use crate::config::Tracing;
 use crate::route::SessionKey;
 
 /// What a port speaks.
@@ -117,6 +118,8 @@ pub struct MeshInfo {
     pub networks: Vec<IpNet>,
     /// Seals the tokens of sessions; `None`: there are no sessions.
     pub session_key: Option<SessionKey>,
+    /// What is said of tracing for all.
+    pub tracing: Option<Tracing>,
 }
 
 // === impl ServiceInfo ===

@@ -43,6 +43,10 @@ pub struct Record<'a> {
     pub by: &'a str,
     /// Details for people, such as the error that lies behind the reason.
     pub detail: &'a str,
+    /// The trace that it belongs to (W3C Trace Context, 32 hexadecimal digits).
+    pub trace_id: &'a str,
+    /// The proxy's own span in it (16 hexadecimal digits).
+    pub span_id: &'a str,
     /// Who opened the connection.
     pub client: Option<SocketAddr>,
     /// The client's SPIFFE ID.
@@ -129,6 +133,8 @@ impl Default for Record<'_> {
             reason: None,
             by: "",
             detail: "",
+            trace_id: "",
+            span_id: "",
             client: None,
             source: "",
             destination: "",
@@ -169,6 +175,8 @@ impl Record<'_> {
         word(out, named!("reason"), self.reason.map_or("", Reason::code));
         text(out, named!("by"), self.by);
         text(out, named!("detail"), self.detail);
+        text(out, named!("trace_id"), self.trace_id);
+        text(out, named!("span_id"), self.span_id);
         address(out, named!("client"), self.client);
         text(out, named!("source"), self.source);
         text(out, named!("destination"), self.destination);
@@ -314,6 +322,8 @@ mod tests {
             reason: Some(Reason::ConnectFailed),
             by: "default/orders/outbound",
             detail: "connection refused",
+            trace_id: "4bf92f3577b34da6a3ce929d0e0e4736",
+            span_id: "00f067aa0ba902b7",
             client: Some("127.0.0.1:4000".parse().unwrap()),
             source: "spiffe://cluster.local/ns/default/sa/orders",
             destination: "spiffe://cluster.local/ns/default/sa/payments",
@@ -338,6 +348,7 @@ mod tests {
                 "timestamp": "2026-11-21T05:01:39.123456Z", "target": "access", "direction": "outbound", "protocol": "HTTP/1.1",
                 "method": "POST", "path": "/pay", "authority": "payments", "status": 503, "grpc_status": 14,
                 "reason": "connect_failed", "by": "default/orders/outbound", "detail": "connection refused",
+                "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736", "span_id": "00f067aa0ba902b7",
                 "client": "127.0.0.1:4000", "source": "spiffe://cluster.local/ns/default/sa/orders",
                 "destination": "spiffe://cluster.local/ns/default/sa/payments", "service": "default/payments:80",
                 "route": "default/split", "backend": "default/payments-v1:80", "session": "kept", "detected": "server_first", "endpoint": "[::1]:5000",

@@ -21,6 +21,7 @@ mod uses;
 mod worker;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -39,9 +40,10 @@ pub use self::labels::{
 pub use self::pools::{PoolCells, PooledConnection};
 pub use self::uses::LimitUse;
 pub use self::worker::WorkerMetrics;
+use super::trace::export::Counts;
 
 /// Lines that may be there beside histograms whatever happens: every value of every bounded label.
-const FIXED_LINES: usize = 324;
+const FIXED_LINES: usize = 328;
 /// Histograms that may be there whatever happens: handshakes and overflow by direction, detection, dials, discovery.
 const FIXED_HISTOGRAMS: usize = 7;
 
@@ -127,6 +129,23 @@ impl Sample {
     /// Lines of a log that were dropped so far.
     pub(super) fn lines_dropped(log: &str, count: u64) -> Self {
         Self { family: &families::LOG_DROPPED, labels: vec![log.to_owned()], value: count as f64 }
+    }
+
+    /// What became of spans so far.
+    pub(super) fn spans(counts: &Counts) -> [Self; 4] {
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed) as f64;
+        let dropped = |cause: &str, count| Self {
+            family: &families::SPANS_DROPPED,
+            labels: vec![cause.to_owned()],
+            value: read(count),
+        };
+        let all = |family, count| Self { family, labels: Vec::new(), value: read(count) };
+        [
+            all(&families::SPANS_EXPORTED, &counts.exported),
+            dropped("queue_full", &counts.queue_full),
+            dropped("exporter", &counts.refused),
+            all(&families::SPAN_EXPORT_FAILURES, &counts.failures),
+        ]
     }
 }
 

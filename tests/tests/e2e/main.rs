@@ -39,6 +39,7 @@ mod scripted;
 mod shared;
 mod stale;
 mod start;
+mod traces;
 
 use tulle_tests::app::App;
 use tulle_tests::{Workload, World};

@@ -112,6 +112,10 @@ const QUIET: &[&str] = &[
     // By a rule that says so: in the routing cases' retries.
     "tulle_retries_total",
     "tulle_retries_withheld_total",
+    // Where a collector is configured: in the tests of traces.
+    "tulle_trace_spans_exported_total",
+    "tulle_trace_spans_dropped_total",
+    "tulle_trace_export_failures_total",
     "tulle_faults_injected_total",
     // Where nothing is declared and the client is silent: in the tests of first.
     "tulle_detect_opened_early_total",

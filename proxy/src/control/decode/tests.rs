@@ -432,6 +432,7 @@ fn samples() -> Vec<(String, &'static str, Vec<u8>)> {
                 mtls: 2,
                 networks: vec!["10.0.0.0/8".to_owned(), "fd00::/8".to_owned()],
                 session_key: vec![7; 32].into(),
+                tracing: Some(tracing()),
             },
         ),
         sample(
@@ -504,6 +505,48 @@ fn a_policy_is_rejected_rather_than_half_understood() {
         let mut policy = policy();
         spoil(&mut policy);
         assert_eq!(rejected(&policy, "shop/web").0, *field);
+    }
+}
+
+fn tracing() -> v1::Tracing {
+    let sampling = v1::Sampling { millionths: 50_000, ignores_parent: false };
+    v1::Tracing {
+        collector: "http://collector:4317".to_owned(),
+        protocol: 0,
+        sampling: Some(sampling),
+        connections: true,
+    }
+}
+
+#[test]
+fn what_the_mesh_says_of_tracing_is_what_variables_could_say() {
+    let mesh = |tracing| v1::Mesh {
+        trust_domain: "cluster.local".to_owned(),
+        mtls: 2,
+        tracing,
+        ..v1::Mesh::default()
+    };
+    let of = |tracing| match decode(&v1::Mesh::type_url(), "mesh", &mesh(Some(tracing)).encode_to_vec()) {
+        Ok(Decoded::Mesh(mesh)) => mesh.tracing.unwrap(),
+        other => panic!("{other:?}"),
+    };
+    let read = of(tracing());
+    assert_eq!(read.connections, Some(true));
+    assert_eq!(read.sampling(), trace::Sampler { parent_based: true, ratio: 0.05 });
+    assert_eq!(read.collector(None, "").unwrap().protocol, trace::Protocol::Grpc);
+    let other = v1::Sampling { millionths: 1_000_000, ignores_parent: true };
+    let other = of(v1::Tracing { protocol: 2, sampling: Some(other), ..tracing() });
+    assert_eq!(other.sampling(), trace::Sampler { parent_based: false, ratio: 1.0 });
+    let collector = other.collector(None, "").unwrap();
+    assert_eq!(collector.endpoint, "http://collector:4317/v1/traces");
+    let plain = of(v1::Tracing { sampling: None, ..tracing() });
+    assert_eq!(plain.sampling(), trace::Sampler::DEFAULT);
+    let faults = [
+        ("tracing.collector", v1::Tracing { collector: "collector:4317".to_owned(), ..tracing() }),
+        ("tracing.protocol", v1::Tracing { protocol: 9, ..tracing() }),
+    ];
+    for (field, tracing) in faults {
+        assert_eq!(rejected(&mesh(Some(tracing)), "mesh").0, field);
     }
 }
 

@@ -152,6 +152,12 @@ families! {
         "Questions about names: answered from the mesh (mesh), known not to exist there (absent), answered by the name servers (forwarded), by nobody (failed), not of a kind that is answered (refused), or unreadable (malformed).";
     LOG_DROPPED = Counter "tulle_log_lines_dropped_total" ["log"]
         "Lines that were dropped because nobody read them fast enough.";
+    SPANS_EXPORTED = Counter "tulle_trace_spans_exported_total" []
+        "Spans that a collector has taken; this and the next two are there once one is configured.";
+    SPANS_DROPPED = Counter "tulle_trace_spans_dropped_total" ["cause"]
+        "Spans that were dropped: queue_full, too many were waiting to be sent; exporter, the collector did not take them.";
+    SPAN_EXPORT_FAILURES = Counter "tulle_trace_export_failures_total" []
+        "Batches of spans that the collector did not take, in time or at all.";
     BUILD_INFO = Gauge "tulle_build_info" ["component", "version"]
         "Always 1.";
     WORKERS = Gauge "tulle_workers" []

@@ -1,0 +1,174 @@
+//! Where spans go: what the proxy's variables say of tracing, and where they say nothing, the mesh; and the way to the collector.
+//!
+//! Decides when tracing begins, changes and ends ([`keep`]); what is sent and how is [`trace`](crate::telemetry::trace)'s. A connection to a
+//! collector is the proxy's own, outside the mesh: by name and address, with TLS by public roots where its address says `https`.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsConnector;
+
+use super::channel;
+use crate::config::Tracing;
+use crate::state::{ObjectName, Store};
+use crate::telemetry::Telemetry;
+use crate::telemetry::trace::export::Stream;
+use crate::telemetry::trace::{Collector, Connect, Exporter, How, Protocol, Spans};
+
+/// How long dialling, TLS included, may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long what is left may take when the proxy ends.
+const LAST: Duration = Duration::from_secs(2);
+/// Where systems keep the roots that they trust.
+const SYSTEM_ROOTS: [&str; 3] =
+    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
+
+/// Whose spans are sent, and by whom.
+#[derive(Debug)]
+pub struct Sender {
+    telemetry: Telemetry,
+    workload: Option<ObjectName>,
+    host: String,
+    mark: Option<u32>,
+    /// In force.
+    now: Option<Tracing>,
+    spans: Option<Arc<Spans>>,
+    exporters: JoinSet<()>,
+}
+
+// === impl Sender ===
+
+impl Sender {
+    /// Of this workload; nothing is traced yet. `mark`: of the proxy's own connections.
+    pub fn new(telemetry: Telemetry, workload: Option<ObjectName>, mark: Option<u32>) -> Self {
+        // In a pod, its name.
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let host = host.trim().to_owned();
+        Self { telemetry, workload, host, mark, now: None, spans: None, exporters: JoinSet::new() }
+    }
+
+    /// From now on requests are traced as `tracing` says. What has been recorded still goes where it was to go. Must be called
+    /// within a runtime.
+    ///
+    /// # Errors
+    /// What cannot be used of it; then nothing is traced.
+    pub fn set(&mut self, tracing: &Tracing) -> Result<(), String> {
+        if self.now.as_ref() == Some(tracing) {
+            return Ok(());
+        }
+        self.now = Some(tracing.clone());
+        if let Some(before) = self.spans.take() {
+            self.telemetry.trace(None);
+            before.close();
+        }
+        let Some(collector) = tracing.collector(self.workload.as_ref(), &self.host) else { return Ok(()) };
+        let connect = connect(&collector, tracing.certificate.as_deref(), self.mark)?;
+        let how = How {
+            sampler: tracing.sampling(),
+            propagation: tracing.forms(),
+            connections: tracing.connections.unwrap_or(false),
+        };
+        let spans = self.telemetry.spans(tracing.limits());
+        let exporter = Exporter::new(&collector, Arc::clone(&spans), connect)?;
+        self.telemetry.trace(Some((how, Arc::clone(&spans))));
+        self.spans = Some(spans);
+        self.exporters.spawn(exporter.run());
+        tracing::info!(collector = %collector.endpoint, ?how, "requests are traced");
+        Ok(())
+    }
+
+    /// Keeps to `own` settings, and where they say nothing to the mesh's, until `stop` is told or gone; then sends what is left.
+    pub async fn keep(mut self, own: Tracing, store: Arc<Store>, mut stop: oneshot::Receiver<()>) {
+        let mut changes = store.changes();
+        loop {
+            let mesh = store.load().mesh.as_ref().and_then(|mesh| mesh.tracing.clone());
+            if let Err(error) = self.set(&own.over(&mesh.unwrap_or_default())) {
+                tracing::error!(error, "nothing is traced");
+            }
+            tokio::select! {
+                _ = &mut stop => break,
+                changed = changes.changed() => if changed.is_err() { break },
+            }
+        }
+        self.end().await;
+    }
+
+    /// Sends what is left, as far as that is quickly done. Nothing is traced any more.
+    async fn end(&mut self) {
+        self.telemetry.trace(None);
+        if let Some(spans) = self.spans.take() {
+            spans.close();
+        }
+        let all = async { while self.exporters.join_next().await.is_some() {} };
+        if tokio::time::timeout(LAST, all).await.is_err() {
+            tracing::warn!("the last spans could not be exported in time");
+        }
+    }
+}
+
+/// What opens connections to a collector.
+fn connect(collector: &Collector, roots: Option<&Path>, mark: Option<u32>) -> Result<Connect, String> {
+    let uri = &collector.endpoint;
+    let host = uri.host().ok_or("the collector's address names no host")?;
+    let host: Arc<str> = host.trim_start_matches('[').trim_end_matches(']').into();
+    let is_tls = uri.scheme_str() == Some("https");
+    let port = uri.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
+    let tls = match is_tls {
+        false => None,
+        true => {
+            let name =
+                ServerName::try_from(host.to_string()).map_err(|error| format!("`{host}`: {error}"))?;
+            Some((client(collector.protocol, roots)?, name))
+        }
+    };
+    Ok(Arc::new(move || {
+        let (host, tls) = (Arc::clone(&host), tls.clone());
+        Box::pin(async move {
+            let open = async {
+                let stream = reach(&host, port, mark).await?;
+                Ok(match tls {
+                    None => Box::new(stream) as Box<dyn Stream>,
+                    Some((config, name)) => Box::new(TlsConnector::from(config).connect(name, stream).await?),
+                })
+            };
+            tokio::time::timeout(CONNECT_TIMEOUT, open).await.map_err(|_| io::ErrorKind::TimedOut)?
+        })
+    }))
+}
+
+/// Dials every address of the name in turn.
+async fn reach(host: &str, port: u16, mark: Option<u32>) -> io::Result<TcpStream> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, format!("`{host}` has no address"));
+    let resolved = channel::resolve(host, mark).await;
+    for ip in resolved.map_err(|why| io::Error::other(format!("`{host}` cannot be resolved: {why}")))? {
+        match crate::io::connect(SocketAddr::new(ip, port), mark).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// Trusts the roots in that file, else those of the system.
+fn client(protocol: Protocol, roots: Option<&Path>) -> Result<Arc<ClientConfig>, String> {
+    let system = || SYSTEM_ROOTS.iter().map(PathBuf::from).find(|path| path.exists());
+    let path = roots.map(Path::to_path_buf).or_else(system).ok_or(
+        "the collector is reached by https, and this system has no roots to trust it by: set OTEL_EXPORTER_OTLP_CERTIFICATE",
+    )?;
+    let text = std::fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let roots =
+        tulle_certs::pem::certificates(&text).map_err(|error| format!("{}: {error}", path.display()))?;
+    let alpn: &[u8] = match protocol {
+        Protocol::Grpc => b"h2",
+        Protocol::Http => b"http/1.1",
+    };
+    tulle_certs::outside::client(roots, &[alpn]).map_err(|error| format!("{}: {error}", path.display()))
+}

@@ -1,0 +1,503 @@
+//! Where a request stands in a trace, as its headers say, and as they say it to whoever is next.
+//!
+//! Pure: header fields ↔ [`Context`]. `traceparent` is read in every version and written in 00 (W3C Trace Context §3.2, and
+//! §3.2.4 for versions to come); B3 is read and written as one field and as many, also with trace IDs of 64 bits. What is
+//! malformed is as if it were not there, never an error. `tracestate` and `baggage` are never touched: they are the applications'.
+
+use std::fmt::Write as _;
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use opentelemetry::trace::{SpanId, TraceId};
+
+/// A span that is the parent of what follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Context {
+    /// The trace.
+    pub trace: TraceId,
+    /// The span in it.
+    pub span: SpanId,
+}
+
+/// The forms in which a context is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Forms {
+    /// `traceparent`.
+    pub w3c: bool,
+    /// `b3`.
+    pub b3: bool,
+    /// `x-b3-traceid` and so on.
+    pub b3_multi: bool,
+}
+
+/// What a request's headers say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Heard {
+    /// The span that the request belongs to, if any.
+    pub context: Option<Context>,
+    /// Whether its trace is recorded; `None`: that is left to whoever comes next.
+    pub sampled: Option<bool>,
+    /// B3's debug flag: recorded, whatever anybody's sampling says.
+    pub debug: bool,
+    /// The trace's ID was told with 64 bits, and is told on so in B3.
+    pub short: bool,
+    /// W3C's flag that the trace's ID is random (Trace Context Level 2 §3.2.2.5.2).
+    pub random: bool,
+    /// What of it came in which form.
+    pub came: Forms,
+}
+
+/// Which forms are read and written: `OTEL_PROPAGATORS`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Propagation {
+    /// All are read; W3C's is always written, and B3 as it came.
+    AsItComes,
+    /// These are read, and each is always written.
+    Only(Forms),
+}
+
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const B3: HeaderName = HeaderName::from_static("b3");
+const TRACE_ID: HeaderName = HeaderName::from_static("x-b3-traceid");
+const SPAN_ID: HeaderName = HeaderName::from_static("x-b3-spanid");
+const PARENT_SPAN_ID: HeaderName = HeaderName::from_static("x-b3-parentspanid");
+const SAMPLED: HeaderName = HeaderName::from_static("x-b3-sampled");
+const FLAGS: HeaderName = HeaderName::from_static("x-b3-flags");
+
+/// What is written of a context.
+#[derive(Clone, Copy, Debug)]
+pub struct Told {
+    /// The parent of what follows.
+    pub context: Context,
+    /// The parent of that, if there is one.
+    pub parent: Option<SpanId>,
+    /// Whether it is recorded.
+    pub sampled: bool,
+    /// As of [`Heard`].
+    pub debug: bool,
+    /// As of [`Heard`].
+    pub short: bool,
+    /// As of [`Heard`].
+    pub random: bool,
+}
+
+// === impl Propagation ===
+
+impl Propagation {
+    /// What a request's headers say. Of several forms W3C's holds, then B3's single field.
+    pub fn read(&self, fields: &HeaderMap) -> Heard {
+        let all = Forms { w3c: true, b3: true, b3_multi: true };
+        let read = if let Self::Only(forms) = self { *forms } else { all };
+        let w3c = if read.w3c { w3c(fields) } else { Heard::default() };
+        let b3 = if read.b3 { b3_single(fields) } else { Heard::default() };
+        let multi = if read.b3_multi { b3_multi(fields) } else { Heard::default() };
+        let came = Forms { w3c: w3c.came.w3c, b3: b3.came.b3, b3_multi: multi.came.b3_multi };
+        let said = [w3c, b3, multi];
+        let heard = said.iter().find(|heard| heard.context.is_some());
+        // B3 may say without IDs that a trace is not recorded, or is.
+        let heard = heard.or_else(|| said.iter().find(|heard| heard.sampled.is_some()));
+        Heard { came, ..heard.copied().unwrap_or_default() }
+    }
+
+    /// The forms in which a context is passed on that came so.
+    pub fn forms(&self, came: Forms) -> Forms {
+        match self {
+            Self::AsItComes => Forms { w3c: true, ..came },
+            Self::Only(forms) => *forms,
+        }
+    }
+}
+
+/// RFC 9110 §5.2: a field that is no list and comes more than once is malformed.
+fn only(fields: &HeaderMap, name: HeaderName) -> Option<&[u8]> {
+    let mut values = fields.get_all(name).into_iter();
+    let value = values.next()?;
+    values.next().is_none().then(|| value.as_bytes())
+}
+
+fn w3c(fields: &HeaderMap) -> Heard {
+    only(fields, TRACEPARENT).and_then(traceparent).unwrap_or_default()
+}
+
+/// `<version>-<trace>-<parent>-<flags>`, and in later versions perhaps more.
+fn traceparent(value: &[u8]) -> Option<Heard> {
+    let (known, rest) = value.split_at_checked(55)?;
+    let [version, trace, span, flags] = fields_of(known, [2, 32, 16, 2])?;
+    let [version] = hex::<1>(version)?;
+    match version {
+        0xff => return None,
+        0 if !rest.is_empty() => return None,
+        _ if !matches!(rest, [] | [b'-', ..]) => return None,
+        _ => {}
+    }
+    let [flags] = hex::<1>(flags)?;
+    let context = context(u128::from_be_bytes(hex(trace)?), u64::from_be_bytes(hex(span)?))?;
+    Some(Heard {
+        context: Some(context),
+        sampled: Some(flags & 1 != 0),
+        random: flags & 2 != 0,
+        came: Forms { w3c: true, ..Forms::default() },
+        ..Heard::default()
+    })
+}
+
+/// Parts of these lengths, with a dash between each two.
+fn fields_of<const N: usize>(mut value: &[u8], lengths: [usize; N]) -> Option<[&[u8]; N]> {
+    let mut parts = [&b""[..]; N];
+    for (index, (part, length)) in parts.iter_mut().zip(lengths).enumerate() {
+        if index > 0 {
+            value = value.strip_prefix(b"-")?;
+        }
+        (*part, value) = value.split_at_checked(length)?;
+    }
+    value.is_empty().then_some(parts)
+}
+
+/// `{trace}-{span}[-{sampled}[-{parent}]]`, or `{sampled}` alone.
+fn b3_single(fields: &HeaderMap) -> Heard {
+    only(fields, B3).and_then(b3).unwrap_or_default()
+}
+
+fn b3(value: &[u8]) -> Option<Heard> {
+    let came = Forms { b3: true, ..Forms::default() };
+    if let Some((sampled, debug)) = decision(value) {
+        return Some(Heard { sampled: Some(sampled), debug, came, ..Heard::default() });
+    }
+    let mut parts = value.split(|byte| *byte == b'-');
+    let (trace, span) = (parts.next()?, parts.next()?);
+    let (trace, short) = b3_trace(trace)?;
+    let span = u64::from_be_bytes(hex(span)?);
+    let decided = match parts.next() {
+        None => None,
+        Some(state) => Some(decision(state)?),
+    };
+    if parts.next().is_some_and(|parent| hex::<8>(parent).is_none()) || parts.next().is_some() {
+        return None;
+    }
+    let (sampled, debug) = decided.unzip();
+    let debug = debug.unwrap_or(false);
+    Some(Heard { context: Some(context(trace, span)?), sampled, debug, short, came, random: false })
+}
+
+fn decision(state: &[u8]) -> Option<(bool, bool)> {
+    match state {
+        b"0" => Some((false, false)),
+        b"1" => Some((true, false)),
+        b"d" => Some((true, true)),
+        _ => None,
+    }
+}
+
+fn b3_multi(fields: &HeaderMap) -> Heard {
+    let debug = only(fields, FLAGS) == Some(b"1");
+    let sampled = match only(fields, SAMPLED) {
+        _ if debug => Some(true),
+        // Old libraries say it in words.
+        Some(b"1" | b"true") => Some(true),
+        Some(b"0" | b"false") => Some(false),
+        _ => None,
+    };
+    let ids = || {
+        let (trace, short) = b3_trace(only(fields, TRACE_ID)?)?;
+        let span = u64::from_be_bytes(hex(only(fields, SPAN_ID)?)?);
+        Some((context(trace, span)?, short))
+    };
+    let (context, short) = ids().unzip();
+    let came = Forms { b3_multi: context.is_some() || sampled.is_some(), ..Forms::default() };
+    Heard { context, sampled, debug, short: short.unwrap_or(false), came, random: false }
+}
+
+fn b3_trace(value: &[u8]) -> Option<(u128, bool)> {
+    match value.len() {
+        16 => Some((u64::from_be_bytes(hex(value)?).into(), true)),
+        _ => Some((u128::from_be_bytes(hex(value)?), false)),
+    }
+}
+
+/// Neither ID may be all zeros.
+fn context(trace: u128, span: u64) -> Option<Context> {
+    let context = Context { trace: trace.into(), span: span.into() };
+    (trace != 0 && span != 0).then_some(context)
+}
+
+/// N bytes of lower-case hexadecimal.
+fn hex<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
+    let digit = |byte: u8| match byte {
+        b'0'..=b'9' => Some(byte - b'0'),
+        b'a'..=b'f' => Some(byte - b'a' + 10),
+        _ => None,
+    };
+    let mut bytes = [0; N];
+    if text.len() != 2 * N {
+        return None;
+    }
+    for (byte, pair) in bytes.iter_mut().zip(text.as_chunks::<2>().0) {
+        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+    }
+    Some(bytes)
+}
+
+// === impl Told ===
+
+impl Told {
+    /// Says it in a request's headers, in place of what they said in the same form.
+    pub fn write(&self, forms: Forms, fields: &mut HeaderMap) {
+        let Context { trace, span } = self.context;
+        if forms.w3c {
+            let flags = u8::from(self.sampled) | u8::from(self.random) << 1;
+            fields.insert(TRACEPARENT, value(55, format_args!("00-{trace}-{span}-{flags:02x}")));
+        }
+        let trace = ShortOrLong { trace, short: self.short };
+        if forms.b3 {
+            let state = match (self.debug, self.sampled) {
+                (true, _) => 'd',
+                (false, true) => '1',
+                (false, false) => '0',
+            };
+            let parent = self.parent.map_or("", |_| "-");
+            let value = match self.parent {
+                Some(of) => value(68, format_args!("{trace}-{span}-{state}{parent}{of}")),
+                None => value(51, format_args!("{trace}-{span}-{state}")),
+            };
+            fields.insert(B3, value);
+        }
+        if forms.b3_multi {
+            fields.insert(TRACE_ID, value(32, format_args!("{trace}")));
+            fields.insert(SPAN_ID, value(16, format_args!("{span}")));
+            match self.parent {
+                Some(parent) => fields.insert(PARENT_SPAN_ID, value(16, format_args!("{parent}"))),
+                None => fields.remove(PARENT_SPAN_ID),
+            };
+            if self.debug {
+                // The flag says so already, and then nothing else may (B3, "Debug Flag").
+                fields.insert(FLAGS, HeaderValue::from_static("1"));
+                fields.remove(SAMPLED);
+            } else {
+                fields.insert(SAMPLED, HeaderValue::from_static(if self.sampled { "1" } else { "0" }));
+            }
+        }
+    }
+}
+
+fn value(length: usize, text: std::fmt::Arguments<'_>) -> HeaderValue {
+    let mut value = String::with_capacity(length);
+    // Writing to a string cannot fail, and hexadecimal is a header's value.
+    let _ = value.write_fmt(text);
+    HeaderValue::try_from(value).unwrap_or(HeaderValue::from_static(""))
+}
+
+struct ShortOrLong {
+    trace: TraceId,
+    short: bool,
+}
+
+impl std::fmt::Display for ShortOrLong {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [high, low] = {
+            let id = u128::from_be_bytes(self.trace.to_bytes());
+            [(id >> 64) as u64, id as u64]
+        };
+        match self.short {
+            true => write!(f, "{low:016x}"),
+            false => write!(f, "{high:016x}{low:016x}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+    const SPAN: &str = "00f067aa0ba902b7";
+
+    fn fields(lines: &[(&str, &str)]) -> HeaderMap {
+        let mut fields = HeaderMap::new();
+        for (name, value) in lines {
+            let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
+            fields.append(name, HeaderValue::from_bytes(value.as_bytes()).unwrap());
+        }
+        fields
+    }
+
+    fn read(lines: &[(&str, &str)]) -> Heard {
+        Propagation::AsItComes.read(&fields(lines))
+    }
+
+    fn known() -> Option<Context> {
+        context(0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736, 0x00f0_67aa_0ba9_02b7)
+    }
+
+    #[test]
+    fn a_traceparent_is_read_in_every_version() {
+        let ids = format!("{TRACE}-{SPAN}");
+        for (value, sampled) in [
+            (format!("00-{ids}-01"), true),
+            (format!("00-{ids}-00"), false),
+            (format!("00-{ids}-03"), true),
+            (format!("00-{ids}-fe"), false),
+            (format!("01-{ids}-01"), true),
+            (format!("cc-{ids}-01-what-comes-later"), true),
+            (format!("cc-{ids}-01-"), true),
+        ] {
+            let heard = read(&[("traceparent", &value)]);
+            assert_eq!((heard.context, heard.sampled), (known(), Some(sampled)), "{value}");
+            assert!(heard.came.w3c && !heard.came.b3 && !heard.came.b3_multi);
+        }
+    }
+
+    #[test]
+    fn a_malformed_traceparent_is_as_if_it_were_not_there() {
+        let upper = TRACE.to_uppercase();
+        let zeros = "0".repeat(32);
+        for value in [
+            String::new(),
+            "00".to_owned(),
+            "garbage".to_owned(),
+            format!("00-{TRACE}-{SPAN}"),
+            format!("00-{TRACE}-{SPAN}-1"),
+            format!("00-{TRACE}-{SPAN}-01-"),
+            format!("00-{TRACE}-{SPAN}-01-more"),
+            format!("cc-{TRACE}-{SPAN}-01more"),
+            format!("ff-{TRACE}-{SPAN}-01"),
+            format!("0g-{TRACE}-{SPAN}-01"),
+            format!("00-{upper}-{SPAN}-01"),
+            format!("00-{zeros}-{SPAN}-01"),
+            format!("00-{TRACE}-{}-01", &zeros[..16]),
+            format!("00-{TRACE}-{SPAN}-0x"),
+            format!("00_{TRACE}-{SPAN}-01"),
+            format!("00-{}-{SPAN}-01", &TRACE[..31]),
+            format!("00-{TRACE}ß-{SPAN}-01"),
+        ] {
+            assert_eq!(read(&[("traceparent", &value)]), Heard::default(), "{value}");
+        }
+        let valid = format!("00-{TRACE}-{SPAN}-01");
+        let twice = read(&[("traceparent", &valid), ("traceparent", &valid)]);
+        assert_eq!(twice, Heard::default());
+    }
+
+    #[test]
+    fn b3_is_read_as_one_field() {
+        let parent = "05e3ac9a4f6e3b90";
+        for (value, sampled, debug) in [
+            (format!("{TRACE}-{SPAN}"), None, false),
+            (format!("{TRACE}-{SPAN}-0"), Some(false), false),
+            (format!("{TRACE}-{SPAN}-1"), Some(true), false),
+            (format!("{TRACE}-{SPAN}-d"), Some(true), true),
+            (format!("{TRACE}-{SPAN}-1-{parent}"), Some(true), false),
+        ] {
+            let heard = read(&[("b3", &value)]);
+            assert_eq!((heard.context, heard.sampled, heard.debug), (known(), sampled, debug), "{value}");
+            assert!(heard.came.b3 && !heard.came.w3c && !heard.short);
+        }
+        for (value, sampled, debug) in [("0", false, false), ("1", true, false), ("d", true, true)] {
+            let heard = read(&[("b3", value)]);
+            assert_eq!((heard.context, heard.sampled, heard.debug), (None, Some(sampled), debug), "{value}");
+        }
+        let short = read(&[("b3", &format!("a3ce929d0e0e4736-{SPAN}-1"))]);
+        assert_eq!(short.context, context(0xa3ce_929d_0e0e_4736, 0x00f0_67aa_0ba9_02b7));
+        assert!(short.short);
+        for value in [
+            "",
+            "2",
+            "-",
+            &format!("{TRACE}"),
+            &format!("{TRACE}-"),
+            &format!("{TRACE}-{SPAN}-"),
+            &format!("{TRACE}-{SPAN}-2"),
+            &format!("{TRACE}-{SPAN}-1-"),
+            &format!("{TRACE}-{SPAN}-1-{parent}-more"),
+            &format!("{TRACE}-{SPAN}-1-{TRACE}"),
+            &format!("{}-{SPAN}-1", &TRACE[..24]),
+            &format!("{}-{SPAN}-1", "0".repeat(16)),
+            &format!("{TRACE}-0000000000000000-1"),
+        ] {
+            assert_eq!(read(&[("b3", value)]), Heard::default(), "{value}");
+        }
+    }
+
+    #[test]
+    fn b3_is_read_as_many_fields() {
+        let ids = [("X-B3-TraceId", TRACE), ("X-B3-SpanId", SPAN)];
+        let with = |more: &[(&'static str, &'static str)]| read(&[&ids[..], more].concat());
+        assert_eq!((with(&[]).context, with(&[]).sampled), (known(), None));
+        for (more, sampled, debug) in [
+            (("X-B3-Sampled", "1"), Some(true), false),
+            (("X-B3-Sampled", "true"), Some(true), false),
+            (("X-B3-Sampled", "0"), Some(false), false),
+            (("X-B3-Sampled", "maybe"), None, false),
+            (("X-B3-Flags", "1"), Some(true), true),
+            (("X-B3-Flags", "0"), None, false),
+        ] {
+            let heard = with(&[more]);
+            assert_eq!((heard.context, heard.sampled, heard.debug), (known(), sampled, debug), "{more:?}");
+        }
+        let only = read(&[("X-B3-Sampled", "0")]);
+        assert_eq!((only.context, only.sampled, only.came.b3_multi), (None, Some(false), true));
+        let half = read(&[("X-B3-TraceId", TRACE)]);
+        assert_eq!(half, Heard::default());
+    }
+
+    #[test]
+    fn of_several_forms_w3cs_holds_unless_it_is_malformed() {
+        let other = "1111111111111111";
+        let b3 = format!("{other}-{other}-0");
+        let traceparent = format!("00-{TRACE}-{SPAN}-01");
+        let both = read(&[("traceparent", &traceparent), ("b3", &b3)]);
+        assert_eq!((both.context, both.sampled), (known(), Some(true)));
+        assert!(both.came.w3c && both.came.b3);
+        let one = read(&[("traceparent", "malformed"), ("b3", &b3)]);
+        assert_eq!(one.context, context(0x1111_1111_1111_1111, 0x1111_1111_1111_1111));
+        assert!(!one.came.w3c && one.came.b3);
+        let forms = Forms { b3: true, ..Forms::default() };
+        let narrowed = Propagation::Only(forms).read(&fields(&[("traceparent", &traceparent), ("b3", &b3)]));
+        assert_eq!(
+            (narrowed.context, narrowed.sampled, narrowed.came.w3c),
+            (one.context, Some(false), false)
+        );
+    }
+
+    #[test]
+    fn what_is_written_is_read_as_the_same_in_every_form() {
+        let came =
+            fields(&[("b3", "0"), ("tracestate", "a=1"), ("baggage", "b=2"), ("x-b3-parentspanid", SPAN)]);
+        for (sampled, debug, short) in
+            [(true, false, false), (false, false, false), (true, true, false), (true, false, true)]
+        {
+            let trace = if short { 0xa3ce_929d_0e0e_4736 } else { 0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736 };
+            let context = context(trace, 0x00f0_67aa_0ba9_02b7).unwrap();
+            for parent in [None, Some(SpanId::from(7))] {
+                let told = Told { context, parent, sampled, debug, short, random: false };
+                for forms in [
+                    Forms { w3c: true, ..Forms::default() },
+                    Forms { b3: true, ..Forms::default() },
+                    Forms { b3_multi: true, ..Forms::default() },
+                ] {
+                    let mut fields = came.clone();
+                    fields.remove(B3);
+                    told.write(forms, &mut fields);
+                    let heard = Propagation::AsItComes.read(&fields);
+                    let debug = debug && !forms.w3c;
+                    assert_eq!(heard.context, Some(context), "{fields:?}");
+                    assert_eq!((heard.sampled, heard.debug), (Some(sampled), debug), "{fields:?}");
+                    assert_eq!(heard.short, short && !forms.w3c, "{fields:?}");
+                    assert_eq!(
+                        (&fields["tracestate"], &fields["baggage"]),
+                        (&came["tracestate"], &came["baggage"])
+                    );
+                    if forms.b3_multi {
+                        let said = fields.get(PARENT_SPAN_ID).map(|value| value.to_str().unwrap().to_owned());
+                        assert_eq!(said, parent.map(|parent| parent.to_string()));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn b3_goes_on_in_the_form_in_which_it_came_and_w3c_always() {
+        let came = Forms { b3_multi: true, ..Forms::default() };
+        assert_eq!(Propagation::AsItComes.forms(came), Forms { w3c: true, ..came });
+        let only = Forms { b3: true, ..Forms::default() };
+        assert_eq!(Propagation::Only(only).forms(came), only);
+    }
+}

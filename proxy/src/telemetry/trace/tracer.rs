@@ -1,0 +1,351 @@
+//! What `forward` sees of tracing: a request's span from its head to the end of its answer.
+//!
+//! [`Tracing::begin`] reads what the head says and decides whether the request is recorded, [`Tracing::pass_on`] says to whoever is next
+//! what that is to be the child of, and [`Tracing::end`] hands the span over. A request that is not recorded costs no allocation
+//! but that of its header. Without a collector there is no [`Tracer`]: then nothing is read, and no header is touched.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwapOption;
+use http::HeaderMap;
+use opentelemetry::trace::{Event, SpanId, TraceId, TraceState};
+use opentelemetry::{InstrumentationScope, KeyValue};
+
+use super::context::{Context, Heard, Propagation, Told};
+use super::export::Spans;
+use super::sampler::Sampler;
+use super::span::{self, Known};
+use crate::telemetry::access::Record;
+
+/// Where the tracer of the moment is found, if there is one.
+#[derive(Debug, Default)]
+pub struct Traces {
+    /// Spares whoever does not trace all but one branch.
+    on: AtomicBool,
+    were_on: AtomicBool,
+    tracer: ArcSwapOption<Tracer>,
+}
+
+/// What is traced, and how.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct How {
+    /// Which traces are recorded.
+    pub sampler: Sampler,
+    /// Which headers are read and written.
+    pub propagation: Propagation,
+    /// Connections that carry no requests are traced too.
+    pub connections: bool,
+}
+
+/// How requests are traced.
+#[derive(Debug)]
+pub struct Tracer {
+    sampler: Sampler,
+    propagation: Propagation,
+    connections: bool,
+    spans: Arc<Spans>,
+    scope: InstrumentationScope,
+}
+
+/// A request's place in its trace.
+#[derive(Debug)]
+pub struct Tracing {
+    tracer: Arc<Tracer>,
+    heard: Heard,
+    /// Its own span.
+    context: Context,
+    /// What is only there where it is recorded.
+    recorded: Option<Box<Recorded>>,
+}
+
+#[derive(Debug)]
+struct Recorded {
+    started: SystemTime,
+    state: TraceState,
+    events: Vec<Event>,
+}
+
+/// How many things that happen to one request are told.
+const MAX_EVENTS: usize = 32;
+
+// === impl Traces ===
+
+impl Traces {
+    /// From now on; what has begun ends as it began.
+    pub fn set(&self, tracer: Option<Arc<Tracer>>) {
+        let on = tracer.is_some();
+        self.tracer.store(tracer);
+        self.on.store(on, Relaxed);
+        self.were_on.fetch_or(on, Relaxed);
+    }
+
+    /// Whether there ever was one.
+    pub fn were_on(&self) -> bool {
+        self.were_on.load(Relaxed)
+    }
+
+    /// The tracer, if there is one.
+    #[inline]
+    pub fn get(&self) -> Option<Arc<Tracer>> {
+        if self.on.load(Relaxed) { self.tracer.load_full() } else { None }
+    }
+}
+
+// === impl Tracer ===
+
+impl Tracer {
+    /// Its spans go there.
+    pub fn new(how: How, spans: Arc<Spans>) -> Self {
+        let How { sampler, propagation, connections } = how;
+        let scope =
+            InstrumentationScope::builder("tulle-proxy").with_version(env!("CARGO_PKG_VERSION")).build();
+        Self { sampler, propagation, connections, spans, scope }
+    }
+}
+
+// === impl Tracing ===
+
+impl Tracing {
+    /// Of a request whose head has these fields.
+    pub fn begin(tracer: Arc<Tracer>, fields: &HeaderMap) -> Self {
+        let heard = tracer.propagation.read(fields);
+        let trace = heard.context.map_or_else(random_trace, |parent| parent.trace);
+        let context = Context { trace, span: random_span() };
+        let recorded = tracer.sampler.samples(&heard, trace).then(|| Recorded::new(fields, &heard));
+        Self { tracer, heard, context, recorded }
+    }
+
+    /// Of a connection that carries no requests, and is over: a trace of its own. It began so long ago.
+    pub fn connection(tracer: Arc<Tracer>, ago: Duration) -> Option<Self> {
+        let connections = tracer.connections;
+        let mut tracing = connections.then(|| Self::begin(tracer, &HeaderMap::new()))?;
+        let recorded = tracing.recorded.as_mut()?;
+        recorded.started = recorded.started.checked_sub(ago)?;
+        Some(tracing)
+    }
+
+    /// Whether it is recorded.
+    pub fn is_recorded(&self) -> bool {
+        self.recorded.is_some()
+    }
+
+    /// Its own span, where that is recorded.
+    pub fn span(&self) -> Option<Context> {
+        self.recorded.as_ref().map(|_| self.context)
+    }
+
+    /// Says in the fields that go on what follows is the child of: this span, or its parent where it is not recorded.
+    pub fn pass_on(&self, fields: &mut HeaderMap) {
+        let Self { tracer, heard, context, recorded } = self;
+        let (sampled, forms) = (recorded.is_some(), tracer.propagation.forms(heard.came));
+        let parent = heard.context;
+        if !sampled && heard.sampled == Some(false) && parent.is_some() && forms == heard.came {
+            // It says so already.
+            return;
+        }
+        let (context, parent) = match parent {
+            Some(parent) if !sampled => (parent, None),
+            parent => (*context, parent.map(|parent| parent.span)),
+        };
+        let Heard { debug, short, random, .. } = *heard;
+        Told { context, parent, sampled, debug: debug && sampled, short, random }.write(forms, fields);
+    }
+
+    /// Something has happened to it.
+    pub fn event(&mut self, name: &'static str, attributes: impl FnOnce() -> Vec<KeyValue>) {
+        if let Some(recorded) = self.recorded.as_mut().filter(|recorded| recorded.events.len() < MAX_EVENTS) {
+            recorded.events.push(Event::new(name, SystemTime::now(), attributes(), 0));
+        }
+    }
+
+    /// It is over, as `record` tells.
+    pub fn end(&mut self, record: &Record<'_>) {
+        let Some(recorded) = self.recorded.take() else { return };
+        let Recorded { started, state, events } = *recorded;
+        let parent = self.heard.context.map(|parent| parent.span);
+        let known = Known { context: self.context, parent, started, state, events };
+        self.tracer.spans.push(|| span::finished(record, known, &self.tracer.scope));
+    }
+}
+
+// === impl Recorded ===
+
+impl Recorded {
+    fn new(fields: &HeaderMap, heard: &Heard) -> Box<Self> {
+        // Told by the span as it came; what is in it that the SDK cannot read passes on all the same.
+        let state = if heard.came.w3c { fields.get("tracestate") } else { None };
+        let state = state.and_then(|state| state.to_str().ok()).and_then(|state| state.parse().ok());
+        Box::new(Self { started: SystemTime::now(), state: state.unwrap_or_default(), events: Vec::new() })
+    }
+}
+
+fn random_trace() -> TraceId {
+    TraceId::from(rand::random::<u128>().max(1))
+}
+
+fn random_span() -> SpanId {
+    SpanId::from(rand::random::<u64>().max(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::trace::context::Forms;
+    use crate::telemetry::trace::export::Limits;
+
+    const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+    const SPAN: &str = "00f067aa0ba902b7";
+
+    fn how(sampler: Sampler, propagation: Propagation) -> How {
+        How { sampler, propagation, connections: false }
+    }
+
+    fn tracer(sampler: &str) -> (Arc<Tracer>, Arc<Spans>) {
+        let spans = Arc::new(Spans::new(Limits::default(), Arc::default()));
+        let sampler = Sampler::named(sampler, 0.5).unwrap();
+        (Arc::new(Tracer::new(how(sampler, Propagation::AsItComes), Arc::clone(&spans))), spans)
+    }
+
+    fn fields(lines: &[(&'static str, &str)]) -> HeaderMap {
+        lines.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
+    }
+
+    #[test]
+    fn what_follows_a_recorded_request_is_the_child_of_its_span() {
+        let (tracer, spans) = tracer("parentbased_always_on");
+        let mut fields = fields(&[
+            ("traceparent", &format!("00-{TRACE}-{SPAN}-01")),
+            ("tracestate", "vendor=1"),
+            ("x-b3-traceid", TRACE),
+            ("x-b3-spanid", SPAN),
+            ("x-b3-sampled", "1"),
+        ]);
+        let mut tracing = Tracing::begin(tracer, &fields);
+        tracing.pass_on(&mut fields);
+        let own = tracing.span().unwrap();
+        assert_eq!(own.trace.to_string(), TRACE);
+        assert_ne!(own.span.to_string(), SPAN);
+        assert_eq!(fields["traceparent"], format!("00-{TRACE}-{}-01", own.span));
+        assert_eq!(fields["x-b3-spanid"], own.span.to_string());
+        assert_eq!(fields["x-b3-parentspanid"], SPAN);
+        assert_eq!(fields["tracestate"], "vendor=1");
+        assert!(!fields.contains_key("b3"), "only as it came");
+        tracing.event("retry", Vec::new);
+        tracing.end(&Record::default());
+        tracing.end(&Record::default());
+        let taken = spans.take();
+        assert_eq!(taken.len(), 1);
+        assert_eq!(taken[0].parent_span_id.to_string(), SPAN);
+        assert!(taken[0].parent_span_is_remote);
+        assert_eq!(taken[0].span_context.span_id(), own.span);
+        assert_eq!(taken[0].span_context.trace_state().header(), "vendor=1");
+        assert_eq!(taken[0].events.len(), 1);
+    }
+
+    #[test]
+    fn a_request_without_headers_begins_a_trace() {
+        let (tracer, spans) = tracer("always_on");
+        let mut fields = HeaderMap::new();
+        let mut tracing = Tracing::begin(tracer, &fields);
+        tracing.pass_on(&mut fields);
+        let own = tracing.span().unwrap();
+        assert_eq!(fields["traceparent"], format!("00-{}-{}-01", own.trace, own.span));
+        assert_eq!(fields.len(), 1);
+        tracing.end(&Record::default());
+        assert_eq!(spans.take()[0].parent_span_id, SpanId::INVALID);
+    }
+
+    #[test]
+    fn what_is_not_recorded_goes_on_as_it_came() {
+        let (tracer, spans) = tracer("parentbased_always_on");
+        for lines in [
+            vec![("traceparent", format!("00-{TRACE}-{SPAN}-00"))],
+            vec![("traceparent", format!("00-{TRACE}-{SPAN}-02")), ("b3", format!("{TRACE}-{SPAN}-0"))],
+        ] {
+            let lines: Vec<_> = lines.iter().map(|(name, value)| (*name, value.as_str())).collect();
+            let mut passed = fields(&lines);
+            let mut tracing = Tracing::begin(Arc::clone(&tracer), &passed);
+            tracing.event("retry", || unreachable!("nobody will see it"));
+            tracing.pass_on(&mut passed);
+            tracing.end(&Record::default());
+            assert_eq!(passed, fields(&lines));
+        }
+        assert!(spans.take().is_empty());
+    }
+
+    #[test]
+    fn whoever_is_next_is_told_that_a_trace_is_not_recorded() {
+        let (tracer, _) = tracer("always_off");
+        let flags = |lines: &[(&'static str, &str)]| {
+            let mut fields = fields(lines);
+            let tracing = Tracing::begin(Arc::clone(&tracer), &fields);
+            tracing.pass_on(&mut fields);
+            fields
+        };
+        assert!(flags(&[])["traceparent"].to_str().unwrap().ends_with("-00"));
+        let parent = flags(&[("traceparent", &format!("00-{TRACE}-{SPAN}-01"))]);
+        assert_eq!(parent["traceparent"], format!("00-{TRACE}-{SPAN}-00"), "there is no span between");
+        let b3 = flags(&[("b3", &format!("{TRACE}-{SPAN}"))]);
+        assert_eq!(b3["b3"], format!("{TRACE}-{SPAN}-0"));
+    }
+
+    #[test]
+    fn b3_says_no_without_ids() {
+        let (tracer, _) = tracer("parentbased_always_on");
+        let mut fields = fields(&[("b3", "0")]);
+        let tracing = Tracing::begin(tracer, &fields);
+        assert!(!tracing.is_recorded());
+        tracing.pass_on(&mut fields);
+        assert!(fields["b3"].to_str().unwrap().ends_with("-0"));
+        assert!(fields["traceparent"].to_str().unwrap().ends_with("-00"));
+    }
+
+    #[test]
+    fn forms_that_are_not_asked_for_are_not_touched() {
+        let spans = Arc::new(Spans::new(Limits::default(), Arc::default()));
+        let only = Propagation::Only(Forms { b3: true, ..Forms::default() });
+        let sampler = Sampler::named("always_on", 1.0).unwrap();
+        let tracer = Arc::new(Tracer::new(how(sampler, only), spans));
+        let traceparent = format!("00-{TRACE}-{SPAN}-01");
+        let mut fields = fields(&[("traceparent", &traceparent)]);
+        let tracing = Tracing::begin(tracer, &fields);
+        tracing.pass_on(&mut fields);
+        assert_eq!(fields["traceparent"], traceparent);
+        assert!(fields.contains_key("b3"));
+        assert_ne!(tracing.span().unwrap().trace.to_string(), TRACE);
+    }
+
+    #[test]
+    fn connections_are_traced_only_where_that_is_asked_for() {
+        let (without, _) = tracer("always_on");
+        assert!(Tracing::connection(without, Duration::ZERO).is_none());
+        for (sampler, count) in [("always_on", 1), ("always_off", 0)] {
+            let spans = Arc::new(Spans::new(Limits::default(), Arc::default()));
+            let sampler = Sampler::named(sampler, 1.0).unwrap();
+            let how = How { connections: true, ..how(sampler, Propagation::AsItComes) };
+            let tracing =
+                Tracing::connection(Arc::new(Tracer::new(how, Arc::clone(&spans))), Duration::from_secs(60));
+            tracing.into_iter().for_each(|mut tracing| tracing.end(&Record::default()));
+            let taken = spans.take();
+            assert_eq!(taken.len(), count);
+            let now = SystemTime::now();
+            assert!(
+                taken
+                    .iter()
+                    .all(|span| now.duration_since(span.start_time).unwrap() >= Duration::from_secs(60))
+            );
+        }
+    }
+
+    #[test]
+    fn without_a_tracer_there_is_none() {
+        let traces = Traces::default();
+        assert!(traces.get().is_none());
+        traces.set(Some(tracer("always_on").0));
+        assert!(traces.get().is_some());
+        traces.set(None);
+        assert!(traces.get().is_none());
+    }
+}
