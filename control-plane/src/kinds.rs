@@ -26,7 +26,7 @@ pub use self::traffic::{
 };
 
 /// What the whole mesh shares. There is one, named `mesh`; without it every field has its default.
-#[derive(CustomResource, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[derive(CustomResource, Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[kube(
     group = "policy.tulle.dev",
     version = "v1alpha1",
@@ -50,6 +50,58 @@ pub struct MeshSpec {
     /// What becomes of destinations outside the mesh where no EgressPolicy says so. `allow` by default.
     #[serde(default)]
     pub egress: EgressAction,
+    /// Where the proxies send traces, and which; without it nothing is traced. A proxy's own variables (`OTEL_…`) win.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tracing: Option<Tracing>,
+}
+
+/// Distributed tracing, by OTLP.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Tracing {
+    /// The collector's address, such as `http://otel-collector.observability:4317`. Over HTTP, `/v1/traces` is added to it.
+    pub collector: String,
+    /// How OTLP is spoken. `http/protobuf` by default where the collector's port is 4318, else `grpc`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<OtlpProtocol>,
+    /// Which traces are recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sampling: Option<Sampling>,
+    /// Whether connections that carry no HTTP are traced too, each as a trace of its own. `false` by default.
+    #[serde(default)]
+    pub connections: bool,
+}
+
+/// How OTLP is spoken.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
+pub enum OtlpProtocol {
+    /// gRPC.
+    #[serde(rename = "grpc")]
+    Grpc,
+    /// HTTP, bodies of protobuf.
+    #[serde(rename = "http/protobuf")]
+    Http,
+}
+
+/// Which traces are recorded.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Sampling {
+    /// Of a hundred traces that begin at a proxy, such as 1 or 0.1; counted to the ten thousandth.
+    #[serde(default = "one")]
+    #[schemars(range(min = 0.0, max = 100.0))]
+    pub percent: f64,
+    /// Whether what a request's headers say holds; else each proxy goes by `percent` alone. `true` by default.
+    #[serde(default = "yes")]
+    pub parent_based: bool,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// What becomes of a destination outside the mesh.

@@ -42,6 +42,7 @@ impl Context<'_> {
             mtls: self.mode.into(),
             networks: mesh.networks.iter().chain(&VIRTUAL_NETWORKS).map(ToString::to_string).collect(),
             session_key: self.session_key.as_ref().map(|key| key.0.to_vec()).unwrap_or_default().into(),
+            tracing: mesh.tracing.clone(),
         };
         Encoded::new(ResourceType::Mesh, &message)
     }

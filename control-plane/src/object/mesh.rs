@@ -4,6 +4,7 @@ use ipnet::IpNet;
 use tulle_api::{MESH, v1};
 
 use super::NamespacedName;
+use super::resilience::millionths;
 use crate::finding::Notes;
 use crate::kinds::{self, EgressAction, Mtls};
 
@@ -23,6 +24,8 @@ pub struct Mesh {
     pub networks: Vec<IpNet>,
     /// For destinations outside the mesh, where no EgressPolicy says so.
     pub egress: EgressAction,
+    /// As a proxy is told; none: nothing is traced.
+    pub tracing: Option<v1::Tracing>,
 }
 
 // === impl Mesh ===
@@ -60,6 +63,7 @@ impl Mesh {
             trust_domain: spec.trust_domain.clone(),
             networks: read_networks("spec.networks", &spec.networks, notes),
             egress: spec.egress,
+            tracing: spec.tracing.as_ref().and_then(|tracing| read_tracing(tracing, notes)),
         }
     }
 
@@ -82,8 +86,39 @@ impl Default for Mesh {
             trust_domain: None,
             networks: Vec::new(),
             egress: EgressAction::default(),
+            tracing: None,
         }
     }
+}
+
+fn read_tracing(tracing: &kinds::Tracing, notes: &mut Notes) -> Option<v1::Tracing> {
+    let collector = tracing.collector.as_str();
+    if !is_collector(collector) {
+        notes.refuse(
+            "spec.tracing.collector",
+            format!("`{collector}` is not the address of a collector"),
+            "a scheme, a host and mostly a port, such as `http://otel-collector.observability:4317`",
+        );
+        return None;
+    }
+    let protocol = match tracing.protocol {
+        None => v1::OtlpProtocol::Unspecified,
+        Some(kinds::OtlpProtocol::Grpc) => v1::OtlpProtocol::Grpc,
+        Some(kinds::OtlpProtocol::Http) => v1::OtlpProtocol::Http,
+    };
+    let sampling = tracing.sampling.as_ref().map(|sampling| v1::Sampling {
+        millionths: millionths("spec.tracing.sampling.percent".to_owned(), sampling.percent, notes),
+        ignores_parent: !sampling.parent_based,
+    });
+    let connections = tracing.connections;
+    Some(v1::Tracing { collector: collector.to_owned(), protocol: protocol.into(), sampling, connections })
+}
+
+/// A proxy reads it as a URI, and would refuse the whole Mesh where it cannot.
+fn is_collector(text: &str) -> bool {
+    text.parse::<http::Uri>().is_ok_and(|uri| {
+        matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some_and(|host| !host.is_empty())
+    })
 }
 
 /// CIDR blocks, sorted and each once; `field` is where they are written.
@@ -120,4 +155,46 @@ pub(crate) fn is_trust_domain(text: &str) -> bool {
         && text
             .bytes()
             .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-' | b'_'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(tracing: kinds::Tracing) -> (Option<v1::Tracing>, Vec<String>) {
+        let spec = kinds::MeshSpec { tracing: Some(tracing), ..kinds::MeshSpec::default() };
+        let mut notes = Notes::default();
+        let mesh = Mesh::read(&kinds::Mesh::new(MESH, spec), &mut notes);
+        (mesh.tracing, notes.into_inner().into_iter().map(|note| note.field).collect())
+    }
+
+    #[test]
+    fn a_proxy_is_told_where_spans_go_and_which() {
+        let collector = "http://collector.observability:4318".to_owned();
+        let tracing = kinds::Tracing { collector: collector.clone(), ..kinds::Tracing::default() };
+        let told = v1::Tracing { collector, ..v1::Tracing::default() };
+        assert_eq!(read(tracing.clone()), (Some(told.clone()), vec![]));
+        let protocol = Some(kinds::OtlpProtocol::Http);
+        let sampling = |percent| Some(kinds::Sampling { percent, parent_based: false });
+        let (read, notes) =
+            self::read(kinds::Tracing { protocol, sampling: sampling(0.1), connections: true, ..tracing });
+        let sampling = Some(v1::Sampling { millionths: 1000, ignores_parent: true });
+        assert_eq!(
+            (read, notes),
+            (Some(v1::Tracing { protocol: 2, sampling, connections: true, ..told }), vec![])
+        );
+    }
+
+    #[test]
+    fn what_no_proxy_could_use_is_refused() {
+        for collector in ["", "collector:4317", "ftp://collector", "http://", "http://a b"] {
+            let (tracing, notes) =
+                read(kinds::Tracing { collector: collector.to_owned(), ..kinds::Tracing::default() });
+            assert_eq!((tracing, notes), (None, vec!["spec.tracing.collector".to_owned()]), "{collector}");
+        }
+        let sampling = Some(kinds::Sampling { percent: 101.0, parent_based: true });
+        let (_, notes) =
+            read(kinds::Tracing { collector: "http://c".to_owned(), sampling, ..kinds::Tracing::default() });
+        assert_eq!(notes, ["spec.tracing.sampling.percent"]);
+    }
 }

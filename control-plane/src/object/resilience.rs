@@ -17,6 +17,7 @@ use std::time::Duration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use tulle_api::v1;
 
+pub(super) use self::fault::millionths;
 pub use self::rate_limit::Limit;
 pub use self::traffic::zones_by_default;
 use super::policy::{foreign, refuse_foreign};

@@ -69,7 +69,7 @@ fn read_rule(at: &str, name: String, written: &kinds::FaultRule, notes: &mut Not
 }
 
 /// A percentage, of a million.
-fn millionths(field: String, percent: f64, notes: &mut Notes) -> u32 {
+pub(in crate::object) fn millionths(field: String, percent: f64, notes: &mut Notes) -> u32 {
     if !(0.0..=100.0).contains(&percent) {
         notes.refuse(field.as_str(), format!("{percent} is out of bounds"), "0 to 100");
     }
