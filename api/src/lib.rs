@@ -30,10 +30,15 @@ mod generated {
     }
 }
 
+mod access_log;
 mod digest;
 mod log;
 mod resource_type;
 
+pub use access_log::{
+    ACCESS_LOG_FIELDS, ACCESS_LOG_TEMPLATE, AccessLogFormat, InvalidAccessLog, TemplatePiece,
+    access_log_statuses, nearest,
+};
 pub use digest::Digest;
 pub use generated::envoy::service::discovery::v3 as discovery;
 pub use generated::istio::v1::auth as ca;

@@ -22,7 +22,7 @@ Prints a line for each finding, in the form that editors jump from:
   FILE:LINE:COLUMN: error: KIND NAMESPACE/NAME: FIELD: MESSAGE (WHAT TO DO)
 and one for each Service that a route is attached to, with the conditions that the Gateway API has for it:
   KIND NAMESPACE/NAME at Service NAMESPACE/NAME: Accepted, ResolvedRefs
-and one for each target of a TrafficPolicy, RateLimitPolicy or FaultPolicy, with those that GEP-713 has for it:
+and one for each target of a TrafficPolicy, RateLimitPolicy, FaultPolicy or TelemetryPolicy, with those that GEP-713 has for it:
   KIND NAMESPACE/NAME at KIND NAMESPACE/NAME: Accepted, Programmed
 
 Exit status:

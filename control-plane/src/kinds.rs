@@ -7,6 +7,7 @@ mod attached;
 mod fault;
 mod rate_limit;
 mod status;
+mod telemetry;
 mod traffic;
 
 use kube::CustomResource;
@@ -19,6 +20,7 @@ pub use self::rate_limit::{
     CountBy, Direction, Rate, RateLimit, RateLimitPolicy, RateLimitPolicySpec, RateOverride,
 };
 pub use self::status::{PolicyAncestorRef, PolicyAncestorStatus, PolicyStatus};
+pub use self::telemetry::{AccessLog, LoggedErrors, TelemetryPolicy, TelemetryPolicySpec};
 pub use self::traffic::{
     Algorithm, Backoff, Connections, FailurePercentage, GrpcHealthCheck, HashOn, HealthCheck,
     HttpHealthCheck, KeepAlive, Limits, LoadBalancer, OutlierDetection, Retry, RetryBudget, RetryCause,
@@ -53,6 +55,9 @@ pub struct MeshSpec {
     /// Where the proxies send traces, and which; without it nothing is traced. A proxy's own variables (`OTEL_…`) win.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tracing: Option<Tracing>,
+    /// What proxies log of requests and connections, where no TelemetryPolicy says it: all of them, as JSON, by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access_log: Option<AccessLog>,
 }
 
 /// Distributed tracing, by OTLP.

@@ -26,6 +26,7 @@ pub use self::otel::{OTEL_VARIABLES, Tracing};
 pub use self::table::{VARIABLES, Variable, reference};
 pub use self::workers::{CpuLimits, worker_count};
 use crate::state::ObjectName;
+use crate::telemetry::access::Said;
 
 /// What every variable's name begins with.
 pub const PREFIX: &str = "TULLE_PROXY_";
@@ -115,8 +116,8 @@ pub struct Config {
     pub log_level: String,
     /// How diagnostics are written.
     pub log_format: LogFormat,
-    /// How the access log is written.
-    pub access_log: AccessLogFormat,
+    /// What the process's own settings say of the access log.
+    pub access_log: Said,
     /// What OpenTelemetry's own variables say.
     pub tracing: Tracing,
 }
@@ -181,15 +182,6 @@ pub enum LogFormat {
     Json,
     /// For people.
     Text,
-}
-
-/// How the access log is written to standard error.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AccessLogFormat {
-    /// One JSON object per request or opaque connection.
-    Json,
-    /// Not at all.
-    None,
 }
 
 /// What [`load`] came to.
@@ -347,15 +339,11 @@ fn read(
 }
 
 fn unknown_variable(name: &str) -> String {
-    let nearest =
-        VARIABLES.iter().map(|variable| (parse::distance(variable.name, name), variable.name)).min();
-    match nearest {
-        Some((distance, nearest)) if distance <= 3 => {
-            format!(
-                "{PREFIX}{name} is no setting of this proxy and is ignored; did you mean {PREFIX}{nearest}?"
-            )
-        }
-        _ => format!("{PREFIX}{name} is no setting of this proxy and is ignored; `--help` lists them"),
+    match tulle_api::nearest(name, VARIABLES.iter().map(|variable| variable.name)) {
+        Some(nearest) => format!(
+            "{PREFIX}{name} is no setting of this proxy and is ignored; did you mean {PREFIX}{nearest}?"
+        ),
+        None => format!("{PREFIX}{name} is no setting of this proxy and is ignored; `--help` lists them"),
     }
 }
 
@@ -402,7 +390,7 @@ impl Default for Config {
             addresses_file: None,
             log_level: String::new(),
             log_format: LogFormat::Text,
-            access_log: AccessLogFormat::None,
+            access_log: Said::default(),
             tracing: Tracing::default(),
         };
         for variable in VARIABLES {

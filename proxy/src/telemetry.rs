@@ -17,6 +17,9 @@ pub(crate) mod docs;
 
 use std::sync::Arc;
 
+use tulle_api::AccessLogFormat;
+
+use self::access::Said;
 pub use self::access::{AccessLog, Record};
 pub use self::diagnostics::{Diagnostics, LogLevel};
 use self::lines::LineOutput;
@@ -24,7 +27,7 @@ pub use self::metrics::{Metrics, WorkerMetrics};
 pub use self::reason::Reason;
 use self::trace::export::Counts;
 use self::trace::{Spans, Tracer, Traces};
-use crate::config::{AccessLogFormat, Config};
+use crate::config::Config;
 
 /// All of it, for one proxy. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -35,6 +38,8 @@ pub struct Telemetry {
     pub traces: Arc<Traces>,
     spans: Arc<Counts>,
     access: Option<LineOutput>,
+    /// What the process's own settings say of the access log.
+    said: Said,
     diagnostics: Option<Diagnostics>,
 }
 
@@ -53,10 +58,8 @@ impl Telemetry {
     /// For `workers` worker threads. The access log goes to standard error. `diagnostics` are those that `main`
     /// installed, if any.
     pub fn new(config: &Config, workers: usize, diagnostics: Option<Diagnostics>) -> Self {
-        let access = match config.access_log {
-            AccessLogFormat::Json => Some(LineOutput::new(std::io::stderr())),
-            AccessLogFormat::None => None,
-        };
+        let wanted = config.access_log.format != Some(AccessLogFormat::None);
+        let access = wanted.then(|| LineOutput::new(std::io::stderr()));
         Self::with_access_output(config, workers, diagnostics, access)
     }
 
@@ -69,7 +72,8 @@ impl Telemetry {
     ) -> Self {
         let metrics = Metrics::new(workers, config.metrics_max_series, &config.metrics_latency_buckets);
         let (traces, spans) = (Arc::default(), Arc::default());
-        let telemetry = Self { metrics, traces, spans, access, diagnostics };
+        let said = config.access_log.clone();
+        let telemetry = Self { metrics, traces, spans, access, said, diagnostics };
         let outputs = [("access", telemetry.access.clone()), ("diagnostics", telemetry.diagnostics_output())];
         telemetry.metrics.at_scrape(move |samples| {
             for (log, output) in &outputs {
@@ -103,8 +107,8 @@ impl Telemetry {
 
     /// For the worker thread of that index. To be called once for each.
     pub fn worker(&self, index: usize) -> WorkerTelemetry {
-        let access =
-            self.access.as_ref().map_or_else(AccessLog::disabled, |output| AccessLog::new(output.queue()));
+        let log = |output: &LineOutput| AccessLog::new(output.queue(), self.said.clone());
+        let access = self.access.as_ref().map_or_else(AccessLog::disabled, log);
         WorkerTelemetry { metrics: self.metrics.worker(index), access }
     }
 

@@ -197,6 +197,11 @@ impl Workload {
         self.listener(&format!("inbound/{application}"))
     }
 
+    /// Where intercepted connections to its applications arrive.
+    pub fn intercepting_inbound(&self) -> SocketAddr {
+        self.listener("inbound")
+    }
+
     /// Where it answers questions about names.
     pub fn dns(&self) -> SocketAddr {
         self.addresses["dns"]
@@ -240,6 +245,11 @@ impl Workload {
     /// The access log so far.
     pub fn access_log(&self) -> Vec<Value> {
         self.process.access_log()
+    }
+
+    /// The lines of the access log so far, in whatever form they are.
+    pub fn access_lines(&self) -> Vec<String> {
+        self.process.stderr().lines().map(str::to_owned).collect()
     }
 
     /// Waits for a record of the access log whose fields have these values.

@@ -248,7 +248,7 @@ impl Index {
                     self.dirty.egress.insert(name.namespace.clone());
                 }
             }
-            Kind::TrafficPolicy | Kind::RateLimitPolicy | Kind::FaultPolicy => {
+            Kind::TrafficPolicy | Kind::RateLimitPolicy | Kind::FaultPolicy | Kind::TelemetryPolicy => {
                 self.touch_resilience(key);
                 if let Some(Stored { object, .. }) = self.resilience.remove(key) {
                     let targets = object.targets.iter().map(|target| &target.object);
@@ -395,7 +395,7 @@ impl Index {
         policies.filter_map(|name| Some(&self.egress.get(name)?.object))
     }
 
-    /// Every TrafficPolicy, then every RateLimitPolicy and FaultPolicy.
+    /// Every TrafficPolicy, then every RateLimitPolicy, FaultPolicy and TelemetryPolicy.
     pub fn resilience(&self) -> impl Iterator<Item = &Stored<Resilience>> {
         self.resilience.values()
     }

@@ -21,6 +21,7 @@ fn definitions() -> Vec<Value> {
         TrafficPolicy::crd(),
         RateLimitPolicy::crd(),
         FaultPolicy::crd(),
+        TelemetryPolicy::crd(),
     ];
     all.iter().map(|definition| serde_json::to_value(definition).unwrap()).collect()
 }
@@ -140,7 +141,7 @@ fn the_reference_names_every_field() {
     } else {
         assert_eq!(written, page, "run `TULLE_UPDATE_DOCS=1 cargo test -p tulle-control-plane`");
     }
-    for kind in ["TrafficPolicy", "RateLimitPolicy", "FaultPolicy"] {
+    for kind in ["TrafficPolicy", "RateLimitPolicy", "FaultPolicy", "TelemetryPolicy"] {
         assert!(page.contains(&format!("<!-- end of {kind} -->")), "{kind}");
     }
 }
@@ -157,6 +158,7 @@ fn the_documents_examples_are_read_without_a_complaint() {
         let kind = match example {
             _ if example.contains("rate:") => "RateLimitPolicy",
             _ if example.contains("rules:") => "FaultPolicy",
+            _ if example.contains("accessLog:") => "TelemetryPolicy",
             _ => "TrafficPolicy",
         };
         let text = match example.starts_with("spec:") {
@@ -172,7 +174,7 @@ fn the_documents_examples_are_read_without_a_complaint() {
 }
 
 /// Objects in which every field with bounds is written somewhere.
-const SPECIMENS: [(&str, &str); 4] = [
+const SPECIMENS: [(&str, &str); 6] = [
     (
         "TrafficPolicy",
         "
@@ -203,6 +205,8 @@ retryBudget: {percent: 5, minimumRetryRate: {count: 5}}
     ),
     ("FaultPolicy", "rules: [{delay: {duration: 1s, percent: 5}, abort: {httpStatus: 500, percent: 5}}]"),
     ("FaultPolicy", "rules: [{delay: {duration: 1s}}]"),
+    ("Mesh", "accessLog: {samplePercent: 5}"),
+    ("TelemetryPolicy", "accessLog: {format: json, statuses: [5xx], samplePercent: 5}"),
 ];
 
 /// Where numbers have bounds, by the path through the schema, and what they are.
@@ -254,9 +258,13 @@ fn what_the_schema_bounds_is_refused_beyond_and_taken_at_its_bounds() {
 }
 
 fn specimen(kind: &str, spec: &str) -> Value {
-    let text = format!("targetRefs: [{{kind: Service, name: a}}]\n{spec}").replace('\n', "\n  ");
+    let (name, targets) = match kind {
+        "Mesh" => ("mesh", ""),
+        _ => ("a", "targetRefs: [{kind: Service, name: a}]\n"),
+    };
+    let text = format!("{targets}{spec}").replace('\n', "\n  ");
     let text = format!(
-        "apiVersion: policy.tulle.dev/v1alpha1\nkind: {kind}\nmetadata: {{name: a}}\nspec:\n  {text}\n"
+        "apiVersion: policy.tulle.dev/v1alpha1\nkind: {kind}\nmetadata: {{name: {name}}}\nspec:\n  {text}\n"
     );
     crate::source::parse_one(&text)
 }

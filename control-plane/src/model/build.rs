@@ -43,6 +43,7 @@ impl Context<'_> {
             networks: mesh.networks.iter().chain(&VIRTUAL_NETWORKS).map(ToString::to_string).collect(),
             session_key: self.session_key.as_ref().map(|key| key.0.to_vec()).unwrap_or_default().into(),
             tracing: mesh.tracing.clone(),
+            access_log: (mesh.access_log != v1::AccessLog::default()).then(|| mesh.access_log.clone()),
         };
         Encoded::new(ResourceType::Mesh, &message)
     }
@@ -259,6 +260,7 @@ impl Context<'_> {
             protocol: protocol.into(),
             mode: self.mode.into(),
             maximum_connection_age: self.maximum_age(&serving, port),
+            access_log: self.inbound_access_log(&serving, port),
         });
         let message = v1::InboundPolicy {
             workload: Some(object_name(name)),

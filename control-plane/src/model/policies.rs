@@ -1,4 +1,4 @@
-//! What GEP-713 says of the state of TrafficPolicies, RateLimitPolicies and FaultPolicies: conditions, for each target.
+//! What GEP-713 says of the state of TrafficPolicies, RateLimitPolicies, FaultPolicies and TelemetryPolicies: conditions, for each target.
 //!
 //! Pure: follows from the index alone, so that `tulle check` shows what would be written to an API server. Says nothing of
 //! policies that are refused: an API server has none of them.
@@ -103,7 +103,7 @@ struct Judge<'i, 'c> {
     carried: &'c Carried,
 }
 
-/// The state of every TrafficPolicy, then every RateLimitPolicy and FaultPolicy.
+/// The state of every TrafficPolicy, then every RateLimitPolicy, FaultPolicy and TelemetryPolicy.
 pub fn policy_statuses(index: &Index) -> Vec<PolicyStatus> {
     let judge = Judge { index, carried: &carried(index) };
     let policies = index.resilience().map(|stored| &stored.object);
@@ -220,6 +220,8 @@ fn opaque(index: &Index, policy: &Resilience, target: &Target, notes: &mut Notes
     let of_requests = match &policy.says {
         Says::Traffic(traffic) => traffic.requests.is_some() || traffic.retry_budget.is_some(),
         Says::Limits(..) | Says::Faults(_) => true,
+        // The proxies behind the Service log connections by it too.
+        Says::Telemetry(_) => false,
     };
     if is_opaque && of_requests {
         notes.warn(

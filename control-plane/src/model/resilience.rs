@@ -1,4 +1,4 @@
-//! What several TrafficPolicies, RateLimitPolicies and FaultPolicies come to, for each port, rule and workload.
+//! What several TrafficPolicies, RateLimitPolicies, FaultPolicies and TelemetryPolicies come to, for each port, rule and workload.
 //!
 //! Of the policies of a kind on the very same target, the first in order of precedence holds and the others do not (GEP-713). What a
 //! more specific target says holds before what a less specific one does, field by field: a port before its Service, and what a rule's
@@ -96,8 +96,18 @@ impl<'i> Attached<'i> {
         let policies = choice.map(|choice| choice.policies).into_iter().flatten().flatten();
         policies.filter_map(|policy| match &policy.says {
             Says::Traffic(traffic) => Some(&**traffic),
-            Says::Limits(..) | Says::Faults(_) => None,
+            Says::Limits(..) | Says::Faults(_) | Says::Telemetry(_) => None,
         })
+    }
+
+    /// What TelemetryPolicies say of the access log at a port or rule of that name.
+    fn access_log(&self, name: &str) -> Option<v1::AccessLog> {
+        let choice = self.choice(Kind::TelemetryPolicy, Direction::Outbound, name)?;
+        let said = choice.policies.into_iter().flatten().filter_map(|policy| match &policy.says {
+            Says::Telemetry(said) => Some(v1::AccessLog::clone(said)),
+            Says::Traffic(_) | Says::Limits(..) | Says::Faults(_) => None,
+        });
+        said.reduce(fill_access_log).filter(|said| *said != v1::AccessLog::default())
     }
 }
 
@@ -147,9 +157,10 @@ impl Context<'_> {
             match &policy.says {
                 Says::Faults(faults) => requests.faults.clone_from(faults),
                 Says::Limits(_, limits) => requests.rate_limits = self.limits(limits),
-                Says::Traffic(_) => {}
+                Says::Traffic(_) | Says::Telemetry(_) => {}
             }
         }
+        requests.access_log = attached.access_log(section);
         requests
     }
 
@@ -179,6 +190,17 @@ impl Context<'_> {
         limits.collect()
     }
 
+    /// What the proxy of a workload logs of what comes to one of its ports; of several Services the first by name counts.
+    pub(super) fn inbound_access_log(&self, serving: &[Serving], port: u16) -> Option<v1::AccessLog> {
+        let mut services: Vec<&Serving> = serving.iter().filter(|one| one.port == port).collect();
+        services.sort_by_key(|one| (&one.service, one.service_port));
+        let said = services.into_iter().filter_map(|one| {
+            let (service, port) = served(self.index, one)?;
+            Attached::to_service(self.index, service).access_log(&port.name)
+        });
+        said.reduce(fill_access_log)
+    }
+
     /// How old the connections of clients outside the mesh become at one port of a workload; of several Services the least counts.
     pub(super) fn maximum_age(&self, serving: &[Serving], port: u16) -> Option<prost_types::Duration> {
         let ages = serving.iter().filter(|one| one.port == port).filter_map(|one| {
@@ -200,6 +222,17 @@ fn served<'i>(index: &'i Index, serving: &Serving) -> Option<(&'i Service, &'i P
 pub(super) fn inbound<'i>(index: &'i Index, serving: &Serving) -> Option<Choice<'i, 'i>> {
     let (service, port) = served(index, serving)?;
     Attached::to_service(index, service).choice(Kind::RateLimitPolicy, Direction::Inbound, &port.name)
+}
+
+/// What `specific` does not say is said by `general`.
+fn fill_access_log(specific: v1::AccessLog, general: v1::AccessLog) -> v1::AccessLog {
+    v1::AccessLog {
+        format: if specific.format.is_empty() { general.format } else { specific.format },
+        statuses: if specific.statuses.is_empty() { general.statuses } else { specific.statuses },
+        min_duration: specific.min_duration.or(general.min_duration),
+        sampled: specific.sampled.or(general.sampled),
+        filters_errors: specific.filters_errors.or(general.filters_errors),
+    }
 }
 
 /// What TrafficPolicies say of a Service's port.
@@ -235,7 +268,7 @@ pub(super) fn requests_of(attached: &Attached<'_>, rule: &Rule) -> v1::RequestPo
     policies.fold(wire::requests(rule), fill_requests)
 }
 
-/// What `specific` does not say is said by `general`. Neither has faults or rate limits yet.
+/// What `specific` does not say is said by `general`. Neither has faults, rate limits or what is logged yet.
 fn fill_requests(specific: v1::RequestPolicy, general: &v1::RequestPolicy) -> v1::RequestPolicy {
     let general = general.clone();
     v1::RequestPolicy {
@@ -262,6 +295,7 @@ pub(super) fn fields(says: &Says) -> Vec<&'static str> {
         Says::Traffic(traffic) => traffic,
         Says::Limits(..) => return vec!["limits"],
         Says::Faults(_) => return vec!["rules"],
+        Says::Telemetry(said) => return fields_of_access_log(said),
     };
     let mut fields = vec![
         ("loadBalancer", traffic.load_balancer.is_some()),
@@ -272,6 +306,17 @@ pub(super) fn fields(says: &Says) -> Vec<&'static str> {
         ("retryBudget", traffic.retry_budget.is_some()),
     ];
     fields.extend(traffic.requests.iter().flat_map(fields_of_requests));
+    fields.into_iter().filter(|(_, is_there)| *is_there).map(|(field, _)| field).collect()
+}
+
+fn fields_of_access_log(said: &v1::AccessLog) -> Vec<&'static str> {
+    let fields = [
+        ("accessLog.format", !said.format.is_empty()),
+        ("accessLog.statuses", !said.statuses.is_empty()),
+        ("accessLog.minDuration", said.min_duration.is_some()),
+        ("accessLog.samplePercent", said.sampled.is_some()),
+        ("accessLog.errors", said.filters_errors.is_some()),
+    ];
     fields.into_iter().filter(|(_, is_there)| *is_there).map(|(field, _)| field).collect()
 }
 

@@ -4,7 +4,7 @@ use ipnet::IpNet;
 use tulle_api::{MESH, v1};
 
 use super::NamespacedName;
-use super::resilience::millionths;
+use super::resilience::{access_log, millionths};
 use crate::finding::Notes;
 use crate::kinds::{self, EgressAction, Mtls};
 
@@ -12,7 +12,7 @@ use crate::kinds::{self, EgressAction, Mtls};
 pub const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
 
 /// The Mesh, read.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Mesh {
     /// Always `mesh`.
     pub name: NamespacedName,
@@ -26,6 +26,8 @@ pub struct Mesh {
     pub egress: EgressAction,
     /// As a proxy is told; none: nothing is traced.
     pub tracing: Option<v1::Tracing>,
+    /// As the wire has it.
+    pub access_log: v1::AccessLog,
 }
 
 // === impl Mesh ===
@@ -64,6 +66,11 @@ impl Mesh {
             networks: read_networks("spec.networks", &spec.networks, notes),
             egress: spec.egress,
             tracing: spec.tracing.as_ref().and_then(|tracing| read_tracing(tracing, notes)),
+            access_log: spec
+                .access_log
+                .as_ref()
+                .map(|written| access_log("spec.accessLog", written, notes))
+                .unwrap_or_default(),
         }
     }
 
@@ -87,6 +94,7 @@ impl Default for Mesh {
             networks: Vec::new(),
             egress: EgressAction::default(),
             tracing: None,
+            access_log: v1::AccessLog::default(),
         }
     }
 }

@@ -79,6 +79,8 @@ pub enum Kind {
     RateLimitPolicy,
     /// `policy.tulle.dev/v1alpha1` FaultPolicy.
     FaultPolicy,
+    /// `policy.tulle.dev/v1alpha1` TelemetryPolicy.
+    TelemetryPolicy,
     /// `policy.tulle.dev/v1alpha1` Mesh.
     Mesh,
 }
@@ -107,7 +109,7 @@ pub enum Object {
     AuthorizationPolicy(Policy),
     /// An EgressPolicy.
     EgressPolicy(Egress),
-    /// A TrafficPolicy, RateLimitPolicy or FaultPolicy.
+    /// A TrafficPolicy, RateLimitPolicy, FaultPolicy or TelemetryPolicy.
     Resilience(Resilience),
     /// The Mesh.
     Mesh(Mesh),
@@ -162,6 +164,7 @@ impl Kind {
             Self::TrafficPolicy => "TrafficPolicy",
             Self::RateLimitPolicy => "RateLimitPolicy",
             Self::FaultPolicy => "FaultPolicy",
+            Self::TelemetryPolicy => "TelemetryPolicy",
             Self::Mesh => "Mesh",
         }
     }
@@ -258,6 +261,12 @@ impl Object {
     /// Reads a FaultPolicy; none if it is refused.
     pub fn fault_policy(object: &kinds::FaultPolicy, notes: &mut Notes) -> Option<Self> {
         let read = Resilience::read_faults(object, notes);
+        finish(Self::Resilience(read), &object.metadata, notes)
+    }
+
+    /// Reads a TelemetryPolicy; none if it is refused.
+    pub fn telemetry_policy(object: &kinds::TelemetryPolicy, notes: &mut Notes) -> Option<Self> {
+        let read = Resilience::read_telemetry(object, notes);
         finish(Self::Resilience(read), &object.metadata, notes)
     }
 

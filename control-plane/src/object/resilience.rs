@@ -1,14 +1,16 @@
-//! TrafficPolicy, RateLimitPolicy and FaultPolicy: how Services, and requests that follow routes, are treated.
+//! TrafficPolicy, RateLimitPolicy, FaultPolicy and TelemetryPolicy: how Services, and requests that follow routes, are treated, and what
+//! is told of them.
 //!
 //! Each is read straight into what a proxy is told, with every default filled in; [`crate::model`] only puts together what
 //! several policies say. What an API server would refuse by the schema, or by rules over one object's fields (unknown values, bounds,
 //! two fields that cannot be together), refuses the policy, whose last good version then holds.
 //!
-//! - `traffic`, `requests`, `rate_limit`, `fault`: what is said; here: of what, and by whom.
+//! - `traffic`, `requests`, `rate_limit`, `fault`, `telemetry`: what is said; here: of what, and by whom.
 
 mod fault;
 mod rate_limit;
 mod requests;
+mod telemetry;
 mod traffic;
 
 use std::ops::RangeInclusive;
@@ -19,6 +21,7 @@ use tulle_api::v1;
 
 pub(super) use self::fault::millionths;
 pub use self::rate_limit::Limit;
+pub(super) use self::telemetry::access_log;
 pub use self::traffic::zones_by_default;
 use super::policy::{foreign, refuse_foreign};
 use super::route::{REGEX_HINT, check_header_value, check_name, created, read_duration, regex_fault};
@@ -35,10 +38,10 @@ const MAX_PATTERNS: usize = 16;
 /// The group of routes.
 const GATEWAY: &str = "gateway.networking.k8s.io";
 
-/// A TrafficPolicy, a RateLimitPolicy or a FaultPolicy, read.
+/// A TrafficPolicy, a RateLimitPolicy, a FaultPolicy or a TelemetryPolicy, read.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Resilience {
-    /// Which of the three.
+    /// Which of the four.
     pub kind: Kind,
     /// Its own name; targets share its namespace.
     pub name: NamespacedName,
@@ -70,6 +73,8 @@ pub enum Says {
     Limits(Option<Direction>, Vec<Limit>),
     /// Named as on the wire.
     Faults(Vec<v1::Fault>),
+    /// Of the access log.
+    Telemetry(Box<v1::AccessLog>),
 }
 
 // === impl Resilience ===
@@ -94,6 +99,13 @@ impl Resilience {
             Says::Faults(fault::read(name, &object.spec, notes))
         };
         Self::read(Kind::FaultPolicy, &object.metadata, &object.spec.target_refs, says, notes)
+    }
+
+    pub(super) fn read_telemetry(object: &kinds::TelemetryPolicy, notes: &mut Notes) -> Self {
+        let says = |_: &NamespacedName, _: &[Target], notes: &mut Notes| {
+            Says::Telemetry(Box::new(telemetry::read(&object.spec, notes)))
+        };
+        Self::read(Kind::TelemetryPolicy, &object.metadata, &object.spec.target_refs, says, notes)
     }
 
     fn read(
@@ -124,7 +136,7 @@ impl Resilience {
     /// Its regular expressions.
     pub fn patterns(&self) -> impl Iterator<Item = &str> {
         let (limits, faults) = match &self.says {
-            Says::Traffic(_) => (&[] as &[Limit], &[] as &[v1::Fault]),
+            Says::Traffic(_) | Says::Telemetry(_) => (&[] as &[Limit], &[] as &[v1::Fault]),
             Says::Limits(_, limits) => (&limits[..], &[] as &[v1::Fault]),
             Says::Faults(faults) => (&[] as &[Limit], &faults[..]),
         };
@@ -136,7 +148,7 @@ impl Resilience {
         })
     }
 
-    /// Who does what it says of `target`.
+    /// Who does what it says of `target`; where both sides do, the client.
     pub fn direction(&self, target: &Target) -> Direction {
         match &self.says {
             Says::Limits(direction, _) if target.object.kind == Kind::Service => {
@@ -170,7 +182,7 @@ impl Resilience {
             Says::Limits(Some(Direction::Inbound), _) => {
                 refuse("direction", "`Outbound`, or attach the policy to a Service", notes);
             }
-            Says::Limits(..) | Says::Faults(_) => {}
+            Says::Limits(..) | Says::Faults(_) | Says::Telemetry(_) => {}
         }
     }
 }

@@ -12,7 +12,8 @@ use super::strict::{self, Strict};
 use super::yaml::{self, Broken, Chunk, Document};
 use crate::finding::{Finding, Mark, Note, Notes, Origin, Severity, push_index, push_key};
 use crate::kinds::{
-    AuthorizationPolicy, EgressPolicy, FaultPolicy, Mesh, PolicyTargetRef, RateLimitPolicy, TrafficPolicy,
+    AuthorizationPolicy, EgressPolicy, FaultPolicy, Mesh, PolicyTargetRef, RateLimitPolicy, TelemetryPolicy,
+    TrafficPolicy,
 };
 use crate::object::{
     DEFAULT_NAMESPACE, Egress, Kind, NamespacedName, Object, ObjectKey, Policy, foreign, is_label,
@@ -249,7 +250,7 @@ impl Decoder {
 }
 
 /// Every kind that is read.
-const ALL: [Kind; 13] = [
+const ALL: [Kind; 14] = [
     Kind::Service,
     Kind::EndpointSlice,
     Kind::HttpRoute,
@@ -262,6 +263,7 @@ const ALL: [Kind; 13] = [
     Kind::TrafficPolicy,
     Kind::RateLimitPolicy,
     Kind::FaultPolicy,
+    Kind::TelemetryPolicy,
     Kind::Mesh,
 ];
 
@@ -285,6 +287,7 @@ fn versions(kind: Kind) -> &'static [&'static str] {
         | Kind::TrafficPolicy
         | Kind::RateLimitPolicy
         | Kind::FaultPolicy
+        | Kind::TelemetryPolicy
         | Kind::Mesh => &["policy.tulle.dev/v1alpha1"],
     }
 }
@@ -333,6 +336,9 @@ fn read(kind: Kind, key: &ObjectKey, mut value: Value) -> (Content, Notes) {
             .and_then(|v| Object::rate_limit_policy(&v, &mut notes)),
         Kind::FaultPolicy => {
             typed::<FaultPolicy>(value, &mut notes).and_then(|v| Object::fault_policy(&v, &mut notes))
+        }
+        Kind::TelemetryPolicy => {
+            typed::<TelemetryPolicy>(value, &mut notes).and_then(|v| Object::telemetry_policy(&v, &mut notes))
         }
         Kind::Mesh => typed::<Mesh>(value, &mut notes).and_then(|v| Object::mesh(&v, &mut notes)),
     };
@@ -390,6 +396,7 @@ fn meanwhile(kind: Kind, fallback: Option<&Object>) -> Option<(&'static str, &'s
         (Kind::TrafficPolicy, _) => Some(("its targets are treated as if it were not there", "")),
         (Kind::RateLimitPolicy, _) => Some(("it limits nothing", "")),
         (Kind::FaultPolicy, _) => Some(("nothing goes wrong by it", "")),
+        (Kind::TelemetryPolicy, _) => Some(("it changes nothing that is told", "")),
         _ => None,
     }
 }

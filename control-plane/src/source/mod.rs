@@ -29,7 +29,7 @@ pub struct Checked {
     pub findings: Vec<Finding>,
     /// The state of each route that is not refused.
     pub routes: Vec<RouteStatus>,
-    /// The state of each TrafficPolicy, RateLimitPolicy and FaultPolicy that is not refused.
+    /// The state of each TrafficPolicy, RateLimitPolicy, FaultPolicy and TelemetryPolicy that is not refused.
     pub policies: Vec<PolicyStatus>,
 }
 

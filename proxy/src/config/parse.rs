@@ -4,10 +4,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use tulle_api::{AccessLogFormat, InvalidAccessLog, access_log_statuses};
 
 use super::table::MAX_DURATION;
 use super::{HostPort, InboundPort, Locality, OutboundService, PortSet, ServicePort};
 use crate::state::{ObjectName, is_label};
+use crate::telemetry::access::{Share, Statuses};
 
 pub(super) type Parsed<T> = Result<T, String>;
 
@@ -298,18 +300,18 @@ pub(super) fn log_level(value: &str) -> Parsed<String> {
     Ok(value.to_owned())
 }
 
-/// How many single-character edits lead from `a` to `b` (Levenshtein).
-pub(super) fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().take(64).collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.chars().take(64).enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, to) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(from != *to);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
+/// A form of the access log, or a template for its lines.
+pub(super) fn access_log(value: &str) -> Parsed<AccessLogFormat> {
+    value.parse().map_err(|error: InvalidAccessLog| error.to_string())
+}
+
+/// `none` for all.
+pub(super) fn statuses(value: &str) -> Parsed<Statuses> {
+    let one = |item: &str| access_log_statuses(item).map_err(|error| error.to_string());
+    Ok(list(value, one)?.into_iter().collect())
+}
+
+pub(super) fn percent(value: &str) -> Parsed<Share> {
+    let percent: f64 = value.parse().map_err(|_| "not a number")?;
+    Share::percent(percent).ok_or_else(|| "not from 0 to 100".to_owned())
 }

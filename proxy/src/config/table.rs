@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::{AccessLogFormat, Config, LogFormat, OTEL_PREFIX, OTEL_VARIABLES, PREFIX, parse};
+use super::{Config, LogFormat, OTEL_PREFIX, OTEL_VARIABLES, PREFIX, parse};
+use crate::telemetry::access::Errors;
 
 /// One setting.
 #[derive(Debug)]
@@ -182,9 +183,23 @@ variables! {
     "LOG_FORMAT", "`json` or `text`", Some("json"),
         "How diagnostics are written.",
         |config, value| config.log_format = parse::choice(value, &[("json", LogFormat::Json), ("text", LogFormat::Text)])?;
-    "ACCESS_LOG", "`json` or `none`", Some("json"),
-        "How requests and connections are written to standard error.",
-        |config, value| config.access_log = parse::choice(value, &[("json", AccessLogFormat::Json), ("none", AccessLogFormat::None)])?;
+    "ACCESS_LOG", "`json`, `apache`, `ecs`, `none`, or a template (`{status} {path}`)", None,
+        "How requests and connections are written to standard error, by [Access log](../observability.md#access-log). This setting and those \
+         below win over what the mesh says of the access log; not set, and the mesh says nothing: `json`.",
+        |config, value| config.access_log.format = Some(parse::access_log(value)?);
+    "ACCESS_LOG_STATUSES", "<status>[-<status>][,…], of which `5xx` is one, or `none`", None,
+        "Only requests answered with one of these are written; what has no status is not. A call of gRPC counts as what its status \
+         stands for in HTTP. None: all.",
+        |config, value| config.access_log.statuses = Some(parse::statuses(value)?);
+    "ACCESS_LOG_MIN_DURATION", "a duration (`0s`, `300ms`, `10s`, `5m`, `1h`)", None,
+        "Only what took as long or longer is written.",
+        |config, value| config.access_log.min_duration = Some(parse::any_duration(value)?);
+    "ACCESS_LOG_SAMPLE_PERCENT", "a number from 0 to 100, such as `1` or `0.1`", None,
+        "Only so many of a hundred are written, by chance; of those that the settings above describe. All proxies choose the same traces.",
+        |config, value| config.access_log.sample = Some(parse::percent(value)?);
+    "ACCESS_LOG_ERRORS", "`always` or `filtered`", None,
+        "Whether what a proxy answered, refused or gave up by itself (`reason`) is written whatever the settings above say. Not set: `always`.",
+        |config, value| config.access_log.errors = Some(parse::choice(value, &[("always", Errors::Always), ("filtered", Errors::Filtered)])?);
     "TRACING_CONNECTIONS", "`true` or `false`", None,
         "Whether connections that carry no HTTP are traced too, each as a trace of its own. Not set: as the Mesh says, else `false`.",
         |config, value| config.tracing.connections = Some(parse::yes_or_no(value)?);

@@ -1,4 +1,5 @@
 use super::*;
+use crate::telemetry::access::Share;
 
 fn try_load(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Loaded, ConfigError> {
     let arguments = std::iter::once("tulle-proxy").chain(arguments.iter().copied()).map(Into::into);
@@ -110,6 +111,13 @@ fn bad_values_of_every_kind_are_refused() {
         ("LOG_LEVEL", "info,=="),
         ("LOG_FORMAT", "xml"),
         ("ACCESS_LOG", "yes"),
+        ("ACCESS_LOG", "{status} {user}"),
+        ("ACCESS_LOG_STATUSES", "600"),
+        ("ACCESS_LOG_STATUSES", "404;500"),
+        ("ACCESS_LOG_MIN_DURATION", "250"),
+        ("ACCESS_LOG_SAMPLE_PERCENT", "101"),
+        ("ACCESS_LOG_SAMPLE_PERCENT", "1%"),
+        ("ACCESS_LOG_ERRORS", "never"),
     ] {
         let variable = format!("{PREFIX}{name}");
         let text = error(&[], &[(&variable, value)]);
@@ -208,6 +216,23 @@ fn the_connection_limit_follows_the_file_descriptors() {
     assert_eq!(config.connection_limit(1024), 448);
     assert_eq!(config.connection_limit(0), 16);
     assert_eq!(Config { max_connections: Some(7), ..config }.connection_limit(1024), 7);
+}
+
+#[test]
+fn the_access_log_is_described_by_several_settings() {
+    let loaded = try_load(
+        &["--access-log", "{status} {path}", "--access-log-statuses", "404,5xx"],
+        &[("TULLE_PROXY_ACCESS_LOG_MIN_DURATION", "250ms"), ("TULLE_PROXY_ACCESS_LOG_SAMPLE_PERCENT", "0.5")],
+    )
+    .unwrap();
+    let said = loaded.config.access_log;
+    assert_eq!(said.format, Some("{status} {path}".parse().unwrap()));
+    assert_eq!(said.statuses, Some([404..=404, 500..=599].into_iter().collect()));
+    assert_eq!(said.min_duration, Some(Duration::from_millis(250)));
+    assert_eq!(said.sample, Share::percent(0.5));
+    assert_eq!(said.errors, None);
+    let text = error(&["--access-log", "{statsu}"], &[]);
+    assert!(text.contains("--access-log") && text.contains("did you mean `{status}`"), "{text}");
 }
 
 #[test]

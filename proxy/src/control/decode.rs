@@ -11,6 +11,7 @@ mod balance;
 mod filter;
 mod health;
 mod limits;
+mod logged;
 mod rate;
 mod requests;
 mod rule;
@@ -235,7 +236,7 @@ fn inbound_policy(message: v1::InboundPolicy, name: &str) -> Result<Decoded> {
     let workload = named_object(message.workload, name, "workload")?;
     let default = mode(message.mode, "mode")?;
     let mut ports: Vec<(u16, PortPolicy)> = Vec::with_capacity(message.ports.len());
-    let (mut seen, mut connection_ages) = (HashSet::new(), Vec::new());
+    let (mut seen, mut connection_ages, mut access_logs) = (HashSet::new(), Vec::new(), Vec::new());
     for (i, port) in message.ports.into_iter().enumerate() {
         let at = format!("ports[{i}]");
         let number = self::port(port.port, &format!("{at}.port"))?;
@@ -247,6 +248,8 @@ fn inbound_policy(message: v1::InboundPolicy, name: &str) -> Result<Decoded> {
         let mode = mode(port.mode, &mode_at)?;
         let age = duration(port.maximum_connection_age, &age_at)?;
         connection_ages.extend(age.map(|age| (number, age)));
+        let said = logged::access_log(port.access_log.unwrap_or_default(), &format!("{at}.access_log"))?;
+        access_logs.extend((!said.is_empty()).then_some((number, said)));
         ports.push((number, PortPolicy { protocol, mode }));
     }
     let rules = each(message.rules, "rules", |rule, at| {
@@ -267,6 +270,7 @@ fn inbound_policy(message: v1::InboundPolicy, name: &str) -> Result<Decoded> {
         rules,
         rate_limits,
         connection_ages,
+        access_logs,
     }))
 }
 
@@ -315,6 +319,7 @@ fn mesh(message: v1::Mesh, name: &str) -> Result<Decoded> {
             secret => Some(SessionKey::new(secret).ok_or_else(|| fault("session_key", "is not 32 bytes"))?),
         },
         tracing: message.tracing.map(|said| tracing(said, "tracing")).transpose()?,
+        access_log: logged::access_log(message.access_log.unwrap_or_default(), "access_log")?,
     }))
 }
 

@@ -91,6 +91,7 @@ mod tests {
             rules: Vec::new(),
             rate_limits: Vec::new(),
             connection_ages: Vec::new(),
+            access_logs: Vec::new(),
         }
     }
 

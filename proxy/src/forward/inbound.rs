@@ -156,7 +156,7 @@ const DRAIN_GRACE: Duration = Duration::from_millis(500);
 fn registered<'a>(worker: &Worker, guard: &'a policy::Guard, client: SocketAddr) -> ConnectionRecord<'a> {
     let open = guard.open();
     let record = ConnectionRecord::new(worker, Direction::Inbound, client);
-    ConnectionRecord { source: open.peer.as_ref(), tls: metrics_tls(open.tls), ..record }
+    ConnectionRecord { source: open.peer.as_ref(), port: open.port, tls: metrics_tls(open.tls), ..record }
 }
 
 fn metrics_tls(tls: policy::TlsKind) -> TlsKind {
@@ -264,6 +264,7 @@ impl Connection {
         let mut record = Record::new(&self.worker, Direction::Inbound, self.id, self.client, request);
         record.guard = Some(Arc::clone(&self.guard));
         record.tls = metrics_tls(self.guard.open().tls);
+        record.port = self.guard.open().port;
         if let Some(peer) = &self.guard.open().peer {
             record.set_peer(peer.clone());
         }

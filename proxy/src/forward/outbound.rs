@@ -275,6 +275,7 @@ impl Connection {
         if found.as_ref().is_some_and(|found| found.rule.kind == RouteKind::Grpc) {
             record.grpc = true;
         }
+        record.logged = said.access_logs();
         let route = found.as_ref().map(|found| &found.rule.route);
         let deadline = deadline::find(&said, route, record.started(), record.grpc, request.headers());
         limited::outbound(&self.worker, record, request, &target, &said)?;

@@ -26,9 +26,10 @@ use crate::endpoint::Endpoint;
 use crate::limit::Refused;
 use crate::policy;
 use crate::state::Peer;
+use crate::telemetry::Reason;
+use crate::telemetry::access;
 use crate::telemetry::metrics::{DetectResult, Direction, Outcome, RequestLabels, SessionResult, TlsKind};
 use crate::telemetry::trace::{KeyValue, Tracing};
-use crate::telemetry::{Reason, access};
 use crate::wire::{Body, Transfer};
 
 /// One request, from its head to the end of its response.
@@ -42,6 +43,8 @@ pub(super) struct Record {
     method: http::Method,
     /// The target, and `Host` where that does not say it, when they will be logged or told by a span.
     target: Option<(Uri, Option<HeaderValue>)>,
+    /// The trace that it says it belongs to, when it will be logged.
+    trace: Option<HeaderValue>,
     version: http::Version,
     /// The proxy's own answer is gRPC's.
     pub(super) grpc: bool,
@@ -69,6 +72,10 @@ pub(super) struct Record {
     pub(super) limited: Option<Box<Refused>>,
     /// A change of policy that revokes it ends the request.
     pub(super) guard: Option<Arc<policy::Guard>>,
+    /// Inbound: the port that the client dialled, by which policy is chosen.
+    pub(super) port: u16,
+    /// Outbound: what its rule and its port say of the access log.
+    pub(super) logged: [Option<Arc<access::Said>>; 2],
     upstream: Duration,
     /// Its place in a trace, where requests are traced.
     tracing: Option<Tracing>,
@@ -96,6 +103,7 @@ impl Record {
         let tracing = tracing.map(|tracer| Tracing::begin(tracer, request.headers()));
         let told = worker.access.is_enabled() || tracing.as_ref().is_some_and(Tracing::is_recorded);
         let target = told.then(|| (request.uri().clone(), headers::needed_host(request).cloned()));
+        let trace = target.as_ref().and_then(|_| request.headers().get(headers::TRACEPARENT).cloned());
         Box::new(Self {
             worker: Arc::clone(worker),
             direction,
@@ -104,6 +112,7 @@ impl Record {
             client,
             method: request.method().clone(),
             target,
+            trace,
             version: request.version(),
             grpc: headers::is_grpc(request.headers()),
             to_mesh: false,
@@ -125,6 +134,8 @@ impl Record {
             rule: None,
             limited: None,
             guard: None,
+            port: 0,
+            logged: [None, None],
             upstream: Duration::ZERO,
             tracing,
             ended: false,
@@ -163,7 +174,7 @@ impl Record {
     /// Of a request whose head was refused: nothing in it can be believed.
     pub(super) fn unread(mut self: Box<Self>) -> Box<Self> {
         self.method = http::Method::from_bytes(b"-").unwrap_or_default();
-        self.target = None;
+        (self.target, self.trace) = (None, None);
         self
     }
 
@@ -303,6 +314,7 @@ impl Record {
             time: SystemTime::now(),
             direction: self.direction,
             protocol: protocol(self.version, self.grpc),
+            version: Some(self.version),
             method: self.method.as_str(),
             path: target.map_or("", |(target, _)| target.path()),
             authority: target.map_or("", |(target, host)| headers::host_of(target, host.as_ref())),
@@ -315,7 +327,10 @@ impl Record {
                 (Some(_), Some(by)) => by.to_str().unwrap_or_default(),
             },
             detail: &self.detail,
-            trace_id: trace_id.as_deref().unwrap_or_default(),
+            trace_id: trace_id
+                .as_deref()
+                .or_else(|| self.trace.as_ref().and_then(headers::trace_id))
+                .unwrap_or_default(),
             span_id: span_id.as_deref().unwrap_or_default(),
             client: Some(self.client),
             source: id(&self.source),
@@ -335,11 +350,23 @@ impl Record {
             attempts: self.attempts,
             connection: self.connection,
         };
-        access.write(&told);
+        let [rule, port] = &self.logged;
+        log(&self.worker, &told, self.port, [rule.as_deref(), port.as_deref()]);
         if let Some(tracing) = &mut tracing {
             tracing.end(&told);
         }
     }
+}
+
+/// Writes a line of the access log, if the policies that hold for it want one, or else the mesh.
+fn log(worker: &Worker, record: &access::Record<'_>, port: u16, outbound: [Option<&access::Said>; 2]) {
+    let snapshot = worker.proxy.store.load();
+    let mesh = snapshot.mesh.as_ref().map(|mesh| &mesh.access_log);
+    let [first, second] = match record.direction {
+        Direction::Inbound => [snapshot.inbound.as_ref().and_then(|policy| policy.access_log(port)), None],
+        Direction::Outbound => outbound,
+    };
+    worker.access.write(record, [first, second, mesh]);
 }
 
 fn id(id: &Option<SpiffeId>) -> &str {
@@ -388,6 +415,8 @@ pub(super) struct ConnectionRecord<'a> {
     pub direction: Direction,
     pub id: u64,
     pub client: SocketAddr,
+    /// Inbound: the port that the client dialled, by which policy is chosen; 0 where that is not known.
+    pub port: u16,
     pub source: Option<&'a SpiffeId>,
     pub destination: Option<&'a SpiffeId>,
     pub service: &'a str,
@@ -415,6 +444,7 @@ impl<'a> ConnectionRecord<'a> {
             direction,
             id: worker.proxy.connection_id(),
             client,
+            port: 0,
             source: None,
             destination: None,
             service: "",
@@ -458,6 +488,7 @@ impl<'a> ConnectionRecord<'a> {
             time: SystemTime::now(),
             direction: self.direction,
             protocol: if self.tls == TlsKind::App { "TLS" } else { "TCP" },
+            version: None,
             method: "",
             path: "",
             authority: self.authority,
@@ -486,7 +517,7 @@ impl<'a> ConnectionRecord<'a> {
             attempts: u32::from(self.endpoint.is_some()),
             connection: self.id,
         };
-        worker.access.write(&told);
+        log(worker, &told, self.port, [None, None]);
         if let Some(tracing) = &mut tracing {
             tracing.end(&told);
         }

@@ -169,6 +169,7 @@ fn lets_all_in(worker: &Worker) {
             rules: Vec::new(),
             rate_limits: Vec::new(),
             connection_ages: Vec::new(),
+            access_logs: Vec::new(),
         },
         Instant::now(),
     );

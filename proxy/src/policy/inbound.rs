@@ -11,6 +11,7 @@ use tulle_certs::SpiffeId;
 
 use crate::limit::{RateLimit, RateLimits};
 use crate::state::{Mode, ObjectName, Protocol};
+use crate::telemetry::access;
 
 /// What a policy says, before it is compiled.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +26,8 @@ pub struct InboundSpec {
     pub rate_limits: Vec<RateLimit>,
     /// When clients outside the mesh are asked to open another connection, give or take a tenth, by port.
     pub connection_ages: Vec<(u16, Duration)>,
+    /// What is logged of what comes in, by port; of other ports nothing is said.
+    pub access_logs: Vec<(u16, access::Said)>,
 }
 
 /// How connections to one port are treated before any rule is asked.
@@ -161,6 +164,11 @@ impl Inbound {
     /// When clients of the port outside the mesh are asked to open another connection; `None`: never.
     pub fn connection_age(&self, port: u16) -> Option<Duration> {
         self.spec.connection_ages.iter().find(|(of, _)| *of == port).map(|(_, age)| *age)
+    }
+
+    /// What is said of the log of what comes to the port.
+    pub fn access_log(&self, port: u16) -> Option<&access::Said> {
+        self.spec.access_logs.iter().find(|(of, _)| *of == port).map(|(_, said)| said)
     }
 
     /// How often requests are let in; `None`: without limit.

@@ -34,6 +34,7 @@ fn inbound(mode: Mode, ports: &[(u16, Mode)], rules: Vec<Allow>) -> Inbound {
             rules,
             rate_limits: Vec::new(),
             connection_ages: Vec::new(),
+            access_logs: Vec::new(),
         },
         std::time::Instant::now(),
     )

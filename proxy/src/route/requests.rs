@@ -3,6 +3,7 @@
 //! It is said twice at most: by the rule that a request follows, and by the port of the service that was dialled, for whatever the rule
 //! leaves open ([`Requests`]). Pure; `forward` carries it out.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, StatusCode};
@@ -11,6 +12,7 @@ use tulle_api::PATTERN_INPUT;
 use super::condition::{Asked, HeaderMatch, header_len, holds};
 use super::retry::Retry;
 use crate::limit::RateLimit;
+use crate::telemetry::access;
 
 /// What one rule or port says. Of durations, zero is said too: no limit.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,6 +31,8 @@ pub struct RequestPolicy {
     pub faults: Box<[FaultRule]>,
     /// Those of a rule and of a port all hold.
     pub rate_limits: Box<[RateLimit]>,
+    /// What is logged of them; `None`: nothing is said.
+    pub access_log: Option<Arc<access::Said>>,
 }
 
 /// What goes wrong on purpose, at each try.
@@ -146,6 +150,12 @@ impl Abort {
 // === impl Requests ===
 
 impl<'a> Requests<'a> {
+    /// What is said of their log, the more specific first.
+    #[inline]
+    pub fn access_logs(&self) -> [Option<Arc<access::Said>>; 2] {
+        [self.rule, self.port].map(|said| said?.access_log.clone())
+    }
+
     /// Within which time the whole request must be over.
     #[inline]
     pub fn request_timeout(&self) -> Option<Duration> {

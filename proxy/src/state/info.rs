@@ -9,6 +9,7 @@ use tulle_certs::{SpiffeId, TrustDomain};
 use super::{ObjectName, Traffic};
 use crate::config::Tracing;
 use crate::route::SessionKey;
+use crate::telemetry::access;
 
 /// What a port speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -120,6 +121,8 @@ pub struct MeshInfo {
     pub session_key: Option<SessionKey>,
     /// What is said of tracing for all.
     pub tracing: Option<Tracing>,
+    /// What is logged, where nothing more specific says it.
+    pub access_log: access::Said,
 }
 
 // === impl ServiceInfo ===

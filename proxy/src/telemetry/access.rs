@@ -1,22 +1,42 @@
-//! The access log: one JSON object per request, or per connection that is not HTTP, on standard error.
+//! The access log: one line per request, or per connection that is not HTTP, on standard error.
 //!
-//! Written by hand into the worker's queue ([`Lines`]): no allocation per record and no detour through `tracing`. The
-//! queue never waits for a reader; see there. What is logged never holds headers, bodies or the query of a path, which
-//! may be secret.
+//! Decides which records are written, and in which form ([`tulle_api::AccessLogFormat`]), by what is said of it ([`Said`]): by the
+//! process's own settings, before the policies that hold for a request, before the mesh. Whether a record is written is decided before anything of it is. Written by hand into the worker's queue
+//! ([`Lines`]): no allocation per record and no detour through `tracing`. The queue never waits for a reader; see there. What
+//! is logged never holds headers, bodies or the query of a path, which may be secret, and no form lets a value end its line
+//! or its field.
+
+mod apache;
+mod ecs;
+mod filter;
+mod json;
+mod template;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::digits;
+use tulle_api::AccessLogFormat;
+
+use self::filter::Holds;
+pub use self::filter::{Errors, Said, Share, Statuses};
 use super::lines::Lines;
 use super::metrics::{Direction, TlsKind};
 use super::reason::Reason;
-use super::timestamp::write_rfc3339;
 
 /// The access log of one worker thread. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct AccessLog(Option<Arc<Lines>>);
+pub struct AccessLog(Option<Arc<Log>>);
+
+#[derive(Debug)]
+struct Log {
+    lines: Arc<Lines>,
+    /// What the process's own settings say.
+    own: Said,
+    /// The sequence that samples are drawn by.
+    draws: AtomicU64,
+}
 
 /// One request, or one connection that is not HTTP. What is empty, `None` or unknown is left out.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +47,8 @@ pub struct Record<'a> {
     pub direction: Direction,
     /// `HTTP/1.1`, `HTTP/2`, `gRPC`, `TCP` or `TLS`.
     pub protocol: &'a str,
+    /// That of HTTP, if it is HTTP.
+    pub version: Option<http::Version>,
     /// The request's method, as it came.
     pub method: &'a str,
     /// The request's path; a query is cut off.
@@ -83,20 +105,11 @@ pub struct Record<'a> {
     pub connection: u64,
 }
 
-/// How many bytes of a value are written: a path can be as long as a head.
-const MAX_VALUE: usize = 1024;
-
-/// What comes before a field's value.
-macro_rules! named {
-    ($name:literal) => {
-        concat!(",\"", $name, "\":").as_bytes()
-    };
-}
 // === impl AccessLog ===
 
 impl AccessLog {
-    pub(super) fn new(lines: Arc<Lines>) -> Self {
-        Self(Some(lines))
+    pub(super) fn new(lines: Arc<Lines>, own: Said) -> Self {
+        Self(Some(Arc::new(Log { lines, own, draws: AtomicU64::new(0) })))
     }
 
     /// One that writes nothing.
@@ -104,16 +117,37 @@ impl AccessLog {
         Self(None)
     }
 
-    /// Whether a record would be written: lets the caller spare the work of gathering one.
+    /// Whether a record might be written: lets the caller spare the work of gathering one.
     pub fn is_enabled(&self) -> bool {
         self.0.is_some()
     }
 
-    /// Writes a record.
-    pub fn write(&self, record: &Record<'_>) {
-        if let Some(lines) = &self.0 {
-            lines.append(|out| record.write_json(out));
+    /// Writes a record, if it is one of those that are wanted. What the process's own settings leave open is said by these,
+    /// the first first.
+    pub fn write(&self, record: &Record<'_>, [first, second, third]: [Option<&Said>; 3]) {
+        let Some(log) = &self.0 else { return };
+        let holds = Holds::of([Some(&log.own), first, second, third]);
+        if holds.has(record, || log.draw(record)) {
+            log.lines.append(|out| record.write(holds.format, out));
         }
+    }
+}
+
+// === impl Log ===
+
+impl Log {
+    /// By chance, and the same for all records of a trace: what one proxy writes of it the others write too.
+    fn draw(&self, record: &Record<'_>) -> u32 {
+        // The last digits are random in every version of the header (W3C Trace Context, Level 2, section 3.2.2.3).
+        let last = record.trace_id.get(24..).and_then(|digits| u32::from_str_radix(digits, 16).ok());
+        last.unwrap_or_else(|| {
+            // SplitMix64 (Steele, Lea, Flood, “Fast splittable pseudorandom number generators”, OOPSLA 2014).
+            const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
+            let mut drawn = self.draws.fetch_add(GAMMA, Relaxed).wrapping_add(GAMMA);
+            drawn = (drawn ^ (drawn >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            drawn = (drawn ^ (drawn >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            (drawn >> 32) as u32
+        })
     }
 }
 
@@ -125,6 +159,7 @@ impl Default for Record<'_> {
             time: UNIX_EPOCH,
             direction: Direction::Inbound,
             protocol: "",
+            version: None,
             method: "",
             path: "",
             authority: "",
@@ -158,162 +193,54 @@ impl Default for Record<'_> {
 
 impl Record<'_> {
     /// Appends the record as one line.
-    pub fn write_json(&self, out: &mut Vec<u8>) {
-        let path = memchr::memchr(b'?', self.path.as_bytes()).map_or(self.path, |query| &self.path[..query]);
-        // It seldom has more: what follows need not look for space again and again.
-        out.reserve(1024);
-        out.extend_from_slice(b"{\"timestamp\":\"");
-        write_rfc3339(out, self.time);
-        out.extend_from_slice(b"\",\"target\":\"access\"");
-        word(out, named!("direction"), self.direction.as_str());
-        text(out, named!("protocol"), self.protocol);
-        text(out, named!("method"), self.method);
-        text(out, named!("path"), path);
-        text(out, named!("authority"), self.authority);
-        number(out, named!("status"), self.status.map(u64::from));
-        number(out, named!("grpc_status"), self.grpc_status.map(u64::from));
-        word(out, named!("reason"), self.reason.map_or("", Reason::code));
-        text(out, named!("by"), self.by);
-        text(out, named!("detail"), self.detail);
-        text(out, named!("trace_id"), self.trace_id);
-        text(out, named!("span_id"), self.span_id);
-        address(out, named!("client"), self.client);
-        text(out, named!("source"), self.source);
-        text(out, named!("destination"), self.destination);
-        text(out, named!("service"), self.service);
-        text(out, named!("route"), self.route);
-        text(out, named!("backend"), self.backend);
-        word(out, named!("session"), self.session);
-        text(out, named!("detected"), self.detected);
-        address(out, named!("endpoint"), self.endpoint);
-        text(out, named!("rule"), self.rule);
-        word(out, named!("tls"), self.tls.as_str());
-        number(out, named!("bytes_in"), Some(self.bytes_in));
-        number(out, named!("bytes_out"), Some(self.bytes_out));
-        number(out, named!("duration_ns"), Some(nanos(self.duration)));
-        number(out, named!("processing_ns"), self.processing.map(nanos));
-        number(out, named!("attempts"), Some(self.attempts.into()));
-        number(out, named!("connection"), Some(self.connection));
-        out.extend_from_slice(b"}\n");
-    }
-}
-
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
-// A field's name is a constant, and so is its length where these are inlined: some moves in place of a call.
-
-/// A word of ours, which needs no escapes.
-#[inline(always)]
-fn word(out: &mut Vec<u8>, name: &[u8], value: &str) {
-    if !value.is_empty() {
-        out.extend_from_slice(name);
-        out.push(b'"');
-        out.extend_from_slice(value.as_bytes());
-        out.push(b'"');
-    }
-}
-
-#[inline(always)]
-fn text(out: &mut Vec<u8>, name: &[u8], value: &str) {
-    if !value.is_empty() {
-        out.extend_from_slice(name);
-        out.push(b'"');
-        escape(out, &value[..value.floor_char_boundary(MAX_VALUE)]);
-        out.push(b'"');
-    }
-}
-
-#[inline(always)]
-fn number(out: &mut Vec<u8>, name: &[u8], value: Option<u64>) {
-    if let Some(value) = value {
-        out.extend_from_slice(name);
-        digits::decimal(out, value, 1);
-    }
-}
-
-#[inline(always)]
-fn address(out: &mut Vec<u8>, name: &[u8], value: Option<SocketAddr>) {
-    if let Some(value) = value {
-        out.extend_from_slice(name);
-        out.push(b'"');
-        digits::address(out, value);
-        out.push(b'"');
-    }
-}
-
-/// RFC 8259 §7.
-fn escape(out: &mut Vec<u8>, value: &str) {
-    if is_plain(value.as_bytes()) {
-        out.extend_from_slice(value.as_bytes());
-    } else {
-        escape_each(out, value.as_bytes());
-    }
-}
-
-/// Whether nothing of it needs an escape; told by words, since nearly nothing ever does.
-fn is_plain(bytes: &[u8]) -> bool {
-    let Some(last) = bytes.last_chunk::<8>() else {
-        return bytes.iter().copied().all(is_plain_byte);
-    };
-    // The last one overlaps the one before it.
-    bytes.as_chunks::<8>().0.iter().chain([last]).all(|word| is_plain_word(u64::from_ne_bytes(*word)))
-}
-
-fn is_plain_byte(byte: u8) -> bool {
-    byte >= b' ' && byte != b'"' && byte != b'\\' && byte != 0x7f
-}
-
-/// [`is_plain_byte`] of eight bytes at once (Anderson, “Bit Twiddling Hacks”: “Determine if a word has a byte less than n”).
-fn is_plain_word(word: u64) -> bool {
-    const ONES: u64 = u64::from_ne_bytes([1; 8]);
-    const HIGHS: u64 = ONES << 7;
-    let zero = |word: u64| word.wrapping_sub(ONES) & !word;
-    let is = |byte: u8| zero(word ^ (ONES * u64::from(byte)));
-    let control = word.wrapping_sub(ONES * u64::from(b' ')) & !word;
-    (control | is(b'"') | is(b'\\') | is(0x7f)) & HIGHS == 0
-}
-
-#[cold]
-fn escape_each(out: &mut Vec<u8>, bytes: &[u8]) {
-    const HEX: &[u8; 16] = b"0123456789abcdef";
-    let mut plain = 0;
-    for (index, b) in bytes.iter().copied().enumerate() {
-        if is_plain_byte(b) {
-            continue;
-        }
-        out.extend_from_slice(&bytes[plain..index]);
-        plain = index + 1;
-        match b {
-            b'"' | b'\\' => out.extend_from_slice(&[b'\\', b]),
-            _ => {
-                let (high, low) = (HEX[usize::from(b >> 4)], HEX[usize::from(b & 15)]);
-                out.extend_from_slice(&[b'\\', b'u', b'0', b'0', high, low]);
-            }
+    fn write(&self, format: &AccessLogFormat, out: &mut Vec<u8>) {
+        match format {
+            AccessLogFormat::Json => self.write_json(out),
+            AccessLogFormat::Apache => self.write_apache(out),
+            AccessLogFormat::Ecs => self.write_ecs(out),
+            AccessLogFormat::Template(pieces) => self.write_template(pieces, out),
+            AccessLogFormat::None => {}
         }
     }
-    out.extend_from_slice(&bytes[plain..]);
+
+    /// The path without its query.
+    fn path_alone(&self) -> &str {
+        memchr::memchr(b'?', self.path.as_bytes()).map_or(self.path, |query| &self.path[..query])
+    }
+
+    /// The status by which requests of all protocols are compared: gRPC's, where it says one, as HTTP has it
+    /// (google.rpc.Code, "HTTP Mapping").
+    fn common_status(&self) -> Option<u16> {
+        match self.grpc_status {
+            None | Some(0) => self.status,
+            Some(1) => Some(499),
+            Some(3 | 9 | 11) => Some(400),
+            Some(4) => Some(504),
+            Some(5) => Some(404),
+            Some(6 | 10) => Some(409),
+            Some(7) => Some(403),
+            Some(8) => Some(429),
+            Some(12) => Some(501),
+            Some(14) => Some(503),
+            Some(16) => Some(401),
+            // UNKNOWN, INTERNAL, DATA_LOSS, and what has no name.
+            Some(_) => Some(500),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::lines::LineOutput;
 
-    fn json(record: &Record<'_>) -> serde_json::Value {
-        let mut out = Vec::new();
-        record.write_json(&mut out);
-        assert_eq!(out.iter().filter(|b| **b == b'\n').count(), 1);
-        assert_eq!(out.last(), Some(&b'\n'));
-        serde_json::from_slice(&out).unwrap()
-    }
-
-    #[test]
-    fn a_full_record_has_every_field() {
-        let record = Record {
+    /// A record that has everything.
+    pub(super) fn full() -> Record<'static> {
+        Record {
             time: UNIX_EPOCH + Duration::from_micros(1_795_237_299_123_456),
             direction: Direction::Outbound,
             protocol: "HTTP/1.1",
+            version: Some(http::Version::HTTP_11),
             method: "POST",
             path: "/pay?card=4111",
             authority: "payments",
@@ -341,69 +268,149 @@ mod tests {
             processing: Some(Duration::from_micros(4)),
             attempts: 1,
             connection: 7,
-        };
-        assert_eq!(
-            json(&record),
-            serde_json::json!({
-                "timestamp": "2026-11-21T05:01:39.123456Z", "target": "access", "direction": "outbound", "protocol": "HTTP/1.1",
-                "method": "POST", "path": "/pay", "authority": "payments", "status": 503, "grpc_status": 14,
-                "reason": "connect_failed", "by": "default/orders/outbound", "detail": "connection refused",
-                "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736", "span_id": "00f067aa0ba902b7",
-                "client": "127.0.0.1:4000", "source": "spiffe://cluster.local/ns/default/sa/orders",
-                "destination": "spiffe://cluster.local/ns/default/sa/payments", "service": "default/payments:80",
-                "route": "default/split", "backend": "default/payments-v1:80", "session": "kept", "detected": "server_first", "endpoint": "[::1]:5000",
-                "rule": "default/allow/web", "tls": "mtls", "bytes_in": 1, "bytes_out": 2, "duration_ns": 3_000_000,
-                "processing_ns": 4000, "attempts": 1, "connection": 7,
-            })
-        );
+        }
+    }
+
+    /// What clients can send, and what other programs say in errors.
+    pub(super) fn nasty() -> String {
+        let all = (0..=0x7f_u8).map(char::from).chain(['\u{85}', '\u{2028}', 'ß', '\u{10ffff}']);
+        all.filter(|c| *c != '?').collect()
+    }
+
+    fn forms() -> Vec<AccessLogFormat> {
+        let template = "{path} {authority} {detail} {service} {source}";
+        ["json", "apache", "ecs", template].iter().map(|form| form.parse().unwrap()).collect()
     }
 
     #[test]
-    fn what_clients_send_cannot_break_the_line() {
-        let nasty: String = (0..=0x7f_u8)
-            .map(char::from)
-            .chain(['\u{2028}', 'ß', '\u{10ffff}'])
-            .filter(|c| *c != '?')
-            .collect();
-        let value = json(&Record { path: &nasty, authority: "\"}\n{\"", ..Record::default() });
-        assert_eq!(value["path"], nasty);
-        assert_eq!(value["authority"], "\"}\n{\"");
-    }
-
-    #[test]
-    fn each_byte_that_needs_an_escape_is_found_wherever_it_stands() {
-        for length in 0..20 {
-            assert!(is_plain(&vec![b'x'; length]), "{length}");
-            for (at, byte) in (0..length).flat_map(|at| (0..=u8::MAX).map(move |byte| (at, byte))) {
-                for beside in [b' ', b'!', b'~', 0x80, 0xff] {
-                    let mut bytes = vec![beside; length];
-                    bytes[at] = byte;
-                    assert_eq!(is_plain(&bytes), is_plain_byte(byte), "{byte} at {at} of {bytes:?}");
-                }
-            }
+    fn no_value_ends_its_line_in_any_form() {
+        let nasty = nasty();
+        let text = nasty.as_str();
+        let (method, path, authority, detail) = (text, text, text, text);
+        let (source, service, by, route) = (text, text, text, text);
+        for form in forms() {
+            let record = Record {
+                method,
+                path,
+                authority,
+                detail,
+                source,
+                service,
+                by,
+                route,
+                reason: None,
+                ..full()
+            };
+            let mut out = Vec::new();
+            record.write(&form, &mut out);
+            assert_eq!(out.pop(), Some(b'\n'), "{form:?}");
+            assert!(
+                out.iter().all(|byte| *byte >= b' ' && *byte != 0x7f),
+                "{form:?}: {}",
+                out.escape_ascii()
+            );
         }
     }
 
     #[test]
-    fn long_values_are_cut_between_characters() {
-        let long = "ß".repeat(MAX_VALUE);
-        let value = json(&Record { path: &long, ..Record::default() });
-        assert_eq!(value["path"].as_str().unwrap().len(), MAX_VALUE);
-        let value = json(&Record { path: &format!("x{long}"), ..Record::default() });
-        assert_eq!(value["path"].as_str().unwrap().len(), MAX_VALUE - 1);
+    fn the_documents_examples_are_what_is_written() {
+        let page = include_str!("../../../docs/observability.md");
+        let template =
+            "{timestamp} {direction} {status} {duration_ns} \"{method} {path}\" {reason} {trace_id}";
+        assert!(page.contains(template));
+        let record = Record {
+            grpc_status: None,
+            by: "shop/payments/inbound",
+            detail: "",
+            trace_id: "",
+            span_id: "",
+            client: Some("10.1.0.4:41000".parse().unwrap()),
+            source: "",
+            destination: "spiffe://cluster.local/ns/shop/sa/payments",
+            service: "shop/payments:80",
+            route: "shop/split",
+            backend: "shop/payments-v1:80",
+            session: "",
+            detected: "",
+            endpoint: Some("10.1.0.7:8080".parse().unwrap()),
+            rule: "",
+            bytes_in: 12,
+            bytes_out: 56,
+            processing: Some(Duration::from_micros(40)),
+            ..full()
+        };
+        for form in ["json", "apache", "ecs", template] {
+            let mut out = Vec::new();
+            record.write(&form.parse().unwrap(), &mut out);
+            let line = String::from_utf8(out).unwrap();
+            assert!(page.contains(&line), "docs/observability.md has no {line}");
+        }
     }
 
     #[test]
-    fn what_is_unknown_is_left_out() {
-        let value = json(&Record::default());
-        for field in ["method", "status", "grpc_status", "reason", "client", "endpoint", "processing_ns"] {
-            assert!(value.get(field).is_none(), "{field}");
+    fn an_empty_record_is_a_line_in_every_form() {
+        for form in forms() {
+            let mut out = Vec::new();
+            Record::default().write(&form, &mut out);
+            assert_eq!(out.iter().filter(|byte| **byte == b'\n').count(), 1, "{form:?}");
         }
     }
 
     #[test]
     fn a_disabled_log_writes_nothing() {
         assert!(!AccessLog::disabled().is_enabled());
-        AccessLog::disabled().write(&Record::default());
+        AccessLog::disabled().write(&Record::default(), [None; 3]);
+    }
+
+    fn log(said: Said) -> (AccessLog, impl FnMut() -> usize) {
+        use std::io::{Read as _, Seek as _};
+        let mut file = tempfile::tempfile().unwrap();
+        let output = LineOutput::new(file.try_clone().unwrap());
+        let log = AccessLog::new(output.queue(), said);
+        let written = move || {
+            output.flush(Duration::ZERO);
+            let mut text = String::new();
+            file.rewind().unwrap();
+            file.read_to_string(&mut text).unwrap();
+            text.lines().count()
+        };
+        (log, written)
+    }
+
+    #[test]
+    fn a_sample_is_of_its_share() {
+        let (log, mut written) = log(Said { sample: Share::percent(10.0), ..Said::default() });
+        for _ in 0..10_000 {
+            log.write(&Record::default(), [None; 3]);
+        }
+        let written = written();
+        assert!((900..1100).contains(&written), "{written}");
+    }
+
+    #[test]
+    fn a_trace_is_sampled_by_every_proxy_or_by_none() {
+        let trace_ids: Vec<String> =
+            (0..200_u64).map(|n| format!("{:032x}", n.wrapping_mul(0x9e37_79b9_7f4a_7c15))).collect();
+        let mut counts = Vec::new();
+        for trace_id in &trace_ids {
+            let (log, mut written) = log(Said { sample: Share::percent(50.0), ..Said::default() });
+            for _ in 0..10 {
+                log.write(&Record { trace_id, ..Record::default() }, [None; 3]);
+            }
+            counts.push(written());
+        }
+        assert!(counts.iter().all(|count| [0, 10].contains(count)), "{counts:?}");
+        let taken = counts.iter().filter(|count| **count == 10).count();
+        assert!((60..140).contains(&taken), "{taken}");
+    }
+
+    #[test]
+    fn grpc_is_compared_by_what_its_status_stands_for() {
+        for (grpc_status, status) in
+            [(None, 200), (Some(0), 200), (Some(14), 503), (Some(5), 404), (Some(99), 500)]
+        {
+            let record = Record { status: Some(200), grpc_status, ..Record::default() };
+            assert_eq!(record.common_status(), Some(status), "{grpc_status:?}");
+        }
     }
 }

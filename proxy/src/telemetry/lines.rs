@@ -52,6 +52,8 @@ struct Pending {
     bytes: Vec<u8>,
     written: usize,
     lost: u64,
+    /// The line that was written last is not whole, and the rest of it is lost.
+    torn: bool,
 }
 
 // === impl Lines ===
@@ -156,6 +158,7 @@ impl Inner {
             for lines in self.queues.lock().iter() {
                 lines.take(&mut pending.bytes);
             }
+            pending.mend();
         }
         while !pending.is_empty() {
             if !self.is_file && !self.writable(wait) {
@@ -165,7 +168,10 @@ impl Inner {
             let piece = if self.is_file { rest } else { &rest[..rest.len().min(PIPE_BUF)] };
             match rustix::io::write(&*self.destination, piece) {
                 Ok(0) => return false,
-                Ok(written) => pending.written += written,
+                Ok(written) => {
+                    pending.written += written;
+                    pending.torn = false;
+                }
                 Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => return false,
                 // Nobody reads it any more, or the disk is full.
                 Err(_) => pending.lose(),
@@ -191,9 +197,19 @@ impl Pending {
     }
 
     fn lose(&mut self) {
-        let rest = &self.bytes[self.written..];
+        // What ends a torn line is no line.
+        let first = self.written.max(usize::from(self.torn));
+        let rest = self.bytes.get(first..).unwrap_or_default();
         self.lost += rest.iter().filter(|b| **b == b'\n').count() as u64;
+        self.torn |= self.written > 0 && self.bytes[self.written - 1] != b'\n';
         self.written = self.bytes.len();
+    }
+
+    /// Ends a torn line before the next one begins.
+    fn mend(&mut self) {
+        if self.torn && !self.bytes.is_empty() {
+            self.bytes.insert(0, b'\n');
+        }
     }
 
     fn clear(&mut self) {
@@ -275,6 +291,38 @@ mod tests {
         lines.append(line("one"));
         lines.append(line("two"));
         output.flush(Duration::from_secs(1));
+        assert_eq!(output.dropped(), 2);
+    }
+
+    #[test]
+    fn a_reader_that_comes_back_gets_whole_lines_after_a_torn_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RWXU).unwrap();
+        let reading = || {
+            use rustix::fs::OFlags;
+            let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            std::fs::File::from(rustix::fs::open(&path, flags, rustix::fs::Mode::empty()).unwrap())
+        };
+        let mut first = reading();
+        let output = LineOutput::new(std::fs::File::options().write(true).open(&path).unwrap());
+        let lines = output.queue();
+        // More than a pipe holds: a part is written.
+        lines.append(line(&"x".repeat(200_000)));
+        assert!(!output.0.write_some(Duration::ZERO));
+        let mut read = vec![0; 1 << 20];
+        while first.read(&mut read).is_ok_and(|count| count > 0) {}
+        drop(first);
+        assert!(output.0.write_some(Duration::ZERO));
+        lines.append(line("lost as well"));
+        assert!(output.0.write_some(Duration::ZERO));
+        assert_eq!(output.dropped(), 2);
+        let mut second = reading();
+        lines.append(line("whole"));
+        lines.append(line("too"));
+        assert!(output.0.write_some(Duration::ZERO));
+        let count = second.read(&mut read).unwrap();
+        assert_eq!(String::from_utf8_lossy(&read[..count]), "\nwhole\ntoo\n");
         assert_eq!(output.dropped(), 2);
     }
 

@@ -33,6 +33,25 @@ pub(crate) fn write_rfc3339(out: &mut Vec<u8>, time: SystemTime) {
     out.push(b'Z');
 }
 
+/// `21/Nov/2026:05:01:39 +0000`, in UTC, as the common log format has it (Apache httpd, mod_log_config, `%t`).
+pub(crate) fn write_clf(out: &mut Vec<u8>, time: SystemTime) {
+    const MONTHS: &[&[u8; 3]; 12] =
+        &[b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec"];
+    let unix = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
+    let (days, seconds) = (unix / 86_400, unix % 86_400);
+    let (year, month, day) = civil(days);
+    decimal(out, day, 2);
+    out.push(b'/');
+    out.extend_from_slice(MONTHS[(month as usize - 1) % MONTHS.len()]);
+    let parts =
+        [(b'/', year, 4), (b':', seconds / 3600, 2), (b':', seconds / 60 % 60, 2), (b':', seconds % 60, 2)];
+    for (before, value, width) in parts {
+        out.push(before);
+        decimal(out, value, width);
+    }
+    out.extend_from_slice(b" +0000");
+}
+
 fn second(unix: u64) -> [u8; 20] {
     let (days, seconds) = (unix / 86_400, unix % 86_400);
     let (year, month, day) = civil(days);
@@ -83,5 +102,12 @@ mod tests {
                 expected.replace(".000000", ".001234")
             );
         }
+    }
+
+    #[test]
+    fn the_common_log_format_has_its_own_order() {
+        let mut out = Vec::new();
+        write_clf(&mut out, UNIX_EPOCH + Duration::from_secs(951_782_399));
+        assert_eq!(String::from_utf8(out).unwrap(), "28/Feb/2000:23:59:59 +0000");
     }
 }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::large_futures, reason = "tests")]
 
+mod access_log;
 mod ages;
 mod bad_input;
 mod bad_policies;

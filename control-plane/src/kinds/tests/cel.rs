@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{definitions, is_taken, specimen};
 
 /// An object of each kind that every rule is about, and that all of them take.
-const GOOD: [(&str, &str); 3] = [
+const GOOD: [(&str, &str); 4] = [
     (
         "TrafficPolicy",
         "
@@ -31,6 +31,7 @@ limits: [{by: {header: a}, rate: {requests: 5, per: 1ms}, overrides: [{values: [
 ",
     ),
     ("FaultPolicy", "rules: [{delay: {duration: 1ms}, abort: {httpStatus: 503}}]"),
+    ("TelemetryPolicy", "accessLog: {format: json}"),
 ];
 
 /// A change of the good object: the kind (none: each), where, what stands there then, and the rules that refuse it.

@@ -68,13 +68,14 @@ fn random_object(random: &mut Random) -> String {
             )
         }
         6..=8 => {
-            let spec = match random.below(5) {
+            let spec = match random.below(6) {
                 0 => "TrafficPolicy,timeouts: {request: 3s}, retry: {attempts: 2}",
                 1 => "TrafficPolicy,connections: {maximumAge: 1m}, limits: {maximumRequests: 3}",
                 2 => {
                     "RateLimitPolicy,limits: [{rate: {requests: 3}, by: {identity: {}}, overrides: [{values: [x/y], rate: {requests: 1}}]}]"
                 }
                 3 => "RateLimitPolicy,direction: Outbound, limits: [{rate: {requests: 3}}]",
+                4 => "TelemetryPolicy,accessLog: {format: ecs, samplePercent: 5}",
                 _ => "FaultPolicy,rules: [{delay: {duration: 1s}}]",
             };
             let (kind, says) = spec.split_once(',').unwrap();
@@ -92,9 +93,10 @@ fn random_object(random: &mut Random) -> String {
             )
         }
         _ if random.below(3) == 0 => format!(
-            "apiVersion: policy.tulle.dev/v1alpha1\nkind: Mesh\nmetadata: {{name: mesh}}\nspec: {{mtls: {}, egress: {}}}\n",
+            "apiVersion: policy.tulle.dev/v1alpha1\nkind: Mesh\nmetadata: {{name: mesh}}\nspec: {{mtls: {}, egress: {}, accessLog: {}}}\n",
             random.pick(&["strict", "permissive", "'off'"]),
-            random.pick(&["allow", "deny"])
+            random.pick(&["allow", "deny"]),
+            random.pick(&["{}", "{format: ecs}"])
         ),
         _ => format!(
             "apiVersion: gateway.networking.k8s.io/v1\nkind: ReferenceGrant\nmetadata: {{name: g, namespace: {namespace}}}\nspec: {{from: [{{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: {}}}], to: [{{group: '', kind: Service}}]}}\n",

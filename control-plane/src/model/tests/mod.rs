@@ -15,6 +15,7 @@ mod routes;
 mod sessions;
 mod status;
 mod streams;
+mod telemetry;
 mod virtual_ips;
 
 use super::*;

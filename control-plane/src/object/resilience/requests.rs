@@ -48,6 +48,7 @@ pub(super) fn read(spec: &kinds::TrafficPolicySpec, notes: &mut Notes) -> Option
         retry: spec.retry.as_ref().map(|written| retry(written, request.filter(is_limit), notes)),
         faults: Vec::new(),
         rate_limits: Vec::new(),
+        access_log: None,
     })
 }
 

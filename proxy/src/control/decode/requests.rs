@@ -1,10 +1,12 @@
 //! `RequestPolicy` and `RetryBudget`: what is done for requests, of a rule or of a service's port.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
 use tulle_api::v1;
 
+use super::logged::access_log;
 use super::rate::rate_limits;
 use super::rule::{Patterns, header_name, value};
 use super::{Result, duration, each, fault};
@@ -24,6 +26,7 @@ pub(super) fn requests(
         "" => None,
         name => Some(header_name(name, &format!("{at}.deadline_header"))?),
     };
+    let logged = access_log(message.access_log.unwrap_or_default(), &format!("{at}.access_log"))?;
     let policy = RequestPolicy {
         request_timeout: limit(message.request_timeout, &format!("{at}.request_timeout"))?,
         backend_timeout: limit(message.backend_request_timeout, &format!("{at}.backend_request_timeout"))?,
@@ -32,6 +35,7 @@ pub(super) fn requests(
         retry: message.retry.map(|one| retry(one, &format!("{at}.retry"))).transpose()?,
         faults: each(message.faults, &format!("{at}.faults"), |one, at| injected(one, patterns, at))?.into(),
         rate_limits: rate_limits(message.rate_limits, patterns, &format!("{at}.rate_limits"))?.into(),
+        access_log: (!logged.is_empty()).then(|| Arc::new(logged)),
     };
     Ok((!policy.is_empty()).then(|| Box::new(policy)))
 }
@@ -176,6 +180,7 @@ mod tests {
                 abort: Some(v1::fault::Abort::GrpcStatus(14)),
             }],
             rate_limits: Vec::new(),
+            access_log: Some(v1::AccessLog { sampled: Some(1), ..Default::default() }),
         }
     }
 

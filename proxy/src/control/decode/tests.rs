@@ -433,6 +433,7 @@ fn samples() -> Vec<(String, &'static str, Vec<u8>)> {
                 networks: vec!["10.0.0.0/8".to_owned(), "fd00::/8".to_owned()],
                 session_key: vec![7; 32].into(),
                 tracing: Some(tracing()),
+                access_log: Some(v1::AccessLog { format: "ecs".to_owned(), ..Default::default() }),
             },
         ),
         sample(
@@ -496,7 +497,7 @@ fn a_policy_is_rejected_rather_than_half_understood() {
         ("mode", |policy| policy.mode = 9),
         ("ports[0].mode", |policy| policy.ports[0].mode = 0),
         ("ports[0].protocol", |policy| policy.ports[0].protocol = 99),
-        ("ports[1].port", |policy| policy.ports.push(policy.ports[0])),
+        ("ports[1].port", |policy| policy.ports.push(policy.ports[0].clone())),
         ("rules[0].name", |policy| policy.rules[0].name.clear()),
         ("rules[0].ports[0]", |policy| policy.rules[0].ports[0] = 0),
         ("rules[0].identities[1]", |policy| policy.rules[0].identities.push("spiffe://a/b".to_owned())),

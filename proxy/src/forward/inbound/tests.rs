@@ -40,6 +40,7 @@ impl Scene {
                 rules: Vec::new(),
                 rate_limits,
                 connection_ages: Vec::new(),
+                access_logs: Vec::new(),
             },
             Instant::now(),
         );

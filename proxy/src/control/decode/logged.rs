@@ -1,0 +1,80 @@
+//! `AccessLog`: what is logged, of the mesh, of a rule, or of a port.
+
+use std::time::Duration;
+
+use tulle_api::{AccessLogFormat, InvalidAccessLog, v1};
+
+use super::{Result, duration, each, fault};
+use crate::telemetry::access::{Errors, Said, Share, Statuses};
+
+/// What is said at `at`.
+pub(super) fn access_log(message: v1::AccessLog, at: &str) -> Result<Said> {
+    let format = match &*message.format {
+        "" => None,
+        format => Some(
+            format
+                .parse::<AccessLogFormat>()
+                .map_err(|error: InvalidAccessLog| fault(format!("{at}.format"), error.to_string()))?,
+        ),
+    };
+    let statuses: Statuses = each(message.statuses, &format!("{at}.statuses"), |range, at| {
+        let status = |status: u32| u16::try_from(status).ok().filter(|status| (100..=599).contains(status));
+        match status(range.first).zip(status(range.last)) {
+            Some((first, last)) if first <= last => Ok(first..=last),
+            _ => Err(fault(at, format!("{} to {} are no statuses", range.first, range.last))),
+        }
+    })?
+    .into_iter()
+    .collect();
+    let is_said = message.min_duration.is_some();
+    let min_duration = duration(message.min_duration, &format!("{at}.min_duration"))?;
+    Ok(Said {
+        format,
+        statuses: (!statuses.is_empty()).then_some(statuses),
+        min_duration: min_duration.or_else(|| is_said.then_some(Duration::ZERO)),
+        sample: message.sampled.map(Share::millionths),
+        errors: message.filters_errors.map(|filters| if filters { Errors::Filtered } else { Errors::Always }),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_absent_is_not_said() {
+        assert!(access_log(v1::AccessLog::default(), "").unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_is_said_is_read() {
+        let message = v1::AccessLog {
+            format: "ecs".to_owned(),
+            statuses: vec![v1::StatusRange { first: 500, last: 599 }],
+            min_duration: Some(prost_types::Duration { seconds: 0, nanos: 0 }),
+            sampled: Some(10_000),
+            filters_errors: Some(true),
+        };
+        let expected = Said {
+            format: Some(AccessLogFormat::Ecs),
+            statuses: Some([500..=599].into_iter().collect()),
+            min_duration: Some(Duration::ZERO),
+            sample: Share::percent(1.0),
+            errors: Some(Errors::Filtered),
+        };
+        assert_eq!(access_log(message, "").unwrap(), expected);
+    }
+
+    #[test]
+    fn what_cannot_be_carried_out_is_rejected_by_its_field() {
+        let range = |first, last| vec![v1::StatusRange { first, last }];
+        for (message, field) in [
+            (v1::AccessLog { format: "{user}".to_owned(), ..Default::default() }, "a.format"),
+            (v1::AccessLog { format: "xml".to_owned(), ..Default::default() }, "a.format"),
+            (v1::AccessLog { statuses: range(500, 499), ..Default::default() }, "a.statuses[0]"),
+            (v1::AccessLog { statuses: range(0, 499), ..Default::default() }, "a.statuses[0]"),
+        ] {
+            assert_eq!(access_log(message, "a").unwrap_err().field, field);
+        }
+    }
+}
