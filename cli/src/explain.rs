@@ -1,4 +1,4 @@
-//! `tulle explain`: what would become of a request, and why, without sending it.
+//! `tulle explain`: what would become of a request, and why, without sending it; or what a reason means ([`reason`]).
 //!
 //! The resources are those that the control plane serves ([`mesh`]); decoding, matching, choosing and judging are the proxy's
 //! own code, run on them, so that what is printed cannot differ from what is done. Here is only the order of the questions,
@@ -6,6 +6,7 @@
 
 mod answer;
 mod mesh;
+mod reason;
 mod routes;
 mod text;
 
@@ -17,6 +18,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 use tulle_certs::SpiffeId;
 use tulle_proxy::state::{AddressTarget, ObjectName, Protocol, ServiceInfo, is_label};
+use tulle_proxy::telemetry::Reason;
 
 use self::answer::{Answer, From, To};
 use self::mesh::Mesh;
@@ -26,27 +28,33 @@ const EXAMPLES: &str = "\
 Examples:
   tulle explain --from shop/web --to http://orders:8080/v2/items -H 'x-group: b'
   tulle explain --config-dir mesh/ --from shop/web --to http://orders.billing/ -X DELETE -o json
+  tulle explain no_healthy_endpoint
 
-Says which rule of which route takes the request and why the others do not, what its filters do, which backends share
+Of a request it says which rule of which route takes the request and why the others do not, what its filters do, which backends share
 it, its timeouts, and who among the backends' workloads lets it in. Nothing is sent to any of them.
 
+Of a reason, the `x-tulle-error` of an answer, it says what it means and what to do.
+
 Exit status:
-  0  such requests would be served, or answered by a redirect
+  0  such requests would be served, or answered by a redirect; or a reason was explained
   1  some of them or all would get an error of a proxy, or it cannot be told
   2  wrong arguments";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct ExplainArgs {
+    /// A reason, as in `x-tulle-error`, in metrics and in the access log: what it means, and what to do.
+    #[arg(value_name = "REASON", value_parser = reason::parse, conflicts_with_all = ["from", "to", "config_dir"])]
+    reason: Option<Reason>,
     /// Who asks: the workload, as NAMESPACE/NAME.
-    #[arg(long, value_name = "WORKLOAD", value_parser = workload)]
-    from: ObjectName,
+    #[arg(long, value_name = "WORKLOAD", value_parser = workload, required_unless_present = "reason")]
+    from: Option<ObjectName>,
     /// Whom it has proven to be, where the control plane does not know the workload (yet): its SPIFFE ID.
     #[arg(long, value_name = "SPIFFE-ID")]
     identity: Option<SpiffeId>,
     /// What it asks for, as the application says it: `http://SERVICE[.NAMESPACE][:PORT]/PATH?QUERY`.
-    #[arg(long, value_name = "URL", value_parser = url)]
-    to: Uri,
+    #[arg(long, value_name = "URL", value_parser = url, required_unless_present = "reason")]
+    to: Option<Uri>,
     /// The request's method.
     #[arg(long, short = 'X', default_value = "GET", value_parser = method)]
     method: Method,
@@ -65,6 +73,13 @@ pub(crate) struct ExplainArgs {
     /// How to print it.
     #[arg(long, short, value_enum, default_value = "table")]
     output: Format,
+}
+
+/// What becomes of what request is asked.
+struct Question<'a> {
+    from: &'a ObjectName,
+    to: &'a Uri,
+    more: &'a ExplainArgs,
 }
 
 /// What is asked, as the proxy would see it.
@@ -129,11 +144,15 @@ fn method(text: &str) -> Result<Method> {
 /// # Errors
 /// The folder or the control plane cannot be read, or it does not know whom the request is for.
 pub(crate) fn run(arguments: &ExplainArgs) -> Result<ExitCode> {
+    if let Some(reason) = arguments.reason {
+        reason::print(reason, arguments.output)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let mesh = match &arguments.config_dir {
         Some(dir) => Mesh::of_folder(dir)?,
         None => Mesh::of_control_plane(arguments.control_plane)?,
     };
-    let answer = explain(&mesh, arguments)?;
+    let answer = explain(&mesh, &arguments.question()?)?;
     match arguments.output {
         Format::Json => output::print_json(&answer)?,
         Format::Table => output::print(&text::lines(&answer))?,
@@ -142,9 +161,9 @@ pub(crate) fn run(arguments: &ExplainArgs) -> Result<ExitCode> {
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn explain(mesh: &Mesh, arguments: &ExplainArgs) -> Result<Answer> {
-    let (host, port) = (arguments.to.host().unwrap_or_default(), port(&arguments.to)?);
-    let service = service(mesh, arguments, host, port)?;
+fn explain(mesh: &Mesh, question: &Question<'_>) -> Result<Answer> {
+    let (host, port) = (question.to.host().unwrap_or_default(), port(question.to)?);
+    let service = service(mesh, question, host, port)?;
     let mut notes = Vec::new();
     let declared = service.port(port).map(|port| port.protocol);
     if declared.is_none() {
@@ -164,7 +183,7 @@ fn explain(mesh: &Mesh, arguments: &ExplainArgs) -> Result<Answer> {
             answer::protocol(protocol)
         );
     }
-    let (asking, unsaid) = Asking::new(mesh, arguments)?;
+    let (asking, unsaid) = Asking::new(mesh, question)?;
     notes.extend(unsaid);
     let to = To { service: service.name.to_string(), port, protocol: answer::protocol(protocol) };
     let answer = routes::explain(mesh, &asking, &service, to)?;
@@ -172,8 +191,8 @@ fn explain(mesh: &Mesh, arguments: &ExplainArgs) -> Result<Answer> {
 }
 
 /// Whom a host name or address is of.
-fn service(mesh: &Mesh, arguments: &ExplainArgs, host: &str, port: u16) -> Result<ServiceInfo> {
-    let namespace = &arguments.from.namespace;
+fn service(mesh: &Mesh, question: &Question<'_>, host: &str, port: u16) -> Result<ServiceInfo> {
+    let namespace = &question.from.namespace;
     let address: Option<IpAddr> = host.trim_start_matches('[').trim_end_matches(']').parse().ok();
     let name = match address {
         Some(ip) => match mesh.address(ip)?.map(|address| address.target) {
@@ -183,9 +202,10 @@ fn service(mesh: &Mesh, arguments: &ExplainArgs, host: &str, port: u16) -> Resul
             ),
             None => bail!("--to: {ip} is no address of the mesh: requests to it leave it, by no route"),
         },
-        None => tulle_proxy::dns::service_named(host, namespace, &arguments.cluster_domain).with_context(
-            || format!("--to: {host} is no name of a Service: requests to it leave the mesh, by no route"),
-        )?,
+        None => tulle_proxy::dns::service_named(host, namespace, &question.more.cluster_domain)
+            .with_context(|| {
+                format!("--to: {host} is no name of a Service: requests to it leave the mesh, by no route")
+            })?,
     };
     mesh.service(&name)?.ok_or_else(|| {
         anyhow!(
@@ -194,24 +214,34 @@ fn service(mesh: &Mesh, arguments: &ExplainArgs, host: &str, port: u16) -> Resul
     })
 }
 
+// === impl ExplainArgs ===
+
+impl ExplainArgs {
+    fn question(&self) -> Result<Question<'_>> {
+        let from = self.from.as_ref().context("--from: who asks?")?;
+        let to = self.to.as_ref().context("--to: for what?")?;
+        Ok(Question { from, to, more: self })
+    }
+}
+
 // === impl Asking ===
 
 impl Asking {
     /// And what is to be known of it.
-    fn new(mesh: &Mesh, arguments: &ExplainArgs) -> Result<(Self, Vec<String>)> {
+    fn new(mesh: &Mesh, question: &Question<'_>) -> Result<(Self, Vec<String>)> {
         let mut notes = Vec::new();
-        let known = mesh.workload(&arguments.from)?.map(|workload| workload.id);
+        let known = mesh.workload(question.from)?.map(|workload| workload.id);
         if known.is_none() && !mesh.is_folder() {
-            notes.push(format!("the control plane knows no workload {}", arguments.from));
+            notes.push(format!("the control plane knows no workload {}", question.from));
         }
-        let identity = known.or_else(|| arguments.identity.clone());
-        if let (Some(known), Some(given)) = (&identity, &arguments.identity)
+        let identity = known.or_else(|| question.more.identity.clone());
+        if let (Some(known), Some(given)) = (&identity, &question.more.identity)
             && known != given
         {
-            bail!("--identity: the workload {} has proven to be {known}", arguments.from);
+            bail!("--identity: the workload {} has proven to be {known}", question.from);
         }
         let mut headers = HeaderMap::new();
-        for (name, value) in &arguments.header {
+        for (name, value) in &question.more.header {
             if name.as_str().starts_with("x-tulle-") {
                 notes.push(format!(
                     "{name} is the proxies' own: what an application says in it is taken away"
@@ -221,10 +251,10 @@ impl Asking {
             }
         }
         if !headers.contains_key(header::HOST) {
-            headers.insert(header::HOST, host(&arguments.to).context("--to: the host")?);
+            headers.insert(header::HOST, host(question.to).context("--to: the host")?);
         }
-        let from = From { workload: arguments.from.clone(), identity };
-        Ok((Self { from, method: arguments.method.clone(), uri: arguments.to.clone(), headers }, notes))
+        let from = From { workload: question.from.clone(), identity };
+        Ok((Self { from, method: question.more.method.clone(), uri: question.to.clone(), headers }, notes))
     }
 }
 

@@ -32,6 +32,7 @@ Examples:
   tulle run --config-dir mesh/ -- curl http://orders:8080
   tulle check --config-dir mesh/    look over a folder of YAML
   tulle explain --config-dir mesh/ --from shop/web --to http://orders:8080/v2
+  tulle explain no_healthy_endpoint
   source <(tulle completion bash)
 
 Exit status: 0 done; 1 failed, or something is wrong; 2 wrong arguments.";
@@ -52,7 +53,7 @@ enum Verb {
     Run(run::RunArgs),
     /// Look over a folder of YAML as the control plane would.
     Check(check::CheckArgs),
-    /// Say what would become of a request, and why, without sending it.
+    /// Say what would become of a request, and why, without sending it; or what a reason in an answer means.
     Explain(explain::ExplainArgs),
     /// Look into a running mesh.
     #[command(subcommand)]

@@ -42,6 +42,33 @@ fn version_is_one_line_or_one_object() {
 }
 
 #[test]
+fn a_reason_is_explained_and_one_that_there_is_not_brings_near_ones() {
+    let output = tulle(&["explain", "no_healthy_endpoint"]);
+    let text = stdout(&output);
+    assert_eq!(status(&output), 0);
+    for part in [
+        "no_healthy_endpoint: the backend has no",
+        "HTTP status: 503",
+        "gRPC status: 14 UNAVAILABLE",
+        "Cause: ",
+        "What to do: ",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+    let output = tulle(&["explain", "tls_expired", "-o", "json"]);
+    let json: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!((&json["reason"], &json["status"]), (&"tls_expired".into(), &serde_json::Value::Null));
+    assert_eq!((&json["grpc_status"], &json["grpc_status_name"]), (&14.into(), &"UNAVAILABLE".into()));
+    assert!(json["cause"].is_string() && json["remedy"].is_string() && json["message"].is_string(), "{json}");
+    let output = tulle(&["explain", "conect-failed"]);
+    assert_eq!((status(&output), stdout(&output)), (2, String::new()));
+    assert!(stderr(&output).contains("did you mean connect_failed?"), "{}", stderr(&output));
+    // Without a reason, what a request needs is asked for.
+    let output = tulle(&["explain"]);
+    assert!(status(&output) == 2 && stderr(&output).contains("--from"), "{}", stderr(&output));
+}
+
+#[test]
 fn completion_knows_the_verbs_of_each_shell() {
     for shell in ["bash", "zsh", "fish"] {
         let output = tulle(&["completion", shell]);

@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 
 use crate::accept::{self, Acceptor, OriginalDst};
-use crate::forward::{Proxy, Worker, inbound, outbound};
+use crate::forward::{Proxy, Worker, inbound, outbound, refused};
 use crate::telemetry::Reason;
 use crate::telemetry::metrics::Direction;
 
@@ -150,16 +150,14 @@ fn serve(
     direction: Direction,
 ) {
     let Some(active) = Active::enter(peers, worker.index) else {
-        worker.metrics.refused(direction, Reason::Overloaded);
-        tracing::warn!(%client, reason = Reason::Overloaded.code(), limit = peers.limit, "refused a connection");
+        let detail = format!("the proxy holds {} connections, its limit", peers.limit);
+        refused(worker, direction, client, Reason::Overloaded, &detail);
         return crate::io::reset_on_drop(&stream);
     };
     let accepted = match accept::admit(stream, client, own, original, direction == Direction::Inbound) {
         Ok(accepted) => accepted,
         Err(error) => {
-            worker.metrics.refused(direction, Reason::LoopDetected);
-            tracing::warn!(%client, reason = Reason::LoopDetected.code(), %error, "refused a connection");
-            return;
+            return refused(worker, direction, client, Reason::LoopDetected, &error.to_string());
         }
     };
     let worker = Arc::clone(worker);

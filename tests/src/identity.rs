@@ -7,6 +7,8 @@ use std::time::{Duration, SystemTime};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::WebPkiClientVerifier;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -59,12 +61,14 @@ impl Identity {
         Self { chain: issued.chain, key }
     }
 
-    /// Signed by the authority of this key and certificate, for TLS clients, naming nobody.
-    pub fn nameless(authority_key: &str, authority: &str) -> Self {
+    /// Signed by the authority of this key and certificate, for TLS clients, naming these URIs and nobody else.
+    pub fn naming(authority_key: &str, authority: &str, uris: &[&str]) -> Self {
         let signer = rcgen::KeyPair::from_pem(authority_key).expect("the authority's key");
         let issuer = rcgen::Issuer::from_ca_cert_pem(authority, signer).expect("the authority's certificate");
         let own = rcgen::KeyPair::generate().expect("a key");
         let mut params = rcgen::CertificateParams::new(vec!["nobody.example".to_owned()]).expect("a name");
+        let uris = uris.iter().map(|uri| rcgen::SanType::URI((*uri).try_into().expect("a URI")));
+        params.subject_alt_names.extend(uris);
         params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
         let certificate = params.signed_by(&own, &issuer).expect("a certificate");
         let key = PrivateKey::from_pem(&own.serialize_pem()).expect("a key of ours");
@@ -89,6 +93,32 @@ impl Identity {
             .expect("a certificate and its key");
         config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
         Arc::new(config)
+    }
+
+    /// As [`Identity::server`], of one that takes nobody but clients of another root.
+    pub fn server_for_clients_of(&self, root: &Authority, alpn: &[&[u8]]) -> Arc<ServerConfig> {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(root.root().clone()).expect("a root");
+        #[allow(clippy::disallowed_methods, reason = "not one of ours: that is the point")]
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
+        #[allow(clippy::disallowed_methods, reason = "not one of ours: that is the point")]
+        let builder = ServerConfig::builder_with_provider(provider());
+        let mut config = builder
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .expect("TLS 1.3")
+            .with_client_cert_verifier(verifier.build().expect("a verifier"))
+            .with_single_cert(self.chain.clone(), self.key_der())
+            .expect("a certificate and its key");
+        config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+        Arc::new(config)
+    }
+
+    /// Its certificate, with a key that is not the certificate's.
+    fn stolen(&self) -> CertifiedKey {
+        let thief = PrivateKey::generate().expect("a key");
+        let key = Self { key: thief, ..self.clone() }.key_der();
+        let key = aws_lc_rs::sign::any_supported_type(&key).expect("a key that signs");
+        CertifiedKey::new(self.chain.clone(), key)
     }
 }
 
@@ -122,6 +152,20 @@ pub async fn connect(
     alpn: &[&[u8]],
 ) -> std::io::Result<Wire<TlsStream<TcpStream>>> {
     handshake(TcpStream::connect(address).await?, "peer.invalid", client(identity, alpn)).await
+}
+
+/// As [`connect`], of a client that shows `identity`'s certificate and has not its key.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_as_a_thief(
+    address: SocketAddr,
+    identity: &Identity,
+    alpn: &[&[u8]],
+) -> std::io::Result<Wire<TlsStream<TcpStream>>> {
+    let mut config = ClientConfig::clone(&client(None, alpn));
+    config.client_auth_cert_resolver = Arc::new(SingleCertAndKey::from(identity.stolen()));
+    handshake(TcpStream::connect(address).await?, "peer.invalid", Arc::new(config)).await
 }
 
 /// A TLS connection, over this one, of a client that asks for the server `name`.

@@ -174,10 +174,10 @@ impl World {
         Authority::from_pem(&key, &certificates, &trust_domain(), SystemTime::now()).expect("the mesh's root")
     }
 
-    /// A certificate that the mesh's root signed and that names nobody.
-    pub fn certificate_without_spiffe_id(&self) -> Identity {
+    /// A certificate that the mesh's root signed and that names these URIs.
+    pub fn certificate_naming(&self, uris: &[&str]) -> Identity {
         let (key, certificates) = self.authority_pem();
-        Identity::nameless(&key, &certificates)
+        Identity::naming(&key, &certificates, uris)
     }
 
     fn authority_pem(&self) -> (String, String) {

@@ -92,7 +92,7 @@ fn explained(line: &str) -> Result<Answer> {
     let dir = folder.path().to_str().unwrap();
     let words = ["explain", "--config-dir", dir, "--from", "default/web"].into_iter();
     let line = Line::try_parse_from(words.chain(line.split(' '))).unwrap();
-    explain(&Mesh::of_folder(folder.path()).unwrap(), &line.arguments)
+    explain(&Mesh::of_folder(folder.path()).unwrap(), &line.arguments.question().unwrap())
 }
 
 fn shown(line: &str) -> String {
@@ -201,7 +201,7 @@ fn what_differs_from_what_was_meant_is_noted() {
     for (line, expected) in [("--to http://u:p@shop:80/", "shop"), ("--to http://shop:5433/", "shop:5433")] {
         let words = ["explain", "--from", "a/b"].into_iter().chain(line.split(' '));
         let line = Line::try_parse_from(words).unwrap();
-        assert_eq!(host(&line.arguments.to).unwrap(), expected);
+        assert_eq!(host(line.arguments.to.as_ref().unwrap()).unwrap(), expected);
     }
 }
 

@@ -205,7 +205,7 @@ retryBudget: {percent: 5, minimumRetryRate: {count: 5}}
     ),
     ("FaultPolicy", "rules: [{delay: {duration: 1s, percent: 5}, abort: {httpStatus: 500, percent: 5}}]"),
     ("FaultPolicy", "rules: [{delay: {duration: 1s}}]"),
-    ("Mesh", "accessLog: {samplePercent: 5}"),
+    ("Mesh", "tracing: {collector: 'http://a:4317', sampling: {percent: 5}}\naccessLog: {samplePercent: 5}"),
     ("TelemetryPolicy", "accessLog: {format: json, statuses: [5xx], samplePercent: 5}"),
 ];
 

@@ -38,6 +38,7 @@ mod target;
 pub use context::{OwnEndpoints, Proxy, Settings, Worker};
 pub use exchange::refusal;
 pub use headers::is_grpc;
+pub use record::refused;
 
 #[cfg(test)]
 mod tests;

@@ -437,6 +437,11 @@ pub(super) struct ConnectionRecord<'a> {
     pub refused: Option<(Reason, &'a str)>,
 }
 
+/// Tells of a connection that is refused before anything is known of it but where it came from.
+pub fn refused(worker: &Worker, direction: Direction, client: SocketAddr, reason: Reason, detail: &str) {
+    ConnectionRecord::new(worker, direction, client).refused(reason, detail).write(worker);
+}
+
 impl<'a> ConnectionRecord<'a> {
     /// Of a connection about which nothing more is known.
     pub(super) fn new(worker: &Worker, direction: Direction, client: SocketAddr) -> Self {

@@ -24,6 +24,7 @@ struct Entry {
     code: &'static str,
     status: Option<u16>,
     grpc: u8,
+    grpc_name: &'static str,
     message: &'static str,
     cause: &'static str,
     remedy: &'static str,
@@ -45,7 +46,7 @@ macro_rules! reasons {
 
         static TABLE: &[Entry] = &[$(Entry {
             code: $code, status: reasons!(@status $status), grpc: grpc::$grpc,
-            message: $message, cause: $cause, remedy: $remedy,
+            grpc_name: stringify!($grpc), message: $message, cause: $cause, remedy: $remedy,
         }),*];
     };
     (@status none) => { None };
@@ -205,10 +206,6 @@ reasons! {
         "the client's certificate is not valid yet"
         "The client's certificate, or one above it, begins to be valid only later. The handshake was refused."
         "Compare the clocks of both sides and of the control plane: leaves are back-dated by five minutes.";
-    TlsWrongIdentity "tls_wrong_identity" none UNAVAILABLE
-        "the peer has another identity than expected"
-        "The certificate is from the right root, but of someone else than was expected. The handshake was refused."
-        "See which certificate the peer presents: the log names what was expected and what came.";
     TlsNoSpiffeId "tls_no_spiffe_id" none UNAVAILABLE
         "the client's certificate names no SPIFFE ID"
         "The certificate is from the right root, but carries no SPIFFE ID of the form `spiffe://<trust domain>/ns/<namespace>/sa/<account>`. The handshake was refused."
@@ -268,6 +265,11 @@ impl Reason {
         self.entry().grpc
     }
 
+    /// What gRPC calls that status.
+    pub fn grpc_name(self) -> &'static str {
+        self.entry().grpc_name
+    }
+
     /// One line in lower case, for `grpc-message`, bodies and logs. ASCII without `%`: needs no percent-encoding.
     pub fn message(self) -> &'static str {
         self.entry().message
@@ -293,7 +295,8 @@ impl From<Refusal> for Reason {
             Refusal::OtherTrustDomain => Self::TlsOtherTrustDomain,
             Refusal::Expired => Self::TlsExpired,
             Refusal::NotYetValid => Self::TlsNotYetValid,
-            Refusal::WrongIdentity => Self::TlsWrongIdentity,
+            // Clients are expected to be nobody in particular: it is always an endpoint.
+            Refusal::WrongIdentity => Self::PeerIdentityMismatch,
             Refusal::NoSpiffeId => Self::TlsNoSpiffeId,
             Refusal::SeveralUris => Self::TlsSeveralUris,
             Refusal::Malformed => Self::TlsMalformed,
@@ -317,13 +320,20 @@ pub fn reference() -> String {
          and `x-tulle-error-by` with `<namespace>/<workload>/<inbound|outbound>`, the proxy that made it. An answer without\n\
          them is the application's. The same reason stands in the access log (`reason`) and in the metrics\n\
          (`tulle_requests_total{reason=…}`, `tulle_refused_total{reason=…}`). A gRPC client gets HTTP status 200 with\n\
-         the gRPC status of the table. Where there is no HTTP status, no answer is made: the connection is refused or closed.\n\n\
+         the gRPC status of the table, and the message in `grpc-message`. Where there is no HTTP status, no answer is made:\n\
+         the connection is refused or closed. `tulle explain REASON` prints what stands here of one of them.\n\n\
          This page is made from `proxy/src/telemetry/reason.rs`.\n\n\
          | reason | HTTP | gRPC |\n| --- | --- | --- |\n",
     );
     for reason in Reason::ALL {
         let status = reason.status().map_or_else(|| "—".to_owned(), |status| status.to_string());
-        let _ = writeln!(out, "| [`{0}`](#{0}) | {status} | {1} |", reason.code(), reason.grpc_status());
+        let _ = writeln!(
+            out,
+            "| [`{0}`](#{0}) | {status} | {1} {2} |",
+            reason.code(),
+            reason.grpc_status(),
+            reason.grpc_name()
+        );
     }
     for reason in Reason::ALL {
         let (code, message, cause, remedy) =
@@ -363,7 +373,7 @@ mod tests {
 
     #[test]
     fn refusals_keep_their_words() {
-        for refusal in Refusal::ALL {
+        for refusal in Refusal::ALL.into_iter().filter(|refusal| *refusal != Refusal::WrongIdentity) {
             assert_eq!(Reason::from(refusal).code(), refusal.reason());
         }
     }

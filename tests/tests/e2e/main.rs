@@ -30,6 +30,7 @@ mod opaque;
 mod own;
 mod policy;
 mod rates;
+mod reasons;
 mod replay;
 mod requests;
 mod rolling;

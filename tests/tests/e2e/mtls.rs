@@ -4,11 +4,13 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::json;
 use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 use tulle_certs::TrustDomain;
 use tulle_certs::alpn::{HTTP1, MESH};
 use tulle_tests::app::App;
 use tulle_tests::identity::{self, Identity};
-use tulle_tests::{Head, Mode, Workload, World, eventually};
+use tulle_tests::{Head, Mode, Wire, Workload, World, eventually};
 
 use super::Pair;
 
@@ -42,6 +44,10 @@ async fn a_request_between_workloads_goes_over_mutual_tls() {
 /// The handshake itself succeeds for the client in TLS 1.3: the refusal comes with the first read.
 async fn refused(pair: &Pair, identity: Option<&Identity>, reason: &str) {
     let connected = identity::connect(pair.orders.inbound(), identity, &[HTTP1]).await;
+    refused_as(pair, connected, reason).await;
+}
+
+async fn refused_as(pair: &Pair, connected: std::io::Result<Wire<TlsStream<TcpStream>>>, reason: &str) {
     if let Ok(mut wire) = connected {
         let _ = wire.try_send(GET).await;
         let mut answer = Vec::new();
@@ -73,11 +79,22 @@ async fn every_wrong_certificate_is_refused_with_a_reason_of_its_own() {
     let expired = Identity::issue_at(&mesh, "web", past, Duration::from_secs(60));
     refused(&pair, Some(&expired), "tls_expired").await;
 
-    let nobody = pair.world.certificate_without_spiffe_id();
-    refused(&pair, Some(&nobody), "tls_wrong_identity").await;
+    let future = SystemTime::now() + Duration::from_secs(3600);
+    let early = Identity::issue_at(&mesh, "web", future, Duration::from_secs(60));
+    refused(&pair, Some(&early), "tls_not_yet_valid").await;
+
+    let nobody = pair.world.certificate_naming(&[]);
+    refused(&pair, Some(&nobody), "tls_no_spiffe_id").await;
+
+    let admin = pair.web.identity().replace("/web", "/admin");
+    let both = pair.world.certificate_naming(&[&pair.web.identity(), &admin]);
+    refused(&pair, Some(&both), "tls_several_uris").await;
+
+    let web = Identity::issue(&mesh, "web");
+    let thief = identity::connect_as_a_thief(pair.orders.inbound(), &web, &[HTTP1]).await;
+    refused_as(&pair, thief, "tls_bad_signature").await;
 
     // The same client with a certificate of the mesh is let in: it is not the client that was refused.
-    let web = Identity::issue(&mesh, "web");
     let mut wire = identity::connect(pair.orders.inbound(), Some(&web), &[HTTP1]).await.unwrap();
     wire.send(GET).await;
     assert_eq!(wire.response().await.1, b"secret");
@@ -86,7 +103,7 @@ async fn every_wrong_certificate_is_refused_with_a_reason_of_its_own() {
 #[tokio::test(flavor = "multi_thread")]
 async fn plain_text_is_refused_in_strict_mode() {
     let pair = Pair::start(App::saying("secret").await, "http").await;
-    let mut wire = tulle_tests::Wire::connect(pair.orders.inbound()).await;
+    let mut wire = Wire::connect(pair.orders.inbound()).await;
     wire.send(GET).await;
     let (head, body) = wire.response().await;
     assert_eq!((head.status(), head.reason()), (403, Some("mtls_required")));
@@ -110,7 +127,7 @@ async fn plain_text_is_taken_in_permissive_mode() {
     world.service("orders", "http");
     let app = App::saying("hello").await;
     let orders = world.workload("orders").serves("orders", app.address()).start().await;
-    let mut wire = tulle_tests::Wire::connect(orders.inbound()).await;
+    let mut wire = Wire::connect(orders.inbound()).await;
     wire.send(GET).await;
     assert_eq!(wire.response().await.1, b"hello");
     let record = orders.logs(&[("path", json!("/cart"))]).await;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::AsyncRead;
 use tokio::net::TcpStream;
-use tulle_certs::{Alpn, Refusal, SpiffeId};
+use tulle_certs::{Alpn, SpiffeId};
 
 use super::{open, registered};
 use crate::detect::{self, Detection};
@@ -19,7 +19,7 @@ use crate::endpoint::Endpoint;
 use crate::forward::context::Worker;
 use crate::forward::fault::Fault;
 use crate::forward::first::{self, Opened, Times};
-use crate::forward::record::ConnectionRecord;
+use crate::forward::record;
 use crate::forward::sniff::{self, Sniffed, Tell};
 use crate::io::{Io, Replay};
 use crate::policy::{self, Open, PortPolicy};
@@ -258,21 +258,14 @@ fn given_up(error: &std::io::Error) -> bool {
 
 fn refusal(error: &tls::AcceptError) -> Reason {
     match error {
-        tls::AcceptError::Refused { refusal, .. } => match refusal {
-            Refusal::NoCertificate => Reason::TlsNoCertificate,
-            Refusal::UnknownRoot => Reason::TlsUnknownRoot,
-            Refusal::OtherTrustDomain => Reason::TlsOtherTrustDomain,
-            Refusal::Expired | Refusal::NotYetValid => Reason::TlsExpired,
-            Refusal::WrongIdentity | Refusal::NoSpiffeId | Refusal::SeveralUris => Reason::TlsWrongIdentity,
-            Refusal::Malformed | Refusal::BadSignature => Reason::TlsMalformed,
-        },
+        tls::AcceptError::Refused { refusal, .. } => (*refusal).into(),
         tls::AcceptError::Failed(_) | tls::AcceptError::NoProtocol => Reason::TlsMalformed,
     }
 }
 
 /// Tells of a connection that was refused before it was known what it is.
 fn refuse(worker: &Worker, client: SocketAddr, reason: Reason, detail: &str) {
-    ConnectionRecord::new(worker, Direction::Inbound, client).refused(reason, detail).write(worker);
+    record::refused(worker, Direction::Inbound, client, reason, detail);
 }
 
 /// How long a client that must speak first may be silent, or take for what tells its protocol, before it is given up:
