@@ -400,7 +400,7 @@ mod tests {
             "",
             "2",
             "-",
-            &format!("{TRACE}"),
+            TRACE,
             &format!("{TRACE}-"),
             &format!("{TRACE}-{SPAN}-"),
             &format!("{TRACE}-{SPAN}-2"),
