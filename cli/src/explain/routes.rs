@@ -11,8 +11,8 @@ use http::uri::PathAndQuery;
 use tulle_proxy::forward::{is_grpc, refusal};
 use tulle_proxy::policy::{Connection, Denial, TlsKind, Verdict};
 use tulle_proxy::route::{
-    Abort, Asked, Backend, Conditions, Cors, Filters, Found, HeaderModifier, Hostname, MILLION, Match,
-    PathMatch, PathModifier, RequestMatch, Requests, Route, RouteKind, RouteRule, Routes, Rule, Table,
+    Abort, Asked, Backend, Conditions, Cors, FaultRule, Filters, Found, HeaderModifier, Hostname, MILLION,
+    Match, PathMatch, PathModifier, RequestMatch, Requests, Route, RouteKind, RouteRule, Routes, Rule, Table,
     TokenPlace, ValueMatch, cookie_path,
 };
 use tulle_proxy::state::{EndpointInfo, ObjectName, Peer, Protocol, ServiceInfo};
@@ -115,13 +115,16 @@ pub(super) fn explain(mesh: &Mesh, asking: &Asking, info: &ServiceInfo, to: To) 
 fn handled(said: &Requests<'_>, asked: &Asked<'_>) -> Handled {
     let long = |duration: Duration| format!("{duration:?}");
     let share = |of: u32| f64::from(of) / f64::from(MILLION / 100);
+    let fault = said.fault(asked);
     let by_route = said.rule.map(|rule| {
+        let is_own = |fault: &FaultRule| rule.faults.iter().any(|one| std::ptr::eq(one, fault));
         let fields = [
             ("request_timeout", rule.request_timeout.is_some()),
             ("backend_timeout", rule.backend_timeout.is_some()),
             ("idle_timeout", rule.idle_timeout.is_some()),
             ("deadline_header", rule.deadline_header.is_some()),
             ("retry", rule.retry.is_some()),
+            ("fault", fault.is_some_and(is_own)),
         ];
         fields.into_iter().filter(|(_, is_said)| *is_said).map(|(name, _)| name).collect()
     });
@@ -139,7 +142,7 @@ fn handled(said: &Requests<'_>, asked: &Asked<'_>) -> Handled {
             unanswered: (asked.method.is_idempotent() || retry.non_idempotent)
                 && (retry.causes.reset || retry.causes.timeout),
         }),
-        fault: said.fault(asked).map(|fault| Injected {
+        fault: fault.map(|fault| Injected {
             rule: fault.name.to_string(),
             delay: fault.delay.map(|(of, delay)| (share(of), long(delay))),
             abort: fault.abort.map(|(of, abort)| {

@@ -3,6 +3,7 @@
 
 mod attached;
 mod faults;
+mod targets;
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -96,7 +97,8 @@ async fn scripted(seen: &Seen) -> App {
     .await
 }
 
-/// The same in gRPC: a step is a status, or `silent`, or `stalls` after a message, or `promised` where that was to be longer.
+/// The same in gRPC: a step is a status (and after `+` when it may be asked again), or `silent`, or `stalls` after a message, or `promised`
+/// where that was to be longer.
 async fn grpc(seen: &Seen) -> App {
     let seen = Arc::clone(seen);
     App::http2(move |request: Request<Incoming>| {
@@ -116,8 +118,15 @@ async fn grpc(seen: &Seen) -> App {
                     answer.body(StreamBody::new(frames).boxed()).unwrap()
                 }
                 status => {
+                    let (status, after) = status.split_once('+').unwrap_or((status, ""));
                     let status = if status == "200" { "0" } else { status };
-                    answer.header("grpc-status", status).body(full("")).unwrap()
+                    let answer = answer.header("grpc-status", status);
+                    let answer = if after.is_empty() {
+                        answer
+                    } else {
+                        answer.header("grpc-retry-pushback-ms", after)
+                    };
+                    answer.body(full("")).unwrap()
                 }
             }
         }
@@ -293,6 +302,42 @@ async fn r04_a_server_that_always_fails_is_asked_no_more_than_the_budget_says() 
     let retried = shop.retried(&[("cause", "status")]).await;
     assert_eq!(retried as usize, asked - REQUESTS);
     assert!(shop.withheld("budget").await >= 90.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r04_a_grpc_server_says_when_it_is_asked_again_and_whether() {
+    let traffic =
+        format!("  retry: {{attempts: 2, grpcCodes: [UNAVAILABLE], backoff: {{base: 300ms}}}}\n  {PLENTY}");
+    let shop = Shop::start("kubernetes.io/h2c", "request: 60s", &traffic, "").await;
+    let mut sender = shop.http2().await;
+    // The script, the status, what the client is told of it, how often it was asked, and after how many milliseconds at least.
+    for (path, script, status, told, times, least) in [
+        ("/a/later", "14+1500,0", "0", "", 2, 1500),
+        ("/a/sooner", "14+1,0", "0", "", 2, 300),
+        // Each answer says it anew.
+        ("/a/twice", "14+700,14+1200,0", "0", "", 3, 1900),
+        ("/a/again", "14,14+1000,0", "0", "", 3, 1300),
+        ("/a/never", "14+-1,0", "14", "-1", 1, 0),
+        ("/a/then_never", "14,14+-1,0", "14", "-1", 2, 300),
+        ("/a/unread", "14+soon,0", "14", "soon", 1, 0),
+        ("/a/too_far", "14+10001,0", "14", "10001", 1, 0),
+        // Nobody would have waited for it.
+        ("/a/too_late", "14+9000,0", "14", "9000", 1, 0),
+        ("/a/not_named", "8+1,0", "8", "1", 1, 0),
+    ] {
+        let timeout = if path == "/a/too_late" { "8S" } else { "60S" };
+        let answer = shop.call(&mut sender, path, &[("x-script", script), ("grpc-timeout", timeout)]).await;
+        let pushback = answer.headers().get("grpc-retry-pushback-ms");
+        let pushback = pushback.map_or("", |value| value.to_str().unwrap());
+        assert_eq!((grpc_status(&answer), pushback), (status, told), "{path}: {answer:?}");
+        let visits = visits(&shop.seen, path);
+        assert_eq!(visits.len(), times, "{path}");
+        let waited = visits[times - 1].0 - visits[0].0;
+        assert!(waited >= Duration::from_millis(least), "{path}: {waited:?}");
+    }
+    for (cause, count) in [("pushback", 4.0), ("time", 1.0), ("attempts", 0.0), ("budget", 0.0)] {
+        assert_eq!(shop.withheld(cause).await, count, "{cause}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
