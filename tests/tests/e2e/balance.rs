@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use tulle_tests::app::{App, Body, full};
 use tulle_tests::{Wire, Workload, World, eventually};
 
+mod hashes;
 mod outliers;
 mod spread;
 mod zones;

@@ -4,7 +4,8 @@ use tulle_tests::load::Speech;
 
 use super::*;
 
-fn moved(before: &[String], after: &[String]) -> f64 {
+/// The part of users that are elsewhere.
+pub(super) fn moved(before: &[String], after: &[String]) -> f64 {
     before.iter().zip(after).filter(|(a, b)| a != b).count() as f64 / before.len() as f64
 }
 

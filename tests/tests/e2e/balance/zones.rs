@@ -119,3 +119,122 @@ async fn r24_what_is_too_much_at_once_spills_over_and_comes_back_only_once_it_is
     assert!(held.join_all().await.iter().all(|answer| *answer == (200, "near".to_owned())));
     shop.share_of_near("all is back", |share| share == 1.0).await;
 }
+
+impl Shop {
+    /// The Service, with this `trafficDistribution`, if any.
+    fn distributes(&self, how: &str) {
+        let how = if how.is_empty() { String::new() } else { format!(", trafficDistribution: {how}") };
+        let service = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: shop, namespace: default}}\nspec: {{clusterIP: None, ports: [{{name: main, \
+             port: 8080, appProtocol: http}}]{how}}}\n"
+        );
+        self.world.yaml("service-shop.yaml", &service);
+    }
+
+    /// Asks until `is` so of a hundred requests.
+    async fn asked_until(&self, what: &str, is: impl Fn(&Counts) -> bool) {
+        eventually(what, async || {
+            let counts = self.counts(100).await;
+            if is(&counts) { Ok(()) } else { Err(format!("{counts:?}")) }
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r24_a_services_own_traffic_distribution_prefers_the_zone_without_a_policy() {
+    let mut shop = Shop::start(false, &["near-1", "near-2", "near-3"]).await;
+    shop.add("far", false, 100, "b").await;
+    let all = |counts: &Counts| counts.len() == 4;
+    let near = |counts: &Counts| counts.len() == 3 && !counts.contains_key("far");
+    // The Service may be known before its endpoints are.
+    eventually("it answers", async || {
+        let (status, by) = shop.ask("/", "").await;
+        if status == 200 { Ok(()) } else { Err(by) }
+    })
+    .await;
+    shop.asked_until("all are used", all).await;
+    for how in ["PreferSameZone", "PreferClose", "PreferSameNode"] {
+        shop.distributes(how);
+        shop.asked_until(&format!("{how}: the own zone takes all"), near).await;
+        let before = (shop.zone_picks("own").await, shop.zone_picks("other").await);
+        assert!(near(&shop.counts(100).await), "{how}");
+        let after = (shop.zone_picks("own").await, shop.zone_picks("other").await);
+        assert_eq!((after.0 - before.0, after.1 - before.1), (100.0, 0.0), "{how}");
+        // A wish that is not known is none.
+        let other = if how == "PreferClose" { "Nearby" } else { "" };
+        shop.distributes(other);
+        shop.asked_until(&format!("{how} is taken back: all are used"), all).await;
+    }
+    shop.world
+        .control_plane_says(&["spec.trafficDistribution", "`PreferSameNode` is taken for `PreferSameZone`"])
+        .await;
+    shop.world.control_plane_says(&["spec.trafficDistribution", "`Nearby` is not known"]).await;
+
+    // Who does not know its zone, or has no endpoint in its own, prefers nobody.
+    shop.distributes("PreferSameZone");
+    shop.asked_until("the own zone takes all", near).await;
+    for (name, locality) in [("nowhere", None), ("elsewhere", Some("here/c"))] {
+        let web = shop.world.workload(name).calls("shop");
+        let web =
+            locality.into_iter().fold(web, |web, locality| web.setting("--locality", locality)).start().await;
+        let mut by = Counts::new();
+        eventually(&format!("{name}: all are used"), async || {
+            let mut wire = web.connect("shop").await;
+            let (_, name) = ask(&mut wire, "/", "").await;
+            *by.entry(name).or_default() += 1;
+            let all = ["near-1", "near-2", "near-3", "far"].iter().all(|name| by.contains_key(*name));
+            if all { Ok(()) } else { Err(format!("{by:?}")) }
+        })
+        .await;
+    }
+    // The other zone's own.
+    let there = shop.world.workload("there").calls("shop").setting("--locality", "here/b").start().await;
+    eventually("the endpoints are known", async || {
+        let usable = there.metrics().await.sum("tulle_balancer_endpoints", &[("state", "usable")]);
+        let mut wire = there.connect("shop").await;
+        let (status, by) = ask(&mut wire, "/", "").await;
+        if usable == 4.0 && status == 200 { Ok(()) } else { Err(format!("{usable} {status} {by}")) }
+    })
+    .await;
+    let (mut wire, mut far) = (there.connect("shop").await, 0.0);
+    for _ in 0..400 {
+        far += f64::from(u8::from(ask(&mut wire, "/", "").await.1 == "far"));
+    }
+    // Half as much again as a quarter: 150 of 400, and by chance five times 9.7 more or less.
+    assert!((101.0..=199.0).contains(&far), "{far}");
+    drop(there);
+
+    // Without an endpoint in the own zone all goes elsewhere.
+    for name in ["near-1", "near-2", "near-3"] {
+        shop.remove(name);
+    }
+    shop.endpoints("usable", 1).await;
+    shop.asked_until("the other zone takes all", |counts| counts.keys().all(|by| by == "far")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r24_a_policys_zones_hold_before_the_services_traffic_distribution() {
+    let mut shop = Shop::start(false, &["near"]).await;
+    shop.add("far", false, 100, "b").await;
+    shop.distributes("PreferSameZone");
+    // Of two, half as much again: three quarters, and by chance five times 8.7 of 400 more or less.
+    let share = |counts: &Counts| counts.get("near").copied().unwrap_or_default();
+    shop.policy("  loadBalancer: {algorithm: RoundRobin}", "algorithm: RoundRobin").await;
+    shop.endpoints("usable", 2).await;
+    eventually("the Service's own is in force beside the policy", async || {
+        let dump = shop.web.config_dump().await;
+        if dump.contains("maximum_load_percent: 150") { Ok(()) } else { Err(dump) }
+    })
+    .await;
+    let near = share(&shop.counts(400).await);
+    assert!((256..=344).contains(&near), "{near}");
+    let all = "  loadBalancer: {algorithm: RoundRobin, zones: {maximumLoadPercent: 200}}";
+    shop.policy_of(all, "maximum_load_percent: 200").await;
+    shop.asked_until("all stays", |counts| share(counts) == 100).await;
+    // As much as without zones.
+    let even = "  loadBalancer: {algorithm: RoundRobin, zones: {maximumLoadPercent: 100}}";
+    shop.policy_of(even, "maximum_load_percent: 100").await;
+    let near = share(&shop.counts(400).await);
+    assert!((150..=250).contains(&near), "{near}");
+}
