@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+use serde_json::json;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -145,6 +146,153 @@ async fn no_more_requests_wait_than_maximum_pending_says() {
     let refused = metrics.sum("tulle_limit_reached_total", &[labels[0], labels[1], ("outcome", "refused")]);
     assert!((refused - 1.0).abs() < 0.1, "{refused}");
     assert!(metrics.sum("tulle_limit_used", &labels) < 0.1, "nobody waits any more");
+}
+
+/// Each limit of one, and its name.
+const LIMITS: [(&str, &str); 4] = [
+    ("maximumRequests: 1", "requests"),
+    ("maximumRequestsPerEndpoint: 1", "requests_per_endpoint"),
+    ("maximumConnections: 1", "connections"),
+    ("maximumConnectionsPerEndpoint: 1", "connections_per_endpoint"),
+];
+
+/// A request that has the only place there is, under a limit with this `queueTimeout`.
+struct Occupied {
+    held: Held,
+    web: Workload,
+    first: JoinSet<u16>,
+    _world: World,
+    _app: App,
+}
+
+impl Occupied {
+    async fn start(limit: &str, queue_timeout: &str) -> Self {
+        let held = Held::new();
+        let app = held.app().await;
+        let policy = format!("limits: {{{limit}, queueTimeout: {queue_timeout}}}");
+        let (world, web) = plain(&[app.address()], "http", &policy, &[]).await;
+        let before = held.begin(&web).await;
+        let (to, mut first) = (web.outbound("orders"), JoinSet::new());
+        eventually("it is there", async || match held.arrived(before) {
+            1 => Ok(()),
+            other => {
+                // The place of whoever came before may not be free yet.
+                if first.try_join_next().is_some() || first.is_empty() {
+                    first.spawn(async move { ask(to).await.0.status() });
+                }
+                Err(other.to_string())
+            }
+        })
+        .await;
+        Self { held, web, first, _world: world, _app: app }
+    }
+
+    /// Of those who came to the limit.
+    async fn came_to(&self, name: &str, outcome: &str) -> f64 {
+        let labels = [("service", "default/orders:8080"), ("limit", name), ("outcome", outcome)];
+        self.web.metrics().await.sum("tulle_limit_reached_total", &labels)
+    }
+
+    /// Asks, and is refused.
+    async fn is_refused(&self, name: &str, within: &str) {
+        let (head, body) = ask(self.web.outbound("orders")).await;
+        assert_eq!((head.status(), head.reason()), (503, Some("overloaded")), "{name}: {head:?}");
+        let told = format!("{name} of default/orders:8080 is 1, and none was free within {within}");
+        assert!(body.contains(&told), "{name}: {body}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_in_vain_is_told_after_queue_timeout_and_who_gets_a_place_before_is_served() {
+    const TIME: Duration = Duration::from_millis(300);
+    for (limit, name) in LIMITS {
+        let occupied = Occupied::start(limit, "300ms").await;
+        let (arrived, refused) = (occupied.held.arrived(0), occupied.came_to(name, "refused").await);
+        let asked = tokio::time::Instant::now();
+        occupied.is_refused(name, "300ms").await;
+        assert!(asked.elapsed() >= TIME, "{limit}: {:?}", asked.elapsed());
+        assert_eq!(occupied.held.arrived(arrived), 0, "{limit}: it was sent nowhere");
+        assert!(occupied.came_to(name, "refused").await > refused, "{limit}");
+        // The place is free again for whoever comes then, and has not been lost to who waited.
+        occupied.held.permits.add_permits(2);
+        assert_eq!(occupied.first.join_all().await, [200], "{limit}");
+        occupied.web.reaches("orders").await;
+
+        let mut occupied = Occupied::start(limit, "10m").await;
+        let to = occupied.web.outbound("orders");
+        occupied.first.spawn(async move { ask(to).await.0.status() });
+        let labels = [("service", "default/orders:8080"), ("limit", name)];
+        occupied.web.counts("tulle_limit_waiting", &labels, 1.0).await;
+        // It waits still when that was much longer than the other's time.
+        tokio::time::sleep(TIME * 2).await;
+        assert!(occupied.first.try_join_next().is_none(), "{limit}: it waits");
+        occupied.held.permits.add_permits(2);
+        assert_eq!(std::mem::take(&mut occupied.first).join_all().await, [200; 2], "{limit}");
+        assert_eq!(occupied.came_to(name, "refused").await, 0.0, "{limit}");
+        assert!(occupied.came_to(name, "waited").await >= 1.0, "{limit}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_time_to_wait_nobody_does_for_connections_either() {
+    for (limit, name) in LIMITS {
+        let occupied = Occupied::start(limit, "0s").await;
+        for _ in 0..3 {
+            let refused = occupied.came_to(name, "refused").await;
+            occupied.is_refused(name, "0ns").await;
+            assert!(occupied.came_to(name, "refused").await > refused, "{limit}");
+        }
+        assert_eq!(occupied.came_to(name, "waited").await, 0.0, "{limit}");
+        occupied.held.permits.add_permits(2);
+        assert_eq!(occupied.first.join_all().await, [200], "{limit}");
+        // There is a place, or an idle connection that makes room: nobody has to wait for it.
+        occupied.web.idle().await;
+        occupied.web.reaches("orders").await;
+    }
+}
+
+/// An opaque connection on which this was said; `None`: it was closed before that.
+async fn saying(to: SocketAddr, said: &str) -> Option<Wire> {
+    // The reset may come before the caller has looked.
+    let mut wire = Wire::new(TcpStream::connect(to).await.ok()?);
+    wire.try_send(said).await.ok()?;
+    Some(wire)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn opaque_connections_wait_for_a_place_too_or_are_closed() {
+    for (queue_timeout, told, least) in [("0s", "0ns", 0), ("300ms", "300ms", 300), ("10m", "", 0)] {
+        let app = App::echo().await;
+        let policy = format!("limits: {{maximumConnections: 1, queueTimeout: {queue_timeout}}}");
+        let (_world, web) = plain(&[app.address()], "tcp", &policy, &[]).await;
+        let to = web.outbound("orders");
+        let mut first = eventually("an echo", async || {
+            let mut wire = saying(to, "ping").await.ok_or("it is closed")?;
+            wire.try_exactly(4).await.ok_or("no echo")?;
+            Ok(wire)
+        })
+        .await;
+        let asked = tokio::time::Instant::now();
+        let mut second = saying(to, "pong").await;
+        if told.is_empty() {
+            let labels = [("service", "default/orders:8080"), ("limit", "connections")];
+            web.counts("tulle_limit_waiting", &labels, 1.0).await;
+            first.send("more").await;
+            assert_eq!(first.exactly(4).await, b"more");
+            drop(first);
+            assert_eq!(second.unwrap().exactly(4).await, b"pong");
+            continue;
+        }
+        if let Some(second) = &mut second {
+            assert_eq!(second.to_end_or_reset().await, b"", "{queue_timeout}");
+        }
+        assert!(asked.elapsed() >= Duration::from_millis(least), "{queue_timeout}: {:?}", asked.elapsed());
+        let record = web.logs(&[("reason", json!("overloaded")), ("protocol", json!("TCP"))]).await;
+        let told = format!("connections of default/orders:8080 is 1, and none was free within {told}");
+        assert!(record["detail"].as_str().is_some_and(|detail| detail.contains(&told)), "{record}");
+        first.send("more").await;
+        assert_eq!(first.exactly(4).await, b"more");
+    }
 }
 
 /// A listener whose queue is full: connections to it are neither made nor refused.
