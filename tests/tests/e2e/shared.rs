@@ -1,12 +1,25 @@
 //! Requests of HTTP/1 that are in flight together: they share a connection between the proxies, and nobody can tell.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc};
-use tulle_tests::app::App;
-use tulle_tests::{Head, Wire, chunked};
+use tokio::task::JoinSet;
+use tulle_tests::app::{App, full};
+use tulle_tests::{Head, Wire, Workload, World, chunked, within};
 
 use super::Pair;
+use super::rolling::ends;
 
 /// Requests in flight together.
 const TOGETHER: usize = 24;
@@ -136,7 +149,7 @@ async fn a_change_of_policy_that_was_taken_back_cuts_no_request_that_comes_later
     while heads.try_recv().is_ok() {}
     // On the connection that was there before, where it still is; for longer than what is cut would last.
     let mut wires = ask(&pair, &mut heads).await;
-    tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
     answers.add_permits(TOGETHER);
     answered(&mut wires).await;
 }
@@ -151,4 +164,131 @@ async fn requests_that_share_a_connection_are_answered_for_when_the_other_proxy_
         let (head, _) = wire.response().await;
         assert_eq!((head.status(), head.reason()), (502, Some("upstream_reset")));
     }
+}
+
+/// How often each POST was seen, by its path.
+type Posts = Arc<Mutex<HashMap<String, u32>>>;
+
+/// Sends a body back, and takes its time for it: what is asked for at once is in flight together.
+async fn slow(is_http2: bool, posts: &Posts) -> App {
+    let posts = Arc::clone(posts);
+    let answer = move |request: Request<Incoming>| {
+        let posts = Arc::clone(&posts);
+        async move {
+            if request.method() == http::Method::POST {
+                *posts.lock().unwrap().entry(request.uri().path().to_owned()).or_default() += 1;
+            }
+            let Ok(body) = request.into_body().collect().await else { return Response::new(full("")) };
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            Response::new(full(body.to_bytes()))
+        }
+    };
+    if is_http2 { App::http2(answer).await } else { App::http1(answer).await }
+}
+
+/// Asks one thing after the other until it is told to stop; how many POSTs, each answered with its body, as all of them must be.
+async fn http1_lane(to: SocketAddr, lane: usize, stop: Arc<AtomicBool>) -> usize {
+    let (mut wire, mut posts) = (Wire::connect(to).await, 0);
+    for number in 0.. {
+        if stop.load(Ordering::SeqCst) {
+            break;
+        }
+        let (method, length) = if number % 2 == 0 { ("POST", 3000 + number) } else { ("GET", 0) };
+        let head =
+            format!("{method} /{lane}/{number} HTTP/1.1\r\nhost: orders\r\ncontent-length: {length}\r\n\r\n");
+        wire.send([head.as_bytes(), &vec![b'x'; length]].concat()).await;
+        let (head, body) = wire.response().await;
+        assert_eq!(
+            (head.status(), head.reason(), body.len()),
+            (200, None, length),
+            "/{lane}/{number}: {head:?}"
+        );
+        assert!(!head.has("connection", "close"), "its own proxy does not go: {head:?}");
+        posts += usize::from(method == "POST");
+    }
+    posts
+}
+
+/// The same, on a connection of HTTP/2 that it shares with others.
+async fn http2_lane(
+    mut sender: http2::SendRequest<Full<Bytes>>,
+    lane: usize,
+    stop: Arc<AtomicBool>,
+) -> usize {
+    let mut posts = 0;
+    for number in 0.. {
+        if stop.load(Ordering::SeqCst) {
+            break;
+        }
+        let (method, length) = if number % 2 == 0 { ("POST", 3000 + number) } else { ("GET", 0) };
+        let request = Request::builder().method(method).uri(format!("http://orders/{lane}/{number}"));
+        let request = request.body(Full::new(Bytes::from(vec![b'x'; length]))).unwrap();
+        let answer = within("an answer", sender.send_request(request)).await.unwrap();
+        let (head, body) = answer.into_parts();
+        let body = within("a body", body.collect()).await.unwrap().to_bytes();
+        let reason = head.headers.get("x-tulle-error");
+        assert_eq!((head.status.as_u16(), reason, body.len()), (200, None, length), "/{lane}/{number}");
+        posts += usize::from(method == "POST");
+    }
+    posts
+}
+
+/// Under load, proxies of the server's come and drain; nothing is lost, and no POST is seen twice.
+async fn drained_under_load(is_http2: bool) {
+    const LANES: usize = 48;
+    let world = World::strict().await;
+    world.service("orders", if is_http2 { "kubernetes.io/h2c" } else { "http" });
+    let posts = Posts::default();
+    let app = slow(is_http2, &posts).await;
+    let server = async |number: usize| -> Workload {
+        let workload = world.workload(&format!("orders-{number}")).serves("orders", app.address());
+        let workload = workload.setting("--drain-grace", "1h").start().await;
+        workload.counts("tulle_registered", &[], 1.0).await;
+        workload
+    };
+    let mut orders = server(0).await;
+    let web = world.workload("web").calls("orders").start().await;
+    let (to, stop) = (web.outbound("orders"), Arc::new(AtomicBool::default()));
+    let mut lanes = JoinSet::new();
+    if is_http2 {
+        let stream = TcpStream::connect(to).await.unwrap();
+        let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+        let (sender, connection) = within("an HTTP/2 handshake", handshake).await.unwrap();
+        tokio::spawn(connection);
+        (0..LANES).for_each(|lane| drop(lanes.spawn(http2_lane(sender.clone(), lane, Arc::clone(&stop)))));
+    } else {
+        (0..LANES).for_each(|lane| drop(lanes.spawn(http1_lane(to, lane, Arc::clone(&stop)))));
+    }
+    for number in 1..=4 {
+        // All lanes have been here by then.
+        let labels = [("direction", "inbound"), ("status", "200")];
+        let asked = async || orders.counts("tulle_requests_total", &labels, (LANES * 4) as f64).await;
+        tokio::select! {
+            () = asked() => {}
+            lane = lanes.join_next() => panic!("a lane has ended: {lane:?}"),
+        }
+        let handshakes =
+            orders.metrics().await.sum("tulle_tls_handshakes_total", &[("direction", "inbound")]);
+        assert!(handshakes < LANES as f64 / 2.0, "{handshakes} connections for {LANES} requests at a time");
+        let next = server(number).await;
+        let mut before = std::mem::replace(&mut orders, next);
+        before.process().signal(rustix::process::Signal::TERM);
+        ends(before).await;
+    }
+    stop.store(true, Ordering::SeqCst);
+    let answered: usize = within("the lanes' ends", lanes.join_all()).await.into_iter().sum();
+    let posts = posts.lock().unwrap();
+    let twice: Vec<_> = posts.iter().filter(|(_, times)| **times > 1).collect();
+    assert!(twice.is_empty(), "{twice:?}");
+    assert_eq!(posts.len(), answered);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r06_requests_that_share_a_connection_are_not_lost_nor_doubled_while_proxies_drain_under_load() {
+    drained_under_load(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r06_streams_of_http2_are_not_lost_nor_doubled_while_proxies_drain_under_load() {
+    drained_under_load(true).await;
 }
