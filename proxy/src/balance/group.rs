@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use super::Load;
 use super::settings::{Outliers, Policy};
 use super::standing::{EJECTED, GONE, GROWING, LOCAL, PROBATION, Standing, UNHEALTHY};
-use super::zones::{self, Spill};
+use super::zones::{self, Owed, Spill};
 
 /// See the module.
 #[derive(Debug)]
@@ -28,6 +28,8 @@ pub struct Group {
     zoned: AtomicBool,
     /// What the own zone gets, of 2³².
     pub(super) local_share: AtomicU64,
+    /// What it has not had of that yet.
+    pub(super) owed: Owed,
     /// Whose turn it is, by side.
     pub(super) turn: [AtomicUsize; 2],
     state: Mutex<Whole>,
@@ -184,6 +186,7 @@ impl Group {
             panicking: AtomicBool::new(false),
             zoned: AtomicBool::new(false),
             local_share: AtomicU64::new(0),
+            owed: Owed::default(),
             turn: [AtomicUsize::new(turn), AtomicUsize::new(turn)],
             state: Mutex::default(),
             counts: Counts::default(),

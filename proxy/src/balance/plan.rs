@@ -120,10 +120,12 @@ impl Plan {
 
 impl<'a, L: Fn(usize) -> Option<Seen<'a>>> Pick<'_, L> {
     fn is_local(&self, key: Option<u64>, draws: &mut Draws) -> bool {
-        let share = self.group.local_share.load(Relaxed) as f64 / WHOLE;
+        let share = self.group.local_share.load(Relaxed);
         // The same key stays in the same zone.
-        let at = key.map_or_else(|| draws.next(), |key| mix(!key));
-        unit(at) < share
+        match key {
+            Some(key) => unit(mix(!key)) < share as f64 / WHOLE,
+            None => self.group.owed.takes(share, draws.next()),
+        }
     }
 
     fn side(&self, number: usize, key: Option<u64>, draws: &mut Draws) -> Option<usize> {

@@ -3,6 +3,10 @@
 //! All of them, as long as none of its endpoints gets more than its cap, in proportion to what each would get without
 //! zones. While its endpoints are too slow, too busy or refuse too much, more and more goes elsewhere, and comes back once
 //! that is well over, more slowly: so it does not swing. No cap is exceeded elsewhere either.
+//!
+//! The share is kept to by counting ([`Owed`]): were each request drawn by itself, a zone at its cap would be over it as often as not.
+
+use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 
 use super::group::Seen;
 use super::settings::{WarmUp, Zones};
@@ -29,6 +33,30 @@ pub(super) struct Spill {
     part: f64,
     answers: f64,
     refused: f64,
+}
+
+/// What the own zone should have had of the requests so far, and has not; below 0 if it has had more. Of one request it is
+/// [`WHOLE`], and less than that in either direction, whatever the shares were.
+#[derive(Debug, Default)]
+pub(super) struct Owed(AtomicI64);
+
+// === impl Owed ===
+
+impl Owed {
+    /// Whether the own zone takes the next request, of which it gets `share` of [`WHOLE`]: by chance as far as what it is owed
+    /// leaves it open, so that requests which differ by turns are not parted by kind. `random`: uniformly so.
+    pub(super) fn takes(&self, share: u64, random: u64) -> bool {
+        const ONE: i64 = WHOLE as i64;
+        let share = i64::try_from(share).unwrap_or(ONE).min(ONE);
+        // The usual case: not even counted.
+        if share == 0 || share == ONE {
+            return share == ONE;
+        }
+        let chance = (random >> 32) as i64;
+        let takes = |owed: i64| owed + share > chance;
+        let next = |owed| Some(owed + share - if takes(owed) { ONE } else { 0 });
+        takes(self.0.fetch_update(Relaxed, Relaxed, next).unwrap_or_else(|owed| owed))
+    }
 }
 
 // === impl Spill ===

@@ -75,7 +75,8 @@ impl Port {
     fn spread(&self, requests: usize, rng: &mut Rng) -> Vec<usize> {
         let mut counts = vec![0; self.ends.len()];
         for _ in 0..requests {
-            let i = self.pick(Some(rng.next()), SECOND, rng.next()).unwrap();
+            let key = self.policy.balancer.is_by_hash().then(|| rng.next());
+            let i = self.pick(key, SECOND, rng.next()).unwrap();
             self.ends[i].load.start(SECOND);
             self.group.sent(&self.ends[i].standing);
             counts[i] += 1;
@@ -365,10 +366,15 @@ fn r24_no_endpoint_gets_more_than_its_cap_however_skewed_the_zones_are() {
             let port = zoned(preference(), local, others, algorithm);
             let counts = port.spread(20_000, &mut Rng::new(1));
             let mean = 20_000.0 / (local + others) as f64;
-            // The ring's own unevenness comes on top.
-            let cap = if algorithm == Algorithm::RingHash { 1.8 } else { 1.55 };
+            // What a hash decides comes on top, and within a zone of several what chance does; where neither has a say, a request.
+            let cap = match algorithm {
+                Algorithm::RingHash => 1.8,
+                Algorithm::RoundRobin => 1.5 + 1.0 / mean,
+                _ if local == 1 && algorithm != Algorithm::Maglev => 1.5 + 1.0 / mean,
+                _ => 1.55,
+            };
             let most = *counts.iter().max().unwrap() as f64 / mean;
-            assert!(most < cap, "{algorithm:?} {local}:{others} {counts:?}");
+            assert!(most <= cap, "{algorithm:?} {local}:{others} {counts:?}");
             let here: usize = counts[..local].iter().sum();
             let fair = local as f64 / (local + others) as f64;
             let expected = (fair * 1.5).min(1.0);
@@ -376,6 +382,37 @@ fn r24_no_endpoint_gets_more_than_its_cap_however_skewed_the_zones_are() {
             assert_eq!(port.group.counted().zones, [here as u64, 20_000 - here as u64]);
         }
     }
+}
+
+#[test]
+fn r24_the_own_zones_share_is_kept_to_in_any_stretch_and_over_all_workers() {
+    // One of five endpoints here, which takes three of ten.
+    let port = zoned(preference(), 1, 4, Algorithm::PeakEwma);
+    let picks: Vec<bool> = {
+        let mut rng = Rng::new(1);
+        (0..2_000).map(|_| port.pick(None, SECOND, rng.next()) == Some(0)).collect()
+    };
+    for stretch in [10, 100, 1_000] {
+        for picks in picks.windows(stretch) {
+            let here = picks.iter().filter(|here| **here).count() as f64;
+            assert!((here - 0.3 * stretch as f64).abs() < 2.0, "{here} of {stretch}");
+        }
+    }
+    // Whoever asks for something else by turns is not sent elsewhere with it.
+    for (every, first) in [(2, 0), (2, 1), (10, 0), (10, 5)] {
+        let picks = picks.iter().skip(first).step_by(every);
+        let share = picks.clone().filter(|here| **here).count() as f64 / picks.count() as f64;
+        assert!((share - 0.3).abs() < 0.12, "each {every}. from {first} on: {share}");
+    }
+    let here: usize = std::thread::scope(|scope| {
+        let picks = |seed| {
+            let mut rng = Rng::new(seed);
+            (0..1_000).filter(|_| port.pick(None, SECOND, rng.next()) == Some(0)).count()
+        };
+        let threads = [1, 2].map(|seed| scope.spawn(move || picks(seed)));
+        threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+    });
+    assert!((599..=601).contains(&here), "{here}");
 }
 
 #[test]

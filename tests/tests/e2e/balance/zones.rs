@@ -13,9 +13,9 @@ async fn r24_the_own_zone_is_preferred_and_no_endpoint_gets_more_than_half_as_mu
     let requests = 4000;
     let counts = shop.counts(requests).await;
     let mean = requests as f64 / 5.0;
-    // 1,200 there, ± 29 by chance: none is out by five times that.
-    assert!(counts.values().all(|count| (*count as f64) < 1.5 * mean + 145.0), "{counts:?}");
-    assert!(counts["near"] as f64 > 1.5 * mean - 145.0, "{counts:?}");
+    // The zone's share is kept to in any stretch of requests, by less than two of them.
+    assert!(counts.values().all(|count| (*count as f64) < 1.5 * mean + 2.0), "{counts:?}");
+    assert!(counts["near"] as f64 > 1.5 * mean - 2.0, "{counts:?}");
     let metrics = shop.web.metrics().await;
     let picks = |zone| metrics.sum("tulle_balancer_zone_picks_total", &[("zone", zone)]);
     assert!(picks("own") >= counts["near"] as f64 && picks("other") > 0.0);
