@@ -1,83 +1,23 @@
 //! Rate limits over time: how much passes of what is too much (R16), and what a change of them does.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use http::Response;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 use tulle_tests::app::{App, full};
-use tulle_tests::{Head, Wire, eventually};
+use tulle_tests::rates::{BURST, GET, is_kept_to, passed};
+use tulle_tests::{Wire, eventually};
 
 use super::limits::{pair, rate_limits, traffic};
 
-const GET: &str = "GET / HTTP/1.1\r\nhost: orders\r\n\r\n";
-
-/// Whether it passed; else it must be refused by a limit.
-fn passed(head: &Head) -> bool {
-    match (head.status(), head.reason()) {
-        (200, None) => true,
-        (429, Some("rate_limited")) => false,
-        _ => panic!("{head:?}"),
-    }
-}
-
-/// Asks, one after the other, until one is refused; how many passed, and when that was, at the earliest and at the latest.
-async fn until_refused(to: SocketAddr) -> (u64, [Instant; 2]) {
-    let (mut wire, mut count) = (Wire::connect(to).await, 0);
-    loop {
-        let sent = Instant::now();
-        wire.send(GET).await;
-        if !passed(&wire.response().await.0) {
-            return (count, [sent, Instant::now()]);
-        }
-        count += 1;
-    }
-}
-
-/// `requests` a second, each `lanes` by turns, for so long; how many passed, and how many did not.
-async fn overload(to: SocketAddr, lanes: u32, requests: u32, lasts: Duration) -> (u64, u64) {
-    let begun = Instant::now();
-    let lane = |number: u32| async move {
-        let (mut wire, mut counts) = (Wire::connect(to).await, (0, 0));
-        let every = Duration::from_secs(1) * lanes / requests;
-        let mut pace = tokio::time::interval_at(begun + every * number / lanes, every);
-        while begun.elapsed() < lasts {
-            pace.tick().await;
-            wire.send(GET).await;
-            match passed(&wire.response().await.0) {
-                true => counts.0 += 1,
-                false => counts.1 += 1,
-            }
-        }
-        counts
-    };
-    let lanes: JoinSet<(u64, u64)> = (0..lanes).map(lane).collect();
-    lanes.join_all().await.iter().fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
-}
-
-/// From one moment at which there is no room to another exactly so many pass as the time between brings, however the requests came,
-/// as long as the burst is never whole again between.
 async fn keeps_to_the_rate(direction: &'static str) {
     const RATE: u32 = 50;
     let app = App::saying("ok").await;
-    // Five seconds' worth: a machine that sleeps for less loses nothing.
-    let limits = format!("[{{name: all, rate: {{requests: {RATE}, per: 1s, burst: {}}}}}]", RATE * 5);
+    let limits = format!("[{{name: all, rate: {{requests: {RATE}, per: 1s, burst: {}}}}}]", RATE * BURST);
     let (_world, _orders, web) = pair(&app, "http", &rate_limits(direction, &limits)).await;
-    let to = web.outbound("orders");
-    let (_, [begun, began]) = until_refused(to).await;
-    let (mut count, refused) = overload(to, 10, RATE * 4, Duration::from_secs(10)).await;
-    let (more, [ending, ended]) = until_refused(to).await;
-    count += more;
-    let brings = |time: Duration| f64::from(RATE) * time.as_secs_f64();
-    let (least, most) = (brings(ending - began), brings(ended - begun));
-    assert!(
-        count as f64 >= least * 0.98 - 1.0 && count as f64 <= most * 1.02 + 1.0,
-        "{direction}: {count} passed, and neither {least:.1} nor {most:.1}; {refused} were refused"
-    );
-    assert!(refused > 0, "{direction}: nothing was too much");
+    is_kept_to(direction, &web.outbound("orders").into(), RATE).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

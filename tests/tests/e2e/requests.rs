@@ -5,10 +5,10 @@ mod attached;
 mod faults;
 mod targets;
 
-use std::collections::HashMap;
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response};
@@ -19,89 +19,14 @@ use serde_json::json;
 use tokio::net::TcpStream;
 use tokio_stream::StreamExt as _;
 use tulle_tests::app::{App, full};
-use tulle_tests::{Head, Wire, Workload, World, eventually};
-
-/// When each request was seen, by its path, and what its `grpc-timeout` or `x-deadline` said.
-type Seen = Arc<Mutex<HashMap<String, Vec<(Instant, String)>>>>;
-
-/// Takes a visit down, and tells which step of the script it is for.
-fn step(seen: &Seen, path: &str, script: &str, told: Option<&str>) -> String {
-    let mut all = seen.lock().unwrap();
-    let visits = all.entry(path.to_owned()).or_default();
-    let step = script.split(',').nth(visits.len()).unwrap_or("200").to_owned();
-    visits.push((Instant::now(), told.unwrap_or_default().to_owned()));
-    step
-}
-
-fn visits(seen: &Seen, path: &str) -> Vec<(Instant, String)> {
-    seen.lock().unwrap().get(path).cloned().unwrap_or_default()
-}
-
-const CHUNKED: &str = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
-
-/// Does with the nth request for a path what is nth in its field `x-script`.
-async fn scripted(seen: &Seen) -> App {
-    let seen = Arc::clone(seen);
-    App::wire(move |mut wire: Wire| {
-        let seen = Arc::clone(&seen);
-        async move {
-            while let Some(head) = wire.try_head().await {
-                let path = head.line.split(' ').nth(1).unwrap().to_owned();
-                let step = step(&seen, &path, head.get("x-script").unwrap_or("200"), head.get("x-deadline"));
-                if step == "echo" {
-                    wire.send(CHUNKED).await;
-                    loop {
-                        let size = wire.line().await;
-                        let length = usize::from_str_radix(size.trim(), 16).unwrap();
-                        let rest = wire.exactly(length + 2).await;
-                        wire.send([size.trim().as_bytes(), b"\r\n", &rest].concat()).await;
-                        if length == 0 {
-                            break;
-                        }
-                    }
-                    continue;
-                }
-                wire.body(&head).await;
-                let answer = match &*step {
-                    // With a byte of an answer, so that it is not for its own proxy to send it again.
-                    "reset" => return wire.send("H").await,
-                    "silent" => return drop(wire.to_end_or_reset().await),
-                    "stalls" => {
-                        wire.send(format!("{CHUNKED}2\r\nok\r\n")).await;
-                        return drop(wire.to_end_or_reset().await);
-                    }
-                    "drips" => {
-                        wire.send(CHUNKED).await;
-                        for _ in 0..6 {
-                            tokio::time::sleep(Duration::from_millis(500)).await;
-                            wire.send("1\r\nx\r\n").await;
-                        }
-                        "0\r\n\r\n".to_owned()
-                    }
-                    status => {
-                        let (status, after) = status.split_once('+').unwrap_or((status, ""));
-                        let after = if after.is_empty() {
-                            String::new()
-                        } else {
-                            format!("retry-after: {after}\r\n")
-                        };
-                        format!("HTTP/1.1 {status} Said\r\n{after}content-length: 0\r\n\r\n")
-                    }
-                };
-                if wire.try_send(answer).await.is_err() {
-                    return;
-                }
-            }
-        }
-    })
-    .await
-}
+use tulle_tests::script::{Seen, scripted, step, visits};
+use tulle_tests::{Head, Workload, World, eventually};
 
 /// The same in gRPC: a step is a status (and after `+` when it may be asked again), or `silent`, or `stalls` after a message, or `promised`
 /// where that was to be longer.
-async fn grpc(seen: &Seen) -> App {
+fn grpc(listener: TcpListener, seen: &Seen) -> App {
     let seen = Arc::clone(seen);
-    App::http2(move |request: Request<Incoming>| {
+    App::http2_on(listener, move |request: Request<Incoming>| {
         let seen = Arc::clone(&seen);
         async move {
             let field = |name: &str| request.headers().get(name).map(|value| value.to_str().unwrap());
@@ -131,7 +56,6 @@ async fn grpc(seen: &Seen) -> App {
             }
         }
     })
-    .await
 }
 
 /// `web`, which calls `shop`, which does what requests ask for.
@@ -155,7 +79,8 @@ impl Shop {
     /// With more YAML.
     async fn with(protocol: &str, timeouts: &str, traffic: &str, faults: &str, more: &str) -> Self {
         let (world, seen) = (World::strict().await, Seen::default());
-        let app = if protocol == "http" { scripted(&seen).await } else { grpc(&seen).await };
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let app = if protocol == "http" { scripted(listener, &seen) } else { grpc(listener, &seen) };
         world.service("shop", protocol);
         let target = "targetRefs: [{group: \"\", kind: Service, name: shop}]";
         let of = |kind: &str, spec: &str| {

@@ -5,10 +5,10 @@ use std::net::SocketAddr;
 
 use tokio::net::TcpSocket;
 
-use super::spread::moved;
 use super::*;
 use crate::changes::slices_of;
 use crate::limits::traffic;
+use tulle_tests::named::moved;
 
 const ALGORITHMS: [&str; 2] = ["RingHash", "Maglev"];
 

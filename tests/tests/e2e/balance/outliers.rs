@@ -68,7 +68,7 @@ async fn what_grpc_says_last_ejects_too() {
     let shop = Shop::start(true, &["a", "b"]).await;
     let spec = "  loadBalancer: {algorithm: RoundRobin, panicThresholdPercent: 0}
   outlierDetection: {consecutiveGrpcErrors: 3, ejectionTime: 1h, maximumEjectionTime: 1h}";
-    let call = async || call(&mut http2(&shop).await).await;
+    let call = async || call(&mut http2(&shop.web.outbound("shop").into()).await).await;
     eventually("it answers", async || {
         let (status, _) = call().await;
         if status == "0" { Ok(()) } else { Err(status) }

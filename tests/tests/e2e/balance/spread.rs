@@ -1,13 +1,9 @@
 //! How each algorithm spreads requests (R14, R15).
 
 use tulle_tests::load::Speech;
+use tulle_tests::named::{Clients, moved};
 
 use super::*;
-
-/// The part of users that are elsewhere.
-pub(super) fn moved(before: &[String], after: &[String]) -> f64 {
-    before.iter().zip(after).filter(|(a, b)| a != b).count() as f64 / before.len() as f64
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_algorithm_spreads_requests_over_the_endpoints() {
@@ -52,86 +48,18 @@ async fn each_algorithm_spreads_requests_over_the_endpoints() {
     .await;
 }
 
-/// A client's connection.
-enum Client {
-    Http1(Wire),
-    Http2(hyper::client::conn::http2::SendRequest<Body>),
-}
-
-/// So many of them, which share one connection if it is HTTP/2.
-async fn clients(shop: &Shop, speech: Speech, count: usize) -> Vec<Client> {
-    let mut clients = Vec::new();
-    if speech == Speech::Http1 {
-        for _ in 0..count {
-            clients.push(Client::Http1(shop.web.connect("shop").await));
-        }
-    } else {
-        let sender = http2(shop).await;
-        clients.extend((0..count).map(|_| Client::Http2(sender.clone())));
-    }
-    clients
-}
-
-impl Client {
-    /// Who answers, or with which status.
-    async fn ask(&mut self, speech: Speech) -> Result<String, String> {
-        let (is_well, status, by) = match self {
-            Self::Http1(wire) => {
-                let (status, by) = ask(wire, "/", "").await;
-                (status == 200, status.to_string(), by)
-            }
-            Self::Http2(sender) if speech == Speech::Grpc => {
-                let (status, by) = call(sender).await;
-                (status == "0", status, by)
-            }
-            Self::Http2(sender) => {
-                let request = Request::get("http://shop/").body(full("")).unwrap();
-                let response = sender.send_request(request).await.unwrap();
-                let status = response.status();
-                let body = response.into_body().collect().await.unwrap();
-                let by = String::from_utf8(body.to_bytes().to_vec()).unwrap();
-                (status == 200, status.to_string(), by)
-            }
-        };
-        if is_well { Ok(by) } else { Err(format!("{status}: {by}")) }
-    }
-}
-
-/// Who answers `requests` of the clients, each of which sends its next once the last is answered.
-async fn asked(clients: &mut Vec<Client>, speech: Speech, requests: usize) -> Counts {
-    let each = requests / clients.len();
-    let mut running = JoinSet::new();
-    for mut client in clients.drain(..) {
-        running.spawn(async move {
-            let mut counts = Counts::new();
-            for _ in 0..each {
-                *counts.entry(client.ask(speech).await.unwrap()).or_default() += 1;
-            }
-            (client, counts)
-        });
-    }
-    let mut all = Counts::new();
-    for (client, counts) in running.join_all().await {
-        clients.push(client);
-        for (by, count) in counts {
-            *all.entry(by).or_default() += count;
-        }
-    }
-    all
-}
-
 /// By default: two endpoints, and two more that come while long connections are in use.
 async fn scale_out(speech: Speech, at_once: usize) {
     let http2 = speech != Speech::Http1;
     let mut shop = Shop::start(http2, &["a", "b"]).await;
-    let mut clients = clients(&shop, speech, at_once).await;
-    eventually("it answers", async || clients[0].ask(speech).await).await;
-    asked(&mut clients, speech, 400).await;
+    let mut clients = Clients::connect(&shop.web.outbound("shop").into(), speech, at_once).await;
+    eventually("it answers", async || clients.ask().await).await;
+    clients.counts(400).await;
     shop.add("c", http2, 100, "a").await;
     shop.add("d", http2, 100, "a").await;
     // By chance alone it is 1,000 ± 27: none is out by five times that. What else there may be is a machine that is held up.
     eventually("within 15 %", async || {
-        let counts = asked(&mut clients, speech, 4_000).await;
+        let counts = clients.counts(4_000).await;
         println!("{speech:?}, {at_once} at once: {counts:?}");
         let is_even = counts.len() == 4 && counts.values().all(|count| (850..=1150).contains(count));
         if is_even { Ok(()) } else { Err(format!("{counts:?}")) }
