@@ -1,5 +1,5 @@
-//! A mesh of pods: each a network namespace with an address of both families on one bridge, services with virtual IPs that
-//! nobody has (no kube-proxy: they are routed to the node, which knows no way), our rules installed by the real command,
+//! A mesh of pods: each a network namespace with an address of both families on one bridge, services with virtual IPs at which
+//! nobody listens (no kube-proxy: they are the node's, which refuses what comes), our rules installed by the real command,
 //! and real proxies behind them.
 //!
 //! A [`Cluster`] is made inside [`in_a_node`](crate::netns::in_a_node). The control plane runs on the node.
@@ -17,11 +17,17 @@ use crate::workload::{ready, unready};
 use crate::world::{NAMESPACE, qualified, scrape};
 use crate::{Metrics, Mode, Wire, World, binary};
 
+/// Seconds that curl waits for an answer: less than [`eventually`] does.
+const PATIENCE: &str = "60";
 /// The proxy's user, and its mark where there is only one user.
 const PROXY_UID: u32 = 1337;
 const MARK: &str = "0x1337";
 /// The user of everything else.
 const NOBODY: u32 = 65534;
+
+/// What a proxy is started with where its test says nothing else: it waits for as long as a busy machine takes.
+const DEFAULTS: [(&str, &str); 3] =
+    [("--workers", "2"), ("--discovery-timeout", "60s"), ("--connect-timeout", "60s")];
 
 /// A node with a bridge, and the control plane on it.
 #[derive(Debug)]
@@ -37,6 +43,8 @@ pub struct Pod {
     /// Its Kubernetes namespace.
     of: String,
     name: String,
+    /// Nowhere in particular if empty.
+    zone: &'static str,
     namespace: Namespace,
     number: u8,
     folder: Folder,
@@ -82,7 +90,8 @@ impl Cluster {
     pub async fn start(mode: Mode) -> Self {
         shell(
             "ip link add pods type bridge; ip link set pods up
-             ip addr add 10.77.0.1/24 dev pods; ip addr add fd77::1/64 dev pods nodad",
+             ip addr add 10.77.0.1/24 dev pods; ip addr add fd77::1/64 dev pods nodad
+             ip route add local 10.96.0.0/16 dev lo; ip -6 route add local fd96::/64 dev lo",
         );
         let world = World::start_with(mode, |control_plane| {
             control_plane.without("--grpc-address").flag("--grpc-address", "10.77.0.1:0")
@@ -122,6 +131,7 @@ impl Cluster {
         Pod {
             of: of.to_owned(),
             name: name.to_owned(),
+            zone: "",
             namespace,
             number,
             folder,
@@ -135,6 +145,13 @@ impl Cluster {
         let mut pod = self.pod(name);
         pod.join(self, &[], &[]).await;
         pod
+    }
+
+    /// As [`Cluster::meshed`], of so many, which start together: by name and zone.
+    pub async fn meshed_in<const N: usize>(&self, pods: [(&str, &'static str); N]) -> [Pod; N] {
+        let mut pods = pods.map(|(name, zone)| Pod { zone, ..self.pod(name) });
+        futures_util::future::join_all(pods.iter_mut().map(|pod| pod.join(self, &[], &[]))).await;
+        pods
     }
 
     /// A Service whose port 8080 speaks `app_protocol` (nothing declared if empty), with virtual IPs, and the pods behind
@@ -187,12 +204,13 @@ impl Cluster {
         for (pod, account) in pods {
             let identity = account.map(|account| format!("tulle.dev/identity: {NAMESPACE}/{account}"));
             let identity = identity.unwrap_or_default();
+            let zone = if pod.zone.is_empty() { String::new() } else { format!("    zone: {}\n", pod.zone) };
             for (family, address) in [("IPv4", IpAddr::V4(pod.v4())), ("IPv6", IpAddr::V6(pod.v6()))] {
                 yaml.push_str(&format!(
                     "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: {name}-{}-{}\n  \
                      namespace: {NAMESPACE}\n  labels: {{kubernetes.io/service-name: {name}}}\n  annotations: {{{identity}}}\n\
                      addressType: {family}\nports: [{{name: {port_name}, port: {port}, protocol: TCP}}]\nendpoints:\n  \
-                     - addresses: ['{address}']\n    conditions: {{ready: true}}\n    \
+                     - addresses: ['{address}']\n    conditions: {{ready: true}}\n{zone}    \
                      targetRef: {{kind: Pod, name: {}, namespace: {NAMESPACE}}}\n",
                     pod.name,
                     family.to_ascii_lowercase(),
@@ -207,7 +225,8 @@ impl Cluster {
 // === impl Pod ===
 
 impl Pod {
-    /// Installs our rules by these flags, sees by the real check that they hold, and starts a proxy with those.
+    /// Installs our rules by these flags, sees by the real check that they hold, and starts a proxy with those, in place of
+    /// [`DEFAULTS`] where they say the same.
     pub async fn join(&mut self, cluster: &Cluster, rules: &[&str], flags: &[(&str, &str)]) {
         let own: &[&str] = if has_users() { &[] } else { &["--proxy-mark", MARK] };
         for verb in ["install", "check"] {
@@ -227,12 +246,16 @@ impl Pod {
             .flag("--workload", workload)
             .flag("--control-plane-address", cluster.world.grpc().to_string())
             .flag("--identity-token-file", token)
-            .flag("--workers", "2")
             .flag("--log-format", "text");
         if !has_users() {
             program = program.flag("--intercept-proxy-mark", MARK);
         }
-        for (flag, value) in flags {
+        let locality = format!("here/{}", self.zone);
+        let own = [("--locality", &*locality)];
+        let own = if self.zone.is_empty() { &own[..0] } else { &own };
+        let said = |flag: &str| flags.iter().any(|(said, _)| *said == flag);
+        let more = DEFAULTS.iter().chain(own).filter(|(flag, _)| !said(flag));
+        for (flag, value) in more.chain(flags) {
             program = program.flag(flag, *value);
         }
         let mut proxy = self.namespace.enter(|| Process::start(program, &self.folder));
@@ -317,7 +340,7 @@ impl Pod {
     /// What curl is answered by `http://<to>/`, or why it is not.
     pub async fn curl_port(&self, to: SocketAddr) -> Result<String, String> {
         let url = format!("http://{to}/");
-        let ran = self.run("curl", &["-sS", "--fail-with-body", "--max-time", "10", &url]).await;
+        let ran = self.run("curl", &["-sS", "--fail-with-body", "--max-time", PATIENCE, &url]).await;
         if ran.status.success() { Ok(ran.stdout) } else { Err(ran.stdout + &ran.stderr) }
     }
 
@@ -327,7 +350,7 @@ impl Pod {
         std::fs::write(&file, format!("nameserver {server}\n")).expect("a file");
         // A view of the machine's files in which that one is the resolver's.
         let line = format!(
-            "mount --bind {} /etc/resolv.conf; exec curl -sS --fail-with-body --max-time 10 {url}",
+            "mount --bind {} /etc/resolv.conf; exec curl -sS --fail-with-body --max-time {PATIENCE} {url}",
             file.display()
         );
         let ran = ended(self.start("unshare", &["-m", "sh", "-ec", &line], None)).await;

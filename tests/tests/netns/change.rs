@@ -14,7 +14,7 @@ use tulle_tests::pod::{Cluster, Pod, Port, VirtualIps};
 use tulle_tests::{Program, binary, eventually, long, within};
 
 use super::mesh::says_its_name;
-use super::resilience::{answers, patient};
+use super::resilience::{answers, meshed};
 
 /// How often each side is restarted, under how much load.
 #[derive(Clone, Copy)]
@@ -37,7 +37,7 @@ impl Form {
 }
 
 /// Where each protocol is spoken, of the Service and of the pods behind it.
-fn port(speech: Speech) -> Port {
+pub(crate) fn port(speech: Speech) -> Port {
     let number = match speech {
         Speech::Http1 => 8081,
         Speech::Http2 => 8082,
@@ -60,7 +60,7 @@ struct Client {
 
 impl Server {
     async fn start(cluster: &Cluster, number: usize, seen: &Seen, form: Form) -> Self {
-        let pod = patient(cluster, &format!("orders-{number}"), &[("--drain-grace", form.grace)]).await;
+        let pod = meshed(cluster, &format!("orders-{number}"), &[("--drain-grace", form.grace)]).await;
         let listen = |speech| pod.listen(&format!("[::]:{}", port(speech).number));
         let apps = Speech::ALL.map(|speech| Orders::start_on(listen(speech), speech, seen));
         Self { pod, _apps: apps }
@@ -91,7 +91,7 @@ impl Client {
         form: Form,
     ) -> Self {
         let name = format!("web-{number}");
-        let pod = patient(cluster, &name, &[("--drain-grace", form.grace)]).await;
+        let pod = meshed(cluster, &name, &[("--drain-grace", form.grace)]).await;
         for (speech, to) in Speech::ALL.iter().zip(services) {
             answers(&pod, *to, *speech != Speech::Http1).await;
         }
@@ -180,9 +180,8 @@ fn r07_a_pod_that_was_cut_off_from_the_control_plane_uses_what_there_is_soon_aft
     const PORT: Port = Port { number: 8080, name: "main", app_protocol: "http" };
     in_a_node(async || {
         let cluster = Cluster::strict().await;
-        let web = patient(&cluster, "web", &[]).await;
-        let pods =
-            [cluster.meshed("stays").await, cluster.meshed("goes").await, cluster.meshed("comes").await];
+        let web = cluster.meshed("web").await;
+        let pods = cluster.meshed_in(["stays", "goes", "comes"].map(|name| (name, ""))).await;
         let _apps = pods.each_ref().map(says_its_name);
         let [stays, goes, comes] = pods.each_ref().map(|pod| (pod, Some(pod.name())));
         let moved = cluster.service_of("moved", &PORT, &[stays, goes]);

@@ -10,11 +10,13 @@ mod egress;
 mod first;
 mod lacking;
 mod led;
+mod limits;
 mod mesh;
 mod names;
 mod resilience;
 mod rules;
 mod run;
+mod spread;
 
 /// The same tests once more, without privileges.
 #[test]

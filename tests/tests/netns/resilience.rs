@@ -16,10 +16,10 @@ use tulle_tests::{Wire, eventually, long};
 
 use super::mesh::says_its_name;
 
-/// A pod in the mesh whose proxy waits for the control plane for as long as it takes: this machine may be busy.
-pub(crate) async fn patient(cluster: &Cluster, name: &str, flags: &[(&str, &str)]) -> Pod {
+/// A pod in the mesh whose proxy has these flags.
+pub(crate) async fn meshed(cluster: &Cluster, name: &str, flags: &[(&str, &str)]) -> Pod {
     let mut pod = cluster.pod(name);
-    pod.join(cluster, &[], &[&[("--discovery-timeout", "30s")], flags].concat()).await;
+    pod.join(cluster, &[], flags).await;
     pod
 }
 
@@ -28,7 +28,7 @@ pub(crate) async fn answers(pod: &Pod, to: SocketAddr, http2: bool) {
     eventually(&format!("{} is answered by {to}", pod.name()), async || {
         let version = if http2 { "--http2-prior-knowledge" } else { "--http1.1" };
         let url = format!("http://{to}/");
-        let own = ["-sS", "--fail-with-body", "-o", "/dev/null", "--max-time", "30", version, &url];
+        let own = ["-sS", "--fail-with-body", "-o", "/dev/null", "--max-time", "60", version, &url];
         let ran = pod.run("curl", &own).await;
         if ran.status.success() { Ok(()) } else { Err(ran.stderr) }
     })
@@ -39,9 +39,10 @@ pub(crate) async fn answers(pod: &Pod, to: SocketAddr, http2: bool) {
 async fn pair(
     cluster: &Cluster,
     protocol: &'static str,
+    flags: &[(&str, &str)],
     app: impl FnOnce(&Pod) -> App,
 ) -> (Pod, Pod, App, SocketAddr) {
-    let (web, orders) = (patient(cluster, "web", &[]).await, patient(cluster, "orders", &[]).await);
+    let (web, orders) = (meshed(cluster, "web", flags).await, meshed(cluster, "orders", flags).await);
     let app = app(&orders);
     let to = SocketAddr::new(cluster.service("orders", protocol, &[&orders]).v4, 8080);
     answers(&web, to, protocol == "grpc").await;
@@ -53,7 +54,7 @@ fn r02_a_burst_of_connections_through_the_rules_meets_no_error_of_the_proxies() 
     raise_file_limit();
     in_a_node(async || {
         let cluster = Cluster::strict().await;
-        let (web, _orders, _app, to) = pair(&cluster, "http", says_its_name).await;
+        let (web, _orders, _app, to) = pair(&cluster, "http", &[], says_its_name).await;
         let to = web.namespace().dial(to);
         let count = if long() { 2_000 } else { 500 };
         let mut asked = JoinSet::new();
@@ -77,7 +78,8 @@ fn r03_requests_around_the_moment_when_the_server_closes_are_neither_lost_nor_se
         let cluster = Cluster::strict().await;
         let seen = Seen::default();
         let app = |pod: &Pod| closes_after_a_second(pod.listen("[::]:8080"), &seen);
-        let (web, _orders, _app, to) = pair(&cluster, "http", app).await;
+        // One worker has one pool: what it has seen of the server it knows for all.
+        let (web, _orders, _app, to) = pair(&cluster, "http", &[("--workers", "1")], app).await;
         let (lanes, rounds) = if long() { LONG } else { SHORT };
         around_the_end(&web.namespace().dial(to), &seen, lanes, rounds).await;
     });
@@ -89,7 +91,7 @@ fn r14_a_servers_maximum_connection_age_fails_no_call_and_ends_streams_with_a_st
         let cluster = Cluster::strict().await;
         let (age, grace) = (Duration::from_secs(2), Duration::from_secs(1));
         let app = |pod: &Pod| aging(pod.listen("[::]:8080"), age, grace);
-        let (web, _orders, _app, to) = pair(&cluster, "grpc", app).await;
+        let (web, _orders, _app, to) = pair(&cluster, "grpc", &[], app).await;
         let (to, tally) = (web.namespace().dial(to), Arc::<Tally>::default());
         let (pace, streams, times) = if long() {
             (Pace { lanes: 8, rate: 200, stream: Duration::ZERO }, 20, 150)
@@ -128,14 +130,11 @@ fn r15_a_session_stays_where_it_is_while_others_come_and_go() {
     const PORT: Port = Port { number: 8080, name: "main", app_protocol: "http" };
     in_a_node(async || {
         let cluster = Cluster::strict().await;
-        let web = patient(&cluster, "web", &[]).await;
-        let mut pods = Vec::new();
-        for name in ["one", "two", "three", "four"] {
-            let pod = patient(&cluster, name, &[]).await;
-            pods.push((says_its_name(&pod), pod));
-        }
+        let web = cluster.meshed("web").await;
+        let pods = cluster.meshed_in(["one", "two", "three", "four"].map(|name| (name, ""))).await;
+        let _apps = pods.each_ref().map(says_its_name);
         let some = |numbers: &[usize]| -> Vec<_> {
-            numbers.iter().map(|number| (&pods[*number].1, Some(pods[*number].1.name()))).collect()
+            numbers.iter().map(|number| (&pods[*number], Some(pods[*number].name()))).collect()
         };
         cluster.world().yaml("route.yaml", SESSIONS);
         let ips = cluster.service_of("orders", &PORT, &some(&[0, 1]));
@@ -150,7 +149,7 @@ fn r15_a_session_stays_where_it_is_while_others_come_and_go() {
         // More of them, others, and nobody else.
         for numbers in [&[0, 1, 2, 3][..], &[1, 2, 3], &[1, 3], &[0, 1], &[1]] {
             cluster.change("orders", &PORT, ips, &some(numbers));
-            let expected: Vec<_> = numbers.iter().map(|number| pods[*number].1.name().to_owned()).collect();
+            let expected: Vec<_> = numbers.iter().map(|number| pods[*number].name().to_owned()).collect();
             eventually(&format!("new sessions are at {expected:?}"), async || {
                 let mut by = Vec::new();
                 for _ in 0..expected.len() * 8 {
