@@ -212,7 +212,7 @@ async fn who_waits_in_vain_is_told_after_queue_timeout_and_who_gets_a_place_befo
         occupied.is_refused(name, "300ms").await;
         assert!(asked.elapsed() >= TIME, "{limit}: {:?}", asked.elapsed());
         assert_eq!(occupied.held.arrived(arrived), 0, "{limit}: it was sent nowhere");
-        assert!(occupied.came_to(name, "refused").await > refused, "{limit}");
+        assert_eq!(occupied.came_to(name, "refused").await, refused + 1.0, "{limit}");
         // The place is free again for whoever comes then, and has not been lost to who waited.
         occupied.held.permits.add_permits(2);
         assert_eq!(occupied.first.join_all().await, [200], "{limit}");
@@ -229,7 +229,10 @@ async fn who_waits_in_vain_is_told_after_queue_timeout_and_who_gets_a_place_befo
         occupied.held.permits.add_permits(2);
         assert_eq!(std::mem::take(&mut occupied.first).join_all().await, [200; 2], "{limit}");
         assert_eq!(occupied.came_to(name, "refused").await, 0.0, "{limit}");
-        assert!(occupied.came_to(name, "waited").await >= 1.0, "{limit}");
+        // Who waited for a connection may have got the first's, which idles, and not one more.
+        if name.starts_with("requests") {
+            assert_eq!(occupied.came_to(name, "waited").await, 1.0, "{limit}");
+        }
     }
 }
 
@@ -240,7 +243,7 @@ async fn without_time_to_wait_nobody_does_for_connections_either() {
         for _ in 0..3 {
             let refused = occupied.came_to(name, "refused").await;
             occupied.is_refused(name, "0ns").await;
-            assert!(occupied.came_to(name, "refused").await > refused, "{limit}");
+            assert_eq!(occupied.came_to(name, "refused").await, refused + 1.0, "{limit}");
         }
         assert_eq!(occupied.came_to(name, "waited").await, 0.0, "{limit}");
         occupied.held.permits.add_permits(2);

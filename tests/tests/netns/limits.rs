@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use tulle_tests::eventually;
 use tulle_tests::netns::in_a_node;
 use tulle_tests::pod::{Cluster, Pod, VirtualIps};
 use tulle_tests::rates::{BURST, is_kept_to};
@@ -98,7 +99,11 @@ fn r04_one_budget_holds_for_all_routes_and_workers() {
         policy(&cluster, "TrafficPolicy", "orders", budget);
         cluster.world().yaml("route.yaml", ROUTES);
         let to = cluster.service("orders", "http", &[&orders]);
-        answers(&web, SocketAddr::new(to.v4, 8080), false).await;
+        eventually("its routes are known, none of which is for this path", async || {
+            let said = asked(&web, to, "GET", "/", "").await;
+            if said == "404 route_not_found" { Ok(()) } else { Err(said) }
+        })
+        .await;
         let script = "503,".repeat(200);
         let ask = async |requests: usize| {
             for number in 0..requests {

@@ -8,6 +8,8 @@ use tokio::net::TcpSocket;
 use super::*;
 use crate::changes::slices_of;
 use crate::limits::traffic;
+use tulle_tests::Wire;
+use tulle_tests::app::App;
 use tulle_tests::named::moved;
 
 const ALGORITHMS: [&str; 2] = ["RingHash", "Maglev"];

@@ -19,11 +19,12 @@ async fn r24_the_own_zone_is_preferred_and_no_endpoint_gets_more_than_half_as_mu
     let metrics = shop.web.metrics().await;
     let picks = |zone| metrics.sum("tulle_balancer_zone_picks_total", &[("zone", zone)]);
     assert!(picks("own") >= counts["near"] as f64 && picks("other") > 0.0);
-    // A zone that is large enough takes all.
-    for near in ["near-2", "near-3", "near-4", "near-5", "near-6", "near-7"] {
+    // A zone that is large enough, of nine endpoints in thirteen, takes all.
+    for near in 2..=9 {
+        let near = &*format!("near-{near}");
         shop.add(near, false, 100, "a").await;
     }
-    shop.endpoints("usable", 11).await;
+    shop.endpoints("usable", 13).await;
     eventually("the own zone takes all", async || {
         let counts = shop.counts(100).await;
         if counts.keys().all(|by| by.starts_with("near")) { Ok(()) } else { Err(format!("{counts:?}")) }
