@@ -7,6 +7,7 @@
 mod driver;
 mod edges;
 mod histogram;
+mod jaeger;
 mod mesh;
 mod report;
 mod scrape;
@@ -24,6 +25,7 @@ use tokio::time::MissedTickBehavior;
 
 use self::driver::Driver;
 use self::edges::History;
+use self::jaeger::Jaeger;
 use self::mesh::{Folders, Mesh};
 use self::report::Report;
 use self::table::{Screen, milliseconds};
@@ -43,6 +45,7 @@ Examples:
   tulle demo --for 10s                ends by itself, with a verdict
   tulle demo --for 5s --output json   one JSON object on standard output
   tulle demo --rps 500 --keep-dir     more traffic; YAML and logs stay
+  tulle demo --jaeger 127.0.0.1:4317  every request's way as a trace
 
 Exit status:
   0    every edge carried traffic over mutual TLS and no request failed;
@@ -63,6 +66,10 @@ pub(crate) struct DemoArgs {
     /// Requests per second to `web`.
     #[arg(long, value_name = "N", default_value = "50", value_parser = clap::value_parser!(u32).range(1..=20_000))]
     rps: u32,
+    /// Send a trace of every request to where Jaeger, or any other collector, takes OTLP: over gRPC at `<host>:<port>`
+    /// (Jaeger's port is 4317), over HTTP at `http://<host>:<port>` (4318).
+    #[arg(long, value_name = "ADDRESS")]
+    jaeger: Option<Jaeger>,
     /// Leave the folder of YAML, state and logs behind.
     #[arg(long)]
     keep_dir: bool,
@@ -99,7 +106,7 @@ async fn demo(arguments: &DemoArgs, folder: &Folder, mut stop: Stop) -> Result<E
     }
     let folders = Folders::create(folder.path())?;
     let started = tokio::select! {
-        started = Mesh::start(folders) => started?,
+        started = Mesh::start(folders, arguments.jaeger.as_ref()) => started?,
         () = stop.wait() => return Ok(ExitCode::from(130)),
     };
     let mut run = Run::new(started, arguments.rps).await?;
@@ -164,7 +171,10 @@ impl Run {
         tokio::pin!(end);
         // Where nothing can be redrawn, what does not change is said once.
         let mut printed = Instant::now();
-        if arguments.output == Format::Table && !screen.is_live() && screen.draw(&self.hints()).is_err() {
+        if arguments.output == Format::Table
+            && !screen.is_live()
+            && screen.draw(&self.hints(arguments)).is_err()
+        {
             return None;
         }
         loop {
@@ -184,7 +194,7 @@ impl Run {
             let mut lines = self.lines();
             if screen.is_live() {
                 lines.push(String::new());
-                lines.extend(self.hints());
+                lines.extend(self.hints(arguments));
             }
             if screen.draw(&lines).is_err() {
                 // Nobody looks on.
@@ -243,7 +253,7 @@ impl Run {
     }
 
     /// What can be done meanwhile.
-    fn hints(&self) -> Vec<String> {
+    fn hints(&self, arguments: &DemoArgs) -> Vec<String> {
         let mut lines = vec![
             format!("web       curl http://{}/", self.mesh.front),
             format!("YAML      {}    change the weights", self.mesh.folders.route().display()),
@@ -254,6 +264,9 @@ impl Run {
         }
         if let Some(address) = self.mesh.inbound_of("payments-v1") {
             lines.push(format!("refused   curl http://{address}/    payments-v1 without a certificate"));
+        }
+        if let Some(jaeger) = &arguments.jaeger {
+            lines.push(format!("traces    {}    Jaeger's page, unless it was told otherwise", jaeger.page()));
         }
         let pid = self.mesh.control_plane_pid();
         lines.push(format!("control   kill -9 {pid}    the control plane: traffic goes on"));

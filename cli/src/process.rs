@@ -35,6 +35,8 @@ pub(crate) struct Program {
     pub(crate) name: String,
     /// What follows `tulle internal`.
     pub(crate) arguments: Vec<String>,
+    /// Variables that it has beside ours.
+    pub(crate) environment: Vec<(&'static str, String)>,
 }
 
 /// A running process.
@@ -110,12 +112,17 @@ impl Process {
             Some(output) => output,
             None => errors.try_clone().context("the log's descriptor")?.into(),
         };
-        // Settings of a mesh that is run in earnest from the same shell are not meant for this one.
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TULLE_"))
-        {
+        // Settings of a mesh that is run in earnest from the same shell are not meant for this one; nor are those of
+        // telemetry where it has its own.
+        let told = |prefix| program.environment.iter().any(|(name, _)| name.starts_with(prefix));
+        let meant_for_others =
+            |name: &str| name.starts_with("TULLE_") || name.starts_with("OTEL_") && told("OTEL_");
+        for (name, _) in std::env::vars_os().filter(|(name, _)| meant_for_others(&name.to_string_lossy())) {
             command.env_remove(name);
         }
+        let environment = program.environment.iter().map(|(name, value)| (name, value));
         let child = command
+            .envs(environment)
             .stdin(input)
             .stdout(output)
             .stderr(errors)

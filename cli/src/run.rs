@@ -438,7 +438,7 @@ async fn start_proxy(
         "text",
     ]);
     flags.extend(room.proxy_flags());
-    let program = Program { name: "proxy".to_owned(), arguments: flags };
+    let program = Program { name: "proxy".to_owned(), arguments: flags, environment: Vec::new() };
     let mut proxy = Process::start(program, Stdio::null(), logs)?;
     let addresses = proxy.addresses(&addresses).await?;
     let metrics = Origin::new(addresses.get("metrics")?, None)?;

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use http::HeaderMap;
 
+use super::jaeger::Jaeger;
 use super::scrape;
 use super::topology::{self, NAMESPACE, PORT, WORKLOADS, Workload};
 use crate::http::Origin;
@@ -103,7 +104,7 @@ impl Mesh {
     ///
     /// # Errors
     /// What did not start, with the end of its log. All that had started has ended by then.
-    pub(crate) async fn start(folders: Folders) -> Result<Self> {
+    pub(crate) async fn start(folders: Folders, jaeger: Option<&Jaeger>) -> Result<Self> {
         let (mut control_plane, addresses) = start_control_plane(&folders).await?;
         let grpc = addresses.get("grpc")?;
         let (rooms, notices) = match open_rooms(&folders) {
@@ -120,7 +121,7 @@ impl Mesh {
             let listener = TcpListener::bind("127.0.0.1:0").context("no free port on 127.0.0.1")?;
             let bound = listener.local_addr().context("a listener's address")?;
             let room = rooms.get(index);
-            let process = start_proxy(&folders, &workload, grpc, room, bound)?;
+            let process = start_proxy(&folders, &workload, grpc, room, bound, jaeger)?;
             started.push((workload, process, room, listener, bound));
         }
         let front = started.first().map(|(.., bound)| *bound).context("no workload")?;
@@ -264,6 +265,7 @@ async fn start_control_plane(folders: &Folders) -> Result<(Process, Addresses)> 
             "--log-format",
             "text",
         ]),
+        environment: Vec::new(),
     };
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     let mut process = Process::start(program(any, any), Stdio::null(), &folders.logs)?;
@@ -280,6 +282,7 @@ fn start_proxy(
     control_plane: SocketAddr,
     room: Option<&Room>,
     bound: SocketAddr,
+    jaeger: Option<&Jaeger>,
 ) -> Result<Process> {
     let Workload { name, services, upstream, .. } = workload;
     let application = room.map_or(bound, |_| IN_ROOM);
@@ -328,7 +331,9 @@ fn start_proxy(
         }
         (None, None) => arguments.extend(strings(&["--outbound-listen", "none"])),
     }
-    Process::start(Program { name: proxy_name(workload), arguments }, Stdio::null(), &folders.logs)
+    let environment = jaeger.map(Jaeger::variables).unwrap_or_default();
+    let program = Program { name: proxy_name(workload), arguments, environment };
+    Process::start(program, Stdio::null(), &folders.logs)
 }
 
 /// A room for each workload. What a room refuses is nothing that the demo's services do.
@@ -356,7 +361,8 @@ fn start_in_room(
     program.extend(arguments.iter().map(Into::into));
     let command = room.command(&program);
     let input = front.map_or_else(Stdio::null, |front| OwnedFd::from(front).into());
-    Process::start_as(Program { name: workload.name.to_owned(), arguments }, command, input, &folders.logs)
+    let program = Program { name: workload.name.to_owned(), arguments, environment: Vec::new() };
+    Process::start_as(program, command, input, &folders.logs)
 }
 
 fn service_arguments(workload: &Workload) -> Vec<String> {
@@ -374,11 +380,8 @@ fn start_service(
         let address = addresses.get(&format!("outbound/{NAMESPACE}/{upstream}:{PORT}"))?;
         arguments.extend(strings(&["--upstream", &format!("{upstream}:{PORT}={address}")]));
     }
-    Process::start(
-        Program { name: workload.name.to_owned(), arguments },
-        OwnedFd::from(listener).into(),
-        &folders.logs,
-    )
+    let program = Program { name: workload.name.to_owned(), arguments, environment: Vec::new() };
+    Process::start(program, OwnedFd::from(listener).into(), &folders.logs)
 }
 
 fn proxy_name(workload: &Workload) -> String {

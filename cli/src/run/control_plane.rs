@@ -130,7 +130,8 @@ fn start(config: &Path, state: &Path, logs: &Path, [grpc, metrics]: [SocketAddr;
         "--log-format",
         "text",
     ]);
-    Process::start(Program { name: "control-plane".to_owned(), arguments }, Stdio::null(), logs)
+    let program = Program { name: "control-plane".to_owned(), arguments, environment: Vec::new() };
+    Process::start(program, Stdio::null(), logs)
 }
 
 fn addresses_file(state: &Path) -> PathBuf {

@@ -54,7 +54,7 @@ impl Room {
     ) -> Result<Self> {
         let socket = folder.join(format!("{name}.sockets"));
         let arguments = strings(&["namespace", "--socket", &socket.to_string_lossy()]);
-        let program = Program { name: format!("{name}-namespace"), arguments };
+        let program = Program { name: format!("{name}-namespace"), arguments, environment: Vec::new() };
         let mut process = Process::start_piped(program, logs)?;
         let (hold, output) = process.pipes();
         let mut lines = BufReader::new(output.context("a pipe")?);
