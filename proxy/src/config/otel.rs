@@ -238,9 +238,9 @@ impl Tracing {
         let endpoint = mine.endpoint.is_some();
         Self {
             disabled: mine.disabled || its.disabled,
-            protocol: mine.protocol.or(its.protocol.filter(|_| !endpoint)),
-            headers: mine.headers.or(its.headers.filter(|_| !endpoint)),
-            certificate: mine.certificate.or(its.certificate.filter(|_| !endpoint)),
+            protocol: mine.protocol.or_else(|| its.protocol.filter(|_| !endpoint)),
+            headers: mine.headers.or_else(|| its.headers.filter(|_| !endpoint)),
+            certificate: mine.certificate.or_else(|| its.certificate.filter(|_| !endpoint)),
             endpoint: mine.endpoint.or(its.endpoint),
             timeout: mine.timeout.or(its.timeout),
             service_name: mine.service_name.or(its.service_name),
@@ -313,11 +313,11 @@ impl Tracing {
 
     /// How many spans are held.
     pub fn limits(&self) -> Limits {
-        let queue = self.queue.unwrap_or(Limits::default().queue);
+        let queue = self.queue.unwrap_or_else(|| Limits::default().queue);
         Limits {
             queue,
-            batch: self.batch.unwrap_or(Limits::default().batch).min(queue),
-            delay: self.delay.unwrap_or(Limits::default().delay),
+            batch: self.batch.unwrap_or_else(|| Limits::default().batch).min(queue),
+            delay: self.delay.unwrap_or_else(|| Limits::default().delay),
         }
     }
 

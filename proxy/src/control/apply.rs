@@ -269,7 +269,7 @@ impl Applier {
     fn put(&mut self, decoded: Decoded, wanted: &mut Vec<ResourceName>) -> Result<(), String> {
         let store = Arc::clone(&self.store);
         match decoded {
-            Decoded::Mesh(mesh) => store.update(|snapshot| snapshot.mesh = Some(Arc::new(mesh))),
+            Decoded::Mesh(mesh) => store.update(|snapshot| snapshot.mesh = Some(Arc::from(mesh))),
             Decoded::Workload(mut workload) => {
                 // What goes to these is taken for one's own, and given to the application in plain text.
                 workload.addresses.retain(|ip| io::is_own_address(*ip));

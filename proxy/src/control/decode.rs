@@ -51,7 +51,7 @@ pub enum Decoded {
         /// Whether it is what holds for this workload once that is registered.
         registered: bool,
     },
-    Mesh(MeshInfo),
+    Mesh(Box<MeshInfo>),
     TrustBundle(TrustBundle),
 }
 
@@ -310,7 +310,7 @@ fn mesh(message: v1::Mesh, name: &str) -> Result<Decoded> {
     if name != tulle_api::MESH {
         return Err(fault("", format!("is named {name:?}; the only one is named {:?}", tulle_api::MESH)));
     }
-    Ok(Decoded::Mesh(MeshInfo {
+    Ok(Decoded::Mesh(Box::new(MeshInfo {
         trust_domain: trust_domain(&message.trust_domain)?,
         mode: mode(message.mtls, "mtls")?,
         networks: each(message.networks, "networks", network)?,
@@ -320,7 +320,7 @@ fn mesh(message: v1::Mesh, name: &str) -> Result<Decoded> {
         },
         tracing: message.tracing.map(|said| tracing(said, "tracing")).transpose()?,
         access_log: logged::access_log(message.access_log.unwrap_or_default(), "access_log")?,
-    }))
+    })))
 }
 
 fn tracing(message: v1::Tracing, at: &str) -> Result<Tracing> {
