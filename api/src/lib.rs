@@ -3,6 +3,8 @@
 //! - [`discovery`]: the delta ADS envelope, byte for byte that of xDS v3.
 //! - [`v1`]: our resources, and what proxies report.
 //! - [`ca`]: Istio's certificate service.
+//!
+//! And the few rules that both must read alike: [`log_filter`], [`openmetrics`].
 
 /// Laid out by package, since generated code of one package refers to another's by relative path.
 #[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]
@@ -33,6 +35,7 @@ mod generated {
 mod access_log;
 mod digest;
 mod log;
+pub mod openmetrics;
 mod resource_type;
 
 pub use access_log::{

@@ -19,7 +19,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prost::Message as _;
 use tokio::net::TcpListener;
-use tulle_api::{ResourceType, v1};
+use tulle_api::{ResourceType, openmetrics, v1};
 
 use crate::ads::Proxies;
 use crate::asking::Reporters;
@@ -118,8 +118,12 @@ impl Pages {
         match request.uri().path() {
             "/metrics" => match self.metrics() {
                 Ok(body) => {
+                    let (body, kind) = match wants_openmetrics(request) {
+                        true => (openmetrics::from_text(&body), openmetrics::CONTENT_TYPE),
+                        false => (body, "text/plain; version=0.0.4; charset=utf-8"),
+                    };
                     let mut response = Response::new(Full::new(body.into()));
-                    let kind = header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+                    let kind = header::HeaderValue::from_static(kind);
                     response.headers_mut().insert(header::CONTENT_TYPE, kind);
                     response
                 }
@@ -179,11 +183,12 @@ impl Pages {
         response
     }
 
-    fn metrics(&self) -> prometheus::Result<Vec<u8>> {
+    fn metrics(&self) -> prometheus::Result<String> {
         let findings = self.publisher.findings().borrow().clone();
         self.metrics.render(&Gauges {
             model: &self.publisher.model(),
             findings: &findings,
+            objects: self.publisher.objects(),
             proxies: &self.proxies.list(),
             leaf_expires: self.ca.creds_at(SystemTime::now()).not_after(),
             issuer_expires: self.ca.not_after(),
@@ -210,6 +215,11 @@ fn is_for_loopback(request: &Request<Incoming>) -> bool {
         host.eq_ignore_ascii_case("localhost")
             || host.parse().is_ok_and(|ip: IpAddr| ip.to_canonical().is_loopback())
     }) && !FORWARDED.iter().any(|name| request.headers().contains_key(*name))
+}
+
+fn wants_openmetrics(request: &Request<Incoming>) -> bool {
+    let accept = request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+    accept.is_some_and(openmetrics::is_wanted)
 }
 
 fn nothing_there() -> Response<Full<Bytes>> {

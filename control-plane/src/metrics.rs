@@ -1,15 +1,19 @@
 //! What the control plane counts. Counters are counted where it happens; gauges that follow from other state are
 //! read when they are asked for ([`Gauges`]).
 
+use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use prometheus::core::Collector;
-use prometheus::{Encoder, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{
+    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
 use tulle_api::ResourceType;
 
 use crate::ads::Connected;
 use crate::finding::{Finding, Severity};
 use crate::model::Model;
+use crate::object::Kind;
 
 /// All of it; cheap to clone.
 #[derive(Clone, Debug)]
@@ -29,6 +33,10 @@ pub struct Metrics {
     pub acks: IntCounterVec,
     /// Responses refused in part, by type.
     pub nacks: IntCounterVec,
+    /// From a change's being taken in to its being sent to a proxy that uses what changed, in seconds.
+    pub push: Histogram,
+    /// From there to that proxy's answer, in seconds.
+    pub convergence: Histogram,
     /// What came of proxies' comparing what they hold with the model, by result.
     pub comparisons: IntCounterVec,
     /// Names answered as absent although asked for, by reason.
@@ -40,6 +48,7 @@ pub struct Metrics {
     /// Snapshots published.
     pub models: IntCounter,
     findings: IntGaugeVec,
+    objects: IntGaugeVec,
     /// Resources that connected proxies have rejected and not accepted since, by type.
     rejected: IntGaugeVec,
     /// What can be asked for, by type.
@@ -54,6 +63,8 @@ pub struct Gauges<'a> {
     pub model: &'a Model,
     /// What is wrong with what people wrote.
     pub findings: &'a [Finding],
+    /// What people wrote, by kind and status.
+    pub objects: BTreeMap<(Kind, &'static str), usize>,
     /// Who is connected.
     pub proxies: &'a [Connected],
     /// When the control plane's own certificate expires.
@@ -67,6 +78,9 @@ struct Families {
     registry: Registry,
     rows: String,
 }
+
+/// What a change takes from the sources to proxies: on one host milliseconds; in seconds it is slow, and in minutes a proxy hangs.
+const SECONDS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0];
 
 // === impl Families ===
 
@@ -94,6 +108,12 @@ impl Families {
 
     fn counters(&mut self, name: &str, label: &str, help: &str) -> prometheus::Result<IntCounterVec> {
         self.register("counter", IntCounterVec::new(Opts::new(name, help), &[label]))
+    }
+
+    /// Of durations.
+    fn histogram(&mut self, name: &str, help: &str) -> prometheus::Result<Histogram> {
+        let options = HistogramOpts::new(name, help).buckets(SECONDS.to_vec());
+        self.register("histogram", Histogram::with_opts(options))
     }
 
     fn gauge(&mut self, name: &str, help: &str) -> prometheus::Result<IntGauge> {
@@ -148,6 +168,14 @@ impl Metrics {
                 "type",
                 "Responses of which a proxy rejected a part",
             )?,
+            push: f.histogram(
+                "tulle_control_plane_push_duration_seconds",
+                "From the moment when a change is taken in until it is sent to a proxy that uses what changed; what a proxy is told because it asks is not counted",
+            )?,
+            convergence: f.histogram(
+                "tulle_control_plane_convergence_duration_seconds",
+                "From the same moment until that proxy has answered that it has the change in use, or rejects it",
+            )?,
             comparisons: f.counters(
                 "tulle_control_plane_comparisons_total",
                 "result",
@@ -190,6 +218,11 @@ impl Metrics {
                 &["severity"],
                 "What is wrong with what people wrote, now: `error`, `warning`",
             )?,
+            objects: f.gauges(
+                "tulle_control_plane_objects",
+                &["kind", "status"],
+                "What people wrote, by kind and by the worst that is found wrong with an object, now: `ok`, `warning`, `error`",
+            )?,
             expiration: f.gauges(
                 "tulle_identity_cert_expiration_timestamp_seconds",
                 &["kind"],
@@ -205,6 +238,11 @@ impl Metrics {
                 family.with_label_values(&[resource_type.as_str()]);
             }
         }
+        for outcome in
+            ["issued_by_token", "issued_by_certificate", "unauthenticated", "denied", "bad_request", "failed"]
+        {
+            metrics.certificates.with_label_values(&[outcome]);
+        }
         for result in ["equal", "different"] {
             metrics.comparisons.with_label_values(&[result]);
         }
@@ -215,10 +253,16 @@ impl Metrics {
     ///
     /// # Errors
     /// When a metric cannot be encoded: never.
-    pub fn render(&self, now: &Gauges<'_>) -> prometheus::Result<Vec<u8>> {
+    pub fn render(&self, now: &Gauges<'_>) -> prometheus::Result<String> {
         for (severity, word) in [(Severity::Error, "error"), (Severity::Warning, "warning")] {
             let count = now.findings.iter().filter(|finding| finding.severity == severity).count();
             set(&self.findings, word, count);
+        }
+        // A status that an object no longer has must not stay.
+        self.objects.reset();
+        for ((kind, status), count) in &now.objects {
+            let count = i64::try_from(*count).unwrap_or(i64::MAX);
+            self.objects.with_label_values(&[kind.as_str(), status]).set(count);
         }
         self.proxies.set(i64::try_from(now.proxies.len()).unwrap_or(i64::MAX));
         for resource_type in ResourceType::ALL {
@@ -231,9 +275,7 @@ impl Metrics {
             let seconds = expires.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
             self.expiration.with_label_values(&[kind]).set(i64::try_from(seconds).unwrap_or(i64::MAX));
         }
-        let mut text = Vec::new();
-        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
-        Ok(text)
+        TextEncoder::new().encode_to_string(&self.registry.gather())
     }
 }
 

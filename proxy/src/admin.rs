@@ -17,10 +17,11 @@ mod tests;
 use std::net::IpAddr;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderValue, ORIGIN};
+use http::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderValue, ORIGIN};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use serde_json::Value;
+use tulle_api::openmetrics;
 
 pub use self::certs::certs;
 pub use self::serve::{Listener, bind_unix, serve};
@@ -149,7 +150,7 @@ fn answer(face: Face, request: &Request<Bytes>, state: &dyn AdminState) -> Answe
 
 fn page(page: Page, request: &Request<Bytes>, state: &dyn AdminState) -> Answer {
     match page {
-        Page::Metrics => respond(StatusCode::OK, prometheus::TEXT_FORMAT, state.metrics()),
+        Page::Metrics => metrics(request, state),
         Page::Ready => match state.readiness() {
             Ok(()) => text(StatusCode::OK, "ready\n"),
             Err(missing) => text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {missing}\n")),
@@ -171,6 +172,18 @@ fn page(page: Page, request: &Request<Bytes>, state: &dyn AdminState) -> Answer 
             state.shutdown();
             text(StatusCode::ACCEPTED, "draining, then ending\n")
         }
+    }
+}
+
+/// In the form that is asked for.
+fn metrics(request: &Request<Bytes>, state: &dyn AdminState) -> Answer {
+    let accept = request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok());
+    match accept.is_some_and(openmetrics::is_wanted) {
+        true => {
+            let body = openmetrics::from_text(&state.metrics());
+            respond(StatusCode::OK, openmetrics::CONTENT_TYPE, body)
+        }
+        false => respond(StatusCode::OK, prometheus::TEXT_FORMAT, state.metrics()),
     }
 }
 

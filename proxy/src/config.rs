@@ -108,6 +108,8 @@ pub struct Config {
     pub metrics_address: Option<SocketAddr>,
     /// How many lines `/metrics` may have.
     pub metrics_max_series: usize,
+    /// What requests and connections are told apart by on `/metrics`.
+    pub metrics_labels: SeriesLabels,
     /// Upper bounds of the latency histograms' buckets, ascending.
     pub metrics_latency_buckets: Vec<Duration>,
     /// Where [`BoundAddresses`] are written.
@@ -182,6 +184,36 @@ pub enum LogFormat {
     Json,
     /// For people.
     Text,
+}
+
+/// Of the labels in [`SeriesLabels::NAMES`], in their order, those that series of requests and connections have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SeriesLabels(pub [bool; 4]);
+
+// === impl SeriesLabels ===
+
+impl SeriesLabels {
+    /// Labels with as many values as there are peers, services, routes and backends.
+    pub const NAMES: [&'static str; 4] = ["peer", "service", "route", "backend"];
+
+    /// These values, and nothing in place of those that are not to be shown.
+    #[inline]
+    pub fn of(self, values: [&str; 4]) -> [&str; 4] {
+        let mut shown = values;
+        for (value, is_shown) in shown.iter_mut().zip(self.0) {
+            if !is_shown {
+                *value = "";
+            }
+        }
+        shown
+    }
+}
+
+impl Default for SeriesLabels {
+    /// All.
+    fn default() -> Self {
+        Self([true; 4])
+    }
 }
 
 /// What [`load`] came to.
@@ -386,6 +418,7 @@ impl Default for Config {
             admin_socket: None,
             metrics_address: None,
             metrics_max_series: 0,
+            metrics_labels: SeriesLabels::default(),
             metrics_latency_buckets: Vec::new(),
             addresses_file: None,
             log_level: String::new(),

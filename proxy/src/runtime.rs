@@ -70,11 +70,12 @@ pub fn start(proxy: &Arc<Proxy>, listeners: Vec<Vec<Listener>>, limit: usize) ->
     let active = listeners.iter().map(|_| AtomicUsize::new(0)).collect();
     let peers = Arc::new(Peers { queues, active, limit });
     let stop = watch::Sender::new(false);
-    let mut threads = Vec::new();
+    let (mut threads, mut runtimes) = (Vec::new(), Vec::new());
     for (index, (listeners, inbox)) in listeners.into_iter().zip(inboxes).enumerate() {
         let worker = Worker::new(index, Arc::clone(proxy));
         let (peers, mut stopped) = (Arc::clone(&peers), stop.subscribe());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtimes.push(runtime.metrics());
         let body = move || {
             runtime.block_on(async {
                 tokio::select! {
@@ -87,6 +88,7 @@ pub fn start(proxy: &Arc<Proxy>, listeners: Vec<Vec<Listener>>, limit: usize) ->
         };
         threads.push(std::thread::Builder::new().name(format!("worker-{index}")).spawn(body)?);
     }
+    proxy.telemetry.metrics.busy(runtimes);
     Ok(Workers { threads, stop })
 }
 
@@ -113,7 +115,10 @@ async fn run(
                     Err(error) => tracing::warn!(%error, %client, "cannot take a connection over"),
                 }
             }
-            _ = sweep.tick() => worker.sweep(),
+            due = sweep.tick() => {
+                worker.metrics.lag(due.elapsed());
+                worker.sweep();
+            }
             Some(ended) = accepting.join_next() => return ended.map_err(io::Error::other),
         }
     }

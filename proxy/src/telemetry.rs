@@ -70,7 +70,12 @@ impl Telemetry {
         diagnostics: Option<Diagnostics>,
         access: Option<LineOutput>,
     ) -> Self {
-        let metrics = Metrics::new(workers, config.metrics_max_series, &config.metrics_latency_buckets);
+        let metrics = Metrics::showing(
+            config.metrics_labels,
+            workers,
+            config.metrics_max_series,
+            &config.metrics_latency_buckets,
+        );
         let (traces, spans) = (Arc::default(), Arc::default());
         let said = config.access_log.clone();
         let telemetry = Self { metrics, traces, spans, access, said, diagnostics };

@@ -3,8 +3,10 @@
 //! A slow client costs one response of each type: nothing is queued for it beyond that, nothing more is read from it
 //! meanwhile, and what changes in the meantime is sent as the newest state only.
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures_util::{Stream, StreamExt};
 use prost::Name;
@@ -44,8 +46,17 @@ struct ServedStream {
     ads: Ads,
     /// The number of the model that the session knows of.
     seen: Option<u64>,
+    changes: Changes,
     place: Place,
     responses: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+}
+
+/// How long this proxy has not had what has changed of what it uses: by type, when the oldest such change was taken in. What it is told
+/// because it asks for it is none.
+#[derive(Debug, Default)]
+struct Changes {
+    untold: BTreeMap<ResourceType, Instant>,
+    unanswered: BTreeMap<ResourceType, Instant>,
 }
 
 // === impl Ads ===
@@ -82,6 +93,7 @@ impl AggregatedDiscoveryService for Ads {
             identity,
             ads: self.clone(),
             seen: None,
+            changes: Changes::default(),
             responses,
         };
         tokio::spawn(stream.run(request.into_inner()));
@@ -116,6 +128,7 @@ impl ServedStream {
                     () = ending.wait() => return Err(ends()),
                 }
             }
+            self.changes.told(&self.session);
             tokio::select! {
                 request = requests.next() => match request {
                     Some(Ok(request)) => self.receive(request)?,
@@ -142,7 +155,11 @@ impl ServedStream {
         let seen = self.seen.replace(model.number());
         match seen.and_then(|seen| model.changed_since(seen)) {
             Some(changed) => {
-                changed.for_each(|(resource_type, name)| self.session.changed(resource_type, name));
+                for (resource_type, name) in changed {
+                    if self.session.changed(resource_type, name) {
+                        self.changes.begun(resource_type, model.taken_in());
+                    }
+                }
             }
             None => self.session.model_changed(),
         }
@@ -165,6 +182,9 @@ impl ServedStream {
             self.note_compared(&compared);
         }
         let kind = label(resource_type);
+        if verdict != Verdict::None {
+            self.changes.answered(resource_type, &self.ads.metrics);
+        }
         match verdict {
             Verdict::Ack => self.ads.metrics.acks.with_label_values(&[kind]).inc(),
             Verdict::Nack => {
@@ -222,14 +242,45 @@ impl ServedStream {
         }
     }
 
-    fn count(&self, response: &DeltaDiscoveryResponse) {
+    fn count(&mut self, response: &DeltaDiscoveryResponse) {
         if response.type_url == v1::View::type_url() {
             return;
         }
-        let kind = label(ResourceType::from_type_url(&response.type_url));
+        let resource_type = ResourceType::from_type_url(&response.type_url);
+        let kind = label(resource_type);
         let metrics = &self.ads.metrics;
+        self.changes.sent(resource_type, metrics);
         metrics.resources_sent.with_label_values(&[kind]).inc_by(response.resources.len() as u64);
         metrics.removals_sent.with_label_values(&[kind]).inc_by(response.removed_resources.len() as u64);
+    }
+}
+
+// === impl Changes ===
+
+impl Changes {
+    fn begun(&mut self, resource_type: ResourceType, at: Option<Instant>) {
+        if let Some(at) = at {
+            self.untold.entry(resource_type).or_insert(at);
+        }
+    }
+
+    /// A response is on its way, which tells all that is known of the type.
+    fn sent(&mut self, resource_type: Option<ResourceType>, metrics: &Metrics) {
+        if let Some((resource_type, begun)) = resource_type.and_then(|one| self.untold.remove_entry(&one)) {
+            metrics.push.observe(begun.elapsed().as_secs_f64());
+            self.unanswered.insert(resource_type, begun);
+        }
+    }
+
+    /// All is said that may be said now: what is left of types that nothing more can be said of was no change to this proxy.
+    fn told(&mut self, session: &Session) {
+        self.untold.retain(|resource_type, _| session.awaits_answer_of(*resource_type));
+    }
+
+    fn answered(&mut self, resource_type: Option<ResourceType>, metrics: &Metrics) {
+        if let Some(begun) = resource_type.and_then(|one| self.unanswered.remove(&one)) {
+            metrics.convergence.observe(begun.elapsed().as_secs_f64());
+        }
     }
 }
 

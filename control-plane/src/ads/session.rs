@@ -302,9 +302,9 @@ impl Session {
     }
 
     /// A resource is not as it was, if it is subscribed to: it is compared again. [`ResourceType::Routes`] are named by their
-    /// service, whoever they are for.
-    pub fn changed(&mut self, resource_type: ResourceType, name: &str) {
-        let Some(channel) = self.channels.get_mut(&resource_type) else { return };
+    /// service, whoever they are for. Whether it is.
+    pub fn changed(&mut self, resource_type: ResourceType, name: &str) -> bool {
+        let Some(channel) = self.channels.get_mut(&resource_type) else { return false };
         match resource_type {
             ResourceType::Routes => channel.changed(&format!("{}/{name}", self.namespace)),
             _ => channel.changed(name),
@@ -361,6 +361,11 @@ impl Session {
         })
     }
 
+    /// Whether a response of that type waits for its answer.
+    pub fn awaits_answer_of(&self, resource_type: ResourceType) -> bool {
+        self.channels.get(&resource_type).is_some_and(|channel| channel.in_flight.is_some())
+    }
+
     /// Whether a response of any type waits for its answer.
     pub fn awaits_answer(&self) -> bool {
         self.channels.values().any(|channel| channel.in_flight.is_some())
@@ -404,10 +409,10 @@ impl Channel {
         self.due.remove(name);
     }
 
-    fn changed(&mut self, name: &str) {
-        if let Some((name, _)) = self.subscriptions.get_key_value(name) {
-            self.due.insert(Arc::clone(name));
-        }
+    fn changed(&mut self, name: &str) -> bool {
+        let known = self.subscriptions.get_key_value(name);
+        self.due.extend(known.map(|(name, _)| Arc::clone(name)));
+        known.is_some()
     }
 
     /// Reads a request as the answer to the response in flight; any other nonce answers nothing.

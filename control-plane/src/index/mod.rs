@@ -340,6 +340,42 @@ impl Index {
 // === impl Index: reading ===
 
 impl Index {
+    /// How many objects of a kind there are.
+    pub fn count(&self, kind: Kind) -> usize {
+        match kind {
+            Kind::Service => self.services.len(),
+            Kind::EndpointSlice => self.slices.len(),
+            Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => {
+                self.routes.keys().filter(|key| key.kind == kind).count()
+            }
+            Kind::ReferenceGrant => self.grants.len(),
+            Kind::AuthorizationPolicy => self.policies.len(),
+            Kind::EgressPolicy => self.egress.len(),
+            Kind::TrafficPolicy | Kind::RateLimitPolicy | Kind::FaultPolicy => {
+                self.resilience.keys().filter(|key| key.kind == kind).count()
+            }
+            Kind::Mesh => usize::from(self.mesh.is_some()),
+        }
+    }
+
+    /// Whether that object is there.
+    pub fn holds(&self, key: &ObjectKey) -> bool {
+        match key.kind {
+            Kind::Service => self.services.contains_key(&key.name),
+            Kind::EndpointSlice => self.slices.contains_key(&key.name),
+            Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => {
+                self.routes.contains_key(key)
+            }
+            Kind::ReferenceGrant => self.grants.contains_key(&key.name),
+            Kind::AuthorizationPolicy => self.policies.contains_key(&key.name),
+            Kind::EgressPolicy => self.egress.contains_key(&key.name),
+            Kind::TrafficPolicy | Kind::RateLimitPolicy | Kind::FaultPolicy => {
+                self.resilience.contains_key(key)
+            }
+            Kind::Mesh => self.mesh.as_ref().is_some_and(|mesh| mesh.object.name.name == key.name.name),
+        }
+    }
+
     /// Every Service.
     pub fn services(&self) -> impl Iterator<Item = &Stored<Service>> {
         self.services.values()

@@ -32,6 +32,7 @@ mod wire;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use aws_lc_rs::{digest, hmac};
 use bytes::Bytes;
@@ -92,6 +93,7 @@ pub struct Model {
     /// By service.
     routes: Table<Arc<RouteSet>>,
     history: History,
+    taken_in: Option<Instant>,
 }
 
 // === impl Encoded ===
@@ -166,6 +168,7 @@ impl Model {
             inbound: Table::default(),
             routes: Table::default(),
             history: History::default(),
+            taken_in: None,
         };
         let all = Dirty { all: true, ..Dirty::default() };
         empty.next(index, &all)
@@ -173,7 +176,7 @@ impl Model {
 
     /// The snapshot after this one: looks only at what may have changed, and keeps the rest.
     pub fn next(&self, index: &Index, dirty: &Dirty) -> Self {
-        let mut next = self.clone();
+        let mut next = Self { taken_in: None, ..self.clone() };
         if dirty.all {
             next.rebuild(index);
             next.history.push(None);
@@ -343,6 +346,16 @@ impl Model {
     /// perhaps more than once. `None`: it may be everything, or the snapshot is too old to tell.
     pub fn changed_since(&self, number: u64) -> Option<impl Iterator<Item = (ResourceType, &str)>> {
         self.history.since(number)
+    }
+
+    /// When the oldest of the changes that made this snapshot of the one before was taken in; `None` for the first.
+    pub fn taken_in(&self) -> Option<Instant> {
+        self.taken_in
+    }
+
+    /// Says when.
+    pub(super) fn taken_in_at(self, taken_in: Option<Instant>) -> Self {
+        Self { taken_in, ..self }
     }
 
     /// The trust domain in force.

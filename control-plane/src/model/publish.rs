@@ -5,8 +5,9 @@
 //! once in [`COALESCE`], so a change that comes alone waits for nothing and a burst of them costs two rebuilds. A waiter learns
 //! when its change is published.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -15,7 +16,7 @@ use tokio::sync::{Notify, watch};
 use super::{Model, Settings, findings};
 use crate::finding::{Finding, Severity};
 use crate::index::{Change, Dirty, Index, Registration, RegistrationId};
-use crate::object::NamespacedName;
+use crate::object::{Kind, NamespacedName, ObjectKey};
 
 /// The least time between two publications; what changes meanwhile is published together.
 const COALESCE: Duration = Duration::from_millis(5);
@@ -39,6 +40,8 @@ struct State {
     index: Index,
     /// Number of the last change.
     changes: u64,
+    /// When the oldest change came that is not published.
+    waiting_since: Option<Instant>,
     /// Whether objects have changed, and not only registrations.
     objects_changed: bool,
     source_findings: Vec<Finding>,
@@ -72,7 +75,13 @@ impl Publisher {
         let all = gather(&index, &settings, &found);
         log(&[], &all);
         Arc::new(Self {
-            state: Mutex::new(State { index, changes: 0, objects_changed: false, source_findings: found }),
+            state: Mutex::new(State {
+                index,
+                changes: 0,
+                waiting_since: None,
+                objects_changed: false,
+                source_findings: found,
+            }),
             settings,
             changed: Notify::new(),
             model: watch::Sender::new(model),
@@ -102,6 +111,34 @@ impl Publisher {
         self.findings.subscribe()
     }
 
+    /// How many objects there are by kind and by the worst that is found wrong with each: `error`, `warning` or `ok`. One that could not
+    /// be read counts too, where so much could be read as what it is.
+    pub fn objects(&self) -> BTreeMap<(Kind, &'static str), usize> {
+        let findings = self.findings.borrow().clone();
+        let mut worst: BTreeMap<ObjectKey, Severity> = BTreeMap::new();
+        for finding in findings.iter() {
+            let Some(key) = finding.object.as_deref().and_then(ObjectKey::parse) else { continue };
+            // Errors come first.
+            worst
+                .entry(key)
+                .and_modify(|worst| *worst = finding.severity.min(*worst))
+                .or_insert(finding.severity);
+        }
+        let state = self.state.lock();
+        let mut counts: BTreeMap<(Kind, &'static str), usize> = BTreeMap::new();
+        for kind in Kind::ALL {
+            counts.insert((kind, "ok"), state.index.count(kind));
+        }
+        for (key, severity) in worst {
+            if state.index.holds(&key) {
+                counts.entry((key.kind, "ok")).and_modify(|count| *count -= 1);
+            }
+            let status = if severity == Severity::Error { "error" } else { "warning" };
+            *counts.entry((key.kind, status)).or_default() += 1;
+        }
+        counts
+    }
+
     /// Takes in a source's changes, and everything that it now finds wrong.
     pub fn apply(&self, changes: Vec<Change>, found: Vec<Finding>) {
         self.update(|state| {
@@ -121,7 +158,7 @@ impl Publisher {
     pub fn submit(&self, registration: Registration, replaces: Option<RegistrationId>) -> Submitted {
         let submitted = {
             let mut state = self.state.lock();
-            state.changes += 1;
+            state.change();
             let id = RegistrationId(state.changes);
             let pending = pending(&state.index, &registration.ports);
             warn_of_rivals(&state.index, &registration);
@@ -173,7 +210,8 @@ impl Publisher {
         let dirty: Dirty = state.index.take_dirty();
         if !dirty.is_empty() {
             let current = self.model();
-            let next = Arc::new(current.next(&state.index, &dirty));
+            let next = current.next(&state.index, &dirty);
+            let next = Arc::new(next.taken_in_at(state.waiting_since));
             let is_new = match next.changed_since(current.number()) {
                 Some(mut changed) => changed.next().is_some(),
                 None => *current != *next,
@@ -185,6 +223,7 @@ impl Publisher {
                 self.services.send_modify(|times| *times += 1);
             }
         }
+        state.waiting_since = None;
         let number = state.changes;
         // What policies come to depends on who is registered; nothing else that can be found wrong does.
         let others = !dirty.workloads.is_empty() && state.index.resilience().next().is_some();
@@ -207,7 +246,7 @@ impl Publisher {
     fn update(&self, change: impl FnOnce(&mut State)) {
         {
             let mut state = self.state.lock();
-            state.changes += 1;
+            state.change();
             change(&mut state);
         }
         self.changed.notify_one();
@@ -218,6 +257,15 @@ impl Publisher {
         let mut published = self.published.subscribe();
         // The sender lives in self, so this ends only when the number is reached.
         let _closed = published.wait_for(|reached| *reached >= number).await;
+    }
+}
+
+// === impl State ===
+
+impl State {
+    fn change(&mut self) {
+        self.changes += 1;
+        self.waiting_since.get_or_insert_with(Instant::now);
     }
 }
 

@@ -185,7 +185,7 @@ mod tests {
         let protocol = Some(kinds::OtlpProtocol::Http);
         let sampling = |percent| Some(kinds::Sampling { percent, parent_based: false });
         let (read, notes) =
-            self::read(kinds::Tracing { protocol, sampling: sampling(0.1), connections: true, ..tracing });
+            read(kinds::Tracing { protocol, sampling: sampling(0.1), connections: true, ..tracing });
         let sampling = Some(v1::Sampling { millionths: 1000, ignores_parent: true });
         assert_eq!(
             (read, notes),

@@ -149,6 +149,23 @@ impl fmt::Display for NamespacedName {
 // === impl Kind ===
 
 impl Kind {
+    /// Every kind.
+    pub const ALL: [Self; 13] = [
+        Self::Service,
+        Self::EndpointSlice,
+        Self::HttpRoute,
+        Self::GrpcRoute,
+        Self::TlsRoute,
+        Self::TcpRoute,
+        Self::ReferenceGrant,
+        Self::AuthorizationPolicy,
+        Self::EgressPolicy,
+        Self::TrafficPolicy,
+        Self::RateLimitPolicy,
+        Self::FaultPolicy,
+        Self::Mesh,
+    ];
+
     /// As written in `kind:`.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -182,6 +199,18 @@ impl fmt::Display for Kind {
 }
 
 // === impl ObjectKey ===
+
+// === impl ObjectKey ===
+
+impl ObjectKey {
+    /// Of `<Kind> <namespace>/<name>` or `<Kind> <name>`, as it is shown.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (kind, name) = text.split_once(' ')?;
+        let kind = Kind::ALL.into_iter().find(|known| known.as_str() == kind)?;
+        let (namespace, name) = name.split_once('/').unwrap_or(("", name));
+        Some(Self { kind, name: NamespacedName { namespace: namespace.into(), name: name.into() } })
+    }
+}
 
 impl fmt::Display for ObjectKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -83,6 +83,11 @@ async fn the_public_face_serves_metrics_and_probes() {
     let metrics = get(Face::Public, "/metrics?name=x", &state);
     assert_eq!(metrics.headers()[CONTENT_TYPE], "text/plain; version=0.0.4");
     assert_eq!(body(metrics).await, "x 1\n");
+    let accept = ("accept", "application/openmetrics-text;version=1.0.0,text/plain;q=0.5");
+    let metrics = ask(Face::Public, "GET", "/metrics", &[accept], "", &state);
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    assert_eq!(metrics.headers()[CONTENT_TYPE], kind);
+    assert_eq!(body(metrics).await, "x 1\n# EOF\n");
     assert_eq!(get(Face::Public, "/live", &state).status(), 200);
     assert_eq!(get(Face::Public, "/ready", &state).status(), 200);
     *state.missing.lock() = Some("no certificate yet".to_owned());

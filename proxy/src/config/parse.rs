@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use tulle_api::{AccessLogFormat, InvalidAccessLog, access_log_statuses};
 
 use super::table::MAX_DURATION;
-use super::{HostPort, InboundPort, Locality, OutboundService, PortSet, ServicePort};
+use super::{HostPort, InboundPort, Locality, OutboundService, PortSet, SeriesLabels, ServicePort};
 use crate::state::{ObjectName, is_label};
 use crate::telemetry::access::{Share, Statuses};
 
@@ -256,6 +256,16 @@ pub(super) fn any_duration(value: &str) -> Parsed<Duration> {
         rest = tail;
     }
     Ok(total)
+}
+
+/// Labels, or `none` of them.
+pub(super) fn series_labels(value: &str) -> Parsed<SeriesLabels> {
+    let mut shown = [false; 4];
+    for label in list(value, |label| Ok(label.trim().to_owned()))? {
+        let known = SeriesLabels::NAMES.iter().position(|name| *name == label);
+        shown[known.ok_or_else(|| format!("`{label}` is none of these labels"))?] = true;
+    }
+    Ok(SeriesLabels(shown))
 }
 
 pub(super) fn buckets(value: &str) -> Parsed<Vec<Duration>> {

@@ -171,6 +171,9 @@ variables! {
     "METRICS_MAX_SERIES", "a number from 1000 to 1000000", Some("2000"),
         "How many lines `/metrics` may have. What comes beyond is counted under `overflow=\"true\"`.",
         |config, value| config.metrics_max_series = parse::number(value, 1000, 1_000_000)?;
+    "METRICS_LABELS", "some of `peer`, `service`, `route`, `backend`, or `none`", Some("peer,service,route,backend"),
+        "Which of these labels the series of requests and connections have; what a label would tell apart is added up without it.",
+        |config, value| config.metrics_labels = parse::series_labels(value)?;
     "METRICS_LATENCY_BUCKETS", "ascending durations, at most 32", Some(BUCKETS),
         "Upper bounds of the buckets of latency histograms.",
         |config, value| config.metrics_latency_buckets = parse::buckets(value)?;

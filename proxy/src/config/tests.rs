@@ -107,6 +107,7 @@ fn bad_values_of_every_kind_are_refused() {
         ("MAX_HEAD_BYTES", "18446744073709551615MiB"),
         ("MAX_CONNECTIONS", "0"),
         ("LISTEN_BACKLOG", "70000"),
+        ("METRICS_LABELS", "peer,path"),
         ("METRICS_LATENCY_BUCKETS", "1s,500ms"),
         ("LOG_LEVEL", "info,=="),
         ("LOG_FORMAT", "xml"),

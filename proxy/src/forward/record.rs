@@ -301,6 +301,8 @@ impl Record {
             by_peer: self.by.is_some(),
         };
         cells.record(outcome, duration);
+        let uploaded = self.uploaded.as_ref().map_or(0, |uploaded| uploaded.bytes());
+        self.worker.metrics.sizes(self.direction, uploaded, downloaded);
         let mut tracing = self.tracing.take();
         let span = tracing.as_ref().and_then(Tracing::span);
         let access = &self.worker.access;
@@ -343,7 +345,7 @@ impl Record {
             endpoint: self.endpoint,
             rule: text(&self.rule),
             tls: self.tls,
-            bytes_in: self.uploaded.as_ref().map_or(0, |uploaded| uploaded.bytes()),
+            bytes_in: uploaded,
             bytes_out: downloaded,
             duration,
             processing: Some(duration.saturating_sub(self.upstream)),

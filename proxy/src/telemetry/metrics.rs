@@ -26,6 +26,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use crate::config::SeriesLabels;
+
 pub use self::balancers::Balancer;
 use self::budget::Budget;
 pub use self::cells::{ConnectionCells, Counter, Histogram, OpenConnection, RequestCells};
@@ -43,9 +45,10 @@ pub use self::worker::WorkerMetrics;
 use super::trace::export::Counts;
 
 /// Lines that may be there beside histograms whatever happens: every value of every bounded label.
-const FIXED_LINES: usize = 328;
-/// Histograms that may be there whatever happens: handshakes and overflow by direction, detection, dials, discovery.
-const FIXED_HISTOGRAMS: usize = 7;
+const FIXED_LINES: usize = 368;
+/// Histograms that may be there whatever happens: handshakes and overflow by direction, detection, dials, discovery, lag. (Those of
+/// sizes are among the lines.)
+const FIXED_HISTOGRAMS: usize = 8;
 
 /// Everything that is measured. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -54,6 +57,7 @@ pub struct Metrics {
     control: Arc<ControlMetrics>,
     bounds: Arc<[u64]>,
     budget: Arc<Budget>,
+    shown: SeriesLabels,
     extra: Arc<Mutex<Vec<ExtraFn>>>,
 }
 
@@ -77,16 +81,22 @@ type ReadSamples = Box<dyn Fn(&mut Vec<Sample>) + Send + Sync>;
 impl Metrics {
     /// For `workers` worker threads; `max_lines` and `buckets` as of the configuration.
     pub fn new(workers: usize, max_lines: usize, buckets: &[Duration]) -> Self {
+        Self::showing(SeriesLabels::default(), workers, max_lines, buckets)
+    }
+
+    /// As [`Metrics::new`], with these labels of requests and connections.
+    pub fn showing(shown: SeriesLabels, workers: usize, max_lines: usize, buckets: &[Duration]) -> Self {
         let bounds: Arc<[u64]> =
             buckets.iter().map(|bound| u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX)).collect();
-        let budget = Arc::new(Budget::new(max_lines, bounds.len()));
-        let workers = (0..workers.max(1)).map(|_| WorkerMetrics::new(&bounds, &budget)).collect();
+        // A line for each worker's time.
+        let budget = Arc::new(Budget::new(max_lines.saturating_sub(workers), bounds.len()));
+        let workers = (0..workers.max(1)).map(|_| WorkerMetrics::new(&bounds, &budget, shown)).collect();
         process::start();
         let control = Arc::<ControlMetrics>::default();
         // Never connected is a 0 that an alert can see, not a gap.
         control.ads_connected(false);
         control.registered(false);
-        Self { workers, control, bounds, budget, extra: Arc::default() }
+        Self { workers, control, bounds, budget, shown, extra: Arc::default() }
     }
 
     /// The cells of the worker thread of that index. An index that is not there gets the last one's.
@@ -102,7 +112,7 @@ impl Metrics {
 
     /// Cells for what must be counted somewhere and is not shown, being told otherwise: of the control thread's dials.
     pub fn unseen(&self) -> WorkerMetrics {
-        WorkerMetrics::new(&self.bounds, &self.budget)
+        WorkerMetrics::new(&self.bounds, &self.budget, self.shown)
     }
 
     /// A health check of an endpoint of `service` (as [`RequestLabels::service`]) is over.
@@ -115,6 +125,18 @@ impl Metrics {
     /// Adds values that `read` gives whenever metrics are scraped.
     pub fn at_scrape(&self, read: impl Fn(&mut Vec<Sample>) + Send + Sync + 'static) {
         self.extra.lock().push(ExtraFn(Box::new(read)));
+    }
+
+    /// Shows how long each worker was busy, by what its runtime counts of itself.
+    pub fn busy(&self, runtimes: Vec<tokio::runtime::RuntimeMetrics>) {
+        self.at_scrape(move |samples| {
+            samples.extend(runtimes.iter().enumerate().map(|(worker, runtime)| Sample {
+                family: &families::WORKER_BUSY,
+                labels: vec![worker.to_string()],
+                // Each has one thread.
+                value: runtime.worker_total_busy_duration(0).as_secs_f64(),
+            }));
+        });
     }
 
     /// Everything, in the Prometheus text format 0.0.4.

@@ -214,3 +214,47 @@ async fn resources_are_told_to_who_names_this_host_alone() {
         assert_eq!(status(path, host).await, expected, "{path} of {host}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_long_a_change_takes_and_what_people_wrote_is_counted() {
+    let pair = Pair::start(App::saying("ok").await, "http").await;
+    pair.web.reaches("orders").await;
+    let (push, convergence) =
+        ("tulle_control_plane_push_duration_seconds", "tulle_control_plane_convergence_duration_seconds");
+    let counted = async |name: &str| pair.world.metrics().await.sum(&format!("{name}_count"), &[]);
+    let before = counted(convergence).await;
+    let route = |backend: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata:\n  name: orders\nspec:\n  \
+             parentRefs: [{{group: \"\", kind: Service, name: orders}}]\n  rules:\n    - backendRefs: [{{name: {backend}, port: 8080}}]\n"
+        )
+    };
+    let objects = async |status: &str, count: f64| {
+        eventually(&format!("{count} routes are {status}"), async || {
+            let labels = [("kind", "HTTPRoute"), ("status", status)];
+            let shown = pair.world.metrics().await.sum("tulle_control_plane_objects", &labels);
+            if (shown - count).abs() < 0.1 { Ok(()) } else { Err(shown.to_string()) }
+        })
+        .await;
+    };
+    pair.world.yaml("route.yaml", &route("orders"));
+    objects("ok", 1.0).await;
+    eventually("the change has been pushed and answered", async || {
+        let counts = [counted(push).await, counted(convergence).await];
+        if counts[1] > before && counts[0] >= counts[1] { Ok(()) } else { Err(format!("{counts:?}")) }
+    })
+    .await;
+    pair.world.yaml("route.yaml", &route("nobody"));
+    objects("ok", 0.0).await;
+    let metrics = pair.world.metrics().await;
+    let wrong = |status| [("kind", "HTTPRoute"), ("status", status)];
+    let sum = |status| metrics.sum("tulle_control_plane_objects", &wrong(status));
+    assert!((sum("warning") + sum("error") - 1.0).abs() < 0.1, "{metrics:?}");
+    pair.world.remove_yaml("route.yaml");
+    objects("warning", 0.0).await;
+    objects("error", 0.0).await;
+    // Certificates were issued for both, and nothing else of the kind.
+    let issued = pair.world.metrics().await;
+    let of = |outcome| issued.sum("tulle_control_plane_certificate_requests_total", &[("outcome", outcome)]);
+    assert!(of("issued_by_token") > 1.5 && of("denied").abs() < 0.1, "{issued:?}");
+}

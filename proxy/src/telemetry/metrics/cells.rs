@@ -17,14 +17,14 @@ use super::labels::{Direction, Outcome};
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
-/// Durations, counted by bucket; one thread writes and any reads.
+/// Durations or sizes, counted by bucket; one thread writes and any reads.
 #[derive(Debug)]
 pub struct Histogram {
-    /// Upper bounds in nanoseconds, ascending.
+    /// Upper bounds in nanoseconds or bytes, ascending.
     bounds: Arc<[u64]>,
     /// One more than there are bounds.
     buckets: Box<[Counter]>,
-    sum_nanos: Counter,
+    sum: Counter,
 }
 
 /// The requests of one label set on one worker. Look it up once for a connection and route, and keep it.
@@ -103,23 +103,28 @@ impl Counter {
 impl Histogram {
     pub(super) fn new(bounds: &Arc<[u64]>) -> Self {
         let buckets = (0..=bounds.len()).map(|_| Counter::default()).collect();
-        Self { bounds: bounds.clone(), buckets, sum_nanos: Counter::default() }
+        Self { bounds: bounds.clone(), buckets, sum: Counter::default() }
     }
 
     /// Counts one duration. Only the owning thread may.
     #[inline]
     pub fn observe(&self, duration: Duration) {
-        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        let bucket = self.bounds.partition_point(|bound| *bound < nanos);
+        self.observe_size(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    /// Counts so many bytes, where the bounds are in bytes. Only the owning thread may.
+    #[inline]
+    pub(super) fn observe_size(&self, size: u64) {
+        let bucket = self.bounds.partition_point(|bound| *bound < size);
         if let Some(bucket) = self.buckets.get(bucket) {
             bucket.inc();
         }
-        self.sum_nanos.add(nanos);
+        self.sum.add(size);
     }
 
-    /// The counts by bucket, not cumulative, and the sum in nanoseconds.
+    /// The counts by bucket, not cumulative, and the sum, in the unit of the bounds.
     pub(super) fn read(&self) -> (impl Iterator<Item = u64>, u64) {
-        (self.buckets.iter().map(Counter::get), self.sum_nanos.get())
+        (self.buckets.iter().map(Counter::get), self.sum.get())
     }
 }
 

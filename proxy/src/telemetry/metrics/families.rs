@@ -46,6 +46,14 @@ families! {
     CLIENT_DURATION = Histogram "http_client_request_duration_seconds"
         ["tls", "peer", "service", "route", "backend", "method", "status", "overflow"]
         "Outbound: from a request's head to the response's end, all tries together.";
+    SERVER_REQUEST_SIZE = Histogram "http_server_request_body_size_bytes" []
+        "Inbound: the bytes of requests' bodies.";
+    SERVER_RESPONSE_SIZE = Histogram "http_server_response_body_size_bytes" []
+        "Inbound: the bytes of responses' bodies.";
+    CLIENT_REQUEST_SIZE = Histogram "http_client_request_body_size_bytes" []
+        "Outbound: the bytes of requests' bodies.";
+    CLIENT_RESPONSE_SIZE = Histogram "http_client_response_body_size_bytes" []
+        "Outbound: the bytes of responses' bodies.";
     CONNECTIONS = Counter "tulle_connections_total" ["direction", "tls", "peer", "service", "route", "backend", "overflow"]
         "Connections that were accepted.";
     CONNECTIONS_ACTIVE = Gauge "tulle_connections_active" ["direction", "tls", "peer", "service", "route", "backend", "overflow"]
@@ -162,6 +170,10 @@ families! {
         "Always 1.";
     WORKERS = Gauge "tulle_workers" []
         "Worker threads.";
+    WORKER_BUSY = Counter "tulle_worker_busy_seconds_total" ["worker"]
+        "How long a worker was not waiting for anything: by a rate, the share of its time.";
+    WORKER_LAG = Histogram "tulle_worker_lag_seconds" []
+        "How late workers were at a task that is due each second: what else is due waits as long. Timers are to the millisecond.";
     SERIES_LIMITED = Gauge "tulle_metrics_limited" []
         "1 once the cap on lines has sent something to an overflow series.";
     PROCESS_CPU = Counter "process_cpu_seconds_total" []
@@ -200,7 +212,7 @@ pub fn reference() -> String {
 
 const INTRODUCTION: &str = "# tulle-proxy: metrics
 
-`GET /metrics` on port 15020, in the Prometheus text format. Times are in seconds, sizes in bytes. Names and buckets of request durations are
+`GET /metrics` on port 15020, in the Prometheus text format, or as OpenMetrics for who asks for that (`Accept: application/openmetrics-text`). Times are in seconds, sizes in bytes. Names and buckets of request durations are
 those of OpenTelemetry. This page is made from the table in `proxy/src/telemetry/metrics/families.rs`.
 
 | metric | kind | labels | meaning |
@@ -229,9 +241,11 @@ A label whose value is empty is left out.
 | `name` | of `tulle_egress_total`: the request's host or TLS's server name, as the client gives it; `_OTHER` beyond the first 100 |
 | `limit` | the name of a limit: `<namespace>/<policy>/<limit>` of a RateLimitPolicy; of `tulle_limit_…`: `connections`, `connections_per_endpoint`, `requests`, `requests_per_endpoint` or `pending` |
 | `cause` | of `tulle_pool_closed_total`: `idle`, it had idled for too long; `peer`, the server closed it while it was idle (a shared HTTP/2 connection: at any time); `ended`, its exchange was the last, since it failed, was given up or upgraded, or the answer forbids another; `retired`, its endpoint went away; `limit`, it was idle, and another was needed that the limit on connections leaves no room for; `age`, it had reached its maximum age |
+| `worker` | a worker's number, from 0 |
 | `overflow` | `true` for what no longer fits, see below |
 
 No label takes a value that a client chooses freely, but for the 100 first names of `tulle_egress_total`. `/metrics` has at most `TULLE_PROXY_METRICS_MAX_SERIES` lines (2000): what comes beyond is counted
 in series of `overflow=\"true\"` with the direction only, and `tulle_metrics_limited` is 1. Histograms may take three quarters of the lines, so that
-counts of errors find room when latencies no longer do. No series is ever taken away: a counter starts anew only when the proxy does.
+counts of errors find room when latencies no longer do. `TULLE_PROXY_METRICS_LABELS` says which of `peer`, `service`, `route` and `backend` requests and
+connections are told apart by: fewer series for a workload that many call. `TULLE_PROXY_METRICS_LATENCY_BUCKETS` says the bounds of durations. No series is ever taken away: a counter starts anew only when the proxy does.
 ";

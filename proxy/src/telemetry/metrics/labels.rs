@@ -2,6 +2,7 @@
 
 use smallvec::SmallVec;
 
+use super::SeriesLabels;
 use crate::telemetry::Reason;
 
 /// Which of the proxy's two sides.
@@ -484,6 +485,12 @@ pub(super) fn parts(key: &[u8]) -> impl Iterator<Item = &[u8]> {
 impl RequestLabels<'_> {
     pub(super) const NAMES: [&'static str; 6] = ["direction", "tls", "peer", "service", "route", "backend"];
 
+    /// Without those that are not to be shown.
+    pub(super) fn shown(&self, shown: SeriesLabels) -> Self {
+        let [peer, service, route, backend] = shown.of([self.peer, self.service, self.route, self.backend]);
+        Self { peer, service, route, backend, ..*self }
+    }
+
     pub(super) fn values(&self) -> [&str; 6] {
         [self.direction.as_str(), self.tls.as_str(), self.peer, self.service, self.route, self.backend]
     }
@@ -491,6 +498,12 @@ impl RequestLabels<'_> {
 
 impl ConnectionLabels<'_> {
     pub(super) const NAMES: [&'static str; 6] = ["direction", "tls", "peer", "service", "route", "backend"];
+
+    /// Without those that are not to be shown.
+    pub(super) fn shown(&self, shown: SeriesLabels) -> Self {
+        let [peer, service, route, backend] = shown.of([self.peer, self.service, self.route, self.backend]);
+        Self { peer, service, route, backend, ..*self }
+    }
 
     pub(super) fn values(&self) -> [&str; 6] {
         [self.direction.as_str(), self.tls.as_str(), self.peer, self.service, self.route, self.backend]

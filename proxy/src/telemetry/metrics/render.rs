@@ -14,7 +14,7 @@ use super::labels::{
 };
 use super::pools::{PoolCells, Pooled};
 use super::table::Table;
-use super::worker::WorkerCells;
+use super::worker::{SIZES, WorkerCells};
 use super::{Metrics, Sample, process};
 use crate::telemetry::Reason;
 
@@ -26,7 +26,8 @@ struct Scrape(BTreeMap<&'static str, Vec<proto::Metric>>);
 #[derive(Clone, Default)]
 struct Sum {
     buckets: Vec<u64>,
-    nanos: u64,
+    /// Of the values, in the unit of the bounds.
+    total: u64,
 }
 
 type ReadHistogram = fn(&WorkerCells) -> &Histogram;
@@ -296,10 +297,20 @@ fn bounded(scrape: &mut Scrape, metrics: &Metrics, workers: &[&WorkerCells]) {
     scrape.value(&families::POOL_REUSED, &[], total(&|worker| worker.pool_reused.get()) as f64);
     scrape.value(&families::ACCEPT_ERRORS, &[], total(&|worker| worker.accept_errors.get()) as f64);
     scrape.value(&families::HANDED_OVER, &[], total(&|worker| worker.handed_over.get()) as f64);
-    let histograms: [(&'static Family, ReadHistogram); 3] = [
+    for (side, [requests, responses]) in [
+        (Direction::Inbound, [&families::SERVER_REQUEST_SIZE, &families::SERVER_RESPONSE_SIZE]),
+        (Direction::Outbound, [&families::CLIENT_REQUEST_SIZE, &families::CLIENT_RESPONSE_SIZE]),
+    ] {
+        for (index, family) in [requests, responses].into_iter().enumerate() {
+            let sum = Sum::of(workers.iter().map(|worker| &worker.sizes.get(side)[index]));
+            scrape.histogram(family, &[], &sum, &SIZES);
+        }
+    }
+    let histograms: [(&'static Family, ReadHistogram); 4] = [
         (&families::DETECT_DURATION, |worker| &worker.detect_duration),
         (&families::DISCOVERY_DURATION, |worker| &worker.discovery_duration),
         (&families::POOL_DIAL_DURATION, |worker| &worker.dial_duration),
+        (&families::WORKER_LAG, |worker| &worker.lag),
     ];
     for (family, read) in histograms {
         let sum = Sum::of(workers.iter().map(|worker| read(worker)));
@@ -380,8 +391,8 @@ impl Sum {
     }
 
     fn add(&mut self, histogram: &Histogram) {
-        let (buckets, nanos) = histogram.read();
-        self.nanos += nanos;
+        let (buckets, total) = histogram.read();
+        self.total += total;
         for (index, count) in buckets.enumerate() {
             match self.buckets.get_mut(index) {
                 Some(bucket) => *bucket += count,
@@ -436,18 +447,19 @@ impl Scrape {
     fn histogram(&mut self, family: &'static Family, labels: &Labels<'_>, sum: &Sum, bounds: &[u64]) {
         self.push(family, labels, |metric| {
             let mut histogram = proto::Histogram::default();
+            let unit = if family.name.ends_with("_bytes") { 1.0 } else { 1e9 };
             let mut cumulative = 0;
             let bucket = |(bound, count): (&u64, &u64)| {
                 cumulative += count;
                 let mut bucket = proto::Bucket::default();
-                bucket.set_upper_bound(*bound as f64 / 1e9);
+                bucket.set_upper_bound(*bound as f64 / unit);
                 bucket.set_cumulative_count(cumulative);
                 bucket
             };
             let buckets: Vec<_> = bounds.iter().zip(&sum.buckets).map(bucket).collect();
             histogram.set_bucket(buckets);
             histogram.set_sample_count(sum.count());
-            histogram.set_sample_sum(sum.nanos as f64 / 1e9);
+            histogram.set_sample_sum(sum.total as f64 / unit);
             metric.set_histogram(histogram);
         });
     }

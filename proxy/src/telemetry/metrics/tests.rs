@@ -347,11 +347,61 @@ fn the_same_series_on_two_workers_takes_the_room_of_one() {
 
 #[test]
 fn every_family_is_named_by_the_conventions() {
+    // As OpenMetrics has them, where a counter and a gauge must not differ by `_total` alone.
+    let bare = |family: &Family| family.name.trim_end_matches("_total");
     for (index, family) in FAMILIES.iter().enumerate() {
-        assert!(FAMILIES[index + 1..].iter().all(|other| other.name != family.name), "{}", family.name);
+        assert!(FAMILIES[index + 1..].iter().all(|other| bare(other) != bare(family)), "{}", family.name);
         assert_eq!(family.name.ends_with("_total"), family.kind == Kind::Counter, "{}", family.name);
-        assert!(family.kind != Kind::Histogram || family.name.ends_with("_seconds"), "{}", family.name);
+        assert!(
+            family.kind != Kind::Histogram
+                || family.name.ends_with("_seconds")
+                || family.name.ends_with("_bytes"),
+            "{}",
+            family.name
+        );
         assert!(!family.labels.contains(&"le") && !family.help.contains('|'), "{}", family.name);
+    }
+}
+
+#[test]
+fn sizes_are_counted_in_bytes_and_lags_in_seconds() {
+    let metrics = metrics(2, 2000);
+    for worker in 0..2 {
+        metrics.worker(worker).sizes(Direction::Inbound, 0, 300);
+        metrics.worker(worker).lag(Duration::from_millis(20));
+    }
+    let text = metrics.render();
+    let (requests, responses) =
+        ("http_server_request_body_size_bytes", "http_server_response_body_size_bytes");
+    assert_eq!(value(&text, &format!("{requests}_bucket"), &[r#"le="0""#]), 2.0);
+    assert_eq!(value(&text, &format!("{responses}_bucket"), &[r#"le="256""#]), 0.0);
+    assert_eq!(value(&text, &format!("{responses}_bucket"), &[r#"le="1024""#]), 2.0);
+    assert_eq!(value(&text, &format!("{responses}_sum"), &[]), 600.0);
+    assert_eq!(value(&text, "http_client_request_body_size_bytes_count", &[]), 0.0);
+    assert!((value(&text, "tulle_worker_lag_seconds_sum", &[]) - 0.04).abs() < 1e-9);
+}
+
+#[test]
+fn labels_that_are_not_to_be_shown_are_added_up() {
+    let shown = SeriesLabels([false, true, false, false]);
+    let metrics = Metrics::showing(shown, 1, 2000, &[]);
+    for (service, peer) in [("default/a:80", "one"), ("default/a:80", "another"), ("default/b:80", "one")] {
+        let labels = RequestLabels { peer, ..labels(service) };
+        metrics.worker(0).requests(&labels).record(ok(), Duration::ZERO);
+        let RequestLabels { direction, tls, route, backend, .. } = labels;
+        let labels = ConnectionLabels { direction, tls, peer, service, route, backend };
+        drop(metrics.worker(0).connections(&labels).open());
+    }
+    let text = metrics.render();
+    for (name, service, count) in [
+        ("tulle_requests_total", "default/a:80", 2.0),
+        ("tulle_requests_total", "default/b:80", 1.0),
+        ("tulle_connections_total", "default/a:80", 2.0),
+    ] {
+        assert_eq!(value(&text, name, &[&format!("service=\"{service}\"")]), count, "{text}");
+    }
+    for label in ["peer=", "route=", "backend="] {
+        assert!(!text.contains(label), "{label}: {text}");
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::SeriesLabels;
 use super::budget::{Budget, Group};
 use super::cells::{ByDirection, ConnectionCells, Counter, Histogram, OverflowRequests, RequestCells};
 use super::labels::{
@@ -24,6 +25,7 @@ pub struct WorkerMetrics(Arc<WorkerCells>);
 #[repr(align(128))]
 pub(super) struct WorkerCells {
     budget: Arc<Budget>,
+    shown: SeriesLabels,
     pub(super) requests: Table<RequestCells>,
     pub(super) connections: Table<ConnectionCells>,
     pub(super) verdicts: Table<Counter>,
@@ -41,6 +43,9 @@ pub(super) struct WorkerCells {
     pub(super) overflow_rate_limits: Arc<Counter>,
     pub(super) overflow_limits: Arc<Counter>,
 
+    /// By direction, of requests and of responses.
+    pub(super) sizes: ByDirection<[Histogram; 2]>,
+    pub(super) lag: Histogram,
     pub(super) requests_started: ByDirection<Counter>,
     pub(super) requests_ended: ByDirection<Counter>,
     /// The last one: success.
@@ -66,6 +71,9 @@ pub(super) struct WorkerCells {
     pub(super) handed_over: Counter,
 }
 
+/// Bounds of sizes: nothing, a small answer, a page, an image, a file.
+pub(super) const SIZES: [u64; 7] = [0, 256, 1 << 10, 16 << 10, 256 << 10, 4 << 20, 64 << 20];
+
 /// In place of a name that is not told apart.
 const OTHER: &str = "_OTHER";
 
@@ -76,11 +84,14 @@ fn counters(count: usize) -> Vec<Counter> {
 // === impl WorkerMetrics ===
 
 impl WorkerMetrics {
-    pub(super) fn new(bounds: &Arc<[u64]>, budget: &Arc<Budget>) -> Self {
+    pub(super) fn new(bounds: &Arc<[u64]>, budget: &Arc<Budget>, shown: SeriesLabels) -> Self {
         let overflow = ByDirection::new(|_| Arc::new(OverflowRequests::new(bounds)));
         let histogram = || Histogram::new(bounds);
+        let sizes: Arc<[u64]> = SIZES.into();
+        let sizes = || Histogram::new(&sizes);
         Self(Arc::new(WorkerCells {
             budget: budget.clone(),
+            shown,
             requests: Table::default(),
             connections: Table::default(),
             verdicts: Table::default(),
@@ -98,6 +109,8 @@ impl WorkerMetrics {
             overflow_pools: Arc::default(),
             overflow_rate_limits: Arc::default(),
             overflow_limits: Arc::default(),
+            sizes: ByDirection::new(|_| [sizes(), sizes()]),
+            lag: histogram(),
             requests_started: ByDirection::default(),
             requests_ended: ByDirection::default(),
             handshakes: ByDirection::new(|_| counters(Reason::COUNT + 1)),
@@ -128,7 +141,7 @@ impl WorkerMetrics {
 
     /// Where requests of these labels are counted: those of the overflow, if there is no room for more.
     pub fn requests(&self, labels: &RequestLabels<'_>) -> Arc<RequestCells> {
-        let cells = self.0.requests.get(labels.values(), |key, count| {
+        let cells = self.0.requests.get(labels.shown(self.0.shown).values(), |key, count| {
             // A label set costs nothing until it has an outcome; a bound keeps those without any from piling up.
             (count < self.0.budget.most_label_sets()).then(|| {
                 let overflow = self.0.overflow.get(labels.direction).clone();
@@ -140,7 +153,8 @@ impl WorkerMetrics {
 
     /// Where connections of these labels are counted.
     pub fn connections(&self, labels: &ConnectionLabels<'_>) -> Arc<ConnectionCells> {
-        let cells = self.0.connections.get(labels.values(), self.admit(Group::Connections));
+        let cells =
+            self.0.connections.get(labels.shown(self.0.shown).values(), self.admit(Group::Connections));
         cells.unwrap_or_else(|| self.0.overflow_connections.get(labels.direction).clone())
     }
 
@@ -189,6 +203,19 @@ impl WorkerMetrics {
 
     fn admit<T: Default>(&self, group: Group) -> impl FnOnce(&[u8], usize) -> Option<Arc<T>> {
         move |key, _| self.0.budget.admit(group, key, 0).then(Arc::default)
+    }
+
+    /// How many bytes a request's body and its response's had.
+    #[inline]
+    pub fn sizes(&self, direction: Direction, request: u64, response: u64) {
+        let [requests, responses] = self.0.sizes.get(direction);
+        requests.observe_size(request);
+        responses.observe_size(response);
+    }
+
+    /// How late something was that was due.
+    pub fn lag(&self, late: Duration) {
+        self.0.lag.observe(late);
     }
 
     /// A request has begun; it is active until [`WorkerMetrics::request_ended`].
