@@ -351,7 +351,7 @@ impl Index {
             Kind::ReferenceGrant => self.grants.len(),
             Kind::AuthorizationPolicy => self.policies.len(),
             Kind::EgressPolicy => self.egress.len(),
-            Kind::TrafficPolicy | Kind::RateLimitPolicy | Kind::FaultPolicy => {
+            Kind::TrafficPolicy | Kind::RateLimitPolicy | Kind::FaultPolicy | Kind::TelemetryPolicy => {
                 self.resilience.keys().filter(|key| key.kind == kind).count()
             }
             Kind::Mesh => usize::from(self.mesh.is_some()),
@@ -369,7 +369,7 @@ impl Index {
             Kind::ReferenceGrant => self.grants.contains_key(&key.name),
             Kind::AuthorizationPolicy => self.policies.contains_key(&key.name),
             Kind::EgressPolicy => self.egress.contains_key(&key.name),
-            Kind::TrafficPolicy | Kind::RateLimitPolicy | Kind::FaultPolicy => {
+            Kind::TrafficPolicy | Kind::RateLimitPolicy | Kind::FaultPolicy | Kind::TelemetryPolicy => {
                 self.resilience.contains_key(key)
             }
             Kind::Mesh => self.mesh.as_ref().is_some_and(|mesh| mesh.object.name.name == key.name.name),

@@ -1,8 +1,9 @@
-//! Where telemetry goes: real programs that read what proxies and the control plane tell of themselves.
+//! What the mesh tells of itself, taken in by the very programs that people read it with.
 //!
-//! Ignored by `cargo test`: they need Jaeger, which `.ci/run telemetry` builds and this is run by, and root. A program that
+//! What needs one of them is ignored by `cargo test`; `.ci/run telemetry` installs or builds them and runs all, as root. A program that
 //! is missing fails its test. See docs/testing.md.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::large_futures, reason = "tests")]
 
 mod jaeger;
+mod prometheus;
