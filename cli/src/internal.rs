@@ -67,11 +67,13 @@ pub(crate) fn run(arguments: InternalArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The proxy's binary with flags only: the environment speaks of other proxies.
+/// The proxy's binary with flags, and with what OpenTelemetry's variables say: only the command that started it sets those.
 fn proxy(flags: Vec<OsString>) -> Result<()> {
     let name = "tulle internal proxy";
     let arguments = std::iter::once(name.into()).chain(flags);
-    let loaded = match config::load(clap::Command::new(name), arguments, []) {
+    // Other variables speak of other proxies.
+    let environment = std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("OTEL_"));
+    let loaded = match config::load(clap::Command::new(name), arguments, environment) {
         Ok(loaded) => loaded,
         Err(ConfigError::Arguments(error)) => error.exit(),
         Err(error) => return Err(error.into()),

@@ -112,11 +112,9 @@ impl Process {
             Some(output) => output,
             None => errors.try_clone().context("the log's descriptor")?.into(),
         };
-        // Settings of a mesh that is run in earnest from the same shell are not meant for this one; nor are those of
-        // telemetry where it has its own.
-        let told = |prefix| program.environment.iter().any(|(name, _)| name.starts_with(prefix));
-        let meant_for_others =
-            |name: &str| name.starts_with("TULLE_") || name.starts_with("OTEL_") && told("OTEL_");
+        // Settings of a mesh that is run in earnest from the same shell are not meant for this one; nor is what is said of the
+        // telemetry of a program that is run in it.
+        let meant_for_others = |name: &str| name.starts_with("TULLE_") || name.starts_with("OTEL_");
         for (name, _) in std::env::vars_os().filter(|(name, _)| meant_for_others(&name.to_string_lossy())) {
             command.env_remove(name);
         }

@@ -77,7 +77,7 @@ pub struct Tracing {
     pub connections: bool,
 }
 
-/// How OTLP is spoken.
+/// How OTLP is spoken. `http/protobuf` by default where the collector's port is 4318, else `grpc`.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
 pub enum OtlpProtocol {
     /// gRPC.
