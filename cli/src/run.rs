@@ -14,6 +14,7 @@ mod signals;
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
@@ -168,7 +169,8 @@ pub(crate) fn run(arguments: &RunArgs) -> Result<ExitCode> {
 }
 
 fn say(text: &str) {
-    eprintln!("tulle: {text}");
+    // In one piece: the program writes there too.
+    let _ = std::io::stderr().write_all(format!("tulle: {text}\n").as_bytes());
 }
 
 /// Looks for a program as `execvp` will, before anything is started for it.
