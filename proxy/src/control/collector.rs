@@ -1,6 +1,6 @@
 //! Where spans go: what the proxy's variables say of tracing, and where they say nothing, the mesh; and the way to the collector.
 //!
-//! Decides when tracing begins, changes and ends ([`keep`]); what is sent and how is [`trace`](crate::telemetry::trace)'s. A connection to a
+//! Decides when tracing begins, changes and ends ([`Sender::keep`]); what is sent and how is [`trace`](crate::telemetry::trace)'s. A connection to a
 //! collector is the proxy's own, outside the mesh: by name and address, with TLS by public roots where its address says `https`.
 
 use std::io;
