@@ -256,11 +256,32 @@ impl Tally {
     }
 }
 
+/// How often each of two sides is restarted, and under how much load (R6).
+#[derive(Clone, Copy, Debug)]
+pub struct Restarts {
+    /// Of each side.
+    pub number: usize,
+    /// Of each of the three protocols.
+    pub pace: Pace,
+    /// What a proxy that drains is given.
+    pub grace: &'static str,
+}
+
+// === impl Restarts ===
+
+impl Restarts {
+    /// Ten in the long form; in the short one so many, with this grace.
+    pub fn of_this_run(number: usize, grace: &'static str) -> Self {
+        let (number, grace) = if crate::long() { (10, "60s") } else { (number, grace) };
+        Self { number, pace: Pace::of_restarts(), grace }
+    }
+}
+
 // === impl Pace ===
 
 impl Pace {
     /// Of each protocol while both sides are restarted (R6): a thousand requests a second of all three and streams of 30 s in the long form.
-    pub fn of_restarts() -> Self {
+    fn of_restarts() -> Self {
         if crate::long() {
             Self { lanes: 16, rate: 334, stream: Duration::from_secs(30) }
         } else {

@@ -5,28 +5,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use tulle_tests::app::App;
-use tulle_tests::load::{Load, Orders, Pace, Seen, Speech, Tally};
-use tulle_tests::{Wire, Workload, World, long, within};
-
-/// How often each side is restarted, under how much load.
-#[derive(Clone, Copy)]
-struct Form {
-    restarts: usize,
-    /// Of each of the three protocols.
-    pace: Pace,
-    grace: &'static str,
-}
-
-impl Form {
-    fn of_this_run() -> Self {
-        let pace = Pace::of_restarts();
-        if long() {
-            Self { restarts: 10, pace, grace: "60s" }
-        } else {
-            Self { restarts: 2, pace, grace: "30s" }
-        }
-    }
-}
+use tulle_tests::load::{Load, Orders, Restarts, Seen, Speech, Tally};
+use tulle_tests::{Wire, Workload, World, within};
 
 /// The server's side: an application for each protocol, behind one proxy.
 struct Server {
@@ -40,7 +20,7 @@ struct Client {
     load: Vec<Load>,
 }
 
-async fn server(world: &World, number: usize, seen: &Seen, form: Form) -> Server {
+async fn server(world: &World, number: usize, seen: &Seen, form: Restarts) -> Server {
     let mut apps = Vec::new();
     let mut builder = world.workload(&format!("orders-{number}")).setting("--drain-grace", form.grace);
     for speech in Speech::ALL {
@@ -53,7 +33,7 @@ async fn server(world: &World, number: usize, seen: &Seen, form: Form) -> Server
     Server { proxy, _apps: apps }
 }
 
-async fn client(world: &World, number: usize, tally: &Arc<Tally>, form: Form) -> Client {
+async fn client(world: &World, number: usize, tally: &Arc<Tally>, form: Restarts) -> Client {
     let builder = world.workload(&format!("web-{number}")).setting("--drain-grace", form.grace);
     let builder = Speech::ALL.iter().fold(builder, |builder, speech| builder.calls(speech.service()));
     let proxy = builder.start().await;
@@ -106,7 +86,7 @@ impl Client {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn r06_rolling_restarts_of_both_sides_lose_nothing() {
-    let form = Form::of_this_run();
+    let form = Restarts::of_this_run(2, "30s");
     let world = World::strict().await;
     for speech in Speech::ALL {
         world.service(speech.service(), speech.app_protocol());
@@ -115,7 +95,7 @@ async fn r06_rolling_restarts_of_both_sides_lose_nothing() {
     let mut orders = server(&world, 0, &seen, form).await;
     let begun = Instant::now();
     let mut web = client(&world, 0, &tally, form).await;
-    for number in 1..=form.restarts {
+    for number in 1..=form.number {
         let next = server(&world, number, &seen, form).await;
         std::mem::replace(&mut orders, next).stop(number % 2 == 0).await;
         let next = client(&world, number, &tally, form).await;

@@ -8,33 +8,13 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde_json::Value;
 use tulle_tests::app::App;
-use tulle_tests::load::{Load, Orders, Pace, Seen, Speech, Tally};
+use tulle_tests::load::{Load, Orders, Restarts, Seen, Speech, Tally};
 use tulle_tests::netns::in_a_node;
 use tulle_tests::pod::{Cluster, Pod, Port, VirtualIps};
 use tulle_tests::{Program, binary, eventually, long, within};
 
 use super::mesh::says_its_name;
 use super::resilience::{answers, meshed};
-
-/// How often each side is restarted, under how much load.
-#[derive(Clone, Copy)]
-struct Form {
-    restarts: usize,
-    /// Of each of the three protocols.
-    pace: Pace,
-    grace: &'static str,
-}
-
-impl Form {
-    fn of_this_run() -> Self {
-        let pace = Pace::of_restarts();
-        if long() {
-            Self { restarts: 10, pace, grace: "60s" }
-        } else {
-            Self { restarts: 1, pace, grace: "60s" }
-        }
-    }
-}
 
 /// Where each protocol is spoken, of the Service and of the pods behind it.
 pub(crate) fn port(speech: Speech) -> Port {
@@ -59,7 +39,7 @@ struct Client {
 }
 
 impl Server {
-    async fn start(cluster: &Cluster, number: usize, seen: &Seen, form: Form) -> Self {
+    async fn start(cluster: &Cluster, number: usize, seen: &Seen, form: Restarts) -> Self {
         let pod = meshed(cluster, &format!("orders-{number}"), &[("--drain-grace", form.grace)]).await;
         let listen = |speech| pod.listen(&format!("[::]:{}", port(speech).number));
         let apps = Speech::ALL.map(|speech| Orders::start_on(listen(speech), speech, seen));
@@ -88,7 +68,7 @@ impl Client {
         number: usize,
         services: &[SocketAddr; 3],
         tally: &Arc<Tally>,
-        form: Form,
+        form: Restarts,
     ) -> Self {
         let name = format!("web-{number}");
         let pod = meshed(cluster, &name, &[("--drain-grace", form.grace)]).await;
@@ -127,7 +107,7 @@ async fn ends(mut pod: Pod) {
 #[test]
 fn r06_rolling_restarts_of_both_pods_lose_nothing() {
     in_a_node(async || {
-        let form = Form::of_this_run();
+        let form = Restarts::of_this_run(1, "60s");
         let cluster = Cluster::strict().await;
         let (seen, tally) = (Seen::default(), Arc::<Tally>::default());
         let mut orders = Server::start(&cluster, 0, &seen, form).await;
@@ -138,7 +118,7 @@ fn r06_rolling_restarts_of_both_pods_lose_nothing() {
         let services = ips.map(|_| services.next().expect("one for each"));
         let mut web = Client::start(&cluster, 0, &services, &tally, form).await;
         let begun = Instant::now();
-        for number in 1..=form.restarts {
+        for number in 1..=form.number {
             let next = Server::start(&cluster, number, &seen, form).await;
             for (speech, ips) in Speech::ALL.into_iter().zip(ips) {
                 cluster.change(speech.service(), &port(speech), ips, &next.endpoint());
