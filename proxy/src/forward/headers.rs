@@ -42,18 +42,6 @@ pub(super) enum Said {
     Unprocessed,
 }
 
-/// Where a request says which trace it belongs to (W3C Trace Context, section 3.2).
-pub(super) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-
-/// The trace that a [`TRACEPARENT`] names; of a version to come, what every version begins with.
-pub(super) fn trace_id(traceparent: &HeaderValue) -> Option<&str> {
-    let (version, rest) = traceparent.to_str().ok()?.split_once('-')?;
-    let (id, rest) = rest.split_at_checked(32)?;
-    let is_hex = |text: &str| text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    let is_one = version.len() == 2 && version != "ff" && is_hex(version) && is_hex(id);
-    (is_one && rest.starts_with('-') && id.bytes().any(|byte| byte != b'0')).then_some(id)
-}
-
 /// Leaves of our fields in a response only what another proxy may say to the application; nothing of what anybody else
 /// says.
 pub(super) fn take_ours(fields: &mut HeaderMap, peer: &Peer) -> Said {
@@ -243,30 +231,6 @@ mod tests {
                 (HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap())
             })
             .collect()
-    }
-
-    #[test]
-    fn a_trace_is_named_by_what_is_a_traceparent_and_by_nothing_else() {
-        let id = "4bf92f3577b34da6a3ce929d0e0e4736";
-        let of = |value: &str| trace_id(&HeaderValue::from_str(value).unwrap()).map(str::to_owned);
-        for good in ["00-ID-00f067aa0ba902b7-01", "cc-ID-00f067aa0ba902b7-01-what-comes"] {
-            assert_eq!(of(&good.replace("ID", id)).as_deref(), Some(id), "{good}");
-        }
-        let (upper, zero) = (id.to_uppercase(), "0".repeat(32));
-        for bad in [
-            "",
-            "00",
-            "00-",
-            "00-ID",
-            "ff-ID-00f067aa0ba902b7-01",
-            "0-ID-00f067aa0ba902b7-01",
-            "00-IDff-00-01",
-        ] {
-            assert_eq!(of(&bad.replace("ID", id)), None, "{bad}");
-        }
-        for id in [upper, zero, "\"}{\"".repeat(8)] {
-            assert_eq!(of(&format!("00-{id}-00f067aa0ba902b7-01")), None, "{id}");
-        }
     }
 
     #[test]

@@ -29,7 +29,7 @@ use crate::state::Peer;
 use crate::telemetry::Reason;
 use crate::telemetry::access;
 use crate::telemetry::metrics::{DetectResult, Direction, Outcome, RequestLabels, SessionResult, TlsKind};
-use crate::telemetry::trace::{KeyValue, Tracing};
+use crate::telemetry::trace::{self, Digits, KeyValue, TraceId, Tracing};
 use crate::wire::{Body, Transfer};
 
 /// One request, from its head to the end of its response.
@@ -43,8 +43,8 @@ pub(super) struct Record {
     method: http::Method,
     /// The target, and `Host` where that does not say it, when they will be logged or told by a span.
     target: Option<(Uri, Option<HeaderValue>)>,
-    /// The trace that it says it belongs to, when it will be logged.
-    trace: Option<HeaderValue>,
+    /// The trace that it belongs to, when it will be logged.
+    trace: Option<TraceId>,
     version: http::Version,
     /// The proxy's own answer is gRPC's.
     pub(super) grpc: bool,
@@ -103,7 +103,11 @@ impl Record {
         let tracing = tracing.map(|tracer| Tracing::begin(tracer, request.headers()));
         let told = worker.access.is_enabled() || tracing.as_ref().is_some_and(Tracing::is_recorded);
         let target = told.then(|| (request.uri().clone(), headers::needed_host(request).cloned()));
-        let trace = target.as_ref().and_then(|_| request.headers().get(headers::TRACEPARENT).cloned());
+        let trace = match &tracing {
+            Some(tracing) => Some(tracing.trace()),
+            None if told => trace::heard(request.headers()),
+            None => None,
+        };
         Box::new(Self {
             worker: Arc::clone(worker),
             direction,
@@ -174,7 +178,7 @@ impl Record {
     /// Of a request whose head was refused: nothing in it can be believed.
     pub(super) fn unread(mut self: Box<Self>) -> Box<Self> {
         self.method = http::Method::from_bytes(b"-").unwrap_or_default();
-        (self.target, self.trace) = (None, None);
+        self.target = None;
         self
     }
 
@@ -309,7 +313,8 @@ impl Record {
         if !access.is_enabled() && span.is_none() {
             return;
         }
-        let (trace_id, span_id) = span.map(|span| (span.trace.to_string(), span.span.to_string())).unzip();
+        let trace_id = self.trace.map(Digits::from);
+        let span_id = span.map(|span| Digits::from(span.span));
         let own = || self.worker.proxy.speaker(self.direction).as_str();
         let target = self.target.as_ref();
         let told = access::Record {
@@ -329,11 +334,8 @@ impl Record {
                 (Some(_), Some(by)) => by.to_str().unwrap_or_default(),
             },
             detail: &self.detail,
-            trace_id: trace_id
-                .as_deref()
-                .or_else(|| self.trace.as_ref().and_then(headers::trace_id))
-                .unwrap_or_default(),
-            span_id: span_id.as_deref().unwrap_or_default(),
+            trace_id: trace_id.as_ref().map_or("", Digits::as_str),
+            span_id: span_id.as_ref().map_or("", Digits::as_str),
             client: Some(self.client),
             source: id(&self.source),
             destination: id(&self.destination),
@@ -362,6 +364,9 @@ impl Record {
 
 /// Writes a line of the access log, if the policies that hold for it want one, or else the mesh.
 fn log(worker: &Worker, record: &access::Record<'_>, port: u16, outbound: [Option<&access::Said>; 2]) {
+    if !worker.access.is_enabled() {
+        return;
+    }
     let snapshot = worker.proxy.store.load();
     let mesh = snapshot.mesh.as_ref().map(|mesh| &mesh.access_log);
     let [first, second] = match record.direction {
@@ -490,7 +495,8 @@ impl<'a> ConnectionRecord<'a> {
         let tracer = worker.proxy.telemetry.traces.get();
         let mut tracing = tracer.and_then(|tracer| Tracing::connection(tracer, duration));
         let span = tracing.as_ref().and_then(Tracing::span);
-        let (trace_id, span_id) = span.map(|span| (span.trace.to_string(), span.span.to_string())).unzip();
+        let (trace_id, span_id) =
+            span.map(|span| (Digits::from(span.trace), Digits::from(span.span))).unzip();
         let told = access::Record {
             time: SystemTime::now(),
             direction: self.direction,
@@ -504,8 +510,8 @@ impl<'a> ConnectionRecord<'a> {
             reason,
             by: reason.map_or("", |_| worker.proxy.speaker(self.direction).as_str()),
             detail: detail.unwrap_or_default(),
-            trace_id: trace_id.as_deref().unwrap_or_default(),
-            span_id: span_id.as_deref().unwrap_or_default(),
+            trace_id: trace_id.as_ref().map_or("", Digits::as_str),
+            span_id: span_id.as_ref().map_or("", Digits::as_str),
             client: Some(self.client),
             source: self.source.map_or("", SpiffeId::as_str),
             destination: self.destination.map_or("", SpiffeId::as_str),

@@ -11,8 +11,9 @@ mod span;
 pub mod tracer;
 
 pub use opentelemetry::KeyValue;
+pub use opentelemetry::trace::TraceId;
 
-pub use self::context::{Forms, Propagation};
+pub use self::context::{Digits, Forms, Propagation};
 pub use self::export::{Collector, Connect, Exporter, Limits, Protocol, Spans};
 pub use self::sampler::Sampler;
-pub use self::tracer::{How, Tracer, Traces, Tracing};
+pub use self::tracer::{How, Tracer, Traces, Tracing, heard};

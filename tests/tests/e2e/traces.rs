@@ -345,6 +345,56 @@ async fn r20_a_span_says_what_the_log_says_and_the_log_names_the_span() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn r21_a_line_names_the_trace_that_its_request_is_in_and_no_other() {
+    let collector = Collector::grpc().await;
+    let url = collector.url();
+    let short = &TRACE[16..];
+    let padded = format!("{short:0>32}");
+    // What comes in, and the trace that it is of; of the others one begins here, if requests are traced.
+    let cases = [
+        (format!("traceparent: 00-{TRACE}-{SPAN}-01\r\n"), Some(TRACE)),
+        (format!("b3: {TRACE}-{SPAN}-1\r\n"), Some(TRACE)),
+        (format!("X-B3-TraceId: {short}\r\nX-B3-SpanId: {SPAN}\r\n"), Some(&*padded)),
+        (format!("traceparent: 00-{TRACE}-{}-01\r\n", "0".repeat(16)), None),
+        (format!("traceparent: 00-{TRACE}-{SPAN}\r\nx-b3-traceid: {TRACE}\r\n"), None),
+    ];
+    let world = World::strict().await;
+    world.service("orders", "http");
+    let app = App::saying("hello").await;
+    let orders = traced(&world, "orders", &[], |it| it.serves("orders", app.address())).await;
+    orders.counts("tulle_registered", &[], 1.0).await;
+    let to = ("OTEL_EXPORTER_OTLP_ENDPOINT", &*url);
+    let samplers = [
+        ("on", vec![to, ("OTEL_TRACES_SAMPLER", "always_on")]),
+        ("off", vec![to, ("OTEL_TRACES_SAMPLER", "always_off")]),
+        ("untraced", vec![]),
+    ];
+    for (name, settings) in samplers {
+        let web = traced(&world, name, &settings, |it| it.calls("orders")).await;
+        for (number, (fields, trace)) in cases.iter().enumerate() {
+            let (path, mut wire) = (format!("/{name}/{number}"), web.connect("orders").await);
+            wire.send(format!("GET {path} HTTP/1.1\r\nhost: orders\r\n{fields}\r\n")).await;
+            assert_eq!(wire.response().await.0.status(), 200);
+            let said = [("path", json!(path))];
+            let (line, next) = (web.logs(&said).await, orders.logs(&said).await);
+            let said = line["trace_id"].as_str();
+            match (trace, name) {
+                (Some(trace), _) => assert_eq!(said, Some(*trace), "{line}"),
+                (None, "untraced") => assert_eq!(said, None, "{line}"),
+                (None, _) => assert!(said.is_some_and(|said| said != TRACE), "{line}"),
+            }
+            assert_eq!(next["trace_id"].as_str(), said, "both proxies name the same: {next}");
+            assert_eq!(line["span_id"].is_string(), name == "on", "{line}");
+            if name == "on" {
+                let span = collector.collected.spans(number + 1).await.remove(number);
+                assert_eq!((said, line["span_id"].as_str()), (Some(&*span.trace), Some(&*span.id)));
+            }
+        }
+    }
+    assert_eq!(collector.collected.all().len(), cases.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn r20_what_a_proxy_answers_itself_and_what_it_sends_again_is_told() {
     let collector = Collector::grpc().await;
     let url = collector.url();

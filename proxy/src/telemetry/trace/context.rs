@@ -63,6 +63,10 @@ const PARENT_SPAN_ID: HeaderName = HeaderName::from_static("x-b3-parentspanid");
 const SAMPLED: HeaderName = HeaderName::from_static("x-b3-sampled");
 const FLAGS: HeaderName = HeaderName::from_static("x-b3-flags");
 
+/// An ID in hexadecimal, which the access log and metrics take without an allocation: 32 digits of a trace, 16 of a span.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Digits<const N: usize>([u8; N]);
+
 /// What is written of a context.
 #[derive(Clone, Copy, Debug)]
 pub struct Told {
@@ -85,6 +89,10 @@ pub struct Told {
 impl Propagation {
     /// What a request's headers say. Of several forms W3C's holds, then B3's single field.
     pub fn read(&self, fields: &HeaderMap) -> Heard {
+        // Most say nothing: one walk spares the look-ups.
+        if !fields.keys().any(is_of_traces) {
+            return Heard::default();
+        }
         let all = Forms { w3c: true, b3: true, b3_multi: true };
         let read = if let Self::Only(forms) = self { *forms } else { all };
         let w3c = if read.w3c { w3c(fields) } else { Heard::default() };
@@ -105,6 +113,12 @@ impl Propagation {
             Self::Only(forms) => *forms,
         }
     }
+}
+
+/// Whether a field is one of those that are read.
+fn is_of_traces(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    name == TRACEPARENT.as_str() || name == B3.as_str() || name.starts_with("x-b3-")
 }
 
 /// RFC 9110 §5.2: a field that is no list and comes more than once is malformed.
@@ -234,6 +248,42 @@ fn hex<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
         *byte = digit(pair[0])? << 4 | digit(pair[1])?;
     }
     Some(bytes)
+}
+
+// === impl Digits ===
+
+impl<const N: usize> Digits<N> {
+    fn of(bytes: &[u8]) -> Self {
+        let mut digits = [b'0'; N];
+        for (pair, byte) in digits.as_chunks_mut::<2>().0.iter_mut().zip(bytes) {
+            *pair = [byte >> 4, byte & 15].map(|half| b"0123456789abcdef"[usize::from(half)]);
+        }
+        Self(digits)
+    }
+
+    /// As text.
+    pub fn as_str(&self) -> &str {
+        // They are hexadecimal.
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+impl From<TraceId> for Digits<32> {
+    fn from(id: TraceId) -> Self {
+        Self::of(&id.to_bytes())
+    }
+}
+
+impl From<SpanId> for Digits<16> {
+    fn from(id: SpanId) -> Self {
+        Self::of(&id.to_bytes())
+    }
+}
+
+impl<const N: usize> std::fmt::Debug for Digits<N> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
 }
 
 // === impl Told ===
@@ -491,6 +541,24 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn digits_are_those_of_the_sdk() {
+        for Context { trace, span } in [known().unwrap(), context(1, 0xab << 56).unwrap()] {
+            assert_eq!(Digits::from(trace).as_str(), trace.to_string());
+            assert_eq!(Digits::from(span).as_str(), span.to_string());
+        }
+    }
+
+    #[test]
+    fn no_form_is_passed_over_by_the_walk() {
+        for (name, value) in [("traceparent", "a"), ("b3", "a"), ("x-b3-flags", "1"), ("x-b3-sampled", "0")] {
+            assert!(is_of_traces(&HeaderName::from_static(name)), "{name}");
+            let others = [("accept", "*/*"), ("x-b4-traceid", TRACE), ("tracestate", "a=1"), (name, value)];
+            assert_eq!(read(&others), read(&others[3..]), "{name}");
+        }
+        assert_eq!(read(&[("accept", "*/*"), ("x-b3-sampled", "0")]).sampled, Some(false));
     }
 
     #[test]

@@ -93,6 +93,11 @@ impl Traces {
     }
 }
 
+/// The trace that a request says it belongs to, where nothing is traced.
+pub fn heard(fields: &HeaderMap) -> Option<TraceId> {
+    Propagation::AsItComes.read(fields).context.map(|context| context.trace)
+}
+
 // === impl Tracer ===
 
 impl Tracer {
@@ -129,6 +134,11 @@ impl Tracing {
     /// Whether it is recorded.
     pub fn is_recorded(&self) -> bool {
         self.recorded.is_some()
+    }
+
+    /// The trace that it belongs to, recorded or not: what whoever is next is told.
+    pub fn trace(&self) -> TraceId {
+        self.context.trace
     }
 
     /// Its own span, where that is recorded.
@@ -289,6 +299,34 @@ mod tests {
         assert_eq!(parent["traceparent"], format!("00-{TRACE}-{SPAN}-00"), "there is no span between");
         let b3 = flags(&[("b3", &format!("{TRACE}-{SPAN}"))]);
         assert_eq!(b3["b3"], format!("{TRACE}-{SPAN}-0"));
+    }
+
+    #[test]
+    fn a_trace_is_named_alike_whether_it_is_recorded_or_not_or_nothing_is_traced() {
+        let short = &TRACE[16..];
+        for (name, value, trace) in [
+            ("traceparent", format!("00-{TRACE}-{SPAN}-01"), Some(TRACE.to_owned())),
+            ("b3", format!("{TRACE}-{SPAN}-0"), Some(TRACE.to_owned())),
+            ("b3", format!("{short}-{SPAN}-1"), Some(format!("{:0>32}", short))),
+            // Malformed: a trace begins, and that is another one.
+            ("traceparent", format!("00-{TRACE}-{SPAN}"), None),
+            ("traceparent", format!("00-{TRACE}-{}-01", "0".repeat(16)), None),
+            ("x-b3-traceid", TRACE.to_owned(), None),
+        ] {
+            let fields = fields(&[(name, &value)]);
+            assert_eq!(heard(&fields).map(|trace| trace.to_string()), trace, "{value}");
+            for sampler in ["always_on", "always_off"] {
+                let tracing = Tracing::begin(tracer(sampler).0, &fields);
+                let named = tracing.trace().to_string();
+                match &trace {
+                    Some(trace) => assert_eq!(named, *trace, "{sampler} {value}"),
+                    None => assert_ne!(named, TRACE, "{sampler} {value}"),
+                }
+                assert!(tracing.span().is_none_or(|span| span.trace == tracing.trace()));
+            }
+        }
+        let multi = fields(&[("x-b3-traceid", TRACE), ("x-b3-spanid", SPAN)]);
+        assert_eq!(heard(&multi).map(|trace| trace.to_string()).as_deref(), Some(TRACE));
     }
 
     #[test]
