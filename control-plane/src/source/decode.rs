@@ -6,9 +6,8 @@ use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use serde_path_to_error::Segment;
 
-use super::strict::{self, Strict};
+use super::strict;
 use super::yaml::{self, Broken, Chunk, Document};
 use crate::finding::{Finding, Mark, Note, Notes, Origin, Severity, push_index, push_key};
 use crate::kinds::{
@@ -360,7 +359,7 @@ fn read(kind: Kind, key: &ObjectKey, mut value: Value) -> (Content, Notes) {
 fn closed(key: &ObjectKey, value: &Value) -> Option<Object> {
     let written = || value.get("spec")?.get("targetRefs")?.as_array();
     let written = written().map(Vec::as_slice).unwrap_or_default();
-    let refs = written.iter().filter_map(|one| strict::read(one.clone()).ok());
+    let refs = written.iter().filter_map(|one| strict::read(one.clone()).0.ok());
     let (abroad, refs): (Vec<PolicyTargetRef>, Vec<PolicyTargetRef>) =
         refs.partition(|one: &PolicyTargetRef| foreign(&key.name, one.namespace.as_deref()).is_some());
     // Nobody can close what is in another namespace, and whoever named nothing else did not mean their own.
@@ -406,17 +405,7 @@ const ENVELOPE: [&str; 2] = ["apiVersion", "kind"];
 
 /// Reads a value as a type: what does not fit is refused, what is not known is told.
 fn typed<T: DeserializeOwned>(value: Value, notes: &mut Notes) -> Option<T> {
-    let mut unknown = Vec::new();
-    let mut track = serde_path_to_error::Track::new();
-    let result = {
-        let tracked = serde_path_to_error::Deserializer::new(Strict(value), &mut track);
-        let mut ignored = |path: serde_ignored::Path<'_>| {
-            let mut field = String::new();
-            ignored_path(&path, &mut field);
-            unknown.push(field);
-        };
-        T::deserialize(serde_ignored::Deserializer::new(tracked, &mut ignored))
-    };
+    let (read, unknown) = strict::read(value);
     for field in unknown.into_iter().filter(|field| !ENVELOPE.contains(&field.as_str())) {
         notes.warn(
             field,
@@ -424,37 +413,5 @@ fn typed<T: DeserializeOwned>(value: Value, notes: &mut Notes) -> Option<T> {
             "look for a slip of the pen, or for a field of a newer version",
         );
     }
-    match result {
-        Ok(read) => Some(read),
-        Err(error) => {
-            let mut field = String::new();
-            for segment in track.path().iter() {
-                match segment {
-                    Segment::Seq { index } => push_index(&mut field, *index),
-                    Segment::Map { key } => push_key(&mut field, key),
-                    Segment::Enum { .. } | Segment::Unknown => {}
-                }
-            }
-            notes.refuse(field, error.message, error.hint);
-            None
-        }
-    }
-}
-
-fn ignored_path(path: &serde_ignored::Path<'_>, field: &mut String) {
-    use serde_ignored::Path;
-    match path {
-        Path::Root => {}
-        Path::Seq { parent, index } => {
-            ignored_path(parent, field);
-            push_index(field, *index);
-        }
-        Path::Map { parent, key } => {
-            ignored_path(parent, field);
-            push_key(field, key);
-        }
-        Path::Some { parent } | Path::NewtypeStruct { parent } | Path::NewtypeVariant { parent } => {
-            ignored_path(parent, field)
-        }
-    }
+    read.map_err(|wrong| notes.refuse(wrong.field.unwrap_or_default(), wrong.message, wrong.hint)).ok()
 }

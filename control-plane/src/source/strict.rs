@@ -1,20 +1,44 @@
 //! Values as types ask for them, and what is said where they are not.
 //!
 //! serde takes a list for a mapping, field by field in their order, and words its complaints for who wrote the types. Here a mapping is a
-//! mapping, and what is told is what is written and what is wanted, as one writes it. Called by [`super::decode`].
+//! mapping, and what is told is what is written and what is wanted, as one writes it, and where. Called by [`super::decode`].
+//!
+//! Paths and unknown fields are followed here, and not by `serde_path_to_error` and `serde_ignored`: each of those is a layer of generic
+//! code around every type of the Gateway API, and the two were two thirds of the control plane's code and of what it takes to compile.
 
+use std::cell::RefCell;
 use std::fmt;
 
-use serde::de::value::{MapDeserializer, SeqDeserializer, StringDeserializer};
-use serde::de::{self, DeserializeOwned, Deserializer, Expected, IntoDeserializer, Unexpected, Visitor};
-use serde_json::{Map, Number, Value};
+use serde::de::value::StringDeserializer;
+use serde::de::{
+    self, DeserializeOwned, DeserializeSeed, Deserializer, Expected, MapAccess, SeqAccess, Unexpected,
+    Visitor,
+};
+use serde_json::{Map, Number, Value, map};
+
+use crate::finding::{push_index, push_key};
+
+/// Where a value stands in what is read.
+#[derive(Clone, Copy)]
+enum Place<'a> {
+    Root,
+    Field { of: &'a Self, name: &'a str },
+    Entry { of: &'a Self, index: usize },
+}
 
 /// A value that is read strictly.
-pub(super) struct Strict(pub(super) Value);
+struct Strict<'a> {
+    value: Value,
+    place: Place<'a>,
+    /// Paths of the fields that no type asked for.
+    unknown: &'a RefCell<Vec<String>>,
+}
 
 /// What is wrong with a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Wrong {
+    /// The value's path; empty is the whole.
+    pub(super) field: Option<String>,
     pub(super) message: String,
     /// What to do; may be empty.
     pub(super) hint: &'static str,
@@ -31,9 +55,34 @@ enum Wanted {
     Truth,
 }
 
-/// Reads a value as a type.
-pub(super) fn read<T: DeserializeOwned>(value: Value) -> Result<T, Wrong> {
-    T::deserialize(Strict(value))
+/// Reads a value as a type; beside it the paths of the fields that the type does not know.
+pub(super) fn read<T: DeserializeOwned>(value: Value) -> (Result<T, Wrong>, Vec<String>) {
+    let unknown = RefCell::default();
+    let read = T::deserialize(Strict { value, place: Place::Root, unknown: &unknown });
+    (read, unknown.into_inner())
+}
+
+// === impl Place ===
+
+impl Place<'_> {
+    fn path(&self) -> String {
+        fn push(place: &Place<'_>, path: &mut String) {
+            match place {
+                Place::Root => {}
+                Place::Field { of, name } => {
+                    push(of, path);
+                    push_key(path, name);
+                }
+                Place::Entry { of, index } => {
+                    push(of, path);
+                    push_index(path, *index);
+                }
+            }
+        }
+        let mut path = String::new();
+        push(self, &mut path);
+        path
+    }
 }
 
 // === impl Wanted ===
@@ -73,26 +122,68 @@ impl Wanted {
             Value::Array(_) => "a list".to_owned(),
             Value::Object(_) => "a mapping".to_owned(),
         };
-        Err(Wrong { message: format!("here must be {wanted}, and there is {found}"), hint })
+        Err(Wrong { field: None, message: format!("here must be {wanted}, and there is {found}"), hint })
     }
 }
 
 // === impl Strict ===
 
-impl IntoDeserializer<'_, Wrong> for Strict {
-    type Deserializer = Self;
+/// The entries of a list.
+struct Entries<'a> {
+    left: std::vec::IntoIter<Value>,
+    index: usize,
+    place: Place<'a>,
+    unknown: &'a RefCell<Vec<String>>,
+}
 
-    fn into_deserializer(self) -> Self {
-        self
+impl<'de> SeqAccess<'de> for Entries<'_> {
+    type Error = Wrong;
+
+    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Wrong> {
+        let Some(value) = self.left.next() else { return Ok(None) };
+        let place = Place::Entry { of: &self.place, index: self.index };
+        self.index += 1;
+        let read = seed.deserialize(Strict { value, place, unknown: self.unknown });
+        read.map(Some).map_err(|wrong| wrong.at(&place))
+    }
+
+    fn size_hint(&self) -> Option<usize> {
+        Some(self.left.len())
     }
 }
 
-fn list<'de, V: Visitor<'de>>(values: Vec<Value>, visitor: V) -> Result<V::Value, Wrong> {
-    visitor.visit_seq(SeqDeserializer::new(values.into_iter().map(Strict)))
+/// The fields of a mapping.
+struct Fields<'a> {
+    left: map::IntoIter,
+    /// The field whose name was read, and whose value is next.
+    now: Option<(String, Value)>,
+    place: Place<'a>,
+    unknown: &'a RefCell<Vec<String>>,
 }
 
-fn mapping<'de, V: Visitor<'de>>(fields: Map<String, Value>, visitor: V) -> Result<V::Value, Wrong> {
-    visitor.visit_map(MapDeserializer::new(fields.into_iter().map(|(name, value)| (name, Strict(value)))))
+impl<'de> MapAccess<'de> for Fields<'_> {
+    type Error = Wrong;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Wrong> {
+        let Some((name, value)) = self.left.next() else { return Ok(None) };
+        let read = seed.deserialize(StringDeserializer::new(name.clone()));
+        let read = read.map_err(|wrong: Wrong| wrong.at(&Place::Field { of: &self.place, name: &name }));
+        self.now = Some((name, value));
+        read.map(Some)
+    }
+
+    fn next_value_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<T::Value, Wrong> {
+        let Some((name, value)) = self.now.take() else {
+            return Err(de::Error::custom("a value was asked for before its name"));
+        };
+        let place = Place::Field { of: &self.place, name: &name };
+        let read = seed.deserialize(Strict { value, place, unknown: self.unknown });
+        read.map_err(|wrong| wrong.at(&place))
+    }
+
+    fn size_hint(&self) -> Option<usize> {
+        Some(self.left.len())
+    }
 }
 
 fn number<'de, V: Visitor<'de>>(number: &Number, visitor: V) -> Result<V::Value, Wrong> {
@@ -114,11 +205,12 @@ macro_rules! wanted {
     };
 }
 
-impl Strict {
+impl Strict<'_> {
     fn give<'de, V: Visitor<'de>>(self, wanted: Wanted, visitor: V) -> Result<V::Value, Wrong> {
-        match (wanted, self.0) {
-            (Wanted::Mapping, Value::Object(fields)) => mapping(fields, visitor),
-            (Wanted::List, Value::Array(values)) => list(values, visitor),
+        let Self { value, place, unknown } = self;
+        match (wanted, value) {
+            (Wanted::Mapping, Value::Object(fields)) => mapping(fields, place, unknown, visitor),
+            (Wanted::List, Value::Array(values)) => list(values, place, unknown, visitor),
             (Wanted::Text, Value::String(text)) => visitor.visit_string(text),
             (Wanted::Whole, Value::Number(one)) if !one.is_f64() => number(&one, visitor),
             (Wanted::Number, Value::Number(one)) => number(&one, visitor),
@@ -128,7 +220,25 @@ impl Strict {
     }
 }
 
-impl<'de> Deserializer<'de> for Strict {
+fn list<'de, V: Visitor<'de>>(
+    values: Vec<Value>,
+    place: Place<'_>,
+    unknown: &RefCell<Vec<String>>,
+    visitor: V,
+) -> Result<V::Value, Wrong> {
+    visitor.visit_seq(Entries { left: values.into_iter(), index: 0, place, unknown })
+}
+
+fn mapping<'de, V: Visitor<'de>>(
+    fields: Map<String, Value>,
+    place: Place<'_>,
+    unknown: &RefCell<Vec<String>>,
+    visitor: V,
+) -> Result<V::Value, Wrong> {
+    visitor.visit_map(Fields { left: fields.into_iter(), now: None, place, unknown })
+}
+
+impl<'de> Deserializer<'de> for Strict<'_> {
     type Error = Wrong;
 
     wanted! {
@@ -142,18 +252,25 @@ impl<'de> Deserializer<'de> for Strict {
     }
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Wrong> {
-        match self.0 {
+        let Self { value, place, unknown } = self;
+        match value {
             Value::Null => visitor.visit_unit(),
             Value::Bool(truth) => visitor.visit_bool(truth),
             Value::Number(one) => number(&one, visitor),
             Value::String(text) => visitor.visit_string(text),
-            Value::Array(values) => list(values, visitor),
-            Value::Object(fields) => mapping(fields, visitor),
+            Value::Array(values) => list(values, place, unknown, visitor),
+            Value::Object(fields) => mapping(fields, place, unknown, visitor),
         }
     }
 
+    /// What no type asks for.
+    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Wrong> {
+        self.unknown.borrow_mut().push(self.place.path());
+        visitor.visit_unit()
+    }
+
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Wrong> {
-        match self.0 {
+        match self.value {
             Value::Null => visitor.visit_none(),
             _ => visitor.visit_some(self),
         }
@@ -182,14 +299,14 @@ impl<'de> Deserializer<'de> for Strict {
         _: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Wrong> {
-        match self.0 {
+        match self.value {
             Value::String(text) => visitor.visit_enum(StringDeserializer::new(text)),
             other => Wanted::Text.but_is(&other),
         }
     }
 
     serde::forward_to_deserialize_any! {
-        bytes byte_buf unit unit_struct tuple tuple_struct ignored_any
+        bytes byte_buf unit unit_struct tuple tuple_struct
     }
 }
 
@@ -197,7 +314,7 @@ impl<'de> Deserializer<'de> for Strict {
 
 impl de::Error for Wrong {
     fn custom<T: fmt::Display>(message: T) -> Self {
-        Self { message: message.to_string(), hint: "" }
+        Self { field: None, message: message.to_string(), hint: "" }
     }
 
     fn invalid_type(found: Unexpected<'_>, wanted: &dyn Expected) -> Self {
@@ -217,6 +334,7 @@ impl de::Error for Wrong {
             other => other.to_string(),
         };
         Self {
+            field: None,
             message: format!("{found} cannot stand here: wanted is {wanted}"),
             hint: "leave the field out for its default",
         }
@@ -224,13 +342,14 @@ impl de::Error for Wrong {
 
     fn unknown_variant(found: &str, wanted: &'static [&'static str]) -> Self {
         Self {
+            field: None,
             message: format!("`{found}` is none of the values that there are: `{}`", wanted.join("`, `")),
             hint: "mind capitals",
         }
     }
 
     fn missing_field(field: &'static str) -> Self {
-        Self { message: format!("`{field}` is missing"), hint: "every one of these has it" }
+        Self { field: None, message: format!("`{field}` is missing"), hint: "every one of these has it" }
     }
 }
 
@@ -239,7 +358,17 @@ const BOUNDS: &str = "the reference has the bounds of each number";
 
 impl Wrong {
     fn number(number: &dyn fmt::Display) -> Self {
-        Self { message: format!("the number {number} is none that can stand here"), hint: BOUNDS }
+        Self {
+            field: None,
+            message: format!("the number {number} is none that can stand here"),
+            hint: BOUNDS,
+        }
+    }
+
+    /// The innermost place that it passes is where it is.
+    fn at(mut self, place: &Place<'_>) -> Self {
+        self.field.get_or_insert_with(|| place.path());
+        self
     }
 }
 
