@@ -340,3 +340,21 @@ fn each_mechanism_of_resilience_says_how_to_see_and_how_to_choose_it() {
     }
     assert!(count >= 8, "{count}");
 }
+
+/// A test with a longer form that CI never runs in that form is one that nobody runs.
+#[test]
+fn the_deep_stage_runs_every_module_that_has_a_longer_form() {
+    let run = fs::read_to_string(root().join(".ci/run")).unwrap();
+    let listed = run.lines().find_map(|line| line.strip_prefix("LONGER=(")?.strip_suffix(')')).unwrap();
+    let listed: BTreeSet<&str> = listed.split(' ').collect();
+    let tests = root().join("tests/tests/e2e");
+    let longer: BTreeSet<String> = files(&["rs"])
+        .into_iter()
+        .filter(|file| fs::read_to_string(file).unwrap().contains("deep()"))
+        .filter_map(|file| {
+            let module = file.strip_prefix(&tests).ok()?.components().next()?;
+            Some(module.as_os_str().to_string_lossy().trim_end_matches(".rs").to_owned())
+        })
+        .collect();
+    assert_eq!(longer.iter().map(String::as_str).collect::<BTreeSet<_>>(), listed);
+}
