@@ -156,14 +156,10 @@ impl Record {
     /// It is sent again, after this came of the last try, to that endpoint if one was chosen.
     pub(super) fn sent_again(&mut self, tried: Result<&Answer, &Failed>, endpoint: Option<&Endpoint>) {
         let Some(tracing) = &mut self.tracing else { return };
+        let grpc = self.grpc;
         tracing.event("tulle.retry", || {
             let mut told = match tried {
-                Ok(answer) => {
-                    vec![KeyValue::new(
-                        "http.response.status_code",
-                        i64::from(answer.response.status().as_u16()),
-                    )]
-                }
+                Ok(answer) => vec![answered(&answer.response, grpc)],
                 Err(Failed { fault, .. }) => vec![
                     KeyValue::new("tulle.reason", fault.reason.code()),
                     KeyValue::new("tulle.detail", fault.detail.to_string()),
@@ -409,6 +405,14 @@ impl Drop for Record {
             self.reason = Some(self.gone());
             self.end(0);
         }
+    }
+}
+
+/// What a span tells of the answer of a try: gRPC's status where there is one, since HTTP's says nothing then.
+fn answered<B>(answer: &Response<B>, grpc: bool) -> KeyValue {
+    match grpc_status(answer.headers()).filter(|_| grpc) {
+        Some(status) => KeyValue::new("rpc.response.status_code", trace::grpc_name(status)),
+        None => KeyValue::new("http.response.status_code", i64::from(answer.status().as_u16())),
     }
 }
 

@@ -31,6 +31,9 @@ pub(super) struct Known {
     pub(super) events: Vec<Event>,
 }
 
+/// Statuses of gRPC.
+const CANCELLED: u32 = 1;
+const UNIMPLEMENTED: u32 = 12;
 /// How many bytes of a value are told, as in the access log.
 const MAX_VALUE: usize = 1024;
 
@@ -78,7 +81,7 @@ fn kind(record: &Record<'_>) -> Kind {
 /// Few different ones: never a path, but that of gRPC, which is a method's name.
 fn name(record: &Record<'_>) -> String {
     match kind(record) {
-        Kind::Grpc => cut(grpc_method(record)).to_owned(),
+        Kind::Grpc => cut(grpc_method(record).unwrap_or("grpc")).to_owned(),
         Kind::Stream if record.service.is_empty() => record.protocol.to_owned(),
         Kind::Stream => format!("{} {}", record.protocol, record.service),
         Kind::Http => match method(record) {
@@ -88,9 +91,14 @@ fn name(record: &Record<'_>) -> String {
     }
 }
 
-/// `package.Service/Method`.
-fn grpc_method<'a>(record: &Record<'a>) -> &'a str {
-    path(record).trim_start_matches('/')
+/// `package.Service/Method`; `None`: it is none, or the application does not know it. Such may be any that a client makes up.
+fn grpc_method<'a>(record: &Record<'a>) -> Option<&'a str> {
+    let whole = path(record).strip_prefix('/')?;
+    let (service, method) = whole.split_once('/')?;
+    let is_name = |part: &str| {
+        !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+    };
+    (record.grpc_status != Some(UNIMPLEMENTED) && is_name(service) && is_name(method)).then_some(whole)
 }
 
 fn path<'a>(record: &Record<'a>) -> &'a str {
@@ -164,11 +172,19 @@ fn attributes(record: &Record<'_>) -> Vec<KeyValue> {
         Kind::Http => http(&mut all, record, server, port),
         Kind::Grpc => {
             all.word("rpc.system.name", "grpc");
-            // The name of before, which many tools still look for.
+            // The names of before, `rpc.service` and `rpc.grpc.status_code` among them, which many tools still look for.
             all.word("rpc.system", "grpc");
-            all.text("rpc.method", grpc_method(record));
-            if let Some(code) = record.grpc_status {
+            let method = grpc_method(record);
+            all.text("rpc.method", method.unwrap_or("_OTHER"));
+            match method.and_then(|method| method.split_once('/')) {
+                Some((service, _)) => all.text("rpc.service", service),
+                None => all.text("rpc.method_original", path(record).trim_start_matches('/')),
+            }
+            // Who does not want the answer any more ends the call by that status, and nobody else says one.
+            let gone = (record.reason == Some(Reason::ClientClosed)).then_some(CANCELLED);
+            if let Some(code) = record.grpc_status.or(gone) {
                 all.text("rpc.response.status_code", &grpc_name(code));
+                all.number("rpc.grpc.status_code", code.into());
             }
             if let Some(status) = record.status {
                 all.number("http.response.status_code", status.into());
@@ -294,7 +310,7 @@ fn error_type(record: &Record<'_>) -> Option<String> {
 }
 
 /// As gRPC spells its status codes.
-fn grpc_name(code: u32) -> String {
+pub(crate) fn grpc_name(code: u32) -> String {
     const NAMES: [&str; 17] = [
         "OK",
         "CANCELLED",

@@ -121,10 +121,39 @@ fn a_call_of_grpc_is_told_by_the_conventions_of_rpc() {
         ("rpc.method", "shop.v1.Orders/Place"),
         ("rpc.response.status_code", "UNAVAILABLE"),
         ("error.type", "UNAVAILABLE"),
+        // As it was named before.
+        ("rpc.system", "grpc"),
+        ("rpc.service", "shop.v1.Orders"),
+        ("rpc.grpc.status_code", "14"),
     ] {
         assert_eq!(get(&span, key).as_deref(), Some(value), "{key}");
     }
-    assert_eq!(get(&span, "http.request.method"), None);
+    assert_eq!((get(&span, "http.request.method"), get(&span, "rpc.method_original")), (None, None));
+}
+
+#[test]
+fn a_method_that_is_none_or_that_nobody_knows_is_no_name_of_a_span() {
+    for (path, grpc_status) in [
+        ("/shop.v1.Orders/Place", 12),
+        ("/", 0),
+        ("//", 0),
+        ("/Orders", 0),
+        ("/Orders/", 0),
+        ("/Orders/Place/more", 0),
+        ("/Orders/%2e%2e", 0),
+        ("*", 0),
+    ] {
+        let call = Record { protocol: "gRPC", path, grpc_status: Some(grpc_status), ..outbound() };
+        let span = span(&call);
+        assert_eq!((&*span.name, get(&span, "rpc.method").as_deref()), ("grpc", Some("_OTHER")), "{path}");
+        let original = path.trim_start_matches('/');
+        assert_eq!(get(&span, "rpc.method_original").unwrap_or_default(), original);
+        assert_eq!(get(&span, "rpc.service"), None, "{path}");
+    }
+    let gone = Record { protocol: "gRPC", path: "/a.B/C", reason: Some(Reason::ClientClosed), ..outbound() };
+    let span = span(&gone);
+    assert_eq!(get(&span, "rpc.response.status_code").as_deref(), Some("CANCELLED"));
+    assert_eq!((get(&span, "error.type"), span.status), (None, Status::Unset));
 }
 
 #[test]
