@@ -2,6 +2,7 @@
 
 mod collector;
 mod grpc;
+mod random;
 
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::sync::{Arc, OnceLock};
