@@ -126,7 +126,8 @@ fn connect(collector: &Collector, roots: Option<&Path>, mark: Option<u32>) -> Re
         true => {
             let name =
                 ServerName::try_from(host.to_string()).map_err(|error| format!("`{host}`: {error}"))?;
-            Some((client(collector.protocol, roots)?, name))
+            let path = trusted(roots)?;
+            Some((client(collector.protocol, &path)?, name, Arc::<Path>::from(path)))
         }
     };
     Ok(Arc::new(move || {
@@ -136,7 +137,10 @@ fn connect(collector: &Collector, roots: Option<&Path>, mark: Option<u32>) -> Re
                 let stream = reach(&host, port, mark).await?;
                 Ok(match tls {
                     None => Box::new(stream) as Box<dyn Stream>,
-                    Some((config, name)) => Box::new(TlsConnector::from(config).connect(name, stream).await?),
+                    Some((config, name, roots)) => {
+                        let stream = TlsConnector::from(config).connect(name, stream).await;
+                        Box::new(stream.map_err(|error| refused(&error, &roots))?)
+                    }
                 })
             };
             tokio::time::timeout(CONNECT_TIMEOUT, open).await.map_err(|_| io::ErrorKind::TimedOut)?
@@ -157,18 +161,32 @@ async fn reach(host: &str, port: u16, mark: Option<u32>) -> io::Result<TcpStream
     Err(last)
 }
 
-/// Trusts the roots in that file, else those of the system.
-fn client(protocol: Protocol, roots: Option<&Path>) -> Result<Arc<ClientConfig>, String> {
+/// What the TLS of a collector fails by, and what it is judged by.
+fn refused(error: &io::Error, roots: &Path) -> io::Error {
+    let roots = roots.display();
+    io::Error::other(format!(
+        "TLS: {error}; it is known by the roots in {roots}, and OTEL_EXPORTER_OTLP_CERTIFICATE may name others"
+    ))
+}
+
+/// The file of the roots by which a collector is known: that which is named, else the system's.
+fn trusted(named: Option<&Path>) -> Result<PathBuf, String> {
     let system = || SYSTEM_ROOTS.iter().map(PathBuf::from).find(|path| path.exists());
-    let path = roots.map(Path::to_path_buf).or_else(system).ok_or(
-        "the collector is reached by https, and this system has no roots to trust it by: set OTEL_EXPORTER_OTLP_CERTIFICATE",
-    )?;
-    let text = std::fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-    let roots =
-        tulle_certs::pem::certificates(&text).map_err(|error| format!("{}: {error}", path.display()))?;
+    named.map(Path::to_path_buf).or_else(system).ok_or_else(|| {
+        "the collector is reached by https, and this system has no roots to trust it by: set OTEL_EXPORTER_OTLP_CERTIFICATE".to_owned()
+    })
+}
+
+/// Trusts the roots in that file.
+fn client(protocol: Protocol, roots: &Path) -> Result<Arc<ClientConfig>, String> {
+    let of = |error: &dyn std::fmt::Display| {
+        format!("the roots of the collector (OTEL_EXPORTER_OTLP_CERTIFICATE), {}: {error}", roots.display())
+    };
+    let text = std::fs::read_to_string(roots).map_err(|error| of(&error))?;
+    let certificates = tulle_certs::pem::certificates(&text).map_err(|error| of(&error))?;
     let alpn: &[u8] = match protocol {
         Protocol::Grpc => b"h2",
         Protocol::Http => b"http/1.1",
     };
-    tulle_certs::outside::client(roots, &[alpn]).map_err(|error| format!("{}: {error}", path.display()))
+    tulle_certs::outside::client(certificates, &[alpn]).map_err(|error| of(&error))
 }

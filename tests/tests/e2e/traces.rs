@@ -3,6 +3,7 @@
 mod collector;
 mod grpc;
 mod random;
+mod tls;
 
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::sync::{Arc, OnceLock};

@@ -105,7 +105,11 @@ pub struct Exporter {
     timeout: Duration,
     /// For the log.
     endpoint: Uri,
+    /// Why the last try to connect failed, which the SDK does not tell.
+    why: Why,
 }
+
+type Why = Arc<Mutex<Option<String>>>;
 
 /// How long the next batch waits at most, once the collector fails.
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
@@ -219,6 +223,8 @@ impl Exporter {
     /// # Errors
     /// What cannot be used of the collector's description.
     pub fn new(collector: &Collector, spans: Arc<Spans>, connect: Connect) -> Result<Self, String> {
+        let why = Why::default();
+        let connect = telling(connect, &why);
         let mut otlp = match collector.protocol {
             Protocol::Grpc => grpc(collector, connect)?,
             Protocol::Http => by_http(collector, connect)?,
@@ -226,7 +232,7 @@ impl Exporter {
         let attributes =
             collector.resource.iter().map(|(key, value)| KeyValue::new(key.clone(), value.clone()));
         otlp.set_resource(&Resource::builder_empty().with_attributes(attributes).build());
-        Ok(Self { spans, otlp, timeout: collector.timeout, endpoint: collector.endpoint.clone() })
+        Ok(Self { spans, otlp, timeout: collector.timeout, endpoint: collector.endpoint.clone(), why })
     }
 
     /// Sends until the queue is [closed](Spans::close) and empty. For the control thread.
@@ -248,6 +254,7 @@ impl Exporter {
                 Ok(Err(error)) => error.to_string(),
                 Err(_) => format!("no answer within {:?}", self.timeout),
             };
+            let error = self.why.lock().take().unwrap_or(error);
             counts.refused.fetch_add(count, Relaxed);
             counts.failures.fetch_add(1, Relaxed);
             if failures == 0 {
@@ -259,6 +266,19 @@ impl Exporter {
             self.spans.pause(backoff(failures)).await;
         }
     }
+}
+
+/// Says in `why` how connecting ended: `None`, well.
+fn telling(connect: Connect, why: &Why) -> Connect {
+    let why = Arc::clone(why);
+    Arc::new(move || {
+        let (opening, why) = (connect(), Arc::clone(&why));
+        Box::pin(async move {
+            let opened = opening.await;
+            *why.lock() = opened.as_ref().err().map(io::Error::to_string);
+            opened
+        })
+    })
 }
 
 /// How long to wait after so many failures in a row.
