@@ -34,6 +34,7 @@ mod generated {
 
 mod access_log;
 mod digest;
+mod latency;
 mod log;
 pub mod openmetrics;
 mod resource_type;
@@ -46,6 +47,7 @@ pub use digest::Digest;
 pub use generated::envoy::service::discovery::v3 as discovery;
 pub use generated::istio::v1::auth as ca;
 pub use generated::tulle::v1;
+pub use latency::{LATENCY_BOUNDS, Latencies};
 pub use log::{InvalidLogLevel, log_filter};
 pub use resource_type::ResourceType;
 

@@ -28,11 +28,11 @@ use self::edges::History;
 use self::jaeger::Jaeger;
 use self::mesh::{Folders, Mesh};
 use self::report::Report;
-use self::table::{Screen, milliseconds};
 use crate::duration;
 use crate::folder::Folder;
 use crate::http::Origin;
 use crate::output::{self, Format};
+use crate::screen::{Screen, milliseconds};
 
 /// How often the proxies' counters are read: twice within the second in which a changed weight is to show.
 const SCRAPE_INTERVAL: Duration = Duration::from_millis(500);
@@ -268,6 +268,10 @@ impl Run {
         if let Some(jaeger) = &arguments.jaeger {
             lines.push(format!("traces    {}    Jaeger's page, unless it was told otherwise", jaeger.page()));
         }
+        lines.push(format!(
+            "live      tulle stat --watch --control-plane {}    also edges, routes",
+            self.mesh.control_plane_metrics()
+        ));
         let pid = self.mesh.control_plane_pid();
         lines.push(format!("control   kill -9 {pid}    the control plane: traffic goes on"));
         lines.push(format!("logs      {}", self.mesh.folders.logs.display()));

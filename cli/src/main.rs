@@ -15,7 +15,9 @@ mod internal;
 mod output;
 mod process;
 mod run;
+mod screen;
 mod service;
+mod stat;
 mod token;
 mod version;
 
@@ -33,6 +35,7 @@ Examples:
   tulle check --config-dir mesh/    look over a folder of YAML
   tulle explain --config-dir mesh/ --from shop/web --to http://orders:8080/v2
   tulle explain no_healthy_endpoint
+  tulle stat --watch                what flows now
   source <(tulle completion bash)
 
 Exit status: 0 done; 1 failed, or something is wrong; 2 wrong arguments.";
@@ -55,6 +58,12 @@ enum Verb {
     Check(check::CheckArgs),
     /// Say what would become of a request, and why, without sending it; or what a reason in an answer means.
     Explain(explain::ExplainArgs),
+    /// Show success, rate and latencies by Service or workload, as the proxies report them.
+    Stat(stat::StatArgs),
+    /// Show who calls whom, with which identities and how well.
+    Edges(stat::EdgesArgs),
+    /// Show success, rate and latencies by route and backend of Services.
+    Routes(stat::RoutesArgs),
     /// Look into a running mesh.
     #[command(subcommand)]
     Diagnostics(diagnostics::DiagnosticsCommand),
@@ -97,6 +106,9 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Run(arguments) => run::run(&arguments),
         Verb::Check(arguments) => check::run(&arguments),
         Verb::Explain(arguments) => explain::run(&arguments),
+        Verb::Stat(arguments) => stat::stat(&arguments),
+        Verb::Edges(arguments) => stat::edges(&arguments),
+        Verb::Routes(arguments) => stat::routes(&arguments),
         Verb::Diagnostics(command) => diagnostics::run(&command),
         Verb::Identity(arguments) => identity::run(&arguments).map(done),
         Verb::Token(command) => token::run(&command).map(done),

@@ -1,4 +1,4 @@
-//! `/metrics`, `/ready` and `/live` over HTTP, and to callers on this host `/resources/TYPE/NAME` and `/endpoints`; GET and HEAD
+//! `/metrics`, `/ready` and `/live` over HTTP, and to callers on this host `/resources/TYPE/NAME`, `/endpoints` and `/load`; GET and HEAD
 //! only. Nothing here changes anything.
 //!
 //! A resource says who may call whom and where everybody is, which is nobody's business who can merely reach this port: it is for
@@ -9,7 +9,7 @@ use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
@@ -24,6 +24,7 @@ use tulle_api::{ResourceType, openmetrics, v1};
 use crate::ads::Proxies;
 use crate::asking::Reporters;
 use crate::ca::Ca;
+use crate::load::Loads;
 use crate::metrics::{Gauges, Metrics};
 use crate::model::Publisher;
 use crate::youngest::Youngest;
@@ -52,6 +53,8 @@ pub struct Pages {
     pub proxies: Proxies,
     /// Who can be asked what it uses.
     pub reporters: Reporters,
+    /// What proxies carry.
+    pub loads: Loads,
     /// Whose certificates expire.
     pub ca: Ca,
     /// Shown by `/ready`.
@@ -134,10 +137,13 @@ impl Pages {
                 text(status, body)
             }
             "/live" => text(StatusCode::OK, "live\n"),
-            path if path.starts_with("/resources/") || path.starts_with("/endpoints") => {
+            path if path.starts_with("/resources/") || path.starts_with("/endpoints") || path == "/load" => {
                 if !(client.ip().to_canonical().is_loopback() && is_for_loopback(request)) {
                     let why = "resources are for callers on the control plane's own host, at its loopback address (kubectl port-forward)\n";
                     return text(StatusCode::FORBIDDEN, why);
+                }
+                if path == "/load" {
+                    return json(&self.loads.seen(&self.publisher.model(), Instant::now()));
                 }
                 match (path.strip_prefix("/resources/"), path.strip_prefix("/endpoints")) {
                     (Some(resource), _) => self.resource(resource),
@@ -155,10 +161,7 @@ impl Pages {
         let proxies = self.reporters.ask(service).await;
         let seen =
             crate::diagnostics::endpoints(&self.publisher.model(), service, &self.proxies.list(), proxies);
-        let mut response = Response::new(Full::new(seen.to_string().into()));
-        let json = header::HeaderValue::from_static("application/json");
-        response.headers_mut().insert(header::CONTENT_TYPE, json);
-        response
+        json(&seen)
     }
 
     /// The encoded resource `TYPE/NAME`, or 204 where there is none of that name.
@@ -224,8 +227,15 @@ fn wants_openmetrics(request: &Request<Incoming>) -> bool {
 
 fn nothing_there() -> Response<Full<Bytes>> {
     let there_are =
-        "there are /metrics, /ready, /live, /resources/TYPE/NAME and /endpoints[/NAMESPACE/SERVICE]\n";
+        "there are /metrics, /ready, /live, /resources/TYPE/NAME, /endpoints[/NAMESPACE/SERVICE] and /load\n";
     text(StatusCode::NOT_FOUND, there_are)
+}
+
+fn json(body: &impl ToString) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.to_string().into()));
+    let json = header::HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, json);
+    response
 }
 
 fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {

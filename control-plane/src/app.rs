@@ -25,6 +25,7 @@ use crate::ca::{self, Ca};
 use crate::config::{Config, LogFormat};
 use crate::ending::{self, End, Ending};
 use crate::index::Index;
+use crate::load::Loads;
 use crate::metrics::Metrics;
 use crate::model::{Publisher, Settings};
 use crate::registration::Registrations;
@@ -163,12 +164,14 @@ impl ControlPlane {
         let (end, ending) = ending::channel();
         let proxies = Proxies::default();
         let reporters = Reporters::default();
+        let loads = Loads::default();
         let readiness = Arc::new(Readiness::default());
         let pages = Pages {
             metrics: metrics.clone(),
             publisher: Arc::clone(&publisher),
             proxies: proxies.clone(),
             reporters: reporters.clone(),
+            loads: loads.clone(),
             ca: ca.clone(),
             readiness: Arc::clone(&readiness),
         };
@@ -178,6 +181,7 @@ impl ControlPlane {
             Arc::clone(&registrations),
             Arc::clone(&publisher),
             reporters,
+            loads,
             metrics.clone(),
             ending.clone(),
         );

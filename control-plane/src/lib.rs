@@ -14,6 +14,7 @@ pub mod ending;
 pub mod finding;
 pub mod index;
 pub mod kinds;
+pub mod load;
 pub mod metrics;
 pub mod model;
 pub mod object;

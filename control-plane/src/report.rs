@@ -1,12 +1,13 @@
 //! `tulle.v1.Proxy/Report`: the stream by which a workload makes itself an endpoint, for as long as the stream lives, and by which
-//! its proxy is asked what it uses.
+//! its proxy is asked what it uses and says what it carries.
 //!
-//! Decides nothing but who speaks; [`Registrations`] decides what is taken, [`Reporters`] who asks. A registration that is refused ends the
+//! Decides nothing but who speaks; [`Registrations`] decides what is taken, [`Reporters`] who asks, [`Loads`]
+//! what is kept of loads. A registration that is refused ends the
 //! stream, since nothing that the proxy could say next would mend it, and the status says what is wrong.
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use futures_util::{Stream, StreamExt};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -22,6 +23,7 @@ use crate::asking::{Place, Question, Reporters};
 use crate::ca;
 use crate::ending::Ending;
 use crate::index::{Registration, RegistrationId};
+use crate::load::{self, Loads};
 use crate::metrics::Metrics;
 use crate::model::Publisher;
 use crate::registration::{Refusal, Registrations};
@@ -33,6 +35,7 @@ pub struct Reports {
     registrations: Arc<Registrations>,
     publisher: Arc<Publisher>,
     reporters: Reporters,
+    loads: Loads,
     metrics: Metrics,
     ending: Ending,
 }
@@ -57,6 +60,8 @@ struct ReportStream {
 struct Asked {
     /// Held for as long as it can be.
     _place: Place,
+    /// Where it says what it carries.
+    load: load::Place,
     questions: mpsc::Receiver<Question>,
     /// The question that it has not answered, by its number. Who asks another has given up on this one.
     open: Option<(u64, oneshot::Sender<v1::EndpointsInUse>)>,
@@ -79,10 +84,11 @@ impl Reports {
         registrations: Arc<Registrations>,
         publisher: Arc<Publisher>,
         reporters: Reporters,
+        loads: Loads,
         metrics: Metrics,
         ending: Ending,
     ) -> Self {
-        Self { registrations, publisher, reporters, metrics, ending }
+        Self { registrations, publisher, reporters, loads, metrics, ending }
     }
 }
 
@@ -166,7 +172,8 @@ impl ReportStream {
                 let caller =
                     caller.map_err(|refusal| self.refuse(refusal.reason(), Status::from(&refusal)))?;
                 let (place, questions) = self.reporters().enter(caller.node(), self.id.as_ref());
-                self.asked = Some(Asked { _place: place, questions, open: None, last: 0 });
+                let load = self.reports.loads.enter(caller.node(), self.id.as_ref(), Instant::now());
+                self.asked = Some(Asked { _place: place, load, questions, open: None, last: 0 });
                 self.caller.insert(caller).clone()
             }
         };
@@ -178,6 +185,12 @@ impl ReportStream {
                 if let Some((_, answer)) = open {
                     // Who asked may have left.
                     let _left = answer.send(in_use);
+                }
+                Ok(())
+            }
+            Some(report_request::Report::Load(load)) => {
+                if let Some(asked) = &self.asked {
+                    asked.load.take(load, Instant::now());
                 }
                 Ok(())
             }

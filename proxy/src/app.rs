@@ -322,7 +322,8 @@ fn start_control(
         store: Arc::clone(&proxy.store),
         registration: receiver,
         registered,
-        metrics: Arc::clone(metrics),
+        metrics: proxy.telemetry.metrics.clone(),
+        load_interval: config.load_report_interval,
     };
     tokio::spawn(report.run());
     if let Some(registration) = registration {

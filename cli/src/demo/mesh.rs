@@ -48,6 +48,7 @@ pub(crate) struct Mesh {
     /// `web`'s application.
     pub(crate) front: SocketAddr,
     control_plane: Process,
+    control_plane_metrics: SocketAddr,
     services: Vec<Process>,
     proxies: Vec<Proxy>,
     /// Of each workload; none where the kernel forbids them.
@@ -106,7 +107,7 @@ impl Mesh {
     /// What did not start, with the end of its log. All that had started has ended by then.
     pub(crate) async fn start(folders: Folders, jaeger: Option<&Jaeger>) -> Result<Self> {
         let (mut control_plane, addresses) = start_control_plane(&folders).await?;
-        let grpc = addresses.get("grpc")?;
+        let (grpc, control_plane_metrics) = (addresses.get("grpc")?, addresses.get("metrics")?);
         let (rooms, notices) = match open_rooms(&folders) {
             Ok(rooms) => (rooms, Vec::new()),
             Err(error) => {
@@ -139,7 +140,8 @@ impl Mesh {
         if control_plane.ended().is_some() {
             bail!("the control plane ended\n{}", control_plane.log_tail());
         }
-        let mut mesh = Self { folders, front, control_plane, services, proxies, rooms, notices };
+        let mut mesh =
+            Self { folders, front, control_plane, control_plane_metrics, services, proxies, rooms, notices };
         mesh.answered().await?;
         Ok(mesh)
     }
@@ -154,6 +156,11 @@ impl Mesh {
     pub(crate) fn admin_of(&self, workload: &str) -> Option<SocketAddr> {
         let proxy = self.proxies.iter().find(|proxy| proxy.workload.name == workload)?;
         proxy.addresses.first("admin")
+    }
+
+    /// Where the control plane is asked by `tulle stat` and its like.
+    pub(crate) fn control_plane_metrics(&self) -> SocketAddr {
+        self.control_plane_metrics
     }
 
     pub(crate) fn control_plane_pid(&self) -> u32 {

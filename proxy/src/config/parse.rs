@@ -224,6 +224,14 @@ pub(super) fn duration(value: &str) -> Parsed<Duration> {
     Ok(duration)
 }
 
+pub(super) fn duration_between(value: &str, least: Duration, most: Duration) -> Parsed<Duration> {
+    let duration = any_duration(value)?;
+    if duration < least || duration > most {
+        return Err(format!("it must be from {least:?} to {most:?}"));
+    }
+    Ok(duration)
+}
+
 /// A whole number and a unit, or several (`1m30s`), as Gateway API durations (GEP-2257); at most a day.
 pub(super) fn any_duration(value: &str) -> Parsed<Duration> {
     let mut total = Duration::ZERO;

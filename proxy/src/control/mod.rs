@@ -12,5 +12,6 @@ pub mod collector;
 pub mod decode;
 pub mod gate;
 pub mod identity;
+mod load;
 pub mod report;
 pub mod session;

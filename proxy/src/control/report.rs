@@ -1,5 +1,5 @@
 //! What this proxy tells its control plane beside ADS: that its workload is an endpoint, for as long as the stream lives, and
-//! which endpoints it uses itself, when it is asked ([`in_use`]).
+//! which endpoints it uses itself, when it is asked ([`in_use`]), and what it carries, every few seconds ([`super::load`]).
 //!
 //! At first a registration says that it is not ready, since its policy exists only from then on ([`super::gate`]); that it is ready
 //! once that policy is in force; and while it drains, that it is not. A lost stream is opened again, and the
@@ -19,8 +19,9 @@ use tulle_api::v1::{self, Registration, ReportRequest, report_request, report_re
 use super::ads::{STALLED, describe};
 use super::channel::reconnect_delay;
 use super::identity::Identity;
+use super::load::Loads;
 use crate::state::Store;
-use crate::telemetry::metrics::ControlMetrics;
+use crate::telemetry::metrics::Metrics;
 
 /// What is reported, and over what.
 pub struct Report {
@@ -33,7 +34,9 @@ pub struct Report {
     pub registration: watch::Receiver<Option<Registration>>,
     /// What became of it.
     pub registered: watch::Sender<Registered>,
-    pub metrics: Arc<ControlMetrics>,
+    pub metrics: Metrics,
+    /// How often it is told what is carried.
+    pub load_interval: Duration,
 }
 
 /// What became of a registration.
@@ -57,7 +60,7 @@ impl Report {
         loop {
             let opened = Instant::now();
             let ended = self.stream(&mut failures).await;
-            self.metrics.registered(false);
+            self.metrics.control().registered(false);
             // Who registers nothing is rarely told anything.
             failures = if opened.elapsed() > STALLED { 1 } else { failures + 1 };
             let wait = reconnect_delay(failures, rand::random());
@@ -85,6 +88,7 @@ impl Report {
         let mut told = None;
         // Nobody may go on to register, and nobody does twice at once.
         let mut may_register = true;
+        let mut loads = Loads::new(&self.metrics, self.load_interval);
         loop {
             let report = tokio::select! {
                 response = responses.next() => match response {
@@ -113,6 +117,7 @@ impl Report {
                         None => continue,
                     }
                 }
+                load = loads.next() => report_request::Report::Load(load),
             };
             let request = ReportRequest { node: None, report: Some(report) };
             drop(tokio::time::timeout(Duration::from_secs(1), requests.send(request)).await);
@@ -123,7 +128,7 @@ impl Report {
     fn note(&self, registered: v1::Registered, told: &mut Option<Vec<String>>) {
         let first = told.is_none();
         if first {
-            self.metrics.registered(true);
+            self.metrics.control().registered(true);
         }
         self.registered.send_if_modified(|known| {
             known.pending.clone_from(&registered.pending);

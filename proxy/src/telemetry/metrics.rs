@@ -11,6 +11,7 @@ mod cells;
 mod control;
 mod families;
 mod labels;
+mod load;
 mod pools;
 mod process;
 mod render;
@@ -39,6 +40,7 @@ pub use self::labels::{
     ReplayCause, RequestLabels, RetryCause, RetryOutcome, SessionResult, TlsKind, Unretried, VerdictKind,
     VerdictLabels,
 };
+pub use self::load::Load;
 pub use self::pools::{PoolCells, PooledConnection};
 pub use self::uses::LimitUse;
 pub use self::worker::WorkerMetrics;
@@ -56,6 +58,8 @@ pub struct Metrics {
     workers: Vec<WorkerMetrics>,
     control: Arc<ControlMetrics>,
     bounds: Arc<[u64]>,
+    /// Of requests: those of `bounds`, and those by which loads are reported.
+    finer: Arc<[u64]>,
     budget: Arc<Budget>,
     shown: SeriesLabels,
     extra: Arc<Mutex<Vec<ExtraFn>>>,
@@ -90,13 +94,15 @@ impl Metrics {
             buckets.iter().map(|bound| u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX)).collect();
         // A line for each worker's time.
         let budget = Arc::new(Budget::new(max_lines.saturating_sub(workers), bounds.len()));
-        let workers = (0..workers.max(1)).map(|_| WorkerMetrics::new(&bounds, &budget, shown)).collect();
+        let finer = load::finer(&bounds);
+        let worker = || WorkerMetrics::new(&bounds, &finer, &budget, shown);
+        let workers = (0..workers.max(1)).map(|_| worker()).collect();
         process::start();
         let control = Arc::<ControlMetrics>::default();
         // Never connected is a 0 that an alert can see, not a gap.
         control.ads_connected(false);
         control.registered(false);
-        Self { workers, control, bounds, budget, shown, extra: Arc::default() }
+        Self { workers, control, bounds, finer, budget, shown, extra: Arc::default() }
     }
 
     /// The cells of the worker thread of that index. An index that is not there gets the last one's.
@@ -112,7 +118,7 @@ impl Metrics {
 
     /// Cells for what must be counted somewhere and is not shown, being told otherwise: of the control thread's dials.
     pub fn unseen(&self) -> WorkerMetrics {
-        WorkerMetrics::new(&self.bounds, &self.budget, self.shown)
+        WorkerMetrics::new(&self.bounds, &self.finer, &self.budget, self.shown)
     }
 
     /// A health check of an endpoint of `service` (as [`RequestLabels::service`]) is over.
@@ -137,6 +143,11 @@ impl Metrics {
                 value: runtime.worker_total_busy_duration(0).as_secs_f64(),
             }));
         });
+    }
+
+    /// What requests and connections came to until now, for reports of what they come to since.
+    pub fn load(&self) -> Load {
+        Load::read(self.workers.iter().map(WorkerMetrics::cells))
     }
 
     /// Everything, in the Prometheus text format 0.0.4.

@@ -41,6 +41,7 @@ mod scripted;
 mod shared;
 mod stale;
 mod start;
+mod stat;
 mod traces;
 
 use tulle_tests::app::App;

@@ -122,6 +122,12 @@ impl Histogram {
         self.sum.add(size);
     }
 
+    /// Each upper bound, the last one endless, with how many durations lie between it and the one before it.
+    pub(super) fn by_bound(&self) -> impl Iterator<Item = (u64, u64)> {
+        let bounds = self.bounds.iter().copied().chain([u64::MAX]);
+        bounds.zip(self.buckets.iter().map(Counter::get))
+    }
+
     /// The counts by bucket, not cumulative, and the sum, in the unit of the bounds.
     pub(super) fn read(&self) -> (impl Iterator<Item = u64>, u64) {
         (self.buckets.iter().map(Counter::get), self.sum.get())

@@ -102,7 +102,7 @@ fn requests(scrape: &mut Scrape, metrics: &Metrics, workers: &[&WorkerCells]) ->
         let (_, direction) = labels.remove(0);
         let inbound = direction == Direction::Inbound.as_str();
         let family = if inbound { &families::SERVER_DURATION } else { &families::CLIENT_DURATION };
-        scrape.histogram(family, &labels, sum, &metrics.bounds);
+        scrape.histogram(family, &labels, &sum.folded(&metrics.finer, &metrics.bounds), &metrics.bounds);
     }
     let mut limited = false;
     for side in Direction::ALL {
@@ -120,7 +120,8 @@ fn requests(scrape: &mut Scrape, metrics: &Metrics, workers: &[&WorkerCells]) ->
                 Direction::Inbound => &families::SERVER_DURATION,
                 Direction::Outbound => &families::CLIENT_DURATION,
             };
-            scrape.histogram(family, &[("overflow", "true")], &sum, &metrics.bounds);
+            let folded = sum.folded(&metrics.finer, &metrics.bounds);
+            scrape.histogram(family, &[("overflow", "true")], &folded, &metrics.bounds);
         }
         limited |= count > 0 || sum.count() > 0;
     }
@@ -403,6 +404,15 @@ impl Sum {
 
     fn count(&self) -> u64 {
         self.buckets.iter().sum()
+    }
+
+    /// The same by fewer bounds, all of which are among the finer ones.
+    fn folded(&self, finer: &[u64], bounds: &[u64]) -> Self {
+        let mut buckets = vec![0; bounds.len() + 1];
+        for (bound, count) in finer.iter().copied().chain([u64::MAX]).zip(&self.buckets) {
+            buckets[bounds.partition_point(|own| *own < bound)] += count;
+        }
+        Self { buckets, total: self.total }
     }
 }
 

@@ -94,6 +94,13 @@ impl<T> Table<T> {
         hasher.finish()
     }
 
+    /// Every key and its cells. The lock is held for as long as it takes to copy pointers to them.
+    pub(super) fn list(&self) -> Vec<(Arc<[u8]>, Arc<T>)> {
+        let entries = self.entries.lock();
+        let all = entries.by_hash.values().flatten();
+        all.map(|entry| (Arc::clone(&entry.key), Arc::clone(&entry.cells))).collect()
+    }
+
     /// Calls `each` with every key and its cells.
     pub(super) fn each(&self, mut each: impl FnMut(&[u8], &T)) {
         for entry in self.entries.lock().by_hash.values().flatten() {

@@ -84,8 +84,14 @@ fn counters(count: usize) -> Vec<Counter> {
 // === impl WorkerMetrics ===
 
 impl WorkerMetrics {
-    pub(super) fn new(bounds: &Arc<[u64]>, budget: &Arc<Budget>, shown: SeriesLabels) -> Self {
-        let overflow = ByDirection::new(|_| Arc::new(OverflowRequests::new(bounds)));
+    /// `bounds`: of histograms; `finer`: of those of requests.
+    pub(super) fn new(
+        bounds: &Arc<[u64]>,
+        finer: &Arc<[u64]>,
+        budget: &Arc<Budget>,
+        shown: SeriesLabels,
+    ) -> Self {
+        let overflow = ByDirection::new(|_| Arc::new(OverflowRequests::new(finer)));
         let histogram = || Histogram::new(bounds);
         let sizes: Arc<[u64]> = SIZES.into();
         let sizes = || Histogram::new(&sizes);
