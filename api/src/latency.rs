@@ -84,7 +84,7 @@ impl Latencies {
                 let at = |index: usize| LATENCY_BOUNDS[index.min(COUNT - 1)] as f64;
                 let bucket = usize::try_from(bucket).unwrap_or(COUNT);
                 // Of the first bucket nothing is known but that it is short.
-                let lower = bucket.checked_sub(1).map_or(at(0) / 4.0, at);
+                let lower = bucket.checked_sub(1).map_or_else(|| at(0) / 4.0, at);
                 return Some(Duration::from_nanos((lower * at(bucket)).sqrt() as u64));
             }
         }

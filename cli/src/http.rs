@@ -15,8 +15,9 @@ use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
 
-/// No answer that the command reads is larger: `/metrics` at its limit of lines is below 1 MiB.
-const MAX_BODY: usize = 16 << 20;
+/// No answer that the command reads is larger: `/metrics` at its limit of lines is below 1 MiB, and `/load` of a hundred thousand edges below
+/// this.
+const MAX_BODY: usize = 64 << 20;
 
 /// An address that requests are sent to, and the connections to it that wait for the next one.
 #[derive(Debug)]

@@ -2,17 +2,18 @@
 //!
 //! Decides what is kept, and for how long. A report counts for the proxy whose stream it came over, whatever it says; a proxy whose
 //! stream has ended is forgotten when its last report is a minute old. What is kept is bounded, over all proxies and for each
-//! stream, and what there was no room for is said to be missing. Pure: times are passed in. [`crate::report`] brings the
-//! reports, [`crate::admin`] answers, and `tulle stat | edges | routes` read [`Seen`] back.
+//! stream: what is too much takes the place of the stream's own oldest reports, and where that is not enough, something is said to be
+//! missing. Pure: times are passed in. [`crate::report`] brings the reports, [`crate::admin`] answers, and
+//! `tulle stat | edges | routes` read [`Seen`] back.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use prost::Message;
 use serde::{Deserialize, Serialize};
-use tulle_api::{Latencies, ResourceType, v1};
+use tulle_api::{LATENCY_BOUNDS, Latencies, ResourceType, v1};
 
 use crate::model::Model;
 
@@ -22,8 +23,16 @@ const WINDOW: Duration = Duration::from_secs(60);
 const SOONEST: Duration = Duration::from_millis(500);
 /// No report of ours has more rows.
 const MAX_ROWS: usize = 256;
-/// Of all reports that are kept, which then take some 100 MB at most.
-const MAX_KEPT: usize = 200_000;
+/// No name of ours is longer: labels of metrics are cut before.
+const MAX_TEXT: usize = 512;
+/// Bytes kept of one stream. A minute of full reports, one every 5 s, takes less than half.
+const MAX_OF_STREAM: usize = 2 << 20;
+/// Bytes kept of all streams.
+const MAX_OF_ALL: usize = 128 << 20;
+/// What a stream takes by itself, about.
+const STREAM: usize = 512;
+/// Labels by which a proxy can be told to tell nothing apart.
+const NAMES: [&str; 4] = ["peer", "service", "route", "backend"];
 
 /// The reports of the last minute. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -32,9 +41,11 @@ pub struct Loads(Arc<Mutex<Kept>>);
 #[derive(Debug, Default)]
 struct Kept {
     streams: u64,
-    proxies: BTreeMap<u64, Reporting>,
-    /// In all reports.
-    rows: usize,
+    reporting: BTreeMap<u64, Reporting>,
+    /// Of all streams.
+    bytes: usize,
+    /// When what is too old was last let go, of all streams.
+    forgot: Option<Instant>,
 }
 
 /// One stream's.
@@ -42,16 +53,34 @@ struct Kept {
 struct Reporting {
     node: String,
     identity: String,
+    began: Instant,
     ended: Option<Instant>,
     last: Option<Instant>,
     reports: VecDeque<Report>,
+    /// Those that `reports` points to, each once.
+    kinds: BTreeSet<Arc<Labels>>,
+    untold: BTreeSet<String>,
+    bytes: usize,
     is_cut: bool,
 }
 
 #[derive(Debug)]
 struct Report {
     at: Instant,
-    load: v1::Load,
+    milliseconds: u64,
+    counts: Box<[Counts]>,
+}
+
+/// What a report says of one kind.
+#[derive(Debug)]
+struct Counts {
+    labels: Arc<Labels>,
+    requests: u64,
+    failures: u64,
+    latencies: Box<[(u32, u32)]>,
+    open_connections: u64,
+    bytes_sent: u64,
+    bytes_received: u64,
 }
 
 /// A stream's place among those that report; its proxy is forgotten some time after it is dropped.
@@ -66,7 +95,7 @@ pub(crate) struct Place {
 pub struct Seen {
     /// How far back is looked.
     pub window_seconds: u64,
-    /// By name; several of a name are several streams.
+    /// By name and identity. The replicas of a workload are one.
     pub proxies: Vec<ProxyLoad>,
     /// Every Service, as `<namespace>/<name>`.
     pub services: BTreeMap<String, Meshed>,
@@ -81,20 +110,24 @@ pub struct Meshed {
     pub meshed: u64,
 }
 
-/// What one proxy carried.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// What the proxies of one workload carried.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ProxyLoad {
     /// `<namespace>/<workload>`.
     pub proxy: String,
     /// Its SPIFFE ID.
     pub identity: String,
-    /// Whether its stream is open.
-    pub connected: bool,
-    /// How much time its reports tell of; 0: there is none yet.
-    pub seconds: f64,
-    /// It, or the control plane, had no room to tell everything apart, or everything at all.
+    /// How many of them are connected.
+    pub connected: u64,
+    /// How many were at once, within what is looked back on.
+    pub most_connected: u64,
+    /// Whether anything is known of what they carried, be it that it was nothing.
+    pub has_reported: bool,
+    /// There was no room to tell everything apart, or for everything at all.
     pub is_cut: bool,
-    /// What it carried in that time.
+    /// Labels by which they tell nothing apart, as they were told to.
+    pub untold: BTreeSet<String>,
+    /// What they carried.
     pub rows: Vec<Row>,
 }
 
@@ -129,12 +162,16 @@ pub struct Row {
     pub failures: u64,
     /// Buckets of [`Latencies`] that hold anything: the number of each and its requests.
     pub latencies: Vec<(u32, u64)>,
+    /// Requests a second, of the proxies that are connected.
+    pub requests_per_second: f64,
     /// Now.
     pub open_connections: u64,
     /// On connections without HTTP, to whom opened them.
     pub bytes_sent: u64,
     /// On connections without HTTP, from whom opened them.
     pub bytes_received: u64,
+    /// Of these two, a second, of the proxies that are connected.
+    pub bytes_per_second: [f64; 2],
 }
 
 // === impl Loads ===
@@ -146,15 +183,8 @@ impl Loads {
         kept.forget(now);
         kept.streams += 1;
         let id = kept.streams;
-        let reporting = Reporting {
-            node: node.to_owned(),
-            identity: identity.to_owned(),
-            ended: None,
-            last: None,
-            reports: VecDeque::new(),
-            is_cut: false,
-        };
-        kept.proxies.insert(id, reporting);
+        kept.reporting.insert(id, Reporting::new(node, identity, now));
+        kept.bytes += STREAM;
         Place { loads: self.clone(), id }
     }
 
@@ -164,9 +194,11 @@ impl Loads {
         let services = services.into_iter().map(|name| (name.to_string(), meshed(model, &name))).collect();
         let mut kept = self.0.lock();
         kept.forget(now);
-        let mut proxies: Vec<ProxyLoad> = kept.proxies.values().map(Reporting::seen).collect();
-        drop(kept);
-        proxies.sort_by(|a, b| a.proxy.cmp(&b.proxy));
+        let mut workloads: BTreeMap<(&str, &str), Vec<&Reporting>> = BTreeMap::new();
+        for one in kept.reporting.values() {
+            workloads.entry((&one.node, &one.identity)).or_default().push(one);
+        }
+        let proxies = workloads.into_values().map(|replicas| ProxyLoad::of(&replicas)).collect();
         Seen { window_seconds: WINDOW.as_secs(), proxies, services }
     }
 }
@@ -183,77 +215,154 @@ fn meshed(model: &Model, service: &str) -> Meshed {
     Meshed { endpoints: told.endpoints.len() as u64, meshed: meshed as u64 }
 }
 
+/// Whether it is older than is looked back.
+fn is_old(at: Instant, now: Instant) -> bool {
+    now.saturating_duration_since(at) > WINDOW
+}
+
 // === impl Kept ===
 
 impl Kept {
-    /// Lets go what is too old.
+    /// Lets go what is too old. Not at each report, of which there are as many as there are streams.
     fn forget(&mut self, now: Instant) {
-        let is_old = |at: Instant| now.saturating_duration_since(at) > WINDOW;
-        for reporting in self.proxies.values_mut() {
-            let old = reporting.reports.iter().take_while(|report| is_old(report.at)).count();
-            self.rows -= reporting.reports.drain(..old).map(|report| report.load.rows.len()).sum::<usize>();
-        }
-        self.proxies.retain(|_, one| !(one.reports.is_empty() && one.ended.is_some_and(is_old)));
+        self.forgot = Some(now);
+        self.reporting.retain(|_, one| {
+            one.forget(now);
+            one.ended.is_none() || !one.reports.is_empty()
+        });
+        self.bytes = self.reporting.values().map(|one| one.bytes).sum();
     }
 
-    fn take(&mut self, id: u64, mut load: v1::Load, now: Instant) {
-        self.forget(now);
-        let room = MAX_KEPT - self.rows;
-        let Some(reporting) = self.proxies.get_mut(&id) else { return };
-        if reporting.last.is_some_and(|last| now.saturating_duration_since(last) < SOONEST) {
-            reporting.is_cut = true;
-            return;
+    fn take(&mut self, id: u64, load: v1::Load, now: Instant) {
+        if self.forgot.is_none_or(|at| now.saturating_duration_since(at) >= Duration::from_secs(1)) {
+            self.forget(now);
         }
-        reporting.last = Some(now);
-        let allowed = room.min(MAX_ROWS);
-        reporting.is_cut = load.rows.len() > allowed;
-        load.rows.truncate(allowed);
-        load.rows.shrink_to_fit();
-        self.rows += load.rows.len();
-        reporting.reports.push_back(Report { at: now, load });
+        let Some(one) = self.reporting.get_mut(&id) else { return };
+        let others = self.bytes - one.bytes;
+        one.take(load, now, MAX_OF_STREAM.min(MAX_OF_ALL.saturating_sub(others)));
+        self.bytes = others + one.bytes;
+    }
+
+    fn leave(&mut self, id: u64) {
+        let Some(one) = self.reporting.get_mut(&id) else { return };
+        one.ended = Some(Instant::now());
+        // Of whom nothing is known there is nothing to remember.
+        if one.reports.is_empty() {
+            self.bytes -= one.bytes;
+            self.reporting.remove(&id);
+        }
     }
 }
 
 // === impl Reporting ===
 
 impl Reporting {
-    fn seen(&self) -> ProxyLoad {
-        let mut rows: BTreeMap<Labels, (Row, Latencies)> = BTreeMap::new();
-        let milliseconds: u64 = self.reports.iter().map(|report| report.load.milliseconds.min(600_000)).sum();
-        for Report { load, .. } in &self.reports {
-            for told in &load.rows {
-                let labels = Labels::of(told);
-                let (row, latencies) = rows.entry(labels).or_default();
-                row.requests = row.requests.saturating_add(told.requests);
-                row.failures = row.failures.saturating_add(told.failures);
-                row.bytes_sent = row.bytes_sent.saturating_add(told.bytes_sent);
-                row.bytes_received = row.bytes_received.saturating_add(told.bytes_received);
-                for (bucket, count) in told.latency_buckets.iter().zip(&told.latency_counts) {
-                    latencies.add(*bucket, *count);
-                }
-            }
+    fn new(node: &str, identity: &str, now: Instant) -> Self {
+        Self {
+            node: node.to_owned(),
+            identity: identity.to_owned(),
+            began: now,
+            ended: None,
+            last: None,
+            reports: VecDeque::new(),
+            kinds: BTreeSet::new(),
+            untold: BTreeSet::new(),
+            bytes: STREAM,
+            is_cut: false,
         }
-        if let Some(last) = self.reports.back().filter(|_| self.ended.is_none()) {
-            for told in &last.load.rows {
-                if let Some((row, _)) = rows.get_mut(&Labels::of(told)) {
-                    row.open_connections = told.open_connections;
-                }
-            }
+    }
+
+    fn take(&mut self, load: v1::Load, now: Instant, room: usize) {
+        if self.last.is_some_and(|last| now.saturating_duration_since(last) < SOONEST) {
+            self.is_cut = true;
+            return;
         }
-        let is_cut = self.is_cut || rows.keys().any(|labels| labels.rest);
-        let finish = |(labels, (row, latencies)): (Labels, (Row, Latencies))| Row {
-            labels,
-            latencies: latencies.sparse().collect(),
-            ..row
+        self.last = Some(now);
+        self.untold = load.untold.into_iter().filter(|name| NAMES.contains(&&**name)).collect();
+        let told = load.rows.len();
+        let rows = load.rows.into_iter().filter(is_like_ours).take(MAX_ROWS);
+        let counts: Box<[Counts]> = rows.map(|row| self.counts(row)).collect();
+        self.is_cut = counts.len() < told;
+        let report = Report { at: now, milliseconds: load.milliseconds.min(600_000), counts };
+        self.bytes += report.bytes();
+        self.reports.push_back(report);
+        if self.bytes > room {
+            while self.bytes > room && self.let_go_oldest() {}
+            self.is_cut |= self.reports.is_empty();
+            self.let_go_kinds();
+        }
+    }
+
+    fn counts(&mut self, row: v1::LoadRow) -> Counts {
+        let latencies = row.latency_buckets.into_iter().zip(row.latency_counts);
+        let v1::LoadRow { inbound, tls, peer, service, route, backend, rest, .. } = row;
+        let labels = Labels { inbound, tls, peer, service, route, backend, rest };
+        let labels = match self.kinds.get(&labels) {
+            Some(known) => Arc::clone(known),
+            None => {
+                let labels = Arc::new(labels);
+                self.bytes += labels.bytes();
+                self.kinds.insert(Arc::clone(&labels));
+                labels
+            }
         };
-        ProxyLoad {
-            proxy: self.node.clone(),
-            identity: self.identity.clone(),
-            connected: self.ended.is_none(),
-            seconds: milliseconds as f64 / 1e3,
-            is_cut,
-            rows: rows.into_iter().map(finish).collect(),
+        Counts {
+            labels,
+            requests: row.requests,
+            failures: row.failures,
+            latencies: latencies.map(|(at, count)| (at, u32::try_from(count).unwrap_or(u32::MAX))).collect(),
+            open_connections: row.open_connections,
+            bytes_sent: row.bytes_sent,
+            bytes_received: row.bytes_received,
         }
+    }
+
+    fn forget(&mut self, now: Instant) {
+        let before = self.reports.len();
+        while self.reports.front().is_some_and(|report| is_old(report.at, now)) {
+            self.let_go_oldest();
+        }
+        if self.reports.len() < before {
+            self.let_go_kinds();
+        }
+    }
+
+    fn let_go_oldest(&mut self) -> bool {
+        let oldest = self.reports.pop_front();
+        self.bytes -= oldest.as_ref().map_or(0, Report::bytes);
+        oldest.is_some()
+    }
+
+    /// Lets go the kinds of which no report tells any more.
+    fn let_go_kinds(&mut self) {
+        let bytes = &mut self.bytes;
+        self.kinds.retain(|labels| {
+            let is_used = Arc::strong_count(labels) > 1;
+            *bytes -= if is_used { 0 } else { labels.bytes() };
+            is_used
+        });
+    }
+
+    /// Of how much time its reports tell, in seconds.
+    fn seconds(&self) -> f64 {
+        self.reports.iter().map(|report| report.milliseconds).sum::<u64>() as f64 / 1e3
+    }
+}
+
+/// Whether it may be kept, and shown on a terminal: no proxy of ours says anything else.
+fn is_like_ours(row: &v1::LoadRow) -> bool {
+    let texts = [&row.tls, &row.peer, &row.service, &row.route, &row.backend];
+    texts.iter().all(|text| text.len() <= MAX_TEXT && text.bytes().all(|byte| byte.is_ascii_graphic()))
+        && row.latency_buckets.len() <= LATENCY_BOUNDS.len() + 1
+        && row.latency_buckets.len() == row.latency_counts.len()
+}
+
+// === impl Report ===
+
+impl Report {
+    fn bytes(&self) -> usize {
+        let counts = self.counts.iter().map(|one| size_of::<Counts>() + size_of_val(&*one.latencies));
+        size_of::<Self>() + counts.sum::<usize>()
     }
 }
 
@@ -268,25 +377,83 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if let Some(reporting) = self.loads.0.lock().proxies.get_mut(&self.id) {
-            reporting.ended = Some(Instant::now());
+        self.loads.0.lock().leave(self.id);
+    }
+}
+
+// === impl ProxyLoad ===
+
+impl ProxyLoad {
+    /// What proxies of one name and identity say; there is at least one.
+    fn of(replicas: &[&Reporting]) -> Self {
+        let mut load = Self::default();
+        let mut rows: BTreeMap<&Labels, (Row, Latencies)> = BTreeMap::new();
+        for replica in replicas {
+            load.proxy.clone_from(&replica.node);
+            load.identity.clone_from(&replica.identity);
+            load.connected += u64::from(replica.ended.is_none());
+            load.has_reported |= !replica.reports.is_empty();
+            load.is_cut |= replica.is_cut || replica.kinds.iter().any(|labels| labels.rest);
+            load.untold.extend(replica.untold.iter().cloned());
+            replica.add_to(&mut rows);
+        }
+        load.most_connected = most_at_once(replicas);
+        let finish = |(labels, (row, latencies)): (&Labels, (Row, Latencies))| Row {
+            labels: labels.clone(),
+            latencies: latencies.sparse().collect(),
+            ..row
+        };
+        load.rows = rows.into_iter().map(finish).collect();
+        load
+    }
+}
+
+impl Reporting {
+    fn add_to<'a>(&'a self, rows: &mut BTreeMap<&'a Labels, (Row, Latencies)>) {
+        let seconds = self.seconds();
+        // Who is gone carries nothing now, and who came back is told by its new stream.
+        let rate = if self.ended.is_none() && seconds > 0.0 { 1.0 / seconds } else { 0.0 };
+        for told in self.reports.iter().flat_map(|report| &report.counts) {
+            let (row, latencies) = rows.entry(&told.labels).or_default();
+            row.requests = row.requests.saturating_add(told.requests);
+            row.failures = row.failures.saturating_add(told.failures);
+            row.requests_per_second += told.requests as f64 * rate;
+            row.bytes_sent = row.bytes_sent.saturating_add(told.bytes_sent);
+            row.bytes_received = row.bytes_received.saturating_add(told.bytes_received);
+            row.bytes_per_second[0] += told.bytes_sent as f64 * rate;
+            row.bytes_per_second[1] += told.bytes_received as f64 * rate;
+            told.latencies.iter().for_each(|(bucket, count)| latencies.add(*bucket, u64::from(*count)));
+        }
+        // Open are those of which the last report tells.
+        let last = self.reports.back().filter(|_| self.ended.is_none());
+        for told in last.into_iter().flat_map(|report| &report.counts) {
+            let (row, _) = rows.entry(&told.labels).or_default();
+            row.open_connections = row.open_connections.saturating_add(told.open_connections);
         }
     }
+}
+
+/// How many streams were open at the same time. Who has come back does not count twice.
+fn most_at_once(replicas: &[&Reporting]) -> u64 {
+    let began = replicas.iter().map(|one| (one.began, 1));
+    let ended = replicas.iter().filter_map(|one| Some((one.ended?, -1)));
+    let mut events: Vec<(Instant, i64)> = began.chain(ended).collect();
+    // Who ends makes room for who begins in the same moment.
+    events.sort_unstable();
+    let mut open = 0;
+    let counts = events.into_iter().map(|(_, change)| {
+        open += change;
+        open
+    });
+    counts.max().unwrap_or(0).unsigned_abs()
 }
 
 // === impl Labels ===
 
 impl Labels {
-    fn of(told: &v1::LoadRow) -> Self {
-        Self {
-            inbound: told.inbound,
-            tls: told.tls.clone(),
-            peer: told.peer.clone(),
-            service: told.service.clone(),
-            route: told.route.clone(),
-            backend: told.backend.clone(),
-            rest: told.rest,
-        }
+    fn bytes(&self) -> usize {
+        let texts = [&self.tls, &self.peer, &self.service, &self.route, &self.backend];
+        size_of::<Self>() + texts.map(String::len).iter().sum::<usize>()
     }
 }
 
@@ -310,77 +477,4 @@ impl std::fmt::Display for Seen {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn row(service: &str, requests: u64) -> v1::LoadRow {
-        let (latency_buckets, latency_counts) = (vec![20], vec![requests]);
-        v1::LoadRow {
-            service: service.to_owned(),
-            requests,
-            open_connections: requests,
-            latency_buckets,
-            latency_counts,
-            ..v1::LoadRow::default()
-        }
-    }
-
-    fn load(rows: Vec<v1::LoadRow>) -> v1::Load {
-        v1::Load { milliseconds: 5000, rows }
-    }
-
-    fn model() -> Model {
-        Model::build(&crate::index::Index::default(), crate::model::Settings::default())
-    }
-
-    #[test]
-    fn reports_add_up_for_a_minute_and_a_proxy_is_forgotten_after_its_stream() {
-        let (loads, start) = (Loads::default(), Instant::now());
-        let at = |seconds| start + Duration::from_secs(seconds);
-        let place = loads.enter("shop/web", "spiffe://a/ns/shop/sa/web", start);
-        let seen = loads.seen(&model(), start);
-        assert_eq!((seen.proxies.len(), seen.proxies[0].seconds), (1, 0.0), "{seen}");
-        place.take(load(vec![row("shop/a:80", 10), row("shop/b:80", 1)]), at(5));
-        place.take(load(vec![row("shop/a:80", 20)]), at(10));
-        let seen = loads.seen(&model(), at(10));
-        let proxy = &seen.proxies[0];
-        assert_eq!((proxy.seconds, proxy.connected, proxy.is_cut), (10.0, true, false));
-        let said: Vec<_> = proxy.rows.iter().map(|row| (row.requests, row.open_connections)).collect();
-        assert_eq!(said, [(30, 20), (1, 0)], "connections are those of the last report");
-        assert_eq!(proxy.rows[0].latencies, [(20, 30)]);
-        assert_eq!(serde_json::from_str::<Seen>(&seen.to_string()).unwrap(), seen);
-        let seen = loads.seen(&model(), at(66));
-        assert_eq!(seen.proxies[0].rows.len(), 1, "the first report is too old: {seen}");
-        drop(place);
-        let seen = loads.seen(&model(), at(66));
-        assert!(!seen.proxies[0].connected && seen.proxies[0].rows[0].open_connections == 0, "{seen}");
-        assert!(loads.seen(&model(), at(1000)).proxies.is_empty());
-        assert_eq!(loads.0.lock().rows, 0);
-    }
-
-    #[test]
-    fn what_is_too_much_is_not_kept_and_is_said_to_be_missing() {
-        let (loads, start) = (Loads::default(), Instant::now());
-        let at = |millis| start + Duration::from_millis(millis);
-        let place = loads.enter("shop/web", "i", start);
-        place.take(load((0..1000).map(|i| row(&format!("shop/s{i}:80"), 1)).collect()), at(1000));
-        let seen = loads.seen(&model(), at(1000));
-        assert_eq!((seen.proxies[0].rows.len(), seen.proxies[0].is_cut), (MAX_ROWS, true));
-        place.take(load(vec![row("shop/a:80", 1)]), at(7000));
-        assert!(!loads.seen(&model(), at(7000)).proxies[0].is_cut, "the last report was whole");
-        place.take(load(vec![row("shop/a:80", 7)]), at(7100));
-        let seen = loads.seen(&model(), at(7100));
-        let of_a = seen.proxies[0].rows.iter().find(|row| row.labels.service == "shop/a:80").unwrap();
-        assert_eq!((of_a.requests, seen.proxies[0].is_cut), (1, true), "too soon after the last");
-        // However many proxies say how much, memory is bounded.
-        let places: Vec<Place> =
-            (0..1000).map(|i| loads.enter(&format!("shop/p{i}"), "i", at(8000))).collect();
-        for place in &places {
-            place.take(load((0..300).map(|i| row(&format!("shop/s{i}:80"), 1)).collect()), at(9000));
-        }
-        assert_eq!(loads.0.lock().rows, MAX_KEPT);
-        assert!(loads.seen(&model(), at(9000)).proxies.iter().any(|one| one.is_cut && one.rows.is_empty()));
-        assert_eq!(loads.seen(&model(), at(90_000)).proxies[0].rows.len(), 0);
-        assert_eq!(loads.0.lock().rows, 0);
-    }
-}
+mod tests;

@@ -100,8 +100,8 @@ pub struct Config {
     pub drain_grace: Duration,
     /// How long the first use of an address is held for the control plane's answer.
     pub discovery_timeout: Duration,
-    /// How often the control plane is told what the proxy carries.
-    pub load_report_interval: Duration,
+    /// How often the control plane is told what the proxy carries; `None`: never.
+    pub load_report_interval: Option<Duration>,
     /// The loopback admin listener. `None`: none.
     pub admin_address: Option<SocketAddr>,
     /// A unix socket that serves what [`Config::admin_address`] does.
@@ -416,7 +416,7 @@ impl Default for Config {
             listen_backlog: 0,
             drain_grace: Duration::ZERO,
             discovery_timeout: Duration::ZERO,
-            load_report_interval: Duration::ZERO,
+            load_report_interval: None,
             admin_address: None,
             admin_socket: None,
             metrics_address: None,

@@ -75,6 +75,7 @@ impl Telemetry {
             workers,
             config.metrics_max_series,
             &config.metrics_latency_buckets,
+            config.load_report_interval.is_some(),
         );
         let (traces, spans) = (Arc::default(), Arc::default());
         let said = config.access_log.clone();

@@ -224,12 +224,16 @@ pub(super) fn duration(value: &str) -> Parsed<Duration> {
     Ok(duration)
 }
 
-pub(super) fn duration_between(value: &str, least: Duration, most: Duration) -> Parsed<Duration> {
-    let duration = any_duration(value)?;
-    if duration < least || duration > most {
-        return Err(format!("it must be from {least:?} to {most:?}"));
+/// From a second to half a minute, or `none`.
+pub(super) fn report_interval(value: &str) -> Parsed<Option<Duration>> {
+    if value == "none" {
+        return Ok(None);
     }
-    Ok(duration)
+    let interval = any_duration(value)?;
+    if !(Duration::from_secs(1)..=Duration::from_secs(30)).contains(&interval) {
+        return Err("it must be from 1s to 30s, or `none`".to_owned());
+    }
+    Ok(Some(interval))
 }
 
 /// A whole number and a unit, or several (`1m30s`), as Gateway API durations (GEP-2257); at most a day.

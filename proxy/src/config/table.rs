@@ -159,9 +159,9 @@ variables! {
     "DISCOVERY_TIMEOUT", "a duration (`300ms`, `10s`, `5m`, `1h`)", Some("1s"),
         "How long the first use of an address or service waits for the control plane's answer.",
         |config, value| config.discovery_timeout = parse::duration(value)?;
-    "LOAD_REPORT_INTERVAL", "a duration from 1s to 30s", Some("5s"),
+    "LOAD_REPORT_INTERVAL", "a duration from 1s to 30s, or `none`", Some("5s"),
         "How often the control plane is told what the proxy carries, for `tulle stat`, `edges` and `routes`.",
-        |config, value| config.load_report_interval = parse::duration_between(value, Duration::from_secs(1), Duration::from_secs(30))?;
+        |config, value| config.load_report_interval = parse::report_interval(value)?;
     "ADMIN_ADDRESS", "<ip>:<port> or `none`; a loopback address", Some("127.0.0.1:15000"),
         "Where `/config_dump`, `/connections`, `/certs`, `/log-level`, `/drain` and `/shutdown` are served.",
         |config, value| config.admin_address = parse::address_or_none(value)?;

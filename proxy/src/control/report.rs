@@ -35,8 +35,8 @@ pub struct Report {
     /// What became of it.
     pub registered: watch::Sender<Registered>,
     pub metrics: Metrics,
-    /// How often it is told what is carried.
-    pub load_interval: Duration,
+    /// How often it is told what is carried; `None`: never.
+    pub load_interval: Option<Duration>,
 }
 
 /// What became of a registration.

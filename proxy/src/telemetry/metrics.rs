@@ -85,16 +85,23 @@ type ReadSamples = Box<dyn Fn(&mut Vec<Sample>) + Send + Sync>;
 impl Metrics {
     /// For `workers` worker threads; `max_lines` and `buckets` as of the configuration.
     pub fn new(workers: usize, max_lines: usize, buckets: &[Duration]) -> Self {
-        Self::showing(SeriesLabels::default(), workers, max_lines, buckets)
+        Self::showing(SeriesLabels::default(), workers, max_lines, buckets, true)
     }
 
-    /// As [`Metrics::new`], with these labels of requests and connections.
-    pub fn showing(shown: SeriesLabels, workers: usize, max_lines: usize, buckets: &[Duration]) -> Self {
+    /// As [`Metrics::new`], with these labels of requests and connections. Without loads to report, latencies need no finer bounds than are
+    /// shown.
+    pub fn showing(
+        shown: SeriesLabels,
+        workers: usize,
+        max_lines: usize,
+        buckets: &[Duration],
+        reports_load: bool,
+    ) -> Self {
         let bounds: Arc<[u64]> =
             buckets.iter().map(|bound| u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX)).collect();
         // A line for each worker's time.
         let budget = Arc::new(Budget::new(max_lines.saturating_sub(workers), bounds.len()));
-        let finer = load::finer(&bounds);
+        let finer = if reports_load { load::finer(&bounds) } else { Arc::clone(&bounds) };
         let worker = || WorkerMetrics::new(&bounds, &finer, &budget, shown);
         let workers = (0..workers.max(1)).map(|_| worker()).collect();
         process::start();
@@ -143,6 +150,12 @@ impl Metrics {
                 value: runtime.worker_total_busy_duration(0).as_secs_f64(),
             }));
         });
+    }
+
+    /// Labels by which nothing is told apart.
+    pub fn untold(&self) -> Vec<String> {
+        let labels = SeriesLabels::NAMES.into_iter().zip(self.shown.0);
+        labels.filter(|(_, is_shown)| !is_shown).map(|(name, _)| name.to_owned()).collect()
     }
 
     /// What requests and connections came to until now, for reports of what they come to since.

@@ -125,6 +125,17 @@ async fn what_is_carried_is_shown_by_service_workload_edge_and_route() {
         );
     }
 
+    // Of one client's only its own.
+    let of_other = rows(&world, &["stat", "services", "orders", "-n", "default", "--from", "other"]).unwrap();
+    assert!((11..=11 + early).contains(&of_other[0]["requests"].as_u64().unwrap()), "{of_other:?}");
+    let served = rows(&world, &["stat", "workloads", "default/orders", "--from", "default/web"]).unwrap();
+    assert_eq!((&served[0]["requests"], &served[0]["failures"]), (&41.into(), &10.into()), "{served:?}");
+    let sent = rows(&world, &["stat", "workloads", "--to", "default/orders"]).unwrap();
+    assert_eq!(
+        sent.iter().map(|row| text(row, "name")).collect::<Vec<_>>(),
+        ["default/other", "default/web"]
+    );
+
     let routes = rows(&world, &["routes", "default/orders"]).unwrap();
     let of_route: u64 = routes
         .iter()
@@ -140,6 +151,12 @@ async fn what_is_carried_is_shown_by_service_workload_edge_and_route() {
         if of[0]["meshed"] == "0/1" { Ok(()) } else { Err(format!("{of:?}")) }
     })
     .await;
+    let gone = rows(&world, &["stat", "workloads", "--to", "default/orders"]).unwrap();
+    let gone = gone.iter().find(|row| row["name"] == "default/web").unwrap();
+    assert!(
+        gone["requests"].as_u64().unwrap() >= 41 && gone["rps"] == 0.0,
+        "who is gone sends nothing: {gone}"
+    );
     assert!(rows(&world, &["edges"]).unwrap().iter().any(|row| row["src"] == "default/web"));
 }
 
@@ -163,7 +180,10 @@ async fn a_connection_that_is_no_request_is_counted_while_it_is_open() {
     let open = async |expected: u64| {
         eventually(&format!("{expected} open"), async || {
             let of = rows(&world, &["stat", "services", "default/orders"])?;
-            if of[0]["open_connections"] == expected && of[0]["requests"] == 0 {
+            let is_open = of[0]["open_connections"] == expected && of[0]["requests"] == 0;
+            // Bytes may be told when it is over.
+            let bytes = |way: &str| of[0][way].as_u64().unwrap();
+            if is_open && (expected > 0 || bytes("read_bytes") >= 5 && bytes("write_bytes") >= 5) {
                 Ok(())
             } else {
                 Err(format!("{of:?}"))
@@ -182,4 +202,21 @@ async fn what_a_page_of_a_browser_asks_for_is_not_told() {
     let mut wire = tulle_tests::Wire::connect(world.metrics_address()).await;
     wire.send("GET /load HTTP/1.1\r\nhost: evil.example\r\nconnection: close\r\n\r\n").await;
     assert_eq!(wire.response().await.0.status(), 403);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_proxy_was_told_not_to_tell_apart_or_not_to_report_is_said() {
+    let world = World::strict().await;
+    world.service("orders", "http");
+    let app = application().await;
+    let silent = world.workload("orders").serves("orders", app.address());
+    let silent = silent.setting("--load-report-interval", "none").start().await;
+    silent.counts("tulle_registered", &[], 1.0).await;
+    let web = world.workload("web").calls("orders").setting("--load-report-interval", "1s");
+    let _web = web.setting("--metrics-labels", "service").start().await;
+    let said = eventually("a report", async || ask(&world, &["stat"])).await;
+    assert_eq!(said["untold"], serde_json::json!({"default/web": ["backend", "peer", "route"]}), "{said}");
+    // It is connected, and nothing is known of it.
+    let of = rows(&world, &["stat", "workloads", "default/orders"]).unwrap();
+    assert_eq!((&of[0]["meshed"], &of[0]["requests"]), (&"1/1".into(), &0.into()), "{of:?}");
 }

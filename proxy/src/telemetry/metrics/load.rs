@@ -1,6 +1,6 @@
 //! What requests and connections come to, for reports to the control plane.
 //!
-//! Made of the cells that metrics are made of, when a report is due: a request pays nothing for it, and a worker waits for it
+//! Made of the cells that metrics are made of, when a report is due: a request pays no more for it than the finer bounds of its duration, and a worker waits for it
 //! no longer than it takes to copy pointers. A report is bounded: what there is no room for is told in one row.
 
 use std::collections::BTreeMap;
@@ -48,17 +48,18 @@ pub(super) fn finer(bounds: &[u64]) -> Arc<[u64]> {
     finer.into()
 }
 
-/// Whether an outcome is a failure, as Linkerd's users know it: no answer, an answer that was broken off, a status of 500 or more; or
-/// of gRPC UNKNOWN, DEADLINE_EXCEEDED, PERMISSION_DENIED, INTERNAL, UNAVAILABLE or DATA_LOSS. It is none that a client goes
-/// away.
+/// Whether an outcome is a failure, as the rules for Prometheus have it too: no answer, an answer that was broken off, a status of 500 or
+/// more; or of gRPC UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE or DATA_LOSS. It is none that a client
+/// goes away.
 fn is_failure(outcome: Outcome) -> bool {
     match outcome {
         Outcome { reason: Some(Reason::ClientClosed), .. } => false,
-        Outcome { grpc_status: Some(2 | 4 | 7 | 13 | 14 | 15), .. } | Outcome { status: 0 | 500.., .. } => {
-            true
+        Outcome { status: 0 | 500.., .. } | Outcome { grpc_status: Some(2 | 4 | 12..=15), .. } => true,
+        // A success that a proxy gives a reason for did not come to its end. (A tunnel's end is none of an answer's.)
+        Outcome { status: 200..300, grpc_status: None, method, reason, .. } => {
+            reason.is_some() && method != Method::Connect
         }
-        // A success that a proxy gives a reason for did not come to its end.
-        Outcome { status, reason, .. } => reason.is_some() && status < 300,
+        _ => false,
     }
 }
 
@@ -76,14 +77,10 @@ impl Load {
             }
             for side in Direction::ALL {
                 let over = worker.overflow.get(side);
-                let (requests, connections) =
-                    (over.count.get(), worker.overflow_connections.get(side).read());
-                if requests > 0 || connections[0] > 0 {
-                    let sums = load.sums(Kind::Rest(side == Direction::Inbound));
-                    sums.requests += requests;
-                    sums.latencies(&over.duration);
-                    sums.connections(connections);
-                }
+                let sums = load.sums(Kind::Rest(side == Direction::Inbound));
+                sums.requests += over.count.get();
+                sums.latencies(&over.duration);
+                sums.connections(worker.overflow_connections.get(side).read());
             }
         }
         load
@@ -197,7 +194,9 @@ impl Sums {
     }
 
     fn is_any(&self) -> bool {
-        self.requests > 0 || self.open() > 0 || self.sent > 0 || self.received > 0
+        let is_any = self.requests > 0 || self.open() > 0 || self.sent > 0 || self.received > 0;
+        // Latencies have no room where counts still have.
+        is_any || self.latencies.as_ref().is_some_and(|latencies| latencies.count() > 0)
     }
 
     fn into_row(self) -> v1::LoadRow {
@@ -289,12 +288,12 @@ mod tests {
         let rest = rows.last().unwrap();
         assert!(rest.rest && rest.service.is_empty() && !rest.inbound, "{rest:?}");
         assert_eq!(rows.iter().map(|row| row.requests).sum::<u64>(), 1000 * 1001 / 2);
-        let encoded = prost::Message::encoded_len(&v1::Load { milliseconds: 5000, rows });
+        let encoded = prost::Message::encoded_len(&v1::Load { milliseconds: 5000, rows, untold: Vec::new() });
         assert!(encoded < 64 * 1024, "{encoded}");
     }
 
     #[test]
-    fn failures_are_those_of_linkerd() {
+    fn failures_are_those_of_the_rules_for_prometheus() {
         let grpc = |status| Outcome { grpc_status: Some(status), ..OK };
         let because = |reason| Outcome { reason: Some(reason), ..OK };
         for (outcome, expected) in [
@@ -307,7 +306,12 @@ mod tests {
             (Outcome { status: 403, ..because(Reason::PolicyDenied) }, false),
             (grpc(0), false),
             (grpc(5), false),
+            (grpc(7), false),
+            (grpc(12), true),
             (grpc(14), true),
+            (Outcome { reason: Some(Reason::PolicyDenied), ..grpc(7) }, false),
+            (Outcome { status: 101, ..because(Reason::UpstreamReset) }, false),
+            (Outcome { method: Method::Connect, ..because(Reason::UpstreamReset) }, false),
         ] {
             assert_eq!(is_failure(outcome), expected, "{outcome:?}");
         }

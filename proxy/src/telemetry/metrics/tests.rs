@@ -384,7 +384,7 @@ fn sizes_are_counted_in_bytes_and_lags_in_seconds() {
 #[test]
 fn labels_that_are_not_to_be_shown_are_added_up() {
     let shown = SeriesLabels([false, true, false, false]);
-    let metrics = Metrics::showing(shown, 1, 2000, &[]);
+    let metrics = Metrics::showing(shown, 1, 2000, &[], true);
     for (service, peer) in [("default/a:80", "one"), ("default/a:80", "another"), ("default/b:80", "one")] {
         let labels = RequestLabels { peer, ..labels(service) };
         metrics.worker(0).requests(&labels).record(ok(), Duration::ZERO);
