@@ -1,6 +1,8 @@
 //! OpenMetrics 1.0, for whoever asks `/metrics` for it: the same samples as in the Prometheus text format, by the stricter form's
 //! rules. Both halves write the text format with the `prometheus` crate, which knows no other.
 
+use std::fmt::{Display, Write as _};
+
 /// The `Content-Type` of [`from_text`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -31,6 +33,12 @@ pub fn is_wanted(accept: &str) -> bool {
 /// the end of its name. `_created` is left out: no counter begins anew before its process does, and
 /// `process_start_time_seconds` says when that was.
 pub fn from_text(text: &str) -> String {
+    with_exemplars(text, |_| None::<&str>)
+}
+
+/// The same, with what `exemplar` says of each bucket of histograms, which are asked about in their order: labels, value and time as
+/// OpenMetrics has them. It is given the family's name.
+pub fn with_exemplars<E: Display>(text: &str, mut exemplar: impl FnMut(&str) -> Option<E>) -> String {
     let mut out = String::with_capacity(text.len() + text.len() / 8);
     for line in text.lines() {
         let family = line.strip_prefix("# ").and_then(|rest| rest.split_once(' '));
@@ -51,7 +59,15 @@ pub fn from_text(text: &str) -> String {
                 }
             }
             _ if line.is_empty() || line.starts_with('#') => {}
-            _ => sample(&mut out, line),
+            _ => {
+                sample(&mut out, line);
+                let name = line.split(['{', ' ']).next().unwrap_or_default();
+                if let Some(exemplar) = name.strip_suffix("_bucket").and_then(&mut exemplar) {
+                    // Writing to a string cannot fail.
+                    let _ = write!(out, " # {exemplar}");
+                }
+                out.push('\n');
+            }
         }
     }
     out.push_str("# EOF\n");
@@ -67,15 +83,15 @@ fn push(out: &mut String, parts: &[&str]) {
     out.push('\n');
 }
 
-/// A bucket's bound is a number with a point, so that every exposer writes the same label.
+/// Without the end of its line. A bucket's bound is a number with a point, so that every exposer writes the same label.
 fn sample(out: &mut String, line: &str) {
     // In a label's value the quote would be behind a backslash.
     let bound = line.find("le=\"").filter(|at| line[..*at].ends_with(['{', ','])).map(|at| at + 4);
     let Some((bound, end)) = bound.and_then(|at| Some((at, at + line[at..].find('"')?))) else {
-        return push(out, &[line]);
+        return out.push_str(line);
     };
     let is_whole = line[bound..end].bytes().all(|byte| byte.is_ascii_digit());
-    push(out, &[&line[..end], if is_whole { ".0" } else { "" }, &line[end..]]);
+    [&line[..end], if is_whole { ".0" } else { "" }, &line[end..]].iter().for_each(|part| out.push_str(part));
 }
 
 #[cfg(test)]
@@ -118,5 +134,22 @@ mod tests {
                         # HELP nanoseconds C.\n# TYPE nanoseconds gauge\nnanoseconds 1\n# EOF\n";
         assert_eq!(from_text(text), expected);
         assert_eq!(from_text(""), "# EOF\n");
+    }
+
+    #[test]
+    fn an_exemplar_follows_the_sample_of_its_bucket_and_nothing_else() {
+        let text = "# TYPE a_seconds histogram\na_seconds_bucket{le=\"1\"} 1\na_seconds_bucket{le=\"+Inf\"} 2\na_seconds_sum 4\n\
+                    a_seconds_count 2\n# TYPE b_bucket gauge\nb 1\n# TYPE c histogram\nc_bucket{le=\"+Inf\"} 0\n";
+        let mut of_a = [None, Some("{trace_id=\"x\"} 3 1.5")].into_iter();
+        let mut asked = Vec::new();
+        let open = with_exemplars(text, |family| {
+            asked.push(family.to_owned());
+            if family == "a_seconds" { of_a.next()? } else { None }
+        });
+        let expected = "# TYPE a_seconds histogram\n# UNIT a_seconds seconds\na_seconds_bucket{le=\"1.0\"} 1\n\
+                        a_seconds_bucket{le=\"+Inf\"} 2 # {trace_id=\"x\"} 3 1.5\na_seconds_sum 4\na_seconds_count 2\n\
+                        # TYPE b_bucket gauge\nb 1\n# TYPE c histogram\nc_bucket{le=\"+Inf\"} 0\n# EOF\n";
+        assert_eq!(open, expected);
+        assert_eq!(asked, ["a_seconds", "a_seconds", "c"]);
     }
 }

@@ -37,6 +37,9 @@ pub trait AdminState: Send + Sync + 'static {
     /// The metrics, in the Prometheus text format.
     fn metrics(&self) -> String;
 
+    /// The same as OpenMetrics.
+    fn open_metrics(&self) -> String;
+
     /// Everything that the control plane has told. Never a key.
     fn config_dump(&self) -> Value;
 
@@ -179,10 +182,7 @@ fn page(page: Page, request: &Request<Bytes>, state: &dyn AdminState) -> Answer 
 fn metrics(request: &Request<Bytes>, state: &dyn AdminState) -> Answer {
     let accept = request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok());
     match accept.is_some_and(openmetrics::is_wanted) {
-        true => {
-            let body = openmetrics::from_text(&state.metrics());
-            respond(StatusCode::OK, openmetrics::CONTENT_TYPE, body)
-        }
+        true => respond(StatusCode::OK, openmetrics::CONTENT_TYPE, state.open_metrics()),
         false => respond(StatusCode::OK, prometheus::TEXT_FORMAT, state.metrics()),
     }
 }

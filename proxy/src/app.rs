@@ -499,6 +499,10 @@ impl AdminState for Admin {
         self.telemetry.metrics.render()
     }
 
+    fn open_metrics(&self) -> String {
+        self.telemetry.metrics.render_open()
+    }
+
     fn config_dump(&self) -> Value {
         let mut dump = dump(&self.proxy);
         if let Some(registered) = &self.registered {

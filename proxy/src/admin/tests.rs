@@ -23,6 +23,9 @@ impl AdminState for Fake {
     fn metrics(&self) -> String {
         "x 1\n".to_owned()
     }
+    fn open_metrics(&self) -> String {
+        "x 1\n# EOF\n".to_owned()
+    }
     fn config_dump(&self) -> Value {
         json!({"services": []})
     }

@@ -300,7 +300,7 @@ impl Record {
             reason: self.reason,
             by_peer: self.by.is_some(),
         };
-        cells.record(outcome, duration);
+        let histogram = cells.record(outcome, duration);
         let uploaded = self.uploaded.as_ref().map_or(0, |uploaded| uploaded.bytes());
         self.worker.metrics.sizes(self.direction, uploaded, downloaded);
         let mut tracing = self.tracing.take();
@@ -309,12 +309,16 @@ impl Record {
         if !access.is_enabled() && span.is_none() {
             return;
         }
+        let time = SystemTime::now();
+        if let Some(span) = span {
+            self.worker.metrics.exemplify(histogram, duration, span, time);
+        }
         let trace_id = self.trace.map(Digits::from);
         let span_id = span.map(|span| Digits::from(span.span));
         let own = || self.worker.proxy.speaker(self.direction).as_str();
         let target = self.target.as_ref();
         let told = access::Record {
-            time: SystemTime::now(),
+            time,
             direction: self.direction,
             protocol: protocol(self.version, self.grpc),
             version: Some(self.version),

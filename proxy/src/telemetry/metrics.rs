@@ -9,6 +9,7 @@ mod balancers;
 mod budget;
 mod cells;
 mod control;
+mod exemplars;
 mod families;
 mod labels;
 mod load;
@@ -166,6 +167,11 @@ impl Metrics {
     /// Everything, in the Prometheus text format 0.0.4.
     pub fn render(&self) -> String {
         render::text(self)
+    }
+
+    /// The same as OpenMetrics 1.0, with an exemplar beside each bucket that a recorded request was counted in.
+    pub fn render_open(&self) -> String {
+        render::open(self)
     }
 }
 

@@ -13,7 +13,7 @@ pub mod tracer;
 pub use opentelemetry::KeyValue;
 pub use opentelemetry::trace::TraceId;
 
-pub use self::context::{Digits, Forms, Propagation};
+pub use self::context::{Context, Digits, Forms, Propagation};
 pub use self::export::{Collector, Connect, Exporter, Limits, Protocol, Spans};
 pub use self::sampler::Sampler;
 pub(crate) use self::span::grpc_name;

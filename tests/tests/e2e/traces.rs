@@ -1,6 +1,7 @@
 //! Traces (R20): spans with the right parents whatever headers an application knows, and a collector that nobody waits for.
 
 mod collector;
+mod exemplars;
 mod grpc;
 mod random;
 mod tls;

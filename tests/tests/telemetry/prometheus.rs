@@ -117,7 +117,13 @@ impl Mesh {
             workload.counts("tulle_registered", &[], 1.0).await;
             workloads.push(workload);
         }
-        workloads.push(world.workload("web").calls("orders").calls("scarce").start().await);
+        // All that it asks is traced, though nobody takes the spans.
+        let traces = |program: Program| {
+            let program = program.env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9");
+            program.env("OTEL_TRACES_SAMPLER", "always_on")
+        };
+        let web = world.workload("web").calls("orders").calls("scarce").program(traces);
+        workloads.push(web.start().await);
         workloads.push(world.workload("other").calls("orders").start().await);
         Self { world, workloads, _apps: apps }
     }
@@ -199,6 +205,7 @@ impl Prometheus {
             let program = Program::new("prometheus", "prometheus")
                 .arg(format!("--config.file={}", file.display()))
                 .arg(format!("--storage.tsdb.path={}", folder.path(&format!("data-{attempt}")).display()))
+                .arg("--enable-feature=exemplar-storage")
                 .arg(format!("--web.listen-address={address}"));
             let mut process = Process::start(program, &folder);
             let is_ready = eventually("prometheus is ready, or has ended", async || {
@@ -237,6 +244,13 @@ impl Prometheus {
             (labels, one["value"][1].as_str().unwrap().parse().unwrap())
         });
         series.collect()
+    }
+
+    /// What was kept of the exemplars of these series in the last hour.
+    async fn exemplars(&self, series: &str) -> Value {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        let (start, end) = (now - 3600, now + 60);
+        self.api(&format!("/api/v1/query_exemplars?query={series}&start={start}&end={end}")).await
     }
 
     /// Waits until a query has an answer that is a number.
@@ -327,6 +341,16 @@ async fn a_real_prometheus_scrapes_a_mesh_and_every_query_of_the_dashboards_retu
     ] {
         prometheus.answers(what, query).await;
     }
+    eventually("exemplars are kept", async || {
+        let series = prometheus.exemplars("http_client_request_duration_seconds_bucket").await;
+        let is_one = |labels: &Value| labels["workload"] == "default/web" && labels["le"].is_string();
+        let found = series.as_array().unwrap().iter().find(|one| is_one(&one["seriesLabels"]));
+        let exemplar = found.ok_or_else(|| series.to_string())?["exemplars"][0].clone();
+        let length = |label: &str| exemplar["labels"][label].as_str().map(str::len);
+        assert_eq!((length("trace_id"), length("span_id")), (Some(32), Some(16)), "{exemplar}");
+        Ok(())
+    })
+    .await;
     let dashboards = Dashboard::all();
     assert_eq!(dashboards.len(), 5);
     let mut count = 0;
@@ -371,6 +395,8 @@ async fn promtool_finds_nothing_wrong_with_what_is_exposed_and_both_forms_say_th
     mesh.named("web").counts("tulle_requests_total", &[], 20.0).await;
     mesh.named("web").counts("tulle_balancer_ejections_total", &[], 1.0).await;
     drop(traffic);
+    let accept = "application/openmetrics-text";
+    assert!(page(mesh.named("web").public(), "/metrics", accept).await.1.contains(" # {trace_id=\""));
     let proxies = mesh.workloads.iter().map(Workload::public);
     for address in proxies.chain([mesh.world.metrics_address()]) {
         let (kind, text) = page(address, "/metrics", "*/*").await;
@@ -381,9 +407,11 @@ async fn promtool_finds_nothing_wrong_with_what_is_exposed_and_both_forms_say_th
             page(address, "/metrics", "application/openmetrics-text;version=1.0.0,*/*;q=0.1").await;
         assert_eq!(kind, "application/openmetrics-text; version=1.0.0; charset=utf-8");
         assert!(open.ends_with("\n# EOF\n"), "{open}");
+        assert!(!text.contains(" # {"), "{text}");
         // A bucket's bound is written otherwise.
         let series = |text: &str| -> Vec<String> {
             let lines = text.lines().filter(|line| !line.starts_with('#'));
+            let lines = lines.filter_map(|line| line.split(" # ").next());
             lines.filter_map(|line| Some(line.rsplit_once(' ')?.0.replace(".0\"}", "\"}"))).collect()
         };
         let (text, open) = (series(&text), series(&open));

@@ -11,6 +11,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::budget::{Budget, Group};
+use super::exemplars::{Exemplar, Exemplars};
 use super::labels::{Direction, Outcome};
 
 /// A count that one thread writes and any reads.
@@ -25,6 +26,8 @@ pub struct Histogram {
     /// One more than there are bounds.
     buckets: Box<[Counter]>,
     sum: Counter,
+    /// From the first on.
+    exemplars: OnceLock<Exemplars>,
 }
 
 /// The requests of one label set on one worker. Look it up once for a connection and route, and keep it.
@@ -103,7 +106,7 @@ impl Counter {
 impl Histogram {
     pub(super) fn new(bounds: &Arc<[u64]>) -> Self {
         let buckets = (0..=bounds.len()).map(|_| Counter::default()).collect();
-        Self { bounds: bounds.clone(), buckets, sum: Counter::default() }
+        Self { bounds: bounds.clone(), buckets, sum: Counter::default(), exemplars: OnceLock::new() }
     }
 
     /// Counts one duration. Only the owning thread may.
@@ -120,6 +123,18 @@ impl Histogram {
             bucket.inc();
         }
         self.sum.add(size);
+    }
+
+    /// Links the bucket of `shown`, which are bounds of buckets too, to a request that was counted here. Only the owning thread may.
+    #[cold]
+    pub(super) fn exemplify(&self, shown: &[u64], exemplar: &Exemplar) {
+        let exemplars = self.exemplars.get_or_init(|| Exemplars::new(shown.len() + 1));
+        exemplars.put(shown.partition_point(|bound| *bound < exemplar.nanos), exemplar);
+    }
+
+    /// By bucket as it is shown.
+    pub(super) fn exemplars(&self) -> Option<&Exemplars> {
+        self.exemplars.get()
     }
 
     /// Each upper bound, the last one endless, with how many durations lie between it and the one before it.
@@ -150,9 +165,9 @@ impl RequestCells {
         Self { key: Box::default(), overflow, own: None }
     }
 
-    /// Counts one request that ended with `outcome` after `duration`. Only the owning thread may.
+    /// Counts one request that ended with `outcome` after `duration`, in this histogram among others. Only the owning thread may.
     #[inline]
-    pub fn record(&self, outcome: Outcome, duration: Duration) {
+    pub fn record(&self, outcome: Outcome, duration: Duration) -> &Histogram {
         let packed = outcome.pack();
         let mut slot = self.own.as_ref().map(|own| &own.first);
         while let Some(node) = slot.and_then(OnceLock::get) {
@@ -166,14 +181,17 @@ impl RequestCells {
             None => {
                 self.overflow.count.inc();
                 self.overflow.duration.observe(duration);
+                &self.overflow.duration
             }
         }
     }
 
     #[inline]
-    fn count(&self, node: &OutcomeNode, duration: Duration) {
+    fn count<'a>(&'a self, node: &'a OutcomeNode, duration: Duration) -> &'a Histogram {
         node.count.as_ref().unwrap_or(&self.overflow.count).inc();
-        node.duration.as_deref().unwrap_or(&self.overflow.duration).observe(duration);
+        let histogram = node.duration.as_deref().unwrap_or(&self.overflow.duration);
+        histogram.observe(duration);
+        histogram
     }
 
     /// Every outcome that has its own series, packed, with its count.

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 
 use prometheus::proto;
 use prometheus::{Encoder as _, TextEncoder};
+use tulle_api::openmetrics;
 
 use super::cells::{Counter, Histogram};
+use super::exemplars::{Exemplar, Exemplars};
 use super::families::{self, FAMILIES, Family, Kind};
 use super::labels::{
     ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, EarlyOpen, EgressLabels,
@@ -20,7 +22,11 @@ use crate::telemetry::Reason;
 
 /// Series of one scrape by family.
 #[derive(Default)]
-struct Scrape(BTreeMap<&'static str, Vec<proto::Metric>>);
+struct Scrape {
+    series: BTreeMap<&'static str, Vec<proto::Metric>>,
+    /// Of each bucket of each series, in order, where they are asked for.
+    exemplars: Option<BTreeMap<&'static str, Vec<Option<Exemplar>>>>,
+}
 
 /// A histogram added up over workers.
 #[derive(Clone, Default)]
@@ -28,13 +34,26 @@ struct Sum {
     buckets: Vec<u64>,
     /// Of the values, in the unit of the bounds.
     total: u64,
+    /// The latest of each bucket that is shown.
+    exemplars: Vec<Option<Exemplar>>,
 }
 
 type ReadHistogram = fn(&WorkerCells) -> &Histogram;
 type Labels<'a> = [(&'static str, &'a str)];
 
 pub(super) fn text(metrics: &Metrics) -> String {
-    let mut scrape = Scrape::default();
+    scrape(metrics, Scrape::default()).encode()
+}
+
+pub(super) fn open(metrics: &Metrics) -> String {
+    let mut scrape = scrape(metrics, Scrape { exemplars: Some(BTreeMap::new()), ..Scrape::default() });
+    let of_families = scrape.exemplars.take().unwrap_or_default();
+    let mut of_families: BTreeMap<_, _> =
+        of_families.into_iter().map(|(family, all)| (family, all.into_iter())).collect();
+    openmetrics::with_exemplars(&scrape.encode(), |family| of_families.get_mut(family)?.next()?)
+}
+
+fn scrape(metrics: &Metrics, mut scrape: Scrape) -> Scrape {
     let workers: Vec<&WorkerCells> = metrics.workers.iter().map(|worker| worker.cells()).collect();
     let limited = requests(&mut scrape, metrics, &workers)
         | connections(&mut scrape, &workers)
@@ -70,7 +89,7 @@ pub(super) fn text(metrics: &Metrics) -> String {
             scrape.value(family, &labels, value);
         }
     }
-    scrape.encode()
+    scrape
 }
 
 /// Whether anything went to an overflow series.
@@ -394,10 +413,23 @@ impl Sum {
     fn add(&mut self, histogram: &Histogram) {
         let (buckets, total) = histogram.read();
         self.total += total;
+        if let Some(exemplars) = histogram.exemplars() {
+            self.exemplify(exemplars);
+        }
         for (index, count) in buckets.enumerate() {
             match self.buckets.get_mut(index) {
                 Some(bucket) => *bucket += count,
                 None => self.buckets.push(count),
+            }
+        }
+    }
+
+    fn exemplify(&mut self, exemplars: &Exemplars) {
+        for (index, one) in exemplars.read().enumerate() {
+            match self.exemplars.get_mut(index) {
+                Some(latest) if one.map(|one| one.at) > latest.map(|latest| latest.at) => *latest = one,
+                Some(_) => {}
+                None => self.exemplars.push(one),
             }
         }
     }
@@ -412,7 +444,7 @@ impl Sum {
         for (bound, count) in finer.iter().copied().chain([u64::MAX]).zip(&self.buckets) {
             buckets[bounds.partition_point(|own| *own < bound)] += count;
         }
-        Self { buckets, total: self.total }
+        Self { buckets, total: self.total, exemplars: self.exemplars.clone() }
     }
 }
 
@@ -429,7 +461,7 @@ impl Scrape {
         let labels = labels.iter().filter(|(_, value)| !value.is_empty()).map(pair).collect();
         let mut metric = proto::Metric::from_label(labels);
         fill(&mut metric);
-        self.0.entry(family.name).or_default().push(metric);
+        self.series.entry(family.name).or_default().push(metric);
     }
 
     fn value(&mut self, family: &'static Family, labels: &Labels<'_>, value: f64) {
@@ -455,6 +487,10 @@ impl Scrape {
     }
 
     fn histogram(&mut self, family: &'static Family, labels: &Labels<'_>, sum: &Sum, bounds: &[u64]) {
+        if let Some(exemplars) = &mut self.exemplars {
+            let of_buckets = (0..=bounds.len()).map(|index| sum.exemplars.get(index).copied().flatten());
+            exemplars.entry(family.name).or_default().extend(of_buckets);
+        }
         self.push(family, labels, |metric| {
             let mut histogram = proto::Histogram::default();
             let unit = if family.name.ends_with("_bytes") { 1.0 } else { 1e9 };
@@ -500,7 +536,7 @@ impl Scrape {
                     Kind::Gauge => proto::MetricType::GAUGE,
                     Kind::Histogram => proto::MetricType::HISTOGRAM,
                 });
-                of_family.set_metric(self.0.remove(family.name)?);
+                of_family.set_metric(self.series.remove(family.name)?);
                 Some(of_family)
             })
             .collect();

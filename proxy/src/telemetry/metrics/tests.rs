@@ -1,8 +1,11 @@
 use std::time::{Duration, SystemTime};
 
+use tulle_api::openmetrics;
+
 use super::families::FAMILIES;
 use super::*;
 use crate::telemetry::Reason;
+use crate::telemetry::trace::Context;
 
 const MESH: &str = "spiffe://cluster.local/ns/default/sa/web";
 
@@ -96,6 +99,73 @@ fn the_labels_are_those_of_the_table_in_its_order() {
          method=\"POST\",status=\"200\"}} 1\n"
     );
     assert!(text.contains(&expected), "{text}");
+}
+
+/// What follows the samples of buckets: the bound, the trace and the value.
+fn exemplars(page: &str) -> Vec<(String, u64, f64)> {
+    let linked = page.lines().filter_map(|line| line.split_once(" # "));
+    let read = linked.map(|(sample, exemplar)| {
+        let bound = sample.split("le=\"").nth(1).unwrap().split('"').next().unwrap();
+        let trace = exemplar.strip_prefix("{trace_id=\"").unwrap().split('"').next().unwrap();
+        let (_, rest) = exemplar.split_once("} ").unwrap();
+        let (value, time) = rest.split_once(' ').unwrap();
+        assert!(time.parse::<f64>().unwrap() > 0.0, "{exemplar}");
+        (bound.to_owned(), u64::from_str_radix(trace, 16).unwrap(), value.parse().unwrap())
+    });
+    read.collect()
+}
+
+#[test]
+fn the_latest_recorded_request_of_each_bucket_is_linked_in_openmetrics_alone() {
+    let metrics = metrics(2, 2000);
+    let at = |worker: usize, service: &str, trace: u64, millis: u64, end: u64| {
+        let worker = metrics.worker(worker);
+        let (cells, duration) = (worker.requests(&labels(service)), Duration::from_millis(millis));
+        let histogram = cells.record(ok(), duration);
+        if trace > 0 {
+            let of = Context { trace: u128::from(trace).into(), span: trace.into() };
+            worker.exemplify(histogram, duration, of, SystemTime::UNIX_EPOCH + Duration::from_secs(end));
+        }
+    };
+    at(0, "default/a:80", 0, 1, 1);
+    assert!(exemplars(&metrics.render_open()).is_empty(), "nothing was recorded");
+    // Of two workers, the later one.
+    at(0, "default/a:80", 1, 7, 10);
+    at(1, "default/a:80", 2, 8, 20);
+    at(1, "default/a:80", 3, 5, 30);
+    at(0, "default/a:80", 4, 60_000, 5);
+    at(0, "default/b:80", 5, 7, 40);
+    // What is not recorded takes nobody's place.
+    at(0, "default/a:80", 0, 7, 50);
+    let page = metrics.render_open();
+    let one = |bound: &str, trace, value| (bound.to_owned(), trace, value);
+    assert_eq!(
+        exemplars(&page),
+        [one("0.005", 3, 0.005), one("0.01", 2, 0.008), one("+Inf", 4, 60.0), one("0.01", 5, 0.007)]
+    );
+    let text = metrics.render();
+    assert!(!text.contains(" # "), "{text}");
+    // But for what the process uses from one moment to the next.
+    let samples = |page: &str| -> Vec<String> {
+        let lines = page.lines().filter(|line| !line.contains("process_"));
+        lines.map(|line| line.split(" # ").next().unwrap().to_owned()).collect()
+    };
+    assert_eq!(samples(&openmetrics::from_text(&text)), samples(&page));
+}
+
+#[test]
+fn what_does_not_fit_under_the_cap_is_linked_too_and_holds_no_more() {
+    let metrics = metrics(1, 0);
+    let worker = metrics.worker(0);
+    for number in 1..=1000_u64 {
+        let cells = worker.requests(&labels(&format!("default/{number}:80")));
+        let histogram = cells.record(ok(), Duration::from_millis(7));
+        let of = Context { trace: u128::from(number).into(), span: number.into() };
+        worker.exemplify(histogram, Duration::from_millis(7), of, SystemTime::now());
+    }
+    let linked = exemplars(&metrics.render_open());
+    assert_eq!(linked.last().map(|(bound, trace, _)| (&**bound, *trace)), Some(("0.01", 1000)));
+    assert!(linked.len() < 10, "{linked:?}");
 }
 
 #[test]

@@ -1,11 +1,12 @@
 //! What one worker thread counts.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::SeriesLabels;
 use super::budget::{Budget, Group};
 use super::cells::{ByDirection, ConnectionCells, Counter, Histogram, OverflowRequests, RequestCells};
+use super::exemplars::Exemplar;
 use super::labels::{
     ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, EarlyOpen, EgressLabels,
     FaultKind, LimitOutcome, MirrorResult, ReplayCause, RequestLabels, RetryCause, RetryOutcome,
@@ -14,6 +15,7 @@ use super::labels::{
 use super::pools::PoolCells;
 use super::table::Table;
 use crate::telemetry::Reason;
+use crate::telemetry::trace::Context;
 
 /// The cells of one worker thread. Cheap to clone. All that counts may be called on that thread only. What looks up
 /// (`requests`, `connections`, `verdicts`, `pool`) allocates nothing where the labels have been there before.
@@ -26,6 +28,8 @@ pub struct WorkerMetrics(Arc<WorkerCells>);
 pub(super) struct WorkerCells {
     budget: Arc<Budget>,
     shown: SeriesLabels,
+    /// Of the buckets that are shown.
+    bounds: Arc<[u64]>,
     pub(super) requests: Table<RequestCells>,
     pub(super) connections: Table<ConnectionCells>,
     pub(super) verdicts: Table<Counter>,
@@ -98,6 +102,7 @@ impl WorkerMetrics {
         Self(Arc::new(WorkerCells {
             budget: budget.clone(),
             shown,
+            bounds: bounds.clone(),
             requests: Table::default(),
             connections: Table::default(),
             verdicts: Table::default(),
@@ -155,6 +160,14 @@ impl WorkerMetrics {
             })
         });
         cells.unwrap_or_else(|| self.0.overflow_requests.get(labels.direction).clone())
+    }
+
+    /// Shows the span of a recorded request that was just counted in `histogram` beside its bucket. It ended at `time`.
+    #[cold]
+    pub fn exemplify(&self, histogram: &Histogram, duration: Duration, of: Context, time: SystemTime) {
+        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        let at = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        histogram.exemplify(&self.0.bounds, &Exemplar { of, nanos, at });
     }
 
     /// Where connections of these labels are counted.
