@@ -128,8 +128,8 @@ async fn answer(request: Request<Incoming>) -> Result<Response<BoxBody<Bytes, In
     let _ = request.into_body().collect().await;
     let mut trailers = HeaderMap::new();
     trailers.insert("grpc-status", HeaderValue::from_static("0"));
-    // No compression, 16 bytes.
-    let message = Bytes::from_static(b"\0\0\0\0\x10\x0a\x0e0123456789abcd");
+    // No compression, 16 bytes: a field that no message has, so that a collector's client reads it too.
+    let message = Bytes::from_static(b"\0\0\0\0\x10\x7a\x0e0123456789abcd");
     let frames = [Ok(Frame::data(message)), Ok(Frame::trailers(trailers))];
     let body = StreamBody::new(futures_util::stream::iter(frames)).boxed();
     let mut response = Response::new(body);

@@ -41,6 +41,12 @@ pub(crate) enum Peer {
     /// Tulle once more: what differs between its two rows is noise.
     #[value(name = "tulle-again")]
     Again,
+    /// Tulle without its access log: what the log costs.
+    #[value(name = "tulle-silent")]
+    Silent,
+    /// Tulle as shipped, with traces of one request in a hundred: what the log and they cost, beside `tulle-silent`.
+    #[value(name = "tulle-traced")]
+    Traced,
 }
 
 // === impl Peer ===
@@ -55,6 +61,8 @@ impl Peer {
             Self::None => "no proxy",
             Self::Tulle => "Tulle",
             Self::Again => "Tulle once more",
+            Self::Silent => "Tulle, no log",
+            Self::Traced => "Tulle, log and traces",
             Self::Bare => "bare",
             Self::BareH2 => "bare, HTTP/2 leg",
             Self::Haproxy => "HAProxy",
@@ -71,7 +79,9 @@ impl Peer {
     pub(crate) fn version(self, options: &Options) -> Result<String, String> {
         match self {
             Self::None => Ok(String::new()),
-            Self::Tulle | Self::Again => says(&tulle_tests::binary("tulle-proxy"), "--version"),
+            Self::Tulle | Self::Again | Self::Silent | Self::Traced => {
+                says(&tulle_tests::binary("tulle-proxy"), "--version")
+            }
             Self::Bare | Self::BareH2 => Ok("hyper, tokio, rustls of this build".to_owned()),
             Self::Haproxy | Self::HaproxyH2 => says(&options.haproxy, "-v"),
             Self::Nginx => says(&options.nginx, "-v"),
@@ -108,6 +118,10 @@ impl Peer {
         let mut pair = match self {
             Self::None => Pair::new(site.backend(purpose.speaks), None, ()),
             Self::Tulle | Self::Again => tulle::start(purpose, site, leashed).await,
+            Self::Silent => tulle::start(purpose, site, |program| leashed(tulle::silent(program))).await,
+            Self::Traced => {
+                tulle::start(purpose, site, |program| leashed(tulle::traced(program, site))).await
+            }
             Self::Bare => bare(purpose, purpose.speaks, site),
             Self::BareH2 => bare(purpose, Speaks::Http2, site),
             Self::Haproxy => haproxy::start(purpose, purpose.speaks, site, options),

@@ -34,6 +34,20 @@ pub(crate) async fn start(purpose: Purpose, site: &Site, wrapped: impl Fn(Progra
     pair
 }
 
+/// Without the access log.
+pub(crate) fn silent(program: Program) -> Program {
+    program.env("TULLE_PROXY_ACCESS_LOG", "none")
+}
+
+/// One trace in a hundred goes to a collector: the backend, which answers every call of gRPC.
+pub(crate) fn traced(program: Program, site: &Site) -> Program {
+    program
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{}", site.backend.http2))
+        .env("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+        .env("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
+        .env("OTEL_TRACES_SAMPLER_ARG", "0.01")
+}
+
 /// Waits until the proxy says that it is ready; how long that took from its start on.
 async fn ready(workload: &mut Workload) -> Duration {
     let metrics = workload.public();
