@@ -20,7 +20,9 @@ pub use self::rate_limit::{
     CountBy, Direction, Rate, RateLimit, RateLimitPolicy, RateLimitPolicySpec, RateOverride,
 };
 pub use self::status::{PolicyAncestorRef, PolicyAncestorStatus, PolicyStatus};
-pub use self::telemetry::{AccessLog, LoggedErrors, TelemetryPolicy, TelemetryPolicySpec};
+pub use self::telemetry::{
+    AccessLog, LoggedErrors, RequestSampling, RequestTracing, TelemetryPolicy, TelemetryPolicySpec,
+};
 pub use self::traffic::{
     Algorithm, Backoff, Connections, FailurePercentage, GrpcHealthCheck, HashOn, HealthCheck,
     HttpHealthCheck, KeepAlive, Limits, LoadBalancer, OutlierDetection, Retry, RetryBudget, RetryCause,

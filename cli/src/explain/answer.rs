@@ -85,6 +85,10 @@ pub(super) struct Handled {
     pub retry: Option<Retried>,
     /// What goes wrong on purpose.
     pub fault: Option<Injected>,
+    /// Of how many of a hundred that begin a trace it is recorded; null: as the mesh says.
+    pub sampling_percent: Option<f64>,
+    /// Whether what its headers say of its trace holds; null: as the mesh says.
+    pub sampling_parent_based: Option<bool>,
     /// Which of the fields above are said by the rule that takes the request, or a policy on it or its route; all others, by policies on the
     /// port or its Service. `tulle check` names them.
     pub by_route: Vec<&'static str>,

@@ -125,10 +125,15 @@ fn handled(said: &Requests<'_>, asked: &Asked<'_>) -> Handled {
             ("deadline_header", rule.deadline_header.is_some()),
             ("retry", rule.retry.is_some()),
             ("fault", fault.is_some_and(is_own)),
+            ("sampling_percent", rule.sampling.millionths.is_some()),
+            ("sampling_parent_based", rule.sampling.parent_based.is_some()),
         ];
         fields.into_iter().filter(|(_, is_said)| *is_said).map(|(name, _)| name).collect()
     });
+    let sampling = said.sampling();
     Handled {
+        sampling_percent: sampling.millionths.map(share),
+        sampling_parent_based: sampling.parent_based,
         by_route: by_route.unwrap_or_default(),
         request_timeout: said.request_timeout().map(long),
         backend_timeout: said.backend_timeout().map(long),

@@ -84,11 +84,25 @@ spec:
   rules: [{backendRefs: [{name: v1, port: 80}]}]
 ";
 
+/// What is said of traces, twice.
+const SAMPLED: &str = "
+apiVersion: policy.tulle.dev/v1alpha1
+kind: TelemetryPolicy
+metadata: {name: v1, namespace: default}
+spec: {targetRefs: [{group: '', kind: Service, name: v1}], tracing: {sampling: {percent: 5, parentBased: false}}}
+---
+apiVersion: policy.tulle.dev/v1alpha1
+kind: TelemetryPolicy
+metadata: {name: kept, namespace: default}
+spec: {targetRefs: [{group: gateway.networking.k8s.io, kind: HTTPRoute, name: kept}], tracing: {sampling: {percent: 0.5}}}
+";
+
 fn explained(line: &str) -> Result<Answer> {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("shop.yaml"), SHOP).unwrap();
     std::fs::write(folder.path().join("streams.yaml"), STREAMS).unwrap();
     std::fs::write(folder.path().join("kept.yaml"), KEPT).unwrap();
+    std::fs::write(folder.path().join("sampled.yaml"), SAMPLED).unwrap();
     let dir = folder.path().to_str().unwrap();
     let words = ["explain", "--config-dir", dir, "--from", "default/web"].into_iter();
     let line = Line::try_parse_from(words.chain(line.split(' '))).unwrap();
@@ -144,6 +158,22 @@ fn a_session_is_told_with_what_carries_and_what_ends_it() {
     });
     assert_eq!(serde_json::to_value(taken.session).unwrap(), expected);
     assert!(explained("--to http://shop/b/c").unwrap().taken.unwrap().session.is_none());
+}
+
+#[test]
+fn which_traces_are_recorded_is_told_and_who_says_it() {
+    let shown = shown("--to http://v1/cart");
+    for expected in [
+        "  where it begins a trace, 0.5 % are recorded (by the route)",
+        "  its trace is recorded whatever its headers say (by the Service)",
+    ] {
+        assert!(shown.lines().any(|line| line == expected), "{shown}");
+    }
+    let requests = explained("--to http://v1/cart").unwrap().requests;
+    assert_eq!((requests.sampling_percent, requests.sampling_parent_based), (Some(0.5), Some(false)));
+    assert_eq!(requests.by_route, ["sampling_percent"]);
+    let nobody = explained("--to http://shop/b").unwrap().requests;
+    assert_eq!((nobody.sampling_percent, nobody.sampling_parent_based), (None, None));
 }
 
 #[test]

@@ -81,6 +81,13 @@ fn handled(requests: &Handled, lines: &mut Vec<String>) {
         let all: Vec<_> = delay.into_iter().chain(abort).collect();
         lines.push(format!("  on purpose (fault {rule}): {}", all.join(", ")));
     }
+    let (percent, by_whom) = (requests.sampling_percent, by("sampling_percent"));
+    lines.extend(percent.map(|of| format!("  where it begins a trace, {of} % are recorded (by {by_whom})")));
+    let (parent_based, by_whom) = (requests.sampling_parent_based, by("sampling_parent_based"));
+    lines.extend(parent_based.map(|parent_based| {
+        let whose = if parent_based { "as" } else { "whatever" };
+        format!("  its trace is recorded {whose} its headers say (by {by_whom})")
+    }));
 }
 
 fn kept(session: &Session) -> String {

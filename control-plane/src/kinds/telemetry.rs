@@ -31,6 +31,32 @@ pub struct TelemetryPolicySpec {
     /// What is logged of them, and how. What it does not say a less specific target's policy says, or else the Mesh.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access_log: Option<AccessLog>,
+    /// Which of their traces are recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tracing: Option<RequestTracing>,
+}
+
+/// Which traces of requests are recorded; where they go the Mesh says.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RequestTracing {
+    /// Which are recorded. What it does not say a less specific target's policy says, or else the Mesh.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sampling: Option<RequestSampling>,
+}
+
+/// Which traces are recorded. A proxy's own variables (`OTEL_TRACES_SAMPLER`, `OTEL_TRACES_SAMPLER_ARG`) win over it.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RequestSampling {
+    /// Of a hundred traces that begin at a proxy with such a request, such as 5 or 0.1: 100 records each, 0 none. Counted to the ten
+    /// thousandth.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0, max = 100.0))]
+    pub percent: Option<f64>,
+    /// Whether what a request's headers say holds; else `percent` is for all requests, and not only for those that begin a trace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent_based: Option<bool>,
 }
 
 /// What is logged of requests and connections, and how. A proxy's own settings (`TULLE_PROXY_ACCESS_LOG…`) win over it.

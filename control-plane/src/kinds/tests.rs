@@ -158,7 +158,7 @@ fn the_documents_examples_are_read_without_a_complaint() {
         let kind = match example {
             _ if example.contains("rate:") => "RateLimitPolicy",
             _ if example.contains("rules:") => "FaultPolicy",
-            _ if example.contains("accessLog:") => "TelemetryPolicy",
+            _ if example.contains("accessLog:") || example.contains("sampling:") => "TelemetryPolicy",
             _ => "TrafficPolicy",
         };
         let text = match example.starts_with("spec:") {
@@ -206,7 +206,7 @@ retryBudget: {percent: 5, minimumRetryRate: {count: 5}}
     ("FaultPolicy", "rules: [{delay: {duration: 1s, percent: 5}, abort: {httpStatus: 500, percent: 5}}]"),
     ("FaultPolicy", "rules: [{delay: {duration: 1s}}]"),
     ("Mesh", "tracing: {collector: 'http://a:4317', sampling: {percent: 5}}\naccessLog: {samplePercent: 5}"),
-    ("TelemetryPolicy", "accessLog: {format: json, statuses: [5xx], samplePercent: 5}"),
+    ("TelemetryPolicy", "accessLog: {format: json, statuses: [5xx], samplePercent: 5}\ntracing: {sampling: {percent: 5}}"),
 ];
 
 /// Where numbers have bounds, by the path through the schema, and what they are.

@@ -255,12 +255,16 @@ impl Context<'_> {
                 *slot = protocol;
             }
         }
-        let ports = ports.into_iter().map(|(port, protocol)| v1::InboundPort {
-            port: port.into(),
-            protocol: protocol.into(),
-            mode: self.mode.into(),
-            maximum_connection_age: self.maximum_age(&serving, port),
-            access_log: self.inbound_access_log(&serving, port),
+        let ports = ports.into_iter().map(|(port, protocol)| {
+            let told = self.inbound_telemetry(&serving, port).unwrap_or_default();
+            v1::InboundPort {
+                port: port.into(),
+                protocol: protocol.into(),
+                mode: self.mode.into(),
+                maximum_connection_age: self.maximum_age(&serving, port),
+                access_log: told.logged(),
+                sampling: told.sampled(),
+            }
         });
         let message = v1::InboundPolicy {
             workload: Some(object_name(name)),

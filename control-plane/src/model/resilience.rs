@@ -15,7 +15,7 @@ use super::wire;
 use crate::index::Index;
 use crate::kinds::Direction;
 use crate::object::{
-    Kind, Limit, ObjectKey, Port, Resilience, Rule, Says, Service, Target, zones_by_default,
+    Kind, Limit, ObjectKey, Port, Resilience, Rule, Says, Service, Target, Telemetry, zones_by_default,
 };
 
 /// What `panicThresholdPercent` is where nobody says it.
@@ -100,14 +100,14 @@ impl<'i> Attached<'i> {
         })
     }
 
-    /// What TelemetryPolicies say of the access log at a port or rule of that name.
-    fn access_log(&self, name: &str) -> Option<v1::AccessLog> {
+    /// What TelemetryPolicies say at a port or rule of that name.
+    fn telemetry(&self, name: &str) -> Option<Telemetry> {
         let choice = self.choice(Kind::TelemetryPolicy, Direction::Outbound, name)?;
         let said = choice.policies.into_iter().flatten().filter_map(|policy| match &policy.says {
-            Says::Telemetry(said) => Some(v1::AccessLog::clone(said)),
+            Says::Telemetry(said) => Some(Telemetry::clone(said)),
             Says::Traffic(_) | Says::Limits(..) | Says::Faults(_) => None,
         });
-        said.reduce(fill_access_log).filter(|said| *said != v1::AccessLog::default())
+        said.reduce(Telemetry::over)
     }
 }
 
@@ -160,7 +160,9 @@ impl Context<'_> {
                 Says::Traffic(_) | Says::Telemetry(_) => {}
             }
         }
-        requests.access_log = attached.access_log(section);
+        if let Some(said) = attached.telemetry(section) {
+            (requests.access_log, requests.sampling) = (said.logged(), said.sampled());
+        }
         requests
     }
 
@@ -190,15 +192,15 @@ impl Context<'_> {
         limits.collect()
     }
 
-    /// What the proxy of a workload logs of what comes to one of its ports; of several Services the first by name counts.
-    pub(super) fn inbound_access_log(&self, serving: &[Serving], port: u16) -> Option<v1::AccessLog> {
+    /// What the proxy of a workload tells of what comes to one of its ports; of several Services the first by name counts.
+    pub(super) fn inbound_telemetry(&self, serving: &[Serving], port: u16) -> Option<Telemetry> {
         let mut services: Vec<&Serving> = serving.iter().filter(|one| one.port == port).collect();
         services.sort_by_key(|one| (&one.service, one.service_port));
         let said = services.into_iter().filter_map(|one| {
             let (service, port) = served(self.index, one)?;
-            Attached::to_service(self.index, service).access_log(&port.name)
+            Attached::to_service(self.index, service).telemetry(&port.name)
         });
-        said.reduce(fill_access_log)
+        said.reduce(Telemetry::over)
     }
 
     /// How old the connections of clients outside the mesh become at one port of a workload; of several Services the least counts.
@@ -222,17 +224,6 @@ fn served<'i>(index: &'i Index, serving: &Serving) -> Option<(&'i Service, &'i P
 pub(super) fn inbound<'i>(index: &'i Index, serving: &Serving) -> Option<Choice<'i, 'i>> {
     let (service, port) = served(index, serving)?;
     Attached::to_service(index, service).choice(Kind::RateLimitPolicy, Direction::Inbound, &port.name)
-}
-
-/// What `specific` does not say is said by `general`.
-fn fill_access_log(specific: v1::AccessLog, general: v1::AccessLog) -> v1::AccessLog {
-    v1::AccessLog {
-        format: if specific.format.is_empty() { general.format } else { specific.format },
-        statuses: if specific.statuses.is_empty() { general.statuses } else { specific.statuses },
-        min_duration: specific.min_duration.or(general.min_duration),
-        sampled: specific.sampled.or(general.sampled),
-        filters_errors: specific.filters_errors.or(general.filters_errors),
-    }
 }
 
 /// What TrafficPolicies say of a Service's port.
@@ -268,7 +259,7 @@ pub(super) fn requests_of(attached: &Attached<'_>, rule: &Rule) -> v1::RequestPo
     policies.fold(wire::requests(rule), fill_requests)
 }
 
-/// What `specific` does not say is said by `general`. Neither has faults, rate limits or what is logged yet.
+/// What `specific` does not say is said by `general`. Neither has faults, rate limits or what is told yet.
 fn fill_requests(specific: v1::RequestPolicy, general: &v1::RequestPolicy) -> v1::RequestPolicy {
     let general = general.clone();
     v1::RequestPolicy {
@@ -295,7 +286,7 @@ pub(super) fn fields(says: &Says) -> Vec<&'static str> {
         Says::Traffic(traffic) => traffic,
         Says::Limits(..) => return vec!["limits"],
         Says::Faults(_) => return vec!["rules"],
-        Says::Telemetry(said) => return fields_of_access_log(said),
+        Says::Telemetry(said) => return said.fields(),
     };
     let mut fields = vec![
         ("loadBalancer", traffic.load_balancer.is_some()),
@@ -306,17 +297,6 @@ pub(super) fn fields(says: &Says) -> Vec<&'static str> {
         ("retryBudget", traffic.retry_budget.is_some()),
     ];
     fields.extend(traffic.requests.iter().flat_map(fields_of_requests));
-    fields.into_iter().filter(|(_, is_there)| *is_there).map(|(field, _)| field).collect()
-}
-
-fn fields_of_access_log(said: &v1::AccessLog) -> Vec<&'static str> {
-    let fields = [
-        ("accessLog.format", !said.format.is_empty()),
-        ("accessLog.statuses", !said.statuses.is_empty()),
-        ("accessLog.minDuration", said.min_duration.is_some()),
-        ("accessLog.samplePercent", said.sampled.is_some()),
-        ("accessLog.errors", said.filters_errors.is_some()),
-    ];
     fields.into_iter().filter(|(_, is_there)| *is_there).map(|(field, _)| field).collect()
 }
 

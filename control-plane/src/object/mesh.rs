@@ -115,8 +115,8 @@ fn read_tracing(tracing: &kinds::Tracing, notes: &mut Notes) -> Option<v1::Traci
         Some(kinds::OtlpProtocol::Http) => v1::OtlpProtocol::Http,
     };
     let sampling = tracing.sampling.as_ref().map(|sampling| v1::Sampling {
-        millionths: millionths("spec.tracing.sampling.percent".to_owned(), sampling.percent, notes),
-        ignores_parent: !sampling.parent_based,
+        millionths: Some(millionths("spec.tracing.sampling.percent".to_owned(), sampling.percent, notes)),
+        ignores_parent: Some(!sampling.parent_based),
     });
     let connections = tracing.connections;
     Some(v1::Tracing { collector: collector.to_owned(), protocol: protocol.into(), sampling, connections })
@@ -186,7 +186,7 @@ mod tests {
         let sampling = |percent| Some(kinds::Sampling { percent, parent_based: false });
         let (read, notes) =
             read(kinds::Tracing { protocol, sampling: sampling(0.1), connections: true, ..tracing });
-        let sampling = Some(v1::Sampling { millionths: 1000, ignores_parent: true });
+        let sampling = Some(v1::Sampling { millionths: Some(1000), ignores_parent: Some(true) });
         assert_eq!(
             (read, notes),
             (Some(v1::Tracing { protocol: 2, sampling, connections: true, ..told }), vec![])

@@ -28,7 +28,7 @@ pub use self::egress::{Egress, EgressRule};
 pub use self::mesh::{DEFAULT_TRUST_DOMAIN, Mesh};
 pub(crate) use self::policy::foreign;
 pub use self::policy::{Identity, Policy, PolicyTarget, Rule as PolicyRule};
-pub use self::resilience::{Limit, Resilience, Says, Target, zones_by_default};
+pub use self::resilience::{Limit, Resilience, Says, Target, Telemetry, zones_by_default};
 pub use self::route::{
     Backend, Cors, Effect, Fault, Filter, Grant, GrantTarget, HeaderModifier, Match, Mirror, Parent,
     PathMatch, PathModifier, Redirect, Retry, Rewrite, Route, RouteKind, Rule, SessionPersistence,

@@ -21,6 +21,7 @@ use tulle_api::v1;
 
 pub(super) use self::fault::millionths;
 pub use self::rate_limit::Limit;
+pub use self::telemetry::Telemetry;
 pub(super) use self::telemetry::access_log;
 pub use self::traffic::zones_by_default;
 use super::policy::{foreign, refuse_foreign};
@@ -73,8 +74,8 @@ pub enum Says {
     Limits(Option<Direction>, Vec<Limit>),
     /// Named as on the wire.
     Faults(Vec<v1::Fault>),
-    /// Of the access log.
-    Telemetry(Box<v1::AccessLog>),
+    /// Of the access log, and of traces.
+    Telemetry(Box<Telemetry>),
 }
 
 // === impl Resilience ===

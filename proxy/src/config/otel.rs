@@ -38,6 +38,8 @@ pub struct Tracing {
     pub sampler: Option<String>,
     /// The part of traces that is recorded.
     pub ratio: Option<f64>,
+    /// The proxy's own variables say one of these, so that no policy says otherwise. As of [`Tracing::over`].
+    pub keeps_sampler: bool,
     /// The forms of headers.
     pub propagation: Option<Propagation>,
     /// Whether connections that carry no requests are told by spans too.
@@ -247,6 +249,7 @@ impl Tracing {
             resource: if mine.resource.is_empty() { its.resource } else { mine.resource },
             sampler,
             ratio,
+            keeps_sampler: says_sampling,
             propagation: mine.propagation.or(its.propagation),
             connections: mine.connections.or(its.connections),
             unknown_propagators: mine.unknown_propagators,
@@ -466,9 +469,11 @@ mod tests {
         assert_eq!((collector.endpoint.host(), collector.protocol), (Some("own"), Protocol::Grpc));
         assert!(collector.headers.is_empty());
         assert_eq!(both.sampling(), Sampler { parent_based: true, ratio: 0.25 });
+        assert!(both.keeps_sampler, "nor does a policy say otherwise");
         assert_eq!(both.limits().delay, Duration::from_millis(100));
         let none = Tracing::default().over(&mesh);
         assert_eq!(none.sampling(), Sampler { parent_based: false, ratio: 1.0 });
+        assert!(!none.keeps_sampler);
         assert_eq!(none.collector(None, "").unwrap().headers.len(), 1);
     }
 }

@@ -73,6 +73,7 @@ impl Sender {
         let connect = connect(&collector, tracing.certificate.as_deref(), self.mark)?;
         let how = How {
             sampler: tracing.sampling(),
+            keeps_sampler: tracing.keeps_sampler,
             propagation: tracing.forms(),
             connections: tracing.connections.unwrap_or(false),
         };

@@ -236,7 +236,8 @@ fn inbound_policy(message: v1::InboundPolicy, name: &str) -> Result<Decoded> {
     let workload = named_object(message.workload, name, "workload")?;
     let default = mode(message.mode, "mode")?;
     let mut ports: Vec<(u16, PortPolicy)> = Vec::with_capacity(message.ports.len());
-    let (mut seen, mut connection_ages, mut access_logs) = (HashSet::new(), Vec::new(), Vec::new());
+    let (mut seen, mut connection_ages) = (HashSet::new(), Vec::new());
+    let (mut access_logs, mut samplings) = (Vec::new(), Vec::new());
     for (i, port) in message.ports.into_iter().enumerate() {
         let at = format!("ports[{i}]");
         let number = self::port(port.port, &format!("{at}.port"))?;
@@ -250,6 +251,8 @@ fn inbound_policy(message: v1::InboundPolicy, name: &str) -> Result<Decoded> {
         connection_ages.extend(age.map(|age| (number, age)));
         let said = logged::access_log(port.access_log.unwrap_or_default(), &format!("{at}.access_log"))?;
         access_logs.extend((!said.is_empty()).then_some((number, said)));
+        let said = logged::sampling(port.sampling, &format!("{at}.sampling"))?;
+        samplings.extend((!said.is_empty()).then_some((number, said)));
         ports.push((number, PortPolicy { protocol, mode }));
     }
     let rules = each(message.rules, "rules", |rule, at| {
@@ -271,6 +274,7 @@ fn inbound_policy(message: v1::InboundPolicy, name: &str) -> Result<Decoded> {
         rate_limits,
         connection_ages,
         access_logs,
+        samplings,
     }))
 }
 
@@ -332,8 +336,9 @@ fn tracing(message: v1::Tracing, at: &str) -> Result<Tracing> {
         Err(unknown) => return Err(fault(format!("{at}.protocol"), unknown.to_string())),
     };
     let sampling = message.sampling.map(|said| {
-        let name = if said.ignores_parent { "traceidratio" } else { "parentbased_traceidratio" };
-        (name.to_owned(), f64::from(said.millionths) / 1e6)
+        let ignores_parent = said.ignores_parent.unwrap_or_default();
+        let name = if ignores_parent { "traceidratio" } else { "parentbased_traceidratio" };
+        (name.to_owned(), f64::from(said.millionths.unwrap_or_default()) / 1e6)
     });
     let (sampler, ratio) = sampling.unzip();
     let endpoint = Some(otel::Endpoint { uri, is_whole: false });

@@ -92,6 +92,7 @@ mod tests {
             rate_limits: Vec::new(),
             connection_ages: Vec::new(),
             access_logs: Vec::new(),
+            samplings: Vec::new(),
         }
     }
 

@@ -30,7 +30,7 @@ use super::headers::{self, Said};
 use super::in_flight::InFlight;
 use super::limited;
 use super::opaque::{self, Ended};
-use super::record::{ConnectionRecord, Record, Tracked};
+use super::record::{self, ConnectionRecord, Record, Tracked};
 use crate::accept::{Accepted, Destination};
 use crate::endpoint::{self, Endpoint};
 use crate::io::{Io, Meter, streams};
@@ -268,6 +268,8 @@ impl Connection {
         if let Some(peer) = &self.guard.open().peer {
             record.set_peer(peer.clone());
         }
+        let port = record.port;
+        record.sample(request, || record::sampling(&self.worker, port));
         record
     }
 

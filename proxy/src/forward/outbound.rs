@@ -265,17 +265,20 @@ impl Connection {
             Target::Service(service, _) | Target::Session(service, ..) => service.routes(),
             Target::Address(_) | Target::Outside(_) => None,
         };
-        let found = rule(routes.as_deref(), &target, request)?;
-        record.pass_on(request);
+        let found = rule(routes.as_deref(), &target, request);
         let traffic = target.traffic();
         let said = Requests {
-            rule: found.as_ref().and_then(|found| found.rule.requests.as_deref()),
+            rule: found.as_ref().ok().and_then(|found| found.as_ref()?.rule.requests.as_deref()),
             port: traffic.as_ref().and_then(|traffic| traffic.requests.as_deref()),
         };
+        // What is told of a request that no rule takes is as the Service says, too.
+        record.logged = said.access_logs();
+        record.sample(request, || said.sampling());
+        let found = found?;
+        record.pass_on(request);
         if found.as_ref().is_some_and(|found| found.rule.kind == RouteKind::Grpc) {
             record.grpc = true;
         }
-        record.logged = said.access_logs();
         let route = found.as_ref().map(|found| &found.rule.route);
         let deadline = deadline::find(&said, route, record.started(), record.grpc, request.headers());
         limited::outbound(&self.worker, record, request, &target, &said)?;

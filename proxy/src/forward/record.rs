@@ -29,7 +29,7 @@ use crate::state::Peer;
 use crate::telemetry::Reason;
 use crate::telemetry::access;
 use crate::telemetry::metrics::{DetectResult, Direction, Outcome, RequestLabels, SessionResult, TlsKind};
-use crate::telemetry::trace::{self, Digits, KeyValue, TraceId, Tracing};
+use crate::telemetry::trace::{self, Digits, KeyValue, Sampling, TraceId, Tracing};
 use crate::wire::{Body, Transfer};
 
 /// One request, from its head to the end of its response.
@@ -102,7 +102,7 @@ impl Record {
         let tracing = worker.proxy.telemetry.traces.get();
         let tracing = tracing.map(|tracer| Tracing::begin(tracer, request.headers()));
         let told = worker.access.is_enabled() || tracing.as_ref().is_some_and(Tracing::is_recorded);
-        let target = told.then(|| (request.uri().clone(), headers::needed_host(request).cloned()));
+        let target = told.then(|| target_of(request));
         let trace = match &tracing {
             Some(tracing) => Some(tracing.trace()),
             None if told => trace::heard(request.headers()),
@@ -144,6 +144,15 @@ impl Record {
             tracing,
             ended: false,
         })
+    }
+
+    /// Whether its trace is recorded is decided anew, by what policies say of it.
+    pub(super) fn sample(&mut self, request: &Request<Body>, said: impl FnOnce() -> Sampling) {
+        let Some(tracing) = &mut self.tracing else { return };
+        tracing.sample(said(), request.headers(), self.started);
+        if self.target.is_none() && tracing.is_recorded() {
+            self.target = Some(target_of(request));
+        }
     }
 
     /// Says in what goes on of the request to which span of which trace that belongs.
@@ -362,6 +371,12 @@ impl Record {
     }
 }
 
+/// What is said of the traces of what comes to a port.
+pub(super) fn sampling(worker: &Worker, port: u16) -> Sampling {
+    let snapshot = worker.proxy.store.load();
+    snapshot.inbound.as_ref().map(|policy| policy.sampling(port)).unwrap_or_default()
+}
+
 /// Writes a line of the access log, if the policies that hold for it want one, or else the mesh.
 fn log(worker: &Worker, record: &access::Record<'_>, port: u16, outbound: [Option<&access::Said>; 2]) {
     if !worker.access.is_enabled() {
@@ -374,6 +389,10 @@ fn log(worker: &Worker, record: &access::Record<'_>, port: u16, outbound: [Optio
         Direction::Outbound => outbound,
     };
     worker.access.write(record, [first, second, mesh]);
+}
+
+fn target_of(request: &Request<Body>) -> (Uri, Option<HeaderValue>) {
+    (request.uri().clone(), headers::needed_host(request).cloned())
 }
 
 fn id(id: &Option<SpiffeId>) -> &str {
@@ -501,7 +520,13 @@ impl<'a> ConnectionRecord<'a> {
         }
         let duration = self.started.elapsed();
         let tracer = worker.proxy.telemetry.traces.get();
-        let mut tracing = tracer.and_then(|tracer| Tracing::connection(tracer, duration));
+        let mut tracing = tracer.and_then(|tracer| {
+            let said = match self.direction {
+                Direction::Inbound => sampling(worker, self.port),
+                Direction::Outbound => Sampling::default(),
+            };
+            Tracing::connection(tracer, said, self.started)
+        });
         let span = tracing.as_ref().and_then(Tracing::span);
         let (trace_id, span_id) =
             span.map(|span| (Digits::from(span.trace), Digits::from(span.span))).unzip();

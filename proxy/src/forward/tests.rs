@@ -170,6 +170,7 @@ fn lets_all_in(worker: &Worker) {
             rate_limits: Vec::new(),
             connection_ages: Vec::new(),
             access_logs: Vec::new(),
+            samplings: Vec::new(),
         },
         Instant::now(),
     );

@@ -12,6 +12,7 @@ use tulle_certs::SpiffeId;
 use crate::limit::{RateLimit, RateLimits};
 use crate::state::{Mode, ObjectName, Protocol};
 use crate::telemetry::access;
+use crate::telemetry::trace::Sampling;
 
 /// What a policy says, before it is compiled.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +29,8 @@ pub struct InboundSpec {
     pub connection_ages: Vec<(u16, Duration)>,
     /// What is logged of what comes in, by port; of other ports nothing is said.
     pub access_logs: Vec<(u16, access::Said)>,
+    /// Which traces of what comes in are recorded, by port; of other ports nothing is said.
+    pub samplings: Vec<(u16, Sampling)>,
 }
 
 /// How connections to one port are treated before any rule is asked.
@@ -169,6 +172,12 @@ impl Inbound {
     /// What is said of the log of what comes to the port.
     pub fn access_log(&self, port: u16) -> Option<&access::Said> {
         self.spec.access_logs.iter().find(|(of, _)| *of == port).map(|(_, said)| said)
+    }
+
+    /// What is said of the traces of what comes to the port.
+    pub fn sampling(&self, port: u16) -> Sampling {
+        let said = self.spec.samplings.iter().find(|(of, _)| *of == port);
+        said.map(|(_, said)| *said).unwrap_or_default()
     }
 
     /// How often requests are let in; `None`: without limit.

@@ -35,6 +35,7 @@ fn inbound(mode: Mode, ports: &[(u16, Mode)], rules: Vec<Allow>) -> Inbound {
             rate_limits: Vec::new(),
             connection_ages: Vec::new(),
             access_logs: Vec::new(),
+            samplings: Vec::new(),
         },
         std::time::Instant::now(),
     )

@@ -13,6 +13,7 @@ use super::condition::{Asked, HeaderMatch, header_len, holds};
 use super::retry::Retry;
 use crate::limit::RateLimit;
 use crate::telemetry::access;
+use crate::telemetry::trace::Sampling;
 
 /// What one rule or port says. Of durations, zero is said too: no limit.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,6 +34,8 @@ pub struct RequestPolicy {
     pub rate_limits: Box<[RateLimit]>,
     /// What is logged of them; `None`: nothing is said.
     pub access_log: Option<Arc<access::Said>>,
+    /// Which of their traces are recorded.
+    pub sampling: Sampling,
 }
 
 /// What goes wrong on purpose, at each try.
@@ -156,6 +159,14 @@ impl<'a> Requests<'a> {
         [self.rule, self.port].map(|said| said?.access_log.clone())
     }
 
+    /// What is said of their traces.
+    #[inline]
+    pub fn sampling(&self) -> Sampling {
+        let [rule, port] =
+            [self.rule, self.port].map(|said| said.map(|said| said.sampling).unwrap_or_default());
+        rule.over(port)
+    }
+
     /// Within which time the whole request must be over.
     #[inline]
     pub fn request_timeout(&self) -> Option<Duration> {
@@ -232,6 +243,20 @@ mod tests {
         let port = Requests { rule: None, port: Some(&port) };
         assert_eq!(port.request_timeout(), Some(seconds(5)));
         assert_eq!(Requests::default().request_timeout(), None);
+    }
+
+    #[test]
+    fn what_a_rule_does_not_say_of_traces_its_port_does() {
+        let of = |millionths, parent_based| RequestPolicy {
+            sampling: Sampling { millionths, parent_based },
+            ..RequestPolicy::default()
+        };
+        let (rule, port) = (of(Some(0), None), of(Some(5), Some(false)));
+        let both = Requests { rule: Some(&rule), port: Some(&port) };
+        assert_eq!(both.sampling(), Sampling { millionths: Some(0), parent_based: Some(false) });
+        assert_eq!(Requests { rule: None, ..both }.sampling(), port.sampling);
+        assert_eq!(Requests { port: None, ..both }.sampling(), rule.sampling);
+        assert!(Requests::default().sampling().is_empty());
     }
 
     #[test]

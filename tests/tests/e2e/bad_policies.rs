@@ -22,6 +22,7 @@ type Case = (&'static str, &'static str, &'static str, &'static str, Then);
 const TRAFFIC: &str = "TrafficPolicy";
 const LIMIT: &str = "RateLimitPolicy";
 const FAULT: &str = "FaultPolicy";
+const TELEMETRY: &str = "TelemetryPolicy";
 
 const CASES: &[Case] = &[
     // Budgets and retries.
@@ -192,6 +193,32 @@ const CASES: &[Case] = &[
     ),
     (FAULT, "rules: [{}]", "rules[0]", "nothing goes wrong", Refused),
     (FAULT, "rule: [{abort: {httpStatus: 503}}]", "", "`rules`", Refused),
+    // What is told.
+    (
+        TELEMETRY,
+        "tracing: {sampling: {percent: 101}}",
+        "tracing.sampling.percent",
+        "101 is out of bounds",
+        Refused,
+    ),
+    (
+        TELEMETRY,
+        "tracing: {sampling: {percent: 0.00001}}",
+        "tracing.sampling.percent",
+        "so little that it is never",
+        Refused,
+    ),
+    (TELEMETRY, "tracing: {sampling: {percent: 5%}}", "tracing.sampling.percent", "the text `5%`", Refused),
+    (
+        TELEMETRY,
+        "tracing: {sampling: {parentBased: maybe}}",
+        "tracing.sampling.parentBased",
+        "the text `maybe`",
+        Refused,
+    ),
+    (TELEMETRY, "tracing: {sampling: {}}", "", "the policy says nothing", Warned),
+    (TELEMETRY, "accessLog: {format: xml}", "accessLog.format", "`xml` is none of", Refused),
+    (TELEMETRY, "accessLog: {statuses: ['600']}", "accessLog.statuses[0]", "`600` is no status", Refused),
     // Times.
     (TRAFFIC, "timeouts: {request: 10}", "timeouts.request", "the number 10", Refused),
     (TRAFFIC, "timeouts: {request: '10'}", "timeouts.request", "`10` is not a duration", Refused),
@@ -213,6 +240,7 @@ fn good(kind: &str) -> &'static str {
     match kind {
         TRAFFIC => "timeouts: {request: 7s}",
         LIMIT => "limits: [{rate: {requests: 7}}]",
+        TELEMETRY => "tracing: {sampling: {percent: 7}}",
         _ => "rules: [{delay: {percent: 7, duration: 7s}}]",
     }
 }

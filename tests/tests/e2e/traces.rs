@@ -5,6 +5,7 @@ mod exemplars;
 mod grpc;
 mod random;
 mod tls;
+mod policies;
 
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::sync::{Arc, OnceLock};

@@ -75,7 +75,9 @@ fn random_object(random: &mut Random) -> String {
                     "RateLimitPolicy,limits: [{rate: {requests: 3}, by: {identity: {}}, overrides: [{values: [x/y], rate: {requests: 1}}]}]"
                 }
                 3 => "RateLimitPolicy,direction: Outbound, limits: [{rate: {requests: 3}}]",
-                4 => "TelemetryPolicy,accessLog: {format: ecs, samplePercent: 5}",
+                4 => {
+                    "TelemetryPolicy,accessLog: {format: ecs, samplePercent: 5}, tracing: {sampling: {percent: 5}}"
+                }
                 _ => "FaultPolicy,rules: [{delay: {duration: 1s}}]",
             };
             let (kind, says) = spec.split_once(',').unwrap();

@@ -1,13 +1,21 @@
-//! TelemetryPolicies and the Mesh's access log, from YAML to what proxies are told.
+//! TelemetryPolicies and the Mesh's access log, from YAML to what proxies are told: of the log, and of traces.
 
 use super::*;
 use crate::finding::Severity;
 
-fn policy(name: &str, target: &str, access_log: &str) -> String {
+fn telemetry(name: &str, target: &str, says: &str) -> String {
     format!(
         "---\napiVersion: policy.tulle.dev/v1alpha1\nkind: TelemetryPolicy\nmetadata: {{name: {name}}}\nspec: {{targetRefs: [{target}], \
-         accessLog: {access_log}}}\n"
+         {says}}}\n"
     )
+}
+
+fn policy(name: &str, target: &str, access_log: &str) -> String {
+    telemetry(name, target, &format!("accessLog: {access_log}"))
+}
+
+fn sampled(name: &str, target: &str, sampling: &str) -> String {
+    telemetry(name, target, &format!("tracing: {{sampling: {sampling}}}"))
 }
 
 const AT_ORDERS: &str = "{group: '', kind: Service, name: orders}";
@@ -79,6 +87,84 @@ fn a_policy_on_a_route_is_its_rules_field_by_field() {
     let of = |rule: usize| routes.http[0].rules[rule].requests.clone().unwrap().access_log.unwrap();
     assert_eq!((&*of(0).format, of(0).sampled, of(0).statuses.len()), ("json", Some(0), 1));
     assert_eq!((&*of(1).format, of(1).sampled, of(1).statuses.len()), ("ecs", Some(1_000_000), 1));
+}
+
+#[test]
+fn sampling_on_a_service_is_its_clients_and_its_workloads() {
+    let text = format!(
+        "{ORDERS}{}{}",
+        sampled("all", AT_ORDERS, "{percent: 5, parentBased: false}"),
+        sampled("one", AT_HTTP, "{percent: 0}")
+    );
+    assert_eq!(told(&text), [""; 0]);
+    let mut index = index(&text).0;
+    register(&mut index, registration("w", "10.0.0.1", &[("orders", 80, 8080), ("orders", 81, 8081)]));
+    let model = Model::build(&index, Settings::default());
+    let of = |millionths| Some(v1::Sampling { millionths: Some(millionths), ignores_parent: Some(true) });
+    let expected = [of(0), of(50_000)];
+    let service: v1::Service = get(&model, "default/orders").unwrap();
+    let requests = service.ports.into_iter().map(|port| port.traffic.unwrap().requests.unwrap());
+    let requests: Vec<_> = requests.collect();
+    assert_eq!(requests.iter().map(|said| said.sampling).collect::<Vec<_>>(), expected);
+    assert!(requests.iter().all(|said| said.access_log.is_none()), "nothing is said of it");
+    let inbound: v1::InboundPolicy = get(&model, "default/w").unwrap();
+    assert_eq!(inbound.ports.iter().map(|port| port.sampling).collect::<Vec<_>>(), expected);
+    assert!(inbound.ports.iter().all(|port| port.access_log.is_none()));
+}
+
+#[test]
+fn sampling_on_a_route_is_its_rules_field_by_field() {
+    let rules = "[{name: a, backendRefs: [{name: orders, port: 80}]}, {name: b, backendRefs: [{name: orders, port: 80}]}]";
+    let text = format!(
+        "{ORDERS}{}{}{}",
+        route("default", "r", "", rules),
+        sampled("all", AT_ROUTE, "{percent: 100, parentBased: true}"),
+        sampled("one", AT_RULE, "{percent: 0}")
+    );
+    assert_eq!(told(&text), [""; 0]);
+    let routes = routes(&model(&text), "default/default/orders");
+    let of = |rule: usize| routes.http[0].rules[rule].requests.clone().unwrap().sampling;
+    let sampling = |millionths| Some(v1::Sampling { millionths, ignores_parent: Some(false) });
+    assert_eq!((of(0), of(1)), (sampling(Some(0)), sampling(Some(1_000_000))));
+}
+
+#[test]
+fn sampling_that_a_rule_overrides_is_told() {
+    let rules = "[{name: a, backendRefs: [{name: orders, port: 80}]}]";
+    let both = "{percent: 1, parentBased: true}";
+    let text = format!(
+        "{ORDERS}{}{}{}",
+        route("default", "r", "", rules),
+        sampled("all", AT_ROUTE, both),
+        sampled("one", AT_RULE, both)
+    );
+    let said = told(&text);
+    let expected =
+        "`tracing.sampling.parentBased`, `tracing.sampling.percent` at rule 0 by TelemetryPolicy default/one";
+    assert!(said.len() == 1 && said[0].contains(expected), "{said:#?}");
+}
+
+#[test]
+fn what_is_bad_of_sampling_is_told_by_field() {
+    for (says, expected, is_refused) in [
+        ("tracing: {sampling: {percent: 101}}", "spec.tracing.sampling.percent: 101 is out of bounds", true),
+        ("tracing: {sampling: {percent: -1}}", "spec.tracing.sampling.percent: -1 is out of bounds", true),
+        ("tracing: {sampling: {percent: 0.00001}}", "is so little that it is never", true),
+        ("tracing: {sampling: {percent: 5%}}", "spec.tracing.sampling.percent", true),
+        ("tracing: {sampling: {parentBased: maybe}}", "spec.tracing.sampling.parentBased", true),
+        ("tracing: {sampling: {}}", "spec: the policy says nothing", false),
+        ("tracing: {}", "spec: the policy says nothing", false),
+        ("tracing: {sampling: {ratio: 0.5, percent: 5}}", "ratio", false),
+        ("tracing: {collector: 'http://c:4317', sampling: {percent: 5}}", "collector", false),
+    ] {
+        let text = format!("{ORDERS}{}", telemetry("p", AT_ORDERS, says));
+        let (said, found) = (told(&text), index(&text).1);
+        assert!(said.iter().any(|one| one.contains(expected)), "{says}: {said:#?}");
+        let errors = found.iter().filter(|one| one.severity == Severity::Error).count();
+        assert_eq!(errors > 0, is_refused, "{says}: {said:#?}");
+        let service: v1::Service = get(&model(&text), "default/orders").unwrap();
+        assert!(!is_refused || service.ports[0].traffic.is_none(), "{says}");
+    }
 }
 
 #[test]

@@ -49,6 +49,7 @@ pub(super) fn read(spec: &kinds::TrafficPolicySpec, notes: &mut Notes) -> Option
         faults: Vec::new(),
         rate_limits: Vec::new(),
         access_log: None,
+        sampling: None,
     })
 }
 

@@ -1,11 +1,13 @@
-//! `AccessLog`: what is logged, of the mesh, of a rule, or of a port.
+//! `AccessLog` and `Sampling`: what is logged and which traces are recorded, of the mesh, of a rule, or of a port.
 
 use std::time::Duration;
 
 use tulle_api::{AccessLogFormat, InvalidAccessLog, v1};
 
 use super::{Result, duration, each, fault};
+use crate::route::MILLION;
 use crate::telemetry::access::{Errors, Said, Share, Statuses};
+use crate::telemetry::trace::Sampling;
 
 /// What is said at `at`.
 pub(super) fn access_log(message: v1::AccessLog, at: &str) -> Result<Said> {
@@ -37,9 +39,30 @@ pub(super) fn access_log(message: v1::AccessLog, at: &str) -> Result<Said> {
     })
 }
 
+/// What is said at `at`; empty where nothing is.
+pub(super) fn sampling(message: Option<v1::Sampling>, at: &str) -> Result<Sampling> {
+    let v1::Sampling { millionths, ignores_parent } = message.unwrap_or_default();
+    if let Some(millionths) = millionths.filter(|millionths| *millionths > MILLION) {
+        return Err(fault(format!("{at}.millionths"), format!("{millionths} is more than a million")));
+    }
+    Ok(Sampling { millionths, parent_based: ignores_parent.map(|ignores| !ignores) })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sampling_is_said_or_not() {
+        let of =
+            |millionths, ignores_parent| sampling(Some(v1::Sampling { millionths, ignores_parent }), "a");
+        assert_eq!(sampling(None, "a").unwrap(), Sampling::default());
+        assert_eq!(of(None, None).unwrap(), Sampling::default());
+        let all = Sampling { millionths: Some(0), parent_based: Some(false) };
+        assert_eq!(of(Some(0), Some(true)).unwrap(), all);
+        assert_eq!(of(Some(MILLION), None).unwrap().millionths, Some(MILLION));
+        assert_eq!(of(Some(MILLION + 1), None).unwrap_err().field, "a.millionths");
+    }
 
     #[test]
     fn what_is_absent_is_not_said() {

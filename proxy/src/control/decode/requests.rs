@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::StatusCode;
 use tulle_api::v1;
 
-use super::logged::access_log;
+use super::logged::{access_log, sampling};
 use super::rate::rate_limits;
 use super::rule::{Patterns, header_name, value};
 use super::{Result, duration, each, fault};
@@ -36,6 +36,7 @@ pub(super) fn requests(
         faults: each(message.faults, &format!("{at}.faults"), |one, at| injected(one, patterns, at))?.into(),
         rate_limits: rate_limits(message.rate_limits, patterns, &format!("{at}.rate_limits"))?.into(),
         access_log: (!logged.is_empty()).then(|| Arc::new(logged)),
+        sampling: sampling(message.sampling, &format!("{at}.sampling"))?,
     };
     Ok((!policy.is_empty()).then(|| Box::new(policy)))
 }
@@ -181,6 +182,7 @@ mod tests {
             }],
             rate_limits: Vec::new(),
             access_log: Some(v1::AccessLog { sampled: Some(1), ..Default::default() }),
+            sampling: Some(v1::Sampling { millionths: Some(0), ignores_parent: None }),
         }
     }
 
@@ -196,6 +198,7 @@ mod tests {
         assert!(retry.is_for_grpc(14) && retry.is_for_grpc(8) && !retry.is_for_grpc(13));
         assert_eq!(policy.faults[0].delay, None, "none are delayed");
         assert_eq!(policy.faults[0].abort, Some((MILLION, Abort::Grpc(14))));
+        assert_eq!((policy.sampling.millionths, policy.sampling.parent_based), (Some(0), None));
         let nothing = Some(v1::RequestPolicy::default());
         assert_eq!(requests(nothing, &mut Patterns::default(), "requests").unwrap(), None);
     }
@@ -206,6 +209,9 @@ mod tests {
         let cases: &[(&str, Spoil)] = &[
             ("request_timeout", |policy, _, _| policy.request_timeout = seconds(-1)),
             ("idle_timeout", |policy, _, _| policy.idle_timeout = seconds(-1)),
+            ("sampling.millionths", |policy, _, _| {
+                policy.sampling = Some(v1::Sampling { millionths: Some(1_000_001), ignores_parent: None });
+            }),
             ("deadline_header", |policy, _, _| policy.deadline_header = "a b".to_owned()),
             ("retry.maximum_backoff", |_, retry, _| retry.maximum_backoff = seconds(-1)),
             ("retry.grpc_codes[1]", |_, retry, _| retry.grpc_codes = vec![1, 17]),

@@ -510,7 +510,7 @@ fn a_policy_is_rejected_rather_than_half_understood() {
 }
 
 fn tracing() -> v1::Tracing {
-    let sampling = v1::Sampling { millionths: 50_000, ignores_parent: false };
+    let sampling = v1::Sampling { millionths: Some(50_000), ignores_parent: None };
     v1::Tracing {
         collector: "http://collector:4317".to_owned(),
         protocol: 0,
@@ -535,7 +535,7 @@ fn what_the_mesh_says_of_tracing_is_what_variables_could_say() {
     assert_eq!(read.connections, Some(true));
     assert_eq!(read.sampling(), trace::Sampler { parent_based: true, ratio: 0.05 });
     assert_eq!(read.collector(None, "").unwrap().protocol, trace::Protocol::Grpc);
-    let other = v1::Sampling { millionths: 1_000_000, ignores_parent: true };
+    let other = v1::Sampling { millionths: Some(1_000_000), ignores_parent: Some(true) };
     let other = of(v1::Tracing { protocol: 2, sampling: Some(other), ..tracing() });
     assert_eq!(other.sampling(), trace::Sampler { parent_based: false, ratio: 1.0 });
     let collector = other.collector(None, "").unwrap();

@@ -41,6 +41,7 @@ impl Scene {
                 rate_limits,
                 connection_ages: Vec::new(),
                 access_logs: Vec::new(),
+                samplings: Vec::new(),
             },
             Instant::now(),
         );

@@ -391,7 +391,8 @@ mod tests {
     /// So many spans.
     fn fill(spans: &Arc<Spans>, count: usize) {
         let sampler = Sampler { parent_based: false, ratio: 1.0 };
-        let how = How { sampler, propagation: Propagation::AsItComes, connections: false };
+        let how =
+            How { sampler, keeps_sampler: false, propagation: Propagation::AsItComes, connections: false };
         let tracer = Arc::new(Tracer::new(how, Arc::clone(spans)));
         for _ in 0..count {
             Tracing::begin(Arc::clone(&tracer), &http::HeaderMap::new()).end(&Record::default());

@@ -16,6 +16,35 @@ pub struct Sampler {
     pub ratio: f64,
 }
 
+/// What a policy says of sampling; what it leaves open the next place says, and after all of them the [`Sampler`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sampling {
+    /// Whether what the headers say holds.
+    pub parent_based: Option<bool>,
+    /// Of a million traces so many.
+    pub millionths: Option<u32>,
+}
+
+// === impl Sampling ===
+
+impl Sampling {
+    /// Whether nothing is said.
+    #[inline]
+    pub fn is_empty(self) -> bool {
+        self == Self::default()
+    }
+
+    /// What is said here, and where nothing is, there.
+    #[inline]
+    #[must_use]
+    pub fn over(self, general: Self) -> Self {
+        Self {
+            parent_based: self.parent_based.or(general.parent_based),
+            millionths: self.millionths.or(general.millionths),
+        }
+    }
+}
+
 // === impl Sampler ===
 
 impl Sampler {
@@ -35,6 +64,15 @@ impl Sampler {
             _ => return None,
         };
         Some(Self { parent_based, ratio })
+    }
+
+    /// The sampler for what a policy says this of.
+    #[must_use]
+    pub fn said(self, said: Sampling) -> Self {
+        Self {
+            parent_based: said.parent_based.unwrap_or(self.parent_based),
+            ratio: said.millionths.map_or(self.ratio, |millionths| f64::from(millionths) / 1e6),
+        }
     }
 
     /// Whether a request is recorded whose headers said this, in the trace of that ID.
@@ -84,6 +122,17 @@ mod tests {
         for name in ["", "parentbased_", "jaeger_remote", "ALWAYS_ON", "parentbased_parentbased_always_on"] {
             assert_eq!(Sampler::named(name, 0.5), None, "{name}");
         }
+    }
+
+    #[test]
+    fn what_a_policy_leaves_open_the_next_says() {
+        let sampler = Sampler { parent_based: true, ratio: 0.25 };
+        let half = Sampling { millionths: Some(500_000), ..Sampling::default() };
+        let alone = Sampling { parent_based: Some(false), millionths: Some(0) };
+        assert_eq!(sampler.said(Sampling::default()), sampler);
+        assert_eq!(sampler.said(half), Sampler { parent_based: true, ratio: 0.5 });
+        assert_eq!(sampler.said(half.over(alone)), Sampler { parent_based: false, ratio: 0.5 });
+        assert_eq!(sampler.said(alone.over(half)), Sampler { parent_based: false, ratio: 0.0 });
     }
 
     #[test]

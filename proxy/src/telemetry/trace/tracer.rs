@@ -1,12 +1,13 @@
 //! What `forward` sees of tracing: a request's span from its head to the end of its answer.
 //!
-//! [`Tracing::begin`] reads what the head says and decides whether the request is recorded, [`Tracing::pass_on`] says to whoever is next
+//! [`Tracing::begin`] reads what the head says and decides whether the request is recorded, [`Tracing::sample`] decides anew where a policy
+//! speaks of it, [`Tracing::pass_on`] says to whoever is next
 //! what that is to be the child of, and [`Tracing::end`] hands the span over. A request that is not recorded costs no allocation
 //! but that of its header. Without a collector there is no [`Tracer`]: then nothing is read, and no header is touched.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::{Duration, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use arc_swap::ArcSwapOption;
 use http::HeaderMap;
@@ -15,7 +16,7 @@ use opentelemetry::{InstrumentationScope, KeyValue};
 
 use super::context::{Context, Heard, Propagation, Told};
 use super::export::Spans;
-use super::sampler::Sampler;
+use super::sampler::{Sampler, Sampling};
 use super::span::{self, Known};
 use crate::telemetry::access::Record;
 
@@ -33,6 +34,8 @@ pub struct Traces {
 pub struct How {
     /// Which traces are recorded.
     pub sampler: Sampler,
+    /// Whether no policy says otherwise.
+    pub keeps_sampler: bool,
     /// Which headers are read and written.
     pub propagation: Propagation,
     /// Connections that carry no requests are traced too.
@@ -43,6 +46,7 @@ pub struct How {
 #[derive(Debug)]
 pub struct Tracer {
     sampler: Sampler,
+    keeps_sampler: bool,
     propagation: Propagation,
     connections: bool,
     spans: Arc<Spans>,
@@ -103,10 +107,15 @@ pub fn heard(fields: &HeaderMap) -> Option<TraceId> {
 impl Tracer {
     /// Its spans go there.
     pub fn new(how: How, spans: Arc<Spans>) -> Self {
-        let How { sampler, propagation, connections } = how;
+        let How { sampler, keeps_sampler, propagation, connections } = how;
         let scope =
             InstrumentationScope::builder("tulle-proxy").with_version(env!("CARGO_PKG_VERSION")).build();
-        Self { sampler, propagation, connections, spans, scope }
+        Self { sampler, keeps_sampler, propagation, connections, spans, scope }
+    }
+
+    /// The sampler for what policies say this of; `None`: what was decided holds.
+    fn sampler(&self, said: Sampling) -> Option<Sampler> {
+        (!said.is_empty() && !self.keeps_sampler).then(|| self.sampler.said(said))
     }
 }
 
@@ -122,12 +131,30 @@ impl Tracing {
         Self { tracer, heard, context, recorded }
     }
 
-    /// Of a connection that carries no requests, and is over: a trace of its own. It began so long ago.
-    pub fn connection(tracer: Arc<Tracer>, ago: Duration) -> Option<Self> {
+    /// Decides anew whether it is recorded, as policies say of it; to be called before anybody is told ([`Tracing::pass_on`]). `fields`
+    /// are those of its head, which came at `began`.
+    pub fn sample(&mut self, said: Sampling, fields: &HeaderMap, began: Instant) {
+        let Some(sampler) = self.tracer.sampler(said) else { return };
+        let sampled = sampler.samples(&self.heard, self.context.trace);
+        if sampled == self.recorded.is_some() {
+            return;
+        }
+        self.recorded = sampled.then(|| {
+            let mut recorded = Recorded::new(fields, &self.heard);
+            let began = recorded.started.checked_sub(began.elapsed());
+            recorded.started = began.unwrap_or(recorded.started);
+            recorded
+        });
+    }
+
+    /// Of a connection that carries no requests, and is over: a trace of its own, sampled as policies say. It began then.
+    pub fn connection(tracer: Arc<Tracer>, said: Sampling, began: Instant) -> Option<Self> {
         let connections = tracer.connections;
-        let mut tracing = connections.then(|| Self::begin(tracer, &HeaderMap::new()))?;
+        let fields = HeaderMap::new();
+        let mut tracing = connections.then(|| Self::begin(tracer, &fields))?;
+        tracing.sample(said, &fields, began);
         let recorded = tracing.recorded.as_mut()?;
-        recorded.started = recorded.started.checked_sub(ago)?;
+        recorded.started = SystemTime::now().checked_sub(began.elapsed())?;
         Some(tracing)
     }
 
@@ -201,6 +228,8 @@ fn random_span() -> SpanId {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::telemetry::trace::context::Forms;
     use crate::telemetry::trace::export::Limits;
@@ -209,7 +238,7 @@ mod tests {
     const SPAN: &str = "00f067aa0ba902b7";
 
     fn how(sampler: Sampler, propagation: Propagation) -> How {
-        How { sampler, propagation, connections: false }
+        How { sampler, keeps_sampler: false, propagation, connections: false }
     }
 
     fn tracer(sampler: &str) -> (Arc<Tracer>, Arc<Spans>) {
@@ -341,6 +370,72 @@ mod tests {
     }
 
     #[test]
+    fn a_policy_decides_anew_for_traces_that_begin_here_and_for_others_where_it_says_so() {
+        let said = |percent: u32, parent_based| Sampling { millionths: Some(percent * 10_000), parent_based };
+        let [none, no, yes] = [None, Some("00"), Some("01")];
+        // The sampler, what is said, what came, and whether it is recorded.
+        for (sampler, said, flags, expected) in [
+            ("parentbased_always_off", said(100, None), none, true),
+            ("parentbased_always_off", said(100, None), no, false),
+            ("parentbased_always_off", said(100, Some(false)), no, true),
+            ("parentbased_always_on", said(0, None), none, false),
+            ("parentbased_always_on", said(0, None), yes, true),
+            ("parentbased_always_on", said(0, Some(false)), yes, false),
+            ("always_off", said(0, Some(true)), yes, true),
+            ("always_on", said(0, Some(true)), no, false),
+            ("always_on", Sampling::default(), no, true),
+        ] {
+            let (tracer, spans) = tracer(sampler);
+            let traceparent = flags.map(|flags| format!("00-{TRACE}-{SPAN}-{flags}"));
+            let lines: Vec<_> = traceparent.iter().map(|value| ("traceparent", &**value)).collect();
+            let mut passed = fields(&lines);
+            let mut tracing = Tracing::begin(tracer, &passed);
+            let began = Instant::now().checked_sub(Duration::from_secs(60)).unwrap();
+            tracing.sample(said, &passed, began);
+            assert_eq!(tracing.is_recorded(), expected, "{sampler} {said:?} {flags:?}");
+            tracing.pass_on(&mut passed);
+            let told = passed["traceparent"].to_str().unwrap();
+            assert!(told.ends_with(if expected { "-01" } else { "-00" }), "{told}");
+            tracing.end(&Record::default());
+            assert_eq!(spans.take().len(), usize::from(expected));
+        }
+    }
+
+    #[test]
+    fn a_request_that_a_policy_has_recorded_began_when_its_head_came() {
+        let (tracer, spans) = tracer("always_off");
+        let fields = fields(&[("traceparent", &format!("00-{TRACE}-{SPAN}-01")), ("tracestate", "vendor=1")]);
+        let mut tracing = Tracing::begin(tracer, &fields);
+        let began = Instant::now().checked_sub(Duration::from_secs(60)).unwrap();
+        tracing.sample(Sampling { parent_based: Some(true), millionths: None }, &fields, began);
+        tracing.end(&Record::default());
+        let taken = spans.take();
+        assert!(SystemTime::now().duration_since(taken[0].start_time).unwrap() >= Duration::from_secs(60));
+        assert_eq!(taken[0].span_context.trace_state().header(), "vendor=1");
+        assert_eq!(taken[0].parent_span_id.to_string(), SPAN);
+    }
+
+    #[test]
+    fn no_policy_changes_what_keeps_its_sampler_nor_what_is_debugged() {
+        let spans = Arc::new(Spans::new(Limits::default(), Arc::default()));
+        let never = Sampling { parent_based: Some(false), millionths: Some(0) };
+        let keeps = How {
+            keeps_sampler: true,
+            ..how(Sampler::named("always_on", 1.0).unwrap(), Propagation::AsItComes)
+        };
+        let (free, _) = tracer("parentbased_always_on");
+        for (tracer, lines) in
+            [(Arc::new(Tracer::new(keeps, spans)), vec![]), (free, vec![("b3", format!("{TRACE}-{SPAN}-d"))])]
+        {
+            let lines: Vec<_> = lines.iter().map(|(name, value)| (*name, value.as_str())).collect();
+            let fields = fields(&lines);
+            let mut tracing = Tracing::begin(tracer, &fields);
+            tracing.sample(never, &fields, Instant::now());
+            assert!(tracing.is_recorded(), "{lines:?}");
+        }
+    }
+
+    #[test]
     fn forms_that_are_not_asked_for_are_not_touched() {
         let spans = Arc::new(Spans::new(Limits::default(), Arc::default()));
         let only = Propagation::Only(Forms { b3: true, ..Forms::default() });
@@ -358,13 +453,20 @@ mod tests {
     #[test]
     fn connections_are_traced_only_where_that_is_asked_for() {
         let (without, _) = tracer("always_on");
-        assert!(Tracing::connection(without, Duration::ZERO).is_none());
-        for (sampler, count) in [("always_on", 1), ("always_off", 0)] {
+        let began = Instant::now().checked_sub(Duration::from_secs(60)).unwrap();
+        assert!(Tracing::connection(without, Sampling::default(), began).is_none());
+        let said = |millionths| Sampling { millionths, ..Sampling::default() };
+        for (sampler, millionths, count) in [
+            ("always_on", None, 1),
+            ("always_off", None, 0),
+            ("always_on", Some(0), 0),
+            ("always_off", Some(1_000_000), 1),
+        ] {
             let spans = Arc::new(Spans::new(Limits::default(), Arc::default()));
             let sampler = Sampler::named(sampler, 1.0).unwrap();
             let how = How { connections: true, ..how(sampler, Propagation::AsItComes) };
-            let tracing =
-                Tracing::connection(Arc::new(Tracer::new(how, Arc::clone(&spans))), Duration::from_secs(60));
+            let tracer = Arc::new(Tracer::new(how, Arc::clone(&spans)));
+            let tracing = Tracing::connection(tracer, said(millionths), began);
             tracing.into_iter().for_each(|mut tracing| tracing.end(&Record::default()));
             let taken = spans.take();
             assert_eq!(taken.len(), count);
