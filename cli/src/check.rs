@@ -115,13 +115,14 @@ fn policy_lines(policy: &PolicyStatus) -> impl Iterator<Item = String> {
         let at = &ancestor.ancestor_ref;
         let section = at.section_name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
         let conditions: Vec<String> = ancestor.conditions.iter().map(condition).collect();
+        // A namespace is in none.
+        let within = if at.namespace.is_empty() { String::new() } else { format!("{}/", at.namespace) };
         format!(
-            "{} {}/{} at {} {}/{}{section}: {}",
+            "{} {}/{} at {} {within}{}{section}: {}",
             policy.kind,
             policy.namespace,
             policy.name,
             at.kind,
-            at.namespace,
             at.name,
             conditions.join(", ")
         )

@@ -82,7 +82,7 @@ struct IndexLinks {
     policies: Links<NamespacedName>,
     /// Service → EgressPolicies attached to it.
     egress: Links<NamespacedName>,
-    /// Service or route → what is attached to it.
+    /// Service, route, workload or namespace → what is attached to it.
     resilience: Links<ObjectKey, ObjectKey>,
     /// Virtual IP → services.
     services_at: Links<IpAddr>,
@@ -115,6 +115,8 @@ pub struct Dirty {
     pub workloads: BTreeSet<NamespacedName>,
     /// The `EgressPolicy` of these namespaces' workloads, of those with one of their own too.
     pub egress: BTreeSet<Arc<str>>,
+    /// The `InboundPolicy` of these namespaces' workloads, known or not.
+    pub inbound: BTreeSet<Arc<str>>,
 }
 
 // === impl Dirty ===
@@ -130,6 +132,7 @@ impl Dirty {
             && self.addresses.is_empty()
             && self.workloads.is_empty()
             && self.egress.is_empty()
+            && self.inbound.is_empty()
     }
 }
 
@@ -256,6 +259,7 @@ impl Index {
                 }
             }
             Kind::Mesh => self.dirty.all |= self.mesh.take().is_some(),
+            Kind::Workload | Kind::Namespace => {}
         }
     }
 
@@ -355,6 +359,7 @@ impl Index {
                 self.resilience.keys().filter(|key| key.kind == kind).count()
             }
             Kind::Mesh => usize::from(self.mesh.is_some()),
+            Kind::Workload | Kind::Namespace => 0,
         }
     }
 
@@ -373,6 +378,7 @@ impl Index {
                 self.resilience.contains_key(key)
             }
             Kind::Mesh => self.mesh.as_ref().is_some_and(|mesh| mesh.object.name.name == key.name.name),
+            Kind::Workload | Kind::Namespace => false,
         }
     }
 
@@ -436,7 +442,19 @@ impl Index {
         self.resilience.values()
     }
 
-    /// The policies of these with a target in a Service or route, in order of precedence.
+    /// The workloads that policies name, known or not; or the namespaces to whose workloads policies are attached, as the names.
+    pub fn attached_to(&self, kind: Kind) -> impl Iterator<Item = &NamespacedName> {
+        let objects = self.links.resilience.keys().filter(move |object| object.kind == kind);
+        objects.map(|object| &object.name)
+    }
+
+    /// Whether a policy names a workload.
+    pub fn names_workload(&self, name: &NamespacedName) -> bool {
+        let object = ObjectKey { kind: Kind::Workload, name: name.clone() };
+        self.links.resilience.contains_key(&object)
+    }
+
+    /// The policies of these with a target in a Service, route, workload or namespace, in order of precedence.
     pub fn resilience_of(&self, object: &ObjectKey) -> Vec<&Resilience> {
         let policies = linked(&self.links.resilience, object);
         let mut policies: Vec<&Resilience> =

@@ -64,17 +64,27 @@ impl Index {
             return;
         };
         for Target { object: target, .. } in &object.targets {
-            if target.kind == Kind::Service {
-                self.dirty.services.insert(target.name.clone());
-                touch_workloads(
-                    &mut self.dirty,
-                    &self.links,
-                    &self.slices,
-                    &self.registrations,
-                    &target.name,
-                );
-            } else if let Some(route) = self.routes.get(target) {
-                self.dirty.routes.extend(route.object.services().cloned());
+            match target.kind {
+                Kind::Service => {
+                    self.dirty.services.insert(target.name.clone());
+                    touch_workloads(
+                        &mut self.dirty,
+                        &self.links,
+                        &self.slices,
+                        &self.registrations,
+                        &target.name,
+                    );
+                }
+                Kind::Workload => {
+                    self.dirty.workloads.insert(target.name.clone());
+                }
+                Kind::Namespace => {
+                    self.dirty.inbound.insert(target.name.name.clone());
+                }
+                _ => {
+                    let route = self.routes.get(target).into_iter();
+                    self.dirty.routes.extend(route.flat_map(|route| route.object.services()).cloned());
+                }
             }
         }
     }

@@ -4,11 +4,11 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::attached::{Duration, SectionTargetRef, rule};
+use super::attached::{Duration, WorkloadTargetRef, rule};
 use super::status::PolicyStatus;
 
-/// What proxies tell of requests and connections: those of clients of what they follow, and those of the workloads behind a Service of
-/// what comes to them.
+/// What proxies tell of requests and connections: those of clients of what they follow, those of the workloads behind a Service of
+/// what comes to them, and that of a workload of all that it carries.
 #[derive(CustomResource, Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[kube(
     group = "policy.tulle.dev",
@@ -22,12 +22,13 @@ use super::status::PolicyStatus;
 )]
 #[serde(rename_all = "camelCase")]
 pub struct TelemetryPolicySpec {
-    /// Services, HTTPRoutes and GRPCRoutes in the policy's own namespace.
-    #[schemars(length(min = 1, max = 16))]
+    /// Services, workloads, HTTPRoutes and GRPCRoutes in the policy's own namespace. None: every workload of the namespace.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
     #[schemars(extend("x-kubernetes-validations" = [
         rule("self.all(a, self.exists_one(b, b.kind == a.kind && b.name == a.name && (has(b.sectionName) ? b.sectionName : '') == (has(a.sectionName) ? a.sectionName : '')))", "each target once")
     ]))]
-    pub target_refs: Vec<SectionTargetRef>,
+    pub target_refs: Vec<WorkloadTargetRef>,
     /// What is logged of them, and how. What it does not say a less specific target's policy says, or else the Mesh.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access_log: Option<AccessLog>,

@@ -11,7 +11,7 @@ use super::patterns::room_of_service;
 use super::resilience::Attached;
 use super::{Encoded, SessionKey};
 use crate::index::{Index, VIRTUAL_NETWORKS};
-use crate::object::{Mesh, NamespacedName, Policy, Service, Slice};
+use crate::object::{Mesh, NamespacedName, Policy, Service, Slice, Telemetry};
 
 /// What every resource is built from.
 pub(super) struct Context<'a> {
@@ -245,8 +245,11 @@ impl Context<'_> {
         encode(ResourceType::Workload, &message)
     }
 
-    pub(super) fn inbound(&self, name: &NamespacedName) -> Option<Arc<Encoded>> {
-        let serving = serving_of(self.index, name)?;
+    /// `said`: what is said of all workloads of its namespace. None if nobody knows the workload, and no policy names it.
+    pub(super) fn inbound(&self, name: &NamespacedName, said: Option<&Telemetry>) -> Option<Arc<Encoded>> {
+        let serving = serving_of(self.index, name);
+        let serving = serving.or_else(|| self.index.names_workload(name).then(Vec::new))?;
+        let whole = self.workload_telemetry(name, said);
         let mut ports: BTreeMap<u16, v1::Protocol> = BTreeMap::new();
         for one in &serving {
             let protocol = self.protocol(&one.service, one.service_port);
@@ -272,6 +275,8 @@ impl Context<'_> {
             ports: ports.collect(),
             rules: self.rules(&serving),
             rate_limits: self.inbound_limits(&serving),
+            access_log: whole.logged(),
+            sampling: whole.sampled(),
         };
         encode(ResourceType::InboundPolicy, &message)
     }

@@ -8,7 +8,7 @@
 //! # A new workload, in order
 //!
 //! A proxy asks for its own `InboundPolicy` before anybody knows it, since it must be configured before it is ready.
-//! The answer is the mesh's mode, no ports and no rules; and for its `EgressPolicy`, what holds for its whole namespace. Rules for it can exist as soon as it registers, so:
+//! The answer is the mesh's mode, no ports and no rules, with what is told of all workloads of its namespace; and for its `EgressPolicy`, what holds for its whole namespace. Rules for it can exist as soon as it registers, so:
 //! 1. the proxy binds its inbound listeners and does not accept on them; connections wait in the backlog;
 //! 2. it registers; [`Publisher::register`] returns, and `Registered` is sent, only after a snapshot with the
 //!    registration is published. That very snapshot holds its policy, with every rule;
@@ -47,7 +47,7 @@ use self::routes::RouteSet;
 pub use self::status::{Condition, ParentRef, ParentStatus, RouteStatus, route_statuses};
 use self::table::Table;
 use crate::index::{Dirty, Index};
-use crate::object::{DEFAULT_TRUST_DOMAIN, Mesh, NamespacedName};
+use crate::object::{DEFAULT_TRUST_DOMAIN, Kind, Mesh, NamespacedName, Telemetry};
 
 /// A resource as it goes over the wire.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,7 +85,10 @@ pub struct Model {
     services: Table<Arc<Encoded>>,
     endpoints: Table<Arc<Encoded>>,
     workloads: Table<Arc<Encoded>>,
+    /// Of workloads that are known, or that a policy names.
     inbound: Table<Arc<Encoded>>,
+    /// What is said of all workloads of a namespace.
+    telemetry: Table<Telemetry>,
     /// For workloads that none of the next two is for.
     egress: egress::Shared,
     egress_of_namespaces: Table<egress::Shared>,
@@ -166,6 +169,7 @@ impl Model {
             endpoints: Table::default(),
             workloads: Table::default(),
             inbound: Table::default(),
+            telemetry: Table::default(),
             routes: Table::default(),
             history: History::default(),
             taken_in: None,
@@ -211,10 +215,14 @@ impl Model {
         let shared = |workload: &NamespacedName| {
             next.egress_of_namespaces.get(&workload.namespace).unwrap_or(&next.egress)
         };
+        for namespace in &dirty.inbound {
+            next.telemetry.set(namespace.to_string(), context.namespace_telemetry(namespace));
+        }
         for name in &dirty.workloads {
             let text = name.to_string();
             note(next.workloads.set(text.clone(), context.workload(name)), ResourceType::Workload, &text);
-            note(next.inbound.set(text.clone(), context.inbound(name)), ResourceType::InboundPolicy, &text);
+            let inbound = context.inbound(name, next.telemetry.get(&name.namespace));
+            note(next.inbound.set(text.clone(), inbound), ResourceType::InboundPolicy, &text);
             let egress = context.egress_of_workload(name, shared(name));
             note(next.egress_of_workloads.set(text.clone(), egress), ResourceType::EgressPolicy, &text);
         }
@@ -225,13 +233,21 @@ impl Model {
                 next.egress_of_workloads.set(workload.to_string(), egress);
             }
         }
+        if !dirty.inbound.is_empty() {
+            let workloads = named(index).into_iter();
+            for workload in workloads.filter(|workload| dirty.inbound.contains(&workload.namespace)) {
+                let inbound = context.inbound(&workload, next.telemetry.get(&workload.namespace));
+                next.inbound.set(workload.to_string(), inbound);
+            }
+        }
         if dirty.bundles {
             for (domain, bundle) in context.bundles() {
                 note(next.bundles.set(domain.clone(), bundle), ResourceType::TrustBundle, &domain);
             }
         }
         // Workloads that nobody knows yet follow a namespace's policy too, so that not all names are known.
-        next.history.push(dirty.egress.is_empty().then_some(changed));
+        let are_known = dirty.egress.is_empty() && dirty.inbound.is_empty();
+        next.history.push(are_known.then_some(changed));
         next
     }
 
@@ -253,7 +269,11 @@ impl Model {
         let addresses = index.addresses().into_iter();
         self.addresses.replace(addresses.map(|ip| (ip.to_string(), context.address(ip))));
         self.workloads.replace(workloads.iter().map(|name| (name.to_string(), context.workload(name))));
-        self.inbound.replace(workloads.iter().map(|name| (name.to_string(), context.inbound(name))));
+        let namespaces = index.attached_to(Kind::Namespace).map(|namespace| &namespace.name);
+        self.telemetry.replace(namespaces.map(|name| (name.to_string(), context.namespace_telemetry(name))));
+        let said = |workload: &NamespacedName| self.telemetry.get(&workload.namespace);
+        let inbound = named(index).into_iter();
+        self.inbound.replace(inbound.map(|name| (name.to_string(), context.inbound(&name, said(&name)))));
         self.bundles.replace(context.bundles());
         let egress = context.egress_of_mesh();
         if self.egress != egress {
@@ -311,12 +331,16 @@ impl Model {
 
     /// What a workload is told that nobody knows yet.
     fn unknown_inbound(&self, name: &str) -> Option<Arc<Encoded>> {
+        let name = NamespacedName::parse(name)?;
+        let said = self.telemetry.get(&name.namespace);
         let policy = v1::InboundPolicy {
-            workload: Some(build::object_name(&NamespacedName::parse(name)?)),
+            workload: Some(build::object_name(&name)),
             mode: self.mode.into(),
             ports: Vec::new(),
             rules: Vec::new(),
             rate_limits: Vec::new(),
+            access_log: said.and_then(Telemetry::logged),
+            sampling: said.and_then(Telemetry::sampled),
         };
         Some(Arc::new(Encoded::new(ResourceType::InboundPolicy, &policy)))
     }
@@ -369,6 +393,11 @@ impl Model {
     }
 }
 
+/// The workloads that are known, and those that policies name.
+fn named(index: &Index) -> BTreeSet<NamespacedName> {
+    index.workloads().into_iter().chain(index.attached_to(Kind::Workload).cloned()).collect()
+}
+
 impl PartialEq for Model {
     /// Whether a proxy would see no difference.
     fn eq(&self, other: &Self) -> bool {
@@ -379,6 +408,7 @@ impl PartialEq for Model {
             && self.endpoints == other.endpoints
             && self.workloads == other.workloads
             && self.inbound == other.inbound
+            && self.telemetry == other.telemetry
             && self.egress == other.egress
             && self.egress_of_namespaces == other.egress_of_namespaces
             && self.egress_of_workloads == other.egress_of_workloads

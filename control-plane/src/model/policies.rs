@@ -46,11 +46,12 @@ pub struct AncestorStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AncestorRef {
-    /// Empty for a Service.
+    /// Empty for a Service or a namespace.
     pub group: &'static str,
-    /// `Service`, `HTTPRoute` or `GRPCRoute`.
+    /// `Service`, `HTTPRoute` or `GRPCRoute`; `Workload`, or `Namespace` where `targetRefs` names nothing.
     pub kind: &'static str,
-    /// Of the target.
+    /// Of the target; empty where that is a namespace.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub namespace: String,
     /// Of the target.
     pub name: String,
@@ -127,6 +128,11 @@ pub(super) fn findings(index: &Index, policy: &Resilience, carried: &Carried) ->
                     "correct the reference, or write what it refers to",
                 );
             }
+            Outcome::Conflicted(winner) if target.object.kind == Kind::Namespace => notes.error(
+                "spec",
+                format!("{}; nothing of this policy holds", judge.conflict(policy, winner, target)),
+                "put what both say into one policy, or name its `targetRefs`",
+            ),
             Outcome::Conflicted(winner) => notes.error(
                 at,
                 format!("{}; nothing of this policy holds there", judge.conflict(policy, winner, target)),
@@ -263,7 +269,11 @@ impl<'i> Judge<'i, '_> {
     fn status(&self, policy: &Resilience) -> PolicyStatus {
         let ancestors = policy.targets.iter().map(|target| AncestorStatus {
             ancestor_ref: AncestorRef {
-                group: if target.object.kind == Kind::Service { "" } else { "gateway.networking.k8s.io" },
+                group: match target.object.kind {
+                    Kind::Service | Kind::Namespace => "",
+                    Kind::Workload => "policy.tulle.dev",
+                    _ => "gateway.networking.k8s.io",
+                },
                 kind: target.object.kind.as_str(),
                 namespace: target.object.name.namespace.to_string(),
                 name: target.object.name.name.to_string(),
@@ -407,8 +417,12 @@ impl<'i> Judge<'i, '_> {
         Outcome::Holds(overridden, left)
     }
 
-    /// The ports or rules of a policy's target; none if it is not there.
+    /// The ports or rules of a policy's target; none if it is not there. Workloads are whole, and always there: whoever serves nothing is
+    /// known to nobody.
     fn sections(&self, object: &ObjectKey) -> Option<Vec<Section<'i>>> {
+        if matches!(object.kind, Kind::Workload | Kind::Namespace) {
+            return Some(vec![Section { name: "", at: object.to_string(), own: Vec::new() }]);
+        }
         if object.kind == Kind::Service {
             let ports = self.index.service(&object.name)?.ports.iter();
             let section = |port: &'i Port| Section {
@@ -452,6 +466,7 @@ fn places(all: &BTreeSet<String>) -> String {
 fn is_there(index: &Index, target: &Target) -> bool {
     match target.object.kind {
         Kind::Service => index.service(&target.object.name).is_some(),
+        Kind::Workload | Kind::Namespace => true,
         _ => index.route(&target.object).is_some(),
     }
 }

@@ -15,7 +15,8 @@ use super::wire;
 use crate::index::Index;
 use crate::kinds::Direction;
 use crate::object::{
-    Kind, Limit, ObjectKey, Port, Resilience, Rule, Says, Service, Target, Telemetry, zones_by_default,
+    Kind, Limit, NamespacedName, ObjectKey, Port, Resilience, Rule, Says, Service, Target, Telemetry,
+    zones_by_default,
 };
 
 /// What `panicThresholdPercent` is where nobody says it.
@@ -201,6 +202,23 @@ impl Context<'_> {
             Attached::to_service(self.index, service).telemetry(&port.name)
         });
         said.reduce(Telemetry::over)
+    }
+
+    /// What the proxy of a workload tells of all that it carries, where the Service or route does not say it; `known`: what is said of
+    /// the workload's namespace.
+    pub(super) fn workload_telemetry(&self, name: &NamespacedName, known: Option<&Telemetry>) -> Telemetry {
+        let said = self.telemetry_at(ObjectKey { kind: Kind::Workload, name: name.clone() });
+        said.unwrap_or_default().over(known.cloned().unwrap_or_default())
+    }
+
+    /// What is said of all workloads of a namespace.
+    pub(super) fn namespace_telemetry(&self, namespace: &str) -> Option<Telemetry> {
+        let name = NamespacedName::new("", namespace);
+        self.telemetry_at(ObjectKey { kind: Kind::Namespace, name })
+    }
+
+    fn telemetry_at(&self, object: ObjectKey) -> Option<Telemetry> {
+        Attached::to(self.index, object).telemetry("")
     }
 
     /// How old the connections of clients outside the mesh become at one port of a workload; of several Services the least counts.

@@ -83,6 +83,10 @@ pub enum Kind {
     TelemetryPolicy,
     /// `policy.tulle.dev/v1alpha1` Mesh.
     Mesh,
+    /// A workload: not read, but what policies are attached to, by the name by which its proxy calls itself.
+    Workload,
+    /// The workloads of a namespace, likewise.
+    Namespace,
 }
 
 /// Which object: two of the same key are the same object.
@@ -149,8 +153,8 @@ impl fmt::Display for NamespacedName {
 // === impl Kind ===
 
 impl Kind {
-    /// Every kind.
-    pub const ALL: [Self; 13] = [
+    /// Every kind that is read.
+    pub const ALL: [Self; 14] = [
         Self::Service,
         Self::EndpointSlice,
         Self::HttpRoute,
@@ -163,6 +167,7 @@ impl Kind {
         Self::TrafficPolicy,
         Self::RateLimitPolicy,
         Self::FaultPolicy,
+        Self::TelemetryPolicy,
         Self::Mesh,
     ];
 
@@ -183,12 +188,14 @@ impl Kind {
             Self::FaultPolicy => "FaultPolicy",
             Self::TelemetryPolicy => "TelemetryPolicy",
             Self::Mesh => "Mesh",
+            Self::Workload => "Workload",
+            Self::Namespace => "Namespace",
         }
     }
 
     /// False for kinds that belong to the whole cluster.
     pub fn is_namespaced(self) -> bool {
-        self != Self::Mesh
+        !matches!(self, Self::Mesh | Self::Namespace)
     }
 }
 

@@ -38,6 +38,8 @@ const MAX_LIST: usize = 16;
 const MAX_PATTERNS: usize = 16;
 /// The group of routes.
 const GATEWAY: &str = "gateway.networking.k8s.io";
+/// The group of workloads, and of the policies themselves.
+const OWN: &str = "policy.tulle.dev";
 
 /// A TrafficPolicy, a RateLimitPolicy, a FaultPolicy or a TelemetryPolicy, read.
 #[derive(Debug, Clone, PartialEq)]
@@ -57,7 +59,7 @@ pub struct Resilience {
 /// What a policy is attached to; it may not be there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
-    /// A Service, an HTTPRoute or a GRPCRoute in the policy's namespace.
+    /// A Service, a workload, an HTTPRoute or a GRPCRoute in the policy's namespace; or that, with all of its workloads.
     pub object: ObjectKey,
     /// Only the Service's port, or the route's rule, of this name.
     pub section: Option<String>,
@@ -78,6 +80,14 @@ pub enum Says {
     Telemetry(Box<Telemetry>),
 }
 
+/// `targetRefs`, as they are written.
+#[derive(Clone, Copy)]
+struct Refs<'a> {
+    written: &'a [SectionTargetRef],
+    /// Whether they may name workloads, and none at all stands for all those of the namespace.
+    of_workloads: bool,
+}
+
 // === impl Resilience ===
 
 impl Resilience {
@@ -85,34 +95,39 @@ impl Resilience {
         let says = |_: &NamespacedName, _: &[Target], notes: &mut Notes| {
             Says::Traffic(Box::new(traffic::read(&object.spec, notes)))
         };
-        Self::read(Kind::TrafficPolicy, &object.metadata, &object.spec.target_refs, says, notes)
+        let refs = Refs { written: &object.spec.target_refs, of_workloads: false };
+        Self::read(Kind::TrafficPolicy, &object.metadata, refs, says, notes)
     }
 
     pub(super) fn read_limits(object: &kinds::RateLimitPolicy, notes: &mut Notes) -> Self {
         let says = |name: &NamespacedName, targets: &[Target], notes: &mut Notes| {
             Says::Limits(object.spec.direction, rate_limit::read(name, &object.spec, targets, notes))
         };
-        Self::read(Kind::RateLimitPolicy, &object.metadata, &object.spec.target_refs, says, notes)
+        let refs = Refs { written: &object.spec.target_refs, of_workloads: false };
+        Self::read(Kind::RateLimitPolicy, &object.metadata, refs, says, notes)
     }
 
     pub(super) fn read_faults(object: &kinds::FaultPolicy, notes: &mut Notes) -> Self {
         let says = |name: &NamespacedName, _: &[Target], notes: &mut Notes| {
             Says::Faults(fault::read(name, &object.spec, notes))
         };
-        Self::read(Kind::FaultPolicy, &object.metadata, &object.spec.target_refs, says, notes)
+        let refs = Refs { written: &object.spec.target_refs, of_workloads: false };
+        Self::read(Kind::FaultPolicy, &object.metadata, refs, says, notes)
     }
 
     pub(super) fn read_telemetry(object: &kinds::TelemetryPolicy, notes: &mut Notes) -> Self {
         let says = |_: &NamespacedName, _: &[Target], notes: &mut Notes| {
             Says::Telemetry(Box::new(telemetry::read(&object.spec, notes)))
         };
-        Self::read(Kind::TelemetryPolicy, &object.metadata, &object.spec.target_refs, says, notes)
+        let written: Vec<SectionTargetRef> = object.spec.target_refs.iter().map(Into::into).collect();
+        let refs = Refs { written: &written, of_workloads: true };
+        Self::read(Kind::TelemetryPolicy, &object.metadata, refs, says, notes)
     }
 
     fn read(
         kind: Kind,
         metadata: &ObjectMeta,
-        refs: &[SectionTargetRef],
+        refs: Refs<'_>,
         says: impl FnOnce(&NamespacedName, &[Target], &mut Notes) -> Says,
         notes: &mut Notes,
     ) -> Self {
@@ -161,7 +176,8 @@ impl Resilience {
 
     /// What says something of Services only is refused where a target is a route.
     fn check_routes(&self, notes: &mut Notes) {
-        let Some(route) = self.targets.iter().find(|target| target.object.kind != Kind::Service) else {
+        let is_route = |target: &&Target| matches!(target.object.kind, Kind::HttpRoute | Kind::GrpcRoute);
+        let Some(route) = self.targets.iter().find(is_route) else {
             return;
         };
         let refuse = |field: &str, hint: &str, notes: &mut Notes| {
@@ -197,10 +213,16 @@ impl Target {
     }
 }
 
-fn read_targets(policy: &NamespacedName, refs: &[SectionTargetRef], notes: &mut Notes) -> Vec<Target> {
+fn read_targets(policy: &NamespacedName, refs: Refs<'_>, notes: &mut Notes) -> Vec<Target> {
     const HINT: &str = "name at least one: `targetRefs: [{group: \"\", kind: Service, name: …}]`";
 
+    let Refs { written: refs, of_workloads } = refs;
     if refs.is_empty() {
+        if of_workloads {
+            let name = NamespacedName::new("", policy.namespace.clone());
+            let object = ObjectKey { kind: Kind::Namespace, name };
+            return vec![Target { object, section: None, index: 0 }];
+        }
         notes.refuse("spec.targetRefs", "the policy is attached to nothing", HINT);
     }
     at_most(MAX_TARGETS, refs.len(), "spec.targetRefs", notes);
@@ -211,8 +233,16 @@ fn read_targets(policy: &NamespacedName, refs: &[SectionTargetRef], notes: &mut 
             ("" | "core", "Service") => Kind::Service,
             (GATEWAY, "HTTPRoute") => Kind::HttpRoute,
             (GATEWAY, "GRPCRoute") => Kind::GrpcRoute,
-            (group, kind @ ("Service" | "HTTPRoute" | "GRPCRoute")) => {
-                let right = if kind == "Service" { "" } else { GATEWAY };
+            (OWN, "Workload") if of_workloads => Kind::Workload,
+            (group, kind)
+                if matches!(kind, "Service" | "HTTPRoute" | "GRPCRoute")
+                    || of_workloads && kind == "Workload" =>
+            {
+                let right = match kind {
+                    "Service" => "",
+                    "Workload" => OWN,
+                    _ => GATEWAY,
+                };
                 notes.refuse(
                     format!("{at}.group"),
                     format!("`{group}` has no kind {kind}"),
@@ -224,7 +254,10 @@ fn read_targets(policy: &NamespacedName, refs: &[SectionTargetRef], notes: &mut 
                 notes.refuse(
                     format!("{at}.kind"),
                     format!("the policy cannot be attached to a `{kind}`"),
-                    "attach it to a Service, an HTTPRoute or a GRPCRoute",
+                    match of_workloads {
+                        true => "attach it to a Service, a Workload, an HTTPRoute or a GRPCRoute",
+                        false => "attach it to a Service, an HTTPRoute or a GRPCRoute",
+                    },
                 );
                 continue;
             }
@@ -240,6 +273,13 @@ fn read_targets(policy: &NamespacedName, refs: &[SectionTargetRef], notes: &mut 
         let object =
             ObjectKey { kind, name: NamespacedName::new(policy.namespace.clone(), written.name.as_str()) };
         let section = written.section_name.clone().filter(|name| !name.is_empty());
+        if kind == Kind::Workload && section.is_some() {
+            notes.refuse(
+                format!("{at}.sectionName"),
+                "a workload has neither ports nor rules that could be named",
+                "remove it, or attach the policy to a Service's port",
+            );
+        }
         let target = Target { object, section, index };
         let same = |known: &Target| (&known.object, &known.section) == (&target.object, &target.section);
         if targets.iter().any(same) {

@@ -210,7 +210,7 @@ impl Decoder {
                 let versions = versions(known).join("` or `");
                 (field, format!("`{known}` is read, as `{versions}`"))
             }
-            None => ("kind", format!("read are: {}", ALL.map(Kind::as_str).join(", "))),
+            None => ("kind", format!("read are: {}", Kind::ALL.map(Kind::as_str).join(", "))),
         };
         let note = Note {
             severity: Severity::Warning,
@@ -248,24 +248,6 @@ impl Decoder {
     }
 }
 
-/// Every kind that is read.
-const ALL: [Kind; 14] = [
-    Kind::Service,
-    Kind::EndpointSlice,
-    Kind::HttpRoute,
-    Kind::GrpcRoute,
-    Kind::TlsRoute,
-    Kind::TcpRoute,
-    Kind::ReferenceGrant,
-    Kind::AuthorizationPolicy,
-    Kind::EgressPolicy,
-    Kind::TrafficPolicy,
-    Kind::RateLimitPolicy,
-    Kind::FaultPolicy,
-    Kind::TelemetryPolicy,
-    Kind::Mesh,
-];
-
 /// The versions in which a kind is read; they are alike in all that is read.
 fn versions(kind: Kind) -> &'static [&'static str] {
     match kind {
@@ -288,12 +270,13 @@ fn versions(kind: Kind) -> &'static [&'static str] {
         | Kind::FaultPolicy
         | Kind::TelemetryPolicy
         | Kind::Mesh => &["policy.tulle.dev/v1alpha1"],
+        Kind::Workload | Kind::Namespace => &[],
     }
 }
 
 /// The kind, or the one that was probably meant, in another version.
 fn find_kind(version: &str, kind: &str) -> Result<Kind, Option<Kind>> {
-    let mut all = ALL.into_iter();
+    let mut all = Kind::ALL.into_iter();
     let Some(named) = all.find(|known| known.as_str().eq_ignore_ascii_case(kind)) else {
         return Err(None);
     };
@@ -340,6 +323,8 @@ fn read(kind: Kind, key: &ObjectKey, mut value: Value) -> (Content, Notes) {
             typed::<TelemetryPolicy>(value, &mut notes).and_then(|v| Object::telemetry_policy(&v, &mut notes))
         }
         Kind::Mesh => typed::<Mesh>(value, &mut notes).and_then(|v| Object::mesh(&v, &mut notes)),
+        // Nobody writes these.
+        Kind::Workload | Kind::Namespace => None,
     };
     let content = match object {
         Some(object) => Content::Good(object),

@@ -13,7 +13,7 @@ use http::header::{HeaderName, HeaderValue};
 use super::parse::{self, Parsed};
 use super::table::{Variable, variables};
 use crate::state::ObjectName;
-use crate::telemetry::trace::{Collector, Forms, Limits, Propagation, Protocol, Sampler};
+use crate::telemetry::trace::{Collector, Forms, Limits, Propagation, Protocol, Sampler, Sampling};
 
 /// What is said of tracing; `None`: nothing.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -259,6 +259,17 @@ impl Tracing {
         }
     }
 
+    /// With what a policy says of the workload's sampling, unless the proxy's own variables say it.
+    #[must_use]
+    pub fn sampled(self, said: Sampling) -> Self {
+        if said.is_empty() || self.keeps_sampler {
+            return self;
+        }
+        let Sampler { parent_based, ratio } = self.sampling().said(said);
+        let name = if parent_based { "parentbased_traceidratio" } else { "traceidratio" };
+        Self { sampler: Some(name.to_owned()), ratio: Some(ratio), ..self }
+    }
+
     /// Where the spans of this workload, on this host, go; `None`: nothing is traced.
     pub fn collector(&self, workload: Option<&ObjectName>, host: &str) -> Option<Collector> {
         let Endpoint { uri, is_whole } = self.endpoint.clone().filter(|_| !self.disabled)?;
@@ -474,6 +485,13 @@ mod tests {
         let none = Tracing::default().over(&mesh);
         assert_eq!(none.sampling(), Sampler { parent_based: false, ratio: 1.0 });
         assert!(!none.keeps_sampler);
+        // A policy for the workload comes before the mesh, and after its own.
+        let tenth = Sampling { millionths: Some(100_000), parent_based: None };
+        assert_eq!(none.clone().sampled(tenth).sampling(), Sampler { parent_based: false, ratio: 0.1 });
+        let parents = Sampling { millionths: None, parent_based: Some(true) };
+        let plain = Tracing::default().sampled(parents.over(tenth));
+        assert_eq!(plain.sampling(), Sampler { parent_based: true, ratio: 0.1 });
+        assert_eq!(both.clone().sampled(tenth).sampling(), both.sampling());
         assert_eq!(none.collector(None, "").unwrap().headers.len(), 1);
     }
 }

@@ -1,4 +1,4 @@
-//! Where spans go: what the proxy's variables say of tracing, and where they say nothing, the mesh; and the way to the collector.
+//! Where spans go: what the proxy's variables say of tracing, and where they say nothing, policies and the mesh; and the way to the collector.
 //!
 //! Decides when tracing begins, changes and ends ([`Sender::keep`]); what is sent and how is [`trace`](crate::telemetry::trace)'s. A connection to a
 //! collector is the proxy's own, outside the mesh: by name and address, with TLS by public roots where its address says `https`.
@@ -86,12 +86,16 @@ impl Sender {
         Ok(())
     }
 
-    /// Keeps to `own` settings, and where they say nothing to the mesh's, until `stop` is told or gone; then sends what is left.
+    /// Keeps to `own` settings, and where they say nothing to what is said of the workload and the mesh, until `stop` is told or gone; then sends what is left.
     pub async fn keep(mut self, own: Tracing, store: Arc<Store>, mut stop: oneshot::Receiver<()>) {
         let mut changes = store.changes();
         loop {
-            let mesh = store.load().mesh.as_ref().and_then(|mesh| mesh.tracing.clone());
-            if let Err(error) = self.set(&own.over(&mesh.unwrap_or_default())) {
+            let snapshot = store.load();
+            let mesh = snapshot.mesh.as_ref().and_then(|mesh| mesh.tracing.clone());
+            let said = snapshot.inbound.as_ref().map(|policy| policy.spec().sampling);
+            drop(snapshot);
+            let tracing = own.over(&mesh.unwrap_or_default()).sampled(said.unwrap_or_default());
+            if let Err(error) = self.set(&tracing) {
                 tracing::error!(error, "nothing is traced");
             }
             tokio::select! {

@@ -275,6 +275,8 @@ fn inbound_policy(message: v1::InboundPolicy, name: &str) -> Result<Decoded> {
         connection_ages,
         access_logs,
         samplings,
+        access_log: logged::access_log(message.access_log.unwrap_or_default(), "access_log")?,
+        sampling: logged::sampling(message.sampling, "sampling")?,
     }))
 }
 

@@ -93,6 +93,8 @@ mod tests {
             connection_ages: Vec::new(),
             access_logs: Vec::new(),
             samplings: Vec::new(),
+            access_log: Default::default(),
+            sampling: Default::default(),
         }
     }
 

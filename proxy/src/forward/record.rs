@@ -377,18 +377,19 @@ pub(super) fn sampling(worker: &Worker, port: u16) -> Sampling {
     snapshot.inbound.as_ref().map(|policy| policy.sampling(port)).unwrap_or_default()
 }
 
-/// Writes a line of the access log, if the policies that hold for it want one, or else the mesh.
+/// Writes a line of the access log, if the policies that hold for it want one, or those for the workload, or else the mesh.
 fn log(worker: &Worker, record: &access::Record<'_>, port: u16, outbound: [Option<&access::Said>; 2]) {
     if !worker.access.is_enabled() {
         return;
     }
     let snapshot = worker.proxy.store.load();
     let mesh = snapshot.mesh.as_ref().map(|mesh| &mesh.access_log);
+    let own = snapshot.inbound.as_ref().map(|policy| &policy.spec().access_log);
     let [first, second] = match record.direction {
         Direction::Inbound => [snapshot.inbound.as_ref().and_then(|policy| policy.access_log(port)), None],
         Direction::Outbound => outbound,
     };
-    worker.access.write(record, [first, second, mesh]);
+    worker.access.write(record, [first, second, own, mesh]);
 }
 
 fn target_of(request: &Request<Body>) -> (Uri, Option<HeaderValue>) {

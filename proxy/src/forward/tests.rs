@@ -171,6 +171,8 @@ fn lets_all_in(worker: &Worker) {
             connection_ages: Vec::new(),
             access_logs: Vec::new(),
             samplings: Vec::new(),
+            access_log: Default::default(),
+            sampling: Default::default(),
         },
         Instant::now(),
     );

@@ -31,6 +31,10 @@ pub struct InboundSpec {
     pub access_logs: Vec<(u16, access::Said)>,
     /// Which traces of what comes in are recorded, by port; of other ports nothing is said.
     pub samplings: Vec<(u16, Sampling)>,
+    /// What is logged of all that goes out and comes in, where nothing more specific says it.
+    pub access_log: access::Said,
+    /// Which traces of it are recorded, likewise.
+    pub sampling: Sampling,
 }
 
 /// How connections to one port are treated before any rule is asked.

@@ -36,6 +36,8 @@ fn inbound(mode: Mode, ports: &[(u16, Mode)], rules: Vec<Allow>) -> Inbound {
             connection_ages: Vec::new(),
             access_logs: Vec::new(),
             samplings: Vec::new(),
+            access_log: Default::default(),
+            sampling: Default::default(),
         },
         std::time::Instant::now(),
     )

@@ -124,9 +124,9 @@ impl AccessLog {
 
     /// Writes a record, if it is one of those that are wanted. What the process's own settings leave open is said by these,
     /// the first first.
-    pub fn write(&self, record: &Record<'_>, [first, second, third]: [Option<&Said>; 3]) {
+    pub fn write(&self, record: &Record<'_>, [first, second, third, fourth]: [Option<&Said>; 4]) {
         let Some(log) = &self.0 else { return };
-        let holds = Holds::of([Some(&log.own), first, second, third]);
+        let holds = Holds::of([Some(&log.own), first, second, third, fourth]);
         if holds.has(record, || log.draw(record)) {
             log.lines.append(|out| record.write(holds.format, out));
         }
@@ -359,7 +359,7 @@ mod tests {
     #[test]
     fn a_disabled_log_writes_nothing() {
         assert!(!AccessLog::disabled().is_enabled());
-        AccessLog::disabled().write(&Record::default(), [None; 3]);
+        AccessLog::disabled().write(&Record::default(), [None; 4]);
     }
 
     fn log(said: Said) -> (AccessLog, impl FnMut() -> usize) {
@@ -381,7 +381,7 @@ mod tests {
     fn a_sample_is_of_its_share() {
         let (log, mut written) = log(Said { sample: Share::percent(10.0), ..Said::default() });
         for _ in 0..10_000 {
-            log.write(&Record::default(), [None; 3]);
+            log.write(&Record::default(), [None; 4]);
         }
         let written = written();
         assert!((900..1100).contains(&written), "{written}");
@@ -395,7 +395,7 @@ mod tests {
         for trace_id in &trace_ids {
             let (log, mut written) = log(Said { sample: Share::percent(50.0), ..Said::default() });
             for _ in 0..10 {
-                log.write(&Record { trace_id, ..Record::default() }, [None; 3]);
+                log.write(&Record { trace_id, ..Record::default() }, [None; 4]);
             }
             counts.push(written());
         }

@@ -193,6 +193,56 @@ spec:
     logged_as(&pair.web, &pair.orders, "inbound to").await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn r21_a_workloads_policy_says_what_its_own_proxy_logs_of_all_that_it_carries() {
+    let pair = Pair::start(App::saying("hello").await, "http").await;
+    let shop = pair.world.workload("shop").calls("orders").start().await;
+    pair.web.reaches("orders").await;
+    shop.reaches("orders").await;
+    let json = "\"target\":\"access\"";
+    let workload = |name: &str| format!("{{group: policy.tulle.dev, kind: Workload, name: {name}}}");
+    let template = |name: &str| format!("{{format: '{{direction}} {{path}} of-{name}'}}");
+    // One that only calls others, and one that serves.
+    pair.world
+        .yaml("web.yaml", &policy(&workload("web"), &template("web")).replace("name: log", "name: web"));
+    logged_as(&pair.web, &pair.web, "outbound").await;
+    logged_as(&pair.web, &pair.web, "of-web").await;
+    logged_as(&pair.web, &pair.orders, json).await;
+    logged_as(&shop, &shop, json).await;
+    pair.world.yaml("orders.yaml", &policy(&workload("orders"), &template("orders")));
+    logged_as(&pair.web, &pair.orders, "of-orders").await;
+    // Every workload of the namespace: less specific than each of them.
+    pair.world.yaml("all.yaml", &policy("", &template("all")).replace("name: log", "name: all"));
+    logged_as(&shop, &shop, "of-all").await;
+    logged_as(&shop, &pair.orders, "of-orders").await;
+    // What is said of the Service is more specific.
+    let service = policy("{group: '', kind: Service, name: orders}", &template("service"));
+    pair.world.yaml("service.yaml", &service.replace("name: log", "name: service"));
+    for workload in [&pair.web, &pair.orders] {
+        logged_as(&pair.web, workload, "of-service").await;
+    }
+    // Of what is gone, the next less specific is left.
+    for file in ["service.yaml", "web.yaml"] {
+        pair.world.remove_yaml(file);
+    }
+    logged_as(&pair.web, &pair.web, "of-all").await;
+    logged_as(&pair.web, &pair.orders, "of-orders").await;
+    // Only what is asked for.
+    let filtered = policy(&workload("shop"), "{statuses: ['404']}").replace("name: log", "name: shop");
+    pair.world.yaml("shop.yaml", &filtered);
+    let mut wire = shop.connect("orders").await;
+    let mut times = 0;
+    eventually("what the workload does not log is left out", async || {
+        times += 1;
+        let path = format!("/left-out/{times}");
+        assert_eq!(get(&mut wire, &path).await, 200);
+        logged_as(&shop, &pair.orders, "of-orders").await;
+        let told = shop.access_lines().iter().any(|line| line.contains(&path));
+        if told { Err(path) } else { Ok(()) }
+    })
+    .await;
+}
+
 /// Leads the proxy's standard error elsewhere, as a shell does.
 fn redirected(program: Program, to: &str) -> Program {
     let (proxy, path) = (program.path.clone(), "/bin/sh".into());

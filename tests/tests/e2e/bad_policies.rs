@@ -513,3 +513,43 @@ fn where_a_policy_holds_and_which_one_holds_instead_is_told() {
         assert_eq!(reasons.join(" "), *conditions, "{name}: {policy:#}");
     }
 }
+
+#[test]
+fn where_a_policy_holds_for_workloads_is_told() {
+    let folder = Folder::new();
+    let config = folder.path("all");
+    std::fs::create_dir(&config).unwrap();
+    let of = |name: &str, created: &str, targets: &str| {
+        format!(
+            "---\napiVersion: policy.tulle.dev/v1alpha1\nkind: {TELEMETRY}\nmetadata: {{name: {name}, namespace: shop, creationTimestamp: \
+             '{created}-01-01T00:00:00Z'}}\nspec: {{{targets}accessLog: {{format: ecs}}}}\n"
+        )
+    };
+    let web = "targetRefs: [{group: policy.tulle.dev, kind: Workload, name: web}], ";
+    let text = [
+        of("web", "2024", web),
+        of("web-too", "2025", web),
+        of("all", "2024", ""),
+        of("all-too", "2025", ""),
+        of("port", "2024", &web.replace("web}", "web, sectionName: http}")),
+    ];
+    std::fs::write(config.join("all.yaml"), text.concat()).unwrap();
+    let output = Program::new("check", binary("tulle")).arg("check").flag("--config-dir", &config).output();
+    let shown = String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
+    for line in [
+        "TelemetryPolicy shop/web at Workload shop/web: Accepted, Programmed",
+        "TelemetryPolicy shop/all at Namespace shop: Accepted, Programmed",
+    ] {
+        assert!(shown.lines().any(|shown| shown == line), "{line}: {shown}");
+    }
+    let (status, checked) = check(&config);
+    assert_eq!(status, 1);
+    for (name, field, message) in [
+        ("web-too", "spec.targetRefs[0]", "web is attached to Workload shop/web too and holds, being older"),
+        ("all-too", "spec", "all is attached to Namespace shop too and holds, being older"),
+        ("port", "spec.targetRefs[0].sectionName", "a workload has neither ports nor rules"),
+    ] {
+        let told = finding(&checked, &format!("{TELEMETRY} shop/{name}"), field, message);
+        assert!(told["hint"].as_str().is_some_and(|hint| !hint.is_empty()), "no remedy: {told}");
+    }
+}

@@ -39,6 +39,8 @@ type Case = (&'static str, &'static str, &'static str, &'static [&'static str]);
 
 const ONCE: &str = "spec.targetRefs: each target once";
 const TARGET: &str = "spec.targetRefs[]: a Service of the group \"\", or an HTTPRoute or a GRPCRoute of the group gateway.networking.k8s.io";
+const ANY_TARGET: &str = "spec.targetRefs[]: a Service of the group \"\", a Workload of the group policy.tulle.dev, or an HTTPRoute or a GRPCRoute of the group gateway.networking.k8s.io";
+const WHOLE: &str = "spec.targetRefs[]: a Workload has no sections";
 const ROUTE: &str = "spec: of requests that follow a route only timeouts and retry can be said";
 const HASH: &str = "spec.loadBalancer: RingHash and Maglev need hashOn, and the others go by no hash";
 const KEY: &str = "spec.loadBalancer.hashOn[]: exactly one of header, cookie, queryParameter and source";
@@ -81,7 +83,31 @@ const CASES: &[Case] = &[
         &[],
     ),
     ("", "/spec/targetRefs/0/group", r#""core""#, &[]),
-    ("", "/spec/targetRefs/0/group", r#""apps""#, &[TARGET]),
+    ("TrafficPolicy", "/spec/targetRefs/0/group", r#""apps""#, &[TARGET]),
+    ("RateLimitPolicy", "/spec/targetRefs/0/group", r#""apps""#, &[TARGET]),
+    ("FaultPolicy", "/spec/targetRefs/0/group", r#""apps""#, &[TARGET]),
+    ("TelemetryPolicy", "/spec/targetRefs/0/group", r#""apps""#, &[ANY_TARGET]),
+    ("TelemetryPolicy", "/spec/targetRefs/0/kind", r#""Pod""#, &[ANY_TARGET]),
+    ("TelemetryPolicy", "/spec/targetRefs", "[]", &[]),
+    (
+        "TelemetryPolicy",
+        "/spec/targetRefs/0",
+        r#"{"group": "policy.tulle.dev", "kind": "Workload", "name": "a"}"#,
+        &[],
+    ),
+    ("TelemetryPolicy", "/spec/targetRefs/0", r#"{"kind": "Workload", "name": "a"}"#, &[ANY_TARGET]),
+    (
+        "TelemetryPolicy",
+        "/spec/targetRefs/0",
+        r#"{"group": "policy.tulle.dev", "kind": "Workload", "name": "a", "sectionName": "b"}"#,
+        &[WHOLE],
+    ),
+    (
+        "FaultPolicy",
+        "/spec/targetRefs/0",
+        r#"{"group": "policy.tulle.dev", "kind": "Workload", "name": "a"}"#,
+        &[TARGET],
+    ),
     ("FaultPolicy", "/spec/targetRefs/0/kind", r#""Pod""#, &[TARGET]),
     ("FaultPolicy", "/spec/targetRefs/0/kind", r#""HTTPRoute""#, &[TARGET]),
     (

@@ -82,7 +82,11 @@ fn random_object(random: &mut Random) -> String {
             };
             let (kind, says) = spec.split_once(',').unwrap();
             let of_services = says.contains("limits: {") || says.contains("identity");
-            let target = if of_services || random.below(2) == 0 {
+            let target = if kind == "TelemetryPolicy" && random.below(2) == 0 {
+                let workload = random.pick(&["w1", "w2", "pod-a", ""]);
+                let named = format!("{{group: policy.tulle.dev, kind: Workload, name: {workload}}}");
+                if workload.is_empty() { String::new() } else { named }
+            } else if of_services || random.below(2) == 0 {
                 format!("{{kind: Service, name: {service}, sectionName: '{named}'}}")
             } else {
                 let rule = random.pick(&["", "x"]);
@@ -129,8 +133,9 @@ fn dump(model: &Model) -> BTreeMap<String, Arc<str>> {
     }
     // These are there for everybody.
     for workload in ["default/w1", "default/w2", "default/pod-a", "shop/pod-a", "shop/new"] {
-        let kind = ResourceType::EgressPolicy;
-        all.insert(format!("{kind}/{workload}"), model.get(kind, workload).unwrap().version.clone());
+        for kind in [ResourceType::EgressPolicy, ResourceType::InboundPolicy] {
+            all.insert(format!("{kind}/{workload}"), model.get(kind, workload).unwrap().version.clone());
+        }
     }
     all
 }

@@ -144,6 +144,115 @@ fn sampling_that_a_rule_overrides_is_told() {
     assert!(said.len() == 1 && said[0].contains(expected), "{said:#?}");
 }
 
+fn of_namespace(namespace: &str, name: &str, created: &str, targets: &str, says: &str) -> String {
+    format!(
+        "---\napiVersion: policy.tulle.dev/v1alpha1\nkind: TelemetryPolicy\nmetadata: {{name: {name}, namespace: {namespace}{created}}}\nspec: \
+         {{{targets}{says}}}\n"
+    )
+}
+
+const AT_WEB: &str = "targetRefs: [{group: policy.tulle.dev, kind: Workload, name: web}], ";
+
+#[test]
+fn a_policy_on_a_workload_is_its_proxys_own_known_or_not() {
+    let text = [
+        ORDERS.to_owned(),
+        of_namespace("default", "all", "", "", "accessLog: {format: ecs}, tracing: {sampling: {percent: 5}}"),
+        of_namespace(
+            "default",
+            "web",
+            "",
+            AT_WEB,
+            "accessLog: {samplePercent: 0}, tracing: {sampling: {percent: 100}}",
+        ),
+        of_namespace("shop", "web", "", AT_WEB, "accessLog: {format: apache}"),
+        policy("orders", AT_ORDERS, "{format: none}"),
+    ];
+    let text = text.concat();
+    assert_eq!(told(&text), [""; 0]);
+    let mut index = index(&text).0;
+    for workload in ["w", "web"] {
+        register(&mut index, registration(workload, "10.0.0.1", &[("orders", 80, 8080)]));
+    }
+    let known = Model::build(&index, Settings::default());
+    let of = |model: &Model, name: &str| {
+        let said: v1::InboundPolicy = get(model, name).unwrap();
+        let log = said.access_log.unwrap_or_default();
+        (log.format, log.sampled, said.sampling.and_then(|said| said.millionths))
+    };
+    for model in [model(&text), known.clone()] {
+        assert_eq!(of(&model, "default/web"), ("ecs".to_owned(), Some(0), Some(1_000_000)));
+        assert_eq!(of(&model, "default/w"), ("ecs".to_owned(), None, Some(50_000)));
+        assert_eq!(of(&model, "shop/web"), ("apache".to_owned(), None, None));
+        assert_eq!(of(&model, "shop/w"), (String::new(), None, None));
+    }
+    // The Service's is of its port, and not of all.
+    let port = get::<v1::InboundPolicy>(&known, "default/web").unwrap().ports.remove(0);
+    assert_eq!(port.access_log.unwrap().format, "none");
+    let service: v1::Service = get(&known, "default/orders").unwrap();
+    assert!(
+        service.ports.iter().all(|port| port
+            .traffic
+            .as_ref()
+            .unwrap()
+            .requests
+            .as_ref()
+            .unwrap()
+            .sampling
+            .is_none())
+    );
+}
+
+#[test]
+fn of_two_policies_on_a_workload_or_a_namespace_the_older_holds() {
+    let at = |year: &str| format!(", creationTimestamp: '{year}-01-01T00:00:00Z'");
+    for targets in ["", AT_WEB] {
+        let text = of_namespace("default", "young", &at("2025"), targets, "accessLog: {format: ecs}")
+            + &of_namespace("default", "old", &at("2024"), targets, "accessLog: {format: apache}");
+        let said: v1::InboundPolicy = get(&model(&text), "default/web").unwrap();
+        assert_eq!(said.access_log.unwrap().format, "apache", "{targets}");
+        let found = told(&text);
+        let object = if targets.is_empty() { "Namespace default" } else { "Workload default/web" };
+        let expected =
+            format!("TelemetryPolicy default/old is attached to {object} too and holds, being older");
+        assert!(found.len() == 1 && found[0].contains(&expected), "{found:#?}");
+    }
+}
+
+#[test]
+fn what_cannot_be_a_workload_is_told() {
+    for (target, expected) in [
+        ("{group: apps, kind: Workload, name: web}", "spec.targetRefs[0].group: `apps` has no kind Workload"),
+        ("{kind: Workload, name: web}", "spec.targetRefs[0].group: `` has no kind Workload"),
+        ("{group: policy.tulle.dev, kind: Workload, name: W_b}", "spec.targetRefs[0].name: `W_b` cannot be"),
+        (
+            "{group: policy.tulle.dev, kind: Workload, name: web, sectionName: http}",
+            "spec.targetRefs[0].sectionName: a workload has neither ports nor rules",
+        ),
+        (
+            "{group: policy.tulle.dev, kind: Workload, name: web, namespace: shop}",
+            "spec.targetRefs[0].namespace",
+        ),
+        ("{kind: Namespace, name: shop}", "spec.targetRefs[0].kind: the policy cannot be attached to"),
+    ] {
+        let text = of_namespace(
+            "default",
+            "p",
+            "",
+            &format!("targetRefs: [{target}], "),
+            "accessLog: {format: ecs}",
+        );
+        let found = told(&text);
+        assert!(found.iter().any(|one| one.contains(expected)), "{target}: {found:#?}");
+        let said: v1::InboundPolicy = get(&model(&text), "default/web").unwrap();
+        assert_eq!(said.access_log, None, "{target}");
+    }
+    // Nobody else's policies are about workloads.
+    let of_traffic = AT_WEB.to_owned() + "timeouts: {request: 3s}";
+    let text = of_namespace("default", "p", "", "", &of_traffic).replace("TelemetryPolicy", "TrafficPolicy");
+    assert!(told(&text).iter().any(|one| one.contains("cannot be attached to a `Workload`")));
+}
+
 #[test]
 fn what_is_bad_of_sampling_is_told_by_field() {
     for (says, expected, is_refused) in [

@@ -498,6 +498,16 @@ fn a_policy_is_rejected_rather_than_half_understood() {
         ("ports[0].mode", |policy| policy.ports[0].mode = 0),
         ("ports[0].protocol", |policy| policy.ports[0].protocol = 99),
         ("ports[1].port", |policy| policy.ports.push(policy.ports[0].clone())),
+        ("access_log.format", |policy| {
+            policy.access_log = Some(v1::AccessLog { format: "xml".to_owned(), ..Default::default() });
+        }),
+        ("sampling.millionths", |policy| {
+            policy.sampling = Some(v1::Sampling { millionths: Some(1_000_001), ignores_parent: None });
+        }),
+        ("ports[0].sampling.millionths", |policy| {
+            policy.ports[0].sampling =
+                Some(v1::Sampling { millionths: Some(1_000_001), ignores_parent: None });
+        }),
         ("rules[0].name", |policy| policy.rules[0].name.clear()),
         ("rules[0].ports[0]", |policy| policy.rules[0].ports[0] = 0),
         ("rules[0].identities[1]", |policy| policy.rules[0].identities.push("spiffe://a/b".to_owned())),

@@ -42,6 +42,8 @@ impl Scene {
                 connection_ages: Vec::new(),
                 access_logs: Vec::new(),
                 samplings: Vec::new(),
+                access_log: Default::default(),
+                sampling: Default::default(),
             },
             Instant::now(),
         );

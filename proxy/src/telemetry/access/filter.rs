@@ -64,7 +64,7 @@ impl Said {
 
 impl<'a> Holds<'a> {
     /// What the first place that says it says, field by field; where nobody does, every record is written, as JSON.
-    pub(super) fn of(places: [Option<&'a Said>; 4]) -> Self {
+    pub(super) fn of(places: [Option<&'a Said>; 5]) -> Self {
         let mut format = None;
         let mut statuses = None;
         let (mut min_duration, mut share, mut errors) = (None, None, None);
@@ -146,7 +146,7 @@ mod tests {
     }
 
     fn filter(said: Said) -> impl Fn(&Record<'_>) -> bool {
-        move |record| Holds::of([Some(&said), None, None, None]).has(record, || u32::MAX)
+        move |record| Holds::of([Some(&said), None, None, None, None]).has(record, || u32::MAX)
     }
 
     #[test]
@@ -197,12 +197,12 @@ mod tests {
         let format = Some(AccessLogFormat::Apache);
         let next = Said { format, sample: Share::percent(1.0), statuses: statuses("5xx"), ..Said::default() };
         let nothing = Said::default();
-        let holds = Holds::of([None, Some(&first), Some(&nothing), Some(&next)]);
+        let holds = Holds::of([None, Some(&first), Some(&nothing), None, Some(&next)]);
         assert_eq!((holds.format, holds.share), (&AccessLogFormat::Ecs, Share(10_000)));
         assert_eq!(holds.statuses, [500..=599]);
         // None at all is said too.
         let all = Said { statuses: Some(Statuses::from_iter([])), ..Said::default() };
-        assert!(Holds::of([Some(&all), Some(&next), None, None]).statuses.is_empty());
-        assert_eq!(*Holds::of([None; 4]).format, AccessLogFormat::Json);
+        assert!(Holds::of([Some(&all), Some(&next), None, None, None]).statuses.is_empty());
+        assert_eq!(*Holds::of([None; 5]).format, AccessLogFormat::Json);
     }
 }

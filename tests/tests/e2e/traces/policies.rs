@@ -188,3 +188,42 @@ async fn r20_a_services_sampling_is_for_what_comes_from_outside_too_and_a_proxys
         assert!(asked(&mut wire, "/own", None).await.unwrap().ends_with("-00"));
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r20_a_workloads_own_sampling_is_for_all_that_begins_with_it() {
+    let collector = Collector::grpc().await;
+    let world = World::strict().await;
+    world.yaml("mesh.yaml", &mesh("strict", &collector));
+    world.service("orders", "http");
+    let app = telling().await;
+    let orders = traced(&world, "orders", &[], |it| it.serves("orders", app.address())).await;
+    orders.counts("tulle_registered", &[], 1.0).await;
+    // Both only call others: nobody knows of them but by their names.
+    let web = traced(&world, "web", &[], |it| it.calls("orders")).await;
+    let shop = traced(&world, "shop", &[], |it| it.calls("orders")).await;
+    let (mut of_web, mut of_shop) = (web.connect("orders").await, shop.connect("orders").await);
+    for wire in [&mut of_web, &mut of_shop] {
+        told(wire, "/mesh", None, "-00").await;
+    }
+    // All of the namespace, and less specific than any of them.
+    let everybody = policy("everybody", "", "{percent: 100}");
+    world.yaml("policies.yaml", &everybody);
+    for wire in [&mut of_web, &mut of_shop] {
+        told(wire, "/namespace", None, "-01").await;
+    }
+    let web_alone = policy("web", "{group: policy.tulle.dev, kind: Workload, name: web}", "{percent: 0}");
+    world.yaml("policies.yaml", &format!("{everybody}{web_alone}"));
+    told(&mut of_web, "/workload", None, "-00").await;
+    for _ in 0..10 {
+        assert!(asked(&mut of_web, "/none", None).await.unwrap().ends_with("-00"));
+    }
+    assert!(asked(&mut of_shop, "/all", None).await.unwrap().ends_with("-01"));
+    let spans = with_path(&collector, "/all", 2).await;
+    assert_eq!(of(&spans, "shop", SpanKind::Client).parent, "");
+    // What is said of where a request goes is more specific than what is said of who asks.
+    let service = policy("service", SERVICE, "{percent: 100}");
+    world.yaml("policies.yaml", &format!("{everybody}{web_alone}{service}"));
+    told(&mut of_web, "/service", None, "-01").await;
+    let all = collector.collected.all();
+    assert!(!all.iter().any(|span| path(span) == "/none"), "{all:#?}");
+}
