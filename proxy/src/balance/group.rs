@@ -470,7 +470,9 @@ impl Group {
             self.counts.panics.fetch_add(1, Relaxed);
         }
         if self.zoned.load(Relaxed) {
-            self.counts.zones[usize::from(!standing.has(LOCAL))].fetch_add(1, Relaxed);
+            let local = standing.has(LOCAL);
+            self.counts.zones[usize::from(!local)].fetch_add(1, Relaxed);
+            self.owed.sent(self.local_share.load(Relaxed), local);
         }
     }
 

@@ -36,27 +36,39 @@ pub(super) struct Spill {
 }
 
 /// What the own zone should have had of the requests so far, and has not; below 0 if it has had more. Of one request it is
-/// [`WHOLE`], and less than that in either direction, whatever the shares were.
+/// [`WHOLE`], and less than that in either direction as long as each pick is sent where it says before the next is made. What is picked again
+/// (no room there, or it failed) is counted as it is sent, and so is what no pick has placed, a session's request say.
 #[derive(Debug, Default)]
 pub(super) struct Owed(AtomicI64);
+
+/// A whole request.
+const ONE: i64 = WHOLE as i64;
+/// What is owed at most in either direction: what one zone could not take, or sessions have taken for hours, is not made up for all at once.
+const MOST_OWED: i64 = 16 * ONE;
 
 // === impl Owed ===
 
 impl Owed {
     /// Whether the own zone takes the next request, of which it gets `share` of [`WHOLE`]: by chance as far as what it is owed
-    /// leaves it open, so that requests which differ by turns are not parted by kind. `random`: uniformly so.
+    /// leaves it open, so that requests which differ by turns are not parted by kind. `random`: uniformly so. Nothing is counted yet.
     pub(super) fn takes(&self, share: u64, random: u64) -> bool {
-        const ONE: i64 = WHOLE as i64;
-        let share = i64::try_from(share).unwrap_or(ONE).min(ONE);
-        // The usual case: not even counted.
-        if share == 0 || share == ONE {
-            return share == ONE;
-        }
         let chance = (random >> 32) as i64;
-        let takes = |owed: i64| owed + share > chance;
-        let next = |owed| Some(owed + share - if takes(owed) { ONE } else { 0 });
-        takes(self.0.fetch_update(Relaxed, Relaxed, next).unwrap_or_else(|owed| owed))
+        part(share).map_or(share > 0, |share| self.0.load(Relaxed) + share > chance)
     }
+
+    /// A request is sent, to the own zone or elsewhere, where that gets `share`.
+    pub(super) fn sent(&self, share: u64, local: bool) {
+        let Some(share) = part(share) else { return };
+        let owed = share - if local { ONE } else { 0 };
+        let next = |before: i64| Some((before + owed).clamp(-MOST_OWED, MOST_OWED));
+        // Never fails: `next` always answers.
+        let _ = self.0.fetch_update(Relaxed, Relaxed, next);
+    }
+}
+
+/// A share, unless it is none or all: that is the usual case, and not even counted.
+fn part(share: u64) -> Option<i64> {
+    i64::try_from(share).ok().filter(|share| (1..ONE).contains(share))
 }
 
 // === impl Spill ===

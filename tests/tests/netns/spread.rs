@@ -199,8 +199,9 @@ fn r24_the_own_zone_takes_what_it_bears_and_gives_and_takes_back_bit_by_bit() {
         let counts = servers.each_ref().map(|server| server.how.asked.load(Relaxed));
         let mean = counts.iter().sum::<u64>() as f64 / 5.0;
         println!("{counts:?}");
-        assert!(counts.iter().all(|count| *count as f64 <= 1.5 * mean + 1.0), "{counts:?}");
-        assert!(counts[0] as f64 >= 1.5 * mean - 1.0, "{counts:?}");
+        // By less than one request, and one more of the other worker, that had picked when this one's was not sent yet.
+        assert!(counts.iter().all(|count| *count as f64 <= 1.5 * mean + 2.0), "{counts:?}");
+        assert!(counts[0] as f64 >= 1.5 * mean - 2.0, "{counts:?}");
         let share = |metrics: &tulle_tests::Metrics, zone| {
             metrics.sum("tulle_balancer_zone_picks_total", &[("zone", zone)])
         };
