@@ -23,4 +23,6 @@ pub mod report;
 pub mod server;
 pub mod source;
 pub mod state_dir;
+#[cfg(test)]
+mod testing;
 mod youngest;

@@ -510,9 +510,14 @@ impl Index {
 
     /// The routes attached to a service, in order of precedence.
     pub fn routes_of(&self, service: &NamespacedName) -> Vec<&Route> {
-        let routes = linked(&self.links.routes, service);
+        self.routes_of_kinds(service, &RouteKind::ALL.map(Kind::from))
+    }
+
+    /// The same, of some kinds of route only.
+    pub fn routes_of_kinds(&self, service: &NamespacedName, kinds: &[Kind]) -> Vec<&Route> {
+        let routes = linked(&self.links.routes, service).filter(|key| kinds.contains(&key.kind));
         let mut routes: Vec<&Route> = routes.filter_map(|key| Some(&self.routes.get(key)?.object)).collect();
-        routes.sort_by_key(|route| route.precedence());
+        routes.sort_by_cached_key(|route| route.precedence());
         routes
     }
 

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 
 use tulle_api::PATTERNS;
 
-use super::patterns::carried;
+use super::policies::Judge;
 use super::routes::{attach, beyond_patterns_of, clash, conflicts, resolve};
 use super::{Settings, policies};
 use crate::finding::{Finding, Notes, Origin};
@@ -41,11 +41,13 @@ pub fn findings(index: &Index, settings: &Settings) -> Vec<Finding> {
         tell(Kind::EndpointSlice, &object.name, origin.as_ref(), notes);
     }
     let services = index.services().map(|stored| &stored.object);
-    let beyond: Vec<_> = services.flat_map(|service| beyond_patterns_of(index, service)).collect();
+    let mut beyond: BTreeMap<ObjectKey, BTreeSet<usize>> = BTreeMap::new();
+    for (route, rule) in services.flat_map(|service| beyond_patterns_of(index, service)) {
+        beyond.entry(route.key()).or_default().insert(rule);
+    }
     for Stored { object, origin } in index.routes() {
         let mut notes = route(index, object);
-        let own = beyond.iter().filter(|(route, _)| route.key() == object.key());
-        for rule in own.map(|(_, rule)| rule).collect::<BTreeSet<_>>() {
+        for rule in beyond.get(&object.key()).into_iter().flatten() {
             notes.error(
                 format!("spec.rules[{rule}].matches"),
                 format!(
@@ -66,9 +68,9 @@ pub fn findings(index: &Index, settings: &Settings) -> Vec<Finding> {
         targets(index, &object.targets, &mut notes);
         tell(Kind::EgressPolicy, &object.name, origin.as_ref(), notes);
     }
-    let carried = carried(index);
+    let judge = Judge::new(index);
     for Stored { object, origin } in index.resilience() {
-        tell(object.kind, &object.name, origin.as_ref(), policies::findings(index, object, &carried));
+        tell(object.kind, &object.name, origin.as_ref(), policies::findings(&judge, object));
     }
     all.sort();
     all

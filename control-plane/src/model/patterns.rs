@@ -139,6 +139,10 @@ impl Carried {
         object: &ObjectKey,
         section: Option<&str>,
     ) -> Option<&Extent> {
+        if self.0.is_empty() {
+            // Nobody has any, which is almost always so.
+            return None;
+        }
         let spot = (policy.key(), object.clone(), section.map(str::to_owned));
         self.0.get(&spot).filter(|extent| !extent.left_out.is_empty())
     }

@@ -3,7 +3,7 @@
 //! Pure: follows from the index alone, so that `tulle check` shows what would be written to an API server. Says nothing of
 //! policies that are refused: an API server has none of them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 use tulle_api::{PATTERNS, v1};
@@ -98,27 +98,38 @@ struct Section<'i> {
     own: Vec<&'static str>,
 }
 
-/// What a policy's state follows from.
-struct Judge<'i, 'c> {
+/// What policies are attached to.
+struct Known<'i> {
+    attached: Attached<'i>,
+    /// Its ports or rules; `None`: it is not there.
+    sections: Option<Vec<Section<'i>>>,
+}
+
+/// What policies' states follow from.
+pub(super) struct Judge<'i> {
     index: &'i Index,
-    carried: &'c Carried,
+    carried: Carried,
+    /// Looked at once, however many policies are attached to it.
+    known: BTreeMap<ObjectKey, Known<'i>>,
 }
 
 /// The state of every TrafficPolicy, then every RateLimitPolicy, FaultPolicy and TelemetryPolicy.
 pub fn policy_statuses(index: &Index) -> Vec<PolicyStatus> {
-    let judge = Judge { index, carried: &carried(index) };
+    let judge = Judge::new(index);
     let policies = index.resilience().map(|stored| &stored.object);
     policies.map(|policy| judge.status(policy)).collect()
 }
 
 /// What is wrong with a policy at its targets.
-pub(super) fn findings(index: &Index, policy: &Resilience, carried: &Carried) -> Notes {
-    let judge = Judge { index, carried };
+pub(super) fn findings(judge: &Judge<'_>, policy: &Resilience) -> Notes {
+    let index = judge.index;
     let mut notes = Notes::default();
     for target in &policy.targets {
+        let Some(known) = judge.known.get(&target.object) else {
+            continue;
+        };
         let at = format!("spec.targetRefs[{}]", target.index);
-        let attached = Attached::to(index, target.object.clone());
-        match judge.outcome(policy, target, &attached) {
+        match judge.outcome(policy, target, known) {
             Outcome::NotThere(message) => {
                 let field =
                     if target.section.is_some() && is_there(index, target) { "sectionName" } else { "name" };
@@ -148,7 +159,7 @@ pub(super) fn findings(index: &Index, policy: &Resilience, carried: &Carried) ->
             ),
             Outcome::Holds(..) => {}
         }
-        if let Some(message) = judge.beyond_patterns(policy, target, &attached) {
+        if let Some(message) = judge.beyond_patterns(policy, target, &known.attached) {
             notes.error(
                 format!("spec.targetRefs[{}]", target.index),
                 message,
@@ -156,7 +167,7 @@ pub(super) fn findings(index: &Index, policy: &Resilience, carried: &Carried) ->
             );
         }
         if policy.kind == Kind::TrafficPolicy {
-            never_again(index, policy, target, &attached, &mut notes);
+            never_again(index, policy, target, &known.attached, &mut notes);
         }
         if target.object.kind == Kind::Service {
             opaque(index, policy, target, &mut notes);
@@ -246,9 +257,10 @@ fn uncounted(index: &Index, policy: &Resilience, target: &Target, notes: &mut No
     let service = &target.object.name;
     let slices = index.slices_of(service).filter(|slice| slice.identity.is_none());
     let endpoints = slices.flat_map(|slice| &slice.endpoints).filter(|endpoint| !endpoint.gone);
-    let is_registered = |address| index.registrations_of(service).any(|one| one.address == address);
-    let bare = endpoints.filter(|endpoint| !is_registered(endpoint.address)).map(|endpoint| endpoint.address);
-    let bare: BTreeSet<_> = bare.collect();
+    let mut bare: BTreeSet<_> = endpoints.map(|endpoint| endpoint.address).collect();
+    for registration in index.registrations_of(service) {
+        bare.remove(&registration.address);
+    }
     if let Some(first) = bare.first() {
         let others = match bare.len() {
             1 => String::new(),
@@ -265,7 +277,21 @@ fn uncounted(index: &Index, policy: &Resilience, target: &Target, notes: &mut No
 
 // === impl Judge ===
 
-impl<'i> Judge<'i, '_> {
+impl<'i> Judge<'i> {
+    pub(super) fn new(index: &'i Index) -> Self {
+        let mut known: BTreeMap<ObjectKey, Known<'i>> = BTreeMap::new();
+        for target in index.resilience().flat_map(|stored| &stored.object.targets) {
+            if !known.contains_key(&target.object) {
+                let attached = Attached::to(index, target.object.clone());
+                known.insert(
+                    target.object.clone(),
+                    Known { attached, sections: sections(index, &target.object) },
+                );
+            }
+        }
+        Self { index, carried: carried(index), known }
+    }
+
     fn status(&self, policy: &Resilience) -> PolicyStatus {
         let ancestors = policy.targets.iter().map(|target| AncestorStatus {
             ancestor_ref: AncestorRef {
@@ -297,8 +323,10 @@ impl<'i> Judge<'i, '_> {
             reason,
             message,
         };
-        let attached = Attached::to(self.index, target.object.clone());
-        let (overridden, left) = match self.outcome(policy, target, &attached) {
+        let Some(known) = self.known.get(&target.object) else {
+            return Vec::new();
+        };
+        let (overridden, left) = match self.outcome(policy, target, known) {
             Outcome::NotThere(message) => return vec![one("Accepted", false, "TargetNotFound", message)],
             Outcome::Conflicted(winner) => {
                 let message = self.conflict(policy, winner, target);
@@ -314,7 +342,7 @@ impl<'i> Judge<'i, '_> {
             (None, Left::None) => (false, "Overridden"),
         };
         let messages =
-            [told(&overridden), self.beyond_patterns(policy, target, &attached).unwrap_or_default()];
+            [told(&overridden), self.beyond_patterns(policy, target, &known.attached).unwrap_or_default()];
         let messages: Vec<String> = messages.into_iter().filter(|message| !message.is_empty()).collect();
         vec![
             one("Accepted", true, "Accepted", String::new()),
@@ -364,9 +392,9 @@ impl<'i> Judge<'i, '_> {
         format!("{} is attached to {}{section} too and {holds}, being {because}", winner.key(), target.object)
     }
 
-    fn outcome(&self, policy: &Resilience, target: &Target, attached: &Attached<'i>) -> Outcome<'i> {
-        let object = &target.object;
-        let Some(sections) = self.sections(object) else {
+    fn outcome(&self, policy: &Resilience, target: &Target, known: &Known<'i>) -> Outcome<'i> {
+        let (object, attached) = (&target.object, &known.attached);
+        let Some(sections) = &known.sections else {
             return Outcome::NotThere(format!("there is no {object}"));
         };
         if let Some(section) = &target.section
@@ -384,11 +412,11 @@ impl<'i> Judge<'i, '_> {
         let said: BTreeSet<&'static str> = fields(&policy.says).into_iter().collect();
         let mut overridden: Vec<Overridden> = Vec::new();
         let (mut all, mut left, mut is_partial) = (0, 0, false);
-        for Section { name, at, own } in sections.into_iter().filter(|one| target.is_about(one.name)) {
+        for Section { name, at, own } in sections.iter().filter(|one| target.is_about(one.name)) {
             let mut rest = said.clone();
-            let mut take = |by: String, theirs: Vec<&'static str>, not_for: BTreeSet<String>| {
+            let mut take = |by: String, theirs: &[&'static str], not_for: BTreeSet<String>| {
                 let taken: BTreeSet<&'static str> =
-                    theirs.into_iter().filter(|field| rest.remove(field)).collect();
+                    theirs.iter().copied().filter(|field| rest.remove(field)).collect();
                 if !taken.is_empty() {
                     is_partial |= !not_for.is_empty();
                     overridden.push(Overridden { at: at.clone(), by, not_for, fields: taken });
@@ -403,7 +431,7 @@ impl<'i> Judge<'i, '_> {
                 // What is left out everywhere overrides nothing.
                 if extent.is_none_or(|extent| extent.held > 0) {
                     let not_for = extent.map(|extent| extent.left_out.clone()).unwrap_or_default();
-                    take(other.key().to_string(), fields(&other.says), not_for);
+                    take(other.key().to_string(), &fields(&other.says), not_for);
                 }
             }
             all += said.len();
@@ -416,30 +444,30 @@ impl<'i> Judge<'i, '_> {
         };
         Outcome::Holds(overridden, left)
     }
+}
 
-    /// The ports or rules of a policy's target; none if it is not there. Workloads are whole, and always there: whoever serves nothing is
-    /// known to nobody.
-    fn sections(&self, object: &ObjectKey) -> Option<Vec<Section<'i>>> {
-        if matches!(object.kind, Kind::Workload | Kind::Namespace) {
-            return Some(vec![Section { name: "", at: object.to_string(), own: Vec::new() }]);
-        }
-        if object.kind == Kind::Service {
-            let ports = self.index.service(&object.name)?.ports.iter();
-            let section = |port: &'i Port| Section {
-                name: &port.name,
-                at: format!("port {}", port.number),
-                own: Vec::new(),
-            };
-            return Some(ports.map(section).collect());
-        }
-        let rules = self.index.route(object)?.rules.iter();
-        let section = |rule: &'i Rule| Section {
-            name: &rule.name,
-            at: format!("rule {}", rule.index),
-            own: fields_of_rule(rule),
-        };
-        Some(rules.map(section).collect())
+/// The ports or rules of what policies are attached to; none if it is not there. Workloads are whole, and always there: whoever serves
+/// nothing is known to nobody.
+fn sections<'i>(index: &'i Index, object: &ObjectKey) -> Option<Vec<Section<'i>>> {
+    if matches!(object.kind, Kind::Workload | Kind::Namespace) {
+        return Some(vec![Section { name: "", at: object.to_string(), own: Vec::new() }]);
     }
+    if object.kind == Kind::Service {
+        let ports = index.service(&object.name)?.ports.iter();
+        let section = |port: &'i Port| Section {
+            name: &port.name,
+            at: format!("port {}", port.number),
+            own: Vec::new(),
+        };
+        return Some(ports.map(section).collect());
+    }
+    let rules = index.route(object)?.rules.iter();
+    let section = |rule: &'i Rule| Section {
+        name: &rule.name,
+        at: format!("rule {}", rule.index),
+        own: fields_of_rule(rule),
+    };
+    Some(rules.map(section).collect())
 }
 
 fn told(overridden: &[Overridden]) -> String {

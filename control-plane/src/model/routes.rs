@@ -16,7 +16,7 @@ use super::resilience::Attached;
 use super::wire;
 use crate::index::Index;
 use crate::object::{
-    Backend, Effect, Filter, Match, NamespacedName, Parent, Route, RouteKind, Rule, Service,
+    Backend, Effect, Filter, Kind, Match, NamespacedName, Parent, Route, RouteKind, Rule, Service,
 };
 
 /// The routes to one service.
@@ -295,7 +295,7 @@ fn in_place_of<'r>(
             own.push((route, left));
         }
     }
-    own.sort_by_key(|(route, _)| route.precedence());
+    own.sort_by_cached_key(|(route, _)| route.precedence());
     own
 }
 
@@ -337,8 +337,11 @@ pub(super) fn conflicts<'i>(index: &'i Index, route: &Route, parent: &Parent) ->
             || other.name.namespace == route.name.namespace;
         other.kind < route.kind && same_side
     };
+    // Mostly all are of one kind, and none of them is looked at.
+    let before = RouteKind::ALL.into_iter().filter(|kind| *kind < route.kind).map(Kind::from);
+    let before: Vec<Kind> = before.collect();
     let mut found = Vec::new();
-    for other in index.routes_of(&service.name).into_iter().filter(prevails) {
+    for other in index.routes_of_kinds(&service.name, &before).into_iter().filter(prevails) {
         let theirs = attachment(service, other).map(|ports| ports.numbers(service)).unwrap_or_default();
         let both = own.intersection(&theirs).copied();
         found.extend(both.map(|port| (port, other)));

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use prost::{Message, Name};
 
 mod conflicts;
+mod cost;
 mod egress;
 mod filters;
 mod grpc;

@@ -170,6 +170,9 @@ impl fmt::Display for RouteKind {
 }
 
 impl RouteKind {
+    /// All, in order of precedence.
+    pub const ALL: [Self; 4] = [Self::Grpc, Self::Http, Self::Tls, Self::Tcp];
+
     /// Whether its routes are for whole connections, and not for requests.
     pub fn is_for_streams(self) -> bool {
         matches!(self, Self::Tls | Self::Tcp)
