@@ -37,7 +37,7 @@ const UNKNOWN: u64 = f64::NAN.to_bits();
 /// Each request calls [`Load::start`], then once [`Load::answer`] when the response's head is there (or has failed), then
 /// once [`Load::end`] when the response is over; [`Load::finish`] is both at once. A request that is given up before its
 /// answer calls [`Load::abandon`] instead, and one that came to nothing by no fault of the endpoint's [`Load::withdraw`].
-/// Latencies have the time in them that a request waits for its connection.
+/// Latencies have the time in them that a request waits for its connection, unless that is for our own limits ([`Load::hold`]).
 #[derive(Debug)]
 pub struct Load {
     /// `f64` bits, nanoseconds; [`UNKNOWN`] before the first answer.
@@ -51,6 +51,11 @@ pub struct Load {
     /// Requests that are not over.
     in_flight: AtomicU32,
 }
+
+/// A request that our own limits keep from its endpoint: until this is dropped, that owes it no answer.
+#[derive(Debug)]
+#[must_use = "the endpoint owes an answer once this is dropped"]
+pub struct Held<'l>(&'l Load);
 
 /// What sending one more request to an endpoint would cost.
 #[derive(Clone, Copy, Debug)]
@@ -110,6 +115,17 @@ impl Load {
         if self.awaiting.fetch_add(1, Ordering::Relaxed) == 0 {
             self.progress.fetch_max(now, Ordering::Relaxed);
         }
+    }
+
+    /// A request that was started has yet to wait for our own limits. [`Load::goes`] says when it is over.
+    pub fn hold(&self) -> Option<Held<'_>> {
+        let held = self.awaiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+        held.is_ok().then_some(Held(self))
+    }
+
+    /// A request that was held goes to the endpoint, at `now`.
+    pub fn goes(&self, now: u64) {
+        self.progress.fetch_max(now, Ordering::Relaxed);
     }
 
     /// The response's head is there after `latency` nanoseconds, or the request failed after them.
@@ -197,6 +213,12 @@ impl Load {
         };
         // Never fails: `next` always answers.
         let _ = self.latency.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.awaiting.fetch_add(1, Ordering::Relaxed);
     }
 }
 

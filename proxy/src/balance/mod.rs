@@ -23,7 +23,7 @@ mod zones;
 
 pub use draws::hash;
 pub use group::{Cause, Change, Counted, Detector, Group, Outcome, Seen};
-pub use load::{Cost, DECAY, Load, UNKNOWN_LATENCY};
+pub use load::{Cost, DECAY, Held, Load, UNKNOWN_LATENCY};
 pub use pick::{Candidate, pick};
 pub use plan::Plan;
 pub use settings::{

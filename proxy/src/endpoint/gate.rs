@@ -50,6 +50,8 @@ pub struct Room {
     gate: OnceLock<Arc<Gate>>,
     requests: Seats,
     connections: Seats,
+    /// Where connections are limited, when one last got its place.
+    seated: Mutex<Option<std::time::Instant>>,
 }
 
 /// No place became free in time.
@@ -367,6 +369,17 @@ impl Room {
         }
     }
 
+    /// Whether it is limited how many connections there may be: who waits for one may do so for that alone.
+    pub(super) fn limits_connections(&self) -> bool {
+        let limits = self.gate.get().and_then(|gate| gate.limits());
+        limits.is_some_and(|limits| limits.connections > 0 || limits.connections_per_endpoint > 0)
+    }
+
+    /// Where that is limited, since when the connection that was dialled last has its place: what went before was our own limits'.
+    pub fn seated(&self) -> Option<std::time::Instant> {
+        *self.seated.lock()
+    }
+
     /// Whether connections are waited for, here or at another endpoint of the port.
     pub fn is_short(&self) -> bool {
         self.gate.get().is_some_and(|gate| {
@@ -394,6 +407,9 @@ impl Endpoint {
         let all = (CONNECTIONS, (|limits| limits.connections) as fn(&Limits) -> u32, false);
         gate.connection(&gate.connections, all, &patience, &wanted, || gate.make_room()).await?;
         seat.gate = Some(Arc::clone(gate));
+        if room.limits_connections() {
+            *room.seated.lock() = Some(std::time::Instant::now());
+        }
         Ok(Some(seat))
     }
 

@@ -26,7 +26,7 @@ use self::entry::{Ticket, Waiter};
 use self::pool::{Carrier, Pool, SharedConnection};
 use self::shared::{Checkout, Dialled};
 
-use crate::balance::{Group, Load, Standing};
+use crate::balance::{self, Group, Load, Standing};
 use crate::io::Io;
 use crate::state::{ObjectName, Peer};
 use crate::telemetry::metrics::{PoolClose, PooledConnection};
@@ -59,6 +59,8 @@ pub struct Http1 {
     pub way: Way,
     /// When it is too old for another request.
     pub until: Option<Instant>,
+    /// It was waited for where our own limits say how many connections there may be.
+    pub held: bool,
 }
 
 /// What carries an HTTP/1 connection to an endpoint of the mesh.
@@ -92,6 +94,8 @@ struct Kept {
 pub struct Http2 {
     pub sender: http2::Sender,
     pub place: Place,
+    /// As of an [`Http1`].
+    pub held: bool,
 }
 
 /// Holds the place until it is dropped, which is when the stream is over.
@@ -172,7 +176,7 @@ impl Endpoint {
             for way in [Some(way), other].into_iter().flatten() {
                 if let Some(Kept { client, pooled, way, until }) = self.ready_http1(worker, way, idle, &dial)
                 {
-                    return Ok(Http1 { client, pooled, reused: true, way, until });
+                    return Ok(Http1 { client, pooled, reused: true, way, until, held: false });
                 }
             }
         }
@@ -182,7 +186,15 @@ impl Endpoint {
         if let Some(ticket) = ticket {
             Self::spawn_http1(Arc::clone(self), worker, way, ticket, dial());
         }
-        receiver.await.unwrap_or_else(|_| Err(Arc::new(ConnectError::Ended(self.address))))
+        let held = self.hold();
+        let connection =
+            receiver.await.unwrap_or_else(|_| Err(Arc::new(ConnectError::Ended(self.address))))?;
+        Ok(Http1 { held: held.is_some(), ..connection })
+    }
+
+    /// Who waits for a connection now does so for our own limits, as far as it is not being dialled.
+    fn hold(&self) -> Option<balance::Held<'_>> {
+        if self.room.limits_connections() { self.load.hold() } else { None }
     }
 
     /// One more who waits for a connection.
@@ -354,10 +366,10 @@ impl Endpoint {
         }
         let ended = || Err(Arc::new(ConnectError::Ended(self.address)));
         let _pending = self.pend(&dial)?;
-        match receiver {
-            Some(receiver) => receiver.await.unwrap_or_else(|_| ended()),
-            None => ended(),
-        }
+        let Some(receiver) = receiver else { return ended() };
+        let held = self.hold();
+        let connection = receiver.await.unwrap_or_else(|_| ended())?;
+        Ok(Http2 { held: held.is_some(), ..connection })
     }
 
     /// Dials for as long as somebody waits.
@@ -393,7 +405,8 @@ impl Endpoint {
 
     fn placed(self: &Arc<Self>, worker: usize, place: shared::Place<SharedConnection>) -> Http2 {
         let shared::Place { id, connection } = place;
-        Http2 { sender: connection.sender, place: Place { endpoint: Arc::clone(self), worker, id: Some(id) } }
+        let place = Place { endpoint: Arc::clone(self), worker, id: Some(id) };
+        Http2 { sender: connection.sender, place, held: false }
     }
 
     /// Gives a place to who waited for it; when nobody does any more, to the next.
@@ -459,7 +472,7 @@ impl Waiter for Http1Waiter {
     type Connection = Kept;
 
     fn give(self, Kept { client, pooled, way, until }: Kept, fresh: bool) -> Result<(), Kept> {
-        match self.send(Ok(Http1 { client, pooled, reused: !fresh, way, until })) {
+        match self.send(Ok(Http1 { client, pooled, reused: !fresh, way, until, held: false })) {
             Ok(()) | Err(Err(_)) => Ok(()),
             Err(Ok(Http1 { client, pooled, way, until, .. })) => Err(Kept { client, pooled, way, until }),
         }

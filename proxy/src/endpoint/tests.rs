@@ -113,13 +113,13 @@ async fn streams_beyond_the_servers_limit_go_on_further_connections() {
     let (endpoint, taken, answer) = server(2).await;
     // The first exchange tells what the server takes.
     answer.notify_one();
-    let Http2 { mut sender, place } = endpoint.http2(0, None, dial).await.unwrap();
+    let Http2 { mut sender, place, .. } = endpoint.http2(0, None, dial).await.unwrap();
     drop(sender.send(request(&endpoint), place).await.unwrap());
     assert_eq!(sender.max_streams(), 2);
 
     let mut streams = tokio::task::JoinSet::new();
     for _ in 0..6 {
-        let Http2 { mut sender, place } = endpoint.http2(0, None, dial).await.unwrap();
+        let Http2 { mut sender, place, .. } = endpoint.http2(0, None, dial).await.unwrap();
         let request = request(&endpoint);
         streams.spawn(async move { sender.send(request, place).await.map(drop) });
         tokio::task::yield_now().await;
@@ -139,14 +139,14 @@ async fn a_place_is_free_again_when_its_response_is_over_or_dropped() {
     let (endpoint, _taken, answer) = server(100).await;
     let streams = || endpoint.pools[0].http2(|shared| shared.streams());
     answer.notify_one();
-    let Http2 { mut sender, place } = endpoint.http2(0, None, dial).await.unwrap();
+    let Http2 { mut sender, place, .. } = endpoint.http2(0, None, dial).await.unwrap();
     let response = sender.send(request(&endpoint), place).await.unwrap();
     assert_eq!(streams(), 1);
     let body = http_body_util::BodyExt::collect(response.into_body()).await.unwrap();
     assert_eq!((streams(), &body.to_bytes()[..]), (0, &b"x"[..]));
 
     answer.notify_one();
-    let Http2 { mut sender, place } = endpoint.http2(0, None, dial).await.unwrap();
+    let Http2 { mut sender, place, .. } = endpoint.http2(0, None, dial).await.unwrap();
     let response = sender.send(request(&endpoint), place).await.unwrap();
     assert_eq!(streams(), 1);
     drop(response);
@@ -189,7 +189,7 @@ async fn a_tunnel_has_its_place_until_it_is_over() {
     let (endpoint, taken) = tunnels_server().await;
     let (pool, streams) = (&endpoint.pools[0], || endpoint.pools[0].http2(|shared| shared.streams()));
     let ask = async |request: Request<Body>| {
-        let Http2 { mut sender, place } = endpoint.http2(0, None, dial).await.unwrap();
+        let Http2 { mut sender, place, .. } = endpoint.http2(0, None, dial).await.unwrap();
         sender.send(request, place).await.unwrap()
     };
     // The first exchange tells what the server takes.
@@ -266,7 +266,10 @@ async fn exchange(endpoint: &Arc<Endpoint>, metrics: &Metrics, path: &str) {
     let to = Arc::clone(endpoint);
     let mut request = Request::get(path).header("host", "orders").body(()).unwrap();
     let done = move |client| {
-        to.keep_http1(0, Http1 { client, pooled: counted, reused: true, way: Way::Own, until: None })
+        to.keep_http1(
+            0,
+            Http1 { client, pooled: counted, reused: true, way: Way::Own, until: None, held: false },
+        )
     };
     let response = client.send(&mut request, Body::empty(), |_| (), done).await.unwrap();
     http_body_util::BodyExt::collect(response.into_body()).await.unwrap();

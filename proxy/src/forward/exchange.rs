@@ -3,7 +3,7 @@
 //! Decides what is known of a request that failed; whether it is sent again is [`again`](super::again)'s.
 
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use super::context::Worker;
 use super::fault::Fault;
 use super::headers::{self, Said};
 use super::idle::Idle;
-use super::in_flight::InFlight;
+use super::in_flight::{Begun, InFlight};
 use super::record::Tracked;
 use crate::endpoint::{ConnectError, Dial, Endpoint, Http1, Http2, Preferred, Way};
 use crate::io::{Io, Meter, Transport as _, streams};
@@ -53,8 +53,8 @@ pub(super) struct Leg<'a> {
     pub keep: bool,
     /// Of what goes to the application beside this proxy, the registration with its policy.
     pub guard: Option<&'a Arc<policy::Guard>>,
-    /// Set once there is a connection for it.
-    pub begun: &'a AtomicBool,
+    /// Told once there is a connection for it.
+    pub begun: &'a Begun,
 }
 
 /// What an endpoint answered.
@@ -127,7 +127,7 @@ pub(super) async fn send(
             Ok(sent) => sent?,
             Err(_) => {
                 let detail = format!("{} within {limit:?}", endpoint.address);
-                return Err(match begun.load(Ordering::Relaxed) {
+                return Err(match begun.is_so() {
                     true => {
                         let fault = Fault::maybe(Reason::BackendTimeout, detail);
                         Failed { fault, again: Some(Cause::Late), whole: false }
@@ -165,7 +165,7 @@ async fn send_http1(
     let idle = fresh.is_none().then_some(worker.proxy.settings.idle_timeout);
     let preferred = preferred(endpoint, request, fresh.is_some(), upgrade);
     let connection = endpoint.http1(worker.index, preferred, idle, || dial(worker)).await;
-    let Http1 { client, pooled, reused, way, until } = match connection {
+    let Http1 { client, pooled, reused, way, until, held } = match connection {
         Ok(connection) => connection,
         Err(error) => return Err(unconnected(&error)),
     };
@@ -174,7 +174,9 @@ async fn send_http1(
     }
     let done = {
         let (endpoint, index) = (Arc::clone(endpoint), worker.index);
-        move |client| endpoint.keep_http1(index, Http1 { client, pooled, reused: true, way, until })
+        move |client| {
+            endpoint.keep_http1(index, Http1 { client, pooled, reused: true, way, until, held: false })
+        }
     };
     let downstream = request.extensions().get::<h1::Exchange>().cloned();
     let in_place = request.extensions().get::<CorsInPlace>().is_some();
@@ -187,7 +189,7 @@ async fn send_http1(
         }
         downstream.as_ref().map(|downstream| downstream.interim(&response));
     };
-    begun.store(true, Ordering::Relaxed);
+    begins(worker, endpoint, begun, held.then_some(reused));
     let spare = spare(keep, reused, request);
     let body = std::mem::take(request.body_mut());
     match client.send(request, body, interim, done).await {
@@ -217,6 +219,18 @@ async fn send_http1(
     }
 }
 
+/// A request goes to its endpoint. `held`: it has waited for its connection under our own limits, and whether that had served others, so that it
+/// was waited for until now; else until it had its place, and then for the endpoint.
+fn begins(worker: &Worker, endpoint: &Endpoint, begun: &Begun, held: Option<bool>) {
+    let Some(reused) = held else { return begun.at_once() };
+    let since = match endpoint.room.seated().filter(|_| !reused) {
+        Some(seated) => worker.proxy.nanos(seated),
+        None => worker.proxy.now(),
+    };
+    endpoint.load.goes(since);
+    begun.at(since);
+}
+
 /// From so many requests in flight on, the leg to another proxy is shared: there is enough to say in one turn for a record
 /// and a system call fewer to pay for the frames.
 const SHARED_FROM: u32 = 4;
@@ -239,11 +253,11 @@ async fn send_http2(
     lent: &mut Fields,
 ) -> Result<Response<Body>, Failed> {
     let Leg { endpoint, fresh, keep, begun, .. } = leg;
-    let Http2 { mut sender, place } = match endpoint.http2(worker.index, fresh, || dial(worker)).await {
+    let Http2 { mut sender, place, held } = match endpoint.http2(worker.index, fresh, || dial(worker)).await {
         Ok(connection) => connection,
         Err(error) => return Err(unconnected(&error)),
     };
-    begun.store(true, Ordering::Relaxed);
+    begins(worker, endpoint, begun, held.then(|| sender.is_reused()));
     // A stream does not give back what it has taken; a request without a body is copied cheaply.
     let bodyless = http_body::Body::is_end_stream(request.body());
     let spare = if bodyless { None } else { spare(keep, sender.is_reused(), request) };

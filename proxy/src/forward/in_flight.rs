@@ -4,7 +4,7 @@
 //! by `outbound`, `inbound` and `mirror`, and kept by the response's body.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::context::Worker;
 use crate::balance;
@@ -20,13 +20,36 @@ pub(super) struct InFlight {
     /// What it came to tells nothing of the endpoint.
     pub(super) withdrawn: bool,
     /// There is a connection for it: until then it may not even have met the endpoint.
-    pub(super) begun: AtomicBool,
+    pub(super) begun: Begun,
     /// What it came to, if the answer is whole.
     pub(super) later: Option<balance::Outcome>,
     /// When there must be an answer, by the proxy's clock: without one by then, it is the endpoint's fault.
     pub(super) until: u64,
     /// Its place, where these are limited.
     _seat: Option<RequestSeat>,
+}
+
+/// Whether a request has got a connection, and since when its endpoint has it: 0: it has none; 1: since it was sent; else the time.
+#[derive(Debug, Default)]
+pub(super) struct Begun(AtomicU64);
+
+// === impl Begun ===
+
+impl Begun {
+    /// It has, and waited for nothing but the endpoint.
+    #[inline]
+    pub(super) fn at_once(&self) {
+        self.0.store(1, Relaxed);
+    }
+
+    /// It has, and waited for our own limits until then, by the proxy's clock.
+    pub(super) fn at(&self, since: u64) {
+        self.0.store(since.max(1), Relaxed);
+    }
+
+    pub(super) fn is_so(&self) -> bool {
+        self.0.load(Relaxed) > 0
+    }
 }
 
 // === impl InFlight ===
@@ -49,7 +72,7 @@ impl InFlight {
             started: now,
             answered: false,
             withdrawn: false,
-            begun: AtomicBool::new(false),
+            begun: Begun::default(),
             later: None,
             until: u64::MAX,
             _seat: None,
@@ -69,7 +92,18 @@ impl InFlight {
     /// The response's head is there `now`, by the proxy's clock, or the request failed.
     pub(super) fn answered(&mut self, success: bool, now: u64) {
         if !std::mem::replace(&mut self.answered, true) {
-            self.endpoint.load.answer(now, now.saturating_sub(self.started), success);
+            self.endpoint.load.answer(now, now.saturating_sub(self.since()), success);
+        }
+    }
+
+    /// Since when it is the endpoint's: how long our own limits kept it from there tells nothing of that.
+    fn since(&self) -> u64 {
+        match self.begun.0.load(Relaxed) {
+            0 => {
+                let seated = self.endpoint.room.seated().map(|seated| self.worker.proxy.nanos(seated));
+                self.started.max(seated.unwrap_or_default())
+            }
+            since => self.started.max(since),
         }
     }
 }
@@ -77,7 +111,7 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         // Connections are waited for, since our own limits do not allow more.
-        let kept_from_it = || !self.begun.load(Relaxed) && self.endpoint.room.is_short();
+        let kept_from_it = || !self.begun.is_so() && self.endpoint.room.is_short();
         if self.answered {
             self.endpoint.load.end();
         } else if self.withdrawn || kept_from_it() {
@@ -85,7 +119,7 @@ impl Drop for InFlight {
         } else {
             self.given_up();
             let now = self.worker.proxy.now();
-            self.endpoint.load.abandon(now, now.saturating_sub(self.started));
+            self.endpoint.load.abandon(now, now.saturating_sub(self.since()));
         }
     }
 }

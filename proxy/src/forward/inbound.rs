@@ -12,7 +12,6 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -27,7 +26,7 @@ use super::deadline;
 use super::exchange::{self, Answer, Fields, Leg, Tunnels};
 use super::fault::Fault;
 use super::headers::{self, Said};
-use super::in_flight::InFlight;
+use super::in_flight::{Begun, InFlight};
 use super::limited;
 use super::opaque::{self, Ended};
 use super::record::{self, ConnectionRecord, Record, Tracked};
@@ -255,7 +254,7 @@ impl Connection {
         Some(Box::pin(tokio::time::sleep(endpoint::jittered(age?))))
     }
 
-    fn leg<'a>(&'a self, fresh: Option<Instant>, begun: &'a AtomicBool) -> Leg<'a> {
+    fn leg<'a>(&'a self, fresh: Option<Instant>, begun: &'a Begun) -> Leg<'a> {
         let (endpoint, tunnels, guard) = (&self.application, &self.tunnels, Some(&self.guard));
         Leg { endpoint, framing: self.framing, limit: None, tunnels, fresh, keep: false, guard, begun }
     }

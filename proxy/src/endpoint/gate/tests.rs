@@ -261,7 +261,7 @@ async fn a_connection_that_takes_nothing_new_gives_its_place_up_before_its_last_
         let service = "default/orders:80".into();
         let one = Endpoint::new(leaving().await, Peer::Plaintext, None, service, 1);
         gate.joined(&one);
-        let Http2 { mut sender, place } = one.http2(0, None, || dial(&metrics)).await.unwrap();
+        let Http2 { mut sender, place, .. } = one.http2(0, None, || dial(&metrics)).await.unwrap();
         if age.is_some() {
             let old = |connection: &mut SharedConnection| connection.until = Some(std::time::Instant::now());
             one.pools[0].http2(|shared| shared.all_mut().for_each(old));
@@ -299,7 +299,7 @@ async fn a_connection_to_an_endpoint_that_was_removed_gives_its_place_up_when_it
         let service = "default/orders:80".into();
         let one = Endpoint::new(leaving().await, Peer::Plaintext, None, service, 1);
         gate.joined(&one);
-        let Http2 { mut sender, place } = one.http2(0, None, || dial(&metrics)).await.unwrap();
+        let Http2 { mut sender, place, .. } = one.http2(0, None, || dial(&metrics)).await.unwrap();
         // It has its stream, and that its place at the endpoint.
         drop(one);
         let mut goes = sender.clone();

@@ -10,7 +10,7 @@ use tulle_certs::issue::Authority;
 use super::super::tests;
 use super::*;
 use crate::accept::Destination;
-use crate::balance::Outliers;
+use crate::balance::{Load, Outliers};
 use crate::endpoint::How as Balanced;
 use crate::state::{Connections, Limits, Traffic};
 
@@ -166,4 +166,48 @@ async fn an_endpoint_is_not_thought_slower_for_who_leaves_while_our_own_limit_ke
     leaves(clients.remove(0));
     under_way(endpoint, 0).await;
     assert!(latency().is_some_and(|latency| latency > 5e7), "{:?}", latency());
+}
+
+#[tokio::test]
+async fn an_endpoint_is_not_thought_slower_for_the_time_that_our_own_limit_keeps_a_request_from_it() {
+    const ASKED: &[u8] = b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n";
+    let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let worker = tests::lone_worker("web");
+    let state = tests::knows(&worker, "shop", &[server.local_addr().unwrap()]);
+    let endpoints = state.endpoints().unwrap();
+    let endpoint = &endpoints.port(80).unwrap().members[0].endpoint;
+    let limits =
+        Limits { connections_per_endpoint: 1, queue_timeout: Duration::from_secs(3600), ..Limits::default() };
+    endpoint.room.gate().unwrap().say(Some(limits), Connections::default());
+    let latency = || endpoint.load.latency(worker.proxy.now()).unwrap();
+    // One that is twice as slow as a second.
+    let slow = Load::new();
+    slow.start(0);
+    slow.finish(worker.proxy.now(), 2_000_000_000, true);
+    let mut clients = [calls(&worker, "shop").await, calls(&worker, "shop").await];
+    clients[0].write_all(ASKED).await.unwrap();
+    let (mut served, _) = server.accept().await.unwrap();
+    let mut head = [0; 4096];
+    assert!(served.read(&mut head).await.unwrap() > 0);
+    // Its head is there, and its body goes on: the connection is not free.
+    served.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no").await.unwrap();
+    let mut some = [0; 17];
+    clients[0].read_exact(&mut some).await.unwrap();
+    assert_eq!(&some, b"HTTP/1.1 200 OK\r\n");
+    let before = latency();
+    clients[1].write_all(ASKED).await.unwrap();
+    while !endpoint.room.is_short() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let now = worker.proxy.now();
+    let (cost, slow) = (endpoint.load.cost(now, 1.0), slow.cost(now, 0.5));
+    assert!(cost.is_less_than(slow), "it owes no answer: {cost:?} {slow:?}");
+    served.write_all(b"k").await.unwrap();
+    assert!(served.read(&mut head).await.unwrap() > 0);
+    served.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+    clients[1].read_exact(&mut some).await.unwrap();
+    assert_eq!(&some, b"HTTP/1.1 200 OK\r\n");
+    // With the three seconds it would be more.
+    assert!(latency() < before + 400e6, "{before} → {}", latency());
 }
