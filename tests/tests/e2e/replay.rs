@@ -11,7 +11,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 use tulle_tests::app::{App, full};
-use tulle_tests::closing::{LONG, SHORT, around_the_end, closes_after_a_second};
+use tulle_tests::closing::{Closing, LONG, SHORT, around_the_end, closes_after_a_second};
 use tulle_tests::machine::raise_file_limit;
 use tulle_tests::{Head, Wire, Workload, World, deep, eventually, long, within};
 
@@ -193,15 +193,15 @@ async fn r03_requests_around_the_moment_when_the_server_closes_are_neither_lost_
     raise_file_limit();
     let world = World::strict().await;
     world.service("orders", "http");
-    let seen = Default::default();
-    let app = closes_after_a_second(TcpListener::bind("127.0.0.1:0").unwrap(), &seen);
+    let closing = Closing::default();
+    let app = closes_after_a_second(TcpListener::bind("127.0.0.1:0").unwrap(), &closing);
     // One worker has one pool: what it has seen of the server it knows for all.
     let orders = world.workload("orders").serves("orders", app.address()).setting("--workers", "1");
     let orders = orders.start().await;
     let web = world.workload("web").calls("orders").setting("--workers", "1").start().await;
     orders.counts("tulle_registered", &[], 1.0).await;
     let (lanes, rounds) = if deep() || long() { LONG } else { SHORT };
-    around_the_end(&web.outbound("orders").into(), &seen, lanes, rounds).await;
+    around_the_end(&web.outbound("orders").into(), &closing, lanes, rounds).await;
 }
 
 /// Answers one request of each connection, and closes at the next once it has read that.

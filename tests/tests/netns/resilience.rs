@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tulle_tests::ages::{aging, watch};
 use tulle_tests::app::App;
-use tulle_tests::closing::{LONG, SHORT, around_the_end, closes_after_a_second};
-use tulle_tests::load::{Load, Pace, Seen, Speech, Tally};
+use tulle_tests::closing::{Closing, LONG, SHORT, around_the_end, closes_after_a_second};
+use tulle_tests::load::{Load, Pace, Speech, Tally};
 use tulle_tests::machine::raise_file_limit;
 use tulle_tests::netns::in_a_node;
 use tulle_tests::pod::{Cluster, Pod, Port};
@@ -76,12 +76,12 @@ fn r03_requests_around_the_moment_when_the_server_closes_are_neither_lost_nor_se
     raise_file_limit();
     in_a_node(async || {
         let cluster = Cluster::strict().await;
-        let seen = Seen::default();
-        let app = |pod: &Pod| closes_after_a_second(pod.listen("[::]:8080"), &seen);
+        let closing = Closing::default();
+        let app = |pod: &Pod| closes_after_a_second(pod.listen("[::]:8080"), &closing);
         // One worker has one pool: what it has seen of the server it knows for all.
         let (web, _orders, _app, to) = pair(&cluster, "http", &[("--workers", "1")], app).await;
         let (lanes, rounds) = if long() { LONG } else { SHORT };
-        around_the_end(&web.namespace().dial(to), &seen, lanes, rounds).await;
+        around_the_end(&web.namespace().dial(to), &closing, lanes, rounds).await;
     });
 }
 
