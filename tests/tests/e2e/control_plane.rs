@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 use tulle_tests::app::App;
-use tulle_tests::{Wire, Workload, World, eventually};
+use tulle_tests::{Mode, Program, Wire, Workload, World, eventually};
 
 use super::Pair;
 
@@ -257,4 +258,39 @@ async fn how_long_a_change_takes_and_what_people_wrote_is_counted() {
     let issued = pair.world.metrics().await;
     let of = |outcome| issued.sum("tulle_control_plane_certificate_requests_total", &[("outcome", outcome)]);
     assert!(of("issued_by_token") > 1.5 && of("denied").abs() < 0.1, "{issued:?}");
+}
+
+/// A mesh's certificates run out within the same hours where nobody renews them: were that not ready, all would be taken out of their Services at
+/// once, also for what needs none.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_whose_certificate_has_run_out_for_want_of_a_control_plane_stays_ready() {
+    let short = |program: Program| program.flag("--leaf-lifetime", "20s");
+    let mut world = World::start_with(Mode::Strict, short).await;
+    world.service("orders", "http");
+    let app = App::saying("ok").await;
+    let orders = world.workload("orders").serves("orders", app.address()).start().await;
+    let web = world.workload("web").calls("orders").start().await;
+    web.reaches("orders").await;
+    world.kill_control_plane().await;
+    for workload in [&web, &orders] {
+        eventually(&format!("the certificate of {} has run out", workload.name()), async || {
+            let name = "tulle_identity_cert_expiration_timestamp_seconds";
+            let at = workload.metrics().await.sum(name, &[("kind", "leaf")]);
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+            if now > at + 1.0 { Ok(()) } else { Err(format!("{} s left", at - now)) }
+        })
+        .await;
+    }
+    // Nobody has asked since, so that no connection of before is left.
+    let mut wire = Wire::connect(web.outbound("orders")).await;
+    wire.send(GET).await;
+    let (head, body) = wire.response().await;
+    let told = String::from_utf8_lossy(&body);
+    assert_eq!((head.status(), head.get("x-tulle-error")), (503, Some("not_ready")), "{told}");
+    for workload in [&web, &orders] {
+        let mut wire = Wire::connect(workload.public()).await;
+        wire.send("GET /ready HTTP/1.1\r\nhost: ready\r\nconnection: close\r\n\r\n").await;
+        let (head, body) = wire.response().await;
+        assert_eq!((head.status(), &body[..]), (200, &b"ready\n"[..]), "{}", workload.name());
+    }
 }
