@@ -20,7 +20,7 @@ pub mod resolver;
 pub mod streams;
 mod tls;
 
-pub use self::relay::relay;
+pub use self::relay::{Broken, relay};
 pub use self::tls::TlsStream;
 
 /// Connects. `mark`, where the proxy has one, keeps the kernel's rules from leading the connection back to it.

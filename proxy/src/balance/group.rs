@@ -285,9 +285,14 @@ impl Group {
         let outliers = policy.outliers.as_ref()?;
         let fails = outcome.fails(outliers);
         let failed = fails.contains(&Some(true));
-        let mut cause = None;
+        // What the criteria that there are say of it: each of the windows goes by every failure.
+        let windowed = outliers.has_window().then_some(failed);
+        let (mut cause, mut judged) = (None, windowed);
         for (i, fails) in fails.into_iter().enumerate() {
             let (count, most) = (&standing.in_a_row[i], outliers.consecutive[i]);
+            if most > 0 {
+                judged = judged.max(fails);
+            }
             match fails {
                 Some(true) if most > 0 => {
                     let counted = count.fetch_add(1, Relaxed) + 1;
@@ -297,21 +302,22 @@ impl Group {
                 _ => {}
             }
         }
-        if outliers.has_window() {
+        if let Some(failed) = windowed {
             standing.requests.fetch_add(1, Relaxed);
-            if failed {
-                standing.failures.fetch_add(1, Relaxed);
-            }
+            standing.failures.fetch_add(u32::from(failed), Relaxed);
         }
         if standing.has(PROBATION) {
-            if failed {
-                cause = Some(Cause::Probation);
-            } else {
-                let _whole = self.state.lock();
-                if standing.has(PROBATION) && !standing.has(EJECTED) {
-                    standing.grow(now);
-                    standing.clear(PROBATION);
+            match judged {
+                Some(true) => cause = Some(Cause::Probation),
+                Some(false) => {
+                    let _whole = self.state.lock();
+                    if standing.has(PROBATION) && !standing.has(EJECTED) {
+                        standing.grow(now);
+                        standing.clear(PROBATION);
+                    }
                 }
+                // It stays to be tried.
+                None => {}
             }
         }
         let cause = cause?;

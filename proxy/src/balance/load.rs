@@ -28,6 +28,12 @@ const FAILURE_FACTOR: f64 = 4.0;
 /// … and at most as this, in nanoseconds, so that an endpoint that works again is tried again.
 const FAILURE_MAX: f64 = 10_000_000_000.0;
 
+/// For so long, in nanoseconds, or for a part of its silence where that is longer, nothing is sent to an endpoint that only owes answers, before
+/// it is tried again. One that has hung gets fewer and fewer requests; one that is busy with a long poll has its share again with the first
+/// that it answers.
+const TRY: u64 = 1_000_000_000;
+const TRY_FACTOR: u64 = 4;
+
 /// No latency was ever observed. (NaN, so that no sum can be mistaken for it.)
 const UNKNOWN: u64 = f64::NAN.to_bits();
 
@@ -36,7 +42,8 @@ const UNKNOWN: u64 = f64::NAN.to_bits();
 ///
 /// Each request calls [`Load::start`], then once [`Load::answer`] when the response's head is there (or has failed), then
 /// once [`Load::end`] when the response is over; [`Load::finish`] is both at once. A request that is given up before its
-/// answer calls [`Load::abandon`] instead, and one that came to nothing by no fault of the endpoint's [`Load::withdraw`].
+/// answer calls [`Load::abandon`] instead, and one that came to nothing by no fault of the endpoint's [`Load::withdraw`]. Of a connection that
+/// nobody looks into, the answer is that it is made; [`Load::disappoint`] takes that back.
 /// Latencies have the time in them that a request waits for its connection, unless that is for our own limits ([`Load::hold`]).
 #[derive(Debug)]
 pub struct Load {
@@ -46,6 +53,8 @@ pub struct Load {
     stamp: AtomicU64,
     /// When the endpoint last answered, or began to owe an answer.
     progress: AtomicU64,
+    /// When a request was last sent there.
+    sent: AtomicU64,
     /// Requests without an answer yet.
     awaiting: AtomicU32,
     /// Requests that are not over.
@@ -104,6 +113,7 @@ impl Load {
             latency: AtomicU64::new(UNKNOWN),
             stamp: AtomicU64::new(0),
             progress: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
             awaiting: AtomicU32::new(0),
             in_flight: AtomicU32::new(0),
         }
@@ -112,6 +122,7 @@ impl Load {
     /// A request is sent.
     pub fn start(&self, now: u64) {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
+        self.sent.store(now, Ordering::Relaxed);
         if self.awaiting.fetch_add(1, Ordering::Relaxed) == 0 {
             self.progress.fetch_max(now, Ordering::Relaxed);
         }
@@ -162,6 +173,11 @@ impl Load {
         self.end();
     }
 
+    /// What looked like an answer has come to nothing, after `latency` nanoseconds in all.
+    pub fn disappoint(&self, now: u64, latency: u64) {
+        self.observe(now, latency, Told::Failure);
+    }
+
     /// Requests that are not over.
     pub fn in_flight(&self) -> u32 {
         self.in_flight.load(Ordering::Relaxed)
@@ -183,12 +199,16 @@ impl Load {
             None if in_flight == 0.0 => 0.0,
             None => UNKNOWN_LATENCY as f64,
         };
-        // Whoever owes answers and gives none is as slow as the silence is long.
+        // Whoever owes answers and gives none is as slow as the silence is long …
         let silence = if self.awaiting.load(Ordering::Relaxed) > 0 {
-            now.saturating_sub(self.progress.load(Ordering::Relaxed)) as f64
+            now.saturating_sub(self.progress.load(Ordering::Relaxed))
         } else {
-            0.0
+            0
         };
+        // … but is tried at times: all that it owes may be one long answer.
+        let is_tried = silence > 0
+            && now.saturating_sub(self.sent.load(Ordering::Relaxed)) >= TRY.max(silence / TRY_FACTOR);
+        let silence = if is_tried { 0.0 } else { silence as f64 };
         Cost { latency: latency.max(silence), queue: in_flight / weight + 1.0 }
     }
 

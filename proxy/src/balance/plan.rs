@@ -108,7 +108,7 @@ impl Plan {
         let picked = [first, 1 - first].into_iter().find_map(|side| pick.side(side, key, &mut draws));
         picked.or_else(|| {
             let any = |ready| {
-                let all = self.sides.iter().flat_map(|side| &side.numbers).map(|i| *i as usize);
+                let all = self.sides.iter().flat_map(Side::named);
                 pick.scan(all, key, &mut draws, |seen| seen.ready == ready)
             };
             [true, false].into_iter().find_map(any)
@@ -153,9 +153,18 @@ impl<'a, L: Fn(usize) -> Option<Seen<'a>>> Pick<'_, L> {
             },
         };
         picked.or_else(|| {
-            let all = side.numbers.iter().map(|i| *i as usize);
-            self.scan(all, key, draws, |seen| self.may_take(seen))
+            // What is on probation, and was just tried, only where there is nobody else.
+            let takes = |anyway| {
+                self.scan(side.named(), key, draws, |seen| {
+                    self.may_take(seen) && (anyway || !self.holds_back(seen))
+                })
+            };
+            [false, true].into_iter().find_map(takes)
         })
+    }
+
+    fn holds_back(&self, seen: &Seen<'_>) -> bool {
+        !self.panicking && seen.standing.is_held_back(seen.load.in_flight() == 0, self.now)
     }
 
     fn may_take(&self, seen: &Seen<'_>) -> bool {
@@ -239,20 +248,20 @@ impl<'a, L: Fn(usize) -> Option<Seen<'a>>> Pick<'_, L> {
         })
     }
 
-    /// One of all that `takes`, by weight and share; the same for the same key.
+    /// One of all, told by their hashed names, that `takes`, by weight and share; the same for the same key, whatever their order.
     fn scan(
         &self,
-        all: impl Iterator<Item = usize>,
+        all: impl Iterator<Item = (usize, u64)>,
         key: Option<u64>,
         draws: &mut Draws,
         takes: impl Fn(&Seen<'a>) -> bool,
     ) -> Option<usize> {
         let (mut total, mut best) = (0.0, None);
         let mut most = 0;
-        for i in all {
+        for (i, name) in all {
             let Some(seen) = (self.look)(i).filter(|seen| takes(seen)) else { continue };
             if let Some(key) = key {
-                let rank = mix(key ^ mix(i as u64));
+                let rank = mix(key ^ name);
                 if best.is_none() || rank > most {
                     (most, best) = (rank, Some(i));
                 }
@@ -265,6 +274,9 @@ impl<'a, L: Fn(usize) -> Option<Seen<'a>>> Pick<'_, L> {
                 best = Some(i);
             }
         }
+        if let Some(seen) = best.and_then(&self.look) {
+            seen.standing.tried(self.now);
+        }
         best
     }
 }
@@ -272,6 +284,11 @@ impl<'a, L: Fn(usize) -> Option<Seen<'a>>> Pick<'_, L> {
 // === impl Side ===
 
 impl Side {
+    /// Its endpoints, with the hashes of their names.
+    fn named(&self) -> impl Iterator<Item = (usize, u64)> {
+        self.numbers.iter().zip(&self.members).map(|(i, (name, _))| (*i as usize, *name))
+    }
+
     fn table(&self, algorithm: Algorithm) -> &Table {
         self.table.get_or_init(|| {
             let weights = || self.members.iter().map(|(_, weight)| *weight).collect::<Vec<_>>();

@@ -121,6 +121,23 @@ impl Standing {
             && self.probed.compare_exchange(last, now, Relaxed, Relaxed).is_ok()
     }
 
+    /// Whether it is on probation, and this is no time to try it: as [`Standing::may_try`], but nobody's turn is taken.
+    pub fn is_held_back(&self, idle: bool, now: u64) -> bool {
+        self.has(PROBATION) && !idle && now.saturating_sub(self.probed.load(Relaxed)) < PROBE
+    }
+
+    /// Whether it is tried only, and serves nobody else.
+    pub fn is_on_probation(&self) -> bool {
+        self.has(PROBATION)
+    }
+
+    /// It is tried, since there is nobody else.
+    pub(super) fn tried(&self, now: u64) {
+        if self.has(PROBATION) {
+            self.probed.store(now, Relaxed);
+        }
+    }
+
     /// Its share grows from now on.
     pub fn grow(&self, now: u64) {
         self.since.store(now, Relaxed);

@@ -110,12 +110,32 @@ fn silence_counts_while_an_answer_is_owed_and_not_while_a_response_goes_on() {
     load.finish(20 * MS, 20 * MS, true);
     let idle = cost(&load, 20 * MS);
     load.start(20 * MS);
-    assert!(cost(&load, 3 * SECOND) >= 2.0 * 2.9 * SECOND as f64);
+    assert!(cost(&load, SECOND) >= 2.0 * 0.97 * SECOND as f64);
     load.answer(3 * SECOND, 20 * MS, true);
     // The response is streaming: one more in flight, and no silence.
     assert!(cost(&load, 30 * SECOND) <= 2.0 * idle);
     load.end();
     assert!(cost(&load, 30 * SECOND) < idle);
+}
+
+#[test]
+fn a_silent_endpoint_is_tried_at_times_and_has_its_share_again_once_it_answers() {
+    let load = Load::new();
+    load.start(0);
+    load.finish(20 * MS, 20 * MS, true);
+    let idle = cost(&load, 20 * MS);
+    // A long poll.
+    load.start(20 * MS);
+    assert!(cost(&load, 900 * MS) > 20.0 * idle);
+    assert!(cost(&load, 1100 * MS) <= 2.0 * idle, "it may be tried");
+    load.start(1100 * MS);
+    assert!(cost(&load, 1200 * MS) > 20.0 * idle, "not again at once");
+    // The longer it is silent, the rarer.
+    load.start(20 * SECOND);
+    assert!(cost(&load, 24 * SECOND) > 20.0 * idle);
+    assert!(cost(&load, 27 * SECOND) <= 4.0 * idle);
+    load.finish(27 * SECOND, 20 * MS, true);
+    assert!(cost(&load, 27 * SECOND + 100 * MS) <= 30.0 * idle, "it lives: it is silent since then");
 }
 
 #[test]

@@ -80,6 +80,12 @@ impl ConnectError {
         }
     }
 
+    /// Who came by then has waited for as long as our own limits let anybody; `None`: it is not these that have no room.
+    pub(super) fn waited_from(&self) -> Option<Instant> {
+        let Self::Limited(full) = self else { return None };
+        Instant::now().checked_sub(full.waited)
+    }
+
     /// As it is told to clients, counted and logged.
     pub fn reason(&self) -> Reason {
         match self {
@@ -106,16 +112,17 @@ impl ConnectError {
 
 impl Dial {
     pub async fn http1(&self, endpoint: &Endpoint) -> Result<h1::Client<Io>, ConnectError> {
-        self.http1_if(endpoint, || true).await
+        self.http1_if(endpoint, Instant::now(), || true).await
     }
 
-    /// As [`Dial::http1`], unless it is no longer `wanted` once there is a place for it.
+    /// As [`Dial::http1`], unless it is no longer `wanted` once there is a place for it. `since`: as of [`Endpoint::seat`].
     pub(super) async fn http1_if(
         &self,
         endpoint: &Endpoint,
+        since: Instant,
         wanted: impl Fn() -> bool + Send,
     ) -> Result<h1::Client<Io>, ConnectError> {
-        let (io, _) = self.counted(self.open_if(endpoint, Alpn::Http1, wanted)).await?;
+        let (io, _) = self.counted(self.open_if(endpoint, Alpn::Http1, since, wanted)).await?;
         Ok(h1::Client::new(io, self.http1))
     }
 
@@ -123,8 +130,9 @@ impl Dial {
     pub(super) async fn streams(
         &self,
         endpoint: &Endpoint,
+        since: Instant,
     ) -> Result<(streams::Opener, Seated), ConnectError> {
-        let (io, seat) = self.counted(self.open(endpoint, Alpn::Streams)).await?;
+        let (io, seat) = self.counted(self.open(endpoint, Alpn::Streams, since)).await?;
         io.shared_by_many();
         let (opener, mut driver) = streams::dialled(io);
         let address = endpoint.address;
@@ -138,8 +146,17 @@ impl Dial {
     }
 
     pub async fn http2(&self, endpoint: &Endpoint) -> Result<(http2::Sender, Seated), ConnectError> {
+        self.http2_since(endpoint, Instant::now()).await
+    }
+
+    /// `since`: as of [`Endpoint::seat`].
+    pub(super) async fn http2_since(
+        &self,
+        endpoint: &Endpoint,
+        since: Instant,
+    ) -> Result<(http2::Sender, Seated), ConnectError> {
         let connect = async {
-            let (io, seat) = self.open(endpoint, Alpn::H2).await?;
+            let (io, seat) = self.open(endpoint, Alpn::H2, since).await?;
             // Servers of gRPC hang up on clients that ask too often whether they are there; other proxies do not mind.
             let ping = matches!(endpoint.peer, Peer::Mesh(_));
             let sender = http2::connect(io, &self.http2, ping)
@@ -154,7 +171,7 @@ impl Dial {
         let gate = endpoint.room.gate();
         let pending = gate.map(|gate| gate.pend(&self.metrics)).transpose();
         let _pending = pending.map_err(|full| ConnectError::Limited(Box::new(full)))?;
-        Ok(self.counted(self.open(endpoint, Alpn::Tcp)).await?.0)
+        Ok(self.counted(self.open(endpoint, Alpn::Tcp, Instant::now())).await?.0)
     }
 
     async fn counted<T>(
@@ -171,18 +188,24 @@ impl Dial {
     }
 
     /// A connection, which holds its place for as long as it lives, unless that is given up before.
-    async fn open(&self, endpoint: &Endpoint, alpn: Alpn) -> Result<(Io, Seated), ConnectError> {
-        self.open_if(endpoint, alpn, || true).await
+    async fn open(
+        &self,
+        endpoint: &Endpoint,
+        alpn: Alpn,
+        since: Instant,
+    ) -> Result<(Io, Seated), ConnectError> {
+        self.open_if(endpoint, alpn, since, || true).await
     }
 
     async fn open_if(
         &self,
         endpoint: &Endpoint,
         alpn: Alpn,
+        since: Instant,
         wanted: impl Fn() -> bool + Send,
     ) -> Result<(Io, Seated), ConnectError> {
         let address = endpoint.address;
-        let seat = endpoint.seat(&self.metrics, wanted).await?;
+        let seat = endpoint.seat(&self.metrics, since, wanted).await?;
         let timeout = endpoint.room.said().connect_timeout.unwrap_or(self.timeout);
         let dial = self.dial(endpoint, alpn);
         let io = match timeout.is_zero() {

@@ -35,7 +35,8 @@ pub(super) trait Waiter {
 pub(super) struct Entry<W: Waiter> {
     /// Ascending by time.
     idle: Vec<Idle<W::Connection>>,
-    waiting: VecDeque<(u64, W)>,
+    /// Each with its number and when it came.
+    waiting: VecDeque<(u64, Instant, W)>,
     dialling: usize,
     /// How many may be dialled at one time, and how many ever.
     limit: usize,
@@ -93,8 +94,8 @@ impl<W: Waiter> Entry<W> {
     }
 
     /// Waits, there being no idle connection; with a ticket, the caller must dial.
-    pub(super) fn wait(&mut self, waiter: W) -> Option<Ticket> {
-        self.waiting.push_back((self.next, waiter));
+    pub(super) fn wait(&mut self, waiter: W, now: Instant) -> Option<Ticket> {
+        self.waiting.push_back((self.next, now, waiter));
         self.next += 1;
         self.ticket()
     }
@@ -125,16 +126,25 @@ impl<W: Waiter> Entry<W> {
         [self.ticket(), self.ticket()]
     }
 
-    /// A dial failed: everyone who waited when it began is to be told, unless a connection has come since. With a
-    /// ticket, the caller must dial for those who wait on.
-    pub(super) fn failed(&mut self, ticket: Ticket) -> (Vec<W>, Option<Ticket>) {
+    /// When the one came that waits longest.
+    pub(super) fn first_came(&self) -> Option<Instant> {
+        self.waiting.front().map(|(_, came, _)| *came)
+    }
+
+    /// A dial failed: everyone who waited when it began is to be told, unless a connection has come since; or, where it was our own limits that it
+    /// waited for in vain, who came `by` then, and so has waited for as long as they let anybody. With a ticket, the caller must dial for those
+    /// who wait on.
+    pub(super) fn failed(&mut self, ticket: Ticket, by: Option<Instant>) -> (Vec<W>, Option<Ticket>) {
         self.dialling = self.dialling.saturating_sub(1);
         self.limit = (self.limit / 2).max(1);
-        let told = match self.came == ticket.came {
-            true => self.waiting.partition_point(|(number, _)| *number < ticket.before),
-            false => 0,
+        let told = match by {
+            Some(by) => self.waiting.partition_point(|(_, came, _)| *came <= by),
+            None if self.came == ticket.came => {
+                self.waiting.partition_point(|(number, ..)| *number < ticket.before)
+            }
+            None => 0,
         };
-        let told = self.waiting.drain(..told).map(|(_, waiter)| waiter).collect();
+        let told = self.waiting.drain(..told).map(|(.., waiter)| waiter).collect();
         (told, self.ticket())
     }
 
@@ -153,7 +163,7 @@ impl<W: Waiter> Entry<W> {
     /// To whoever waits longest, else to the idle ones.
     fn place(&mut self, mut connection: W::Connection, fresh: bool, now: Instant) {
         self.came += 1;
-        while let Some((_, waiter)) = self.waiting.pop_front() {
+        while let Some((.., waiter)) = self.waiting.pop_front() {
             match waiter.give(connection, fresh) {
                 Ok(()) => {
                     self.forget_gone();
@@ -169,7 +179,7 @@ impl<W: Waiter> Entry<W> {
 
     /// Who has left does not ask for a dial.
     fn forget_gone(&mut self) {
-        while self.waiting.front().is_some_and(|(_, waiter)| waiter.is_gone()) {
+        while self.waiting.front().is_some_and(|(.., waiter)| waiter.is_gone()) {
             self.waiting.pop_front();
         }
     }

@@ -61,7 +61,7 @@ pub struct Full {
     service: Box<str>,
     limit: &'static str,
     most: u32,
-    waited: Duration,
+    pub(super) waited: Duration,
     /// Another endpoint may have room.
     pub of_endpoint: bool,
 }
@@ -89,6 +89,9 @@ pub struct ConnectionSeat {
     /// Before its connection is over.
     is_given: AtomicBool,
 }
+
+/// Whoever wants one endpoint and no other: when it waits no more, others may have its room.
+struct WakesAny<'a>(&'a Gate);
 
 /// Somebody who waits, where their number is limited.
 #[derive(Debug)]
@@ -213,6 +216,8 @@ impl Gate {
     ) -> Result<T, Full> {
         let most = self.limits().map_or(0, |limits| limits.requests_per_endpoint);
         let line = only.map_or(&self.any, |room| &room.requests);
+        // Dropped once that one waits no more, whatever became of it.
+        let _next = only.map(|_| WakesAny(self));
         self.or_wait(line, (REQUESTS_EACH, most, true), patience, take, |_| true).await
     }
 
@@ -250,7 +255,7 @@ impl Gate {
         Patience { by: Instant::now().checked_add(all), all, counts: true, metrics }
     }
 
-    /// At once, if nobody waits; else in line. `is_place`: whether what is taken is one, and not the news that none is wanted any more,
+    /// At once, if nobody waits or there is no limit; else in line. `is_place`: whether what is taken is one, and not the news that none is wanted any more,
     /// which nobody has waited for.
     async fn or_wait<T>(
         self: &Arc<Self>,
@@ -260,7 +265,8 @@ impl Gate {
         mut take: impl FnMut() -> Option<T>,
         is_place: fn(&T) -> bool,
     ) -> Result<T, Full> {
-        if line.waiting() == 0
+        // Where nothing is limited any more, nobody's turn is taken: who waits is only not awake yet.
+        if (most == 0 || line.waiting() == 0)
             && let Some(taken) = take()
         {
             return Ok(taken);
@@ -347,9 +353,10 @@ impl Room {
         self.gate.get().and_then(|gate| gate.limits()).map_or(0, |limits| of(&limits))
     }
 
-    /// Whether one more request would fit.
+    /// Whether one more request would fit that could go elsewhere: who wants this one and no other, and waits for it, comes before.
     pub fn has_room(&self) -> bool {
-        self.requests.has_room(self.most(|limits| limits.requests_per_endpoint))
+        let most = self.most(|limits| limits.requests_per_endpoint);
+        most == 0 || (self.requests.waiting() == 0 && self.requests.has_room(most))
     }
 
     /// How many requests have a place.
@@ -389,18 +396,22 @@ impl Room {
 }
 
 impl Endpoint {
-    /// A place for a new connection; `None`: it is of no service.
+    /// A place for a new connection; `None`: it is of no service. `since`: when the one came that waits longest for it, who has no more patience
+    /// than others.
     ///
     /// # Errors
     /// None was free in time, or the connection is not `wanted` any more once it is its turn.
     pub(super) async fn seat(
         &self,
         metrics: &WorkerMetrics,
+        since: std::time::Instant,
         wanted: impl Fn() -> bool,
     ) -> Result<Option<ConnectionSeat>, ConnectError> {
         let room = &self.room;
         let Some(gate) = room.gate.get() else { return Ok(None) };
-        let patience = Patience { counts: false, ..gate.patience(metrics) };
+        let patience = gate.patience(metrics);
+        let by = Instant::from_std(since).checked_add(patience.all);
+        let patience = Patience { by, counts: false, ..patience };
         let each = (CONNECTIONS_EACH, (|limits| limits.connections_per_endpoint) as fn(&Limits) -> u32, true);
         gate.connection(&room.connections, each, &patience, &wanted, || self.make_room()).await?;
         let mut seat = ConnectionSeat { room: Arc::clone(room), gate: None, is_given: AtomicBool::default() };
@@ -420,6 +431,12 @@ impl Endpoint {
 }
 
 // === impl the places ===
+
+impl Drop for WakesAny<'_> {
+    fn drop(&mut self) {
+        self.0.any.wake();
+    }
+}
 
 impl Drop for ServiceSeat {
     fn drop(&mut self) {

@@ -36,7 +36,8 @@ impl IdleLimit {
             .filter(|(_, at)| now.saturating_duration_since(*at) < SUSPICION)
             .map(|(idle, _)| idle);
         let learned = [self.stated, self.confirmed, suspected].into_iter().flatten().min();
-        learned.map_or(configured, |learned| configured.min(learned * 4 / 5))
+        // Divided first: a server may say any time.
+        learned.map_or(configured, |learned| configured.min(learned / 5 * 4))
     }
 
     /// The server says how long it keeps idle connections; what it says last counts.

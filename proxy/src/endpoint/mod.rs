@@ -109,8 +109,14 @@ pub struct Place {
 }
 
 type Http1Waiter = oneshot::Sender<Result<Http1, Arc<ConnectError>>>;
-type Http2Waiter = oneshot::Sender<Result<Http2, Arc<ConnectError>>>;
 type Served = shared::Served<SharedConnection, Http2Waiter>;
+
+/// Who waits for a place on a shared connection, and since when.
+#[derive(Debug)]
+struct Http2Waiter {
+    since: Instant,
+    sender: oneshot::Sender<Result<Http2, Arc<ConnectError>>>,
+}
 
 // === impl Endpoint ===
 
@@ -182,7 +188,7 @@ impl Endpoint {
         }
         let _pending = self.pend(&dial)?;
         let (sender, receiver) = oneshot::channel();
-        let ticket = self.pools[worker].http1(way, |entry| entry.wait(sender));
+        let ticket = self.pools[worker].http1(way, |entry| entry.wait(sender, Instant::now()));
         if let Some(ticket) = ticket {
             Self::spawn_http1(Arc::clone(self), worker, way, ticket, dial());
         }
@@ -212,12 +218,13 @@ impl Endpoint {
         let pool = &self.pools[worker];
         let mut next = Some(ticket);
         while let Some(ticket) = next {
+            let since = pool.http1(way, |entry| entry.first_came()).unwrap_or_else(Instant::now);
             let connected = match way {
                 Way::Own => {
                     let wanted = || pool.http1(way, |entry| entry.wants_dials());
-                    dial.http1_if(&self, wanted).await.map(|client| (client, self.until()))
+                    dial.http1_if(&self, since, wanted).await.map(|client| (client, self.until()))
                 }
-                Way::Shared => self.stream(pool, &dial).await,
+                Way::Shared => self.stream(pool, since, &dial).await,
             };
             next = match connected {
                 Ok((client, until)) => {
@@ -232,7 +239,8 @@ impl Endpoint {
                 }
                 Err(ConnectError::Unwanted) => pool.http1(way, |entry| entry.unwanted(ticket)),
                 Err(error) => {
-                    let (told, more) = pool.http1(way, |entry| entry.failed(ticket));
+                    let by = error.waited_from();
+                    let (told, more) = pool.http1(way, |entry| entry.failed(ticket, by));
                     let error = Arc::new(error);
                     for waiter in told {
                         let _ = waiter.send(Err(Arc::clone(&error)));
@@ -243,16 +251,17 @@ impl Endpoint {
         }
     }
 
-    /// A stream, for which a connection is dialled if there is none with room.
+    /// A stream, for which a connection is dialled if there is none with room. `since`: as of [`Endpoint::seat`].
     async fn stream(
         &self,
         pool: &Pool,
+        since: Instant,
         dial: &Dial,
     ) -> Result<(h1::Client<Io>, Option<Instant>), ConnectError> {
         let (stream, until) = match pool.stream() {
             Some(stream) => stream,
             None => {
-                let (opener, seat) = dial.streams(self).await?;
+                let (opener, seat) = dial.streams(self, since).await?;
                 pool.share(Carrier { opener, until: self.until(), seat })
                     .ok_or(ConnectError::Closed(self.address))?
             }
@@ -356,7 +365,7 @@ impl Endpoint {
             shared.checkout(fresh, || {
                 let (sender, waits) = oneshot::channel();
                 receiver = Some(waits);
-                sender
+                Http2Waiter { since: Instant::now(), sender }
             })
         });
         match checkout {
@@ -378,7 +387,9 @@ impl Endpoint {
         let mut again = true;
         while again {
             let mut error = None;
-            let dialled = match dial.http2(&self).await {
+            let began = Instant::now();
+            let since = pool.http2(|shared| shared.first().map(|waiter| waiter.since)).unwrap_or(began);
+            let dialled = match dial.http2_since(&self, since).await {
                 Ok((sender, seat)) => {
                     let pooled = pool.opened(&dial.metrics, &self.service, PoolClose::Peer);
                     let until = self.until();
@@ -386,8 +397,10 @@ impl Endpoint {
                     pool.http2(|shared| shared.dialled(connection, Instant::now()))
                 }
                 Err(cause) => {
+                    // Who came later waits for the next.
+                    let by = cause.waited_from().unwrap_or(began);
                     error = Some(Arc::new(cause));
-                    pool.http2(shared::Shared::failed)
+                    pool.http2(|shared| shared.failed(|waiter| waiter.since <= by))
                 }
             };
             let Dialled { served, failed, again: more } = dialled;
@@ -397,7 +410,7 @@ impl Endpoint {
             self.make_room_if_short(worker);
             let error = error.unwrap_or_else(|| Arc::new(ConnectError::Closed(self.address)));
             for waiter in failed {
-                let _ = waiter.send(Err(Arc::clone(&error)));
+                let _ = waiter.sender.send(Err(Arc::clone(&error)));
             }
             again = more;
         }
@@ -413,7 +426,7 @@ impl Endpoint {
     fn serve_http2(self: &Arc<Self>, worker: usize, served: Served) {
         let mut next = Some(served);
         while let Some(shared::Served { waiter, place }) = next {
-            next = match waiter.send(Ok(self.placed(worker, place))) {
+            next = match waiter.sender.send(Ok(self.placed(worker, place))) {
                 Ok(()) | Err(Err(_)) => None,
                 Err(Ok(mut unwanted)) => unwanted.place.finish(),
             };

@@ -91,6 +91,8 @@ impl EndpointSet {
             known.extend(endpoints.map(|one| ((port.number, one.address, &one.peer), one)));
         }
         let mut ports: Vec<Port> = Vec::new();
+        // An address may be told twice, by two slices with different ports, say: it is one endpoint of a port, and ready if one says so.
+        let mut places: HashMap<(u16, SocketAddr), usize, RandomState> = HashMap::default();
         for told in &info.endpoints {
             let number = told.service_port;
             let at = ports.iter().position(|port| port.number == number).unwrap_or_else(|| {
@@ -100,6 +102,10 @@ impl EndpointSet {
                 ports.len() - 1
             });
             let Port { members, group, .. } = &mut ports[at];
+            let place = *places.entry((number, told.addr)).or_insert(members.len());
+            if members.get(place).is_some_and(|member| member.ready || !told.ready) {
+                continue;
+            }
             let endpoint = match known.get(&(number, told.addr, &told.peer)) {
                 Some(known) => Arc::clone(known),
                 None => {
@@ -109,12 +115,11 @@ impl EndpointSet {
                     Endpoint::grouped(told.addr, peer, workload, service, how.workers, group)
                 }
             };
-            members.push(Member {
-                endpoint,
-                ready: told.ready,
-                weight: told.weight,
-                zone: told.zone.clone(),
-            });
+            let member = Member { endpoint, ready: told.ready, weight: told.weight, zone: told.zone.clone() };
+            match members.get_mut(place) {
+                Some(known) => *known = member,
+                None => members.push(member),
+            }
         }
         Self::balanced_as(old, ports, how)
     }
@@ -191,6 +196,14 @@ impl Port {
     /// Whether it is one of those that requests should go to.
     pub fn may_take(&self, member: &Member) -> bool {
         if self.group.is_panicking() { member.ready } else { member.seen().may_take() }
+    }
+
+    /// Whether it should go to one of them that is on probation and was just tried, but for there being others, full as they may be.
+    pub fn holds_back(&self, member: &Member, now: u64) -> bool {
+        let Endpoint { load, standing, .. } = &*member.endpoint;
+        standing.is_held_back(load.in_flight() == 0, now)
+            && !self.group.is_panicking()
+            && self.members.iter().any(|one| self.may_take(one) && !one.endpoint.standing.is_on_probation())
     }
 
     /// Whether anything changes by itself as time passes.
@@ -346,6 +359,37 @@ mod tests {
             assert!(Arc::ptr_eq(&found.endpoint, &member.endpoint));
         }
         assert!(after.at(81, "10.0.0.2:80".parse().unwrap()).is_none(), "another port's");
+    }
+
+    #[test]
+    fn an_address_that_is_told_twice_is_one_endpoint_which_can_be_ejected_and_come_back() {
+        let outliers = Outliers {
+            consecutive: [1, 0, 0, 0],
+            grpc_codes: 0,
+            success_rate: None,
+            failure_percentage: None,
+            interval: Duration::ZERO,
+            base_ejection: Duration::from_secs(30),
+            maximum_ejection: Duration::from_secs(30),
+            maximum_ejected_percent: 50,
+        };
+        let info = service(LoadBalancer::default(), Some(outliers));
+        let how = How { service: Some(&info), ..How::new(1) };
+        let twice = [(1, "", false), (2, "", true), (1, "", true), (1, "", false), (2, "", true)];
+        let mut set = EndpointSet::applied(None, &zoned(&twice), &how);
+        assert_eq!(states(&set), [State::Usable, State::Usable]);
+        for round in 0..3 {
+            let now = round * 100_000_000_000;
+            let member = set.port(80).unwrap().members[0].clone();
+            let found = set.at(80, member.endpoint.address).unwrap();
+            assert!(Arc::ptr_eq(&found.endpoint, &member.endpoint));
+            let group = member.endpoint.group.as_ref().unwrap();
+            assert!(group.record(&member.endpoint.standing, Outcome::Status(500), now).is_some(), "{round}");
+            set = EndpointSet::applied(Some(&set), &zoned(&twice), &How { now, ..how });
+            assert_eq!(states(&set), [State::Ejected, State::Usable]);
+            set.port(80).unwrap().settle(now + 90_000_000_000);
+            assert!(group.record(&member.endpoint.standing, Outcome::Status(200), now).is_none());
+        }
     }
 
     /// Ready ones at these ports of one address, with their zones.

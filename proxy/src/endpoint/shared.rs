@@ -2,7 +2,7 @@
 //!
 //! Decides which connection a stream goes on, and when a further one is dialled: when those that there are carry as many
 //! streams as their server takes. At most one dial is under way; it serves all who wait, and its error reaches
-//! all whom no connection can serve. Never hands out a connection that is closed or was told to go away, and never
+//! all whom it is for and no connection can serve. Never hands out a connection that is closed or was told to go away, and never
 //! forgets who waits. The shell ([`super::Endpoint`]) holds it under a lock, never across an `await`.
 //!
 //! `C` is a connection, `W` whoever waits for one.
@@ -121,7 +121,7 @@ impl<C: Connection, W> Shared<C, W> {
     pub(super) fn dialled(&mut self, mut connection: C, now: Instant) -> Dialled<C, W> {
         if !connection.is_open() {
             // Whoever accepts and closes at once is not dialled in circles.
-            return self.failed();
+            return self.failed(|_| true);
         }
         self.forget_closed();
         let id = Id(self.next);
@@ -132,9 +132,13 @@ impl<C: Connection, W> Shared<C, W> {
         Dialled { served, failed: Vec::new(), again: self.dialling }
     }
 
-    /// The dial has failed: who waits shares the connections that there are, or learns of it.
-    pub(super) fn failed(&mut self) -> Dialled<C, W> {
-        self.dialling = false;
+    /// Who waits longest.
+    pub(super) fn first(&self) -> Option<&W> {
+        self.waiting.front().map(|(_, waiter)| waiter)
+    }
+
+    /// The dial has failed: who waits shares the connections that there are, or learns of it if it is for `them`; the others need another.
+    pub(super) fn failed(&mut self, them: impl Fn(&W) -> bool) -> Dialled<C, W> {
         self.forget_closed();
         let mut served = Vec::new();
         while !self.waiting.is_empty()
@@ -143,7 +147,10 @@ impl<C: Connection, W> Shared<C, W> {
         {
             served.push(Served { waiter, place });
         }
-        Dialled { served, failed: self.waiting.drain(..).map(|(_, waiter)| waiter).collect(), again: false }
+        let told = self.waiting.iter().take_while(|(_, waiter)| them(waiter)).count();
+        let failed = self.waiting.drain(..told).map(|(_, waiter)| waiter).collect();
+        self.dialling = !self.waiting.is_empty();
+        Dialled { served, failed, again: self.dialling }
     }
 
     /// Takes out what is closed or has been without streams for `idle`, or for long, to be dropped outside the lock.

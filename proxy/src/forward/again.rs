@@ -44,6 +44,8 @@ pub(super) enum Cause {
     Slow,
     /// It was sent, and provably not processed.
     Unprocessed,
+    /// Likewise, since the connection, which had served another, was at its end: that says nothing against its endpoint.
+    Ended,
     /// A connection that had served another failed before any byte of an answer: closed for having idled, most likely, but its server may have died
     /// over this very request, so that it may be done.
     Stale,
@@ -85,7 +87,7 @@ pub(super) struct Failing {
 /// Whether what has come to this is sent once more where nothing is said of it.
 fn is_replayed(cause: Cause, method: &Method) -> bool {
     match cause {
-        Cause::Unreached | Cause::Full | Cause::Slow | Cause::Unprocessed => true,
+        Cause::Unreached | Cause::Full | Cause::Slow | Cause::Unprocessed | Cause::Ended => true,
         Cause::Stale => method.is_idempotent(),
         Cause::Broken | Cause::Late | Cause::Status => false,
     }
@@ -100,7 +102,7 @@ fn wants(retry: &Retry, cause: Cause, method: &Method) -> Result<(), Option<Unre
     let (named, may_be_done) = match cause {
         Cause::Unreached | Cause::Full => (causes.connect_failure, false),
         Cause::Slow => (causes.connect_failure || causes.timeout, false),
-        Cause::Unprocessed => (causes.refused, false),
+        Cause::Unprocessed | Cause::Ended => (causes.refused, false),
         Cause::Stale | Cause::Broken => (causes.reset, true),
         Cause::Late => (causes.timeout, true),
         Cause::Status => (true, false),
@@ -338,7 +340,9 @@ impl Drop for Tries<'_> {
 impl From<Cause> for ReplayCause {
     fn from(cause: Cause) -> Self {
         match cause {
-            Cause::Unreached | Cause::Full | Cause::Slow | Cause::Unprocessed => Self::Unprocessed,
+            Cause::Unreached | Cause::Full | Cause::Slow | Cause::Unprocessed | Cause::Ended => {
+                Self::Unprocessed
+            }
             Cause::Stale | Cause::Broken | Cause::Late | Cause::Status => Self::Idempotent,
         }
     }
@@ -347,7 +351,9 @@ impl From<Cause> for ReplayCause {
 impl From<Cause> for RetryCause {
     fn from(cause: Cause) -> Self {
         match cause {
-            Cause::Unreached | Cause::Full | Cause::Slow | Cause::Unprocessed => Self::Unprocessed,
+            Cause::Unreached | Cause::Full | Cause::Slow | Cause::Unprocessed | Cause::Ended => {
+                Self::Unprocessed
+            }
             Cause::Stale | Cause::Broken => Self::Broken,
             Cause::Late => Self::Late,
             Cause::Status => Self::Status,
@@ -475,6 +481,7 @@ mod tests {
             (Cause::Full, [true, true, true], [true, true, true]),
             (Cause::Slow, [true, true, true], [true, true, true]),
             (Cause::Unprocessed, [true, true, true], [true, true, true]),
+            (Cause::Ended, [true, true, true], [true, true, true]),
             (Cause::Stale, [true, true, true], [false, false, true]),
             (Cause::Broken, [false, true, true], [false, false, true]),
             (Cause::Late, [false, true, true], [false, false, true]),
@@ -495,7 +502,7 @@ mod tests {
         type Name = fn(&mut Causes) -> &mut bool;
         let each: [(Name, &[Cause]); 4] = [
             (|all| &mut all.connect_failure, &[Cause::Unreached, Cause::Full, Cause::Slow]),
-            (|all| &mut all.refused, &[Cause::Unprocessed]),
+            (|all| &mut all.refused, &[Cause::Unprocessed, Cause::Ended]),
             (|all| &mut all.reset, &[Cause::Stale, Cause::Broken]),
             (|all| &mut all.timeout, &[Cause::Slow, Cause::Late]),
         ];
@@ -504,6 +511,7 @@ mod tests {
             Cause::Full,
             Cause::Slow,
             Cause::Unprocessed,
+            Cause::Ended,
             Cause::Stale,
             Cause::Broken,
             Cause::Late,

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 
 use http::{HeaderMap, Request, header};
 
+use super::filters;
 use crate::balance::{self, HashKey};
 use crate::wire::Body;
 
@@ -24,7 +25,9 @@ impl Asked<'_> {
         keys.iter().find_map(|key| {
             let request = self.request;
             Some(match key {
-                HashKey::Header(name) => balance::hash(request?.headers().get(name)?.as_bytes()),
+                HashKey::Header(name) => {
+                    filters::asked(request?).with_header(name, |value| value.map(balance::hash))?
+                }
                 HashKey::Cookie(name) => balance::hash(cookie(request?.headers(), name)?),
                 HashKey::Query(name) => balance::hash(query(request?.uri().query()?, name)?.as_bytes()),
                 HashKey::Source => match self.client.ip() {
@@ -75,6 +78,13 @@ mod tests {
             assert_eq!(of(uri, fields, &keys), key, "{uri} {fields:?}");
         }
         assert_eq!(of("/", &[], &keys[..3]), None);
+        // As routes see a header: all of its lines, and of HTTP/2 the authority.
+        let users = of("/", &[("x-user", "1"), ("x-user", "2")], &keys);
+        assert!(users.is_some() && ![hash("1"), hash("2"), source].contains(&users));
+        let host = [HashKey::Header(header::HOST)];
+        assert_eq!(of("http://shop/", &[], &host), hash("shop"));
+        assert_eq!(of("/", &[("host", "shop")], &host), hash("shop"));
+        assert_eq!(of("/", &[], &host), None);
         assert_eq!(Asked { client: ([10, 0, 0, 9], 8).into(), request: None }.key(&keys), source);
     }
 }

@@ -200,6 +200,7 @@ async fn send_http1(
             let processed = if unseen { Processed::No } else { error.processed };
             let again = match processed {
                 _ if matches!(error.failure, h1::Failure::Body(_)) => None,
+                Processed::No if reused && !refused => Some(Cause::Ended),
                 Processed::No => Some(Cause::Unprocessed),
                 Processed::Maybe if reused && !error.answered => Some(Cause::Stale),
                 Processed::Maybe => Some(Cause::Broken),
@@ -287,6 +288,7 @@ async fn send_http2(
     }
     let again = match processed {
         _ if error.source.is_of_request() => None,
+        Processed::No if error.ended => Some(Cause::Ended),
         Processed::No => Some(Cause::Unprocessed),
         Processed::Maybe if error.stale => Some(Cause::Stale),
         Processed::Maybe => Some(Cause::Broken),
@@ -296,7 +298,7 @@ async fn send_http2(
 }
 
 /// Another endpoint may be reached, unless it is the service that is full.
-fn unconnected(error: &ConnectError) -> Failed {
+pub(super) fn unconnected(error: &ConnectError) -> Failed {
     let again = match error {
         ConnectError::Limited(full) => full.of_endpoint.then_some(Cause::Full),
         _ => Some(Cause::Unreached),

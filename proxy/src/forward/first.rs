@@ -90,8 +90,8 @@ fn is_settings(said: &[u8]) -> bool {
 }
 
 /// Listens to the client for as long as `times.wait`; then opens the server by `open`, and listens to both. `tell`: what the
-/// client's bytes are; `relayed`: what of them goes to the server that is open; for anything else it is closed. Counts
-/// what came of it.
+/// client's bytes are; `relayed`: what of them goes to the server that is open; for anything else it is closed; `broke` hears of
+/// one that breaks before it says anything. Counts what came of it.
 ///
 /// # Errors
 /// When the client's connection breaks, or both are silent while the proxy is draining.
@@ -101,7 +101,7 @@ pub(super) async fn hear<R, S, C>(
     times: Times,
     tell: Tell,
     relayed: fn(&Detection) -> bool,
-    open: impl Future<Output = Result<(S, C), Fault>>,
+    (open, broke): (impl Future<Output = Result<(S, C), Fault>>, fn(C)),
 ) -> io::Result<Heard<S, C>>
 where
     R: AsyncRead + Unpin,
@@ -109,7 +109,7 @@ where
 {
     let started = Instant::now();
     let (rest, drain) = (worker.proxy.settings.detect_timeout, &worker.proxy.drain);
-    let heard = race(client, times, (rest, drain), tell, relayed, open).await?;
+    let heard = race(client, times, (rest, drain), tell, relayed, (open, broke)).await?;
     let Sniffed { detection, result, .. } = &heard.sniffed;
     worker.metrics.detect(*result, sniff::protocol(detection), started.elapsed());
     if let Some(early) = heard.early {
@@ -124,7 +124,7 @@ async fn race<R, S, C>(
     (rest, drain): (Duration, &drain::Watch),
     tell: Tell,
     relayed: fn(&Detection) -> bool,
-    open: impl Future<Output = Result<(S, C), Fault>>,
+    (open, broke): (impl Future<Output = Result<(S, C), Fault>>, fn(C)),
 ) -> io::Result<Heard<S, C>>
 where
     R: AsyncRead + Unpin,
@@ -159,6 +159,7 @@ where
                 Ok(1..) if is_settings(&said) && said.len() < detect::MAX => continue,
                 Ok(_) => break (Detection::Opaque, DetectResult::ServerFirst),
                 Err(error) => {
+                    server.broke(&said, broke);
                     server = Server::Failed(Fault::maybe(Reason::UpstreamReset, error.to_string()));
                     times.chance
                 }
@@ -240,6 +241,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin, C> Server<S, C> {
                 stream.read_buf(said).await
             }
             Self::Closed | Self::Opening | Self::Failed(_) => std::future::pending().await,
+        }
+    }
+
+    fn broke(self, said: &[u8], broke: fn(C)) {
+        if let Self::Open(_, context) = self
+            && said.is_empty()
+        {
+            broke(context);
         }
     }
 

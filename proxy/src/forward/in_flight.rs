@@ -9,6 +9,10 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use super::context::Worker;
 use crate::balance;
 use crate::endpoint::{Endpoint, RequestSeat};
+use crate::wire::Transfer;
+
+/// What breaks off later than that, in nanoseconds, without having said a word may have served all the same, as who keeps logs does.
+const SOON: u64 = 10_000_000_000;
 
 /// A request under way at an endpoint: its load counts it until this is dropped.
 #[derive(Debug)]
@@ -25,6 +29,8 @@ pub(super) struct InFlight {
     pub(super) later: Option<balance::Outcome>,
     /// When there must be an answer, by the proxy's clock: without one by then, it is the endpoint's fault.
     pub(super) until: u64,
+    /// What passes of its body, if it has one.
+    upload: Option<Arc<Transfer>>,
     /// Its place, where these are limited.
     _seat: Option<RequestSeat>,
 }
@@ -75,6 +81,7 @@ impl InFlight {
             begun: Begun::default(),
             later: None,
             until: u64::MAX,
+            upload: None,
             _seat: None,
         }
     }
@@ -83,6 +90,17 @@ impl InFlight {
     pub(super) fn seated(mut self, seat: Option<RequestSeat>) -> Self {
         self._seat = seat;
         self
+    }
+
+    /// What passes of its body is counted there.
+    pub(super) fn uploading(mut self, upload: Option<Arc<Transfer>>) -> Self {
+        self.upload = upload;
+        self
+    }
+
+    /// Whether it is the client that is waited for, which owes more of its request's body: whatever takes long then says nothing of the endpoint.
+    pub(super) fn waits_for_client(&self) -> bool {
+        self.upload.as_ref().is_some_and(|upload| upload.is_owed())
     }
 
     pub(super) fn now(&self) -> u64 {
@@ -108,13 +126,25 @@ impl InFlight {
     }
 }
 
+impl InFlight {
+    /// What was taken for an answer was none; false: it is too long ago to tell.
+    pub(super) fn disappointed(&self) -> bool {
+        let now = self.now();
+        let waited = now.saturating_sub(self.started);
+        if waited <= SOON {
+            self.endpoint.load.disappoint(now, waited);
+        }
+        waited <= SOON
+    }
+}
+
 impl Drop for InFlight {
     fn drop(&mut self) {
         // Connections are waited for, since our own limits do not allow more.
         let kept_from_it = || !self.begun.is_so() && self.endpoint.room.is_short();
         if self.answered {
             self.endpoint.load.end();
-        } else if self.withdrawn || kept_from_it() {
+        } else if self.withdrawn || kept_from_it() || self.waits_for_client() {
             self.endpoint.load.withdraw();
         } else {
             self.given_up();

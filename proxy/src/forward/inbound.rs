@@ -315,7 +315,8 @@ impl Connection {
     ) -> Result<Option<Answer>, Fault> {
         record.attempts += 1;
         let asked = self.worker.proxy.now();
-        let mut in_flight = InFlight::start(&self.worker, &self.application, asked);
+        let in_flight = InFlight::start(&self.worker, &self.application, asked);
+        let mut in_flight = in_flight.uploading(record.uploaded());
         let mut lent = Fields::default();
         let leg = self.leg(*fresh, &in_flight.begun);
         let sent = exchange::send(&self.worker, leg, &mut *request, &mut lent).await;

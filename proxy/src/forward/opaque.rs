@@ -1,9 +1,7 @@
 //! Bytes that are nobody's business: both directions relayed, half-close and reset passed on as what they are.
 
-use std::io;
-
 use super::admit;
-use crate::io::Io;
+use crate::io::{Broken, Io};
 use crate::policy;
 
 /// How a relayed connection ended.
@@ -12,7 +10,7 @@ pub(super) enum Ended {
     /// Both sides finished.
     Closed,
     /// One side broke; so did we, towards the other.
-    Reset(io::Error),
+    Reset(Broken),
     /// Policy no longer allows it.
     Revoked,
 }
@@ -25,7 +23,7 @@ pub(super) async fn relay(client: Io, server: Io, guard: Option<&policy::Guard>)
         () = admit::revoked(guard) => Ended::Revoked,
         relayed = crate::io::relay(client, server) => match relayed {
             Ok(()) => Ended::Closed,
-            Err(error) => Ended::Reset(error),
+            Err(broken) => Ended::Reset(broken),
         },
     }
 }

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use http::{Request, Response};
 
 use super::admit::{self, Own};
-use super::again::{self, Tries};
+use super::again::{self, Failing, Tries};
 use super::asked::Asked;
 use super::context::Worker;
 use super::deadline::{self, Deadline};
@@ -34,7 +34,6 @@ use super::inject::inject;
 use super::limited;
 use super::mirror;
 use super::opaque::{self, Ended};
-use super::outcome;
 use super::queue;
 use super::record::{self, ConnectionRecord, Record, Tracked};
 use super::routed;
@@ -42,7 +41,6 @@ use super::session;
 use super::sniff::{self, Sniffed};
 use super::target::{self, Going, Target};
 use crate::accept::Accepted;
-use crate::balance::Outcome;
 use crate::detect::{self, Detection};
 use crate::endpoint::{Endpoint, RequestSeat};
 use crate::io::{Io, Meter, Replay};
@@ -50,7 +48,7 @@ use crate::policy::{self, Name};
 use crate::route::{self, Backend, FaultRule, Found, Match, Requests, RouteKind};
 use crate::state::{ObjectName, Protocol};
 use crate::telemetry::Reason;
-use crate::telemetry::metrics::{ConnectionLabels, DetectResult, Direction, TlsKind};
+use crate::telemetry::metrics::{ConnectionLabels, DetectResult, Direction, ReplayCause, TlsKind};
 use crate::wire::{Body, Framing, h1};
 
 /// One connection from the application.
@@ -155,25 +153,27 @@ async fn undeclared(
         // What has a name is judged by it, and not let out as what was silent.
         Some(to) => (egress::times(worker, to, times), |detection| *detection == Detection::Opaque),
     };
+    type Context = (Box<InFlight>, Option<Own>, Option<Box<Out>>);
     let (opened, guarded) = tokio::sync::oneshot::channel();
     let open = async {
         let target = going.whole(worker).await?;
-        let Connected { endpoint, own, out, server } = connect(worker, client, &target, Name::None).await?;
+        let Connected { in_flight, own, out, server } = connect(worker, client, &target, Name::None).await?;
         let outside = || out.as_ref().map(|out| &out.guard);
         let guard = own.as_ref().map(|own| &own.guard).or_else(outside);
         if let Some(guard) = guard {
             // It is listened to for as long as this runs.
             drop(opened.send(Arc::clone(guard)));
         }
-        Ok((server, (endpoint, own, out)))
+        Ok((server, (in_flight, own, out)))
     };
+    let broke: fn(Context) = |(in_flight, ..)| in_flight.never_spoke();
     let revoked = async {
         let Ok(guard) = guarded.await else { return std::future::pending().await };
         guard.revoked().await;
         guard
     };
     let heard = tokio::select! {
-        heard = first::hear(worker, stream, times, detect::detect_undeclared, opaque, open) => heard.ok()?,
+        heard = first::hear(worker, stream, times, detect::detect_undeclared, opaque, (open, broke)) => heard.ok()?,
         guard = revoked => {
             let record = ConnectionRecord::new(worker, Direction::Outbound, client);
             ConnectionRecord { service: &going.service(), ..record }.cut(worker, &guard);
@@ -185,8 +185,8 @@ async fn undeclared(
         going.saw(worker, first);
     }
     let server = heard.server.map(|opened| {
-        let Opened { stream, said, context: (endpoint, own, out) } = opened?;
-        Ok(Connected { endpoint, own, out, server: stream.rewind(said) })
+        let Opened { stream, said, context: (in_flight, own, out) } = opened?;
+        Ok(Connected { in_flight, own, out, server: stream.rewind(said) })
     });
     Some(Spoken { sniffed: heard.sniffed, server })
 }
@@ -423,7 +423,8 @@ impl Connection {
             })?;
         }
         let asked = self.worker.proxy.now();
-        let mut in_flight = InFlight::start(&self.worker, endpoint, asked).seated(seat);
+        let mut in_flight =
+            InFlight::start(&self.worker, endpoint, asked).seated(seat).uploading(record.uploaded());
         if let Some(until) = until {
             in_flight.until = self.worker.proxy.nanos(until);
         }
@@ -514,15 +515,20 @@ pub(super) fn choose<'a>(route: &ObjectName, backends: &'a [Backend]) -> Result<
 
 /// A stream to an endpoint for opaque bytes, or to the application itself, if the endpoint is this very workload's.
 pub(super) struct Connected {
-    endpoint: Arc<Endpoint>,
+    /// At its endpoint; a box, so that the task of an idle connection is small.
+    in_flight: Box<InFlight>,
     own: Option<Own>,
     out: Option<Box<Out>>,
     server: Io,
 }
 
-/// Opens a stream to one endpoint of the target; `name`: whom the client says it wants to reach.
+/// So many endpoints are tried for one connection: each may take a whole connect timeout.
+const MOST_TRIED: usize = 3;
+
+/// Opens a stream to an endpoint of the target; `name`: whom the client says it wants to reach. Nothing is sent before, so that another one
+/// is tried where one cannot be reached, or has no room for it.
 pub(super) async fn connect(
-    worker: &Worker,
+    worker: &Arc<Worker>,
     client: SocketAddr,
     target: &Target,
     name: Name,
@@ -534,23 +540,54 @@ pub(super) async fn connect(
         }
         Target::Service(..) | Target::Session(..) | Target::Address(_) => None,
     };
-    let endpoint = target.pick(worker, &[], &Asked { client, request: None })?;
-    let application = worker.proxy.own_application(&endpoint);
-    let own = admit::own(worker, &endpoint, application, client).await?;
-    let to = own.as_ref().map_or(&endpoint, |own| &own.application);
-    let server = Box::pin(exchange::dial(worker).opaque(to)).await;
-    let server = server.map_err(|error| {
-        if let Some(out) = &out {
-            out.leaves(worker, client);
+    let pick = |tried: &[Failing]| target.pick(worker, tried, &Asked { client, request: None });
+    let mut endpoint = pick(&[])?;
+    let mut tried: Vec<Failing> = Vec::new();
+    loop {
+        let Failed { fault, again, .. } = match Box::pin(open(worker, client, &endpoint)).await {
+            Ok((in_flight, own, server)) => return Ok(Connected { in_flight, own, out, server }),
+            Err(failed) => failed,
+        };
+        tried.push(Failing { endpoint, reached: false });
+        let is_new = |other: &Arc<Endpoint>| !tried.iter().any(|one| Arc::ptr_eq(&one.endpoint, other));
+        let other = again.filter(|_| tried.len() < MOST_TRIED).and_then(|_| pick(&tried).ok().filter(is_new));
+        let Some(other) = other else {
+            if let Some(out) = &out {
+                out.leaves(worker, client);
+            }
+            return Err(fault);
+        };
+        worker.metrics.replayed(ReplayCause::Unprocessed);
+        endpoint = other;
+    }
+}
+
+/// Opens one to this endpoint.
+async fn open(
+    worker: &Arc<Worker>,
+    client: SocketAddr,
+    endpoint: &Arc<Endpoint>,
+) -> Result<(Box<InFlight>, Option<Own>, Io), Failed> {
+    let application = worker.proxy.own_application(endpoint);
+    let own = admit::own(worker, endpoint, application, client).await;
+    let own = own.map_err(|fault| Failed { fault, again: None, whole: true })?;
+    let mut in_flight = Box::new(InFlight::start(worker, endpoint, worker.proxy.now()));
+    let to = own.as_ref().map_or(endpoint, |own| &own.application);
+    let dialled = exchange::dial(worker).opaque(to).await;
+    let now = worker.proxy.now();
+    match dialled {
+        Ok(server) => {
+            in_flight.answered(true, now);
+            Ok((in_flight, own, server))
         }
-        let fault = exchange::connect_fault(&error);
-        if let Some(outcome) = outcome::of_reason(fault.reason) {
-            outcome::tell(&endpoint, outcome, worker.proxy.now());
+        Err(error) => {
+            let failed = exchange::unconnected(&error);
+            if let Some(outcome) = in_flight.failed(&failed, now) {
+                in_flight.tell(outcome);
+            }
+            Err(failed)
         }
-        fault
-    })?;
-    outcome::tell(&endpoint, Outcome::Status(200), worker.proxy.now());
-    Ok(Connected { endpoint, own, out, server })
+    }
 }
 
 /// Relays opaque bytes to the endpoint, if one could be reached.
@@ -560,7 +597,7 @@ pub(super) async fn relay(
     record: ConnectionRecord<'_>,
     server: Result<Connected, Fault>,
 ) {
-    let Connected { endpoint, own, out, server } = match server {
+    let Connected { in_flight, own, out, server } = match server {
         Ok(connected) => connected,
         Err(fault) => {
             record.refused(fault.reason, &fault.detail).write(worker);
@@ -571,13 +608,11 @@ pub(super) async fn relay(
     if let Some(out) = &out {
         out.leaves(worker, client);
     }
-    let now = worker.proxy.now();
-    let mut in_flight = InFlight::start(worker, &endpoint, now);
-    in_flight.answered(true, now);
     let meter = Arc::new(Meter::default());
+    let endpoint = in_flight.endpoint();
     let tls = match out.as_ref().map(|out| out.guard.open().tls) {
         Some(policy::TlsKind::ApplicationTls) => TlsKind::App,
-        _ => record::tls_kind(&endpoint, own.is_some()),
+        _ => record::tls_kind(endpoint, own.is_some()),
     };
     let peer = endpoint.identity().map_or("", |id| id.as_str());
     let (route, backend) = (record.route, record.backend);
@@ -585,7 +620,20 @@ pub(super) async fn relay(
     let open = worker.metrics.connections(&labels).open();
     let passed = own.as_ref().map(|own| (&*own.guard, &*own.rule));
     let (guard, rule) = passed.or_else(|| out.as_ref().map(|out| (&*out.guard, &*out.rule))).unzip();
-    let ended = opaque::relay(io.metered(Arc::clone(&meter)), server, guard).await;
+    let (ended, spoke) = {
+        let mut relayed = pin!(opaque::relay(io.metered(Arc::clone(&meter)), server, guard));
+        let mut spoke = false;
+        let ended = poll_fn(|cx| {
+            let ended = relayed.as_mut().poll(cx);
+            if !spoke && meter.sent.load(Ordering::Relaxed) > 0 {
+                spoke = true;
+                in_flight.spoke();
+            }
+            ended
+        });
+        let ended = ended.await;
+        (ended, spoke)
+    };
     let record = ConnectionRecord {
         bytes: exchange::count(&open, &meter),
         tls,
@@ -597,6 +645,9 @@ pub(super) async fn relay(
     match (ended, guard) {
         (Ended::Revoked, Some(guard)) => return record.cut(worker, guard),
         (Ended::Reset(error), _) => {
+            if error.by_server && !spoke {
+                in_flight.never_spoke();
+            }
             tracing::debug!(%client, %service, %error, "a relayed connection was reset");
         }
         (Ended::Closed | Ended::Revoked, _) => {}

@@ -1,13 +1,15 @@
 //! What a request's end tells about the endpoint that it was sent to, where its port ejects those that do not serve.
 //!
-//! Decides what counts and what is nobody's fault: that of the client (it left, its own body broke, its own deadline was too
-//! short), what the proxies decided themselves (policy, draining, a fault on purpose), and what this proxy lacks itself (a valid
-//! certificate, room under its own limits, descriptors, ports). That does not count in the endpoint's latency either. An answer that
+//! Decides what counts and what is nobody's fault: that of the client (it left, its own body broke or is not all there yet, its own deadline was too
+//! short, it does not read), what the proxies decided themselves (policy, draining, a fault on purpose), and what this proxy lacks itself (a valid
+//! certificate, room under its own limits, descriptors, ports), and the end of a connection that had served others, as connections end. None of
+//! that counts in the endpoint's latency either. An answer that
 //! looks well counts only once it is over: a body may break, and gRPC tells its status last. Called by `outbound`, by `inbound` and
 //! `mirror` for the latency alone, and by the record of the response.
 
 use http::Response;
 
+use super::again::Cause;
 use super::exchange::Failed;
 use super::fault::GRPC_STATUS;
 use super::headers;
@@ -31,7 +33,9 @@ enum Told {
 impl InFlight {
     /// It failed `now`, by the proxy's clock: the endpoint's load hears of it, if it tells anything of the endpoint; what it tells.
     pub(super) fn failed(&mut self, failed: &Failed, now: u64) -> Option<Outcome> {
-        let told = of_failure(failed, self.endpoint().room.is_short());
+        // Late for what its client has not sent yet.
+        let early = failed.again == Some(Cause::Late) && self.waits_for_client();
+        let told = of_failure(failed, self.endpoint().room.is_short()).filter(|_| !early);
         match told {
             Some(_) => self.answered(false, now),
             None => self.withdrawn = true,
@@ -59,6 +63,13 @@ impl InFlight {
         }
     }
 
+    /// The answer took too long; `waits`: for its endpoint, and not for its reader.
+    pub(super) fn is_late(&mut self, waits: bool) {
+        if waits && !self.waits_for_client() {
+            self.broke();
+        }
+    }
+
     /// The answer broke off, and not by anybody's will.
     pub(super) fn broke(&mut self) {
         if self.later.take().is_some() {
@@ -70,6 +81,18 @@ impl InFlight {
     pub(super) fn given_up(&self) {
         if self.until <= self.now() && self.is_watched() {
             self.tell(Outcome::NoAnswer);
+        }
+    }
+
+    /// The server of a connection that nobody looks into has said something.
+    pub(super) fn spoke(&self) {
+        self.tell(Outcome::Status(200));
+    }
+
+    /// The server's side broke such a connection off before it said anything: so does a proxy that cannot reach its application.
+    pub(super) fn never_spoke(&self) {
+        if self.disappointed() {
+            self.tell(Outcome::ConnectFailed);
         }
     }
 
@@ -95,6 +118,10 @@ fn of_failure(failed: &Failed, is_short: bool) -> Option<Outcome> {
     let reason = failed.fault.reason;
     // It may not even have met the endpoint.
     if reason == Reason::BackendTimeout && failed.whole && is_short {
+        return None;
+    }
+    // A connection that idled too long, or is as old as its server lets any be. Should there be more to it, the next one tells.
+    if matches!(failed.again, Some(Cause::Ended | Cause::Stale)) {
         return None;
     }
     of_reason(reason)
@@ -187,6 +214,17 @@ mod tests {
         let unsent = Failed { whole: true, ..failed(Reason::BackendTimeout) };
         assert_eq!(of_failure(&unsent, false), Some(Outcome::NoAnswer));
         assert_eq!(of_failure(&unsent, true), None, "kept from it by our own limit");
+        for (again, told) in [
+            // GOAWAY, and a server that closes what idles.
+            (Cause::Ended, None),
+            (Cause::Stale, None),
+            // A new connection that takes nothing, or a stream of one that lives.
+            (Cause::Unprocessed, Some(Outcome::NoAnswer)),
+            (Cause::Broken, Some(Outcome::NoAnswer)),
+        ] {
+            let failed = Failed { again: Some(again), ..failed(Reason::UpstreamReset) };
+            assert_eq!(of_failure(&failed, false), told, "{again:?}");
+        }
         let now = |status| Told::Now(Outcome::Status(status));
         for (status, fields, grpc, told) in [
             (200, &[] as &[(&'static str, &'static str)], false, Told::AtTheEnd(Outcome::Status(200))),

@@ -264,6 +264,7 @@ impl Record {
             record: Some(self),
             until,
             in_flight,
+            waits: false,
         })
     }
 

@@ -89,7 +89,7 @@ fn nobody(sniffed: &Sniffed) -> Fault {
 }
 
 async fn connect(
-    worker: &Worker,
+    worker: &Arc<Worker>,
     client: SocketAddr,
     backend: &Backend,
     to: &mut Option<Target>,

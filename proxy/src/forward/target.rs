@@ -220,15 +220,19 @@ impl Target {
         let port = endpoints.port(*port)?;
         let has_failed =
             |member: &Member| failed.iter().any(|one| Arc::ptr_eq(&one.endpoint, &member.endpoint));
+        let now = worker.proxy.now();
         let of = |again: bool| {
             let fits = |member: &Member| {
-                port.may_take(member) && member.endpoint.room.has_room() && has_failed(member) == again
+                port.may_take(member)
+                    && member.endpoint.room.has_room()
+                    && has_failed(member) == again
+                    && !port.holds_back(member, now)
             };
             // Nobody is drawn of none: that would take somebody's turn.
             port.members
                 .iter()
                 .any(fits)
-                .then(|| draw(port, key, worker.proxy.now(), |member| fits(member).then_some(member.ready)))
+                .then(|| draw(port, key, now, |member| fits(member).then_some(member.ready)))
         };
         let picked = of(false).or_else(|| of(true)).flatten();
         picked.map(|member| Arc::clone(&member.endpoint))

@@ -33,6 +33,22 @@ struct Relay<A: Transport, B: Transport> {
     over: bool,
 }
 
+/// Why a relay came to no end.
+#[derive(Debug, thiserror::Error)]
+#[error("{source}")]
+pub struct Broken {
+    /// The server's side broke, not the client's.
+    pub by_server: bool,
+    pub source: io::Error,
+}
+
+/// The side of a [`Way`] that broke.
+#[derive(Debug)]
+enum Lost {
+    From(io::Error),
+    To(io::Error),
+}
+
 /// One of the two ways.
 #[derive(Debug, Default)]
 struct Way {
@@ -53,14 +69,14 @@ struct Way {
 pub fn relay(
     client: impl Transport,
     server: impl Transport,
-) -> impl Future<Output = io::Result<()>> + Send + 'static {
+) -> impl Future<Output = Result<(), Broken>> + Send + 'static {
     // Not an async function, which would keep both streams twice.
     let mut relay = Relay { client, server, over: false };
     let (mut up, mut down) = (Way::default(), Way::default());
     poll_fn(move |cx| {
         let Relay { client, server, over } = &mut relay;
-        let up = up.poll(client, server, cx)?;
-        let down = down.poll(server, client, cx)?;
+        let up = up.poll(client, server, cx).map_err(|lost| lost.of(false))?;
+        let down = down.poll(server, client, cx).map_err(|lost| lost.of(true))?;
         *over = up.is_ready() && down.is_ready();
         if *over { Poll::Ready(Ok(())) } else { Poll::Pending }
     })
@@ -77,6 +93,18 @@ impl<A: Transport, B: Transport> Drop for Relay<A, B> {
     }
 }
 
+// === impl Lost ===
+
+impl Lost {
+    /// `down`: on the way from the server to the client.
+    fn of(self, down: bool) -> Broken {
+        match self {
+            Self::From(source) => Broken { by_server: down, source },
+            Self::To(source) => Broken { by_server: !down, source },
+        }
+    }
+}
+
 // === impl Way ===
 
 impl Way {
@@ -86,17 +114,17 @@ impl Way {
         from: &mut impl Transport,
         to: &mut impl Transport,
         cx: &mut Context<'_>,
-    ) -> Poll<io::Result<()>> {
+    ) -> Poll<Result<(), Lost>> {
         while !self.over {
             if !self.left.is_empty() {
-                ready!(self.poll_rest(to, cx))?;
+                ready!(self.poll_rest(to, cx)).map_err(Lost::To)?;
             } else if self.ended {
-                ready!(Pin::new(&mut *to).poll_shutdown(cx))?;
+                ready!(Pin::new(&mut *to).poll_shutdown(cx)).map_err(Lost::To)?;
                 self.over = true;
             } else if with_scratch(|scratch| self.poll_fresh(from, to, scratch, cx))?.is_pending() {
                 // Nothing to read: what was written must not wait in a buffer of the writer's.
                 if self.unflushed {
-                    ready!(Pin::new(&mut *to).poll_flush(cx))?;
+                    ready!(Pin::new(&mut *to).poll_flush(cx)).map_err(Lost::To)?;
                     self.unflushed = false;
                 }
                 return Poll::Pending;
@@ -112,9 +140,9 @@ impl Way {
         to: &mut (impl AsyncWrite + Unpin),
         scratch: &mut [u8],
         cx: &mut Context<'_>,
-    ) -> Poll<io::Result<()>> {
+    ) -> Poll<Result<(), Lost>> {
         let mut read = ReadBuf::new(scratch);
-        ready!(Pin::new(from).poll_read(cx, &mut read))?;
+        ready!(Pin::new(from).poll_read(cx, &mut read)).map_err(Lost::From)?;
         let read = read.filled();
         if read.is_empty() {
             self.ended = true;
@@ -122,8 +150,8 @@ impl Way {
         }
         let mut written = 0;
         while written < read.len() {
-            match Pin::new(&mut *to).poll_write(cx, &read[written..])? {
-                Poll::Ready(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+            match Pin::new(&mut *to).poll_write(cx, &read[written..]).map_err(Lost::To)? {
+                Poll::Ready(0) => return Poll::Ready(Err(Lost::To(io::ErrorKind::WriteZero.into()))),
                 Poll::Ready(more) => written += more,
                 Poll::Pending => {
                     self.left = read[written..].to_vec();
@@ -159,7 +187,7 @@ mod tests {
     use super::*;
 
     /// Both far ends, and the relay between them.
-    fn relayed(buffer: usize) -> (DuplexStream, DuplexStream, tokio::task::JoinHandle<io::Result<()>>) {
+    fn relayed(buffer: usize) -> (DuplexStream, DuplexStream, tokio::task::JoinHandle<Result<(), Broken>>) {
         let ((client, near), (far, server)) = (duplex(buffer), duplex(buffer));
         (client, server, tokio::spawn(relay(near, far)))
     }
@@ -210,6 +238,16 @@ mod tests {
         drop(server);
         let _ = client.write_all(b"ask").await;
         client.shutdown().await.unwrap();
-        assert_eq!(relay.await.unwrap().unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        let broken = relay.await.unwrap().unwrap_err();
+        assert_eq!((broken.by_server, broken.source.kind()), (true, io::ErrorKind::BrokenPipe));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_is_gone_is_not_its_servers_fault() {
+        let (client, mut server, relay) = relayed(64);
+        drop(client);
+        let _ = server.write_all(b"answer").await;
+        server.shutdown().await.unwrap();
+        assert!(!relay.await.unwrap().unwrap_err().by_server);
     }
 }

@@ -4,7 +4,7 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
@@ -45,6 +45,8 @@ pub(super) enum Kind {
 #[derive(Debug, Default)]
 pub struct Transfer {
     bytes: AtomicU64,
+    /// As of [`Transfer::is_owed`].
+    owed: AtomicBool,
 }
 
 /// Why a body ended before its end.
@@ -150,6 +152,30 @@ impl Body {
         Self::of(Kind::Kept(reader))
     }
 
+    fn poll_kind(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        Poll::Ready(match &mut self.kind {
+            Kind::Empty => None,
+            Kind::Full(bytes) => {
+                let bytes = std::mem::take(bytes);
+                self.kind = Kind::Empty;
+                Some(Ok(Frame::data(bytes)))
+            }
+            Kind::Trailers(trailers) => {
+                let trailers = std::mem::take(&mut **trailers);
+                self.kind = Kind::Empty;
+                Some(Ok(Frame::trailers(trailers)))
+            }
+            Kind::Http2(incoming) => {
+                ready!(incoming.poll_frame(cx)).map(|frame| frame.map_err(BodyError::new))
+            }
+            Kind::Http1(body) => ready!(http_body::Body::poll_frame(Pin::new(body), cx))
+                .map(|frame| frame.map_err(BodyError::new)),
+            Kind::Kept(reader) => ready!(reader.poll_frame(cx)),
+            Kind::Copied(copied) => ready!(copied.poll_frame(cx)),
+            Kind::Copy(copy) => ready!(copy.poll_frame(cx)),
+        })
+    }
+
     fn at_end(&mut self) {
         if http_body::Body::is_end_stream(self)
             && let Some(Then(then)) = self.then.take()
@@ -171,28 +197,11 @@ impl http_body::Body for Body {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let mut frame = match &mut self.kind {
-            Kind::Empty => return Poll::Ready(None),
-            Kind::Full(bytes) => {
-                let bytes = std::mem::take(bytes);
-                self.kind = Kind::Empty;
-                Some(Ok(Frame::data(bytes)))
-            }
-            Kind::Trailers(trailers) => {
-                let trailers = std::mem::take(&mut **trailers);
-                self.kind = Kind::Empty;
-                Some(Ok(Frame::trailers(trailers)))
-            }
-            Kind::Http2(incoming) => {
-                ready!(incoming.poll_frame(cx)).map(|frame| frame.map_err(BodyError::new))
-            }
-            Kind::Http1(body) => {
-                ready!(Pin::new(body).poll_frame(cx)).map(|frame| frame.map_err(BodyError::new))
-            }
-            Kind::Kept(reader) => ready!(reader.poll_frame(cx)),
-            Kind::Copied(copied) => ready!(copied.poll_frame(cx)),
-            Kind::Copy(copy) => ready!(copy.poll_frame(cx)),
-        };
+        let polled = self.poll_kind(cx);
+        if let Some(transfer) = &self.transfer {
+            transfer.owed.store(polled.is_pending(), Ordering::Relaxed);
+        }
+        let mut frame = ready!(polled);
         if let (Some(transfer), Some(Ok(frame))) = (&self.transfer, &frame)
             && let Some(data) = frame.data_ref()
         {
@@ -246,6 +255,11 @@ impl fmt::Debug for Then {
 impl Transfer {
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether more was asked for and has not come: who sends it is waited for, and not who receives it.
+    pub fn is_owed(&self) -> bool {
+        self.owed.load(Ordering::Relaxed)
     }
 }
 

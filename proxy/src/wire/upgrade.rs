@@ -26,7 +26,7 @@ enum Side {
 /// When either side breaks, or never got as far.
 pub async fn tunnel(client: Upgrade, server: Upgrade) -> io::Result<()> {
     let (client, server) = (client.ready().await?, server.ready().await?);
-    relay(client, server).await
+    relay(client, server).await.map_err(|broken| broken.source)
 }
 
 // === impl Upgrade ===

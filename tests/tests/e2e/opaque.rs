@@ -3,9 +3,10 @@
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tulle_tests::app::App;
-use tulle_tests::identity;
+use tulle_tests::{Wire, World, eventually, identity};
 
 use super::Pair;
+use super::mtls::endpoint_slice;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_direction_ends_by_itself() {
@@ -36,7 +37,7 @@ async fn each_direction_ends_by_itself() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_speaks_first_is_heard_on_a_declared_port() {
-    let app = App::wire(async move |mut wire: tulle_tests::Wire| {
+    let app = App::wire(async move |mut wire: Wire| {
         wire.send("220 ready\r\n").await;
         let line = wire.line().await;
         wire.send(format!("you said {line}\r\n")).await;
@@ -112,4 +113,65 @@ async fn a_reset_is_passed_on_as_a_reset() {
     wire.send("more").await;
     let error = wire.stream().read(&mut [0; 16]).await;
     assert!(error.is_err(), "a clean end in place of a reset");
+}
+
+/// Whether a word comes back on a connection of its own.
+async fn is_echoed(to: std::net::SocketAddr) -> bool {
+    let mut wire = Wire::connect(to).await;
+    wire.try_send("ping").await.is_ok() && wire.try_exactly(4).await.is_some_and(|said| said == b"ping")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_endpoint_beside_a_good_one_loses_no_connection() {
+    let world = World::strict().await;
+    let (good, dead) = (App::echo().await, App::echo().await);
+    world.service("db", "tcp");
+    let slices = [("db-1", &good), ("db-2", &dead)].map(|(name, app)| {
+        endpoint_slice("db", app.address(), None).replace("name: db-1", &format!("name: {name}"))
+    });
+    world.yaml("slices.yaml", &slices.join("---\n"));
+    dead.stop().await;
+    let web = world.workload("web").calls("db").start().await;
+    for number in 0..100 {
+        assert!(is_echoed(web.outbound("db")).await, "connection {number}");
+    }
+    let metrics = web.metrics().await;
+    let again = metrics.sum("tulle_replays_total", &[("cause", "unprocessed")]);
+    let failed = metrics.sum("tulle_pool_dials_total", &[("result", "failed"), ("reason", "connect_failed")]);
+    // It is tried, and then hardly any more.
+    assert!((1.0..=20.0).contains(&again) && again == failed, "{again} again, {failed} failed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_whose_proxy_cannot_reach_its_application_is_ejected_for_connections_too() {
+    let world = World::strict().await;
+    let (good, dead) = (App::echo().await, App::echo().await);
+    world.service("db", "tcp");
+    world.yaml(
+        "policy.yaml",
+        "apiVersion: policy.tulle.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: db, namespace: default}
+spec:
+  targetRefs: [{group: \"\", kind: Service, name: db}]
+  outlierDetection: {consecutiveConnectFailures: 1, ejectionTime: 1h, maximumEjectionTime: 1h}
+",
+    );
+    let a = world.workload("a").serves("db", good.address()).start().await;
+    let b = world.workload("b").serves("db", dead.address()).start().await;
+    for proxy in [&a, &b] {
+        proxy.counts("tulle_registered", &[], 1.0).await;
+    }
+    dead.stop().await;
+    let web = world.workload("web").calls("db").start().await;
+    eventually("it is ejected", async || {
+        is_echoed(web.outbound("db")).await;
+        let labels = [("service", "default/db:8080"), ("cause", "consecutive_connect_failures")];
+        let ejected = web.metrics().await.sum("tulle_balancer_ejections_total", &labels);
+        if ejected == 1.0 { Ok(()) } else { Err(format!("{ejected}")) }
+    })
+    .await;
+    for number in 0..50 {
+        assert!(is_echoed(web.outbound("db")).await, "connection {number}");
+    }
 }

@@ -96,6 +96,47 @@ fn an_ejection_lasts_longer_each_time_and_good_behaviour_is_remembered() {
 }
 
 #[test]
+fn probation_is_failed_by_what_the_policy_names_and_passed_by_what_it_takes() {
+    use Outcome::{ConnectFailed, Grpc, NoAnswer, Status};
+    use State::{Ejected, Probation, Warming};
+    // Which detector there is, and what becomes of an endpoint on probation by each outcome.
+    let cases: [(usize, &[(Outcome, State)]); 4] = [
+        (0, &[(Status(500), Ejected), (NoAnswer, Ejected), (Status(200), Warming), (Status(404), Warming)]),
+        (
+            1,
+            &[
+                (Status(500), Warming),
+                (Status(503), Ejected),
+                (ConnectFailed, Ejected),
+                (Status(200), Warming),
+            ],
+        ),
+        (2, &[(Status(503), Warming), (NoAnswer, Warming), (ConnectFailed, Ejected), (Status(200), Warming)]),
+        // What says nothing of gRPC neither fails it nor lets it off.
+        (3, &[(Grpc(14), Ejected), (NoAnswer, Probation), (ConnectFailed, Probation), (Grpc(0), Warming)]),
+    ];
+    let tried = |rules: Outliers, outcome| {
+        let port = watching(rules, 4);
+        port.ends[0].standing.set(PROBATION);
+        record(&port, 0, outcome, SECOND);
+        port.ends[0].standing.state(true)
+    };
+    for (detector, outcomes) in cases {
+        for (outcome, becomes) in outcomes {
+            let mut rules = outliers();
+            rules.consecutive[detector] = 5;
+            assert_eq!(tried(rules, *outcome), *becomes, "{detector} {outcome:?}");
+        }
+    }
+    // A window's criteria go by all.
+    let rule = FailurePercentage { threshold_percent: 85, minimum_requests: 50 };
+    for (outcome, becomes) in [(Status(500), Ejected), (Grpc(14), Ejected), (Status(200), Warming)] {
+        let rules = Outliers { failure_percentage: Some(rule), ..outliers() };
+        assert_eq!(tried(rules, outcome), becomes, "{outcome:?}");
+    }
+}
+
+#[test]
 fn no_more_are_ejected_than_may_be() {
     for (n, percent, most) in
         [(1, 100, 1), (2, 10, 1), (2, 1, 1), (10, 10, 1), (10, 35, 3), (10, 100, 10), (3, 50, 1)]

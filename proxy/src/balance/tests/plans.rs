@@ -550,3 +550,22 @@ fn probation_is_one_request_at_a_time() {
         assert_eq!(tried.count(), 1, "{algorithm:?}");
     }
 }
+
+#[test]
+fn the_last_resort_goes_by_the_endpoints_and_not_by_their_order() {
+    let place = |algorithm, names: [u64; 5]| {
+        let mut port = Port::new(by(algorithm), &[]);
+        port.ends = names.into_iter().map(|name| end(name, 100)).collect();
+        // Nobody is ready, so that no table is asked.
+        port.ends.iter_mut().for_each(|end| end.ready = false);
+        port.update(&[], 0);
+        let picked = (0..100_u64).map(|key| port.pick(Some(hash(&key.to_le_bytes())), 0, 1).unwrap());
+        picked.map(|i| names[i]).collect::<Vec<_>>()
+    };
+    for algorithm in [Algorithm::RingHash, Algorithm::Maglev] {
+        let all = place(algorithm, [1, 2, 3, 4, 5]);
+        assert_eq!(place(algorithm, [4, 1, 5, 3, 2]), all);
+        // Each has some.
+        assert!((1..=5).all(|name| all.contains(&name)), "{all:?}");
+    }
+}

@@ -42,7 +42,7 @@ impl Waiter for Request {
 
 fn wait(entry: &mut Entry<Request>) -> (Request, Option<Ticket>) {
     let request = Request::new();
-    let ticket = entry.wait(request.clone());
+    let ticket = entry.wait(request.clone(), Instant::now());
     (request, ticket)
 }
 
@@ -92,13 +92,32 @@ fn an_error_reaches_everyone_who_waited_when_the_dial_began_and_nobody_else() {
     let mut entry = Entry::default();
     let (early, ticket) = wait(&mut entry);
     let (late, second) = wait(&mut entry);
-    let (told, more) = entry.failed(ticket.unwrap());
+    let (told, more) = entry.failed(ticket.unwrap(), None);
     assert_eq!(told.len(), 1);
     assert!(Rc::ptr_eq(&told[0].0, &early.0));
     assert_eq!(more, None, "the late one's own dial is under way");
-    let (told, more) = entry.failed(second.unwrap());
+    let (told, more) = entry.failed(second.unwrap(), None);
     assert!(Rc::ptr_eq(&told[0].0, &late.0));
     assert_eq!(more, None);
+}
+
+#[test]
+fn who_came_later_waits_on_where_it_is_our_own_limits_that_leave_no_room() {
+    let (mut entry, now) = (Entry::default(), Instant::now());
+    let ms = |ms| now + std::time::Duration::from_millis(ms);
+    let requests = [Request::new(), Request::new(), Request::new()];
+    let tickets = [0, 1, 2].map(|i| entry.wait(requests[i as usize].clone(), ms(i * 100)).unwrap());
+    assert_eq!(entry.first_came(), Some(now));
+    // The time of the first two is over, though a connection has come for somebody since.
+    entry.came += 1;
+    let (told, more) = entry.failed(tickets[0], Some(ms(100)));
+    assert_eq!(told.len(), 2);
+    assert!(Rc::ptr_eq(&told[1].0, &requests[1].0) && more.is_none(), "more are dialled already");
+    let (told, more) = entry.failed(tickets[1], Some(ms(199)));
+    assert!(told.is_empty() && more.is_none());
+    let (told, more) = entry.failed(tickets[2], Some(ms(199)));
+    assert!(told.is_empty() && more.is_some());
+    assert_eq!(entry.first_came(), Some(ms(200)));
 }
 
 #[test]
@@ -110,13 +129,13 @@ fn r02_one_dial_that_fails_beside_others_that_succeed_is_nobodys_error() {
     let slow = tickets.remove(0);
     let more = entry.dialled(tickets.remove(0), 1, now);
     tickets.extend(more.into_iter().flatten());
-    let (told, more) = entry.failed(slow);
+    let (told, more) = entry.failed(slow, None);
     tickets.extend(more);
     assert!(told.is_empty(), "the endpoint serves");
 
     // From here on nothing comes any more: everybody is told, at the latest by the dials that began after.
     while let Some(ticket) = tickets.pop() {
-        let (told, more) = entry.failed(ticket);
+        let (told, more) = entry.failed(ticket, None);
         for request in told {
             request.0.set(Fate::Failed);
         }
@@ -133,7 +152,7 @@ fn dials_that_time_out_together_are_not_begun_again_together() {
     let late: Vec<_> = (0..100).map(|_| wait(&mut entry).0).collect();
     while tickets.len() > 1 || entry.limit > 1 {
         let ticket = tickets.remove(0);
-        tickets.extend(entry.failed(ticket).1);
+        tickets.extend(entry.failed(ticket, None).1);
     }
     assert_eq!(tickets.len(), 1, "one at a time for those who came later");
     assert!(late.iter().all(|request| request.0.get() == Fate::Waits));
@@ -183,7 +202,7 @@ impl World {
                     self.made += 1;
                     self.tickets.extend(self.entry.dialled(ticket, self.made, now).into_iter().flatten());
                 } else {
-                    let (told, more) = self.entry.failed(ticket);
+                    let (told, more) = self.entry.failed(ticket, None);
                     for request in told.iter().filter(|request| !request.is_gone()) {
                         assert_eq!(request.0.replace(Fate::Failed), Fate::Waits, "told twice");
                     }

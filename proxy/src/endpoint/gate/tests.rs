@@ -459,3 +459,49 @@ async fn an_idle_http2_connection_makes_room_at_once_for_who_may_not_wait() {
         assert_eq!((one.room.connections.taken(), gate.connections.taken()), (0, 0));
     }
 }
+
+#[tokio::test]
+async fn a_limit_that_is_taken_away_refuses_nobody_while_the_line_wakes() {
+    let limits = Limits { connections_per_endpoint: 1, queue_timeout: LONG, ..Limits::default() };
+    let ([one, _], gate, metrics) = port(limits, Connections::default()).await;
+    let _first = connect(&one, 0, &metrics).await.unwrap();
+    let mut waits = std::pin::pin!(connect(&one, 1, &metrics));
+    while one.room.connections.waiting() == 0 {
+        assert!(futures_util::poll!(waits.as_mut()).is_pending());
+        tokio::task::yield_now().await;
+    }
+    gate.say(None, Connections::default());
+    // Who waits has not looked yet.
+    let of_worker = metrics.worker(0);
+    let mut comes = std::pin::pin!(one.seat(&of_worker, std::time::Instant::now(), || true));
+    assert!(matches!(futures_util::poll!(comes.as_mut()), std::task::Poll::Ready(Ok(Some(_)))));
+    assert_eq!(one.room.connections.waiting(), 1);
+    waits.await.unwrap();
+}
+
+#[tokio::test]
+async fn nobody_waits_longer_or_less_than_the_limits_let_him() {
+    const PATIENCE: Duration = Duration::from_millis(1000);
+    let limits = Limits { connections_per_endpoint: 1, queue_timeout: PATIENCE, ..Limits::default() };
+    let ([one, _], gate, metrics) = port(limits, Connections::default()).await;
+    let _held = connect(&one, 1, &metrics).await.unwrap();
+    let after = async |millis: u64, http2: bool| {
+        tokio::time::sleep(Duration::from_millis(millis)).await;
+        let came = Instant::now();
+        let error = match http2 {
+            true => one.http2(0, None, || dial(&metrics)).await.map(drop).unwrap_err(),
+            false => connect(&one, 0, &metrics).await.map(drop).unwrap_err(),
+        };
+        assert!(matches!(&*error, ConnectError::Limited(_)), "{error}");
+        let waited = came.elapsed();
+        // Twice as long where a dial of its own began once the one before it had failed.
+        assert!(
+            waited >= PATIENCE && waited < PATIENCE * 3 / 2,
+            "{waited:?}, came at {millis}, HTTP/2: {http2}"
+        );
+    };
+    for http2 in [false, true] {
+        tokio::join!(after(0, http2), after(100, http2), after(200, http2), after(700, http2));
+    }
+    assert_eq!((one.room.connections.waiting(), gate.connections.waiting()), (0, 0));
+}

@@ -20,6 +20,18 @@ fn what_the_server_says_is_used_to_four_fifths_where_it_is_less() {
 }
 
 #[test]
+fn a_server_that_keeps_connections_for_ever_stops_nobody() {
+    let now = Instant::now();
+    let mut limit = IdleLimit::default();
+    for timeout in [Duration::from_secs(u64::MAX), Duration::MAX] {
+        limit.state(timeout);
+        for configured in [IDLE, Duration::MAX] {
+            assert!(limit.at(now, configured) >= IDLE);
+        }
+    }
+}
+
+#[test]
 fn two_closes_after_the_same_time_are_a_limit_and_one_is_a_suspicion() {
     let now = Instant::now();
     let mut limit = IdleLimit::default();

@@ -66,8 +66,22 @@ fn an_error_of_the_one_dial_reaches_all_who_wait() {
     for waiter in 0..3 {
         shared.checkout(None, || waiter);
     }
-    assert_eq!(shared.failed().failed, [0, 1, 2]);
+    assert_eq!(shared.failed(|_| true).failed, [0, 1, 2]);
     assert_eq!(shared.checkout(None, || 3), Checkout::Dial);
+}
+
+#[test]
+fn who_came_after_a_dial_began_that_fails_is_dialled_for_again() {
+    let mut shared = Shared::<Fake, u32>::default();
+    for waiter in 0..3 {
+        shared.checkout(None, || waiter);
+    }
+    let dialled = shared.failed(|waiter| *waiter < 2);
+    assert_eq!((dialled.failed, dialled.again), (vec![0, 1], true));
+    assert_eq!(shared.first(), Some(&2));
+    assert_eq!(shared.checkout(None, || 3), Checkout::Wait);
+    let dialled = shared.failed(|_| true);
+    assert_eq!((dialled.failed, dialled.again), (vec![2, 3], false));
 }
 
 #[test]
@@ -92,7 +106,7 @@ fn a_full_connection_is_joined_by_another_and_shared_beyond_the_last() {
 fn a_failed_second_dial_leaves_the_first_connection_to_share() {
     let (mut shared, _place) = one(&fake(1, 1), Instant::now());
     assert_eq!(shared.checkout(None, || 1), Checkout::Dial);
-    let dialled = shared.failed();
+    let dialled = shared.failed(|_| true);
     assert_eq!((dialled.served.len(), dialled.failed.len()), (1, 0));
 }
 
@@ -201,7 +215,9 @@ impl World {
 
     fn dial(&mut self) -> Dialled<Fake, u32> {
         if self.rng.one_in(3) {
-            return self.shared.failed();
+            // Those who came before it began; or whose time is over.
+            let before = self.rng.below(400) as u32;
+            return self.shared.failed(|waiter| *waiter < before);
         }
         let connection = fake(self.all.len() as u32, 1 + self.rng.below(3));
         connection.open.set(!self.rng.one_in(10));

@@ -35,7 +35,8 @@ async fn races(
         server.map(|server| (server, ())).ok_or_else(|| Fault::unsent(Reason::ConnectFailed, "nobody there"))
     };
     let opaque = |detection: &Detection| sniff::framing(detection).is_none();
-    let heard = race(near, Times::accepted(first), (REST, &drain), detect::detect_undeclared, opaque, open);
+    let heard =
+        race(near, Times::accepted(first), (REST, &drain), detect::detect_undeclared, opaque, (open, drop));
     let far = far.unwrap_or_else(|| duplex(1).0);
     let (heard, ()) = tokio::join!(heard, act(client, far));
     (heard.unwrap(), opened_at)

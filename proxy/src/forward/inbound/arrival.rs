@@ -194,7 +194,7 @@ where
 {
     let open = async { Ok((open(worker, way, guard).await?, ())) };
     let heard = tokio::select! {
-        heard = first::hear(worker, stream, times, tell, relayed, open) => heard.ok()?,
+        heard = first::hear(worker, stream, times, tell, relayed, (open, drop)) => heard.ok()?,
         () = guard.revoked() => {
             registered(worker, guard, way.client).cut(worker, guard);
             return None;

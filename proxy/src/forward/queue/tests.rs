@@ -6,7 +6,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
 use super::*;
-use crate::balance::{Algorithm, HashKey, LoadBalancer};
+use crate::balance::{Algorithm, HashKey, LoadBalancer, Outcome, Outliers, State};
 use crate::endpoint::{EndpointSet, How};
 use crate::forward::asked::Asked;
 use crate::forward::in_flight::InFlight;
@@ -262,4 +262,87 @@ async fn seeded_places_are_never_exceeded_and_all_come_back() {
             assert_eq!(member.endpoint.room.requests(), 0, "seed {seed}");
         }
     }
+}
+
+#[tokio::test]
+async fn an_endpoint_on_probation_does_not_get_all_that_others_have_no_room_for() {
+    let worker = tests::lone_worker("web");
+    let limits = Limits { requests_per_endpoint: 10, ..Limits::default() };
+    let (state, _) = service(&worker, 2, limits);
+    let outliers = Outliers {
+        consecutive: [1, 0, 0, 0],
+        grpc_codes: 0,
+        success_rate: None,
+        failure_percentage: None,
+        interval: LONG,
+        base_ejection: Duration::ZERO,
+        maximum_ejection: Duration::ZERO,
+        maximum_ejected_percent: 50,
+    };
+    let mut info = (*state.info().unwrap()).clone();
+    info.ports[0].traffic = Arc::new(Traffic { outlier_detection: Some(outliers), ..Traffic::default() });
+    state.set_endpoints(state.endpoints().unwrap().balanced(&How { service: Some(&info), ..How::new(1) }));
+    let endpoints = state.endpoints().unwrap();
+    let port = endpoints.port(80).unwrap();
+    let tried = &port.members[0];
+    let began = Instant::now();
+    let now = worker.proxy.now();
+    assert!(port.group.record(&tried.endpoint.standing, Outcome::Status(500), now).is_some());
+    port.settle(now);
+    assert_eq!(tried.state(), State::Probation);
+    let (target, mut sent) = (Target::Service(Arc::clone(&state), 80), Vec::new());
+    while let Ok((endpoint, seat)) = pick(&worker, &target).await {
+        sent.push(InFlight::start(&worker, &endpoint, worker.proxy.now()).seated(seat));
+    }
+    assert_eq!(port.members[1].endpoint.room.requests(), 10);
+    // One at a time, or one a second.
+    let most = 1 + began.elapsed().as_secs();
+    assert!(u64::from(tried.endpoint.room.requests()) <= most, "{}", tried.endpoint.room.requests());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_the_endpoint_of_a_session_is_not_overtaken_and_lets_others_by_when_it_leaves() {
+    let worker = tests::lone_worker("web");
+    let limits = Limits { requests_per_endpoint: 1, queue_timeout: LONG, ..Limits::default() };
+    let (state, gate) = service(&worker, 1, limits);
+    let (only, seat) = pick(&worker, &Target::Service(Arc::clone(&state), 80)).await.unwrap();
+    let (target, session) =
+        (Target::Service(Arc::clone(&state), 80), Target::Session(Arc::clone(&state), 80, Arc::clone(&only)));
+    let waits = async |count: usize| {
+        while gate.read().iter().map(|limit| limit.waiting).sum::<usize>() != count {
+            tokio::task::yield_now().await;
+        }
+    };
+    // Others wait for any endpoint, before it and after it.
+    let order = parking_lot::Mutex::new(Vec::new());
+    let comes = async |name: &'static str, target: &Target, after: usize| {
+        waits(after).await;
+        let got = pick(&worker, target).await.unwrap();
+        order.lock().push(name);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        drop(got);
+    };
+    let release = async {
+        waits(3).await;
+        drop(seat);
+    };
+    tokio::join!(
+        comes("before", &target, 0),
+        comes("session", &session, 1),
+        comes("after", &target, 2),
+        release
+    );
+    assert_eq!(*order.lock(), ["session", "before", "after"]);
+
+    // It leaves while there is room, which is somebody's then.
+    let (only, seat) = pick(&worker, &target).await.unwrap();
+    let mut leaves = Box::pin(pick(&worker, &session));
+    assert!(futures_util::poll!(leaves.as_mut()).is_pending());
+    let mut next = Box::pin(pick(&worker, &target));
+    assert!(futures_util::poll!(next.as_mut()).is_pending());
+    drop(seat);
+    assert!(futures_util::poll!(next.as_mut()).is_pending(), "it is the other's turn");
+    drop(leaves);
+    let got = tokio::time::timeout(LONG / 2, next).await.expect("it is woken").unwrap();
+    assert!(Arc::ptr_eq(&got.0, &only));
 }

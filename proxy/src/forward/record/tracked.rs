@@ -27,6 +27,8 @@ pub(in crate::forward) struct Tracked {
     /// What may break it off.
     pub(super) until: Option<Until>,
     pub(super) in_flight: Option<InFlight>,
+    /// More of it was asked for and has not come.
+    pub(super) waits: bool,
 }
 
 /// Resolves, with the reason, when a response that is under way must be broken off.
@@ -96,17 +98,18 @@ impl Tracked {
             record.grpc_status = Some(u16::from(reason.grpc_status()).into());
         }
         if reason == Reason::RequestTimeout {
-            self.in_flight.iter_mut().for_each(InFlight::broke);
+            let waits = self.waits;
+            self.in_flight.iter_mut().for_each(|in_flight| in_flight.is_late(waits));
         }
         self.end(Some(reason));
         Poll::Ready(reason)
     }
 
     fn end(&mut self, reason: Option<Reason>) {
-        if reason.is_none() {
-            self.in_flight.iter_mut().for_each(|in_flight| in_flight.is_over(None));
-        }
         if let Some(mut record) = self.record.take() {
+            if reason.is_none() {
+                self.in_flight.iter_mut().for_each(|in_flight| in_flight.is_over(None));
+            }
             if record.reason.is_none() {
                 record.reason = reason;
             }
@@ -132,7 +135,9 @@ impl http_body::Body for Tracked {
             }
             return Poll::Ready(Some(Err(BodyError::new(reason.message()))));
         }
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        self.waits = polled.is_pending();
+        let frame = ready!(polled);
         match &frame {
             Some(Ok(frame)) => {
                 self.downloaded += frame.data_ref().map_or(0, |data| data.len() as u64);

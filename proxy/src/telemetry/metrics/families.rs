@@ -93,7 +93,7 @@ families! {
     POOL_REUSED = Counter "tulle_pool_reused_total" []
         "Requests sent on a connection that had served another.";
     REPLAYS = Counter "tulle_replays_total" ["cause"]
-        "Requests sent once more without configuration.";
+        "Requests sent once more without configuration, and opaque connections made at another endpoint.";
     RETRIES = Counter "tulle_retries_total" ["cause", "outcome"]
         "Requests sent again because a rule's or policy's retry says so, each time once it is over; cause is unprocessed, broken, late, or status; outcome is answered, failed (again), or unfinished (its time was over or its client gone).";
     UNRETRIED = Counter "tulle_retries_withheld_total" ["cause"]

@@ -366,6 +366,9 @@ fn as_interim(head: ResponseHead) -> Response<()> {
     response
 }
 
+/// A server that says more means as much.
+const LONGEST_IDLE: Duration = Duration::from_secs(86_400);
+
 /// The `timeout` of a `Keep-Alive` field (draft-thomson-hybi-http-timeout §2, as servers send it), in whole seconds.
 fn idle_hint(headers: &HeaderMap) -> Option<Duration> {
     const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -373,7 +376,8 @@ fn idle_hint(headers: &HeaderMap) -> Option<Duration> {
     value.split(',').find_map(|parameter| {
         let (name, seconds) = parameter.split_once('=')?;
         let is_timeout = name.trim().eq_ignore_ascii_case("timeout");
-        is_timeout.then(|| head::decimal(seconds.trim().as_bytes()).map(Duration::from_secs)).flatten()
+        let seconds = is_timeout.then(|| head::decimal(seconds.trim().as_bytes())).flatten()?;
+        Some(Duration::from_secs(seconds).min(LONGEST_IDLE))
     })
 }
 

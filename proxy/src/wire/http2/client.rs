@@ -52,6 +52,8 @@ pub struct SendError {
     pub processed: Processed,
     /// Its connection, which had served another before, broke before anything of an answer came.
     pub stale: bool,
+    /// It provably was not processed, since its connection, which had served another before, was at its end.
+    pub ended: bool,
     /// The request, when nothing of it has been taken.
     pub request: Option<Box<Request<Body>>>,
 }
@@ -129,13 +131,14 @@ impl Sender {
     where
         D: Send + Sync + 'static,
     {
+        let reused = self.is_reused();
         let unsent = |source: h2::Error, request| SendError {
             source: source.into(),
             processed: Processed::No,
             stale: false,
+            ended: reused,
             request,
         };
-        let reused = self.is_reused();
         if let Err(source) = poll_fn(|cx| self.requests.poll_ready(cx)).await {
             return Err(unsent(source, Some(Box::new(request))));
         }
@@ -146,7 +149,7 @@ impl Sender {
         {
             let request = Some(Box::new(request));
             let (source, processed) = (Error::NoExtendedConnect, Processed::No);
-            return Err(SendError { source, processed, stale: false, request });
+            return Err(SendError { source, processed, stale: false, ended: false, request });
         }
         let ended = !connects && http_body::Body::is_end_stream(request.body());
         let (head, body) = request.into_parts();
@@ -180,7 +183,8 @@ impl Sender {
         let response = response.await.map_err(|source| {
             let processed = if unprocessed(&source) { Processed::No } else { Processed::Maybe };
             let stale = reused && !interim && source.is_io();
-            SendError { source: source.into(), processed, stale, request: None }
+            let ended = reused && processed == Processed::No && source.is_go_away();
+            SendError { source: source.into(), processed, stale, ended, request: None }
         })?;
         if !reused {
             self.server.answered.store(true, Ordering::Relaxed);

@@ -102,6 +102,12 @@ const CASES: &[Case] = &[
         Deaf,
         "200 whole hello",
     ),
+    (
+        "whole, by one that keeps connections for ever",
+        "HTTP/1.1 200 OK\r\nkeep-alive: timeout=18446744073709551615\r\ncontent-length: 5\r\n\r\nhello",
+        Wait,
+        "200 whole hello",
+    ),
     ("whole, waits", "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello", Wait, "200 whole hello"),
     (
         "longer than it says",
