@@ -2,6 +2,7 @@
 //!
 //! A leaf: it knows nothing of the rooms above it. What was cut must never look to a peer as if it had ended.
 
+use std::fmt;
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::pin::Pin;
@@ -112,11 +113,21 @@ pub trait Transport: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     }
 }
 
-/// Bytes that passed through an [`Io`], above TLS.
+/// Bytes that passed through an [`Io`], above TLS. One thread adds them, that of the [`Io`], and any reads them: so it takes no locked
+/// instruction.
 #[derive(Debug, Default)]
 pub struct Meter {
-    pub received: AtomicU64,
-    pub sent: AtomicU64,
+    received: AtomicU64,
+    sent: AtomicU64,
+    tally: Option<Box<dyn Tally>>,
+}
+
+/// Who else counts the bytes that a [`Meter`] does, as they pass and on the same thread.
+pub trait Tally: fmt::Debug + Send + Sync {
+    /// So many have come.
+    fn received(&self, bytes: u64);
+    /// So many have gone.
+    fn sent(&self, bytes: u64);
 }
 
 /// Puts what is left of `head` into `buf`; false when nothing is.
@@ -132,6 +143,39 @@ fn replay(head: &mut Bytes, buf: &mut ReadBuf<'_>) -> bool {
         *head = Bytes::new();
     }
     true
+}
+
+// === impl Meter ===
+
+impl Meter {
+    /// Tells `tally` too.
+    pub fn telling(tally: impl Tally + 'static) -> Self {
+        Self { tally: Some(Box::new(tally)), ..Self::default() }
+    }
+
+    /// Bytes that have come.
+    pub fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that have gone.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn add_received(&self, bytes: usize) {
+        self.received.store(self.received() + bytes as u64, Ordering::Relaxed);
+        if let Some(tally) = &self.tally {
+            tally.received(bytes as u64);
+        }
+    }
+
+    pub(crate) fn add_sent(&self, bytes: usize) {
+        self.sent.store(self.sent() + bytes as u64, Ordering::Relaxed);
+        if let Some(tally) = &self.tally {
+            tally.sent(bytes as u64);
+        }
+    }
 }
 
 // === impl Replay ===
@@ -284,7 +328,7 @@ impl Io {
 
     fn count_sent(&self, result: &Poll<io::Result<usize>>) {
         if let (Some(meter), Poll::Ready(Ok(n))) = (&self.0.meter, result) {
-            meter.sent.fetch_add(*n as u64, Ordering::Relaxed);
+            meter.add_sent(*n);
         }
     }
 }
@@ -310,7 +354,7 @@ impl AsyncRead for Io {
             Inner::Stream(stream) => Pin::new(stream).poll_read(cx, buf),
         };
         if let Some(meter) = &self.0.meter {
-            meter.received.fetch_add((buf.filled().len() - before) as u64, Ordering::Relaxed);
+            meter.add_received(buf.filled().len() - before);
         }
         result
     }

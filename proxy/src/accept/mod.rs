@@ -8,7 +8,7 @@ mod original;
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
@@ -24,6 +24,8 @@ pub struct Accepted {
     pub stream: TcpStream,
     pub client: SocketAddr,
     pub destination: Destination,
+    /// When it was.
+    pub at: Instant,
 }
 
 /// One worker's share of a listener.
@@ -201,7 +203,7 @@ pub fn admit(
     inbound: bool,
 ) -> Result<Accepted, Refused> {
     let destination = original.of(&stream, own, inbound)?;
-    Ok(Accepted { stream, client, destination })
+    Ok(Accepted { stream, client, destination, at: Instant::now() })
 }
 
 /// An IPv4 address as such, if it is mapped into IPv6.

@@ -3,11 +3,13 @@
 //! Decides what is known of a request that failed; whether it is sent again is [`again`](super::again)'s.
 
 use std::pin::pin;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
 use super::admit;
@@ -17,14 +19,14 @@ use super::fault::Fault;
 use super::headers::{self, Said};
 use super::idle::Idle;
 use super::in_flight::{Begun, InFlight};
-use super::record::Tracked;
+use super::record::{Record, Tracked};
 use crate::endpoint::{ConnectError, Dial, Endpoint, Http1, Http2, Preferred, Way};
-use crate::io::{Io, Meter, Transport as _, streams};
+use crate::io::{self, Io, Meter, Transport as _, streams};
 use crate::policy;
 use crate::route::{Cors, CorsInPlace};
 use crate::state::Peer;
 use crate::telemetry::Reason;
-use crate::telemetry::metrics::{Direction, OpenConnection};
+use crate::telemetry::metrics::{ConnectionCells, Direction, OpenConnection};
 use crate::tls;
 use crate::wire::{self, Body, Framing, Processed, Spare, Upgrade, h1, http2};
 
@@ -85,9 +87,20 @@ pub(super) struct Bounds {
 #[derive(Debug, Default)]
 pub(super) struct Tunnels {
     tasks: TaskTracker,
-    /// What a change of policy has cut.
-    cut: Arc<OnceLock<Arc<policy::Guard>>>,
 }
+
+/// A tunnel that was opened: it takes the record of its request, and ends it when it ends itself. In the extensions of the response that
+/// says so.
+#[derive(Clone, Debug)]
+pub(super) struct Tunnelled {
+    record: Arc<Mutex<Option<oneshot::Sender<Box<Record>>>>>,
+    /// What passes, from the client and to it.
+    pub meter: Arc<Meter>,
+}
+
+/// Counts what passes in the connection's metrics.
+#[derive(Debug)]
+struct Counted(Arc<ConnectionCells>);
 
 /// What a dial from this worker goes by.
 pub(super) fn dial(worker: &Worker) -> Dial {
@@ -143,7 +156,8 @@ pub(super) async fn send(
     let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     headers::strip_hop(response.headers_mut(), upgraded);
     if let Some(client) = client.filter(|_| Upgrade::is_agreed(&method, response.status())) {
-        tunnels.open(client, Upgrade::of_response(&mut response), guard.cloned());
+        let opened = tunnels.open(client, Upgrade::of_response(&mut response), guard.cloned());
+        response.extensions_mut().insert(opened);
     }
     Ok(response)
 }
@@ -352,12 +366,14 @@ pub fn refusal(error: h1::HeadError) -> Reason {
     }
 }
 
-/// Adds what a connection carried to its metrics; returns the bytes from and to the client.
-pub(super) fn count(open: &OpenConnection, meter: &Meter) -> (u64, u64) {
-    let (received, sent) = (meter.received.load(Ordering::Relaxed), meter.sent.load(Ordering::Relaxed));
-    open.cells().received(received);
-    open.cells().sent(sent);
-    (received, sent)
+/// Counts what a connection carries in its metrics, as it passes: one that lives for days is seen all the while.
+pub(super) fn meter(open: &OpenConnection) -> Arc<Meter> {
+    Arc::new(Meter::telling(Counted(Arc::clone(open.cells()))))
+}
+
+/// Bytes from and to the client.
+pub(super) fn bytes(meter: &Meter) -> (u64, u64) {
+    (meter.received(), meter.sent())
 }
 
 /// What is always known of a request that was sent: what may be done about it goes by its method.
@@ -396,29 +412,54 @@ impl Fields {
 
 impl Tunnels {
     /// Relays what is no longer HTTP, until `guard` is revoked.
-    fn open(&self, client: Upgrade, server: Upgrade, guard: Option<Arc<policy::Guard>>) {
-        let cut = Arc::clone(&self.cut);
+    fn open(&self, client: Upgrade, server: Upgrade, guard: Option<Arc<policy::Guard>>) -> Tunnelled {
+        let (sender, record) = oneshot::channel::<Box<Record>>();
+        let meter = Arc::new(Meter::default());
+        let opened = Tunnelled { record: Arc::new(Mutex::new(Some(sender))), meter: Arc::clone(&meter) };
         self.tasks.spawn(async move {
             let revoked = tokio::select! {
-                ended = wire::tunnel(client, server) => {
+                ended = wire::tunnel(client, server, meter) => {
                     if let Err(error) = ended {
                         tracing::debug!(%error, "an upgraded connection was reset");
                     }
                     None
                 },
-                () = admit::revoked(guard.as_deref()) => guard.clone(),
+                () = admit::revoked(guard.as_deref()) => guard,
             };
-            if let Some(guard) = revoked {
-                drop(cut.set(guard));
+            if let Ok(record) = record.await {
+                record.tunnel_ended(revoked.as_deref());
             }
         });
+        opened
     }
 
-    /// Waits for the end of all, once their connection is no longer HTTP; what a change of policy has cut, if any.
-    pub(super) async fn ended(&self) -> Option<Arc<policy::Guard>> {
+    /// Waits for the end of all, once their connection is no longer HTTP.
+    pub(super) async fn ended(&self) {
         self.tasks.close();
         self.tasks.wait().await;
-        self.cut.get().cloned()
+    }
+}
+
+// === impl Tunnelled ===
+
+impl Tunnelled {
+    /// Hands the record over. Where the tunnel is gone already, the record ends here.
+    pub(super) fn takes(&self, record: Box<Record>) {
+        if let Some(tunnel) = self.record.lock().take() {
+            drop(tunnel.send(record));
+        }
+    }
+}
+
+// === impl Counted ===
+
+impl io::Tally for Counted {
+    fn received(&self, bytes: u64) {
+        self.0.received(bytes);
+    }
+
+    fn sent(&self, bytes: u64) {
+        self.0.sent(bytes);
     }
 }
 

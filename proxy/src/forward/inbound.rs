@@ -32,7 +32,7 @@ use super::opaque::{self, Ended};
 use super::record::{self, ConnectionRecord, Record, Tracked};
 use crate::accept::{Accepted, Destination};
 use crate::endpoint::{self, Endpoint};
-use crate::io::{Io, Meter, streams};
+use crate::io::{Io, streams};
 use crate::policy::{self, Open, PortPolicy};
 use crate::route::Requests;
 use crate::state::{Mode, Peer, Protocol};
@@ -46,6 +46,8 @@ struct Connection {
     worker: Arc<Worker>,
     id: u64,
     client: SocketAddr,
+    /// When it was accepted.
+    at: Instant,
     application: Arc<Endpoint>,
     framing: Framing,
     guard: Arc<policy::Guard>,
@@ -54,7 +56,7 @@ struct Connection {
 
 /// Serves one connection to the application until it ends.
 pub async fn serve(worker: &Arc<Worker>, accepted: Accepted) {
-    let Accepted { stream, client, destination } = accepted;
+    let Accepted { stream, client, destination, at } = accepted;
     let (application, port) = match destination {
         Destination::Application { application, port } => (application, port),
         Destination::Address(address) => (address, address.port()),
@@ -65,7 +67,7 @@ pub async fn serve(worker: &Arc<Worker>, accepted: Accepted) {
     let policy = known.unwrap_or(PortPolicy { protocol: Protocol::Detect, mode: Mode::Permissive });
     let policy = PortPolicy { protocol: worker.proxy.settings.protocol(policy.protocol, port), ..policy };
     let application = worker.loose_endpoint(application, &Peer::Plaintext);
-    let way = Way { client, application, port, policy };
+    let way = Way { client, at, application, port, policy };
     let Some(arrived) = arrive(worker, stream, &way).await else { return };
     if arrived.is_shared {
         Box::pin(serve_streams(worker, arrived, way)).await;
@@ -89,8 +91,8 @@ async fn serve_one(
         Some(framing) => {
             let id = worker.proxy.connection_id();
             let (worker, tunnels) = (Arc::clone(worker), Tunnels::default());
-            let Way { client, application, .. } = way;
-            let connection = Connection { worker, id, client, application, framing, guard, tunnels };
+            let Way { client, at, application, .. } = way;
+            let connection = Connection { worker, id, client, at, application, framing, guard, tunnels };
             // Apart, so that the task of an opaque connection is small.
             Box::pin(Arc::new(connection).serve(io)).await;
         }
@@ -119,7 +121,8 @@ async fn serve_streams(worker: &Arc<Worker>, arrived: Arrived, way: Way) {
         tokio::select! {
             next = driver.next() => match next {
                 Ok(Some(stream)) => {
-                    let (worker, way, io) = (Arc::clone(worker), way.clone(), Io::stream(stream));
+                    let (worker, io) = (Arc::clone(worker), Io::stream(stream));
+                    let way = Way { at: Instant::now(), ..way.clone() };
                     // Registered by itself: what a change of policy has cut stays cut, and no other that is still to come.
                     let guard = Arc::new(register(&worker, &way, peer.clone(), policy::TlsKind::Mesh));
                     tasks.spawn(async move {
@@ -151,10 +154,15 @@ async fn serve_streams(worker: &Arc<Worker>, arrived: Arrived, way: Way) {
 /// When draining, how long a stream may still come that was opened before the client could know.
 const DRAIN_GRACE: Duration = Duration::from_millis(500);
 
-/// The record of a connection that was registered.
-fn registered<'a>(worker: &Worker, guard: &'a policy::Guard, client: SocketAddr) -> ConnectionRecord<'a> {
+/// The record of a connection that was accepted `at`, and registered.
+fn registered<'a>(
+    worker: &Worker,
+    guard: &'a policy::Guard,
+    client: SocketAddr,
+    at: Instant,
+) -> ConnectionRecord<'a> {
     let open = guard.open();
-    let record = ConnectionRecord::new(worker, Direction::Inbound, client);
+    let record = ConnectionRecord::new(worker, Direction::Inbound, client, at);
     ConnectionRecord { source: open.peer.as_ref(), port: open.port, tls: metrics_tls(open.tls), ..record }
 }
 
@@ -193,7 +201,8 @@ async fn relay(
     detected: DetectResult,
     server: Result<Io, Fault>,
 ) {
-    let record = ConnectionRecord { detected: Some(detected), ..registered(worker, guard, way.client) };
+    let record =
+        ConnectionRecord { detected: Some(detected), ..registered(worker, guard, way.client, way.at) };
     let server = match server {
         Ok(server) => server,
         Err(fault) => {
@@ -201,10 +210,10 @@ async fn relay(
             return io.reset_on_drop();
         }
     };
-    let meter = Arc::new(Meter::default());
     let open = worker.metrics.connections(&labels(guard.open())).open();
+    let meter = exchange::meter(&open);
     let ended = opaque::relay(io.metered(Arc::clone(&meter)), server, Some(guard)).await;
-    let (endpoint, bytes) = (Some(way.application.address), exchange::count(&open, &meter));
+    let (endpoint, bytes) = (Some(way.application.address), exchange::bytes(&meter));
     let record = ConnectionRecord { endpoint, bytes, ..record };
     match ended {
         Ended::Revoked => record.cut(worker, guard),
@@ -218,7 +227,7 @@ impl Connection {
     async fn serve(self: Arc<Self>, io: Io) {
         let worker = Arc::clone(&self.worker);
         let open = worker.metrics.connections(&labels(self.guard.open())).open();
-        let meter = Arc::new(Meter::default());
+        let meter = exchange::meter(&open);
         let io = io.metered(Arc::clone(&meter));
         let handler = |request| Arc::clone(&self).request(request);
         let refuse = |fault: &Fault| self.record(&mut Request::default()).unread().fault(fault);
@@ -229,17 +238,16 @@ impl Connection {
             Some(Poll::Pending) | None => draining.as_mut().poll(cx),
         });
         let served = exchange::serve(&worker, direction, self.framing, io, handler, refuse, drain);
-        let record = registered(&worker, &self.guard, self.client);
-        let closed = tokio::select! {
+        let record = registered(&worker, &self.guard, self.client, self.at);
+        let cut = tokio::select! {
             biased;
             () = served => false,
             // New requests are denied one by one; what is still under way, a watch say, would go on for hours.
             _ = admit::revoked_for_long(&worker, Some(&self.guard)) => true,
         };
-        let cut = self.tunnels.ended().await.is_some() || closed;
-        let bytes = exchange::count(&open, &meter);
+        self.tunnels.ended().await;
         if cut {
-            let endpoint = Some(self.application.address);
+            let (endpoint, bytes) = (Some(self.application.address), exchange::bytes(&meter));
             ConnectionRecord { id: self.id, endpoint, bytes, ..record }.cut(&worker, &self.guard);
         }
     }
@@ -315,13 +323,14 @@ impl Connection {
     ) -> Result<Option<Answer>, Fault> {
         record.attempts += 1;
         let asked = self.worker.proxy.now();
+        record.waits(asked);
         let in_flight = InFlight::start(&self.worker, &self.application, asked);
         let mut in_flight = in_flight.uploading(record.uploaded());
         let mut lent = Fields::default();
         let leg = self.leg(*fresh, &in_flight.begun);
         let sent = exchange::send(&self.worker, leg, &mut *request, &mut lent).await;
         let answered = self.worker.proxy.now();
-        record.waited(Duration::from_nanos(answered.saturating_sub(asked)));
+        record.waited(answered);
         match sent {
             Ok(mut response) => {
                 h1::done_with(request);

@@ -30,8 +30,9 @@ pub(super) async fn inject(
     if let Some(delay) = delay {
         worker.metrics.injected(FaultKind::Delay);
         let held = limit.map_or(delay, |limit| limit.min(delay));
-        record.waited(held);
+        record.waits(worker.proxy.now());
         tokio::time::sleep(held).await;
+        record.waited(worker.proxy.now());
         left = limit.map(|limit| limit.saturating_sub(delay));
     }
     if let (Some(limit), Some(Duration::ZERO)) = (limit, left) {

@@ -43,7 +43,7 @@ use super::target::{self, Going, Target};
 use crate::accept::Accepted;
 use crate::detect::{self, Detection};
 use crate::endpoint::{Endpoint, RequestSeat};
-use crate::io::{Io, Meter, Replay};
+use crate::io::{Io, Replay};
 use crate::policy::{self, Name};
 use crate::route::{self, Backend, FaultRule, Found, Match, Requests, RouteKind};
 use crate::state::{ObjectName, Protocol};
@@ -68,13 +68,13 @@ struct Connection {
 
 /// Serves one connection of the application until it ends.
 pub async fn serve(worker: &Arc<Worker>, accepted: Accepted) {
-    let Accepted { mut stream, client, destination } = accepted;
+    let Accepted { mut stream, client, destination, at } = accepted;
     let (going, protocol) = Box::pin(Going::find(worker, destination)).await;
     if let Some((streams, service)) = going.streams() {
-        return Box::pin(routed::serve(worker, stream, client, &streams, &service)).await;
+        return Box::pin(routed::serve(worker, stream, (client, at), &streams, &service)).await;
     }
     let Some(Spoken { sniffed, server }) =
-        Box::pin(speaks(worker, &mut stream, client, &going, protocol)).await
+        Box::pin(speaks(worker, &mut stream, (client, at), &going, protocol)).await
     else {
         return;
     };
@@ -98,7 +98,7 @@ pub async fn serve(worker: &Arc<Worker>, accepted: Accepted) {
                 }
             };
             let service = going.service();
-            let record = ConnectionRecord::new(worker, Direction::Outbound, client);
+            let record = ConnectionRecord::new(worker, Direction::Outbound, client, at);
             let (service, authority, detected) = (&*service, &*authority, Some(sniffed.result));
             relay(worker, io, ConnectionRecord { service, authority, detected, ..record }, server).await;
         }
@@ -112,11 +112,11 @@ struct Spoken {
 }
 
 /// What the connection speaks: as declared, else as its first bytes tell, or the server's. `None`: nothing, it is over. A
-/// declared port is never waited for longer than its client takes.
+/// declared port is never waited for longer than its client takes. `at`: when it was accepted.
 async fn speaks(
     worker: &Arc<Worker>,
     stream: &mut tokio::net::TcpStream,
-    client: SocketAddr,
+    (client, at): (SocketAddr, Instant),
     going: &Going,
     protocol: Protocol,
 ) -> Option<Spoken> {
@@ -133,7 +133,7 @@ async fn speaks(
             worker.metrics.detect(sniffed.result, sniff::protocol(&sniffed.detection), started.elapsed());
             Spoken { sniffed, server: None }
         }
-        Protocol::Detect => Box::pin(undeclared(worker, stream, client, going)).await?,
+        Protocol::Detect => Box::pin(undeclared(worker, stream, (client, at), going)).await?,
     };
     // Opened ahead of need, or to see whether the port is open: no endpoint is troubled with it.
     let nothing = spoken.sniffed.head.is_empty() && spoken.sniffed.result == DetectResult::Closed;
@@ -144,7 +144,7 @@ async fn speaks(
 async fn undeclared(
     worker: &Arc<Worker>,
     stream: &mut tokio::net::TcpStream,
-    client: SocketAddr,
+    (client, at): (SocketAddr, Instant),
     going: &Going,
 ) -> Option<Spoken> {
     let times = Times::accepted(going.first(worker));
@@ -175,7 +175,7 @@ async fn undeclared(
     let heard = tokio::select! {
         heard = first::hear(worker, stream, times, detect::detect_undeclared, opaque, (open, broke)) => heard.ok()?,
         guard = revoked => {
-            let record = ConnectionRecord::new(worker, Direction::Outbound, client);
+            let record = ConnectionRecord::new(worker, Direction::Outbound, client, at);
             ConnectionRecord { service: &going.service(), ..record }.cut(worker, &guard);
             crate::io::reset_on_drop(stream);
             return None;
@@ -197,15 +197,15 @@ impl Connection {
     async fn serve(self: Arc<Self>, io: Io) {
         let labels = ConnectionLabels {
             direction: Direction::Outbound,
-            tls: TlsKind::None,
+            // Each request has an endpoint of its own, and with it a peer.
+            tls: TlsKind::Unknown,
             peer: "",
             service: &self.service,
             route: "",
             backend: "",
         };
         let open = self.worker.metrics.connections(&labels).open();
-        let meter = Arc::new(Meter::default());
-        let io = io.metered(Arc::clone(&meter));
+        let io = io.metered(exchange::meter(&open));
         let handler = |request| Arc::clone(&self).request(request);
         let refuse = |fault: &Fault| self.record(&mut Request::default()).unread().fault(fault);
         let direction = Direction::Outbound;
@@ -215,15 +215,7 @@ impl Connection {
             false => draining.as_mut().poll(cx),
         });
         exchange::serve(&self.worker, direction, self.framing, io, handler, refuse, drain).await;
-        let cut = self.tunnels.ended().await;
-        let bytes = exchange::count(&open, &meter);
-        if let Some(guard) = cut {
-            let tls = if guard.open().outside.is_some() { TlsKind::None } else { TlsKind::Own };
-            let (id, service) = (self.id, &*self.service);
-            let destination = guard.open().peer.as_ref();
-            let record = ConnectionRecord::new(&self.worker, direction, self.client);
-            ConnectionRecord { id, service, tls, destination, bytes, ..record }.cut(&self.worker, &guard);
-        }
+        self.tunnels.ended().await;
     }
 
     fn record(&self, request: &mut Request<Body>) -> Box<Record> {
@@ -393,8 +385,9 @@ impl Connection {
                 tries.has_failed(endpoint, &tried, self.framing);
             }
             if tries.is_retry() {
-                record.waited(wait);
+                record.waits(self.worker.proxy.now());
                 Box::pin(again::pause(wait, tried.ok().map(|answer| answer.response.into_body()))).await;
+                record.waited(self.worker.proxy.now());
             }
         }
     }
@@ -423,6 +416,7 @@ impl Connection {
             })?;
         }
         let asked = self.worker.proxy.now();
+        record.waits(asked);
         let mut in_flight =
             InFlight::start(&self.worker, endpoint, asked).seated(seat).uploading(record.uploaded());
         if let Some(until) = until {
@@ -441,7 +435,7 @@ impl Connection {
             admit::unless_revoked(&self.worker, guard, sent).await
         };
         let answered = self.worker.proxy.now();
-        record.waited(Duration::from_nanos(answered.saturating_sub(asked)));
+        record.waited(answered);
         let mut response = sent.inspect_err(|failed| {
             if let Some(outcome) = in_flight.failed(failed, answered) {
                 in_flight.tell(outcome);
@@ -608,7 +602,6 @@ pub(super) async fn relay(
     if let Some(out) = &out {
         out.leaves(worker, client);
     }
-    let meter = Arc::new(Meter::default());
     let endpoint = in_flight.endpoint();
     let tls = match out.as_ref().map(|out| out.guard.open().tls) {
         Some(policy::TlsKind::ApplicationTls) => TlsKind::App,
@@ -618,6 +611,7 @@ pub(super) async fn relay(
     let (route, backend) = (record.route, record.backend);
     let labels = ConnectionLabels { direction: Direction::Outbound, tls, peer, service, route, backend };
     let open = worker.metrics.connections(&labels).open();
+    let meter = exchange::meter(&open);
     let passed = own.as_ref().map(|own| (&*own.guard, &*own.rule));
     let (guard, rule) = passed.or_else(|| out.as_ref().map(|out| (&*out.guard, &*out.rule))).unzip();
     let (ended, spoke) = {
@@ -625,7 +619,7 @@ pub(super) async fn relay(
         let mut spoke = false;
         let ended = poll_fn(|cx| {
             let ended = relayed.as_mut().poll(cx);
-            if !spoke && meter.sent.load(Ordering::Relaxed) > 0 {
+            if !spoke && meter.sent() > 0 {
                 spoke = true;
                 in_flight.spoke();
             }
@@ -635,7 +629,7 @@ pub(super) async fn relay(
         (ended, spoke)
     };
     let record = ConnectionRecord {
-        bytes: exchange::count(&open, &meter),
+        bytes: exchange::bytes(&meter),
         tls,
         endpoint: Some(own.as_ref().map_or(endpoint.address, |own| own.application.address)),
         destination: endpoint.identity(),

@@ -5,7 +5,6 @@
 //! time is answered `overloaded`: it provably was not processed, and sending it again would only have it wait again. Called by `outbound`.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use super::again::Failing;
 use super::context::Worker;
@@ -28,9 +27,9 @@ pub(super) async fn seat(
     key: Option<u64>,
 ) -> Result<(Arc<Endpoint>, Option<RequestSeat>), Fault> {
     let Some(gate) = picked.room.limited().cloned() else { return Ok((picked, None)) };
-    let came = Instant::now();
+    record.waits(worker.proxy.now());
     let seated = Box::pin(seated(worker, target, failed, picked, key, gate)).await;
-    record.waited(came.elapsed());
+    record.waited(worker.proxy.now());
     seated
 }
 

@@ -17,12 +17,13 @@ pub(super) use self::tracked::Tracked;
 use self::tracked::Until;
 use super::admit;
 use super::context::Worker;
-use super::exchange::{Answer, Failed};
+use super::exchange::{Answer, Failed, Tunnelled};
 use super::fault::{self, Fault, GRPC_STATUS};
 use super::headers::{self, Said};
 use super::idle::Idle;
 use super::in_flight::InFlight;
 use crate::endpoint::Endpoint;
+use crate::io::Meter;
 use crate::limit::Refused;
 use crate::policy;
 use crate::state::Peer;
@@ -30,7 +31,7 @@ use crate::telemetry::Reason;
 use crate::telemetry::access;
 use crate::telemetry::metrics::{DetectResult, Direction, Outcome, RequestLabels, SessionResult, TlsKind};
 use crate::telemetry::trace::{self, Digits, KeyValue, Sampling, TraceId, Tracing};
-use crate::wire::{Body, Transfer};
+use crate::wire::{Body, Transfer, Upgrade};
 
 /// One request, from its head to the end of its response.
 #[derive(Debug)]
@@ -76,7 +77,14 @@ pub(super) struct Record {
     pub(super) port: u16,
     /// Outbound: what its rule and its port say of the access log.
     pub(super) logged: [Option<Arc<access::Said>>; 2],
+    /// How long it has waited for others.
     upstream: Duration,
+    /// Since when it waits for others, if it does, by the proxy's clock.
+    waits: Option<u64>,
+    /// The proxy's own part of the time until there was an answer.
+    processing: Option<Duration>,
+    /// What passes through the tunnel that it has become.
+    tunnel: Option<Arc<Meter>>,
     /// Its place in a trace, where requests are traced.
     tracing: Option<Tracing>,
     ended: bool,
@@ -128,7 +136,7 @@ impl Record {
             session: None,
             destination: None,
             endpoint: None,
-            tls: TlsKind::None,
+            tls: TlsKind::Unknown,
             attempts: 0,
             status: 0,
             grpc_status: None,
@@ -141,6 +149,9 @@ impl Record {
             port: 0,
             logged: [None, None],
             upstream: Duration::ZERO,
+            waits: None,
+            processing: None,
+            tunnel: None,
             tracing,
             ended: false,
         })
@@ -206,9 +217,26 @@ impl Record {
         self.tls = tls_kind(endpoint, application.is_some());
     }
 
-    /// Time spent waiting for others: it is not the proxy's own.
-    pub(super) fn waited(&mut self, duration: Duration) {
-        self.upstream += duration;
+    /// From now on, by the proxy's clock, it waits for others, until it [has waited](Self::waited) or is given up meanwhile: that time is not
+    /// the proxy's own.
+    pub(super) fn waits(&mut self, now: u64) {
+        self.waits = Some(now);
+    }
+
+    /// As of [`Self::waits`].
+    pub(super) fn waited(&mut self, now: u64) {
+        if let Some(since) = self.waits.take() {
+            self.upstream += Duration::from_nanos(now.saturating_sub(since));
+        }
+    }
+
+    /// There is an answer, or will be none. What follows goes as fast as both ends let it, and is not the proxy's own time.
+    fn decided(&mut self) -> Duration {
+        if self.waits.is_some() {
+            self.waited(self.worker.proxy.now());
+        }
+        let processing = || self.started.elapsed().saturating_sub(self.upstream);
+        *self.processing.get_or_insert_with(processing)
     }
 
     /// The proxy's own answer.
@@ -250,13 +278,31 @@ impl Record {
 
     fn track(
         mut self: Box<Self>,
-        response: Response<Body>,
+        mut response: Response<Body>,
         in_flight: Option<InFlight>,
         until: Option<Until>,
     ) -> Response<Tracked> {
         self.status = response.status().as_u16();
         if self.grpc {
             self.grpc_status = grpc_status(response.headers());
+        }
+        // Only where it will be told.
+        if self.target.is_some() {
+            self.decided();
+        }
+        if Upgrade::is_agreed(&self.method, response.status())
+            && let Some(tunnel) = response.extensions_mut().remove::<Tunnelled>()
+        {
+            self.count(self.started.elapsed(), [0, 0]);
+            self.tunnel = Some(Arc::clone(&tunnel.meter));
+            tunnel.takes(self);
+            return response.map(|body| Tracked {
+                body,
+                downloaded: 0,
+                record: None,
+                until: None,
+                in_flight,
+            });
         }
         response.map(|body| Tracked {
             body: body.trimmed(headers::strip_ours),
@@ -286,22 +332,31 @@ impl Record {
         }
     }
 
-    fn end(&mut self, downloaded: u64) {
-        self.ended = true;
+    /// The tunnel that it has become is over; `revoked`: a change of policy has cut it.
+    pub(super) fn tunnel_ended(mut self: Box<Self>, revoked: Option<&policy::Guard>) {
+        if let Some(guard) = revoked {
+            let Fault { reason, detail, .. } = admit::revocation(&self.worker, guard);
+            self.worker.metrics.refused(self.direction, reason);
+            tell_of_refusal(self.direction, self.client, text(&self.service), reason, &detail);
+            (self.reason, self.detail) = (Some(reason), detail);
+        }
+        self.end(0);
+    }
+
+    /// Its metrics. Those of a tunnel are of the answer that made it one: how long people talk is no latency.
+    fn count(&mut self, duration: Duration, [uploaded, downloaded]: [u64; 2]) {
         self.worker.metrics.request_ended(self.direction);
-        let duration = self.started.elapsed();
         let peer = match self.direction {
             Direction::Inbound => &self.source,
             Direction::Outbound => &self.destination,
         };
-        let (service, route, backend) = (text(&self.service), text(&self.route), text(&self.backend));
         let cells = self.worker.metrics.requests(&RequestLabels {
             direction: self.direction,
             tls: self.tls,
             peer: id(peer),
-            service,
-            route,
-            backend,
+            service: text(&self.service),
+            route: text(&self.route),
+            backend: text(&self.backend),
         });
         let outcome = Outcome {
             method: (&self.method).into(),
@@ -311,24 +366,36 @@ impl Record {
             by_peer: self.by.is_some(),
         };
         let histogram = cells.record(outcome, duration);
-        let uploaded = self.uploaded.as_ref().map_or(0, |uploaded| uploaded.bytes());
+        if let Some(span) = self.tracing.as_ref().and_then(Tracing::span) {
+            self.worker.metrics.exemplify(histogram, duration, span, SystemTime::now());
+        }
         self.worker.metrics.sizes(self.direction, uploaded, downloaded);
+    }
+
+    fn end(&mut self, downloaded: u64) {
+        self.ended = true;
+        let duration = self.started.elapsed();
+        let uploaded = self.uploaded.as_ref().map_or(0, |uploaded| uploaded.bytes());
+        let (bytes_in, bytes_out) = match &self.tunnel {
+            Some(meter) => (meter.received(), meter.sent()),
+            None => {
+                self.count(duration, [uploaded, downloaded]);
+                (uploaded, downloaded)
+            }
+        };
         let mut tracing = self.tracing.take();
         let span = tracing.as_ref().and_then(Tracing::span);
         let access = &self.worker.access;
         if !access.is_enabled() && span.is_none() {
             return;
         }
-        let time = SystemTime::now();
-        if let Some(span) = span {
-            self.worker.metrics.exemplify(histogram, duration, span, time);
-        }
         let trace_id = self.trace.map(Digits::from);
         let span_id = span.map(|span| Digits::from(span.span));
+        let processing = Some(self.decided());
         let own = || self.worker.proxy.speaker(self.direction).as_str();
         let target = self.target.as_ref();
         let told = access::Record {
-            time,
+            time: SystemTime::now(),
             direction: self.direction,
             protocol: protocol(self.version, self.grpc),
             version: Some(self.version),
@@ -349,18 +416,18 @@ impl Record {
             client: Some(self.client),
             source: id(&self.source),
             destination: id(&self.destination),
-            service,
-            route,
-            backend,
+            service: text(&self.service),
+            route: text(&self.route),
+            backend: text(&self.backend),
             session: self.session.map_or("", SessionResult::as_str),
             detected: "",
             endpoint: self.endpoint,
             rule: text(&self.rule),
             tls: self.tls,
-            bytes_in: uploaded,
-            bytes_out: downloaded,
+            bytes_in,
+            bytes_out,
             duration,
-            processing: Some(duration.saturating_sub(self.upstream)),
+            processing,
             attempts: self.attempts,
             connection: self.connection,
         };
@@ -475,12 +542,17 @@ pub(super) struct ConnectionRecord<'a> {
 
 /// Tells of a connection that is refused before anything is known of it but where it came from.
 pub fn refused(worker: &Worker, direction: Direction, client: SocketAddr, reason: Reason, detail: &str) {
-    ConnectionRecord::new(worker, direction, client).refused(reason, detail).write(worker);
+    ConnectionRecord::new(worker, direction, client, Instant::now()).refused(reason, detail).write(worker);
+}
+
+fn tell_of_refusal(direction: Direction, client: SocketAddr, service: &str, reason: Reason, detail: &str) {
+    let (direction, reason) = (direction.as_str(), reason.code());
+    tracing::warn!(%client, direction, reason, detail, service, "refused a connection");
 }
 
 impl<'a> ConnectionRecord<'a> {
-    /// Of a connection about which nothing more is known.
-    pub(super) fn new(worker: &Worker, direction: Direction, client: SocketAddr) -> Self {
+    /// Of a connection about which nothing more is known; `started`: when it was accepted.
+    pub(super) fn new(worker: &Worker, direction: Direction, client: SocketAddr, started: Instant) -> Self {
         Self {
             direction,
             id: worker.proxy.connection_id(),
@@ -495,8 +567,8 @@ impl<'a> ConnectionRecord<'a> {
             rule: "",
             endpoint: None,
             detected: None,
-            tls: TlsKind::None,
-            started: Instant::now(),
+            tls: TlsKind::Unknown,
+            started,
             bytes: (0, 0),
             refused: None,
         }
@@ -517,8 +589,7 @@ impl<'a> ConnectionRecord<'a> {
         let (reason, detail) = self.refused.unzip();
         if let Some(reason) = reason {
             worker.metrics.refused(self.direction, reason);
-            let (client, reason, direction) = (self.client, reason.code(), self.direction.as_str());
-            tracing::warn!(%client, direction, reason, detail, service = self.service, "refused a connection");
+            tell_of_refusal(self.direction, self.client, self.service, reason, detail.unwrap_or_default());
         }
         let duration = self.started.elapsed();
         let tracer = worker.proxy.telemetry.traces.get();

@@ -7,6 +7,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::net::TcpStream;
@@ -24,16 +25,16 @@ use crate::route::{Backend, Streams};
 use crate::telemetry::Reason;
 use crate::telemetry::metrics::{DetectResult, Direction};
 
-/// Serves one connection to `service`, `<namespace>/<name>:<port>`, until it ends.
+/// Serves one connection to `service`, `<namespace>/<name>:<port>`, until it ends; it was accepted `at`.
 pub(super) async fn serve(
     worker: &Arc<Worker>,
     mut stream: TcpStream,
-    client: SocketAddr,
+    (client, at): (SocketAddr, Instant),
     streams: &Streams,
     service: &str,
 ) {
     let mut record =
-        ConnectionRecord { service, ..ConnectionRecord::new(worker, Direction::Outbound, client) };
+        ConnectionRecord { service, ..ConnectionRecord::new(worker, Direction::Outbound, client, at) };
     let sniffed = if streams.ask_for_names() {
         let patience = Some(worker.proxy.settings.http1.head_timeout);
         let drain = &worker.proxy.drain;

@@ -219,12 +219,12 @@ async fn client(application: SocketAddr, access: impl Fn() -> Option<LineOutput>
     tokio::spawn(async move {
         let (stream, client) = near.accept().await.unwrap();
         let destination = Destination::Service { service: orders(), port: 80 };
-        outbound::serve(&web, Accepted { stream, client, destination }).await;
+        outbound::serve(&web, Accepted { stream, client, destination, at: Instant::now() }).await;
     });
     tokio::spawn(async move {
         let (stream, client) = far.accept().await.unwrap();
         let destination = Destination::Application { application, port: 80 };
-        inbound::serve(&server, Accepted { stream, client, destination }).await;
+        inbound::serve(&server, Accepted { stream, client, destination, at: Instant::now() }).await;
     });
     client
 }

@@ -180,7 +180,7 @@ impl Default for Record<'_> {
             detected: "",
             endpoint: None,
             rule: "",
-            tls: TlsKind::None,
+            tls: TlsKind::Unknown,
             bytes_in: 0,
             bytes_out: 0,
             duration: Duration::ZERO,

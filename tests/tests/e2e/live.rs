@@ -38,14 +38,21 @@ async fn a_change_of_policy_cuts_an_upgraded_connection() {
     assert_eq!(wire.until(b"\n").await.unwrap(), b"ping\n");
     pair.world.yaml("policy.yaml", NOBODY);
     assert_eq!(wire.to_end_or_reset().await, b"");
-    cut(&pair, 1).await;
+    cut(&pair, 1, "HTTP/1.1").await;
+    let told = pair.orders.access_log();
+    assert_eq!(
+        told.iter().filter(|record| record["reason"] == "policy_denied").count(),
+        1,
+        "once: {told:#?}"
+    );
+    assert_eq!(pair.orders.logs(&[("path", json!("/chat"))]).await["bytes_out"], 5);
 }
 
 /// What is told of connections that a change of policy has cut.
-async fn cut(pair: &Pair, connections: u32) {
+async fn cut(pair: &Pair, connections: u32, protocol: &str) {
     let reason = [("direction", "inbound"), ("reason", "policy_denied")];
     pair.orders.counts("tulle_refused_total", &reason, f64::from(connections)).await;
-    let record = pair.orders.logs(&[("reason", json!("policy_denied")), ("protocol", json!("TCP"))]).await;
+    let record = pair.orders.logs(&[("reason", json!("policy_denied")), ("protocol", json!(protocol))]).await;
     assert_eq!(record["source"], json!(pair.web.identity()), "{record}");
     assert!(record["detail"].as_str().unwrap().starts_with("policy has changed"), "{record}");
 }
@@ -66,7 +73,7 @@ async fn a_change_of_policy_ends_a_response_that_goes_on_for_ever() {
     pair.world.yaml("policy.yaml", NOBODY);
     // Broken off, and not ended: the last chunk never comes.
     assert_eq!(wire.to_end_or_reset().await, b"");
-    cut(&pair, 1).await;
+    cut(&pair, 1, "TCP").await;
     let request = [("path", json!("/watch")), ("direction", json!("inbound"))];
     assert_eq!(pair.orders.logs(&request).await["reason"], "policy_denied", "nobody else has ended it");
 }

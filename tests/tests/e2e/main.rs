@@ -31,6 +31,7 @@ mod own;
 mod policy;
 mod rates;
 mod reasons;
+mod records;
 mod replay;
 mod requests;
 mod rolling;

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -45,7 +45,9 @@ impl Border {
         let application = TcpStream::connect(near.local_addr().unwrap()).await.unwrap();
         let (stream, client) = near.accept().await.unwrap();
         let (worker, destination) = (Arc::clone(&self.worker), Destination::Address(self.to));
-        tokio::spawn(async move { outbound::serve(&worker, Accepted { stream, client, destination }).await });
+        tokio::spawn(async move {
+            outbound::serve(&worker, Accepted { stream, client, destination, at: Instant::now() }).await
+        });
         application
     }
 

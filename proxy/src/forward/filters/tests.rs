@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use http::{HeaderName, Response, StatusCode};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -91,7 +92,7 @@ async fn answer(table: Table, request: &str) -> String {
     tokio::spawn(async move {
         let (stream, client) = near.accept().await.unwrap();
         let destination = Destination::Service { service: orders(), port: 80 };
-        outbound::serve(&worker, Accepted { stream, client, destination }).await;
+        outbound::serve(&worker, Accepted { stream, client, destination, at: Instant::now() }).await;
     });
     client.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();

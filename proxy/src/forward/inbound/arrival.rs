@@ -19,7 +19,7 @@ use crate::endpoint::Endpoint;
 use crate::forward::context::Worker;
 use crate::forward::fault::Fault;
 use crate::forward::first::{self, Opened, Times};
-use crate::forward::record;
+use crate::forward::record::ConnectionRecord;
 use crate::forward::sniff::{self, Sniffed, Tell};
 use crate::io::{Io, Replay};
 use crate::policy::{self, Open, PortPolicy};
@@ -33,6 +33,8 @@ use crate::wire::Framing;
 #[derive(Clone)]
 pub(super) struct Way {
     pub(super) client: SocketAddr,
+    /// When it was accepted.
+    pub(super) at: Instant,
     pub(super) application: Arc<Endpoint>,
     /// That which the client dialled, by which policy is chosen.
     pub(super) port: u16,
@@ -102,7 +104,7 @@ pub(super) async fn arrive(worker: &Worker, mut stream: TcpStream, way: &Way) ->
 /// Terminates the mesh's TLS. An opaque port's streams are opaque whatever protocol the peer names, and what a
 /// `tulle-tcp` stream carries to another port is told from its bytes: a peer does not choose by which rules it is judged.
 async fn terminate(worker: &Worker, stream: Replay<TcpStream>, way: &Way) -> Option<Arrived> {
-    let tls::Terminated { mut io, peer, alpn } = handshake(worker, stream, way.client).await?;
+    let tls::Terminated { mut io, peer, alpn } = handshake(worker, stream, way).await?;
     let guard = register(worker, way, Some(peer), policy::TlsKind::Mesh);
     let detects = way.policy.protocol == Protocol::Detect;
     let framing = match alpn {
@@ -172,7 +174,7 @@ where
     let sniffed = sniff::sniff(stream, detect::detect, Some(patience), &worker.proxy.drain).await.ok()?;
     worker.metrics.detect(sniffed.result, sniff::protocol(&sniffed.detection), started.elapsed());
     if sniffed.result == DetectResult::Timeout {
-        refuse(worker, way.client, Reason::DetectTimeout, "the client has not said what it speaks");
+        refuse(worker, way, Reason::DetectTimeout, "the client has not said what it speaks");
         reset(stream);
         return None;
     }
@@ -196,7 +198,7 @@ where
     let heard = tokio::select! {
         heard = first::hear(worker, stream, times, tell, relayed, (open, drop)) => heard.ok()?,
         () = guard.revoked() => {
-            registered(worker, guard, way.client).cut(worker, guard);
+            registered(worker, guard, way.client, way.at).cut(worker, guard);
             return None;
         }
     };
@@ -209,14 +211,10 @@ where
 
 /// Completes the handshake of the mesh's TLS. Whoever leaves before was not refused: another proxy does that whose client
 /// was silent, and has spoken HTTP meanwhile.
-async fn handshake(
-    worker: &Worker,
-    stream: Replay<TcpStream>,
-    client: SocketAddr,
-) -> Option<tls::Terminated> {
+async fn handshake(worker: &Worker, stream: Replay<TcpStream>, way: &Way) -> Option<tls::Terminated> {
     let started = Instant::now();
     let Some(creds) = worker.proxy.creds.load_full() else {
-        refuse(worker, client, Reason::NotReady, "no certificate yet");
+        refuse(worker, way, Reason::NotReady, "no certificate yet");
         crate::io::reset_on_drop(stream.get_ref());
         return None;
     };
@@ -231,7 +229,7 @@ async fn handshake(
         Err(_) => (Reason::TlsMalformed, "the handshake was not finished in time".to_owned()),
     };
     worker.metrics.handshake(Direction::Inbound, Err(reason), started.elapsed());
-    refuse(worker, client, reason, &detail);
+    refuse(worker, way, reason, &detail);
     None
 }
 
@@ -264,8 +262,9 @@ fn refusal(error: &tls::AcceptError) -> Reason {
 }
 
 /// Tells of a connection that was refused before it was known what it is.
-fn refuse(worker: &Worker, client: SocketAddr, reason: Reason, detail: &str) {
-    record::refused(worker, Direction::Inbound, client, reason, detail);
+fn refuse(worker: &Worker, way: &Way, reason: Reason, detail: &str) {
+    let record = ConnectionRecord::new(worker, Direction::Inbound, way.client, way.at);
+    ConnectionRecord { port: way.port, ..record }.refused(reason, detail).write(worker);
 }
 
 /// How long a client that must speak first may be silent, or take for what tells its protocol, before it is given up:

@@ -1,6 +1,6 @@
 //! What becomes of a connection to the application, where others than the mesh may call too.
 
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -59,7 +59,9 @@ impl Scene {
         let (stream, from) = near.accept().await.unwrap();
         let (worker, application) = (Arc::clone(&self.orders), self.application.local_addr().unwrap());
         let destination = Destination::Application { application, port: 80 };
-        tokio::spawn(async move { serve(&worker, Accepted { stream, client: from, destination }).await });
+        tokio::spawn(async move {
+            serve(&worker, Accepted { stream, client: from, destination, at: Instant::now() }).await
+        });
         client
     }
 
@@ -190,7 +192,7 @@ async fn a_proxy_that_leaves_amid_its_handshake_is_not_refused() {
     drop(client);
     let application = scene.application.local_addr().unwrap();
     let destination = Destination::Application { application, port: 80 };
-    serve(&scene.orders, Accepted { stream, client: from, destination }).await;
+    serve(&scene.orders, Accepted { stream, client: from, destination, at: Instant::now() }).await;
     let metrics = scene.orders.proxy.telemetry.metrics.render();
     let refused = metrics.lines().filter(|line| line.contains("tls_malformed") && !line.ends_with(" 0"));
     assert_eq!(refused.collect::<Vec<_>>(), Vec::<&str>::new());

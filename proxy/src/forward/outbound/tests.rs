@@ -1,5 +1,5 @@
 use std::sync::atomic::AtomicUsize;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -62,7 +62,9 @@ async fn calls(worker: &Arc<Worker>, service: &str) -> TcpStream {
     let (stream, address) = near.accept().await.unwrap();
     let destination = Destination::Service { service: ObjectName::new("default", service), port: 80 };
     let worker = Arc::clone(worker);
-    tokio::spawn(async move { serve(&worker, Accepted { stream, client: address, destination }).await });
+    tokio::spawn(async move {
+        serve(&worker, Accepted { stream, client: address, destination, at: Instant::now() }).await
+    });
     client
 }
 

@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures_util::poll;
 use http::{Request, Version};
@@ -38,7 +39,7 @@ impl Bench {
         let stream = TcpStream::connect(self.near.local_addr().unwrap()).await.unwrap();
         let (accepted, client) = self.near.accept().await.unwrap();
         let destination = Destination::Service { service: name("shop"), port: 80 };
-        let accepted = Accepted { stream: accepted, client, destination };
+        let accepted = Accepted { stream: accepted, client, destination, at: Instant::now() };
         let worker = Arc::clone(&self.worker);
         (stream, async move { outbound::serve(&worker, accepted).await })
     }

@@ -66,7 +66,7 @@ impl Record<'_> {
         let established = match self.tls {
             TlsKind::Mtls | TlsKind::App => Some(true),
             TlsKind::None => Some(false),
-            TlsKind::Own => None,
+            TlsKind::Own | TlsKind::Unknown => None,
         };
         object(out, "tls", |out| {
             if let Some(established) = established {

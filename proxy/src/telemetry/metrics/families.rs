@@ -227,7 +227,7 @@ A label whose value is empty is left out.
 | label | values |
 | --- | --- |
 | `direction` | `inbound`: to the application of this proxy; `outbound`: from it |
-| `tls` | on the way between workloads: `mtls`, of the mesh, with certificates on both sides; `none`, plain text; `app`, the application's own TLS, which the proxy does not look into; `own`, no such way: a workload asks itself |
+| `tls` | on the way between workloads: `mtls`, of the mesh, with certificates on both sides; `none`, plain text; `app`, the application's own TLS, which the proxy does not look into; `own`, no such way: a workload asks itself; none where it is not known: no endpoint was chosen, or the connection's requests go to many |
 | `peer` | the SPIFFE ID of the other workload: inbound the client's, outbound the server's |
 | `service` | `<namespace>/<name>:<port>` of the service that was dialled; never the Host header |
 | `route` | `<namespace>/<name>` of the route that matched |

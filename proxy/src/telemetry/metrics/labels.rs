@@ -25,6 +25,8 @@ pub enum TlsKind {
     App,
     /// There is no such way: a workload asks itself.
     Own,
+    /// Not known, or not yet: no endpoint was chosen, or requests go to many.
+    Unknown,
 }
 
 /// What policy said.
@@ -387,6 +389,7 @@ impl TlsKind {
             Self::None => "none",
             Self::App => "app",
             Self::Own => "own",
+            Self::Unknown => "",
         }
     }
 }

@@ -103,7 +103,15 @@ impl Propagation {
         let heard = said.iter().find(|heard| heard.context.is_some());
         // B3 may say without IDs that a trace is not recorded, or is.
         let heard = heard.or_else(|| said.iter().find(|heard| heard.sampled.is_some()));
-        Heard { came, ..heard.copied().unwrap_or_default() }
+        let mut heard = Heard { came, ..heard.copied().unwrap_or_default() };
+        // `traceparent` cannot say this: the proxy before, which adds that, leaves it to the form in which it came.
+        let trace = |heard: &Heard| heard.context.map(|context| context.trace);
+        let own = trace(&heard);
+        for same in [b3, multi].iter().filter(|said| own.is_some() && trace(said) == own) {
+            heard.debug |= same.debug;
+            heard.short |= same.short;
+        }
+        heard
     }
 
     /// The forms in which a context is passed on that came so.
@@ -323,6 +331,8 @@ impl Told {
                 fields.remove(SAMPLED);
             } else {
                 fields.insert(SAMPLED, HeaderValue::from_static(if self.sampled { "1" } else { "0" }));
+                // Of another trace.
+                fields.remove(FLAGS);
             }
         }
     }
@@ -504,6 +514,49 @@ mod tests {
             (narrowed.context, narrowed.sampled, narrowed.came.w3c),
             (one.context, Some(false), false)
         );
+    }
+
+    #[test]
+    fn what_only_b3_can_say_is_heard_beside_a_traceparent_of_the_same_trace() {
+        let short = &TRACE[16..];
+        let of = |trace: &str| format!("00-{trace:0>32}-{SPAN}-01");
+        for (lines, debug, is_short) in [
+            (vec![("traceparent", of(TRACE)), ("b3", format!("{TRACE}-{SPAN}-d"))], true, false),
+            (vec![("traceparent", of(short)), ("b3", format!("{short}-{SPAN}-d"))], true, true),
+            (vec![("traceparent", of(short)), ("b3", format!("{short}-{SPAN}-1"))], false, true),
+            (
+                vec![
+                    ("traceparent", of(short)),
+                    ("x-b3-traceid", short.to_owned()),
+                    ("x-b3-spanid", SPAN.to_owned()),
+                    ("x-b3-flags", "1".to_owned()),
+                ],
+                true,
+                true,
+            ),
+            // Of another trace.
+            (vec![("traceparent", of(TRACE)), ("b3", format!("{short}-{SPAN}-d"))], false, false),
+            (vec![("traceparent", of(TRACE)), ("b3", "d".to_owned())], false, false),
+        ] {
+            let lines: Vec<_> = lines.iter().map(|(name, value)| (*name, value.as_str())).collect();
+            let heard = read(&lines);
+            assert_eq!((heard.debug, heard.short), (debug, is_short), "{lines:?}");
+            assert!(heard.came.w3c && heard.sampled == Some(true), "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn of_b3s_many_fields_one_says_whether_it_is_recorded() {
+        let context = known().unwrap();
+        let multi = Forms { b3_multi: true, ..Forms::default() };
+        for (debug, told) in [(true, "x-b3-flags"), (false, "x-b3-sampled")] {
+            let mut fields = fields(&[("x-b3-flags", "1"), ("x-b3-sampled", "1")]);
+            Told { context, parent: None, sampled: true, debug, short: false, random: false }
+                .write(multi, &mut fields);
+            let said: Vec<_> =
+                [FLAGS, SAMPLED].into_iter().filter(|name| fields.contains_key(name)).collect();
+            assert_eq!(said, [told]);
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
 
 use super::context::Context;
 use crate::telemetry::access::Record;
-use crate::telemetry::metrics::{Direction, TlsKind};
+use crate::telemetry::metrics::Direction;
 use crate::telemetry::reason::Reason;
 
 /// What is known of a span beside what its request's record says.
@@ -242,9 +242,7 @@ fn ours(all: &mut Attributes, record: &Record<'_>) {
     }
     all.text("tulle.source", record.source);
     all.text("tulle.destination", record.destination);
-    if record.tls != TlsKind::None {
-        all.word("tulle.tls", record.tls.as_str());
-    }
+    all.word("tulle.tls", record.tls.as_str());
     all.word("tulle.verdict", verdict(record));
     all.text("tulle.rule", record.rule);
     all.text("tulle.session", record.session);

@@ -2,7 +2,6 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -37,7 +36,7 @@ impl Alive {
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             ready!(self.next.as_mut().poll(cx));
-            let received = self.meter.received.load(Ordering::Relaxed);
+            let received = self.meter.received();
             if received != std::mem::replace(&mut self.received, received) {
                 self.asked = false;
             } else if self.asked {

@@ -3,6 +3,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use opentelemetry::trace::TraceId;
 
 use super::*;
+use crate::telemetry::metrics::TlsKind;
 
 fn span(record: &Record<'_>) -> SpanData {
     let context = Context { trace: TraceId::from(1), span: SpanId::from(2) };

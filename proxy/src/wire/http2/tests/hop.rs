@@ -43,7 +43,7 @@ async fn hop() -> (h2::client::SendRequest<Bytes>, h2::server::Connection<TcpStr
             let (method, client) = (request.method().clone(), Upgrade::of_request(&request));
             let mut response = sender.send(request, ()).await.unwrap();
             if Upgrade::is_agreed(&method, response.status()) {
-                tokio::spawn(wire::tunnel(client, Upgrade::of_response(&mut response)));
+                tokio::spawn(wire::tunnel(client, Upgrade::of_response(&mut response), Default::default()));
             }
             response
         }

@@ -1,7 +1,6 @@
 //! What a client may not do, and what it may.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use http::{Request, Response, Version};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -47,9 +46,9 @@ impl Client {
 
     /// Time that is paused does not go on before the server has read it.
     async fn say(&mut self, bytes: &[u8]) {
-        let due = self.meter.received.load(Ordering::Relaxed) + bytes.len() as u64;
+        let due = self.meter.received() + bytes.len() as u64;
         self.stream.write_all(bytes).await.unwrap();
-        while self.meter.received.load(Ordering::Relaxed) < due && !self.serving.is_finished() {
+        while self.meter.received() < due && !self.serving.is_finished() {
             tokio::task::yield_now().await;
         }
     }
