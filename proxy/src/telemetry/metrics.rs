@@ -110,6 +110,7 @@ impl Metrics {
         // Never connected is a 0 that an alert can see, not a gap.
         control.ads_connected(false);
         control.registered(false);
+        control.identity_started();
         Self { workers, control, bounds, finer, budget, shown, extra: Arc::default() }
     }
 

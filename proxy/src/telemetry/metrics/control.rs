@@ -97,6 +97,12 @@ impl ControlMetrics {
         self.set(&families::IDENTITY_EXPIRATION, &[kind], seconds(at));
     }
 
+    /// Certificates will be asked for: both results are shown, though they be 0. What appears as 1 is no increase to Prometheus, so that an
+    /// alert could not see it.
+    pub(super) fn identity_started(&self) {
+        ["ok", "failed"].iter().for_each(|result| self.add(&families::IDENTITY_RENEWALS, &[result], 0.0));
+    }
+
     /// A certificate was asked for.
     pub fn identity_renewed(&self, success: bool) {
         self.add(&families::IDENTITY_RENEWALS, &[if success { "ok" } else { "failed" }], 1.0);

@@ -489,3 +489,11 @@ fn the_process_is_measured() {
 fn the_reference_page_says_what_the_table_says() {
     crate::telemetry::docs::compare("metrics.md", &reference());
 }
+
+#[test]
+fn renewals_are_shown_before_there_are_any() {
+    let text = Metrics::new(1, 1000, &[]).render();
+    for result in ["ok", "failed"] {
+        assert_eq!(value(&text, "tulle_identity_renewals_total", &[&format!("result=\"{result}\"")]), 0.0);
+    }
+}
