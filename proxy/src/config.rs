@@ -361,8 +361,11 @@ fn read(
         let Some(value) = value.filter(|value| !value.trim().is_empty()) else { continue };
         (variable.set)(&mut config, value.trim()).map_err(|problem| ConfigError::Bad {
             setting: variable.variable(),
-            // They may hold a key.
-            value: if variable.name.ends_with("_HEADERS") { "…".to_owned() } else { value },
+            // They may hold a key, or a password.
+            value: match variable.name.ends_with("_HEADERS") || value.contains('@') {
+                true => "…".to_owned(),
+                false => value,
+            },
             problem,
             form: variable.form,
         })?;

@@ -101,6 +101,14 @@ impl Default for Mesh {
 
 fn read_tracing(tracing: &kinds::Tracing, notes: &mut Notes) -> Option<v1::Tracing> {
     let collector = tracing.collector.as_str();
+    if holds_user(collector) {
+        notes.refuse(
+            "spec.tracing.collector",
+            "the address holds a user or a password, which all who may read the Mesh would see, and so would the proxies' logs",
+            "leave it out, and give each proxy the header: OTEL_EXPORTER_OTLP_HEADERS=authorization=Basic%20<user:password in Base64>",
+        );
+        return None;
+    }
     if !is_collector(collector) {
         notes.refuse(
             "spec.tracing.collector",
@@ -120,6 +128,11 @@ fn read_tracing(tracing: &kinds::Tracing, notes: &mut Notes) -> Option<v1::Traci
     });
     let connections = tracing.connections;
     Some(v1::Tracing { collector: collector.to_owned(), protocol: protocol.into(), sampling, connections })
+}
+
+fn holds_user(text: &str) -> bool {
+    let uri = text.parse::<http::Uri>().ok();
+    uri.as_ref().and_then(http::Uri::authority).is_some_and(|authority| authority.as_str().contains('@'))
 }
 
 /// A proxy reads it as a URI, and would refuse the whole Mesh where it cannot.
@@ -195,7 +208,14 @@ mod tests {
 
     #[test]
     fn what_no_proxy_could_use_is_refused() {
-        for collector in ["", "collector:4317", "ftp://collector", "http://", "http://a b"] {
+        for collector in [
+            "",
+            "collector:4317",
+            "ftp://collector",
+            "http://",
+            "http://a b",
+            "http://user:secret@collector:4317",
+        ] {
             let (tracing, notes) =
                 read(kinds::Tracing { collector: collector.to_owned(), ..kinds::Tracing::default() });
             assert_eq!((tracing, notes), (None, vec!["spec.tracing.collector".to_owned()]), "{collector}");

@@ -138,6 +138,11 @@ variables! {
 /// `http://host:port/path`.
 pub(crate) fn uri(value: &str) -> Parsed<Uri> {
     let uri: Uri = value.parse().map_err(|_| "it is no address".to_owned())?;
+    if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        return Err("it holds a user or a password, which goes by a header: \
+                    OTEL_EXPORTER_OTLP_HEADERS=authorization=Basic%20<user:password in Base64>"
+            .to_owned());
+    }
     match uri.scheme_str() {
         Some("http" | "https") => Ok(uri),
         Some(other) => Err(format!("`{other}` is none of the schemes `http` and `https`")),
@@ -444,6 +449,8 @@ mod tests {
             ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317"),
             ("OTEL_EXPORTER_OTLP_ENDPOINT", "ftp://collector"),
             ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://"),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://user:secret@collector:4317"),
+            ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "https://secret@collector"),
             ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json"),
             ("OTEL_EXPORTER_OTLP_HEADERS", "no-value"),
             ("OTEL_EXPORTER_OTLP_HEADERS", "a b=c"),
@@ -460,6 +467,8 @@ mod tests {
         ] {
             let error = set(&[(name, value)]).unwrap_err();
             assert!(error.starts_with(name), "{error}");
+            assert!(!error.contains("secret"), "{error}");
+            assert_eq!(value.contains('@'), error.contains("OTEL_EXPORTER_OTLP_HEADERS="), "{error}");
         }
     }
 

@@ -6,7 +6,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use rustls::ClientConfig;
@@ -21,7 +21,7 @@ use crate::config::Tracing;
 use crate::state::{ObjectName, Store};
 use crate::telemetry::Telemetry;
 use crate::telemetry::trace::export::Stream;
-use crate::telemetry::trace::{Collector, Connect, Exporter, How, Protocol, Spans};
+use crate::telemetry::trace::{Collector, Connect, Exporter, How, Limits, Protocol, Spans};
 
 /// How long dialling, TLS included, may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -40,8 +40,19 @@ pub struct Sender {
     mark: Option<u32>,
     /// In force.
     now: Option<Tracing>,
-    spans: Option<Arc<Spans>>,
+    /// Where spans go, and those that wait to.
+    to: Option<(To, Arc<Spans>)>,
+    /// What waits for spans of requests that began before a change.
+    retired: Vec<Weak<Spans>>,
     exporters: JoinSet<()>,
+}
+
+/// What a queue of spans and its connection depend on.
+#[derive(Debug, PartialEq)]
+struct To {
+    collector: Collector,
+    limits: Limits,
+    roots: Option<PathBuf>,
 }
 
 // === impl Sender ===
@@ -52,11 +63,12 @@ impl Sender {
         // In a pod, its name.
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let host = host.trim().to_owned();
-        Self { telemetry, workload, host, mark, now: None, spans: None, exporters: JoinSet::new() }
+        let (retired, exporters) = (Vec::new(), JoinSet::new());
+        Self { telemetry, workload, host, mark, now: None, to: None, retired, exporters }
     }
 
-    /// From now on requests are traced as `tracing` says. What has been recorded still goes where it was to go. Must be called
-    /// within a runtime.
+    /// From now on requests are traced as `tracing` says. What has been recorded, or is under way, still goes where it was to go. Must be
+    /// called within a runtime.
     ///
     /// # Errors
     /// What cannot be used of it; then nothing is traced.
@@ -65,24 +77,36 @@ impl Sender {
             return Ok(());
         }
         self.now = Some(tracing.clone());
-        if let Some(before) = self.spans.take() {
+        let collector = tracing.collector(self.workload.as_ref(), &self.host);
+        let roots = tracing.certificate.clone();
+        let to = collector.map(|collector| To { collector, limits: tracing.limits(), roots });
+        let same = self.to.take_if(|(now, _)| to.as_ref() == Some(&*now));
+        if let Some((_, before)) = self.to.take() {
             self.telemetry.trace(None);
-            before.close();
+            before.retire();
+            self.retired.retain(|spans| spans.strong_count() > 0);
+            self.retired.push(Arc::downgrade(&before));
         }
-        let Some(collector) = tracing.collector(self.workload.as_ref(), &self.host) else { return Ok(()) };
-        let connect = connect(&collector, tracing.certificate.as_deref(), self.mark)?;
+        let Some(to) = to else { return Ok(()) };
         let how = How {
             sampler: tracing.sampling(),
             keeps_sampler: tracing.keeps_sampler,
             propagation: tracing.forms(),
             connections: tracing.connections.unwrap_or(false),
         };
-        let spans = self.telemetry.spans(tracing.limits());
-        let exporter = Exporter::new(&collector, Arc::clone(&spans), connect)?;
+        let spans = match same {
+            Some((_, spans)) => spans,
+            None => {
+                let connect = connect(&to.collector, to.roots.as_deref(), self.mark)?;
+                let spans = self.telemetry.spans(to.limits);
+                let exporter = Exporter::new(&to.collector, Arc::clone(&spans), connect)?;
+                self.exporters.spawn(exporter.run());
+                spans
+            }
+        };
         self.telemetry.trace(Some((how, Arc::clone(&spans))));
-        self.spans = Some(spans);
-        self.exporters.spawn(exporter.run());
-        tracing::info!(collector = %collector.endpoint, ?how, "requests are traced");
+        tracing::info!(collector = to.collector.shown(), ?how, "requests are traced");
+        self.to = Some((to, spans));
         Ok(())
     }
 
@@ -109,9 +133,10 @@ impl Sender {
     /// Sends what is left, as far as that is quickly done. Nothing is traced any more.
     async fn end(&mut self) {
         self.telemetry.trace(None);
-        if let Some(spans) = self.spans.take() {
-            spans.close();
-        }
+        let now = self.to.take().map(|(_, spans)| spans);
+        now.into_iter()
+            .chain(self.retired.drain(..).filter_map(|spans| spans.upgrade()))
+            .for_each(|spans| spans.close());
         let all = async { while self.exporters.join_next().await.is_some() {} };
         if tokio::time::timeout(LAST, all).await.is_err() {
             tracing::warn!("the last spans could not be exported in time");
@@ -194,4 +219,36 @@ fn client(protocol: Protocol, roots: &Path) -> Result<Arc<ClientConfig>, String>
         Protocol::Http => b"http/1.1",
     };
     tulle_certs::outside::client(certificates, &[alpn]).map_err(|error| of(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::config::otel::Endpoint;
+
+    fn to(collector: &str, ratio: f64) -> Tracing {
+        let endpoint = Endpoint { uri: collector.parse().unwrap(), is_whole: false };
+        Tracing { endpoint: Some(endpoint), ratio: Some(ratio), ..Tracing::default() }
+    }
+
+    #[tokio::test]
+    async fn a_change_of_what_is_recorded_loses_nothing_that_waits() {
+        let telemetry = Telemetry::with_access_output(&Config::default(), 1, None, None);
+        let mut sender = Sender::new(telemetry, None, None);
+        let mut spans = |tracing: &Tracing| {
+            sender.set(tracing).unwrap();
+            (sender.to.as_ref().map(|(_, spans)| Arc::clone(spans)), sender.exporters.len())
+        };
+        let (first, exporters) = spans(&to("http://127.0.0.1:9", 1.0));
+        assert_eq!(exporters, 1);
+        let (second, exporters) = spans(&to("http://127.0.0.1:9", 0.5));
+        assert!(Arc::ptr_eq(first.as_ref().unwrap(), second.as_ref().unwrap()));
+        assert_eq!(exporters, 1, "it goes where it went");
+        let (third, exporters) = spans(&to("http://127.0.0.1:10", 0.5));
+        assert!(!Arc::ptr_eq(first.as_ref().unwrap(), third.as_ref().unwrap()));
+        assert_eq!(exporters, 2);
+        let (none, _) = spans(&Tracing { disabled: true, ..to("http://127.0.0.1:10", 0.5) });
+        assert!(none.is_none());
+    }
 }

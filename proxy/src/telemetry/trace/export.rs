@@ -11,7 +11,10 @@ use std::io;
 use std::mem;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool, AtomicU64, AtomicUsize,
+    Ordering::{Relaxed, SeqCst},
+};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -95,6 +98,10 @@ pub struct Spans {
     counts: Arc<Counts>,
     wake: Notify,
     closed: AtomicBool,
+    /// How many tracers there are whose spans go here.
+    tracers: AtomicUsize,
+    /// There will be no more of them.
+    retired: AtomicBool,
 }
 
 /// Sends what is in a queue.
@@ -104,7 +111,7 @@ pub struct Exporter {
     otlp: opentelemetry_otlp::SpanExporter,
     timeout: Duration,
     /// For the log.
-    endpoint: Uri,
+    endpoint: String,
     /// Why the last try to connect failed, which the SDK does not tell.
     why: Why,
 }
@@ -118,6 +125,18 @@ const MIN_BACKOFF: Duration = Duration::from_millis(500);
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// How much of a collector's answer is read.
 const MAX_ANSWER: usize = 64 * 1024;
+
+// === impl Collector ===
+
+impl Collector {
+    /// Its address as logs tell it: without a query, which may hold a key.
+    pub fn shown(&self) -> String {
+        let (scheme, path) = (self.endpoint.scheme_str().unwrap_or("http"), self.endpoint.path());
+        let host = self.endpoint.host().unwrap_or_default();
+        let port = self.endpoint.port_u16().map(|port| format!(":{port}")).unwrap_or_default();
+        format!("{scheme}://{host}{port}{path}")
+    }
+}
 
 // === impl Limits ===
 
@@ -134,13 +153,35 @@ impl Spans {
     /// None yet.
     pub fn new(limits: Limits, counts: Arc<Counts>) -> Self {
         let (queue, wake, closed) = (Mutex::default(), Notify::new(), AtomicBool::new(false));
-        Self { queue, limits, counts, wake, closed }
+        let (tracers, retired) = (AtomicUsize::new(0), AtomicBool::new(false));
+        Self { queue, limits, counts, wake, closed, tracers, retired }
+    }
+
+    /// A tracer begins to send here.
+    pub(super) fn begun(&self) {
+        self.tracers.fetch_add(1, SeqCst);
+    }
+
+    /// A tracer is gone, and with it all that it traced.
+    pub(super) fn ended(&self) {
+        if self.tracers.fetch_sub(1, SeqCst) == 1 && self.retired.load(SeqCst) {
+            self.close();
+        }
+    }
+
+    /// Requests that begin from now on are traced otherwise, or not at all: it is closed once those under way are over, whose spans still
+    /// come.
+    pub fn retire(&self) {
+        self.retired.store(true, SeqCst);
+        if self.tracers.load(SeqCst) == 0 {
+            self.close();
+        }
     }
 
     /// Adds what `span` makes, or drops and counts it where there is no room. Waits for nobody.
     pub fn push(&self, span: impl FnOnce() -> SpanData) {
         if self.is_closed() {
-            // Nobody sends it any more: how requests are traced has changed meanwhile.
+            // Nobody sends it any more: the proxy ends.
             self.counts.refused.fetch_add(1, Relaxed);
             return;
         }
@@ -232,7 +273,7 @@ impl Exporter {
         let attributes =
             collector.resource.iter().map(|(key, value)| KeyValue::new(key.clone(), value.clone()));
         otlp.set_resource(&Resource::builder_empty().with_attributes(attributes).build());
-        Ok(Self { spans, otlp, timeout: collector.timeout, endpoint: collector.endpoint.clone(), why })
+        Ok(Self { spans, otlp, timeout: collector.timeout, endpoint: collector.shown(), why })
     }
 
     /// Sends until the queue is [closed](Spans::close) and empty. For the control thread.
@@ -454,6 +495,38 @@ mod tests {
         assert!(spans.ready().await, "what is there is sent");
         spans.take();
         assert!(!spans.ready().await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_under_way_when_tracing_changes_is_still_sent() {
+        let (spans, counts) = queue(Limits::default());
+        let sampler = Sampler { parent_based: false, ratio: 1.0 };
+        let how = How { sampler, propagation: Propagation::AsItComes, connections: false };
+        let tracer = Arc::new(Tracer::new(how, Arc::clone(&spans)));
+        let mut under_way = Tracing::begin(Arc::clone(&tracer), &http::HeaderMap::new());
+        drop(tracer);
+        spans.retire();
+        under_way.end(&Record::default());
+        assert!(spans.ready().await);
+        assert_eq!((spans.take().len(), read(&counts.refused)), (1, 0));
+        drop(under_way);
+        assert!(!spans.ready().await, "it was the last");
+        // Without any under way it is over at once.
+        let (spans, _) = queue(Limits::default());
+        spans.retire();
+        assert!(!spans.ready().await);
+    }
+
+    #[test]
+    fn the_log_tells_no_secret_of_a_collectors_address() {
+        let (collector, _) = collector("127.0.0.1:4318".parse().unwrap());
+        for (endpoint, shown) in [
+            ("https://c.example/v1/traces?key=secret", "https://c.example/v1/traces"),
+            ("http://[::1]:4318", "http://[::1]:4318/"),
+        ] {
+            let collector = Collector { endpoint: endpoint.parse().unwrap(), ..collector.clone() };
+            assert_eq!(collector.shown(), shown);
+        }
     }
 
     #[test]

@@ -254,11 +254,18 @@ fn ours(all: &mut Attributes, record: &Record<'_>) {
     all.number("tulle.connection", record.connection);
 }
 
-/// What policy said, if it was asked.
+/// What policy and rate limits said, if they were asked.
 fn verdict(record: &Record<'_>) -> &'static str {
     match record.reason {
-        // Said by this proxy, and not by that of the other workload.
-        Some(Reason::PolicyDenied) if record.by.ends_with(record.direction.as_str()) => "deny",
+        Some(
+            Reason::PolicyDenied
+            | Reason::EgressDenied
+            | Reason::MtlsRequired
+            | Reason::IdentityRequired
+            | Reason::PolicyUnavailable
+            | Reason::RateLimited,
+            // Said by this proxy, and not by that of the other workload.
+        ) if record.by.ends_with(record.direction.as_str()) => "deny",
         _ if !record.rule.is_empty() => "allow",
         _ => "",
     }

@@ -71,6 +71,8 @@ struct Recorded {
     events: Vec<Event>,
 }
 
+/// How many bytes of `tracestate` are told by a span: as many as whoever passes it on must keep (W3C Trace Context §3.3.1.5).
+const MAX_STATE: usize = 512;
 /// How many things that happen to one request are told.
 const MAX_EVENTS: usize = 32;
 
@@ -110,12 +112,19 @@ impl Tracer {
         let How { sampler, keeps_sampler, propagation, connections } = how;
         let scope =
             InstrumentationScope::builder("tulle-proxy").with_version(env!("CARGO_PKG_VERSION")).build();
+        spans.begun();
         Self { sampler, keeps_sampler, propagation, connections, spans, scope }
     }
 
     /// The sampler for what policies say this of; `None`: what was decided holds.
     fn sampler(&self, said: Sampling) -> Option<Sampler> {
         (!said.is_empty() && !self.keeps_sampler).then(|| self.sampler.said(said))
+    }
+}
+
+impl Drop for Tracer {
+    fn drop(&mut self) {
+        self.spans.ended();
     }
 }
 
@@ -211,8 +220,10 @@ impl Tracing {
 
 impl Recorded {
     fn new(fields: &HeaderMap, heard: &Heard) -> Box<Self> {
-        // Told by the span as it came; what is in it that the SDK cannot read passes on all the same.
+        // Told by the span as it came; what is in it that the SDK cannot read passes on all the same, and so does what is too long: a span
+        // waits in memory.
         let state = if heard.came.w3c { fields.get("tracestate") } else { None };
+        let state = state.filter(|state| state.len() <= MAX_STATE);
         let state = state.and_then(|state| state.to_str().ok()).and_then(|state| state.parse().ok());
         Box::new(Self { started: SystemTime::now(), state: state.unwrap_or_default(), events: Vec::new() })
     }
@@ -281,6 +292,24 @@ mod tests {
         assert_eq!(taken[0].span_context.span_id(), own.span);
         assert_eq!(taken[0].span_context.trace_state().header(), "vendor=1");
         assert_eq!(taken[0].events.len(), 1);
+    }
+
+    #[test]
+    fn a_long_tracestate_passes_on_and_is_not_told_by_the_span() {
+        let (tracer, spans) = tracer("always_on");
+        for (length, told) in [(512, true), (513, false), (16_000, false)] {
+            let state = format!("a={}", "x".repeat(length / 2 - 3))
+                + &format!(",b={}", "y".repeat(length.div_ceil(2) - 2));
+            assert_eq!(state.len(), length);
+            let traceparent = format!("00-{TRACE}-{SPAN}-01");
+            let mut fields = fields(&[("traceparent", &traceparent), ("tracestate", &state)]);
+            let mut tracing = Tracing::begin(Arc::clone(&tracer), &fields);
+            tracing.pass_on(&mut fields);
+            assert_eq!(fields["tracestate"], state);
+            tracing.end(&Record::default());
+            let expected = if told { &*state } else { "" };
+            assert_eq!(spans.take()[0].span_context.trace_state().header(), expected);
+        }
     }
 
     #[test]

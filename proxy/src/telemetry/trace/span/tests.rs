@@ -189,6 +189,31 @@ fn retries_and_refusals_are_told() {
 }
 
 #[test]
+fn what_policy_or_a_limit_of_this_proxy_refuses_is_denied() {
+    let verdict = |reason, by, rule| {
+        get(&span(&Record { status: Some(403), reason, by, rule, ..inbound() }), "tulle.verdict")
+    };
+    let (own, other) = ("default/payments/inbound", "default/web/outbound");
+    for reason in [
+        Reason::PolicyDenied,
+        Reason::EgressDenied,
+        Reason::MtlsRequired,
+        Reason::IdentityRequired,
+        Reason::PolicyUnavailable,
+        Reason::RateLimited,
+    ] {
+        assert_eq!(verdict(Some(reason), own, "a/limit").as_deref(), Some("deny"), "{reason:?}");
+        assert_eq!(
+            verdict(Some(reason), other, "a/rule").as_deref(),
+            Some("allow"),
+            "{reason:?}: it let it through"
+        );
+        assert_eq!(verdict(Some(reason), other, ""), None, "{reason:?}: it was not asked");
+    }
+    assert_eq!(verdict(Some(Reason::UpstreamReset), own, "a/rule").as_deref(), Some("allow"));
+}
+
+#[test]
 fn a_connection_is_named_by_its_service() {
     let record = Record { protocol: "TCP", method: "", path: "", authority: "", status: None, ..outbound() };
     let span = span(&record);
