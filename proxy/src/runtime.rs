@@ -31,6 +31,7 @@ pub struct Listener {
 pub struct Workers {
     threads: Vec<JoinHandle<()>>,
     stop: watch::Sender<bool>,
+    proxy: Arc<Proxy>,
 }
 
 /// What the workers know of each other.
@@ -89,7 +90,7 @@ pub fn start(proxy: &Arc<Proxy>, listeners: Vec<Vec<Listener>>, limit: usize) ->
         threads.push(std::thread::Builder::new().name(format!("worker-{index}")).spawn(body)?);
     }
     proxy.telemetry.metrics.busy(runtimes);
-    Ok(Workers { threads, stop })
+    Ok(Workers { threads, stop, proxy: Arc::clone(proxy) })
 }
 
 async fn run(
@@ -211,6 +212,7 @@ impl Drop for Active {
 impl Workers {
     /// Ends the workers, and whatever they still serve.
     pub fn stop(mut self) {
+        self.proxy.stop();
         self.stop.send_replace(true);
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
@@ -66,6 +66,8 @@ pub struct Proxy {
     speakers: [Arc<Speaker>; 2],
     started: Instant,
     next_connection: AtomicU64,
+    /// What is still served is cut off: the drain has taken as long as it may.
+    stopped: AtomicBool,
 }
 
 /// What one worker thread has of its own.
@@ -137,7 +139,18 @@ impl Proxy {
             workload,
             started,
             next_connection: AtomicU64::new(1),
+            stopped: AtomicBool::new(false),
         }
+    }
+
+    /// Has what is told from now on of what is cut off say why.
+    pub fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether what is still served is cut off.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Relaxed)
     }
 
     /// `<namespace>/<name>`, when there is one.

@@ -29,7 +29,7 @@ use super::headers::{self, Said};
 use super::in_flight::{Begun, InFlight};
 use super::limited;
 use super::opaque::{self, Ended};
-use super::record::{self, ConnectionRecord, Record, Tracked};
+use super::record::{self, ConnectionRecord, Record, Relayed, Tracked};
 use crate::accept::{Accepted, Destination};
 use crate::endpoint::{self, Endpoint};
 use crate::io::{Io, streams};
@@ -212,9 +212,10 @@ async fn relay(
     };
     let open = worker.metrics.connections(&labels(guard.open())).open();
     let meter = exchange::meter(&open);
-    let ended = opaque::relay(io.metered(Arc::clone(&meter)), server, Some(guard)).await;
-    let (endpoint, bytes) = (Some(way.application.address), exchange::bytes(&meter));
-    let record = ConnectionRecord { endpoint, bytes, ..record };
+    let record = ConnectionRecord { endpoint: Some(way.application.address), ..record };
+    let relayed = Relayed::new(worker, Arc::clone(&meter), record);
+    let ended = opaque::relay(io.metered(meter), server, Some(guard)).await;
+    let Some(record) = relayed.over() else { return };
     match ended {
         Ended::Revoked => record.cut(worker, guard),
         Ended::Closed | Ended::Reset(_) => record.write(worker),

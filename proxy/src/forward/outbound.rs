@@ -35,7 +35,7 @@ use super::limited;
 use super::mirror;
 use super::opaque::{self, Ended};
 use super::queue;
-use super::record::{self, ConnectionRecord, Record, Tracked};
+use super::record::{self, ConnectionRecord, Record, Relayed, Tracked};
 use super::routed;
 use super::session;
 use super::sniff::{self, Sniffed};
@@ -602,7 +602,7 @@ pub(super) async fn relay(
     if let Some(out) = &out {
         out.leaves(worker, client);
     }
-    let endpoint = in_flight.endpoint();
+    let endpoint = &Arc::clone(in_flight.endpoint());
     let tls = match out.as_ref().map(|out| out.guard.open().tls) {
         Some(policy::TlsKind::ApplicationTls) => TlsKind::App,
         _ => record::tls_kind(endpoint, own.is_some()),
@@ -614,11 +614,19 @@ pub(super) async fn relay(
     let meter = exchange::meter(&open);
     let passed = own.as_ref().map(|own| (&*own.guard, &*own.rule));
     let (guard, rule) = passed.or_else(|| out.as_ref().map(|out| (&*out.guard, &*out.rule))).unzip();
+    let record = ConnectionRecord {
+        tls,
+        endpoint: Some(own.as_ref().map_or(endpoint.address, |own| own.application.address)),
+        destination: endpoint.identity(),
+        rule: rule.unwrap_or_default(),
+        ..record
+    };
+    let relayed = Relayed::new(worker, Arc::clone(&meter), record);
     let (ended, spoke) = {
-        let mut relayed = pin!(opaque::relay(io.metered(Arc::clone(&meter)), server, guard));
+        let mut relay = pin!(opaque::relay(io.metered(Arc::clone(&meter)), server, guard));
         let mut spoke = false;
         let ended = poll_fn(|cx| {
-            let ended = relayed.as_mut().poll(cx);
+            let ended = relay.as_mut().poll(cx);
             if !spoke && meter.sent() > 0 {
                 spoke = true;
                 in_flight.spoke();
@@ -628,14 +636,7 @@ pub(super) async fn relay(
         let ended = ended.await;
         (ended, spoke)
     };
-    let record = ConnectionRecord {
-        bytes: exchange::bytes(&meter),
-        tls,
-        endpoint: Some(own.as_ref().map_or(endpoint.address, |own| own.application.address)),
-        destination: endpoint.identity(),
-        rule: rule.unwrap_or_default(),
-        ..record
-    };
+    let Some(record) = relayed.over() else { return };
     match (ended, guard) {
         (Ended::Revoked, Some(guard)) => return record.cut(worker, guard),
         (Ended::Reset(error), _) => {

@@ -328,6 +328,7 @@ impl Record {
     fn gone(&self) -> Reason {
         match &self.guard {
             Some(guard) if guard.is_revoked() => admit::revocation(&self.worker, guard).reason,
+            _ if self.worker.proxy.is_stopped() => Reason::Draining,
             _ => Reason::ClientClosed,
         }
     }
@@ -540,6 +541,42 @@ pub(super) struct ConnectionRecord<'a> {
     pub refused: Option<(Reason, &'a str)>,
 }
 
+/// Tells of a connection that its worker ends with itself, as all others are told when they are over.
+pub(super) struct Relayed<'a> {
+    worker: &'a Worker,
+    meter: Arc<Meter>,
+    record: Option<ConnectionRecord<'a>>,
+}
+
+// === impl Relayed ===
+
+impl<'a> Relayed<'a> {
+    /// `record` is of a connection whose bytes `meter` counts.
+    pub(super) fn new(worker: &'a Worker, meter: Arc<Meter>, record: ConnectionRecord<'a>) -> Self {
+        Self { worker, meter, record: Some(record) }
+    }
+
+    /// It is over; what is told of it.
+    pub(super) fn over(mut self) -> Option<ConnectionRecord<'a>> {
+        self.take()
+    }
+
+    fn take(&mut self) -> Option<ConnectionRecord<'a>> {
+        let bytes = (self.meter.received(), self.meter.sent());
+        self.record.take().map(|record| ConnectionRecord { bytes, ..record })
+    }
+}
+
+impl Drop for Relayed<'_> {
+    fn drop(&mut self) {
+        let worker = self.worker;
+        let refused = worker.proxy.is_stopped().then_some((Reason::Draining, ""));
+        if let Some(record) = self.take() {
+            ConnectionRecord { refused, ..record }.tell(worker);
+        }
+    }
+}
+
 /// Tells of a connection that is refused before anything is known of it but where it came from.
 pub fn refused(worker: &Worker, direction: Direction, client: SocketAddr, reason: Reason, detail: &str) {
     ConnectionRecord::new(worker, direction, client, Instant::now()).refused(reason, detail).write(worker);
@@ -591,6 +628,12 @@ impl<'a> ConnectionRecord<'a> {
             worker.metrics.refused(self.direction, reason);
             tell_of_refusal(self.direction, self.client, self.service, reason, detail.unwrap_or_default());
         }
+        self.tell(worker);
+    }
+
+    /// Writes the line.
+    fn tell(&self, worker: &Worker) {
+        let (reason, detail) = self.refused.unzip();
         let duration = self.started.elapsed();
         let tracer = worker.proxy.telemetry.traces.get();
         let mut tracing = tracer.and_then(|tracer| {

@@ -97,7 +97,6 @@ impl<'a> Session<'a> {
         let service = target::service(worker, &backend.service).await?;
         let endpoint = service.endpoints().and_then(|endpoints| {
             let member = endpoints.at(backend.port, token.address)?;
-            // What is not ready takes what it must, as without a session.
             let port = endpoints.port(backend.port)?;
             // What is not ready takes what it must, as without a session; so does what is ejected, or unhealthy.
             let takes = port.may_take(member) || !port.members.iter().any(|other| port.may_take(other));

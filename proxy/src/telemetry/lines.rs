@@ -119,7 +119,7 @@ impl LineOutput {
         loop {
             self.0.wake.notified().await;
             tokio::time::sleep(GATHER).await;
-            while !self.0.write_some(Duration::ZERO) {
+            while !self.0.write_some(None) {
                 tokio::time::sleep(GATHER).await;
             }
         }
@@ -128,7 +128,7 @@ impl LineOutput {
     /// Writes what is there, waiting at most `limit` for the reader. For the end of the process.
     pub fn flush(&self, limit: Duration) {
         let end = Instant::now() + limit;
-        while !self.0.write_some(end.saturating_duration_since(Instant::now())) {
+        while !self.0.write_some(Some(end)) {
             if Instant::now() >= end {
                 return;
             }
@@ -151,8 +151,9 @@ impl fmt::Debug for LineOutput {
 // === impl Inner ===
 
 impl Inner {
-    /// Takes what is in the queues and writes it, waiting up to `wait` once. False: the reader is behind.
-    fn write_some(&self, wait: Duration) -> bool {
+    /// Takes what is in the queues and writes it, waiting for the reader until `end` at most, and without one not at all. False: the reader
+    /// is behind.
+    fn write_some(&self, end: Option<Instant>) -> bool {
         let mut pending = self.pending.lock();
         if pending.is_empty() {
             for lines in self.queues.lock().iter() {
@@ -161,6 +162,8 @@ impl Inner {
             pending.mend();
         }
         while !pending.is_empty() {
+            // Anew for each piece: a reader that takes a little now and then must not make it last.
+            let wait = end.map_or(Duration::ZERO, |end| end.saturating_duration_since(Instant::now()));
             if !self.is_file && !self.writable(wait) {
                 return false;
             }
@@ -263,7 +266,7 @@ mod tests {
         let before = Instant::now();
         for _ in 0..2000 {
             lines.append(line(&text));
-            output.0.write_some(Duration::ZERO);
+            output.0.write_some(None);
         }
         assert!(before.elapsed() < Duration::from_secs(30), "it never waited");
         let dropped = output.dropped();
@@ -280,6 +283,28 @@ mod tests {
         let all = drain.join().unwrap();
         assert_eq!(all.lines().count() as u64, 2000 - dropped);
         assert!(all.lines().all(|line| line == text));
+    }
+
+    #[test]
+    fn a_reader_that_takes_a_little_now_and_then_does_not_hold_up_the_end() {
+        const LIMIT: Duration = Duration::from_secs(1);
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let output = LineOutput::new(writer);
+        let lines = output.queue();
+        // At this pace all of it would take a quarter of a minute.
+        (0..250).for_each(|_| lines.append(line(&"x".repeat(999))));
+        let slow = std::thread::spawn(move || {
+            let mut piece = vec![0; PIPE_BUF];
+            while reader.read(&mut piece).is_ok_and(|count| count > 0) {
+                std::thread::sleep(LIMIT / 4);
+            }
+        });
+        let begun = Instant::now();
+        output.flush(LIMIT);
+        let took = begun.elapsed();
+        assert!(took < 4 * LIMIT, "{took:?}");
+        drop((output, lines));
+        slow.join().unwrap();
     }
 
     #[test]
@@ -309,18 +334,18 @@ mod tests {
         let lines = output.queue();
         // More than a pipe holds: a part is written.
         lines.append(line(&"x".repeat(200_000)));
-        assert!(!output.0.write_some(Duration::ZERO));
+        assert!(!output.0.write_some(None));
         let mut read = vec![0; 1 << 20];
         while first.read(&mut read).is_ok_and(|count| count > 0) {}
         drop(first);
-        assert!(output.0.write_some(Duration::ZERO));
+        assert!(output.0.write_some(None));
         lines.append(line("lost as well"));
-        assert!(output.0.write_some(Duration::ZERO));
+        assert!(output.0.write_some(None));
         assert_eq!(output.dropped(), 2);
         let mut second = reading();
         lines.append(line("whole"));
         lines.append(line("too"));
-        assert!(output.0.write_some(Duration::ZERO));
+        assert!(output.0.write_some(None));
         let count = second.read(&mut read).unwrap();
         assert_eq!(String::from_utf8_lossy(&read[..count]), "\nwhole\ntoo\n");
         assert_eq!(output.dropped(), 2);

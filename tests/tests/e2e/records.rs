@@ -174,3 +174,48 @@ async fn a_connection_lasts_from_when_it_was_accepted() {
     let record = pair.orders.logs(&[("protocol", json!("TCP")), ("reason", json!("mtls_required"))]).await;
     assert!(nanos(&record, "duration_ns") >= least, "{record}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r21_what_the_end_of_a_drain_cuts_off_is_told_and_why() {
+    let world = World::strict().await;
+    let hangs = App::wire(async move |mut wire: Wire| {
+        wire.head().await;
+        std::future::pending().await
+    })
+    .await;
+    let (chat, bytes) = (echoing_upgrade().await, App::echo().await);
+    for (service, protocol) in [("chat", "http"), ("bytes", "tcp"), ("hangs", "http")] {
+        world.service(service, protocol);
+    }
+    let orders = world.workload("orders").setting("--drain-grace", "2s").serves("chat", chat.address());
+    let orders = orders.serves("bytes", bytes.address()).serves("hangs", hangs.address());
+    let mut orders = orders.start().await;
+    orders.counts("tulle_registered", &[], 1.0).await;
+    let web = world.workload("web").setting("--drain-grace", "2s");
+    let mut web = web.calls("chat").calls("bytes").calls("hangs").start().await;
+    let mut tunnel = web.connect("chat").await;
+    tunnel.send("GET /chat HTTP/1.1\r\nhost: chat\r\nconnection: Upgrade\r\nupgrade: echo\r\n\r\n").await;
+    assert_eq!(tunnel.head().await.status(), 101);
+    let mut opaque = web.connect("bytes").await;
+    for wire in [&mut tunnel, &mut opaque] {
+        wire.send("ping\n").await;
+        assert_eq!(wire.exactly(5).await, b"ping\n");
+    }
+    let mut hanging = web.connect("hangs").await;
+    hanging.send("GET /hangs HTTP/1.1\r\nhost: hangs\r\n\r\n").await;
+    orders.counts("tulle_requests_active", &[("direction", "inbound")], 1.0).await;
+    // The client's proxy first: else it would tell what the server's has cut off.
+    web.process().stop().await;
+    orders.process().stop().await;
+    let told = web.access_log();
+    let of = |field: &str, value: &str| {
+        let found: Vec<_> = told.iter().filter(|record| record[field] == value).collect();
+        assert_eq!(found.len(), 1, "{field} {value}: {told:#?}");
+        assert_eq!(found[0]["reason"], "draining", "{}", found[0]);
+        found[0].clone()
+    };
+    of("path", "/hangs");
+    for record in [of("path", "/chat"), of("protocol", "TCP")] {
+        assert_eq!((&record["bytes_in"], &record["bytes_out"]), (&json!(5), &json!(5)), "{record}");
+    }
+}

@@ -293,7 +293,7 @@ mod tests {
         ("url.port", "long"),
     ];
 
-    /// The values that the schema allows where it does not allow any ("ECS Categorization Fields"; `network.direction`).
+    /// The values that are used of those that the schema allows, where it allows only some ("ECS Categorization Fields"; `network.direction`).
     const ALLOWED: &[(&str, &[&str])] = &[
         ("event.kind", &["event"]),
         ("event.category", &["web", "network"]),
