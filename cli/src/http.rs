@@ -1,6 +1,6 @@
-//! The smallest HTTP/1.1 client that the command needs: GET, a small answer, connections kept for the next request.
+//! The smallest HTTP/1.1 client that the command needs: GET, a small answer or one that comes line by line, connections kept for the next request.
 //!
-//! Used by the demo's services and its driver, to read `/metrics` and `/ready`, and by `tulle identity`. Plain HTTP
+//! Used by the demo's services and its driver, to read `/metrics` and `/ready`, and by the verbs that ask a control plane or a proxy. Plain HTTP
 //! on purpose: certificates are the proxies' business, and what a demo's service says to its proxy is not encrypted.
 
 use std::net::SocketAddr;
@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, header};
 use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::body::Incoming;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
@@ -63,6 +64,23 @@ impl Origin {
         timeout: Duration,
     ) -> Result<Response<Bytes>> {
         match tokio::time::timeout(timeout, self.attempt(path, headers)).await {
+            Ok(answer) => answer.with_context(|| format!("GET http://{}{path}", self.address)),
+            Err(_) => bail!("GET http://{}{path}: no answer within {timeout:?}", self.address),
+        }
+    }
+
+    /// GET `path`, whose answer is read as it comes, over a connection of its own.
+    ///
+    /// # Errors
+    /// No connection, or no head of an answer within `timeout`.
+    pub(crate) async fn open(&self, path: &str, timeout: Duration) -> Result<Response<Incoming>> {
+        let opened = async {
+            let mut sender = self.connect().await?;
+            let mut request = Request::get(path).body(Empty::new()).context("the path")?;
+            request.headers_mut().insert(header::HOST, self.host.clone());
+            sender.send_request(request).await.context("no answer")
+        };
+        match tokio::time::timeout(timeout, opened).await {
             Ok(answer) => answer.with_context(|| format!("GET http://{}{path}", self.address)),
             Err(_) => bail!("GET http://{}{path}: no answer within {timeout:?}", self.address),
         }

@@ -18,7 +18,9 @@ mod run;
 mod screen;
 mod service;
 mod stat;
+mod tap;
 mod token;
+mod top;
 mod version;
 
 use std::process::ExitCode;
@@ -36,6 +38,7 @@ Examples:
   tulle explain --config-dir mesh/ --from shop/web --to http://orders:8080/v2
   tulle explain no_healthy_endpoint
   tulle stat --watch                what flows now
+  tulle tap shop/web --status 5xx   requests as they happen
   source <(tulle completion bash)
 
 Exit status: 0 done; 1 failed, or something is wrong; 2 wrong arguments.";
@@ -64,6 +67,10 @@ enum Verb {
     Edges(stat::EdgesArgs),
     /// Show success, rate and latencies by route and backend of Services.
     Routes(stat::RoutesArgs),
+    /// Show requests as they happen.
+    Tap(tap::TapArgs),
+    /// Show what is asked most, live: by who asks whom, method and path.
+    Top(top::TopArgs),
     /// Look into a running mesh.
     #[command(subcommand)]
     Diagnostics(diagnostics::DiagnosticsCommand),
@@ -109,6 +116,8 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Stat(arguments) => stat::stat(&arguments),
         Verb::Edges(arguments) => stat::edges(&arguments),
         Verb::Routes(arguments) => stat::routes(&arguments),
+        Verb::Tap(arguments) => tap::run(&arguments),
+        Verb::Top(arguments) => top::run(&arguments),
         Verb::Diagnostics(command) => diagnostics::run(&command),
         Verb::Identity(arguments) => identity::run(&arguments).map(done),
         Verb::Token(command) => token::run(&command).map(done),

@@ -1,5 +1,7 @@
 //! `/metrics`, `/ready` and `/live` over HTTP, and to callers on this host `/resources/TYPE/NAME`, `/endpoints` and `/load`; GET and HEAD
 //! only. Nothing here changes anything.
+//! `/metrics`, `/ready` and `/live` over HTTP, and to callers on this host `/resources/TYPE/NAME`, `/endpoints` and `/tap`; GET and HEAD
+//! only. Nothing here changes anything, but that proxies show requests for as long as somebody reads `/tap`.
 //!
 //! A resource says who may call whom and where everybody is, which is nobody's business who can merely reach this port: it is for
 //! whoever is on the control plane's host already, or is let there by `kubectl port-forward`. A page of a browser on that host
@@ -13,8 +15,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
-use hyper::body::Incoming;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prost::Message as _;
@@ -27,6 +30,7 @@ use crate::ca::Ca;
 use crate::load::Loads;
 use crate::metrics::{Gauges, Metrics};
 use crate::model::Publisher;
+use crate::tap::{Question, Refusal, Taps, Watching};
 use crate::youngest::Youngest;
 
 /// Connections at a time. For one more the oldest is closed: who opens many and says nothing, or reads no answer, must not
@@ -55,6 +59,8 @@ pub struct Pages {
     pub reporters: Reporters,
     /// What proxies carry.
     pub loads: Loads,
+    /// Who looks on at requests.
+    pub taps: Taps,
     /// Whose certificates expire.
     pub ca: Ca,
     /// Shown by `/ready`.
@@ -96,7 +102,13 @@ pub async fn serve(listener: TcpListener, pages: Arc<Pages>) {
         connections.spawn(async move {
             let service = service_fn(move |request| {
                 let pages = Arc::clone(&pages);
-                async move { Ok::<_, Infallible>(pages.answer(&request, client).await) }
+                async move {
+                    let answer = match request.uri().path() {
+                        "/tap" => pages.tap(&request, client),
+                        _ => pages.answer(&request, client).await.map(BodyExt::boxed_unsync),
+                    };
+                    Ok::<_, Infallible>(answer)
+                }
             });
             let served = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -153,6 +165,34 @@ impl Pages {
                 }
             }
             _ => nothing_there(),
+        }
+    }
+
+    /// Requests as they end, an object on each line, for as long as whoever asks stays.
+    fn tap(&self, request: &Request<Incoming>, client: SocketAddr) -> Response<Lines> {
+        let refused = |status, why: String| text(status, why).map(BodyExt::boxed_unsync);
+        if *request.method() != Method::GET {
+            let mut response = refused(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".to_owned());
+            response.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static("GET"));
+            return response;
+        }
+        // Merely to ask for it costs the proxies something: no page of a browser may, whatever it could read of the answer.
+        let site = request.headers().get("sec-fetch-site");
+        if !(client.ip().to_canonical().is_loopback() && is_for_loopback(request)) || site.is_some() {
+            let why = "requests are shown to callers on the control plane's own host, at its loopback address (kubectl port-forward)\n";
+            return refused(StatusCode::FORBIDDEN, why.to_owned());
+        }
+        let question = Question::parse(request.uri().query().unwrap_or_default()).map_err(Refusal::Invalid);
+        match question.and_then(|question| self.taps.begin(&question)) {
+            Ok(watching) => lines(watching),
+            Err(refusal) => {
+                let status = match refusal {
+                    Refusal::Invalid(_) => StatusCode::BAD_REQUEST,
+                    Refusal::Unknown(_) => StatusCode::NOT_FOUND,
+                    Refusal::TooMany => StatusCode::SERVICE_UNAVAILABLE,
+                };
+                refused(status, format!("{refusal}\n"))
+            }
         }
     }
 
@@ -225,9 +265,22 @@ fn wants_openmetrics(request: &Request<Incoming>) -> bool {
     accept.is_some_and(openmetrics::is_wanted)
 }
 
+/// A body that may come in pieces.
+type Lines = UnsyncBoxBody<Bytes, Infallible>;
+
+fn lines(watching: Watching) -> Response<Lines> {
+    let pieces = futures_util::stream::unfold(watching, |mut watching| async move {
+        let lines = watching.next().await?;
+        Some((Ok(Frame::data(lines)), watching))
+    });
+    let mut response = Response::new(StreamBody::new(pieces).boxed_unsync());
+    let kind = header::HeaderValue::from_static("application/x-ndjson");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}
+
 fn nothing_there() -> Response<Full<Bytes>> {
-    let there_are =
-        "there are /metrics, /ready, /live, /resources/TYPE/NAME, /endpoints[/NAMESPACE/SERVICE] and /load\n";
+    let there_are = "there are /metrics, /ready, /live, /resources/TYPE/NAME, /endpoints[/NAMESPACE/SERVICE], /load and /tap\n";
     text(StatusCode::NOT_FOUND, there_are)
 }
 

@@ -33,6 +33,7 @@ use crate::report::Reports;
 use crate::server;
 use crate::source::{Folder, Watch};
 use crate::state_dir::StateDir;
+use crate::tap::Taps;
 
 /// A dead proxy's connection is noticed within these two together.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
@@ -165,6 +166,7 @@ impl ControlPlane {
         let proxies = Proxies::default();
         let reporters = Reporters::default();
         let loads = Loads::default();
+        let taps = Taps::new(Arc::clone(&publisher), metrics.clone(), ending.clone());
         let readiness = Arc::new(Readiness::default());
         let pages = Pages {
             metrics: metrics.clone(),
@@ -172,6 +174,7 @@ impl ControlPlane {
             proxies: proxies.clone(),
             reporters: reporters.clone(),
             loads: loads.clone(),
+            taps: taps.clone(),
             ca: ca.clone(),
             readiness: Arc::clone(&readiness),
         };
@@ -182,6 +185,7 @@ impl ControlPlane {
             Arc::clone(&publisher),
             reporters,
             loads,
+            taps,
             metrics.clone(),
             ending.clone(),
         );

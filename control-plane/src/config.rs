@@ -29,7 +29,7 @@ pub struct Config {
         default_value = "[::]:15012"
     )]
     pub grpc_address: SocketAddr,
-    /// The HTTP port of /metrics, /ready, /live and, on this host, /resources, /endpoints and /load.
+    /// The HTTP port of /metrics, /ready, /live and, on this host, /resources, /endpoints, /load and /tap.
     #[arg(
         long,
         env = "TULLE_CONTROL_PLANE_METRICS_ADDRESS",

@@ -23,6 +23,7 @@ pub mod report;
 pub mod server;
 pub mod source;
 pub mod state_dir;
+pub mod tap;
 #[cfg(test)]
 mod testing;
 mod youngest;

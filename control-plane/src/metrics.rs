@@ -47,6 +47,10 @@ pub struct Metrics {
     pub certificates: IntCounterVec,
     /// Snapshots published.
     pub models: IntCounter,
+    /// Taps that run.
+    pub taps: IntGauge,
+    /// Lines that their readers did not take in time.
+    pub tap_lines_dropped: IntCounter,
     findings: IntGaugeVec,
     objects: IntGaugeVec,
     /// Resources that connected proxies have rejected and not accepted since, by type.
@@ -212,6 +216,11 @@ impl Metrics {
                 "tulle_control_plane_resources",
                 &["type"],
                 "Resources that proxies can ask for; of `Routes`, the services that they lead to",
+            )?,
+            taps: f.gauge("tulle_control_plane_taps", "Taps that run (`tulle tap`, `tulle top`)")?,
+            tap_lines_dropped: f.counter(
+                "tulle_control_plane_tap_lines_dropped_total",
+                "Lines of taps that were dropped because nobody read them fast enough",
             )?,
             findings: f.gauges(
                 "tulle_control_plane_findings",

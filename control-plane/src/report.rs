@@ -1,7 +1,7 @@
 //! `tulle.v1.Proxy/Report`: the stream by which a workload makes itself an endpoint, for as long as the stream lives, and by which
-//! its proxy is asked what it uses and says what it carries.
+//! its proxy is asked what it uses and to show requests, and says what it carries.
 //!
-//! Decides nothing but who speaks; [`Registrations`] decides what is taken, [`Reporters`] who asks, [`Loads`]
+//! Decides nothing but who speaks; [`Registrations`] decides what is taken, [`Reporters`] who asks, [`Taps`] what is shown to whom, [`Loads`]
 //! what is kept of loads. A registration that is refused ends the
 //! stream, since nothing that the proxy could say next would mend it, and the status says what is wrong.
 
@@ -28,6 +28,7 @@ use crate::metrics::Metrics;
 use crate::model::Publisher;
 use crate::registration::{Refusal, Registrations};
 use crate::server;
+use crate::tap::{self, Taps};
 
 /// The service; cheap to clone.
 #[derive(Clone)]
@@ -36,6 +37,7 @@ pub struct Reports {
     publisher: Arc<Publisher>,
     reporters: Reporters,
     loads: Loads,
+    taps: Taps,
     metrics: Metrics,
     ending: Ending,
 }
@@ -62,10 +64,19 @@ struct Asked {
     _place: Place,
     /// Where it says what it carries.
     load: load::Place,
+    /// What it is to show.
+    tap: tap::Place,
     questions: mpsc::Receiver<Question>,
     /// The question that it has not answered, by its number. Who asks another has given up on this one.
     open: Option<(u64, oneshot::Sender<v1::EndpointsInUse>)>,
     last: u64,
+}
+
+/// What happens first.
+enum Next {
+    Ask(Question),
+    /// Something may have to be told about taps.
+    Tap,
 }
 
 /// What the stream has registered.
@@ -85,10 +96,11 @@ impl Reports {
         publisher: Arc<Publisher>,
         reporters: Reporters,
         loads: Loads,
+        taps: Taps,
         metrics: Metrics,
         ending: Ending,
     ) -> Self {
-        Self { registrations, publisher, reporters, loads, metrics, ending }
+        Self { registrations, publisher, reporters, loads, taps, metrics, ending }
     }
 }
 
@@ -151,7 +163,10 @@ impl ReportStream {
                     // The proxy is gone; it will come back.
                     Some(Err(_)) | None => return Ok(()),
                 },
-                Some(question) = next_question(&mut self.asked) => self.ask(question).await,
+                next = next(&mut self.asked) => match next {
+                    Next::Ask(question) => self.ask(question).await,
+                    Next::Tap => self.tap().await,
+                },
                 changed = self.services.changed() => match changed {
                     Ok(()) => self.tell_pending().await,
                     Err(_) => return Err(Status::unavailable("the control plane is ending")),
@@ -173,7 +188,8 @@ impl ReportStream {
                     caller.map_err(|refusal| self.refuse(refusal.reason(), Status::from(&refusal)))?;
                 let (place, questions) = self.reporters().enter(caller.node(), self.id.as_ref());
                 let load = self.reports.loads.enter(caller.node(), self.id.as_ref(), Instant::now());
-                self.asked = Some(Asked { _place: place, load, questions, open: None, last: 0 });
+                let tap = self.reports.taps.enter(caller.node(), self.id.as_ref());
+                self.asked = Some(Asked { _place: place, load, tap, questions, open: None, last: 0 });
                 self.caller.insert(caller).clone()
             }
         };
@@ -194,6 +210,12 @@ impl ReportStream {
                 }
                 Ok(())
             }
+            Some(report_request::Report::Tapped(tapped)) => {
+                if let Some(asked) = &self.asked {
+                    asked.tap.take(tapped);
+                }
+                Ok(())
+            }
             // Who he is, and nothing else; or something newer than this control plane.
             None => Ok(()),
         }
@@ -207,6 +229,14 @@ impl ReportStream {
         asked.open = Some((asked.last, answer));
         let question = v1::EndpointsQuestion { id: asked.last, service };
         self.say(report_response::Response::Endpoints(question)).await;
+    }
+
+    /// Begins and ends the proxy's taps.
+    async fn tap(&mut self) {
+        let due = self.asked.as_mut().map(|asked| asked.tap.due()).unwrap_or_default();
+        for response in due {
+            self.say(response).await;
+        }
     }
 
     fn reporters(&self) -> &Reporters {
@@ -266,7 +296,11 @@ impl ReportStream {
     }
 }
 
-/// `None`: nobody can ask (yet).
-async fn next_question(asked: &mut Option<Asked>) -> Option<Question> {
-    asked.as_mut()?.questions.recv().await
+/// What is to be asked of the proxy next; never, while it has not said who it is.
+async fn next(asked: &mut Option<Asked>) -> Next {
+    let Some(Asked { questions, tap, .. }) = asked else { return std::future::pending().await };
+    tokio::select! {
+        Some(question) = questions.recv() => Next::Ask(question),
+        () = tap.wait() => Next::Tap,
+    }
 }

@@ -324,6 +324,7 @@ fn start_control(
         registered,
         metrics: proxy.telemetry.metrics.clone(),
         load_interval: config.load_report_interval,
+        taps: Arc::clone(&proxy.telemetry.taps),
     };
     tokio::spawn(report.run());
     if let Some(registration) = registration {

@@ -9,6 +9,7 @@ mod digits;
 pub mod lines;
 pub mod metrics;
 pub mod reason;
+pub mod tap;
 pub(crate) mod timestamp;
 pub mod trace;
 
@@ -25,6 +26,7 @@ pub use self::diagnostics::{Diagnostics, LogLevel};
 use self::lines::LineOutput;
 pub use self::metrics::{Metrics, WorkerMetrics};
 pub use self::reason::Reason;
+use self::tap::Taps;
 use self::trace::export::Counts;
 use self::trace::{Spans, Tracer, Traces};
 use crate::config::Config;
@@ -36,6 +38,8 @@ pub struct Telemetry {
     pub metrics: Metrics,
     /// How requests are traced, if they are.
     pub traces: Arc<Traces>,
+    /// Who looks on.
+    pub taps: Arc<Taps>,
     spans: Arc<Counts>,
     access: Option<LineOutput>,
     /// What the process's own settings say of the access log.
@@ -77,9 +81,9 @@ impl Telemetry {
             &config.metrics_latency_buckets,
             config.load_report_interval.is_some(),
         );
-        let (traces, spans) = (Arc::default(), Arc::default());
+        let (traces, spans, taps) = (Arc::default(), Arc::default(), Arc::default());
         let said = config.access_log.clone();
-        let telemetry = Self { metrics, traces, spans, access, said, diagnostics };
+        let telemetry = Self { metrics, traces, taps, spans, access, said, diagnostics };
         let outputs = [("access", telemetry.access.clone()), ("diagnostics", telemetry.diagnostics_output())];
         telemetry.metrics.at_scrape(move |samples| {
             for (log, output) in &outputs {
@@ -94,6 +98,8 @@ impl Telemetry {
                 samples.extend(metrics::Sample::spans(&spans));
             }
         });
+        let taps = Arc::clone(&telemetry.taps);
+        telemetry.metrics.at_scrape(move |samples| samples.extend(metrics::Sample::taps(&taps)));
         telemetry
     }
 

@@ -15,3 +15,4 @@ pub mod identity;
 mod load;
 pub mod report;
 pub mod session;
+mod taps;

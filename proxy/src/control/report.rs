@@ -1,5 +1,6 @@
 //! What this proxy tells its control plane beside ADS: that its workload is an endpoint, for as long as the stream lives, and
-//! which endpoints it uses itself, when it is asked ([`in_use`]), and what it carries, every few seconds ([`super::load`]).
+//! which endpoints it uses itself, when it is asked ([`in_use`]), what it carries, every few seconds ([`super::load`]), and what it shows
+//! to who looks on ([`super::taps`]).
 //!
 //! At first a registration says that it is not ready, since its policy exists only from then on ([`super::gate`]); that it is ready
 //! once that policy is in force; and while it drains, that it is not. A lost stream is opened again, and the
@@ -20,8 +21,10 @@ use super::ads::{STALLED, describe};
 use super::channel::reconnect_delay;
 use super::identity::Identity;
 use super::load::Loads;
+use super::taps::Tapping;
 use crate::state::Store;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::tap::Taps;
 
 /// What is reported, and over what.
 pub struct Report {
@@ -37,6 +40,8 @@ pub struct Report {
     pub metrics: Metrics,
     /// How often it is told what is carried; `None`: never.
     pub load_interval: Option<Duration>,
+    /// Who looks on at requests.
+    pub taps: Arc<Taps>,
 }
 
 /// What became of a registration.
@@ -50,6 +55,9 @@ pub struct Registered {
 
 /// Endpoints that an answer names, at most: so it stays below a megabyte, whatever is in use.
 const MAX_TOLD: usize = 4096;
+
+/// What waits to be sent.
+const QUEUE: usize = 16;
 
 impl Report {
     /// Keeps the stream up, and the registration with it, for ever.
@@ -74,7 +82,7 @@ impl Report {
     }
 
     async fn stream(&mut self, failures: &mut u32) -> tonic::Status {
-        let (requests, outgoing) = mpsc::channel(4);
+        let (requests, outgoing) = mpsc::channel(QUEUE);
         let registration = self.registration.borrow_and_update().clone();
         let report = registration.map(report_request::Report::Registration);
         drop(requests.send(ReportRequest { node: Some(self.node.clone()), report }).await);
@@ -86,6 +94,7 @@ impl Report {
             Err(_) => return tonic::Status::deadline_exceeded("the control plane does not answer"),
         };
         let mut told = None;
+        let mut tapping = Tapping::new(Arc::clone(&self.taps));
         // Nobody may go on to register, and nobody does twice at once.
         let mut may_register = true;
         let mut loads = Loads::new(&self.metrics, self.load_interval);
@@ -101,6 +110,16 @@ impl Report {
                             }
                             Some(report_response::Response::Endpoints(question)) => {
                                 report_request::Report::Endpoints(in_use(&self.store, &question))
+                            }
+                            Some(report_response::Response::Tap(tap)) => {
+                                match tapping.begin(&tap, Instant::now()) {
+                                    Some(refused) => report_request::Report::Tapped(refused),
+                                    None => continue,
+                                }
+                            }
+                            Some(report_response::Response::TapOver(id)) => {
+                                tapping.end(id);
+                                continue;
                             }
                             // Something newer than this proxy.
                             None => continue,
@@ -118,6 +137,15 @@ impl Report {
                     }
                 }
                 load = loads.next() => report_request::Report::Load(load),
+                () = tapping.wait() => {
+                    tapping.forget(Instant::now());
+                    // What else is to be said need not wait for it.
+                    while requests.capacity() > QUEUE / 2 && let Some(tapped) = tapping.next() {
+                        let report = Some(report_request::Report::Tapped(tapped));
+                        drop(requests.try_send(ReportRequest { node: None, report }));
+                    }
+                    continue;
+                }
             };
             let request = ReportRequest { node: None, report: Some(report) };
             drop(tokio::time::timeout(Duration::from_secs(1), requests.send(request)).await);

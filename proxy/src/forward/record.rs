@@ -1,4 +1,4 @@
-//! What is told about a request once it is over, or a connection without any: one metric, one line in the access log.
+//! What is told about a request once it is over, or a connection without any: one metric, one line in the access log, and the same to who looks on.
 //!
 //! A request is over when its response's body is ([`Tracked`]), or is given up. Called by `outbound` and `inbound`.
 
@@ -30,6 +30,7 @@ use crate::state::Peer;
 use crate::telemetry::Reason;
 use crate::telemetry::access;
 use crate::telemetry::metrics::{DetectResult, Direction, Outcome, RequestLabels, SessionResult, TlsKind};
+use crate::telemetry::tap::Watched;
 use crate::telemetry::trace::{self, Digits, KeyValue, Sampling, TraceId, Tracing};
 use crate::wire::{Body, Transfer, Upgrade};
 
@@ -87,6 +88,8 @@ pub(super) struct Record {
     tunnel: Option<Arc<Meter>>,
     /// Its place in a trace, where requests are traced.
     tracing: Option<Tracing>,
+    /// Who looks on, if anybody does.
+    watched: Option<Box<Watched>>,
     ended: bool,
 }
 
@@ -109,7 +112,10 @@ impl Record {
         });
         let tracing = worker.proxy.telemetry.traces.get();
         let tracing = tracing.map(|tracer| Tracing::begin(tracer, request.headers()));
-        let told = worker.access.is_enabled() || tracing.as_ref().is_some_and(Tracing::is_recorded);
+        let watched = worker.proxy.telemetry.taps.begin(direction, request);
+        let told = worker.access.is_enabled()
+            || tracing.as_ref().is_some_and(Tracing::is_recorded)
+            || watched.is_some();
         let target = told.then(|| target_of(request));
         let trace = match &tracing {
             Some(tracing) => Some(tracing.trace()),
@@ -153,6 +159,7 @@ impl Record {
             processing: None,
             tunnel: None,
             tracing,
+            watched,
             ended: false,
         })
     }
@@ -290,6 +297,9 @@ impl Record {
         if self.target.is_some() {
             self.decided();
         }
+        if let Some(watched) = &mut self.watched {
+            watched.answered(response.headers());
+        }
         if Upgrade::is_agreed(&self.method, response.status())
             && let Some(tunnel) = response.extensions_mut().remove::<Tunnelled>()
         {
@@ -387,7 +397,8 @@ impl Record {
         let mut tracing = self.tracing.take();
         let span = tracing.as_ref().and_then(Tracing::span);
         let access = &self.worker.access;
-        if !access.is_enabled() && span.is_none() {
+        let watched = self.watched.take();
+        if !access.is_enabled() && span.is_none() && watched.is_none() {
             return;
         }
         let trace_id = self.trace.map(Digits::from);
@@ -434,6 +445,9 @@ impl Record {
         };
         let [rule, port] = &self.logged;
         log(&self.worker, &told, self.port, [rule.as_deref(), port.as_deref()]);
+        if let Some(watched) = watched {
+            watched.end(&told);
+        }
         if let Some(tracing) = &mut tracing {
             tracing.end(&told);
         }
@@ -680,6 +694,7 @@ impl<'a> ConnectionRecord<'a> {
             connection: self.id,
         };
         log(worker, &told, self.port, [None, None]);
+        worker.proxy.telemetry.taps.connection(&told);
         if let Some(tracing) = &mut tracing {
             tracing.end(&told);
         }

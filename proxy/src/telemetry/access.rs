@@ -204,13 +204,13 @@ impl Record<'_> {
     }
 
     /// The path without its query.
-    fn path_alone(&self) -> &str {
+    pub(super) fn path_alone(&self) -> &str {
         memchr::memchr(b'?', self.path.as_bytes()).map_or(self.path, |query| &self.path[..query])
     }
 
     /// The status by which requests of all protocols are compared: gRPC's, where it says one, as HTTP has it
     /// (google.rpc.Code, "HTTP Mapping").
-    fn common_status(&self) -> Option<u16> {
+    pub(super) fn common_status(&self) -> Option<u16> {
         match self.grpc_status {
             None | Some(0) => self.status,
             Some(1) => Some(499),

@@ -45,6 +45,7 @@ pub use self::load::Load;
 pub use self::pools::{PoolCells, PooledConnection};
 pub use self::uses::LimitUse;
 pub use self::worker::WorkerMetrics;
+use super::tap::Taps;
 use super::trace::export::Counts;
 
 /// Lines that may be there beside histograms whatever happens: every value of every bounded label.
@@ -199,6 +200,20 @@ impl Sample {
             dropped("exporter", &counts.refused),
             all(&families::SPAN_EXPORT_FAILURES, &counts.failures),
         ]
+    }
+
+    /// What became of taps so far; nothing where there never was one.
+    pub(super) fn taps(taps: &Taps) -> Vec<Self> {
+        let Some(counts) = taps.counts() else { return Vec::new() };
+        let running = Self { family: &families::TAPS, labels: Vec::new(), value: taps.count() as f64 };
+        let of = |(result, count): (&str, &AtomicU64)| Self {
+            family: &families::TAP_REQUESTS,
+            labels: vec![result.to_owned()],
+            value: count.load(Ordering::Relaxed) as f64,
+        };
+        let results =
+            [("shown", &counts.shown), ("over_rate", &counts.over_rate), ("dropped", &counts.dropped)];
+        std::iter::once(running).chain(results.map(of)).collect()
     }
 }
 

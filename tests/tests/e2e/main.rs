@@ -43,6 +43,7 @@ mod shared;
 mod stale;
 mod start;
 mod stat;
+mod tap;
 mod traces;
 
 use tulle_tests::app::App;

@@ -117,6 +117,9 @@ const QUIET: &[&str] = &[
     "tulle_trace_spans_dropped_total",
     "tulle_trace_export_failures_total",
     "tulle_faults_injected_total",
+    // Where somebody looks on: in the tests of tap.
+    "tulle_taps",
+    "tulle_tap_requests_total",
     // Where nothing is declared and the client is silent: in the tests of first.
     "tulle_detect_opened_early_total",
     // Where names are answered: in the tests of dns.

@@ -106,6 +106,11 @@ impl Statuses {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+
+    /// Whether it is one of them.
+    pub(in crate::telemetry) fn has(&self, status: u16) -> bool {
+        self.0.iter().any(|range| range.contains(&status))
+    }
 }
 
 impl FromIterator<RangeInclusive<u16>> for Statuses {

@@ -166,6 +166,10 @@ families! {
         "Spans that were dropped: queue_full, too many were waiting to be sent; exporter, the collector did not take them.";
     SPAN_EXPORT_FAILURES = Counter "tulle_trace_export_failures_total" []
         "Batches of spans that the collector did not take, in time or at all.";
+    TAPS = Gauge "tulle_taps" []
+        "Taps that run (`tulle tap`, `tulle top`); this and the next are there once one has.";
+    TAP_REQUESTS = Counter "tulle_tap_requests_total" ["result"]
+        "Requests that taps were to show: shown; over_rate, more in a second than a tap asks for; dropped, no room on the way to the control plane.";
     BUILD_INFO = Gauge "tulle_build_info" ["component", "version"]
         "Always 1.";
     WORKERS = Gauge "tulle_workers" []
