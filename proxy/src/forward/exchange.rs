@@ -3,8 +3,7 @@
 //! Decides what is known of a request that failed; whether it is sent again is [`again`](super::again)'s.
 
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};

@@ -312,6 +312,7 @@ impl Record {
                 record: None,
                 until: None,
                 in_flight,
+                waits: false,
             });
         }
         response.map(|body| Tracked {

@@ -15,6 +15,6 @@ pub use opentelemetry::trace::TraceId;
 
 pub use self::context::{Context, Digits, Forms, Propagation};
 pub use self::export::{Collector, Connect, Exporter, Limits, Protocol, Spans};
-pub(crate) use self::span::grpc_name;
 pub use self::sampler::{Sampler, Sampling};
+pub(crate) use self::span::grpc_name;
 pub use self::tracer::{How, Tracer, Traces, Tracing, heard};

@@ -3,9 +3,9 @@
 mod collector;
 mod exemplars;
 mod grpc;
+mod policies;
 mod random;
 mod tls;
-mod policies;
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener as StdListener};

@@ -501,7 +501,8 @@ mod tests {
     async fn what_is_under_way_when_tracing_changes_is_still_sent() {
         let (spans, counts) = queue(Limits::default());
         let sampler = Sampler { parent_based: false, ratio: 1.0 };
-        let how = How { sampler, propagation: Propagation::AsItComes, connections: false };
+        let how =
+            How { sampler, keeps_sampler: false, propagation: Propagation::AsItComes, connections: false };
         let tracer = Arc::new(Tracer::new(how, Arc::clone(&spans)));
         let mut under_way = Tracing::begin(Arc::clone(&tracer), &http::HeaderMap::new());
         drop(tracer);
