@@ -607,10 +607,12 @@ pub(super) async fn relay(
         Some(policy::TlsKind::ApplicationTls) => TlsKind::App,
         _ => record::tls_kind(endpoint, own.is_some()),
     };
-    let peer = endpoint.identity().map_or("", |id| id.as_str());
-    let (route, backend) = (record.route, record.backend);
-    let labels = ConnectionLabels { direction: Direction::Outbound, tls, peer, service, route, backend };
-    let open = worker.metrics.connections(&labels).open();
+    let open = {
+        let peer = endpoint.identity().map_or("", |id| id.as_str());
+        let (route, backend) = (record.route, record.backend);
+        let labels = ConnectionLabels { direction: Direction::Outbound, tls, peer, service, route, backend };
+        worker.metrics.connections(&labels).open()
+    };
     let meter = exchange::meter(&open);
     let passed = own.as_ref().map(|own| (&*own.guard, &*own.rule));
     let (guard, rule) = passed.or_else(|| out.as_ref().map(|out| (&*out.guard, &*out.rule))).unzip();
