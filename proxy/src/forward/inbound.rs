@@ -67,7 +67,8 @@ pub async fn serve(worker: &Arc<Worker>, accepted: Accepted) {
     let policy = known.unwrap_or(PortPolicy { protocol: Protocol::Detect, mode: Mode::Permissive });
     let policy = PortPolicy { protocol: worker.proxy.settings.protocol(policy.protocol, port), ..policy };
     let application = worker.loose_endpoint(application, &Peer::Plaintext);
-    let way = Way { client, at, application, port, policy };
+    // Apart, since it is handed on from future to future, each of which has room for it.
+    let way = Box::new(Way { client, at, application, port, policy });
     let Some(arrived) = arrive(worker, stream, &way).await else { return };
     if arrived.is_shared {
         Box::pin(serve_streams(worker, arrived, way)).await;
@@ -81,7 +82,7 @@ pub async fn serve(worker: &Arc<Worker>, accepted: Accepted) {
 async fn serve_one(
     worker: &Arc<Worker>,
     io: Io,
-    way: Way,
+    way: Box<Way>,
     guard: Arc<policy::Guard>,
     framing: Option<Framing>,
     detected: DetectResult,
@@ -91,7 +92,7 @@ async fn serve_one(
         Some(framing) => {
             let id = worker.proxy.connection_id();
             let (worker, tunnels) = (Arc::clone(worker), Tunnels::default());
-            let Way { client, at, application, .. } = way;
+            let Way { client, at, application, .. } = *way;
             let connection = Connection { worker, id, client, at, application, framing, guard, tunnels };
             // Apart, so that the task of an opaque connection is small.
             Box::pin(Arc::new(connection).serve(io)).await;
@@ -108,7 +109,7 @@ async fn serve_one(
 
 /// Serves each stream as a connection of its own, of the same peer, until the client is done; once the drain begins, until
 /// those that are left are, and those that the client had begun before it could know.
-async fn serve_streams(worker: &Arc<Worker>, arrived: Arrived, way: Way) {
+async fn serve_streams(worker: &Arc<Worker>, arrived: Arrived, way: Box<Way>) {
     let Arrived { io, guard, framing, detected, .. } = arrived;
     let peer = guard.open().peer.clone();
     drop(guard);
@@ -122,7 +123,7 @@ async fn serve_streams(worker: &Arc<Worker>, arrived: Arrived, way: Way) {
             next = driver.next() => match next {
                 Ok(Some(stream)) => {
                     let (worker, io) = (Arc::clone(worker), Io::stream(stream));
-                    let way = Way { at: Instant::now(), ..way.clone() };
+                    let way = Box::new(Way { at: Instant::now(), ..Way::clone(&way) });
                     // Registered by itself: what a change of policy has cut stays cut, and no other that is still to come.
                     let guard = Arc::new(register(&worker, &way, peer.clone(), policy::TlsKind::Mesh));
                     tasks.spawn(async move {
