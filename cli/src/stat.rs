@@ -54,7 +54,7 @@ Examples:
 SRC is a workload; `unknown` one without a proxy. DST is what it calls: the Service or the backend
 of a route that leads elsewhere; of what `unknown` calls, the workload. SECURED says how the
 connections between the two are protected: mtls, of the mesh, with certificates on both sides; app,
-the application's own TLS; none; `-`, not known: only of connections that have carried nothing yet.
+the application's own TLS; none; `-`, not known: of what has reached no server.
 `-o wide` adds both SPIFFE IDs. The other columns are those of `tulle stat`. The application's
 connections count as TCP_CONN where all of their requests go by one edge.";
 

@@ -93,12 +93,12 @@ pub(super) fn routes(seen: &Seen, wanted: &Wanted<'_>) -> Result<Table> {
             && (row.requests > 0 || row.open_connections > 0)
     };
     for (_, row) in outbound(seen).filter(is_shown).filter(|(_, row)| !is_bare(row)) {
-        let Labels { service, route, backend, peer, .. } = &row.labels;
+        let Labels { service, route, backend, peer, tls, .. } = &row.labels;
         let route = if route.is_empty() { DEFAULT } else { route };
         let backend = if backend.is_empty() && !peer.is_empty() { service } else { backend };
         let line = [&**service, route, backend];
         sums.entry(line).or_default().add(row);
-        if row.requests > 0 {
+        if row.requests > 0 && !tls.is_empty() {
             ways.entry(service).or_default().insert(line);
         }
     }
@@ -126,7 +126,7 @@ pub(super) fn edges(seen: &Seen, wanted: &Wanted<'_>) -> Result<Table> {
         let called = without_port(if backend.is_empty() { service } else { backend });
         let edge = [&*proxy.proxy, called, tls, &*proxy.identity, peer];
         sums.entry(edge).or_default().add(row);
-        if row.requests > 0 {
+        if row.requests > 0 && !tls.is_empty() {
             ways.entry([&*proxy.proxy, service]).or_default().insert(edge);
         }
     }
@@ -185,12 +185,10 @@ fn outbound(seen: &Seen) -> impl Iterator<Item = (&ProxyLoad, &Row)> {
     rows.filter(|(_, row)| !row.labels.inbound && !row.labels.rest && !row.labels.service.is_empty())
 }
 
-/// Whether it tells only of connections from the application, and not of how they go on: those with HTTP, whose requests do, and those without
-/// to a server outside the mesh, for as long as they last.
+/// Whether it tells only of connections from the application, and not of how their requests go on: those tell of that themselves.
 fn is_bare(row: &Row) -> bool {
     let Labels { tls, peer, route, backend, .. } = &row.labels;
-    let is_told = row.requests > 0 || row.bytes_sent > 0 || row.bytes_received > 0;
-    !is_told && tls == "none" && peer.is_empty() && route.is_empty() && backend.is_empty()
+    row.requests == 0 && tls.is_empty() && peer.is_empty() && route.is_empty() && backend.is_empty()
 }
 
 /// Adds connections to the one line that their requests go by. Where these go by several, they belong to none; where there are no requests, to
@@ -395,20 +393,23 @@ mod tests {
     #[test]
     fn the_applications_own_connections_make_no_edge_without_protection() {
         let bare = |service: &str| {
-            let tls = "none".to_owned();
-            let labels = Labels { tls, service: service.to_owned(), ..Labels::default() };
+            let labels = Labels { service: service.to_owned(), ..Labels::default() };
             Row { labels, open_connections: 7, ..Row::default() }
         };
         let split = |backend: &str| row("shop/split:80", "shop/by-weight", backend, [10, 0]);
-        let plain = Row { bytes_sent: 5, ..bare("shop/plain:80") };
+        let mut plain = bare("shop/plain:80");
+        plain.labels.tls = "none".to_owned();
+        // What reached no server goes no way.
+        let lost = Row { requests: 3, failures: 3, open_connections: 0, ..bare("shop/orders:80") };
         let rows = vec![
             row("shop/orders:80", "", "", [50, 0]),
             bare("shop/orders:80"),
             split("shop/v1:80"),
             split("shop/v2:80"),
             bare("shop/split:80"),
-            bare("shop/tcp:80"),
+            bare("shop/idle:80"),
             plain,
+            lost,
         ];
         let seen = Seen { proxies: vec![proxy("shop/web", [1, 1], rows)], ..Seen::default() };
         let conns = |table: Table, keys: [&str; 2]| -> Vec<(String, String, u64)> {
@@ -425,9 +426,10 @@ mod tests {
         assert_eq!(
             edges,
             owned(&[
+                ("shop/idle", "", 7),
+                ("shop/orders", "", 0),
                 ("shop/orders", "mtls", 8),
                 ("shop/plain", "none", 7),
-                ("shop/tcp", "", 7),
                 ("shop/v1", "mtls", 1),
                 ("shop/v2", "mtls", 1),
             ])
@@ -436,11 +438,12 @@ mod tests {
         assert_eq!(
             routes,
             owned(&[
+                ("shop/idle:80", "", 7),
+                ("shop/orders:80", "", 0),
                 ("shop/orders:80", "shop/orders:80", 8),
                 ("shop/plain:80", "", 7),
                 ("shop/split:80", "shop/v1:80", 1),
                 ("shop/split:80", "shop/v2:80", 1),
-                ("shop/tcp:80", "", 7),
             ])
         );
     }
