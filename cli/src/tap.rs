@@ -26,12 +26,13 @@ Examples:
   tulle tap shop/orders --peer shop/web --path /api --header user-agent --header set-cookie
   tulle tap -n shop -o json | jq .duration_ns
 
-A request is shown when it is over, once by each workload's proxy that it passed: out, as its client sent it, and in, as its
-server got it. Connections without HTTP are shown when they are closed. No query of a path, no body, and no secret is ever shown.
+A request is shown when it is over, once by each workload's proxy that it passed: out, as its
+client sent it, and in, as its server got it. Connections without HTTP are shown when they are
+closed. No query of a path, no body, and no secret is ever shown.
 
 Columns:
-  time (UTC), out or in, status (of gRPC: HTTP's/gRPC's), duration, client → server, method and path, and why a proxy
-  answered, refused or gave up by itself (`tulle explain REASON`)
+  time (UTC), out or in, status (of gRPC: HTTP's/gRPC's), duration, client → server, method and
+  path, and why a proxy answered, refused or gave up by itself (`tulle explain REASON`)
 
 What is too much to be shown is left out, counted, and told on standard error.
 

@@ -28,7 +28,8 @@ Columns:
   BEST, WORST, LAST    what they took, to the end of the answer
   SUCCESS              requests that did not fail: as `tulle stat` has it
 
-Requests without an end are not in it, nor are connections without HTTP. What is too much to be shown is not counted, and is told below.
+Requests without an end are not in it, nor are connections without HTTP. What is too much to be
+shown is not counted, and is told below.
 
 Exit status:
   0  ended by Ctrl-C or --for
