@@ -247,10 +247,11 @@ async fn a_tap_waits_for_proxies_that_come_and_ends_with_the_control_plane() {
     runs(&orders, 1.0).await;
     assert_eq!(ask(&web, "GET", "/later").await, 200);
     shows(&early, 1).await;
-    // A proxy that is replaced joins again.
+    // Who comes in place of another joins too. It has a name of its own, since it would find the other's addresses by that one's.
     drop(orders);
     says(&early, "watching 1 proxy: default/web").await;
-    let orders = world.workload("orders").serves("orders", app.address()).start().await;
+    let orders = world.workload("orders-2").serves("orders", app.address()).start().await;
+    orders.counts("tulle_registered", &[], 1.0).await;
     runs(&orders, 1.0).await;
     // Told by the control plane that it ends, or not.
     world.control_plane().signal(Signal::TERM);
@@ -262,6 +263,8 @@ async fn a_tap_waits_for_proxies_that_come_and_ends_with_the_control_plane() {
     world.restart_control_plane().await;
     let mut late = tap(&world, &["--direction", "inbound"], 2).await;
     runs(&orders, 1.0).await;
+    // It may hear only now where that is.
+    web.reaches("orders").await;
     assert_eq!(ask(&web, "GET", "/again").await, 200);
     shows(&late, 1).await;
     world.kill_control_plane().await;
