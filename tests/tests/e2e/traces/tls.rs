@@ -126,7 +126,7 @@ async fn by_https(protocol: &str, alpn: &[u8]) {
             "another-root",
             front.address(),
             &wrong,
-            &["UnknownIssuer", &*wrong, "OTEL_EXPORTER_OTLP_CERTIFICATE"][..],
+            &["invalid peer certificate", &*wrong, "OTEL_EXPORTER_OTLP_CERTIFICATE"][..],
         ),
         ("another-name", other.address(), &right, &["127.0.0.1", "other.example"]),
         ("no-tls", collector.address, &right, without_tls),
