@@ -325,7 +325,7 @@ async fn ask_all(origins: &[Origin]) -> Result<(Seen, Vec<String>)> {
         }
     }
     match (seen, unreachable) {
-        (Some(seen), unreachable) => Ok((seen, unreachable.iter().map(|error| describe(error)).collect())),
+        (Some(seen), unreachable) => Ok((seen, unreachable.iter().map(describe).collect())),
         (None, unreachable) => match unreachable.into_iter().next() {
             Some(error) => Err(error),
             None => bail!("say which control plane to ask: --control-plane ADDRESS"),

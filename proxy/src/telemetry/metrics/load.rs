@@ -3,6 +3,7 @@
 //! Made of the cells that metrics are made of, when a report is due: a request pays no more for it than the finer bounds of its duration, and a worker waits for it
 //! no longer than it takes to copy pointers. A report is bounded: what there is no room for is told in one row.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -96,7 +97,7 @@ impl Load {
         let since = self.0.iter().map(|(kind, now)| (kind, now.since(earlier.0.get(kind).unwrap_or(&none))));
         let mut changed: Vec<(&Kind, Sums)> = since.filter(|(_, sums)| sums.is_any()).collect();
         // Those that matter most have a row each.
-        changed.sort_by(|(_, a), (_, b)| (b.requests, b.open(), b.sent).cmp(&(a.requests, a.open(), a.sent)));
+        changed.sort_by_key(|(_, load)| Reverse((load.requests, load.open(), load.sent)));
         let mut rows = Vec::with_capacity(changed.len().min(MAX_ROWS + 2));
         let mut rest: BTreeMap<bool, Sums> = BTreeMap::new();
         for (kind, sums) in changed {

@@ -149,7 +149,7 @@ async fn r20_calls_are_told_by_the_conventions_of_rpc_and_blamed_on_whom_they_sh
         let spans = shop.spans(trace, 2).await;
         let [web, orders] = [of(&spans, "web", SpanKind::Client), of(&spans, "shop", SpanKind::Server)];
         assert_eq!((&*web.parent, &orders.parent), ("0000000000000007", &web.id));
-        assert_eq!(shop.parents.lock().unwrap()[&path], [orders.id.clone()]);
+        assert_eq!(shop.parents.lock().unwrap()[&path], std::slice::from_ref(&orders.id));
         assert_eq!([web.is_error, orders.is_error], errors, "{spans:#?}");
         let whole = path.trim_start_matches('/');
         // What the application does not know may be any name whatever: it is no name of a span.
