@@ -7,7 +7,7 @@ use tokio_rustls::TlsAcceptor;
 use tulle_certs::PrivateKey;
 use tulle_tests::app::App;
 use tulle_tests::identity::Identity;
-use tulle_tests::{Folder, Workload, World, eventually};
+use tulle_tests::{Folder, Program, Workload, World, binary, eventually};
 
 use super::collector::Collector;
 use super::{ALWAYS, slowest, traced};
@@ -138,20 +138,17 @@ async fn by_https(protocol: &str, alpn: &[u8]) {
         refused(&web, what, words).await;
     }
     assert_eq!(collector.collected.all().len(), 6, "nothing has gone to whom it does not trust");
-    // A file that is not there: nothing is traced, and no header is touched.
+    // A file that is not there: the proxy does not start, as with any setting that cannot be.
     let absent = folder.path("absent.pem").to_str().unwrap().to_owned();
-    let web = sending(&world, "rootless", protocol, ("127.0.0.1", front.address().port()), &absent).await;
-    slowest(&web, 3).await;
-    let line = eventually("the log says why", async || {
-        let said = web.diagnostics();
-        let line = said.lines().find(|line| line.contains("nothing is traced")).map(str::to_owned);
-        line.ok_or(said)
-    })
-    .await;
+    let program = Program::new("rootless", binary("tulle-proxy"))
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("https://{}", front.address()))
+        .env("OTEL_EXPORTER_OTLP_CERTIFICATE", &*absent);
+    let output = program.output();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
     for word in [&*absent, "OTEL_EXPORTER_OTLP_CERTIFICATE"] {
-        assert!(line.contains(word), "{line}");
+        assert!(said.contains(word), "{said}");
     }
-    assert!(!web.metrics().await.has("tulle_trace_spans_exported_total"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
