@@ -256,7 +256,8 @@ fn r18_what_an_upgrade_has_turned_into_a_stream_is_cut_too() {
         assert_eq!(stream.exactly(4).await, b"ping");
         border.policy("{action: deny}");
         assert_eq!(stream.to_end_or_reset().await, b"");
-        let cut = [("reason", json!("egress_denied")), ("protocol", json!("HTTP/1.1")), ("tls", json!("none"))];
+        let cut =
+            [("reason", json!("egress_denied")), ("protocol", json!("HTTP/1.1")), ("tls", json!("none"))];
         border.web.logs(&cut).await;
     });
 }
