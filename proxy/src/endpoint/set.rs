@@ -329,6 +329,20 @@ mod tests {
         EndpointsInfo { name: ObjectName::new("default", "orders"), endpoints: endpoints.collect() }
     }
 
+    /// Half of them may be ejected, each by its first failure, for half a minute.
+    fn first_failure() -> Outliers {
+        Outliers {
+            consecutive: [1, 0, 0, 0],
+            grpc_codes: 0,
+            success_rate: None,
+            failure_percentage: None,
+            interval: Duration::ZERO,
+            base_ejection: Duration::from_secs(30),
+            maximum_ejection: Duration::from_secs(30),
+            maximum_ejected_percent: 50,
+        }
+    }
+
     #[test]
     fn an_endpoint_is_the_same_as_long_as_address_port_and_peer_are() {
         let mesh = |account: &str| {
@@ -363,17 +377,7 @@ mod tests {
 
     #[test]
     fn an_address_that_is_told_twice_is_one_endpoint_which_can_be_ejected_and_come_back() {
-        let outliers = Outliers {
-            consecutive: [1, 0, 0, 0],
-            grpc_codes: 0,
-            success_rate: None,
-            failure_percentage: None,
-            interval: Duration::ZERO,
-            base_ejection: Duration::from_secs(30),
-            maximum_ejection: Duration::from_secs(30),
-            maximum_ejected_percent: 50,
-        };
-        let info = service(LoadBalancer::default(), Some(outliers));
+        let info = service(LoadBalancer::default(), Some(first_failure()));
         let how = How { service: Some(&info), ..How::new(1) };
         let twice = [(1, "", false), (2, "", true), (1, "", true), (1, "", false), (2, "", true)];
         let mut set = EndpointSet::applied(None, &zoned(&twice), &how);
@@ -451,17 +455,7 @@ mod tests {
 
     #[test]
     fn an_ejection_outlives_changes_of_others_and_ends_with_its_policy() {
-        let outliers = Outliers {
-            consecutive: [1, 0, 0, 0],
-            grpc_codes: 0,
-            success_rate: None,
-            failure_percentage: None,
-            interval: Duration::ZERO,
-            base_ejection: Duration::from_secs(30),
-            maximum_ejection: Duration::from_secs(30),
-            maximum_ejected_percent: 50,
-        };
-        let info = service(LoadBalancer::default(), Some(outliers));
+        let info = service(LoadBalancer::default(), Some(first_failure()));
         let how = How { service: Some(&info), ..How::new(1) };
         let first = EndpointSet::applied(None, &zoned(&[(1, "", true), (2, "", true)]), &how);
         let endpoint = Arc::clone(&first.port(80).unwrap().members[0].endpoint);

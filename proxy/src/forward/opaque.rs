@@ -21,8 +21,7 @@ pub(super) async fn relay(client: Io, server: Io, guard: Option<&policy::Guard>)
         // First: it may have been revoked before there was anything to relay.
         biased;
         () = admit::revoked(guard) => Ended::Revoked,
-        // In a box: what is relayed is no part of a connection's task that may as well speak HTTP.
-        relayed = Box::pin(crate::io::relay(client, server)) => match relayed {
+        relayed = crate::io::relay(client, server) => match relayed {
             Ok(()) => Ended::Closed,
             Err(broken) => Ended::Reset(broken),
         },

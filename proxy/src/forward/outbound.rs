@@ -624,25 +624,24 @@ pub(super) async fn relay(
         ..record
     };
     let relayed = Relayed::new(worker, Arc::clone(&meter), record);
-    let (ended, spoke) = {
+    let ended = {
         let mut relay = pin!(opaque::relay(io.metered(Arc::clone(&meter)), server, guard));
         let mut spoke = false;
-        let ended = poll_fn(|cx| {
+        poll_fn(|cx| {
             let ended = relay.as_mut().poll(cx);
             if !spoke && meter.sent() > 0 {
                 spoke = true;
                 in_flight.spoke();
             }
             ended
-        });
-        let ended = ended.await;
-        (ended, spoke)
+        })
+        .await
     };
     let Some(record) = relayed.over() else { return };
     match (ended, guard) {
         (Ended::Revoked, Some(guard)) => return record.cut(worker, guard),
         (Ended::Reset(error), _) => {
-            if error.by_server && !spoke {
+            if error.by_server && meter.sent() == 0 {
                 in_flight.never_spoke();
             }
             tracing::debug!(%client, %service, %error, "a relayed connection was reset");
