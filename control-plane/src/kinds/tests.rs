@@ -48,7 +48,7 @@ fn write_yaml(out: &mut String, value: &Value, depth: usize) {
 
 #[test]
 fn the_definitions_in_the_chart_are_those_of_the_types() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../helm/tulle/crds");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../helm/tulle/files/crds");
     let mut stale = Vec::new();
     for definition in definitions() {
         let name = definition["spec"]["names"]["plural"].as_str().unwrap();
