@@ -176,7 +176,8 @@ impl Record {
     /// Says in what goes on of the request to which span of which trace that belongs.
     pub(super) fn pass_on(&self, request: &mut Request<Body>) {
         if let Some(tracing) = &self.tracing {
-            tracing.pass_on(request.headers_mut());
+            let version = request.version();
+            tracing.pass_on(request.headers_mut(), version);
         }
     }
 

@@ -11,16 +11,19 @@ mod ecs;
 mod filter;
 mod json;
 mod template;
+mod ways;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use parking_lot::Mutex;
 use tulle_api::AccessLogFormat;
 
 use self::filter::Holds;
 pub use self::filter::{Errors, Said, Share, Statuses};
+use self::ways::Ways;
 use super::lines::Lines;
 use super::metrics::{Direction, TlsKind};
 use super::reason::Reason;
@@ -36,6 +39,8 @@ struct Log {
     own: Said,
     /// The sequence that samples are drawn by.
     draws: AtomicU64,
+    /// Locked by its own worker only.
+    ways: Mutex<Ways>,
 }
 
 /// One request, or one connection that is not HTTP. What is empty, `None` or unknown is left out.
@@ -109,7 +114,7 @@ pub struct Record<'a> {
 
 impl AccessLog {
     pub(super) fn new(lines: Arc<Lines>, own: Said) -> Self {
-        Self(Some(Arc::new(Log { lines, own, draws: AtomicU64::new(0) })))
+        Self(Some(Arc::new(Log { lines, own, draws: AtomicU64::new(0), ways: Mutex::default() })))
     }
 
     /// One that writes nothing.
@@ -128,7 +133,7 @@ impl AccessLog {
         let Some(log) = &self.0 else { return };
         let holds = Holds::of([Some(&log.own), first, second, third, fourth]);
         if holds.has(record, || log.draw(record)) {
-            log.lines.append(|out| record.write(holds.format, out));
+            log.lines.append(|out| record.write(holds.format, out, &log.ways));
         }
     }
 }
@@ -193,9 +198,9 @@ impl Default for Record<'_> {
 
 impl Record<'_> {
     /// Appends the record as one line.
-    fn write(&self, format: &AccessLogFormat, out: &mut Vec<u8>) {
+    fn write(&self, format: &AccessLogFormat, out: &mut Vec<u8>, ways: &Mutex<Ways>) {
         match format {
-            AccessLogFormat::Json => self.write_json(out),
+            AccessLogFormat::Json => self.write_json(out, &mut ways.lock()),
             AccessLogFormat::Apache => self.write_apache(out),
             AccessLogFormat::Ecs => self.write_ecs(out),
             AccessLogFormat::Template(pieces) => self.write_template(pieces, out),
@@ -302,7 +307,7 @@ mod tests {
                 ..full()
             };
             let mut out = Vec::new();
-            record.write(&form, &mut out);
+            record.write(&form, &mut out, &Mutex::default());
             assert_eq!(out.pop(), Some(b'\n'), "{form:?}");
             assert!(
                 out.iter().all(|byte| *byte >= b' ' && *byte != 0x7f),
@@ -341,7 +346,7 @@ mod tests {
         };
         for form in ["json", "apache", "ecs", template] {
             let mut out = Vec::new();
-            record.write(&form.parse().unwrap(), &mut out);
+            record.write(&form.parse().unwrap(), &mut out, &Mutex::default());
             let line = String::from_utf8(out).unwrap();
             assert!(page.contains(&line), "docs/observability.md has no {line}");
         }
@@ -351,7 +356,7 @@ mod tests {
     fn an_empty_record_is_a_line_in_every_form() {
         for form in forms() {
             let mut out = Vec::new();
-            Record::default().write(&form, &mut out);
+            Record::default().write(&form, &mut out, &Mutex::default());
             assert_eq!(out.iter().filter(|byte| **byte == b'\n').count(), 1, "{form:?}");
         }
     }

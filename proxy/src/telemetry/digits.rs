@@ -37,14 +37,47 @@ pub(super) fn decimal(out: &mut Vec<u8>, mut value: u64, width: usize) {
     out.extend_from_slice(&digits[first..]);
 }
 
+/// `0.` to `255.` and their lengths.
+const OCTETS: [([u8; 4], u8); 256] = {
+    let mut octets = [([b'.'; 4], 0); 256];
+    let mut octet = 0;
+    while octet < 256 {
+        let digits = [octet / 100, octet / 10 % 10, octet % 10];
+        let length = if octet < 10 {
+            1
+        } else if octet < 100 {
+            2
+        } else {
+            3
+        };
+        let mut at = 0;
+        while at < length {
+            octets[octet].0[at] = b'0' + digits[3 - length + at] as u8;
+            at += 1;
+        }
+        octets[octet].1 = length as u8 + 1;
+        octet += 1;
+    }
+    octets
+};
+
 /// Appends an address and its port.
 pub(super) fn address(out: &mut Vec<u8>, address: SocketAddr) {
     match address {
         SocketAddr::V4(address) => {
-            for (octet, after) in address.ip().octets().into_iter().zip(*b"...:") {
-                decimal(out, octet.into(), 1);
-                out.push(after);
+            // Four bytes for each in any case: the next one begins where the last has ended.
+            let (mut text, mut end) = ([0; 16], 0);
+            for octet in address.ip().octets() {
+                let (digits, length) = OCTETS[usize::from(octet)];
+                if let Some(place) = text.get_mut(end..end + 4) {
+                    place.copy_from_slice(&digits);
+                }
+                end += usize::from(length);
             }
+            let begin = out.len();
+            out.extend_from_slice(&text);
+            out.truncate(begin + end - 1);
+            out.push(b':');
             decimal(out, address.port().into(), 1);
         }
         // Writing to a Vec cannot fail.
@@ -69,7 +102,14 @@ mod tests {
 
     #[test]
     fn addresses_are_those_that_the_standard_library_writes() {
-        for text in ["0.0.0.0:0", "127.0.0.1:8080", "255.255.255.255:65535", "[::1]:80", "[fe80::1%3]:80"] {
+        for text in [
+            "0.0.0.0:0",
+            "127.0.0.1:8080",
+            "255.255.255.255:65535",
+            "10.9.99.100:7",
+            "[::1]:80",
+            "[fe80::1%3]:80",
+        ] {
             let mut out = Vec::new();
             address(&mut out, text.parse().unwrap());
             assert_eq!(String::from_utf8(out).unwrap(), text);

@@ -2,19 +2,22 @@
 //!
 //! Workers append to a queue in memory; the control thread writes it out a few milliseconds later. Where the reader is
 //! too slow, lines are dropped and counted: neither a request nor the control plane's stream may wait for a full pipe.
-//! No thread is spent on it, and standard error is never made non-blocking, since others may share it: a pipe that
-//! polls as writable takes `PIPE_BUF` bytes at once (pipe(7)), and no more than that is written.
+//! No thread is spent on it, and standard error is never made non-blocking, since others may share it: each write says for itself that it
+//! must not wait (`RWF_NOWAIT`, pwritev2(2)). Where the kernel cannot do that, for terminals or for pipes before Linux 6.4, a
+//! pipe that polls as writable takes `PIPE_BUF` bytes at once (pipe(7)), and no more than that is written.
 
 use std::fmt;
+use std::io::IoSlice;
 use std::mem;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::FileType;
+use rustix::io::{Errno, ReadWriteFlags};
 use tokio::sync::Notify;
 
 /// How many bytes of lines a queue holds.
@@ -41,6 +44,8 @@ struct Inner {
     destination: Box<dyn AsFd + Send + Sync>,
     /// The destination takes any amount without waiting for anybody.
     is_file: bool,
+    /// As far as is known, a write to the destination can say that it must not wait.
+    takes_nowait: AtomicBool,
     queues: Mutex<Vec<Arc<Lines>>>,
     pending: Mutex<Pending>,
     wake: Arc<Notify>,
@@ -94,6 +99,7 @@ impl LineOutput {
         Self(Arc::new(Inner {
             destination: Box::new(destination),
             is_file,
+            takes_nowait: AtomicBool::new(true),
             queues: Mutex::default(),
             pending: Mutex::default(),
             wake: Arc::default(),
@@ -162,26 +168,46 @@ impl Inner {
             pending.mend();
         }
         while !pending.is_empty() {
+            let rest = &pending.bytes[pending.written..];
             // Anew for each piece: a reader that takes a little now and then must not make it last.
             let wait = end.map_or(Duration::ZERO, |end| end.saturating_duration_since(Instant::now()));
-            if !self.is_file && !self.writable(wait) {
-                return false;
-            }
-            let rest = &pending.bytes[pending.written..];
-            let piece = if self.is_file { rest } else { &rest[..rest.len().min(PIPE_BUF)] };
-            match rustix::io::write(&*self.destination, piece) {
+            match self.write(rest, wait) {
                 Ok(0) => return false,
                 Ok(written) => {
                     pending.written += written;
                     pending.torn = false;
                 }
-                Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => return false,
+                Err(Errno::INTR | Errno::AGAIN) => return false,
                 // Nobody reads it any more, or the disk is full.
                 Err(_) => pending.lose(),
             }
         }
         pending.clear();
         true
+    }
+
+    /// Writes some of it, waiting so long for the reader; [`Errno::AGAIN`]: it is behind.
+    fn write(&self, bytes: &[u8], wait: Duration) -> Result<usize, Errno> {
+        if self.is_file {
+            return rustix::io::write(&*self.destination, bytes);
+        }
+        // At its current position.
+        const HERE: u64 = u64::MAX;
+        let nowait =
+            || rustix::io::pwritev2(&*self.destination, &[IoSlice::new(bytes)], HERE, ReadWriteFlags::NOWAIT);
+        if self.takes_nowait.load(Relaxed) {
+            match nowait() {
+                Err(Errno::AGAIN) if !wait.is_zero() && self.writable(wait) => return nowait(),
+                Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::SPIPE) => {
+                    self.takes_nowait.store(false, Relaxed);
+                }
+                written => return written,
+            }
+        }
+        if !self.writable(wait) {
+            return Err(Errno::AGAIN);
+        }
+        rustix::io::write(&*self.destination, &bytes[..bytes.len().min(PIPE_BUF)])
     }
 
     fn writable(&self, wait: Duration) -> bool {
@@ -259,52 +285,58 @@ mod tests {
 
     #[test]
     fn r21_a_reader_that_never_reads_costs_lines_and_nothing_else() {
-        let (mut reader, writer) = std::io::pipe().unwrap();
-        let output = LineOutput::new(writer);
-        let lines = output.queue();
-        let text = "x".repeat(999);
-        let before = Instant::now();
-        for _ in 0..2000 {
-            lines.append(line(&text));
-            output.0.write_some(None);
+        for nowait in [true, false] {
+            let (mut reader, writer) = std::io::pipe().unwrap();
+            let output = LineOutput::new(writer);
+            output.0.takes_nowait.store(nowait, Relaxed);
+            let lines = output.queue();
+            let text = "x".repeat(999);
+            let before = Instant::now();
+            for _ in 0..2000 {
+                lines.append(line(&text));
+                output.0.write_some(None);
+            }
+            assert!(before.elapsed() < Duration::from_secs(30), "it never waited");
+            let dropped = output.dropped();
+            assert!(dropped > 1000, "{dropped}");
+            // Whatever was not dropped comes out whole once somebody reads.
+            let drain = std::thread::spawn(move || {
+                let mut all = String::new();
+                reader.read_to_string(&mut all).unwrap();
+                all
+            });
+            output.flush(Duration::from_secs(30));
+            output.flush(Duration::from_secs(30));
+            drop((output, lines));
+            let all = drain.join().unwrap();
+            assert_eq!(all.lines().count() as u64, 2000 - dropped);
+            assert!(all.lines().all(|line| line == text));
         }
-        assert!(before.elapsed() < Duration::from_secs(30), "it never waited");
-        let dropped = output.dropped();
-        assert!(dropped > 1000, "{dropped}");
-        // Whatever was not dropped comes out whole once somebody reads.
-        let drain = std::thread::spawn(move || {
-            let mut all = String::new();
-            reader.read_to_string(&mut all).unwrap();
-            all
-        });
-        output.flush(Duration::from_secs(30));
-        output.flush(Duration::from_secs(30));
-        drop((output, lines));
-        let all = drain.join().unwrap();
-        assert_eq!(all.lines().count() as u64, 2000 - dropped);
-        assert!(all.lines().all(|line| line == text));
     }
 
     #[test]
     fn a_reader_that_takes_a_little_now_and_then_does_not_hold_up_the_end() {
-        const LIMIT: Duration = Duration::from_secs(1);
-        let (mut reader, writer) = std::io::pipe().unwrap();
-        let output = LineOutput::new(writer);
-        let lines = output.queue();
-        // At this pace all of it would take a quarter of a minute.
-        (0..250).for_each(|_| lines.append(line(&"x".repeat(999))));
-        let slow = std::thread::spawn(move || {
-            let mut piece = vec![0; PIPE_BUF];
-            while reader.read(&mut piece).is_ok_and(|count| count > 0) {
-                std::thread::sleep(LIMIT / 4);
-            }
-        });
-        let begun = Instant::now();
-        output.flush(LIMIT);
-        let took = begun.elapsed();
-        assert!(took < 4 * LIMIT, "{took:?}");
-        drop((output, lines));
-        slow.join().unwrap();
+        for nowait in [true, false] {
+            const LIMIT: Duration = Duration::from_secs(1);
+            let (mut reader, writer) = std::io::pipe().unwrap();
+            let output = LineOutput::new(writer);
+            output.0.takes_nowait.store(nowait, Relaxed);
+            let lines = output.queue();
+            // At this pace all of it would take a quarter of a minute.
+            (0..250).for_each(|_| lines.append(line(&"x".repeat(999))));
+            let slow = std::thread::spawn(move || {
+                let mut piece = vec![0; PIPE_BUF];
+                while reader.read(&mut piece).is_ok_and(|count| count > 0) {
+                    std::thread::sleep(LIMIT / 4);
+                }
+            });
+            let begun = Instant::now();
+            output.flush(LIMIT);
+            let took = begun.elapsed();
+            assert!(took < 4 * LIMIT, "{took:?}");
+            drop((output, lines));
+            slow.join().unwrap();
+        }
     }
 
     #[test]
@@ -321,34 +353,37 @@ mod tests {
 
     #[test]
     fn a_reader_that_comes_back_gets_whole_lines_after_a_torn_one() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("log");
-        rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RWXU).unwrap();
-        let reading = || {
-            use rustix::fs::OFlags;
-            let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-            std::fs::File::from(rustix::fs::open(&path, flags, rustix::fs::Mode::empty()).unwrap())
-        };
-        let mut first = reading();
-        let output = LineOutput::new(std::fs::File::options().write(true).open(&path).unwrap());
-        let lines = output.queue();
-        // More than a pipe holds: a part is written.
-        lines.append(line(&"x".repeat(200_000)));
-        assert!(!output.0.write_some(None));
-        let mut read = vec![0; 1 << 20];
-        while first.read(&mut read).is_ok_and(|count| count > 0) {}
-        drop(first);
-        assert!(output.0.write_some(None));
-        lines.append(line("lost as well"));
-        assert!(output.0.write_some(None));
-        assert_eq!(output.dropped(), 2);
-        let mut second = reading();
-        lines.append(line("whole"));
-        lines.append(line("too"));
-        assert!(output.0.write_some(None));
-        let count = second.read(&mut read).unwrap();
-        assert_eq!(String::from_utf8_lossy(&read[..count]), "\nwhole\ntoo\n");
-        assert_eq!(output.dropped(), 2);
+        for nowait in [true, false] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("log");
+            rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RWXU).unwrap();
+            let reading = || {
+                use rustix::fs::OFlags;
+                let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+                std::fs::File::from(rustix::fs::open(&path, flags, rustix::fs::Mode::empty()).unwrap())
+            };
+            let mut first = reading();
+            let output = LineOutput::new(std::fs::File::options().write(true).open(&path).unwrap());
+            output.0.takes_nowait.store(nowait, Relaxed);
+            let lines = output.queue();
+            // More than a pipe holds: a part is written.
+            lines.append(line(&"x".repeat(200_000)));
+            assert!(!output.0.write_some(None));
+            let mut read = vec![0; 1 << 20];
+            while first.read(&mut read).is_ok_and(|count| count > 0) {}
+            drop(first);
+            assert!(output.0.write_some(None));
+            lines.append(line("lost as well"));
+            assert!(output.0.write_some(None));
+            assert_eq!(output.dropped(), 2);
+            let mut second = reading();
+            lines.append(line("whole"));
+            lines.append(line("too"));
+            assert!(output.0.write_some(None));
+            let count = second.read(&mut read).unwrap();
+            assert_eq!(String::from_utf8_lossy(&read[..count]), "\nwhole\ntoo\n");
+            assert_eq!(output.dropped(), 2);
+        }
     }
 
     #[test]

@@ -4,12 +4,13 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::Record;
+use super::ways::Ways;
 use crate::telemetry::digits;
 use crate::telemetry::reason::Reason;
 use crate::telemetry::timestamp::write_rfc3339;
 
 /// How many bytes of a value are written: a path can be as long as a head.
-const MAX_VALUE: usize = 1024;
+pub(super) const MAX_VALUE: usize = 1024;
 
 /// What comes before a field's value.
 macro_rules! named {
@@ -17,12 +18,13 @@ macro_rules! named {
         concat!(",\"", $name, "\":").as_bytes()
     };
 }
+pub(super) use named;
 
 // === impl Record ===
 
 impl Record<'_> {
-    /// Appends the record as one JSON object.
-    pub(super) fn write_json(&self, out: &mut Vec<u8>) {
+    /// Appends the record as one JSON object; `ways` are those of records before.
+    pub(super) fn write_json(&self, out: &mut Vec<u8>, ways: &mut Ways) {
         // It seldom has more: what follows need not look for space again and again.
         out.reserve(1024);
         out.extend_from_slice(b"{\"timestamp\":\"");
@@ -41,16 +43,7 @@ impl Record<'_> {
         text(out, named!("trace_id"), self.trace_id);
         text(out, named!("span_id"), self.span_id);
         address(out, named!("client"), self.client);
-        text(out, named!("source"), self.source);
-        text(out, named!("destination"), self.destination);
-        text(out, named!("service"), self.service);
-        text(out, named!("route"), self.route);
-        text(out, named!("backend"), self.backend);
-        word(out, named!("session"), self.session);
-        text(out, named!("detected"), self.detected);
-        address(out, named!("endpoint"), self.endpoint);
-        text(out, named!("rule"), self.rule);
-        word(out, named!("tls"), self.tls.as_str());
+        ways.write(self, out);
         number(out, named!("bytes_in"), Some(self.bytes_in));
         number(out, named!("bytes_out"), Some(self.bytes_out));
         number(out, named!("duration_ns"), Some(nanos(self.duration)));
@@ -69,7 +62,7 @@ pub(super) fn nanos(duration: Duration) -> u64 {
 
 /// A word of ours, which needs no escapes.
 #[inline(always)]
-fn word(out: &mut Vec<u8>, name: &[u8], value: &str) {
+pub(super) fn word(out: &mut Vec<u8>, name: &[u8], value: &str) {
     if !value.is_empty() {
         out.extend_from_slice(name);
         out.push(b'"');
@@ -79,7 +72,7 @@ fn word(out: &mut Vec<u8>, name: &[u8], value: &str) {
 }
 
 #[inline(always)]
-fn text(out: &mut Vec<u8>, name: &[u8], value: &str) {
+pub(super) fn text(out: &mut Vec<u8>, name: &[u8], value: &str) {
     if !value.is_empty() {
         out.extend_from_slice(name);
         out.push(b'"');
@@ -97,7 +90,7 @@ fn number(out: &mut Vec<u8>, name: &[u8], value: Option<u64>) {
 }
 
 #[inline(always)]
-fn address(out: &mut Vec<u8>, name: &[u8], value: Option<SocketAddr>) {
+pub(super) fn address(out: &mut Vec<u8>, name: &[u8], value: Option<SocketAddr>) {
     if let Some(value) = value {
         out.extend_from_slice(name);
         out.push(b'"');
@@ -172,7 +165,7 @@ mod tests {
 
     fn json(record: &Record<'_>) -> serde_json::Value {
         let mut out = Vec::new();
-        record.write_json(&mut out);
+        record.write_json(&mut out, &mut Ways::default());
         assert_eq!(out.iter().filter(|b| **b == b'\n').count(), 1);
         assert_eq!(out.last(), Some(&b'\n'));
         serde_json::from_slice(&out).unwrap()

@@ -89,6 +89,7 @@ mod tests {
     use tulle_api::{ACCESS_LOG_FIELDS, AccessLogFormat};
 
     use super::super::tests::full;
+    use super::super::ways::Ways;
     use super::*;
 
     fn written(template: &str, record: &Record<'_>) -> String {
@@ -103,7 +104,7 @@ mod tests {
         let names: Vec<_> = FIELDS.iter().map(|(name, _)| *name).collect();
         assert_eq!(names, ACCESS_LOG_FIELDS);
         let mut json = Vec::new();
-        full().write_json(&mut json);
+        full().write_json(&mut json, &mut Ways::default());
         let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
         for name in ACCESS_LOG_FIELDS {
             let value = match &json[*name] {

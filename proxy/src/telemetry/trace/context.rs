@@ -4,8 +4,6 @@
 //! §3.2.4 for versions to come); B3 is read and written as one field and as many, also with trace IDs of 64 bits. What is
 //! malformed is as if it were not there, never an error. `tracestate` and `baggage` are never touched: they are the applications'.
 
-use std::fmt::Write as _;
-
 use http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::trace::{SpanId, TraceId};
 
@@ -67,6 +65,26 @@ const FLAGS: HeaderName = HeaderName::from_static("x-b3-flags");
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Digits<const N: usize>([u8; N]);
 
+/// The values of the fields that are read.
+#[derive(Debug, Default)]
+struct Values<'a> {
+    traceparent: Came<'a>,
+    b3: Came<'a>,
+    trace_id: Came<'a>,
+    span_id: Came<'a>,
+    sampled: Came<'a>,
+    flags: Came<'a>,
+}
+
+/// How often a field came.
+#[derive(Debug, Default)]
+enum Came<'a> {
+    #[default]
+    Never,
+    Once(&'a [u8]),
+    Often,
+}
+
 /// What is written of a context.
 #[derive(Clone, Copy, Debug)]
 pub struct Told {
@@ -89,15 +107,12 @@ pub struct Told {
 impl Propagation {
     /// What a request's headers say. Of several forms W3C's holds, then B3's single field.
     pub fn read(&self, fields: &HeaderMap) -> Heard {
-        // Most say nothing: one walk spares the look-ups.
-        if !fields.keys().any(is_of_traces) {
-            return Heard::default();
-        }
+        let Some(values) = Values::of(fields) else { return Heard::default() };
         let all = Forms { w3c: true, b3: true, b3_multi: true };
         let read = if let Self::Only(forms) = self { *forms } else { all };
-        let w3c = if read.w3c { w3c(fields) } else { Heard::default() };
-        let b3 = if read.b3 { b3_single(fields) } else { Heard::default() };
-        let multi = if read.b3_multi { b3_multi(fields) } else { Heard::default() };
+        let w3c = if read.w3c { w3c(&values) } else { Heard::default() };
+        let b3 = if read.b3 { b3_single(&values) } else { Heard::default() };
+        let multi = if read.b3_multi { b3_multi(&values) } else { Heard::default() };
         let came = Forms { w3c: w3c.came.w3c, b3: b3.came.b3, b3_multi: multi.came.b3_multi };
         let said = [w3c, b3, multi];
         let heard = said.iter().find(|heard| heard.context.is_some());
@@ -123,21 +138,45 @@ impl Propagation {
     }
 }
 
-/// Whether a field is one of those that are read.
-fn is_of_traces(name: &HeaderName) -> bool {
-    let name = name.as_str();
-    name == TRACEPARENT.as_str() || name == B3.as_str() || name.starts_with("x-b3-")
+// === impl Values ===
+
+impl<'a> Values<'a> {
+    /// One walk spares a look-up for each; `None`: there are none, as in most requests.
+    fn of(fields: &'a HeaderMap) -> Option<Self> {
+        let mut values = Self::default();
+        let mut any = false;
+        for (name, value) in fields {
+            let name = name.as_str();
+            let slot = match name.len() {
+                2 if name == B3.as_str() => &mut values.b3,
+                10 if name == FLAGS.as_str() => &mut values.flags,
+                11 if name == TRACEPARENT.as_str() => &mut values.traceparent,
+                11 if name == SPAN_ID.as_str() => &mut values.span_id,
+                12 if name == TRACE_ID.as_str() => &mut values.trace_id,
+                12 if name == SAMPLED.as_str() => &mut values.sampled,
+                _ => continue,
+            };
+            any = true;
+            *slot = match slot {
+                Came::Never => Came::Once(value.as_bytes()),
+                Came::Once(_) | Came::Often => Came::Often,
+            };
+        }
+        any.then_some(values)
+    }
 }
 
-/// RFC 9110 §5.2: a field that is no list and comes more than once is malformed.
-fn only(fields: &HeaderMap, name: HeaderName) -> Option<&[u8]> {
-    let mut values = fields.get_all(name).into_iter();
-    let value = values.next()?;
-    values.next().is_none().then(|| value.as_bytes())
+// === impl Came ===
+
+impl<'a> Came<'a> {
+    /// RFC 9110 §5.2: a field that is no list and comes more than once is malformed.
+    fn only(&self) -> Option<&'a [u8]> {
+        if let Self::Once(value) = *self { Some(value) } else { None }
+    }
 }
 
-fn w3c(fields: &HeaderMap) -> Heard {
-    only(fields, TRACEPARENT).and_then(traceparent).unwrap_or_default()
+fn w3c(values: &Values<'_>) -> Heard {
+    values.traceparent.only().and_then(traceparent).unwrap_or_default()
 }
 
 /// `<version>-<trace>-<parent>-<flags>`, and in later versions perhaps more.
@@ -175,8 +214,8 @@ fn fields_of<const N: usize>(mut value: &[u8], lengths: [usize; N]) -> Option<[&
 }
 
 /// `{trace}-{span}[-{sampled}[-{parent}]]`, or `{sampled}` alone.
-fn b3_single(fields: &HeaderMap) -> Heard {
-    only(fields, B3).and_then(b3).unwrap_or_default()
+fn b3_single(values: &Values<'_>) -> Heard {
+    values.b3.only().and_then(b3).unwrap_or_default()
 }
 
 fn b3(value: &[u8]) -> Option<Heard> {
@@ -209,9 +248,9 @@ fn decision(state: &[u8]) -> Option<(bool, bool)> {
     }
 }
 
-fn b3_multi(fields: &HeaderMap) -> Heard {
-    let debug = only(fields, FLAGS) == Some(b"1");
-    let sampled = match only(fields, SAMPLED) {
+fn b3_multi(values: &Values<'_>) -> Heard {
+    let debug = values.flags.only() == Some(b"1");
+    let sampled = match values.sampled.only() {
         _ if debug => Some(true),
         // Old libraries say it in words.
         Some(b"1" | b"true") => Some(true),
@@ -219,8 +258,8 @@ fn b3_multi(fields: &HeaderMap) -> Heard {
         _ => None,
     };
     let ids = || {
-        let (trace, short) = b3_trace(only(fields, TRACE_ID)?)?;
-        let span = u64::from_be_bytes(hex(only(fields, SPAN_ID)?)?);
+        let (trace, short) = b3_trace(values.trace_id.only()?)?;
+        let span = u64::from_be_bytes(hex(values.span_id.only()?)?);
         Some((context(trace, span)?, short))
     };
     let (context, short) = ids().unzip();
@@ -241,21 +280,43 @@ fn context(trace: u128, span: u64) -> Option<Context> {
     (trace != 0 && span != 0).then_some(context)
 }
 
+/// What each byte is as a digit of lower-case hexadecimal; more than 15: none.
+const VALUES: [u8; 256] = {
+    let mut values = [0xff; 256];
+    let mut value = 0;
+    while value < 16 {
+        values[DIGITS[value] as usize] = value as u8;
+        value += 1;
+    }
+    values
+};
+
+/// `00` to `ff`.
+const PAIRS: [[u8; 2]; 256] = {
+    let mut pairs = [[0; 2]; 256];
+    let mut value = 0;
+    while value < 256 {
+        pairs[value] = [DIGITS[value >> 4], DIGITS[value & 15]];
+        value += 1;
+    }
+    pairs
+};
+
+const DIGITS: &[u8; 16] = b"0123456789abcdef";
+
 /// N bytes of lower-case hexadecimal.
 fn hex<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
-    let digit = |byte: u8| match byte {
-        b'0'..=b'9' => Some(byte - b'0'),
-        b'a'..=b'f' => Some(byte - b'a' + 10),
-        _ => None,
-    };
     let mut bytes = [0; N];
     if text.len() != 2 * N {
         return None;
     }
+    let mut all = 0;
     for (byte, pair) in bytes.iter_mut().zip(text.as_chunks::<2>().0) {
-        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+        let [high, low] = pair.map(|digit| VALUES[usize::from(digit)]);
+        all |= high | low;
+        *byte = high << 4 | (low & 15);
     }
-    Some(bytes)
+    (all < 16).then_some(bytes)
 }
 
 // === impl Digits ===
@@ -264,7 +325,7 @@ impl<const N: usize> Digits<N> {
     fn of(bytes: &[u8]) -> Self {
         let mut digits = [b'0'; N];
         for (pair, byte) in digits.as_chunks_mut::<2>().0.iter_mut().zip(bytes) {
-            *pair = [byte >> 4, byte & 15].map(|half| b"0123456789abcdef"[usize::from(half)]);
+            *pair = PAIRS[usize::from(*byte)];
         }
         Self(digits)
     }
@@ -299,30 +360,35 @@ impl<const N: usize> std::fmt::Debug for Digits<N> {
 impl Told {
     /// Says it in a request's headers, in place of what they said in the same form.
     pub fn write(&self, forms: Forms, fields: &mut HeaderMap) {
-        let Context { trace, span } = self.context;
+        let (trace, span) = (Digits::from(self.context.trace), Digits::from(self.context.span));
         if forms.w3c {
-            let flags = u8::from(self.sampled) | u8::from(self.random) << 1;
-            fields.insert(TRACEPARENT, value(55, format_args!("00-{trace}-{span}-{flags:02x}")));
+            let flags = match (self.random, self.sampled) {
+                (false, false) => "-00",
+                (false, true) => "-01",
+                (true, false) => "-02",
+                (true, true) => "-03",
+            };
+            fields.insert(TRACEPARENT, value(&["00-", trace.as_str(), "-", span.as_str(), flags]));
         }
-        let trace = ShortOrLong { trace, short: self.short };
+        let trace = &trace.as_str()[if self.short { 16 } else { 0 }..];
+        let parent = self.parent.map(Digits::from);
         if forms.b3 {
             let state = match (self.debug, self.sampled) {
-                (true, _) => 'd',
-                (false, true) => '1',
-                (false, false) => '0',
+                (true, _) => "-d",
+                (false, true) => "-1",
+                (false, false) => "-0",
             };
-            let parent = self.parent.map_or("", |_| "-");
-            let value = match self.parent {
-                Some(of) => value(68, format_args!("{trace}-{span}-{state}{parent}{of}")),
-                None => value(51, format_args!("{trace}-{span}-{state}")),
+            let value = match &parent {
+                Some(parent) => value(&[trace, "-", span.as_str(), state, "-", parent.as_str()]),
+                None => value(&[trace, "-", span.as_str(), state]),
             };
             fields.insert(B3, value);
         }
         if forms.b3_multi {
-            fields.insert(TRACE_ID, value(32, format_args!("{trace}")));
-            fields.insert(SPAN_ID, value(16, format_args!("{span}")));
-            match self.parent {
-                Some(parent) => fields.insert(PARENT_SPAN_ID, value(16, format_args!("{parent}"))),
+            fields.insert(TRACE_ID, value(&[trace]));
+            fields.insert(SPAN_ID, value(&[span.as_str()]));
+            match &parent {
+                Some(parent) => fields.insert(PARENT_SPAN_ID, value(&[parent.as_str()])),
                 None => fields.remove(PARENT_SPAN_ID),
             };
             if self.debug {
@@ -338,28 +404,19 @@ impl Told {
     }
 }
 
-fn value(length: usize, text: std::fmt::Arguments<'_>) -> HeaderValue {
-    let mut value = String::with_capacity(length);
-    // Writing to a string cannot fail, and hexadecimal is a header's value.
-    let _ = value.write_fmt(text);
-    HeaderValue::try_from(value).unwrap_or(HeaderValue::from_static(""))
+/// Without the formatting machinery: every request that goes on has one.
+fn value(parts: &[&str]) -> HeaderValue {
+    // Hexadecimal, dashes and words of ours are a header's value.
+    let mut value = HeaderValue::try_from(parts.concat()).unwrap_or(HeaderValue::from_static(""));
+    value.set_sensitive(true);
+    value
 }
 
-struct ShortOrLong {
-    trace: TraceId,
-    short: bool,
-}
-
-impl std::fmt::Display for ShortOrLong {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let [high, low] = {
-            let id = u128::from_be_bytes(self.trace.to_bytes());
-            [(id >> 64) as u64, id as u64]
-        };
-        match self.short {
-            true => write!(f, "{low:016x}"),
-            false => write!(f, "{high:016x}{low:016x}"),
-        }
+/// Tells HTTP/2 not to keep the IDs for later fields to refer to (RFC 7541 §7.1.3): none comes twice, and a table full of them has each
+/// new one compared with all.
+pub(super) fn spare_tables(fields: &mut HeaderMap) {
+    if let Some(value) = fields.get_mut(TRACEPARENT) {
+        value.set_sensitive(true);
     }
 }
 
@@ -605,13 +662,30 @@ mod tests {
     }
 
     #[test]
-    fn no_form_is_passed_over_by_the_walk() {
-        for (name, value) in [("traceparent", "a"), ("b3", "a"), ("x-b3-flags", "1"), ("x-b3-sampled", "0")] {
-            assert!(is_of_traces(&HeaderName::from_static(name)), "{name}");
+    fn each_field_is_found_among_others() {
+        for (name, value) in [("traceparent", "a"), ("b3", "0"), ("x-b3-flags", "1"), ("x-b3-sampled", "0")] {
             let others = [("accept", "*/*"), ("x-b4-traceid", TRACE), ("tracestate", "a=1"), (name, value)];
             assert_eq!(read(&others), read(&others[3..]), "{name}");
+            assert!(Values::of(&fields(&others)).is_some() && Values::of(&fields(&others[..3])).is_none());
         }
         assert_eq!(read(&[("accept", "*/*"), ("x-b3-sampled", "0")]).sampled, Some(false));
+        let multi = [("x-b3-traceid", TRACE), ("accept", "*/*"), ("x-b3-spanid", SPAN)];
+        assert_eq!(read(&multi).context, known());
+        assert_eq!(read(&[multi[0], multi[2], multi[2]]).context, None, "it came twice");
+    }
+
+    #[test]
+    fn an_id_is_never_kept_in_a_table_of_fields() {
+        let context = known().unwrap();
+        let told = Told { context, parent: None, sampled: true, debug: false, short: false, random: false };
+        let mut written = fields(&[]);
+        told.write(Forms { w3c: true, b3: true, b3_multi: true }, &mut written);
+        for name in [TRACEPARENT, B3, TRACE_ID, SPAN_ID] {
+            assert!(written[name].is_sensitive());
+        }
+        let mut came = fields(&[("traceparent", "x"), ("accept", "*/*")]);
+        spare_tables(&mut came);
+        assert!(came[TRACEPARENT].is_sensitive() && !came["accept"].is_sensitive());
     }
 
     #[test]

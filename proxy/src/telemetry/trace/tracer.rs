@@ -14,7 +14,7 @@ use http::HeaderMap;
 use opentelemetry::trace::{Event, SpanId, TraceId, TraceState};
 use opentelemetry::{InstrumentationScope, KeyValue};
 
-use super::context::{Context, Heard, Propagation, Told};
+use super::context::{self, Context, Heard, Propagation, Told};
 use super::export::Spans;
 use super::sampler::{Sampler, Sampling};
 use super::span::{self, Known};
@@ -182,18 +182,22 @@ impl Tracing {
         self.recorded.as_ref().map(|_| self.context)
     }
 
-    /// Says in the fields that go on what follows is the child of: this span, or its parent where it is not recorded.
-    pub fn pass_on(&self, fields: &mut HeaderMap) {
-        let Self { tracer, heard, context, recorded } = self;
+    /// Says in the fields that go on what follows is the child of: this span, or its parent where it is not recorded. They came in that version
+    /// of HTTP.
+    pub fn pass_on(&self, fields: &mut HeaderMap, version: http::Version) {
+        let Self { tracer, heard, context: own, recorded } = self;
         let (sampled, forms) = (recorded.is_some(), tracer.propagation.forms(heard.came));
         let parent = heard.context;
         if !sampled && heard.sampled == Some(false) && parent.is_some() && forms == heard.came {
             // It says so already.
+            if version == http::Version::HTTP_2 {
+                context::spare_tables(fields);
+            }
             return;
         }
         let (context, parent) = match parent {
             Some(parent) if !sampled => (parent, None),
-            parent => (*context, parent.map(|parent| parent.span)),
+            parent => (*own, parent.map(|parent| parent.span)),
         };
         let Heard { debug, short, random, .. } = *heard;
         Told { context, parent, sampled, debug: debug && sampled, short, random }.write(forms, fields);
@@ -273,7 +277,7 @@ mod tests {
             ("x-b3-sampled", "1"),
         ]);
         let mut tracing = Tracing::begin(tracer, &fields);
-        tracing.pass_on(&mut fields);
+        tracing.pass_on(&mut fields, http::Version::HTTP_11);
         let own = tracing.span().unwrap();
         assert_eq!(own.trace.to_string(), TRACE);
         assert_ne!(own.span.to_string(), SPAN);
@@ -304,7 +308,7 @@ mod tests {
             let traceparent = format!("00-{TRACE}-{SPAN}-01");
             let mut fields = fields(&[("traceparent", &traceparent), ("tracestate", &state)]);
             let mut tracing = Tracing::begin(Arc::clone(&tracer), &fields);
-            tracing.pass_on(&mut fields);
+            tracing.pass_on(&mut fields, http::Version::HTTP_11);
             assert_eq!(fields["tracestate"], state);
             tracing.end(&Record::default());
             let expected = if told { &*state } else { "" };
@@ -317,7 +321,7 @@ mod tests {
         let (tracer, spans) = tracer("always_on");
         let mut fields = HeaderMap::new();
         let mut tracing = Tracing::begin(tracer, &fields);
-        tracing.pass_on(&mut fields);
+        tracing.pass_on(&mut fields, http::Version::HTTP_11);
         let own = tracing.span().unwrap();
         assert_eq!(fields["traceparent"], format!("00-{}-{}-01", own.trace, own.span));
         assert_eq!(fields.len(), 1);
@@ -336,7 +340,7 @@ mod tests {
             let mut passed = fields(&lines);
             let mut tracing = Tracing::begin(Arc::clone(&tracer), &passed);
             tracing.event("retry", || unreachable!("nobody will see it"));
-            tracing.pass_on(&mut passed);
+            tracing.pass_on(&mut passed, http::Version::HTTP_11);
             tracing.end(&Record::default());
             assert_eq!(passed, fields(&lines));
         }
@@ -349,7 +353,7 @@ mod tests {
         let flags = |lines: &[(&'static str, &str)]| {
             let mut fields = fields(lines);
             let tracing = Tracing::begin(Arc::clone(&tracer), &fields);
-            tracing.pass_on(&mut fields);
+            tracing.pass_on(&mut fields, http::Version::HTTP_11);
             fields
         };
         assert!(flags(&[])["traceparent"].to_str().unwrap().ends_with("-00"));
@@ -393,7 +397,7 @@ mod tests {
         let mut fields = fields(&[("b3", "0")]);
         let tracing = Tracing::begin(tracer, &fields);
         assert!(!tracing.is_recorded());
-        tracing.pass_on(&mut fields);
+        tracing.pass_on(&mut fields, http::Version::HTTP_11);
         assert!(fields["b3"].to_str().unwrap().ends_with("-0"));
         assert!(fields["traceparent"].to_str().unwrap().ends_with("-00"));
     }
@@ -422,7 +426,7 @@ mod tests {
             let began = Instant::now().checked_sub(Duration::from_secs(60)).unwrap();
             tracing.sample(said, &passed, began);
             assert_eq!(tracing.is_recorded(), expected, "{sampler} {said:?} {flags:?}");
-            tracing.pass_on(&mut passed);
+            tracing.pass_on(&mut passed, http::Version::HTTP_11);
             let told = passed["traceparent"].to_str().unwrap();
             assert!(told.ends_with(if expected { "-01" } else { "-00" }), "{told}");
             tracing.end(&Record::default());
@@ -473,7 +477,7 @@ mod tests {
         let traceparent = format!("00-{TRACE}-{SPAN}-01");
         let mut fields = fields(&[("traceparent", &traceparent)]);
         let tracing = Tracing::begin(tracer, &fields);
-        tracing.pass_on(&mut fields);
+        tracing.pass_on(&mut fields, http::Version::HTTP_11);
         assert_eq!(fields["traceparent"], traceparent);
         assert!(fields.contains_key("b3"));
         assert_ne!(tracing.span().unwrap().trace.to_string(), TRACE);

@@ -6,7 +6,7 @@
 //! Called by the shells, [`super::server`] and [`super::client`].
 
 use bytes::{BufMut, Bytes};
-use http::{HeaderMap, HeaderName, Method, StatusCode, Uri, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header};
 use smallvec::SmallVec;
 
 /// A head as it came, kept in the extensions of the message that was made of it.
@@ -124,10 +124,11 @@ impl OriginalHead {
             && self.name(line).eq_ignore_ascii_case(name.as_bytes())
     }
 
-    /// All fields, and the empty line after them.
-    fn after_start_line(&self) -> &[u8] {
-        let start = self.lines.first().map_or_else(|| self.end(0), |line| line.start as usize);
-        self.bytes.get(start..).unwrap_or(b"\r\n")
+    /// All lines of fields.
+    fn fields(&self) -> &[u8] {
+        let end = self.bytes.len().saturating_sub(2);
+        let start = self.lines.first().map_or(end, |line| line.start as usize);
+        self.bytes.get(start..end).unwrap_or_default()
     }
 
     /// The line that `value` is a part of, if it is a whole line's value.
@@ -199,8 +200,10 @@ impl Fields<'_> {
             Told::Chunked => Some((header::TRANSFER_ENCODING, &b"chunked"[..])),
             Told::Nothing | Told::AsGiven => None,
         };
-        if let Some(original) = self.original.filter(|original| self.is_as_it_came(original, &length)) {
-            return out.put_slice(original.after_start_line());
+        if let Some((came, added)) = self.original.and_then(|original| self.as_it_came(original, &length)) {
+            out.put_slice(came);
+            added.for_each(|(name, value)| write_line(name.as_str().as_bytes(), value.as_bytes(), out));
+            return out.put_slice(b"\r\n");
         }
         let connection = self.connection.map(|value| (header::CONNECTION, value.as_bytes()));
         let own = [length, connection];
@@ -219,27 +222,36 @@ impl Fields<'_> {
         out.put_slice(b"\r\n");
     }
 
-    /// Whether there is exactly what came, in that order, `length` included: as in most heads. False where it is not told
-    /// at a glance.
-    fn is_as_it_came(&self, original: &OriginalHead, length: &Option<(HeaderName, &[u8])>) -> bool {
-        if self.connection.is_some() || self.headers.len() != original.lines.len() {
-            return false;
+    /// All lines that came, where the fields begin with exactly these, in that order, `length` included, and those that were added: as of
+    /// most heads. `None` where it is not told at a glance.
+    fn as_it_came<'a>(
+        &'a self,
+        original: &'a OriginalHead,
+        length: &Option<(HeaderName, &[u8])>,
+    ) -> Option<(&'a [u8], header::Iter<'a, HeaderValue>)> {
+        if self.connection.is_some() || self.headers.len() < original.lines.len() {
+            return None;
         }
         let mut is_told = length.is_none();
-        for (i, (name, value)) in self.headers.iter().enumerate() {
+        let mut fields = self.headers.iter();
+        for (i, (name, value)) in fields.by_ref().take(original.lines.len()).enumerate() {
             match *name {
                 header::CONTENT_LENGTH | header::TRANSFER_ENCODING => match length {
                     Some((told, length)) if told == name && *length == value.as_bytes() => is_told = true,
                     None if self.told == Told::AsGiven && *name == header::CONTENT_LENGTH => {}
-                    _ => return false,
+                    _ => return None,
                 },
                 _ => {}
             }
             if !original.is_line(i, name.as_str(), value.as_bytes()) {
-                return false;
+                return None;
             }
         }
-        is_told
+        let framing = |name: &HeaderName| matches!(*name, header::CONTENT_LENGTH | header::TRANSFER_ENCODING);
+        let added = self.headers.len() - original.lines.len();
+        let plain =
+            added == 0 || !self.headers.iter().skip(original.lines.len()).any(|(name, _)| framing(name));
+        (is_told && plain).then(|| (original.fields(), fields))
     }
 }
 

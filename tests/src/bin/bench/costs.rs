@@ -17,7 +17,7 @@ use self::tool::Tool;
 use crate::backend::Backend;
 use crate::load::{Load, Pace, Plan};
 use crate::pair::Site;
-use crate::peers::tulle;
+use crate::peers::{Peer, tulle};
 use crate::pki::Pki;
 use crate::run::{until_told, with_binaries};
 use crate::scenario::{Kind, Scenario};
@@ -37,6 +37,9 @@ pub(crate) struct Costs {
     /// A folder of Tulle's binaries of profile release. Not given: they are built.
     #[arg(long)]
     bin_dir: Option<PathBuf>,
+    /// Whose: `tulle`, which is on record, `tulle-silent` or `tulle-traced`, whose figures are only shown.
+    #[arg(long, value_enum, default_value = "tulle")]
+    peer: Peer,
     /// Where to leave callgrind's files, by scenario and side, for `callgrind_annotate`.
     #[arg(long)]
     keep: Option<PathBuf>,
@@ -69,6 +72,11 @@ struct Counting {
 
 impl Costs {
     pub(crate) fn run(mut self) -> Result<(), String> {
+        if !matches!(self.peer, Peer::Tulle | Peer::Silent | Peer::Traced)
+            || (self.record && self.peer != Peer::Tulle)
+        {
+            return Err("--peer: only tulle, tulle-silent and tulle-traced are counted, and only tulle is put on record".to_owned());
+        }
         let versions = [Tool::Callgrind.version()?, Tool::Strace.version()?];
         with_binaries(self.bin_dir.take(), "release")?;
         let folder = Folder::new();
@@ -88,7 +96,8 @@ fn grew(record: Option<&Record>, scenario: Scenario, least: &BTreeMap<String, Fi
 
 impl Counting {
     async fn all(&self, tools: &str) -> Result<(), String> {
-        let record = if self.options.record { None } else { Some(Record::read()?) };
+        let shown = self.options.peer != Peer::Tulle;
+        let record = if self.options.record || shown { None } else { Some(Record::read()?) };
         let mut now = BTreeMap::new();
         for scenario in &self.options.scenarios {
             let mut rounds = Vec::new();
@@ -106,6 +115,7 @@ impl Counting {
             now.insert(scenario.name().to_owned(), least);
         }
         match record {
+            None if shown => Ok(()),
             Some(record) => record.allows(&now, tools),
             None => Record::read().unwrap_or_default().with(&now, tools).write(),
         }
@@ -129,7 +139,8 @@ impl Counting {
             return Err(format!("{} is no scenario of requests", scenario.name()));
         };
         let purpose = scenario.purpose();
-        let pair = tulle::start(purpose, &self.site, |program| tool.wrapped(program, &self.site)).await;
+        let set = |program| tool.wrapped(self.options.peer.set(program, &self.site), &self.site);
+        let pair = tulle::start(purpose, &self.site, set).await;
         pair.forwards(purpose.speaks).await?;
         let proxies = pair.proxies.ok_or("no proxies")?;
         let load = Load::start(Plan { pace: Pace::Granted, ..plan }, pair.front);

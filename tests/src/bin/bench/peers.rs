@@ -108,6 +108,15 @@ impl Peer {
         }
     }
 
+    /// A proxy of Tulle's as this one of them has it.
+    pub(crate) fn set(self, program: Program, site: &Site) -> Program {
+        match self {
+            Self::Silent => tulle::silent(program),
+            Self::Traced => tulle::traced(program, site),
+            _ => program,
+        }
+    }
+
     pub(crate) async fn start(
         self,
         purpose: Purpose,
@@ -117,10 +126,8 @@ impl Peer {
         let begun = Instant::now();
         let mut pair = match self {
             Self::None => Pair::new(site.backend(purpose.speaks), None, ()),
-            Self::Tulle | Self::Again => tulle::start(purpose, site, leashed).await,
-            Self::Silent => tulle::start(purpose, site, |program| leashed(tulle::silent(program))).await,
-            Self::Traced => {
-                tulle::start(purpose, site, |program| leashed(tulle::traced(program, site))).await
+            Self::Tulle | Self::Again | Self::Silent | Self::Traced => {
+                tulle::start(purpose, site, |program| leashed(self.set(program, site))).await
             }
             Self::Bare => bare(purpose, purpose.speaks, site),
             Self::BareH2 => bare(purpose, Speaks::Http2, site),

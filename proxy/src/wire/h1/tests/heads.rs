@@ -282,6 +282,37 @@ fn fields_are_written_in_the_order_and_spelling_in_which_they_came() {
 }
 
 #[test]
+fn what_is_only_added_comes_last_and_never_frames() {
+    let mut head = complete("GET / HTTP/1.1\r\nHOST: a\r\nX-b:1\r\n\r\n");
+    head.headers.insert("traceparent", HeaderValue::from_static("00-1"));
+    head.headers.insert("b3", HeaderValue::from_static("0"));
+    let added = "HOST: a\r\nX-b:1\r\ntraceparent: 00-1\r\nb3: 0\r\n\r\n";
+    assert_eq!(rewritten(&head, Told::Nothing, None), added);
+    let closing = added.replace("\r\n\r\n", "\r\nconnection: close\r\n\r\n");
+    assert_eq!(rewritten(&head, Told::Nothing, Some("close")), closing);
+    let counted = added.replace("\r\n\r\n", "\r\ncontent-length: 3\r\n\r\n");
+    assert_eq!(rewritten(&head, Told::Exact(3), None), counted);
+    // Whatever the message says of its framing, only the codec's word is written.
+    for name in ["content-length", "transfer-encoding"] {
+        head.headers.insert(name, HeaderValue::from_static("7"));
+        assert_eq!(rewritten(&head, Told::Nothing, None), added);
+        assert_eq!(rewritten(&head, Told::Exact(3), None), counted);
+        head.headers.remove(name);
+    }
+    // A second value of a name that came stands by its name.
+    head.headers.append("x-b", HeaderValue::from_static("2"));
+    let written = rewritten(&head, Told::Nothing, None);
+    assert!(
+        written.starts_with("HOST: a\r\nX-b:1\r\nx-b: 2\r\n") && written.ends_with("b3: 0\r\n\r\n"),
+        "{written}"
+    );
+    let mut bare = complete("GET / HTTP/1.0\r\n\r\n");
+    assert_eq!(rewritten(&bare, Told::Nothing, None), "\r\n");
+    bare.headers.insert("traceparent", HeaderValue::from_static("00-1"));
+    assert_eq!(rewritten(&bare, Told::Nothing, None), "traceparent: 00-1\r\n\r\n");
+}
+
+#[test]
 fn framing_is_told_in_its_old_place() {
     let head = complete("POST / HTTP/1.1\r\nTransfer-encoding: chunked\r\nHost: a\r\nCONNECTION: x\r\n\r\n");
     let same = "Transfer-encoding: chunked\r\nHost: a\r\nCONNECTION: x\r\n\r\n";

@@ -1,0 +1,158 @@
+//! The fields that say between whom a record was and by which way, remembered as text: most records differ from one before in none of them.
+
+use std::net::SocketAddr;
+
+use super::Record;
+use super::json::{MAX_VALUE, address, named, text, word};
+use crate::telemetry::metrics::TlsKind;
+
+/// One worker's.
+#[derive(Debug, Default)]
+pub(super) struct Ways([Way; COUNT]);
+
+/// How many are remembered: a few endpoints' at a time.
+const COUNT: usize = 16;
+/// A way whose values are longer than this together is written anew each time.
+const MAX_BYTES: usize = 2 * MAX_VALUE;
+
+#[derive(Debug, Default)]
+struct Way {
+    names: [String; 8],
+    endpoint: Option<SocketAddr>,
+    /// `None`: nothing is remembered.
+    tls: Option<TlsKind>,
+    text: Vec<u8>,
+}
+
+// === impl Ways ===
+
+impl Ways {
+    /// Appends the fields from `source` to `tls`.
+    pub(super) fn write(&mut self, record: &Record<'_>, out: &mut Vec<u8>) {
+        let names = names(record);
+        let way = &mut self.0[slot(record)];
+        if !way.is(record, &names) {
+            if names.iter().map(|name| name.len()).sum::<usize>() > MAX_BYTES {
+                return record.write_way(out);
+            }
+            way.remember(record, &names);
+        }
+        out.extend_from_slice(&way.text);
+    }
+}
+
+// === impl Way ===
+
+impl Way {
+    fn is(&self, record: &Record<'_>, names: &[&str; 8]) -> bool {
+        self.tls == Some(record.tls)
+            && self.endpoint == record.endpoint
+            && self.names.iter().zip(names).all(|(own, name)| own == name)
+    }
+
+    fn remember(&mut self, record: &Record<'_>, names: &[&str; 8]) {
+        (self.tls, self.endpoint) = (Some(record.tls), record.endpoint);
+        for (own, name) in self.names.iter_mut().zip(names) {
+            own.clear();
+            own.push_str(name);
+        }
+        self.text.clear();
+        record.write_way(&mut self.text);
+    }
+}
+
+// === impl Record ===
+
+impl Record<'_> {
+    fn write_way(&self, out: &mut Vec<u8>) {
+        text(out, named!("source"), self.source);
+        text(out, named!("destination"), self.destination);
+        text(out, named!("service"), self.service);
+        text(out, named!("route"), self.route);
+        text(out, named!("backend"), self.backend);
+        word(out, named!("session"), self.session);
+        text(out, named!("detected"), self.detected);
+        address(out, named!("endpoint"), self.endpoint);
+        text(out, named!("rule"), self.rule);
+        word(out, named!("tls"), self.tls.as_str());
+    }
+}
+
+fn names<'a>(record: &Record<'a>) -> [&'a str; 8] {
+    let Record { source, destination, service, route, backend, session, detected, rule, .. } = *record;
+    [source, destination, service, route, backend, session, detected, rule]
+}
+
+/// Where a record's way is remembered, if it is: endpoints differ in their ports or in the last of their addresses' bytes.
+fn slot(record: &Record<'_>) -> usize {
+    let endpoint = record.endpoint.map_or(0, |endpoint| {
+        let last = match endpoint {
+            SocketAddr::V4(endpoint) => endpoint.ip().octets()[3].into(),
+            SocketAddr::V6(endpoint) => endpoint.ip().segments()[7],
+        };
+        usize::from(endpoint.port() ^ last)
+    });
+    (endpoint ^ record.source.len() ^ record.route.len()) % COUNT
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::full;
+    use super::*;
+
+    fn written(ways: &mut Ways, record: &Record<'_>) -> String {
+        let mut out = Vec::new();
+        ways.write(record, &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn what_is_remembered_is_what_would_be_written() {
+        let long = "x".repeat(MAX_BYTES);
+        let full = full();
+        let records = [
+            full,
+            Record { source: "", ..full },
+            Record { destination: "spiffe://cluster.local/ns/default/sa/others", ..full },
+            Record { service: "default/\"quoted\"\n", ..full },
+            Record { route: "default/tilps", ..full },
+            Record { backend: "default/payments-v2:80", ..full },
+            Record { session: "new", ..full },
+            Record { detected: "", ..full },
+            Record { endpoint: None, ..full },
+            Record { endpoint: Some("[::1]:5016".parse().unwrap()), ..full },
+            Record { endpoint: Some("127.0.0.1:5000".parse().unwrap()), ..full },
+            Record { rule: "", ..full },
+            Record { rule: &long, ..full },
+            Record { tls: TlsKind::None, ..full },
+            // What is beside them does not matter.
+            Record { path: "/other", status: None, ..full },
+            Record::default(),
+        ];
+        let mut ways = Ways::default();
+        for before in &records {
+            for record in &records {
+                for record in [before, record, record] {
+                    let mut anew = Vec::new();
+                    record.write_way(&mut anew);
+                    assert_eq!(written(&mut ways, record).into_bytes(), anew);
+                }
+            }
+        }
+        assert!(ways.0.iter().map(|way| way.text.capacity()).sum::<usize>() < COUNT * 4 * MAX_BYTES);
+    }
+
+    #[test]
+    fn endpoints_of_one_service_are_remembered_beside_each_other() {
+        let mut ways = Ways::default();
+        let endpoints = (0..8).map(|port| SocketAddr::from(([10, 0, 0, 1], 8000 + port)));
+        let endpoints: Vec<_> =
+            endpoints.chain((0..4).map(|host| SocketAddr::from(([10, 0, 1, host], 9)))).collect();
+        for endpoints in endpoints.chunks(8) {
+            let records = endpoints.iter().map(|endpoint| Record { endpoint: Some(*endpoint), ..full() });
+            let records: Vec<_> = records.collect();
+            records.iter().for_each(|record| drop(written(&mut ways, record)));
+            assert!(records.iter().all(|record| ways.0[slot(record)].is(record, &names(record))));
+        }
+    }
+}
