@@ -1,5 +1,6 @@
 //! What people write about an access log, read once for both halves: the control plane refuses what a proxy could not carry out.
 
+use std::fmt;
 use std::ops::RangeInclusive;
 
 /// The fields of a record, in the order in which the JSON form has them: what a template may name.
@@ -36,6 +37,9 @@ pub const ACCESS_LOG_FIELDS: &[&str] = &[
     "connection",
 ];
 
+/// In place of statuses: all of them, and what has none.
+pub const ACCESS_LOG_ALL: &str = "all";
+
 /// How long a template may be, in bytes.
 pub const ACCESS_LOG_TEMPLATE: usize = 4096;
 
@@ -69,6 +73,28 @@ pub enum TemplatePiece {
 pub struct InvalidAccessLog(String);
 
 // === impl AccessLogFormat ===
+
+impl fmt::Display for AccessLogFormat {
+    /// As it is written.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let pieces = match self {
+            Self::None => return f.write_str("none"),
+            Self::Json => return f.write_str("json"),
+            Self::Apache => return f.write_str("apache"),
+            Self::Ecs => return f.write_str("ecs"),
+            Self::Template(pieces) => pieces,
+        };
+        for piece in pieces {
+            match piece {
+                TemplatePiece::Text(text) => f.write_str(&text.replace('{', "{{").replace('}', "}}"))?,
+                TemplatePiece::Field(at) => {
+                    write!(f, "{{{}}}", ACCESS_LOG_FIELDS.get(*at).copied().unwrap_or_default())?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
 
 impl std::str::FromStr for AccessLogFormat {
     type Err = InvalidAccessLog;
@@ -204,6 +230,9 @@ mod tests {
             TemplatePiece::Text("}\tß".into()),
         ];
         assert_eq!(read("{status} {{{path}}}\tß"), Ok(AccessLogFormat::Template(pieces)));
+        for text in ["none", "json", "apache", "ecs", "{status} {{{path}}}\tß"] {
+            assert_eq!(read(text).unwrap().to_string(), text);
+        }
     }
 
     #[test]

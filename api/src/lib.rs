@@ -34,16 +34,18 @@ mod generated {
 
 mod access_log;
 mod digest;
+mod failure;
 mod latency;
 mod log;
 pub mod openmetrics;
 mod resource_type;
 
 pub use access_log::{
-    ACCESS_LOG_FIELDS, ACCESS_LOG_TEMPLATE, AccessLogFormat, InvalidAccessLog, TemplatePiece,
+    ACCESS_LOG_ALL, ACCESS_LOG_FIELDS, ACCESS_LOG_TEMPLATE, AccessLogFormat, InvalidAccessLog, TemplatePiece,
     access_log_statuses, nearest,
 };
 pub use digest::Digest;
+pub use failure::request_failed;
 pub use generated::envoy::service::discovery::v3 as discovery;
 pub use generated::istio::v1::auth as ca;
 pub use generated::tulle::v1;

@@ -9,6 +9,7 @@ mod mesh;
 mod reason;
 mod routes;
 mod text;
+mod told;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;

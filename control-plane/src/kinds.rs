@@ -14,9 +14,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use self::attached::{
-    Duration, GrpcCode, HeaderMatch, MatchType, Present, SectionTargetRef, WorkloadTargetRef,
-};
+pub use self::attached::{Duration, GrpcCode, HeaderMatch, MatchType, Present, SectionTargetRef};
 pub use self::fault::{Abort, Delay, FaultPolicy, FaultPolicySpec, FaultRule};
 pub use self::rate_limit::{
     CountBy, Direction, Rate, RateLimit, RateLimitPolicy, RateLimitPolicySpec, RateOverride,

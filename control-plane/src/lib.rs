@@ -25,5 +25,6 @@ pub mod source;
 pub mod state_dir;
 pub mod tap;
 #[cfg(test)]
+#[path = "../../tests/allocations.rs"]
 mod testing;
 mod youngest;

@@ -19,7 +19,7 @@ use crate::model::Model;
 
 /// How far back is looked.
 const WINDOW: Duration = Duration::from_secs(60);
-/// A report that comes sooner after the last one is not taken.
+/// A report that comes sooner after the last one is not taken, unless the proxy says that it is its last: that is taken once.
 const SOONEST: Duration = Duration::from_millis(500);
 /// No report of ours has more rows.
 const MAX_ROWS: usize = 256;
@@ -62,6 +62,8 @@ struct Reporting {
     untold: BTreeSet<String>,
     bytes: usize,
     is_cut: bool,
+    /// Its last report has come.
+    is_over: bool,
 }
 
 #[derive(Debug)]
@@ -269,15 +271,18 @@ impl Reporting {
             untold: BTreeSet::new(),
             bytes: STREAM,
             is_cut: false,
+            is_over: false,
         }
     }
 
     fn take(&mut self, load: v1::Load, now: Instant, room: usize) {
-        if self.last.is_some_and(|last| now.saturating_duration_since(last) < SOONEST) {
+        let is_soon = self.last.is_some_and(|last| now.saturating_duration_since(last) < SOONEST);
+        if self.is_over || (is_soon && !load.is_last) {
             self.is_cut = true;
             return;
         }
         self.last = Some(now);
+        self.is_over = load.is_last;
         self.untold = load.untold.into_iter().filter(|name| NAMES.contains(&&**name)).collect();
         let told = load.rows.len();
         let rows = load.rows.into_iter().filter(is_like_ours).take(MAX_ROWS);

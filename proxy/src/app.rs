@@ -15,6 +15,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 use tulle_api::discovery::Node;
 use tulle_api::v1::{Locality, RegisteredPort, RegisteredService, Registration};
 use tulle_certs::Alpn;
@@ -43,6 +44,9 @@ use crate::state::{ObjectName, Store, Want};
 use crate::telemetry::metrics::Direction;
 use crate::telemetry::{Diagnostics, Telemetry};
 use crate::wire::{h1, http2};
+
+/// How long the last report of what was carried may take when the proxy ends.
+const LAST_REPORT: Duration = Duration::from_secs(1);
 
 /// Runs a proxy until it is told to end, and through its drain ([`ending`]).
 ///
@@ -94,7 +98,8 @@ async fn control(config: &Config, diagnostics: Option<Diagnostics>) -> anyhow::R
     });
     let dns = bind_dns(config, &mut bound).await?;
     serve_dns(config, dns, &proxy)?;
-    start_control(config, workers, &identity, wants, Registering { registration, registered }, &admin)?;
+    let registering = Registering { registration, registered };
+    let reporting = start_control(config, workers, &identity, wants, registering, &admin)?;
     tokio::spawn(balancers::keep_time(Arc::clone(&proxy.store)));
     telemetry.metrics.balancers({
         let store = Arc::clone(&proxy.store);
@@ -119,7 +124,12 @@ async fn control(config: &Config, diagnostics: Option<Diagnostics>) -> anyhow::R
     }
     threads.stop();
     drop(tracing_ends);
-    drop(tracing.await);
+    let last_report = async {
+        if let Some(reporting) = reporting {
+            reporting.end().await;
+        }
+    };
+    drop(tokio::join!(tracing, last_report));
     logs.abort();
     telemetry.flush();
     Ok(())
@@ -261,7 +271,23 @@ fn serve_dns(config: &Config, sockets: Vec<dns::Sockets>, proxy: &Proxy) -> anyh
     Ok(())
 }
 
-/// Starts the tasks that speak with the control plane.
+/// The stream of reports, on which one is made when the proxy ends.
+struct Reporting {
+    ends: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl Reporting {
+    /// Says what was carried last, as far as the control plane takes that quickly.
+    async fn end(self) {
+        drop(self.ends);
+        if tokio::time::timeout(LAST_REPORT, self.task).await.is_err() {
+            tracing::debug!("the control plane did not take the last report in time");
+        }
+    }
+}
+
+/// Starts the tasks that speak with the control plane, if there is one.
 fn start_control(
     config: &Config,
     workers: usize,
@@ -269,7 +295,7 @@ fn start_control(
     wants: mpsc::UnboundedReceiver<Want>,
     registering: Registering,
     admin: &Arc<Admin>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Option<Reporting>> {
     let proxy = &admin.proxy;
     let Registering { registration, registered } = registering;
     let metrics = proxy.telemetry.metrics.control();
@@ -277,7 +303,7 @@ fn start_control(
         tokio::spawn(Arc::clone(identity).keep(source, Arc::clone(metrics)));
     }
     let (Some(address), Some(workload)) = (&config.control_plane_address, &config.workload) else {
-        return Ok(());
+        return Ok(None);
     };
     let channel = {
         let identity = Arc::clone(identity);
@@ -326,11 +352,12 @@ fn start_control(
         load_interval: config.load_report_interval,
         taps: Arc::clone(&proxy.telemetry.taps),
     };
-    tokio::spawn(report.run());
+    let (ends, stop) = oneshot::channel();
+    let task = tokio::spawn(report.run(stop));
     if let Some(registration) = registration {
         tokio::spawn(register(Arc::clone(admin), registration, sender));
     }
-    Ok(())
+    Ok(Some(Reporting { ends, task }))
 }
 
 /// What asks endpoints whether they serve, where policies say so.
@@ -349,7 +376,8 @@ fn prober(proxy: &Arc<Proxy>) -> Prober {
             }
         }
     };
-    Prober::new(Arc::clone(&proxy.store), dial, own, tell, proxy.telemetry.metrics.clone())
+    let (metrics, traces) = (proxy.telemetry.metrics.clone(), Arc::clone(&proxy.telemetry.traces));
+    Prober::new(Arc::clone(&proxy.store), dial, own, tell, metrics, traces)
 }
 
 /// What is to be registered, and where it is told that it has been.

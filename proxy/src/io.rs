@@ -2,12 +2,10 @@
 //!
 //! A leaf: it knows nothing of the rooms above it. What was cut must never look to a peer as if it had ended.
 
-use std::fmt;
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -16,11 +14,13 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream};
 
+mod meter;
 mod relay;
 pub mod resolver;
 pub mod streams;
 mod tls;
 
+pub use self::meter::{Meter, Metered, Tally};
 pub use self::relay::{Broken, relay};
 pub use self::tls::TlsStream;
 
@@ -77,14 +77,13 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
 
 /// A connection's stream, whatever is underneath.
 #[derive(Debug)]
-pub struct Io(Box<Layers>);
+pub struct Io(Box<Metered<Layers>>);
 
 /// Apart, since a stream is handed on from future to future, each of which has room for it.
 #[derive(Debug)]
 struct Layers {
     head: Bytes,
     inner: Inner,
-    meter: Option<Arc<Meter>>,
     /// See [`Io::of_a_proxys_exchanges`].
     is_of_exchanges: bool,
     /// See [`Io::holding`].
@@ -113,23 +112,6 @@ pub trait Transport: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     }
 }
 
-/// Bytes that passed through an [`Io`], above TLS. One thread adds them, that of the [`Io`], and any reads them: so it takes no locked
-/// instruction.
-#[derive(Debug, Default)]
-pub struct Meter {
-    received: AtomicU64,
-    sent: AtomicU64,
-    tally: Option<Box<dyn Tally>>,
-}
-
-/// Who else counts the bytes that a [`Meter`] does, as they pass and on the same thread.
-pub trait Tally: fmt::Debug + Send + Sync {
-    /// So many have come.
-    fn received(&self, bytes: u64);
-    /// So many have gone.
-    fn sent(&self, bytes: u64);
-}
-
 /// Puts what is left of `head` into `buf`; false when nothing is.
 fn replay(head: &mut Bytes, buf: &mut ReadBuf<'_>) -> bool {
     if head.is_empty() {
@@ -143,39 +125,6 @@ fn replay(head: &mut Bytes, buf: &mut ReadBuf<'_>) -> bool {
         *head = Bytes::new();
     }
     true
-}
-
-// === impl Meter ===
-
-impl Meter {
-    /// Tells `tally` too.
-    pub fn telling(tally: impl Tally + 'static) -> Self {
-        Self { tally: Some(Box::new(tally)), ..Self::default() }
-    }
-
-    /// Bytes that have come.
-    pub fn received(&self) -> u64 {
-        self.received.load(Ordering::Relaxed)
-    }
-
-    /// Bytes that have gone.
-    pub fn sent(&self) -> u64 {
-        self.sent.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn add_received(&self, bytes: usize) {
-        self.received.store(self.received() + bytes as u64, Ordering::Relaxed);
-        if let Some(tally) = &self.tally {
-            tally.received(bytes as u64);
-        }
-    }
-
-    pub(crate) fn add_sent(&self, bytes: usize) {
-        self.sent.store(self.sent() + bytes as u64, Ordering::Relaxed);
-        if let Some(tally) = &self.tally {
-            tally.sent(bytes as u64);
-        }
-    }
 }
 
 // === impl Replay ===
@@ -237,7 +186,7 @@ impl Transport for Io {
     }
 
     fn may_half_close(&self) -> bool {
-        !self.0.is_of_exchanges
+        !self.0.inner.is_of_exchanges
     }
 }
 
@@ -267,7 +216,8 @@ impl Io {
     }
 
     fn of(inner: Inner) -> Self {
-        Self(Box::new(Layers { head: Bytes::new(), inner, meter: None, is_of_exchanges: false, held: None }))
+        let layers = Layers { head: Bytes::new(), inner, is_of_exchanges: false, held: None };
+        Self(Box::new(Metered { inner: layers, meter: None }))
     }
 
     pub fn stream(stream: streams::Stream) -> Self {
@@ -277,19 +227,19 @@ impl Io {
     /// Another proxy sends requests on it, and has no use for one that it has ended its side of: its own client has gone. (Where
     /// it only relays, it passes on what may be waiting.)
     pub fn of_a_proxys_exchanges(mut self) -> Self {
-        self.0.is_of_exchanges = true;
+        self.0.inner.is_of_exchanges = true;
         self
     }
 
     /// Drops `held` when the connection is.
     pub fn holding(mut self, held: Held) -> Self {
-        self.0.held = Some(held);
+        self.0.inner.held = Some(held);
         self
     }
 
     /// Yields `head` before anything else: bytes that were read from it to see what it carries.
     pub fn rewind(mut self, head: Bytes) -> Self {
-        self.0.head = head;
+        self.0.inner.head = head;
         self
     }
 
@@ -303,7 +253,7 @@ impl Io {
     /// must not hold up those who are still to come for as long as it is asked again and again, a quarter of an hour.
     /// Not for connections of one stream, whose peer may have reason not to read.
     pub fn shared_by_many(&self) {
-        let socket = match &self.0.inner {
+        let socket = match &self.0.inner.inner {
             Inner::Tcp(stream) => stream.get_ref(),
             Inner::Tls(stream) => stream.get_ref().get_ref(),
             Inner::Stream(_) => return,
@@ -319,16 +269,10 @@ impl Io {
 
     /// Has the close look like a reset instead of an orderly end.
     pub fn reset_on_drop(&self) {
-        match &self.0.inner {
+        match &self.0.inner.inner {
             Inner::Tcp(stream) => reset_on_drop(stream.get_ref()),
             Inner::Tls(stream) => reset_on_drop(stream.get_ref().get_ref()),
             Inner::Stream(stream) => stream.reset(),
-        }
-    }
-
-    fn count_sent(&self, result: &Poll<io::Result<usize>>) {
-        if let (Some(meter), Poll::Ready(Ok(n))) = (&self.0.meter, result) {
-            meter.add_sent(*n);
         }
     }
 }
@@ -340,69 +284,108 @@ pub fn reset_on_drop(socket: &TcpStream) {
 }
 
 impl AsyncRead for Io {
+    #[inline]
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let Layers { head, inner, .. } = &mut *self.0;
-        let result = match inner {
-            _ if replay(head, buf) => Poll::Ready(Ok(())),
-            Inner::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            Inner::Tls(stream) => Pin::new(stream.as_mut()).poll_read(cx, buf),
-            Inner::Stream(stream) => Pin::new(stream).poll_read(cx, buf),
-        };
-        if let Some(meter) = &self.0.meter {
-            meter.add_received(buf.filled().len() - before);
-        }
-        result
+        Pin::new(&mut *self.0).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Io {
+    #[inline]
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let result = match &mut self.0.inner {
+        Pin::new(&mut *self.0).poll_write(cx, buf)
+    }
+
+    #[inline]
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0).poll_flush(cx)
+    }
+
+    #[inline]
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0).poll_shutdown(cx)
+    }
+
+    #[inline]
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.0).poll_write_vectored(cx, bufs)
+    }
+
+    #[inline]
+    fn is_write_vectored(&self) -> bool {
+        self.0.is_write_vectored()
+    }
+}
+
+impl AsyncRead for Layers {
+    #[inline]
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let Self { head, inner, .. } = &mut *self;
+        match inner {
+            _ if replay(head, buf) => Poll::Ready(Ok(())),
+            Inner::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Inner::Tls(stream) => Pin::new(stream.as_mut()).poll_read(cx, buf),
+            Inner::Stream(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Layers {
+    #[inline]
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.inner {
             Inner::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
             Inner::Tls(stream) => Pin::new(stream.as_mut()).poll_write(cx, buf),
             Inner::Stream(stream) => Pin::new(stream).poll_write(cx, buf),
-        };
-        self.count_sent(&result);
-        result
+        }
     }
 
+    #[inline]
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.0.inner {
+        match &mut self.inner {
             Inner::Tcp(stream) => Pin::new(stream).poll_flush(cx),
             Inner::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(cx),
             Inner::Stream(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
+    #[inline]
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.0.inner {
+        match &mut self.inner {
             Inner::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Inner::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),
             Inner::Stream(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 
+    #[inline]
     fn poll_write_vectored(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let result = match &mut self.0.inner {
+        match &mut self.inner {
             Inner::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Inner::Tls(stream) => Pin::new(stream.as_mut()).poll_write_vectored(cx, bufs),
             Inner::Stream(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-        };
-        self.count_sent(&result);
-        result
+        }
     }
 
+    #[inline]
     fn is_write_vectored(&self) -> bool {
-        match &self.0.inner {
+        match &self.inner {
             Inner::Tcp(stream) => stream.is_write_vectored(),
             Inner::Tls(stream) => stream.is_write_vectored(),
             Inner::Stream(stream) => stream.is_write_vectored(),

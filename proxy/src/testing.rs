@@ -1,40 +1,10 @@
 //! For seeded tests: every case is made from one number, which a failure prints and `TULLE_SEED` replays. And for tests
 //! of what something allocates: a count by thread.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+#[path = "../../tests/allocations.rs"]
+mod allocations;
 
-/// How often the calling thread has allocated so far.
-pub(crate) fn allocations() -> usize {
-    ALLOCATIONS.get()
-}
-
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
-}
-
-#[allow(unsafe_code, reason = "an allocator that counts")]
-// SAFETY: every call goes to the system's allocator as it is.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
+pub(crate) use self::allocations::allocations;
 
 /// A small, fast, repeatable generator (splitmix64).
 pub(crate) struct Rng(u64);

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, File};
+use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -129,8 +130,13 @@ impl Program {
 // === impl Process ===
 
 impl Process {
-    /// Starts it, with its logs in `folder`. Logs are added to: a second start does not lose those of the first.
+    /// Starts it, with its logs in `folder`. Logs are added to: a second start does not lose those of the first. The addresses that a
+    /// forerunner of the same name told are gone: they are not its own.
     pub fn start(program: Program, folder: &Folder) -> Self {
+        match fs::remove_file(program.addresses_file(&folder.run())) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => panic!("an old addresses file: {error}"),
+            _ => {}
+        }
         let log = |kind: &str| {
             let path = folder.run().join(format!("{}.{kind}", program.name));
             File::options().create(true).append(true).open(path).expect("a log file")
@@ -269,5 +275,29 @@ impl Drop for Process {
         if std::thread::panicking() {
             eprintln!("{}", self.tail());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_has_a_name_that_was_used_before_tells_its_own_addresses() {
+        let folder = Folder::new();
+        let start = |after: &str, port: u16| {
+            let program = Program::new("web", "/bin/sh");
+            let file = program.addresses_file(&folder.run());
+            let says =
+                "sleep $1; echo \"{\\\"a\\\":\\\"127.0.0.1:$2\\\"}\" > $3.new; mv $3.new $3; exec sleep 600";
+            let program = program.arg("-c").arg(says).arg("sh").arg(after).arg(port.to_string()).arg(file);
+            Process::start(program, &folder)
+        };
+        let told = async |process: &mut Process| process.addresses().await["a"].port();
+        let mut first = start("0", 1);
+        assert_eq!(told(&mut first).await, 1);
+        // It has not told anything yet when it is asked.
+        let mut second = start("0.3", 2);
+        assert_eq!(told(&mut second).await, 2);
     }
 }

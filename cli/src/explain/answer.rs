@@ -89,9 +89,26 @@ pub(super) struct Handled {
     pub sampling_percent: Option<f64>,
     /// Whether what its headers say of its trace holds; null: as the mesh says.
     pub sampling_parent_based: Option<bool>,
-    /// Which of the fields above are said by the rule that takes the request, or a policy on it or its route; all others, by policies on the
-    /// port or its Service. `tulle check` names them.
+    /// What the client's proxy logs of it.
+    pub access_log: Logged,
+    /// Which of the fields above are said by the rule that takes the request, or a policy on it or its route. `tulle check` names them.
     pub by_route: Vec<&'static str>,
+    /// Which are said by a policy on the client's workload, or on its namespace; all others, by policies on the port or its Service.
+    pub by_workload: Vec<&'static str>,
+}
+
+/// As TelemetryPolicies have it; null: as the mesh says.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Logged {
+    /// `json`, `apache`, `ecs`, `none`, or a template.
+    pub format: Option<String>,
+    /// `404, 500-599`, `all` or `none`.
+    pub statuses: Option<String>,
+    /// For people: `250ms`.
+    pub min_duration: Option<String>,
+    pub sample_percent: Option<f64>,
+    /// Whether that also decides on what a proxy answered, refused or gave up by itself.
+    pub filters_errors: Option<bool>,
 }
 
 #[derive(Debug, Serialize)]

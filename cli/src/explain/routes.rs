@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use http::Request;
 use http::uri::PathAndQuery;
 use tulle_proxy::forward::{is_grpc, refusal};
-use tulle_proxy::policy::{Connection, Denial, TlsKind, Verdict};
+use tulle_proxy::policy::{Connection, Denial, Inbound, TlsKind, Verdict};
 use tulle_proxy::route::{
     Abort, Asked, Backend, Conditions, Cors, FaultRule, Filters, Found, HeaderModifier, Hostname, MILLION,
     Match, PathMatch, PathModifier, RequestMatch, Requests, Route, RouteKind, RouteRule, Routes, Rule, Table,
@@ -21,10 +21,11 @@ use tulle_proxy::wire::h1::{Limits, Scan};
 
 use super::Asking;
 use super::answer::{
-    self, Answer, Endpoint, Failure, Handled, Injected, Judged, NotTaken, Redirected, Retried, RuleName,
-    Session, Share, Taken, To,
+    self, Answer, Endpoint, Failure, Handled, Injected, Judged, Logged, NotTaken, Redirected, Retried,
+    RuleName, Session, Share, Taken, To,
 };
 use super::mesh::Mesh;
+use super::told;
 
 /// A request to `port` of a Service.
 struct Question<'a> {
@@ -69,6 +70,8 @@ pub(super) fn explain(mesh: &Mesh, asking: &Asking, info: &ServiceInfo, to: To) 
         port: info.port(port).and_then(|port| port.traffic.requests.as_deref()),
     };
     answer.requests = handled(&said, &question.asked);
+    let workload = mesh.inbound(&asking.from.workload)?;
+    told::add(&mut answer.requests, &said, workload.as_ref().map(Inbound::spec));
     let table = table.as_ref();
     let rules = || table.into_iter().flat_map(|table| &table.routes().routes).flat_map(numbered);
     match found {
@@ -125,15 +128,10 @@ fn handled(said: &Requests<'_>, asked: &Asked<'_>) -> Handled {
             ("deadline_header", rule.deadline_header.is_some()),
             ("retry", rule.retry.is_some()),
             ("fault", fault.is_some_and(is_own)),
-            ("sampling_percent", rule.sampling.millionths.is_some()),
-            ("sampling_parent_based", rule.sampling.parent_based.is_some()),
         ];
         fields.into_iter().filter(|(_, is_said)| *is_said).map(|(name, _)| name).collect()
     });
-    let sampling = said.sampling();
     Handled {
-        sampling_percent: sampling.millionths.map(share),
-        sampling_parent_based: sampling.parent_based,
         by_route: by_route.unwrap_or_default(),
         request_timeout: said.request_timeout().map(long),
         backend_timeout: said.backend_timeout().map(long),
@@ -158,6 +156,11 @@ fn handled(said: &Requests<'_>, asked: &Asked<'_>) -> Handled {
                 (share(of), with)
             }),
         }),
+        // By `told`.
+        sampling_percent: None,
+        sampling_parent_based: None,
+        access_log: Logged::default(),
+        by_workload: Vec::new(),
     }
 }
 

@@ -22,13 +22,13 @@ spec: {clusterIP: 10.96.0.7, ports: [{port: 80, appProtocol: http}, {port: 5432,
 apiVersion: v1
 kind: Service
 metadata: {name: v1, namespace: default}
-spec: {ports: [{port: 80, appProtocol: http}]}
+spec: {ports: [{name: http, port: 80, appProtocol: http}]}
 ---
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
 metadata: {name: v1-a, namespace: default, labels: {kubernetes.io/service-name: v1}}
 addressType: IPv4
-ports: [{name: '', port: 8080, protocol: TCP}]
+ports: [{name: http, port: 8080, protocol: TCP}]
 endpoints: [{addresses: [127.0.0.9], conditions: {ready: true}}]
 ---
 apiVersion: gateway.networking.k8s.io/v1
@@ -97,14 +97,40 @@ metadata: {name: kept, namespace: default}
 spec: {targetRefs: [{group: gateway.networking.k8s.io, kind: HTTPRoute, name: kept}], tracing: {sampling: {percent: 0.5}}}
 ";
 
+/// What is said of workloads: of all of a namespace, and of one of them.
+const WORKLOADS: &str = "
+apiVersion: policy.tulle.dev/v1alpha1
+kind: TelemetryPolicy
+metadata: {name: all, namespace: shop}
+spec: {accessLog: {minDuration: 1s}}
+---
+apiVersion: policy.tulle.dev/v1alpha1
+kind: TelemetryPolicy
+metadata: {name: web, namespace: shop}
+spec:
+  targetRefs: [{group: policy.tulle.dev, kind: Workload, name: web}]
+  accessLog: {format: '{status} {{x}}', minDuration: 250ms, statuses: [], samplePercent: 5, errors: Filtered}
+  tracing: {sampling: {percent: 20}}
+---
+apiVersion: policy.tulle.dev/v1alpha1
+kind: TelemetryPolicy
+metadata: {name: logged, namespace: default}
+spec: {targetRefs: [{group: '', kind: Service, name: v1, sectionName: http}], accessLog: {statuses: ['404', 5xx]}}
+";
+
 fn explained(line: &str) -> Result<Answer> {
+    asked("default/web", line)
+}
+
+fn asked(from: &str, line: &str) -> Result<Answer> {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("shop.yaml"), SHOP).unwrap();
     std::fs::write(folder.path().join("streams.yaml"), STREAMS).unwrap();
     std::fs::write(folder.path().join("kept.yaml"), KEPT).unwrap();
     std::fs::write(folder.path().join("sampled.yaml"), SAMPLED).unwrap();
+    std::fs::write(folder.path().join("workloads.yaml"), WORKLOADS).unwrap();
     let dir = folder.path().to_str().unwrap();
-    let words = ["explain", "--config-dir", dir, "--from", "default/web"].into_iter();
+    let words = ["explain", "--config-dir", dir, "--from", from].into_iter();
     let line = Line::try_parse_from(words.chain(line.split(' '))).unwrap();
     explain(&Mesh::of_folder(folder.path()).unwrap(), &line.arguments.question().unwrap())
 }
@@ -174,6 +200,39 @@ fn which_traces_are_recorded_is_told_and_who_says_it() {
     assert_eq!(requests.by_route, ["sampling_percent"]);
     let nobody = explained("--to http://shop/b").unwrap().requests;
     assert_eq!((nobody.sampling_percent, nobody.sampling_parent_based), (None, None));
+}
+
+#[test]
+fn what_is_said_of_the_workload_and_of_its_namespace_is_told_too() {
+    let told = |from: &str| {
+        let answer = asked(from, "--to http://v1.default/cart").unwrap();
+        (text::lines(&answer), answer.requests)
+    };
+    let (shown, requests) = told("shop/web");
+    for expected in [
+        // A Service is more specific than a workload.
+        "  where it begins a trace, 0.5 % are recorded (by the route)",
+        "  is logged as {status} {{x}} (by the workload or its namespace)",
+        "  is logged if it is answered 404, 500-599 (by the Service)",
+        "  is logged if it takes 250ms or longer (by the workload or its namespace)",
+        "  is logged 5 % of the times (by the workload or its namespace)",
+        "  is logged where a proxy fails it only as all else is (by the workload or its namespace)",
+    ] {
+        assert!(shown.lines().any(|line| line == expected), "{expected}\n{shown}");
+    }
+    assert_eq!(requests.by_route, ["sampling_percent"]);
+    let by = ["format", "min_duration", "sample_percent", "filters_errors"];
+    assert_eq!(requests.by_workload, by.map(|field| format!("access_log.{field}")));
+    let (shown, requests) = told("shop/other");
+    assert!(
+        shown.contains("  is logged if it takes 1s or longer (by the workload or its namespace)"),
+        "{shown}"
+    );
+    assert_eq!(requests.by_workload, ["access_log.min_duration"]);
+    let (_, requests) = told("default/web");
+    assert!(requests.by_workload.is_empty());
+    let nobody = asked("shop/web", "--to http://shop.default/copied").unwrap().requests;
+    assert_eq!((nobody.sampling_percent, nobody.by_workload[0]), (Some(20.0), "sampling_percent"));
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! An explanation for people.
 
 use super::answer::{
-    Answer, Endpoint, Failure, From, Handled, Injected, NotTaken, Retried, RuleName, Session, Share, Taken,
+    Answer, Endpoint, Failure, From, Handled, Injected, Logged, NotTaken, Retried, RuleName, Session, Share,
+    Taken,
 };
 
 /// So many endpoints of a backend.
@@ -56,7 +57,11 @@ fn rule(taken: &Taken, lines: &mut Vec<String>) {
 }
 
 fn handled(requests: &Handled, lines: &mut Vec<String>) {
-    let by = |field: &str| if requests.by_route.contains(&field) { "the route" } else { "the Service" };
+    let by = |field: &str| match field {
+        field if requests.by_route.contains(&field) => "the route",
+        field if requests.by_workload.contains(&field) => "the workload or its namespace",
+        _ => "the Service",
+    };
     let timeouts = [
         ("request", "request_timeout", &requests.request_timeout),
         ("each try", "backend_timeout", &requests.backend_timeout),
@@ -88,6 +93,24 @@ fn handled(requests: &Handled, lines: &mut Vec<String>) {
         let whose = if parent_based { "as" } else { "whatever" };
         format!("  its trace is recorded {whose} its headers say (by {by_whom})")
     }));
+    let Logged { format, statuses, min_duration, sample_percent, filters_errors } = &requests.access_log;
+    let logged = [
+        ("format", format.as_ref().map(|format| format!("as {format}"))),
+        ("statuses", statuses.as_ref().map(|statuses| format!("if it is answered {statuses}"))),
+        ("min_duration", min_duration.as_ref().map(|least| format!("if it takes {least} or longer"))),
+        ("sample_percent", sample_percent.map(|of| format!("{of} % of the times"))),
+        (
+            "filters_errors",
+            filters_errors.map(|filters| match filters {
+                true => "where a proxy fails it only as all else is".to_owned(),
+                false => "always where a proxy fails it".to_owned(),
+            }),
+        ),
+    ];
+    for (field, how) in logged {
+        let by = by(&format!("access_log.{field}"));
+        lines.extend(how.map(|how| format!("  is logged {how} (by {by})")));
+    }
 }
 
 fn kept(session: &Session) -> String {

@@ -47,32 +47,8 @@ pub struct SectionTargetRef {
     pub namespace: Option<String>,
 }
 
-/// What a policy is attached to that may be about workloads, too (GEP-713).
-#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = [
-    rule("self.kind == 'Service' ? self.group in ['', 'core'] : self.kind == 'Workload' ? self.group == 'policy.tulle.dev' : self.kind in ['HTTPRoute', 'GRPCRoute'] && self.group == 'gateway.networking.k8s.io'", "a Service of the group \"\", a Workload of the group policy.tulle.dev, or an HTTPRoute or a GRPCRoute of the group gateway.networking.k8s.io"),
-    rule("self.kind != 'Workload' || !has(self.sectionName) || self.sectionName == ''", "a Workload has no sections")
-]))]
-pub struct WorkloadTargetRef {
-    /// The API group: empty for a Service, `policy.tulle.dev` for a workload, `gateway.networking.k8s.io` for a route.
-    #[serde(default)]
-    pub group: String,
-    /// `Service`, `Workload`, `HTTPRoute` or `GRPCRoute`.
-    #[schemars(length(max = 63))]
-    pub kind: String,
-    /// The name, in the policy's own namespace; a workload's is that by which its proxy calls itself.
-    #[schemars(length(min = 1, max = 253))]
-    pub name: String,
-    /// The name of one of the Service's ports, or of one of the route's rules; all of them by default.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 253))]
-    pub section_name: Option<String>,
-    /// Of other kinds' references, and not of this one: read so that nobody is attached elsewhere than they think.
-    #[serde(default, skip_serializing)]
-    #[schemars(skip)]
-    pub namespace: Option<String>,
-}
+/// The schema of a [`SectionTargetRef`] of a policy that may be about workloads, too.
+pub(super) enum WorkloadTargetRef {}
 
 /// A time as the Gateway API writes it (GEP-2257): `300ms`, `10s`, `1m30s`, `2h`.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
@@ -133,10 +109,41 @@ pub enum GrpcCode {
 
 // === impl WorkloadTargetRef ===
 
-impl From<&WorkloadTargetRef> for SectionTargetRef {
-    fn from(written: &WorkloadTargetRef) -> Self {
-        let WorkloadTargetRef { group, kind, name, section_name, namespace } = written.clone();
-        Self { group, kind, name, section_name, namespace }
+impl JsonSchema for WorkloadTargetRef {
+    fn schema_name() -> Cow<'static, str> {
+        "WorkloadTargetRef".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let mut schema = SectionTargetRef::json_schema(generator);
+        let rules = json!([
+            rule(
+                "self.kind == 'Service' ? self.group in ['', 'core'] : self.kind == 'Workload' ? self.group == 'policy.tulle.dev' : self.kind in ['HTTPRoute', 'GRPCRoute'] && self.group == 'gateway.networking.k8s.io'",
+                "a Service of the group \"\", a Workload of the group policy.tulle.dev, or an HTTPRoute or a GRPCRoute of the group gateway.networking.k8s.io"
+            ),
+            rule(
+                "self.kind != 'Workload' || !has(self.sectionName) || self.sectionName == ''",
+                "a Workload has no sections"
+            ),
+        ]);
+        schema.insert("x-kubernetes-validations".to_owned(), rules);
+        for (place, text) in [
+            ("", "What a policy is attached to that may be about workloads, too (GEP-713)."),
+            (
+                "/properties/group",
+                "The API group: empty for a Service, `policy.tulle.dev` for a workload, `gateway.networking.k8s.io` for a route.",
+            ),
+            ("/properties/kind", "`Service`, `Workload`, `HTTPRoute` or `GRPCRoute`."),
+            (
+                "/properties/name",
+                "The name, in the policy's own namespace; a workload's is that by which its proxy calls itself.",
+            ),
+        ] {
+            if let Some(description) = schema.pointer_mut(&format!("{place}/description")) {
+                *description = text.into();
+            }
+        }
+        schema
     }
 }
 

@@ -4,7 +4,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::attached::{Duration, WorkloadTargetRef, rule};
+use super::attached::{Duration, SectionTargetRef, WorkloadTargetRef, rule};
 use super::status::PolicyStatus;
 
 /// What proxies tell of requests and connections: those of clients of what they follow, those of the workloads behind a Service of
@@ -24,11 +24,11 @@ use super::status::PolicyStatus;
 pub struct TelemetryPolicySpec {
     /// Services, workloads, HTTPRoutes and GRPCRoutes in the policy's own namespace. None: every workload of the namespace.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
+    #[schemars(with = "Vec<WorkloadTargetRef>", length(max = 16))]
     #[schemars(extend("x-kubernetes-validations" = [
         rule("self.all(a, self.exists_one(b, b.kind == a.kind && b.name == a.name && (has(b.sectionName) ? b.sectionName : '') == (has(a.sectionName) ? a.sectionName : '')))", "each target once")
     ]))]
-    pub target_refs: Vec<WorkloadTargetRef>,
+    pub target_refs: Vec<SectionTargetRef>,
     /// What is logged of them, and how. What it does not say a less specific target's policy says, or else the Mesh.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access_log: Option<AccessLog>,
@@ -69,10 +69,10 @@ pub struct AccessLog {
     #[schemars(length(min = 1, max = 4096))]
     pub format: Option<String>,
     /// Only what was answered with one of these: a status (`404`), a range (`500-599`) or a class (`5xx`). A call of gRPC counts as what its
-    /// status stands for in HTTP.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    /// status stands for in HTTP. An empty list: nothing, for its status. `all`: whatever its status is, and without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16), inner(length(min = 3, max = 7)))]
-    pub statuses: Vec<String>,
+    pub statuses: Option<Vec<String>>,
     /// Only what took as long or longer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_duration: Option<Duration>,

@@ -13,7 +13,7 @@ fn row(service: &str, requests: u64) -> v1::LoadRow {
 }
 
 fn load(rows: Vec<v1::LoadRow>) -> v1::Load {
-    v1::Load { milliseconds: 5000, rows, untold: Vec::new() }
+    v1::Load { milliseconds: 5000, rows, untold: Vec::new(), is_last: false }
 }
 
 fn model() -> Model {
@@ -74,6 +74,27 @@ fn replicas_add_up_and_who_comes_back_is_not_counted_twice() {
     // Of another identity by the same name are others.
     let _other = loads.enter("shop/web", "spiffe://a/ns/shop/sa/other", at(10));
     assert_eq!(loads.seen(&model(), at(10)).proxies.len(), 2);
+}
+
+#[test]
+fn the_last_report_of_a_proxy_may_come_soon_and_what_it_had_carried_is_known_for_a_minute() {
+    let (loads, start) = (Loads::default(), Instant::now());
+    let at = |millis| start + Duration::from_millis(millis);
+    let place = loads.enter("shop/web", "i", start);
+    let last = |requests| v1::Load { is_last: true, ..load(vec![row("shop/a:80", requests)]) };
+    place.take(load(vec![row("shop/a:80", 10)]), at(5000));
+    place.take(last(5), at(5100));
+    let requests =
+        |at| loads.seen(&model(), at).proxies.first().map(|proxy| (proxy.rows[0].requests, proxy.is_cut));
+    assert_eq!(requests(at(5100)), Some((15, false)));
+    // Nothing can come after that.
+    place.take(last(1), at(5200));
+    place.take(load(vec![row("shop/a:80", 1)]), at(9000));
+    assert_eq!(requests(at(9000)), Some((15, true)));
+    drop(place);
+    assert_eq!(requests(at(64_000)).map(|(requests, _)| requests), Some(15));
+    assert_eq!(requests(at(65_050)).map(|(requests, _)| requests), Some(5), "of the last minute");
+    assert_eq!(requests(at(65_200)), None);
 }
 
 #[test]

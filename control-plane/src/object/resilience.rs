@@ -119,8 +119,7 @@ impl Resilience {
         let says = |_: &NamespacedName, _: &[Target], notes: &mut Notes| {
             Says::Telemetry(Box::new(telemetry::read(&object.spec, notes)))
         };
-        let written: Vec<SectionTargetRef> = object.spec.target_refs.iter().map(Into::into).collect();
-        let refs = Refs { written: &written, of_workloads: true };
+        let refs = Refs { written: &object.spec.target_refs, of_workloads: true };
         Self::read(Kind::TelemetryPolicy, &object.metadata, refs, says, notes)
     }
 

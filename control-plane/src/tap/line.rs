@@ -1,7 +1,7 @@
 //! What whoever looks on reads: JSON, an object on each line.
 
 use serde::{Deserialize, Serialize};
-use tulle_api::v1;
+use tulle_api::{request_failed, v1};
 
 /// One line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -204,19 +204,11 @@ impl Request {
         }
     }
 
-    /// Whether it failed, as `tulle stat` and the rules for Prometheus have it: no answer, an answer that was broken off, a status of 500 or
-    /// more; of gRPC UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE or DATA_LOSS. It is no failure that a client goes
-    /// away.
+    /// Whether a request has failed, as `tulle stat` and the rules for Prometheus have it. Not of a connection without HTTP, which none of
+    /// them counts.
     pub fn is_failure(&self) -> bool {
-        match (&*self.reason, self.grpc_status, self.status) {
-            ("client_closed", _, _) => false,
-            (_, Some(2 | 4 | 12..=15), _) | (_, _, Some(500..)) => true,
-            // A connection without HTTP has no status.
-            (reason, _, None) => !reason.is_empty() || !self.method.is_empty(),
-            // A success that a proxy gives a reason for did not come to its end. (A tunnel's end is none of an answer's.)
-            (reason, None, Some(200..=299)) => !reason.is_empty() && self.method != "CONNECT",
-            _ => false,
-        }
+        let status = self.status.map(|status| u16::try_from(status).unwrap_or(u16::MAX));
+        request_failed(&self.method, status, self.grpc_status, &self.reason)
     }
 }
 
@@ -251,28 +243,20 @@ mod tests {
 
     #[test]
     fn failures_are_those_of_stat() {
-        let request = |status: Option<u32>, grpc_status: Option<u32>, reason: &str| Request {
-            method: "GET".to_owned(),
+        let request = |method: &str, status: Option<u32>, grpc_status: Option<u32>, reason: &str| Request {
+            method: method.to_owned(),
             status,
             grpc_status,
             reason: reason.to_owned(),
             ..Request::default()
         };
-        for (request, expected) in [
-            (request(Some(200), None, ""), false),
-            (request(Some(404), None, ""), false),
-            (request(Some(403), None, "policy_denied"), false),
-            (request(Some(500), None, ""), true),
-            (request(Some(200), None, "upstream_reset"), true),
-            (request(None, None, "upstream_reset"), true),
-            (request(None, None, "client_closed"), false),
-            (request(Some(200), Some(0), ""), false),
-            (request(Some(200), Some(7), ""), false),
-            (request(Some(200), Some(12), ""), true),
-            (request(Some(200), Some(14), ""), true),
-            (Request { protocol: "TCP".to_owned(), ..Request::default() }, false),
-        ] {
-            assert_eq!(request.is_failure(), expected, "{request:?}");
+        let cases = include_str!("../../../tests/rules/failures.txt").lines();
+        for case in cases.filter(|line| !line.is_empty() && !line.starts_with('#')) {
+            let words: Vec<&str> = case.split_whitespace().collect();
+            let [method, status, grpc_status, reason, expected] = words[..] else { panic!("{case}") };
+            let reason = if reason == "-" { "" } else { reason };
+            let request = request(method, status.parse().ok(), grpc_status.parse().ok(), reason);
+            assert_eq!(request.is_failure(), expected == "failed", "{case}");
         }
     }
 }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use tulle_api::{AccessLogFormat, InvalidAccessLog, access_log_statuses};
+use tulle_api::{ACCESS_LOG_ALL, AccessLogFormat, InvalidAccessLog, access_log_statuses};
 
 use super::table::MAX_DURATION;
 use super::{HostPort, InboundPort, Locality, OutboundService, PortSet, SeriesLabels, ServicePort};
@@ -327,8 +327,11 @@ pub(super) fn access_log(value: &str) -> Parsed<AccessLogFormat> {
     value.parse().map_err(|error: InvalidAccessLog| error.to_string())
 }
 
-/// `none` for all.
+/// `all`, or `none`, by which nothing is written for its status.
 pub(super) fn statuses(value: &str) -> Parsed<Statuses> {
+    if value == ACCESS_LOG_ALL {
+        return Ok(Statuses::ALL);
+    }
     let one = |item: &str| access_log_statuses(item).map_err(|error| error.to_string());
     Ok(list(value, one)?.into_iter().collect())
 }

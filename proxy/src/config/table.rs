@@ -193,9 +193,9 @@ variables! {
         "How requests and connections are written to standard error, by [Access log](../observability.md#access-log). This setting and those \
          below win over what the mesh says of the access log; not set, and the mesh says nothing: `json`.",
         |config, value| config.access_log.format = Some(parse::access_log(value)?);
-    "ACCESS_LOG_STATUSES", "<status>[-<status>][,…], of which `5xx` is one, or `none`", None,
+    "ACCESS_LOG_STATUSES", "<status>[-<status>][,…], of which `5xx` is one, `all` or `none`", None,
         "Only requests answered with one of these are written; what has no status is not. A call of gRPC counts as what its status \
-         stands for in HTTP. None: all.",
+         stands for in HTTP. `none`: nothing is, for its status; `all`: whatever its status is, and without one.",
         |config, value| config.access_log.statuses = Some(parse::statuses(value)?);
     "ACCESS_LOG_MIN_DURATION", "a duration (`0s`, `300ms`, `10s`, `5m`, `1h`)", None,
         "Only what took as long or longer is written.",

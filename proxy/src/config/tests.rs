@@ -1,5 +1,5 @@
 use super::*;
-use crate::telemetry::access::Share;
+use crate::telemetry::access::{Share, Statuses};
 
 fn try_load(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Loaded, ConfigError> {
     let arguments = std::iter::once("tulle-proxy").chain(arguments.iter().copied()).map(Into::into);
@@ -232,6 +232,10 @@ fn the_access_log_is_described_by_several_settings() {
     assert_eq!(said.min_duration, Some(Duration::from_millis(250)));
     assert_eq!(said.sample, Share::percent(0.5));
     assert_eq!(said.errors, None);
+    let statuses =
+        |value| try_load(&["--access-log-statuses", value], &[]).unwrap().config.access_log.statuses;
+    assert_eq!(statuses("none"), Some(Statuses::from_iter([])));
+    assert_eq!(statuses("all"), Some(Statuses::ALL));
     let text = error(&["--access-log", "{statsu}"], &[]);
     assert!(text.contains("--access-log") && text.contains("did you mean `{status}`"), "{text}");
 }

@@ -1,14 +1,17 @@
 //! Where spans go: what the proxy's variables say of tracing, and where they say nothing, policies and the mesh; and the way to the collector.
 //!
 //! Decides when tracing begins, changes and ends ([`Sender::keep`]); what is sent and how is [`trace`](crate::telemetry::trace)'s. A connection to a
-//! collector is the proxy's own, outside the mesh: by name and address, with TLS by public roots where its address says `https`.
+//! collector is the proxy's own, outside the mesh: by name and address, with TLS by public roots where its address says `https`. These are
+//! read anew when their file has changed, for connections from then on ([`Roots`]).
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
@@ -27,6 +30,8 @@ use crate::telemetry::trace::{Collector, Connect, Exporter, How, Limits, Protoco
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long what is left may take when the proxy ends.
 const LAST: Duration = Duration::from_secs(2);
+/// When a file of roots is looked for again that could not be read.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// Where systems keep the roots that they trust.
 const SYSTEM_ROOTS: [&str; 3] =
     ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
@@ -71,12 +76,18 @@ impl Sender {
     /// called within a runtime.
     ///
     /// # Errors
-    /// What cannot be used of it; then nothing is traced.
+    /// What cannot be used of it; then nothing is traced, and it may be tried again.
     pub fn set(&mut self, tracing: &Tracing) -> Result<(), String> {
         if self.now.as_ref() == Some(tracing) {
             return Ok(());
         }
+        self.now = None;
+        self.change(tracing)?;
         self.now = Some(tracing.clone());
+        Ok(())
+    }
+
+    fn change(&mut self, tracing: &Tracing) -> Result<(), String> {
         let collector = tracing.collector(self.workload.as_ref(), &self.host);
         let roots = tracing.certificate.clone();
         let to = collector.map(|collector| To { collector, limits: tracing.limits(), roots });
@@ -113,18 +124,28 @@ impl Sender {
     /// Keeps to `own` settings, and where they say nothing to what is said of the workload and the mesh, until `stop` is told or gone; then sends what is left.
     pub async fn keep(mut self, own: Tracing, store: Arc<Store>, mut stop: oneshot::Receiver<()>) {
         let mut changes = store.changes();
+        let mut failed: Option<String> = None;
         loop {
             let snapshot = store.load();
             let mesh = snapshot.mesh.as_ref().and_then(|mesh| mesh.tracing.clone());
             let said = snapshot.inbound.as_ref().map(|policy| policy.spec().sampling);
             drop(snapshot);
             let tracing = own.over(&mesh.unwrap_or_default()).sampled(said.unwrap_or_default());
-            if let Err(error) = self.set(&tracing) {
+            let error = self.set(&tracing).err();
+            if let Some(error) = error.as_ref().filter(|error| failed.as_ref() != Some(*error)) {
                 tracing::error!(error, "nothing is traced");
             }
+            failed = error;
+            let again = async {
+                match failed {
+                    Some(_) => tokio::time::sleep(LOOK_AGAIN).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 _ = &mut stop => break,
                 changed = changes.changed() => if changed.is_err() { break },
+                () = again => {}
             }
         }
         self.end().await;
@@ -156,8 +177,7 @@ fn connect(collector: &Collector, roots: Option<&Path>, mark: Option<u32>) -> Re
         true => {
             let name =
                 ServerName::try_from(host.to_string()).map_err(|error| format!("`{host}`: {error}"))?;
-            let path = trusted(roots)?;
-            Some((client(collector.protocol, &path)?, name, Arc::<Path>::from(path)))
+            Some((Arc::new(Roots::read(trusted(roots)?, collector.protocol)?), name))
         }
     };
     Ok(Arc::new(move || {
@@ -167,9 +187,9 @@ fn connect(collector: &Collector, roots: Option<&Path>, mark: Option<u32>) -> Re
                 let stream = reach(&host, port, mark).await?;
                 Ok(match tls {
                     None => Box::new(stream) as Box<dyn Stream>,
-                    Some((config, name, roots)) => {
-                        let stream = TlsConnector::from(config).connect(name, stream).await;
-                        Box::new(stream.map_err(|error| refused(&error, &roots))?)
+                    Some((roots, name)) => {
+                        let stream = TlsConnector::from(roots.client()).connect(name, stream).await;
+                        Box::new(stream.map_err(|error| refused(&error, &roots.path))?)
                     }
                 })
             };
@@ -207,6 +227,61 @@ fn trusted(named: Option<&Path>) -> Result<PathBuf, String> {
     })
 }
 
+/// The roots by which a collector is known, as their file has them.
+struct Roots {
+    path: PathBuf,
+    protocol: Protocol,
+    known: Mutex<Known>,
+}
+
+struct Known {
+    client: Arc<ClientConfig>,
+    /// Of the file that was read last, be it that it could not be used.
+    of: Option<Stamp>,
+}
+
+/// What is different of a file once it has changed: device, number, length, and when it was written. Through links, such as those by which
+/// a cluster replaces the files of a volume.
+type Stamp = [i128; 5];
+
+impl Roots {
+    fn read(path: PathBuf, protocol: Protocol) -> Result<Self, String> {
+        // Before it is read: what is written meanwhile is noticed.
+        let of = stamp(&path);
+        let client = client(protocol, &path)?;
+        Ok(Self { path, protocol, known: Mutex::new(Known { client, of }) })
+    }
+
+    /// For a connection that is made now. Roots that cannot be used do not take the place of those before.
+    fn client(&self) -> Arc<ClientConfig> {
+        let mut known = self.known.lock();
+        let of = stamp(&self.path);
+        if of != known.of {
+            known.of = of;
+            match client(self.protocol, &self.path) {
+                Ok(client) => {
+                    tracing::info!(roots = %self.path.display(), "the collector's roots have changed");
+                    known.client = client;
+                }
+                Err(error) => tracing::warn!(error, "the roots before are kept"),
+            }
+        }
+        Arc::clone(&known.client)
+    }
+}
+
+/// `None`: there is no such file.
+fn stamp(path: &Path) -> Option<Stamp> {
+    let file = std::fs::metadata(path).ok()?;
+    Some([
+        file.dev().into(),
+        file.ino().into(),
+        file.len().into(),
+        file.mtime().into(),
+        file.mtime_nsec().into(),
+    ])
+}
+
 /// Trusts the roots in that file.
 fn client(protocol: Protocol, roots: &Path) -> Result<Arc<ClientConfig>, String> {
     let of = |error: &dyn std::fmt::Display| {
@@ -230,6 +305,52 @@ mod tests {
     fn to(collector: &str, ratio: f64) -> Tracing {
         let endpoint = Endpoint { uri: collector.parse().unwrap(), is_whole: false };
         Tracing { endpoint: Some(endpoint), ratio: Some(ratio), ..Tracing::default() }
+    }
+
+    fn root() -> String {
+        let (domain, day) = (tulle_certs::TrustDomain::default(), Duration::from_secs(24 * 3600));
+        tulle_certs::issue::Authority::generate(&domain, day, std::time::SystemTime::now()).unwrap().to_pem()
+    }
+
+    #[test]
+    fn roots_are_read_anew_once_they_have_changed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("roots.pem");
+        // As a whole, as who keeps such files does.
+        let write = |text: &str| {
+            let new = folder.path().join("new");
+            std::fs::write(&new, text).unwrap();
+            std::fs::rename(new, &path).unwrap();
+        };
+        let read = || Roots::read(path.clone(), Protocol::Grpc);
+        assert!(read().is_err_and(|error| error.contains("roots.pem")));
+        write(&root());
+        let roots = read().unwrap();
+        let first = roots.client();
+        assert!(Arc::ptr_eq(&first, &roots.client()), "not at each connection");
+        write(&root());
+        let second = roots.client();
+        assert!(!Arc::ptr_eq(&first, &second));
+        // What cannot be used, and no file at all.
+        write("no certificate");
+        assert!(Arc::ptr_eq(&second, &roots.client()));
+        std::fs::remove_file(&path).unwrap();
+        assert!(Arc::ptr_eq(&second, &roots.client()));
+        write(&root());
+        assert!(!Arc::ptr_eq(&second, &roots.client()));
+    }
+
+    #[tokio::test]
+    async fn what_could_not_be_used_is_tried_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("roots.pem");
+        let mut sender =
+            Sender::new(Telemetry::with_access_output(&Config::default(), 1, None, None), None, None);
+        let tracing = Tracing { certificate: Some(path.clone()), ..to("https://127.0.0.1:9", 1.0) };
+        assert!(sender.set(&tracing).is_err() && sender.set(&tracing).is_err());
+        std::fs::write(&path, root()).unwrap();
+        sender.set(&tracing).unwrap();
+        assert!(sender.to.is_some());
     }
 
     #[tokio::test]

@@ -4,13 +4,13 @@
 //!
 //! At first a registration says that it is not ready, since its policy exists only from then on ([`super::gate`]); that it is ready
 //! once that policy is in force; and while it drains, that it is not. A lost stream is opened again, and the
-//! registration with it.
+//! registration with it. When the proxy ends, it says what it has carried since the last report.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tulle_api::discovery::Node;
@@ -60,14 +60,18 @@ const MAX_TOLD: usize = 4096;
 const QUEUE: usize = 16;
 
 impl Report {
-    /// Keeps the stream up, and the registration with it, for ever.
-    pub async fn run(mut self) {
+    /// Keeps the stream up, and the registration with it, until `stop` is told or gone; then says what was carried last, if there is a
+    /// stream, and returns once the control plane has it. For how long that may take is the caller's to say.
+    pub async fn run(mut self, mut stop: oneshot::Receiver<()>) {
         let identity = Arc::clone(&self.identity);
-        identity.ready().await;
+        tokio::select! {
+            _creds = identity.ready() => {}
+            _ = &mut stop => return,
+        }
         let mut failures = 0;
         loop {
             let opened = Instant::now();
-            let ended = self.stream(&mut failures).await;
+            let Some(ended) = self.stream(&mut failures, &mut stop).await else { return };
             self.metrics.control().registered(false);
             // Who registers nothing is rarely told anything.
             failures = if opened.elapsed() > STALLED { 1 } else { failures + 1 };
@@ -77,21 +81,33 @@ impl Report {
             } else {
                 tracing::debug!(error = %describe(&ended), retry_in = ?wait, "the stream of reports is down");
             }
-            tokio::time::sleep(wait).await;
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                _ = &mut stop => return,
+            }
         }
     }
 
-    async fn stream(&mut self, failures: &mut u32) -> tonic::Status {
+    /// Why the stream has ended; `None`: it was to stop.
+    async fn stream(
+        &mut self,
+        failures: &mut u32,
+        stop: &mut oneshot::Receiver<()>,
+    ) -> Option<tonic::Status> {
         let (requests, outgoing) = mpsc::channel(QUEUE);
         let registration = self.registration.borrow_and_update().clone();
         let report = registration.map(report_request::Report::Registration);
         drop(requests.send(ReportRequest { node: Some(self.node.clone()), report }).await);
         let mut client = ProxyClient::new(self.channel.clone());
         let call = client.report(ReceiverStream::new(outgoing));
-        let mut responses = match tokio::time::timeout(STALLED, call).await {
+        let called = tokio::select! {
+            called = tokio::time::timeout(STALLED, call) => called,
+            _ = &mut *stop => return None,
+        };
+        let mut responses = match called {
             Ok(Ok(responses)) => responses.into_inner(),
-            Ok(Err(status)) => return status,
-            Err(_) => return tonic::Status::deadline_exceeded("the control plane does not answer"),
+            Ok(Err(status)) => return Some(status),
+            Err(_) => return Some(tonic::Status::deadline_exceeded("the control plane does not answer")),
         };
         let mut told = None;
         let mut tapping = Tapping::new(Arc::clone(&self.taps));
@@ -125,9 +141,19 @@ impl Report {
                             None => continue,
                         }
                     }
-                    Some(Err(status)) => return status,
-                    None => return tonic::Status::unavailable("the control plane ended the stream"),
+                    Some(Err(status)) => return Some(status),
+                    None => return Some(tonic::Status::unavailable("the control plane ended the stream")),
                 },
+                _ = &mut *stop => {
+                    if let Some(load) = loads.last() {
+                        let report = Some(report_request::Report::Load(load));
+                        drop(requests.send(ReportRequest { node: None, report }).await);
+                    }
+                    // The control plane ends its side once it has read ours to the end.
+                    drop(requests);
+                    while let Some(Ok(_)) = responses.next().await {}
+                    return None;
+                }
                 changed = self.registration.changed(), if may_register => {
                     may_register = changed.is_ok();
                     let registration = self.registration.borrow_and_update().clone();

@@ -1,4 +1,5 @@
-//! Making a connection to an endpoint: TCP, then TLS if it is in the mesh, within one time limit. Every dial is counted.
+//! Making a connection to an endpoint: a place under its limits, then TCP, then TLS if it is in the mesh, within one time limit. Every
+//! dial is counted, and timed from when it has its place: what it waited for that says nothing of the endpoint.
 //!
 //! The limit is for the other side. While this worker is kept from the processor, or has a thousand other things to do
 //! first, no time passes: else a burst would make every dial fail that it caused.
@@ -122,7 +123,8 @@ impl Dial {
         since: Instant,
         wanted: impl Fn() -> bool + Send,
     ) -> Result<h1::Client<Io>, ConnectError> {
-        let (io, _) = self.counted(self.open_if(endpoint, Alpn::Http1, since, wanted)).await?;
+        let seat = self.seat(endpoint, since, wanted).await?;
+        let (io, _) = self.counted(self.open(endpoint, Alpn::Http1, seat)).await?;
         Ok(h1::Client::new(io, self.http1))
     }
 
@@ -132,7 +134,8 @@ impl Dial {
         endpoint: &Endpoint,
         since: Instant,
     ) -> Result<(streams::Opener, Seated), ConnectError> {
-        let (io, seat) = self.counted(self.open(endpoint, Alpn::Streams, since)).await?;
+        let seat = self.seat(endpoint, since, || true).await?;
+        let (io, seat) = self.counted(self.open(endpoint, Alpn::Streams, seat)).await?;
         io.shared_by_many();
         let (opener, mut driver) = streams::dialled(io);
         let address = endpoint.address;
@@ -155,8 +158,9 @@ impl Dial {
         endpoint: &Endpoint,
         since: Instant,
     ) -> Result<(http2::Sender, Seated), ConnectError> {
+        let seat = self.seat(endpoint, since, || true).await?;
         let connect = async {
-            let (io, seat) = self.open(endpoint, Alpn::H2, since).await?;
+            let (io, seat) = self.open(endpoint, Alpn::H2, seat).await?;
             // Servers of gRPC hang up on clients that ask too often whether they are there; other proxies do not mind.
             let ping = matches!(endpoint.peer, Peer::Mesh(_));
             let sender = http2::connect(io, &self.http2, ping)
@@ -171,7 +175,24 @@ impl Dial {
         let gate = endpoint.room.gate();
         let pending = gate.map(|gate| gate.pend(&self.metrics)).transpose();
         let _pending = pending.map_err(|full| ConnectError::Limited(Box::new(full)))?;
-        Ok(self.counted(self.open(endpoint, Alpn::Tcp, Instant::now())).await?.0)
+        let seat = self.seat(endpoint, Instant::now(), || true).await?;
+        Ok(self.counted(self.open(endpoint, Alpn::Tcp, seat)).await?.0)
+    }
+
+    /// A place for a connection, unless it is no longer `wanted` once there is one. `since`: as of [`Endpoint::seat`].
+    async fn seat(
+        &self,
+        endpoint: &Endpoint,
+        since: Instant,
+        wanted: impl Fn() -> bool + Send,
+    ) -> Result<Option<ConnectionSeat>, ConnectError> {
+        let seat = endpoint.seat(&self.metrics, since, wanted).await;
+        if let Err(error) = &seat
+            && !matches!(error, ConnectError::Unwanted)
+        {
+            self.metrics.not_dialled(error.reason());
+        }
+        seat
     }
 
     async fn counted<T>(
@@ -181,9 +202,7 @@ impl Dial {
         let started = Instant::now();
         let dialled = dial.await;
         let result = dialled.as_ref().map(drop).map_err(ConnectError::reason);
-        if !matches!(dialled, Err(ConnectError::Unwanted)) {
-            self.metrics.dial(result, started.elapsed());
-        }
+        self.metrics.dial(result, started.elapsed());
         dialled
     }
 
@@ -192,20 +211,9 @@ impl Dial {
         &self,
         endpoint: &Endpoint,
         alpn: Alpn,
-        since: Instant,
-    ) -> Result<(Io, Seated), ConnectError> {
-        self.open_if(endpoint, alpn, since, || true).await
-    }
-
-    async fn open_if(
-        &self,
-        endpoint: &Endpoint,
-        alpn: Alpn,
-        since: Instant,
-        wanted: impl Fn() -> bool + Send,
+        seat: Option<ConnectionSeat>,
     ) -> Result<(Io, Seated), ConnectError> {
         let address = endpoint.address;
-        let seat = endpoint.seat(&self.metrics, since, wanted).await?;
         let timeout = endpoint.room.said().connect_timeout.unwrap_or(self.timeout);
         let dial = self.dial(endpoint, alpn);
         let io = match timeout.is_zero() {

@@ -2,7 +2,8 @@
 //!
 //! A connection of its own each time, since whether an endpoint takes new ones, and proves who it is, is a part of what is
 //! asked; and no server closes it at the moment in which it is used again. It is made as requests' are: the identity of
-//! an endpoint in the mesh is checked, and its proxy sees a request like any other.
+//! an endpoint in the mesh is checked, and its proxy sees a request like any other. Where the proxy traces, a check says of itself that it
+//! is not recorded: else an application that traces too would begin a trace with each.
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,6 +18,7 @@ use tokio::io::AsyncWriteExt;
 
 use crate::endpoint::{ConnectError, Dial, Endpoint, within};
 use crate::state::{HealthCheck, Question};
+use crate::telemetry::trace::Tracer;
 use crate::wire::{Body, Framing};
 
 /// What servers see.
@@ -87,8 +89,13 @@ impl Failure {
     }
 }
 
-/// Asks `endpoint` once.
-pub(super) async fn ask(dial: &Dial, endpoint: &Endpoint, check: &Check) -> Result<(), Failure> {
+/// Asks `endpoint` once. `tracer`: where requests are traced.
+pub(super) async fn ask(
+    dial: &Dial,
+    endpoint: &Endpoint,
+    check: &Check,
+    tracer: Option<&Tracer>,
+) -> Result<(), Failure> {
     let timeout = check.check.timeout;
     let dial = Dial { timeout, ..dial.clone() };
     // The head of an answer may say enough though its body never ends.
@@ -97,9 +104,16 @@ pub(super) async fn ask(dial: &Dial, endpoint: &Endpoint, check: &Check) -> Resu
         match &check.check.question {
             Question::Http { path, host } => {
                 let host = host.as_ref().unwrap_or(&check.host);
-                http(&dial, endpoint, check.framing, path, host, &good).await
+                let request = http(path, host, check.framing, tracer)?;
+                let passes = |status: StatusCode| (200..400).contains(&status.as_u16());
+                let head = |status| good.store(passes(status), Ordering::Relaxed);
+                let status = send(&dial, endpoint, check.framing, request, head).await?.status();
+                if passes(status) { Ok(()) } else { Err(Failure::Status(status)) }
             }
-            Question::Grpc { service } => grpc(&dial, endpoint, service, &check.host).await,
+            Question::Grpc { service } => {
+                let request = grpc(service, &check.host, tracer)?;
+                serving(&send(&dial, endpoint, Framing::Http2, request, drop).await?)
+            }
             Question::Tcp => tcp(&dial, endpoint).await,
         }
     };
@@ -117,33 +131,27 @@ async fn tcp(dial: &Dial, endpoint: &Endpoint) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn http(
-    dial: &Dial,
-    endpoint: &Endpoint,
-    framing: Framing,
+fn http(
     path: &PathAndQuery,
     host: &Authority,
-    good: &AtomicBool,
-) -> Result<(), Failure> {
-    let mut request = request(Method::GET, path.clone(), host, framing)?;
+    framing: Framing,
+    tracer: Option<&Tracer>,
+) -> Result<Request<Body>, Failure> {
+    let mut request = request(Method::GET, path.clone(), host, framing, tracer)?;
     if framing == Framing::Http1 {
         request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    let passes = |status: StatusCode| (200..400).contains(&status.as_u16());
-    let head = |status| good.store(passes(status), Ordering::Relaxed);
-    let status = send(dial, endpoint, framing, request, head).await?.status();
-    if passes(status) { Ok(()) } else { Err(Failure::Status(status)) }
+    Ok(request)
 }
 
-async fn grpc(dial: &Dial, endpoint: &Endpoint, service: &str, host: &Authority) -> Result<(), Failure> {
+fn grpc(service: &str, host: &Authority, tracer: Option<&Tracer>) -> Result<Request<Body>, Failure> {
     let path = PathAndQuery::from_static("/grpc.health.v1.Health/Check");
-    let mut request = request(Method::POST, path, host, Framing::Http2)?;
+    let mut request = request(Method::POST, path, host, Framing::Http2, tracer)?;
     let headers = request.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert(header::TE, HeaderValue::from_static("trailers"));
     *request.body_mut() = Body::full(frame(&HealthCheckRequest { service: service.to_owned() }));
-    let answer = send(dial, endpoint, Framing::Http2, request, drop).await?;
-    serving(&answer)
+    Ok(request)
 }
 
 /// What an answer of `Check` says.
@@ -193,6 +201,7 @@ fn request(
     path: PathAndQuery,
     host: &Authority,
     framing: Framing,
+    tracer: Option<&Tracer>,
 ) -> Result<Request<Body>, Failure> {
     let mut request = Request::new(Body::empty());
     *request.method_mut() = method;
@@ -209,6 +218,9 @@ fn request(
         }
     };
     request.headers_mut().insert(header::USER_AGENT, USER_AGENT);
+    if let Some(tracer) = tracer {
+        tracer.decline(request.headers_mut());
+    }
     Ok(request)
 }
 

@@ -22,6 +22,7 @@ use self::schedule::{Id, Schedule, Ticket};
 use crate::endpoint::{Dial, Endpoint};
 use crate::state::{ObjectName, Peer, Protocol, ServicePort, Store};
 use crate::telemetry::Metrics;
+use crate::telemetry::trace::Traces;
 use crate::wire::Framing;
 
 /// Asks, until it is dropped. Has nothing to do, and does nothing, while no policy says so.
@@ -31,6 +32,7 @@ pub struct Prober {
     own: Own,
     tell: Tell,
     metrics: Metrics,
+    traces: Arc<Traces>,
     schedule: Schedule,
     watched: HashMap<Id, Watched, RandomState>,
     /// Checks under way.
@@ -58,13 +60,14 @@ struct Watched {
 impl Prober {
     /// Connects as `dial` says; what is this workload itself by `own` is asked directly; `tell` hears what changes, and
     /// with each check that an endpoint is unhealthy still: its policy may have gone and come back unseen. All endpoints
-    /// are healthy at first.
+    /// are healthy at first. Where `traces` says that requests are traced, those of checks say that they are not.
     pub fn new(
         store: Arc<Store>,
         dial: Dial,
         own: impl Fn(&Endpoint) -> Option<SocketAddr> + Send + 'static,
         tell: impl Fn(&ObjectName, u16, &Arc<Endpoint>, bool) + Send + 'static,
         metrics: Metrics,
+        traces: Arc<Traces>,
     ) -> Self {
         Self {
             store,
@@ -72,6 +75,7 @@ impl Prober {
             own: Box::new(own),
             tell: Box::new(tell),
             metrics,
+            traces,
             schedule: Schedule::default(),
             watched: HashMap::default(),
             asked: JoinSet::new(),
@@ -172,7 +176,9 @@ impl Prober {
             };
             // Apart from the one that requests go to, which has nothing to do with this connection.
             let asked = Endpoint::new(asked.0, asked.1, None, "".into(), 0);
-            self.asked.spawn(async move { (ticket, ask::ask(&dial, &asked, &check).await) });
+            let tracer = self.traces.get();
+            self.asked
+                .spawn(async move { (ticket, ask::ask(&dial, &asked, &check, tracer.as_deref()).await) });
         }
     }
 

@@ -120,6 +120,7 @@ impl Bench {
                 }
             },
             metrics.clone(),
+            Arc::default(),
         );
         tokio::spawn(prober.run());
         Self { store, service, told, metrics }
@@ -249,7 +250,7 @@ async fn what_is_this_workload_itself_is_asked_directly() {
     store.update(|snapshot| drop(snapshot.services.insert(name, service)));
     let (own, application) = (listener.address, app.address);
     let own = move |endpoint: &Endpoint| (endpoint.address == own).then_some(application);
-    let prober = Prober::new(store, dial(), own, |_, _, _, _| {}, Metrics::new(1, 2000, &[]));
+    let prober = Prober::new(store, dial(), own, |_, _, _, _| {}, Metrics::new(1, 2000, &[]), Arc::default());
     tokio::spawn(prober.run());
     while app.asked.load(Ordering::Relaxed) < 3 {
         tokio::time::sleep(Duration::from_millis(1)).await;

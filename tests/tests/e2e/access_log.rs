@@ -227,20 +227,27 @@ async fn r21_a_workloads_policy_says_what_its_own_proxy_logs_of_all_that_it_carr
     }
     logged_as(&pair.web, &pair.web, "of-all").await;
     logged_as(&pair.web, &pair.orders, "of-orders").await;
-    // Only what is asked for.
-    let filtered = policy(&workload("shop"), "{statuses: ['404']}").replace("name: log", "name: shop");
-    pair.world.yaml("shop.yaml", &filtered);
+    // Only what is asked for; of no status, which is said by an empty list, nothing is.
     let mut wire = shop.connect("orders").await;
     let mut times = 0;
-    eventually("what the workload does not log is left out", async || {
-        times += 1;
-        let path = format!("/left-out/{times}");
-        assert_eq!(get(&mut wire, &path).await, 200);
-        logged_as(&shop, &pair.orders, "of-orders").await;
-        let told = shop.access_lines().iter().any(|line| line.contains(&path));
-        if told { Err(path) } else { Ok(()) }
-    })
-    .await;
+    for statuses in ["['404']", "[]"] {
+        let says = |statuses: &str| {
+            let said = policy(&workload("shop"), &format!("{{statuses: {statuses}}}"));
+            pair.world.yaml("shop.yaml", &said.replace("name: log", "name: shop"));
+        };
+        says(statuses);
+        eventually(&format!("what the workload does not log is left out by {statuses}"), async || {
+            times += 1;
+            let path = format!("/left-out/{times}");
+            assert_eq!(get(&mut wire, &path).await, 200);
+            logged_as(&shop, &pair.orders, "of-orders").await;
+            let told = shop.access_lines().iter().any(|line| line.contains(&path));
+            if told { Err(path) } else { Ok(()) }
+        })
+        .await;
+        says("[all]");
+        logged_as(&shop, &shop, "of-all").await;
+    }
 }
 
 /// Leads the proxy's standard error elsewhere, as a shell does.

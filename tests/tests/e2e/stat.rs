@@ -161,6 +161,35 @@ async fn what_is_carried_is_shown_by_service_workload_edge_and_route() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_proxy_carries_before_it_ends_is_told_though_no_report_is_due() {
+    let world = World::strict().await;
+    world.service("orders", "http");
+    let app = application().await;
+    let rarely = ["--load-report-interval", "30s"];
+    let orders =
+        world.workload("orders").serves("orders", app.address()).setting(rarely[0], rarely[1]).start().await;
+    orders.counts("tulle_registered", &[], 1.0).await;
+    let mut web = world.workload("web").calls("orders").setting(rarely[0], rarely[1]).start().await;
+    web.reaches("orders").await;
+    send(&web, "/", 20).await;
+    let carried = web.metrics().await.sum("tulle_requests_total", &[("direction", "outbound")]);
+    assert!(carried >= 21.0, "{carried}");
+    let status = web.process().stop().await;
+    assert!(status.success(), "{status}");
+    eventually("the last requests are told", async || {
+        let of = rows(&world, &["stat", "workloads", "--to", "default/orders"])?;
+        let of_web = of.iter().find(|row| row["name"] == "default/web").ok_or("no web")?;
+        let is_all = of_web["requests"].as_f64().is_some_and(|requests| requests >= carried);
+        if is_all && of_web["meshed"] == "0/1" && of_web["rps"] == 0.0 {
+            Ok(())
+        } else {
+            Err(of_web.to_string())
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_is_no_request_is_counted_while_it_is_open() {
     let world = World::strict().await;
     world.service("orders", "tcp");

@@ -5,5 +5,6 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::large_futures, reason = "tests")]
 
+mod failures;
 mod jaeger;
 mod prometheus;

@@ -45,7 +45,13 @@ fn what_the_mesh_logs_reaches_every_proxy() {
     assert_eq!(told(&mesh(all)), [""; 0]);
     let expected = v1::AccessLog {
         format: "{status}".to_owned(),
-        statuses: vec![v1::StatusRange { first: 404, last: 404 }, v1::StatusRange { first: 500, last: 599 }],
+        statuses: Some(v1::LoggedStatuses {
+            ranges: vec![
+                v1::StatusRange { first: 404, last: 404 },
+                v1::StatusRange { first: 500, last: 599 },
+            ],
+            all: false,
+        }),
         min_duration: Some(prost_types::Duration { seconds: 0, nanos: 250_000_000 }),
         sampled: Some(5000),
         filters_errors: Some(true),
@@ -85,8 +91,30 @@ fn a_policy_on_a_route_is_its_rules_field_by_field() {
     assert_eq!(told(&text), [""; 0]);
     let routes = routes(&model(&text), "default/default/orders");
     let of = |rule: usize| routes.http[0].rules[rule].requests.clone().unwrap().access_log.unwrap();
-    assert_eq!((&*of(0).format, of(0).sampled, of(0).statuses.len()), ("json", Some(0), 1));
-    assert_eq!((&*of(1).format, of(1).sampled, of(1).statuses.len()), ("ecs", Some(1_000_000), 1));
+    let of = |rule: usize| (of(rule).format, of(rule).sampled, of(rule).statuses.unwrap().ranges.len());
+    assert_eq!(of(0), ("json".to_owned(), Some(0), 1));
+    assert_eq!(of(1), ("ecs".to_owned(), Some(1_000_000), 1));
+}
+
+#[test]
+fn an_empty_list_of_statuses_is_said_and_is_not_all() {
+    let said = |statuses: &str| {
+        let text = format!(
+            "{ORDERS}{}{}",
+            policy("all", AT_ORDERS, "{statuses: ['404']}"),
+            policy("one", AT_HTTP, &format!("{{statuses: {statuses}}}"))
+        );
+        let told = told(&text);
+        let service: v1::Service = get(&model(&text), "default/orders").unwrap();
+        let requests = service.ports[0].traffic.clone().unwrap().requests.unwrap();
+        (requests.access_log.unwrap().statuses.unwrap(), told)
+    };
+    let (none, told) = said("[]");
+    assert_eq!((none, told.is_empty()), (v1::LoggedStatuses::default(), true), "{told:?}");
+    let (all, told) = said("[all]");
+    assert_eq!((all.all, all.ranges.len(), told.is_empty()), (true, 0, true), "{told:?}");
+    let (general, _) = said("null");
+    assert_eq!((general.all, general.ranges.len()), (false, 1), "what is not said the Service's says");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What is said of what proxies tell of requests: by a TelemetryPolicy, and of the access log by the Mesh.
 
-use tulle_api::{AccessLogFormat, InvalidAccessLog, access_log_statuses, v1};
+use tulle_api::{ACCESS_LOG_ALL, AccessLogFormat, InvalidAccessLog, access_log_statuses, v1};
 
 use super::fault::millionths;
 use super::{MAX_LIST, at_most, on_the_wire, time};
@@ -28,20 +28,8 @@ pub(in crate::object) fn access_log(
         let hint = "write `json`, `apache`, `ecs`, `none`, or a template such as `{status} {path}`";
         notes.refuse(format!("{at}.format"), InvalidAccessLog::to_string(&error), hint);
     }
-    at_most(MAX_LIST, written.statuses.len(), &format!("{at}.statuses"), notes);
-    let mut statuses = Vec::with_capacity(written.statuses.len());
-    for (index, text) in written.statuses.iter().enumerate() {
-        match access_log_statuses(text) {
-            Ok(range) => {
-                statuses.push(v1::StatusRange { first: (*range.start()).into(), last: (*range.end()).into() })
-            }
-            Err(error) => notes.refuse(
-                format!("{at}.statuses[{index}]"),
-                error.to_string(),
-                "write `404`, `500-599` or `5xx`",
-            ),
-        }
-    }
+    let said = written.statuses.as_deref();
+    let statuses = said.map(|written| statuses(&format!("{at}.statuses"), written, notes));
     let min_duration = written.min_duration.as_ref();
     v1::AccessLog {
         format: written.format.clone().unwrap_or_default(),
@@ -54,6 +42,27 @@ pub(in crate::object) fn access_log(
             .map(|percent| millionths(format!("{at}.samplePercent"), percent, notes)),
         filters_errors: written.errors.map(|errors| errors == LoggedErrors::Filtered),
     }
+}
+
+/// Those that `written` at `at` names; an empty list is said too.
+fn statuses(at: &str, written: &[String], notes: &mut Notes) -> v1::LoggedStatuses {
+    at_most(MAX_LIST, written.len(), at, notes);
+    let mut said = v1::LoggedStatuses::default();
+    for (index, text) in written.iter().enumerate() {
+        match access_log_statuses(text) {
+            _ if text == ACCESS_LOG_ALL => said.all = true,
+            Ok(range) => {
+                let range = v1::StatusRange { first: (*range.start()).into(), last: (*range.end()).into() };
+                said.ranges.push(range);
+            }
+            Err(error) => notes.refuse(
+                format!("{at}[{index}]"),
+                error.to_string(),
+                "write `404`, `500-599`, `5xx` or `all`",
+            ),
+        }
+    }
+    said
 }
 
 /// What the whole policy says.
@@ -84,7 +93,7 @@ impl Telemetry {
         Self {
             access_log: v1::AccessLog {
                 format: if logged.format.is_empty() { its.format } else { logged.format },
-                statuses: if logged.statuses.is_empty() { its.statuses } else { logged.statuses },
+                statuses: logged.statuses.or(its.statuses),
                 min_duration: logged.min_duration.or(its.min_duration),
                 sampled: logged.sampled.or(its.sampled),
                 filters_errors: logged.filters_errors.or(its.filters_errors),
@@ -101,7 +110,7 @@ impl Telemetry {
         let Self { access_log, sampling } = self;
         let fields = [
             ("accessLog.format", !access_log.format.is_empty()),
-            ("accessLog.statuses", !access_log.statuses.is_empty()),
+            ("accessLog.statuses", access_log.statuses.is_some()),
             ("accessLog.minDuration", access_log.min_duration.is_some()),
             ("accessLog.samplePercent", access_log.sampled.is_some()),
             ("accessLog.errors", access_log.filters_errors.is_some()),

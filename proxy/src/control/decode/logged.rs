@@ -19,24 +19,28 @@ pub(super) fn access_log(message: v1::AccessLog, at: &str) -> Result<Said> {
                 .map_err(|error: InvalidAccessLog| fault(format!("{at}.format"), error.to_string()))?,
         ),
     };
-    let statuses: Statuses = each(message.statuses, &format!("{at}.statuses"), |range, at| {
+    let statuses = message.statuses.map(|said| statuses(said, &format!("{at}.statuses"))).transpose()?;
+    let is_said = message.min_duration.is_some();
+    let min_duration = duration(message.min_duration, &format!("{at}.min_duration"))?;
+    Ok(Said {
+        format,
+        statuses,
+        min_duration: min_duration.or_else(|| is_said.then_some(Duration::ZERO)),
+        sample: message.sampled.map(Share::millionths),
+        errors: message.filters_errors.map(|filters| if filters { Errors::Filtered } else { Errors::Always }),
+    })
+}
+
+/// Said, be it that there are none.
+fn statuses(message: v1::LoggedStatuses, at: &str) -> Result<Statuses> {
+    let ranges = each(message.ranges, &format!("{at}.ranges"), |range, at| {
         let status = |status: u32| u16::try_from(status).ok().filter(|status| (100..=599).contains(status));
         match status(range.first).zip(status(range.last)) {
             Some((first, last)) if first <= last => Ok(first..=last),
             _ => Err(fault(at, format!("{} to {} are no statuses", range.first, range.last))),
         }
-    })?
-    .into_iter()
-    .collect();
-    let is_said = message.min_duration.is_some();
-    let min_duration = duration(message.min_duration, &format!("{at}.min_duration"))?;
-    Ok(Said {
-        format,
-        statuses: (!statuses.is_empty()).then_some(statuses),
-        min_duration: min_duration.or_else(|| is_said.then_some(Duration::ZERO)),
-        sample: message.sampled.map(Share::millionths),
-        errors: message.filters_errors.map(|filters| if filters { Errors::Filtered } else { Errors::Always }),
-    })
+    })?;
+    Ok(if message.all { Statuses::ALL } else { ranges.into_iter().collect() })
 }
 
 /// What is said at `at`; empty where nothing is.
@@ -73,7 +77,10 @@ mod tests {
     fn what_is_said_is_read() {
         let message = v1::AccessLog {
             format: "ecs".to_owned(),
-            statuses: vec![v1::StatusRange { first: 500, last: 599 }],
+            statuses: Some(v1::LoggedStatuses {
+                ranges: vec![v1::StatusRange { first: 500, last: 599 }],
+                all: false,
+            }),
             min_duration: Some(prost_types::Duration { seconds: 0, nanos: 0 }),
             sampled: Some(10_000),
             filters_errors: Some(true),
@@ -89,13 +96,25 @@ mod tests {
     }
 
     #[test]
+    fn no_statuses_at_all_are_said_and_are_not_all() {
+        let of =
+            |said| access_log(v1::AccessLog { statuses: said, ..Default::default() }, "").unwrap().statuses;
+        assert_eq!(of(None), None);
+        assert_eq!(of(Some(v1::LoggedStatuses::default())), Some(Statuses::from_iter([])));
+        let all = v1::LoggedStatuses { all: true, ranges: Vec::new() };
+        assert_eq!(of(Some(all)), Some(Statuses::ALL));
+    }
+
+    #[test]
     fn what_cannot_be_carried_out_is_rejected_by_its_field() {
-        let range = |first, last| vec![v1::StatusRange { first, last }];
+        let range = |first, last| {
+            Some(v1::LoggedStatuses { ranges: vec![v1::StatusRange { first, last }], all: false })
+        };
         for (message, field) in [
             (v1::AccessLog { format: "{user}".to_owned(), ..Default::default() }, "a.format"),
             (v1::AccessLog { format: "xml".to_owned(), ..Default::default() }, "a.format"),
-            (v1::AccessLog { statuses: range(500, 499), ..Default::default() }, "a.statuses[0]"),
-            (v1::AccessLog { statuses: range(0, 499), ..Default::default() }, "a.statuses[0]"),
+            (v1::AccessLog { statuses: range(500, 499), ..Default::default() }, "a.statuses.ranges[0]"),
+            (v1::AccessLog { statuses: range(0, 499), ..Default::default() }, "a.statuses.ranges[0]"),
         ] {
             assert_eq!(access_log(message, "a").unwrap_err().field, field);
         }

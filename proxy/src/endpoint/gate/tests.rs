@@ -91,6 +91,35 @@ async fn beyond_the_limit_a_connection_is_waited_for_and_refused_in_time() {
 }
 
 #[tokio::test]
+async fn a_dial_is_timed_without_what_it_waited_for_its_place() {
+    let limits = Limits { connections: 1, queue_timeout: LONG, ..Limits::default() };
+    let ([one, _], gate, metrics) = port(limits, Connections::default()).await;
+    let timed = |series: &str| {
+        let (text, series) = (metrics.render(), format!("tulle_pool_dial_duration_seconds_{series} "));
+        let line = text.lines().find_map(|line| line.strip_prefix(&*series));
+        line.map_or(0.0, |value| value.parse::<f64>().unwrap())
+    };
+    let first = connect(&one, 0, &metrics).await.unwrap();
+    let wait = Duration::from_secs(2);
+    let (second, ()) = tokio::join!(connect(&one, 1, &metrics), async {
+        while gate.connections.waiting() == 0 {
+            tokio::task::yield_now().await;
+        }
+        tokio::time::sleep(wait).await;
+        drop(first);
+    });
+    let _second = second.unwrap();
+    let (count, sum) = (timed("count"), timed("sum"));
+    assert!((count - 2.0).abs() < 0.1 && sum < wait.as_secs_f64(), "{count} dials took {sum} s");
+    // Of what is not dialled at all there is no time.
+    gate.say(Some(Limits { queue_timeout: Duration::ZERO, ..limits }), Connections::default());
+    assert_eq!(connect(&one, 0, &metrics).await.unwrap_err().reason(), Reason::Overloaded);
+    assert!((timed("count") - 2.0).abs() < 0.1);
+    let refused = "tulle_pool_dials_total{result=\"failed\",reason=\"overloaded\"} 1\n";
+    assert!(metrics.render().contains(refused), "{}", metrics.render());
+}
+
+#[tokio::test]
 async fn what_idles_makes_room_for_who_needs_it_on_whichever_worker_and_endpoint() {
     let limits = Limits { connections: 1, ..Limits::default() };
     let ([one, other], gate, metrics) = port(limits, Connections::default()).await;

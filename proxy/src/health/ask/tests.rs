@@ -1,4 +1,5 @@
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use http_body_util::{Either, Full};
 use hyper::service::service_fn;
@@ -9,6 +10,7 @@ use tokio::net::TcpListener;
 use super::*;
 use crate::health::tests::dial;
 use crate::state::Peer;
+use crate::telemetry::trace::{self, How, Propagation, Sampler, Spans};
 
 fn check(question: Question, framing: Framing, timeout: Duration) -> Check {
     Check {
@@ -32,7 +34,11 @@ fn http(path: &'static str) -> Question {
 }
 
 async fn asked(address: SocketAddr, check: &Check) -> Result<(), Failure> {
-    ask(&dial(), &Endpoint::new(address, Peer::Plaintext, None, "".into(), 0), check).await
+    traced(address, check, None).await
+}
+
+async fn traced(address: SocketAddr, check: &Check, tracer: Option<&Tracer>) -> Result<(), Failure> {
+    ask(&dial(), &Endpoint::new(address, Peer::Plaintext, None, "".into(), 0), check, tracer).await
 }
 
 fn outcome(result: &Result<(), Failure>) -> &'static str {
@@ -129,7 +135,7 @@ async fn a_connection_is_all_that_tcp_asks_for() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let id = tulle_certs::SpiffeId::parse("spiffe://cluster.local/ns/shop/sa/orders").unwrap();
     let meshed = Endpoint::new(listener.local_addr().unwrap(), Peer::Mesh(id), None, "".into(), 0);
-    let result = ask(&dial(), &meshed, &check(Question::Tcp, Framing::Http1, LONG)).await;
+    let result = ask(&dial(), &meshed, &check(Question::Tcp, Framing::Http1, LONG), None).await;
     assert!(matches!(result, Err(Failure::Connect(ConnectError::NoIdentity(_)))), "{result:?}");
     assert_eq!(outcome(&result), "not_asked");
 }
@@ -230,6 +236,38 @@ async fn only_serving_passes_of_what_grpc_says() {
         assert_eq!(head.headers["content-type"], "application/grpc");
         assert_eq!(head.headers["user-agent"], "tulle-health-check");
         assert_eq!(&body[..], b"\0\0\0\0\x0d\x0a\x0bshop.Orders");
+    }
+}
+
+#[tokio::test]
+async fn where_requests_are_traced_checks_say_that_they_are_not() {
+    let how = How {
+        sampler: Sampler::named("always_on", 1.0).unwrap(),
+        keeps_sampler: false,
+        propagation: Propagation::AsItComes,
+        connections: true,
+    };
+    let tracer = Tracer::new(how, Arc::new(Spans::new(trace::Limits::default(), Arc::default())));
+    let is_declined = |value: &str| value.starts_with("00-") && value.ends_with("-00") && value.len() == 55;
+
+    let (address, mut heard) = says(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", false).await;
+    let plain = check(http("/"), Framing::Http1, LONG);
+    let mut said = Vec::new();
+    for _ in 0..2 {
+        traced(address, &plain, Some(&tracer)).await.unwrap();
+        let head = heard.recv().await.unwrap();
+        let value = head.lines().find_map(|line| line.strip_prefix("traceparent: ")).unwrap().to_owned();
+        assert!(is_declined(&value), "{head}");
+        said.push(value);
+    }
+    assert_ne!(said[0], said[1], "each is of a trace of its own");
+
+    let answer = Says { status: 200, headers: &[], body: None, trailers: &[] };
+    let (address, mut heard) = http2(answer).await;
+    for question in [http("/"), Question::Grpc { service: "".into() }] {
+        drop(traced(address, &check(question, Framing::Http2, LONG), Some(&tracer)).await);
+        let (head, _) = heard.recv().await.unwrap();
+        assert!(is_declined(head.headers["traceparent"].to_str().unwrap()), "{head:?}");
     }
 }
 

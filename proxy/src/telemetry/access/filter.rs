@@ -1,9 +1,10 @@
 //! Which records are written and how: what the places that may say so have said, and what it comes to.
 
+use std::fmt;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use tulle_api::AccessLogFormat;
+use tulle_api::{ACCESS_LOG_ALL, AccessLogFormat};
 
 use super::Record;
 
@@ -12,7 +13,7 @@ use super::Record;
 pub struct Said {
     /// In which form.
     pub format: Option<AccessLogFormat>,
-    /// Only requests that were answered with one of these.
+    /// Only requests that were answered with one of these; of none, where there are none.
     pub statuses: Option<Statuses>,
     /// Only what has taken so long or longer.
     pub min_duration: Option<Duration>,
@@ -26,16 +27,16 @@ pub struct Said {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Holds<'a> {
     pub(super) format: &'a AccessLogFormat,
-    /// Empty: any, and none at all.
-    statuses: &'a [RangeInclusive<u16>],
+    /// `None`: any, and none at all.
+    statuses: Option<&'a [RangeInclusive<u16>]>,
     min_duration: Duration,
     share: Share,
     errors: Errors,
 }
 
-/// Statuses of HTTP.
+/// Statuses of HTTP; `None`: whichever it is, and none at all.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Statuses(Box<[RangeInclusive<u16>]>);
+pub struct Statuses(Option<Box<[RangeInclusive<u16>]>>);
 
 /// A part of all, counted in millionths.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +78,7 @@ impl<'a> Holds<'a> {
         }
         Self {
             format: format.unwrap_or(&AccessLogFormat::Json),
-            statuses: statuses.map_or(&[], |statuses| &statuses.0),
+            statuses: statuses.and_then(|statuses| statuses.0.as_deref()),
             min_duration: min_duration.unwrap_or_default(),
             share: share.unwrap_or(Share::ALL),
             errors: errors.unwrap_or_default(),
@@ -92,30 +93,47 @@ impl<'a> Holds<'a> {
         if self.errors == Errors::Always && record.reason.is_some() {
             return true;
         }
-        let answered = |status: u16| self.statuses.iter().any(|range| range.contains(&status));
-        (self.statuses.is_empty() || record.common_status().is_some_and(answered))
-            && record.duration >= self.min_duration
-            && self.share.takes(draw)
+        let answered = |ranges: &[RangeInclusive<u16>]| {
+            record.common_status().is_some_and(|status| ranges.iter().any(|range| range.contains(&status)))
+        };
+        self.statuses.is_none_or(answered) && record.duration >= self.min_duration && self.share.takes(draw)
     }
 }
 
 // === impl Statuses ===
 
 impl Statuses {
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
+    /// Whatever the status is, and where there is none.
+    pub const ALL: Self = Self(None);
 
     /// Whether it is one of them.
     pub(in crate::telemetry) fn has(&self, status: u16) -> bool {
-        self.0.iter().any(|range| range.contains(&status))
+        self.0.as_deref().is_none_or(|ranges| ranges.iter().any(|range| range.contains(&status)))
+    }
+}
+
+impl fmt::Display for Statuses {
+    /// `404, 500-599`, `none` or `all`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ranges = match self.0.as_deref() {
+            None => return f.write_str(ACCESS_LOG_ALL),
+            Some([]) => return f.write_str("none"),
+            Some(ranges) => ranges,
+        };
+        for (index, range) in ranges.iter().enumerate() {
+            let (comma, first, last) = (if index > 0 { ", " } else { "" }, range.start(), range.end());
+            match first == last {
+                true => write!(f, "{comma}{first}")?,
+                false => write!(f, "{comma}{first}-{last}")?,
+            }
+        }
+        Ok(())
     }
 }
 
 impl FromIterator<RangeInclusive<u16>> for Statuses {
     fn from_iter<I: IntoIterator<Item = RangeInclusive<u16>>>(ranges: I) -> Self {
-        Self(ranges.into_iter().collect())
+        Self(Some(ranges.into_iter().collect()))
     }
 }
 
@@ -134,6 +152,11 @@ impl Share {
     /// So many of a million; more are all.
     pub fn millionths(millionths: u32) -> Self {
         Self(millionths.min(Self::ALL.0))
+    }
+
+    /// So many of a hundred.
+    pub fn as_percent(self) -> f64 {
+        f64::from(self.0) / 10_000.0
     }
 
     fn takes(self, draw: impl FnOnce() -> u32) -> bool {
@@ -167,6 +190,17 @@ mod tests {
             assert_eq!(passes(&record), expected, "{status} {duration:?}");
         }
         assert!(!passes(&Record { duration: slow, ..Record::default() }), "what has no status is not of one");
+    }
+
+    #[test]
+    fn of_no_status_nothing_is_written_but_errors() {
+        let none = Said { statuses: Some(Statuses::from_iter([])), ..Said::default() };
+        let record = Record { status: Some(503), ..Record::default() };
+        assert!(!filter(none.clone())(&record));
+        assert!(!filter(none.clone())(&Record::default()), "nor what has none");
+        let failed = Record { reason: Some(Reason::ConnectFailed), ..record };
+        assert!(filter(none.clone())(&failed));
+        assert!(!filter(Said { errors: Some(Errors::Filtered), ..none })(&failed));
     }
 
     #[test]
@@ -204,10 +238,14 @@ mod tests {
         let nothing = Said::default();
         let holds = Holds::of([None, Some(&first), Some(&nothing), None, Some(&next)]);
         assert_eq!((holds.format, holds.share), (&AccessLogFormat::Ecs, Share(10_000)));
-        assert_eq!(holds.statuses, [500..=599]);
-        // None at all is said too.
-        let all = Said { statuses: Some(Statuses::from_iter([])), ..Said::default() };
-        assert!(Holds::of([Some(&all), Some(&next), None, None, None]).statuses.is_empty());
+        assert_eq!(holds.statuses, Some(&[500..=599][..]));
+        // None are said too, and so are all.
+        let first_says = |statuses| {
+            let said = Said { statuses: Some(statuses), ..Said::default() };
+            Holds::of([Some(&said), Some(&next), None, None, None]).statuses.map(<[_]>::len)
+        };
+        assert_eq!(first_says(Statuses::from_iter([])), Some(0));
+        assert_eq!(first_says(Statuses::ALL), None);
         assert_eq!(*Holds::of([None; 5]).format, AccessLogFormat::Json);
     }
 }

@@ -83,7 +83,7 @@ families! {
     POOL_DIALS = Counter "tulle_pool_dials_total" ["result", "reason"]
         "Connects to endpoints and to the application; result is ok or failed.";
     POOL_DIAL_DURATION = Histogram "tulle_pool_dial_duration_seconds" []
-        "How long connects took, TLS included, also failed ones.";
+        "How long connects took, TLS included, also failed ones; without what they waited before for a place under limits.";
     POOL_CONNECTIONS = Gauge "tulle_pool_connections" ["service", "overflow"]
         "Connections of pools, in use and idle, by the service that the endpoint is of; to the application and to addresses of no service without that label.";
     POOL_IDLE = Gauge "tulle_pool_connections_idle" ["service", "overflow"]

@@ -7,7 +7,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use tulle_api::{LATENCY_BOUNDS, Latencies, v1};
+use tulle_api::{LATENCY_BOUNDS, Latencies, request_failed, v1};
 
 use super::cells::{Histogram, RequestCells};
 use super::labels::{self, Direction, Method, Outcome};
@@ -49,19 +49,11 @@ pub(super) fn finer(bounds: &[u64]) -> Arc<[u64]> {
     finer.into()
 }
 
-/// Whether an outcome is a failure, as the rules for Prometheus have it too: no answer, an answer that was broken off, a status of 500 or
-/// more; or of gRPC UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE or DATA_LOSS. It is none that a client
-/// goes away.
+/// Whether an outcome is a failure, as the rules for Prometheus have it too.
 fn is_failure(outcome: Outcome) -> bool {
-    match outcome {
-        Outcome { reason: Some(Reason::ClientClosed), .. } => false,
-        Outcome { status: 0 | 500.., .. } | Outcome { grpc_status: Some(2 | 4 | 12..=15), .. } => true,
-        // A success that a proxy gives a reason for did not come to its end. (A tunnel's end is none of an answer's.)
-        Outcome { status: 200..300, grpc_status: None, method, reason, .. } => {
-            reason.is_some() && method != Method::Connect
-        }
-        _ => false,
-    }
+    let Outcome { method, status, grpc_status, reason, .. } = outcome;
+    let status = (status != 0).then_some(status);
+    request_failed(method.as_str(), status, grpc_status, reason.map_or("", Reason::code))
 }
 
 // === impl Load ===
@@ -291,32 +283,29 @@ mod tests {
         let rest = rows.last().unwrap();
         assert!(rest.rest && rest.service.is_empty() && !rest.inbound, "{rest:?}");
         assert_eq!(rows.iter().map(|row| row.requests).sum::<u64>(), 1000 * 1001 / 2);
-        let encoded = prost::Message::encoded_len(&v1::Load { milliseconds: 5000, rows, untold: Vec::new() });
+        let encoded =
+            prost::Message::encoded_len(&v1::Load { milliseconds: 5000, rows, ..v1::Load::default() });
         assert!(encoded < 64 * 1024, "{encoded}");
     }
 
     #[test]
     fn failures_are_those_of_the_rules_for_prometheus() {
-        let grpc = |status| Outcome { grpc_status: Some(status), ..OK };
-        let because = |reason| Outcome { reason: Some(reason), ..OK };
-        for (outcome, expected) in [
-            (OK, false),
-            (Outcome { status: 404, ..OK }, false),
-            (Outcome { status: 500, ..OK }, true),
-            (Outcome { status: 0, ..because(Reason::UpstreamReset) }, true),
-            (Outcome { status: 0, ..because(Reason::ClientClosed) }, false),
-            (because(Reason::UpstreamReset), true),
-            (Outcome { status: 403, ..because(Reason::PolicyDenied) }, false),
-            (grpc(0), false),
-            (grpc(5), false),
-            (grpc(7), false),
-            (grpc(12), true),
-            (grpc(14), true),
-            (Outcome { reason: Some(Reason::PolicyDenied), ..grpc(7) }, false),
-            (Outcome { status: 101, ..because(Reason::UpstreamReset) }, false),
-            (Outcome { method: Method::Connect, ..because(Reason::UpstreamReset) }, false),
-        ] {
-            assert_eq!(is_failure(outcome), expected, "{outcome:?}");
+        let cases = include_str!("../../../../tests/rules/failures.txt").lines();
+        for case in cases.filter(|line| !line.is_empty() && !line.starts_with('#')) {
+            let words: Vec<&str> = case.split_whitespace().collect();
+            let [method, status, grpc_status, reason, expected] = words[..] else { panic!("{case}") };
+            let said =
+                |text: &str| (text != "-").then(|| if text == "_OTHER" { 17 } else { text.parse().unwrap() });
+            let outcome = Outcome {
+                method: *Method::ALL.iter().find(|one| one.as_str() == method).unwrap(),
+                status: status.parse().unwrap_or(0),
+                grpc_status: said(grpc_status),
+                reason: (reason != "-").then(|| Reason::from_code(reason).expect(case)),
+                by_peer: false,
+            };
+            // As it is counted.
+            let outcome = Outcome::unpack(outcome.pack());
+            assert_eq!(is_failure(outcome), expected == "failed", "{case}");
         }
     }
 }

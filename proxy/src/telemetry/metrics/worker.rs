@@ -284,6 +284,11 @@ impl WorkerMetrics {
         self.0.dial_duration.observe(duration);
     }
 
+    /// One that was not begun, since limits had no room for it.
+    pub fn not_dialled(&self, reason: Reason) {
+        self.0.dials[reason.index()].inc();
+    }
+
     /// A request went out on a connection that had served another.
     pub fn pool_reused(&self) {
         self.0.pool_reused.inc();

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{HeaderName, HeaderValue};
+use http::uri::PathAndQuery;
 use http::{Request, Response, Uri};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::rt::TokioIo;
@@ -355,11 +356,14 @@ fn by_http(collector: &Collector, connect: Connect) -> Result<opentelemetry_otlp
     let text = |value: &HeaderValue| value.to_str().unwrap_or_default().to_owned();
     let headers: HashMap<String, String> =
         collector.headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect();
+    let target =
+        collector.endpoint.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     opentelemetry_otlp::SpanExporter::builder()
         .with_http()
-        .with_http_client(Client(connect))
+        .with_http_client(Client { connect, target })
         .with_protocol(opentelemetry_otlp::Protocol::HttpBinary)
-        .with_endpoint(collector.endpoint.to_string())
+        // The SDK writes its requests' address into the log; what is secret of it only the client knows.
+        .with_endpoint(collector.shown())
         .with_headers(headers)
         .with_timeout(collector.timeout)
         .build()
@@ -367,16 +371,20 @@ fn by_http(collector: &Collector, connect: Connect) -> Result<opentelemetry_otlp
 }
 
 /// HTTP/1.1, on a connection for each batch: there is one in some seconds.
-struct Client(Connect);
+struct Client {
+    connect: Connect,
+    /// What is posted to, with the query.
+    target: PathAndQuery,
+}
 
 impl Client {
     async fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-        let stream = TokioIo::new((self.0)().await?);
+        let stream = TokioIo::new((self.connect)().await?);
         let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await?;
         let (mut parts, body) = request.into_parts();
         let host = parts.uri.authority().ok_or("the collector's address names no host")?.as_str();
         parts.headers.insert(http::header::HOST, HeaderValue::from_str(host)?);
-        parts.uri = parts.uri.path_and_query().map_or("/", |path| path.as_str()).parse()?;
+        parts.uri = Uri::from(self.target.clone());
         let answer = async {
             let answer = sender.send_request(Request::from_parts(parts, Full::new(body))).await?;
             let (parts, body) = answer.into_parts();
@@ -528,6 +536,54 @@ mod tests {
             let collector = Collector { endpoint: endpoint.parse().unwrap(), ..collector.clone() };
             assert_eq!(collector.shown(), shown);
         }
+    }
+
+    #[tokio::test]
+    async fn the_sdks_own_lines_tell_no_secret_either_and_the_collector_gets_it() {
+        use std::io::{Read as _, Seek as _};
+
+        use crate::config::LogFormat;
+        use crate::telemetry::diagnostics;
+        use crate::telemetry::lines::LineOutput;
+
+        let mut file = tempfile::tempfile().unwrap();
+        let output = LineOutput::new(file.try_clone().unwrap());
+        let (subscriber, _) = diagnostics::subscriber("trace", LogFormat::Text, &output).unwrap();
+        let logged = tracing::subscriber::set_default(subscriber);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (spans, counts) = queue(Limits::default());
+        let (collector, connect) = collector(address);
+        let endpoint = format!("http://{address}/v1/traces?key=hush").parse().unwrap();
+        let collector = Collector { endpoint, ..collector };
+        let exporter = Exporter::new(&collector, Arc::clone(&spans), connect).unwrap();
+        // The SDK, whose lines are there only with a feature of its own, has nothing that it could tell.
+        assert!(!format!("{:?}", exporter.otlp).contains("hush"), "{exporter:?}");
+        fill(&spans, 1);
+        spans.close();
+        let answer = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut head = Vec::new();
+            while !head.windows(4).any(|end| end == b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            let head = String::from_utf8(head).unwrap();
+            assert!(head.starts_with("POST /v1/traces?key=hush HTTP/1.1\r\n"), "{head}");
+            stream.write_all(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+            stream
+        };
+        let ((), _stream) = tokio::join!(exporter.run(), answer);
+        assert_eq!(read(&counts.refused), 1);
+        drop(logged);
+        output.flush(Duration::ZERO);
+        let mut text = String::new();
+        file.rewind().unwrap();
+        file.read_to_string(&mut text).unwrap();
+        assert!(
+            text.contains("status code: 403") && text.contains(&format!("http://{address}/v1/traces")),
+            "{text}"
+        );
+        assert!(!text.contains("hush"), "{text}");
     }
 
     #[test]

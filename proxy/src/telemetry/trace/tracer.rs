@@ -14,7 +14,7 @@ use http::HeaderMap;
 use opentelemetry::trace::{Event, SpanId, TraceId, TraceState};
 use opentelemetry::{InstrumentationScope, KeyValue};
 
-use super::context::{self, Context, Heard, Propagation, Told};
+use super::context::{self, Context, Forms, Heard, Propagation, Told};
 use super::export::Spans;
 use super::sampler::{Sampler, Sampling};
 use super::span::{self, Known};
@@ -114,6 +114,13 @@ impl Tracer {
             InstrumentationScope::builder("tulle-proxy").with_version(env!("CARGO_PKG_VERSION")).build();
         spans.begun();
         Self { sampler, keeps_sampler, propagation, connections, spans, scope }
+    }
+
+    /// Says in the fields of a request of the proxy's own that its trace is not recorded, so that nobody who gets it begins one that is.
+    pub fn decline(&self, fields: &mut HeaderMap) {
+        let context = Context { trace: random_trace(), span: random_span() };
+        let told = Told { context, parent: None, sampled: false, debug: false, short: false, random: false };
+        told.write(self.propagation.forms(Forms::default()), fields);
     }
 
     /// The sampler for what policies say this of; `None`: what was decided holds.
@@ -246,7 +253,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::telemetry::trace::context::Forms;
     use crate::telemetry::trace::export::Limits;
 
     const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -314,6 +320,25 @@ mod tests {
             let expected = if told { &*state } else { "" };
             assert_eq!(spans.take()[0].span_context.trace_state().header(), expected);
         }
+    }
+
+    #[test]
+    fn a_request_of_the_proxys_own_says_that_it_is_not_recorded() {
+        let spans = Arc::new(Spans::new(Limits::default(), Arc::default()));
+        let declined = |propagation| {
+            let sampler = Sampler::named("always_on", 1.0).unwrap();
+            let mut fields = HeaderMap::new();
+            Tracer::new(how(sampler, propagation), Arc::clone(&spans)).decline(&mut fields);
+            (Propagation::AsItComes.read(&fields), fields.len())
+        };
+        let (heard, _) = declined(Propagation::AsItComes);
+        assert!(heard.context.is_some());
+        assert_eq!((heard.sampled, heard.came), (Some(false), Forms { w3c: true, ..Forms::default() }));
+        let b3 = Forms { b3: true, ..Forms::default() };
+        let (heard, _) = declined(Propagation::Only(b3));
+        assert_eq!((heard.sampled, heard.came), (Some(false), b3));
+        assert_eq!(declined(Propagation::Only(Forms::default())).1, 0, "nobody would read it");
+        assert!(spans.take().is_empty());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Which traces are recorded, by TelemetryPolicies: from YAML to the spans that a collector has.
 
 use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
 
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use tulle_tests::app::App;
@@ -226,4 +227,51 @@ async fn r20_a_workloads_own_sampling_is_for_all_that_begins_with_it() {
     told(&mut of_web, "/service", None, "-01").await;
     let all = collector.collected.all();
     assert!(!all.iter().any(|span| path(span) == "/none"), "{all:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r20_a_health_check_says_that_it_is_not_recorded_so_that_nobody_begins_a_trace_with_it() {
+    let collector = Collector::grpc().await;
+    let world = World::strict().await;
+    world.yaml("mesh.yaml", &mesh("strict", &collector).replace("percent: 0", "percent: 100"));
+    world.service("orders", "http");
+    world.yaml(
+        "health.yaml",
+        &format!(
+            "apiVersion: policy.tulle.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: health}}\nspec: {{targetRefs: [{SERVICE}], \
+             healthCheck: {{http: {{path: /check}}, interval: 100ms}}}}\n"
+        ),
+    );
+    let checks: Arc<Mutex<Vec<String>>> = Arc::default();
+    let heard = Arc::clone(&checks);
+    let app = App::wire(move |mut wire: Wire| {
+        let heard = Arc::clone(&heard);
+        async move {
+            while let Some(head) = wire.try_head().await {
+                if head.line.contains("/check") {
+                    heard.lock().unwrap().push(lines(&head));
+                }
+                answer(&mut wire, &lines(&head)).await;
+            }
+        }
+    })
+    .await;
+    let orders = traced(&world, "orders", &[], |it| it.serves("orders", app.address())).await;
+    orders.counts("tulle_registered", &[], 1.0).await;
+    let web = traced(&world, "web", &[], |it| it.calls("orders")).await;
+    let mut wire = web.connect("orders").await;
+    told(&mut wire, "/begins", None, "-01").await;
+    // One that is under way may have begun before anything was traced.
+    let before = checks.lock().unwrap().len() + 1;
+    let later = eventually("checks", async || {
+        let all = checks.lock().unwrap();
+        if all.len() >= before + 5 { Ok(all[before..].to_vec()) } else { Err(format!("{all:?}")) }
+    })
+    .await;
+    for said in &later {
+        assert!(said.starts_with("traceparent: 00-") && said.ends_with("-00\r\n"), "{later:?}");
+    }
+    with_path(&collector, "/begins", 2).await;
+    let all = collector.collected.all();
+    assert!(!all.iter().any(|span| path(span) == "/check"), "{all:#?}");
 }

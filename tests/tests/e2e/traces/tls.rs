@@ -138,6 +138,19 @@ async fn by_https(protocol: &str, alpn: &[u8]) {
         refused(&web, what, words).await;
     }
     assert_eq!(collector.collected.all().len(), 6, "nothing has gone to whom it does not trust");
+    // Roots that are replaced hold from the next connection on.
+    let replaced = file("replaced.pem", &Root::new("wrong").pem);
+    let to = ("127.0.0.1", front.address().port());
+    let web = sending(&world, "replaced", protocol, to, &replaced).await;
+    refused(&web, "replaced", &["UnknownIssuer", &*replaced]).await;
+    std::fs::rename(file("new.pem", &root.pem), &replaced).unwrap();
+    eventually("spans are exported by the new roots", async || {
+        slowest(&web, 1).await;
+        let exported = web.metrics().await.sum("tulle_trace_spans_exported_total", &[]);
+        if exported > 0.0 { Ok(()) } else { Err(web.diagnostics()) }
+    })
+    .await;
+    assert!(web.diagnostics().contains("the collector's roots have changed"), "{}", web.diagnostics());
     // A file that is not there: the proxy does not start, as with any setting that cannot be.
     let absent = folder.path("absent.pem").to_str().unwrap().to_owned();
     let program = Program::new("rootless", binary("tulle-proxy"))

@@ -1,4 +1,7 @@
 //! For tests of what something costs: how often the calling thread has allocated, which no other thread and no load of the machine changes.
+//!
+//! A part of the unit tests of each crate that counts so, by its path: an allocator is the whole program's, and a crate for it would be one
+//! more that all others depend on.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
