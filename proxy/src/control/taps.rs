@@ -29,8 +29,8 @@ pub(super) struct Tapping {
     running: BTreeMap<u64, Running>,
     queue: mpsc::Sender<Shown>,
     shown: mpsc::Receiver<Shown>,
-    /// Taken from there already.
-    next: Option<Shown>,
+    /// Taken from there already, by tap: requests that several taps show come by turns, and each message is of one.
+    taken: BTreeMap<u64, Vec<v1::TappedRequest>>,
     look: Interval,
 }
 
@@ -46,7 +46,7 @@ impl Tapping {
         let (queue, shown) = mpsc::channel(ROOM);
         let mut look = tokio::time::interval(OFTEN);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self { taps, running: BTreeMap::new(), queue, shown, next: None, look }
+        Self { taps, running: BTreeMap::new(), queue, shown, taken: BTreeMap::new(), look }
     }
 
     /// Begins a tap, or lets it go on. What is returned is to be told: it cannot run.
@@ -104,10 +104,8 @@ impl Tapping {
 
     /// What is to be told next; `None`: nothing, for now.
     pub(super) fn next(&mut self) -> Option<v1::Tapped> {
-        while let Some(Shown { tap, request }) = self.take() {
-            if self.running.contains_key(&tap) {
-                return Some(self.batch(tap, request));
-            }
+        if let Some((id, requests)) = self.batch() {
+            return Some(v1::Tapped { id, requests, ..v1::Tapped::default() });
         }
         self.running.iter().find_map(|(id, running)| {
             let (over_rate, dropped) = running.tap.take_missed();
@@ -116,23 +114,21 @@ impl Tapping {
         })
     }
 
-    /// What follows of the same tap.
-    fn batch(&mut self, id: u64, first: v1::TappedRequest) -> v1::Tapped {
-        let mut requests = vec![first];
-        while requests.len() < BATCH
-            && let Some(shown) = self.take()
-        {
-            if shown.tap != id {
-                self.next = Some(shown);
-                break;
+    /// As much of one tap as a message takes; less once nothing else waits.
+    fn batch(&mut self) -> Option<(u64, Vec<v1::TappedRequest>)> {
+        while let Ok(Shown { tap, request }) = self.shown.try_recv() {
+            // What a tap that is over had shown is nobody's.
+            if !self.running.contains_key(&tap) {
+                continue;
             }
-            requests.push(shown.request);
+            let requests = self.taken.entry(tap).or_default();
+            requests.push(request);
+            if requests.len() >= BATCH {
+                return self.taken.remove_entry(&tap);
+            }
         }
-        v1::Tapped { id, requests, ..v1::Tapped::default() }
-    }
-
-    fn take(&mut self) -> Option<Shown> {
-        self.next.take().or_else(|| self.shown.try_recv().ok())
+        self.taken.retain(|tap, _| self.running.contains_key(tap));
+        self.taken.pop_first()
     }
 
     fn put(&self) {
@@ -213,6 +209,30 @@ mod tests {
         assert_eq!(of_first + of_second, ROOM);
         assert_eq!((of_first as u64 + of_second as u64) + over_rate + dropped, 200 + 2000 + 2000);
         assert!(of_first >= 200 && dropped > 0 && over_rate > 1000, "{of_first} {dropped} {over_rate}");
+    }
+
+    #[tokio::test]
+    async fn taps_that_show_the_same_requests_fill_their_messages_too() {
+        let taps = Arc::new(Taps::default());
+        let mut tapping = Tapping::new(Arc::clone(&taps));
+        let now = Instant::now();
+        for id in 0..4 {
+            tapping.begin(&said(id), now);
+        }
+        for connection in 0..100 {
+            taps.connection(&Record { connection, ..Record::default() });
+        }
+        tapping.end(3);
+        let mut told: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+        let mut messages = 0;
+        while let Some(tapped) = tapping.next() {
+            messages += 1;
+            told.entry(tapped.id).or_default().extend(tapped.requests.iter().map(|one| one.connection));
+        }
+        // In a turn of the stream there is room for eight: a message for each request would fall behind.
+        assert_eq!(messages, 3 * 100_usize.div_ceil(BATCH));
+        let all: Vec<u64> = (0..100).collect();
+        assert_eq!(told, BTreeMap::from([0, 1, 2].map(|id| (id, all.clone()))));
     }
 
     #[tokio::test]
