@@ -144,6 +144,7 @@ impl ControlPlane {
             Box::new(move |id, service| granting.may_register(id, service)),
             Arc::clone(&state_dir),
             metrics.clone(),
+            config.registration_grace,
         );
         let registrations = Arc::new(registrations);
         let metrics_listener = listen(config.metrics_address, "metrics").await?;
@@ -159,8 +160,8 @@ impl ControlPlane {
         let (running, models) = (Arc::clone(&publisher), publisher.models());
         tasks.spawn(async move { running.run().await });
         tasks.spawn(count_models(models, metrics.clone()));
-        let (kept, grace) = (Arc::clone(&registrations), config.registration_grace);
-        tasks.spawn(async move { kept.keep(grace).await });
+        let kept = Arc::clone(&registrations);
+        tasks.spawn(async move { kept.keep().await });
 
         let (end, ending) = ending::channel();
         let proxies = Proxies::default();

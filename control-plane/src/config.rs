@@ -43,7 +43,7 @@ pub struct Config {
     /// How long leaf certificates live.
     #[arg(long, env = "TULLE_CONTROL_PLANE_LEAF_LIFETIME", value_name = "DURATION", default_value = "24h", value_parser = lifetime)]
     pub leaf_lifetime: Duration,
-    /// After a restart, how long known registrations are served before their workloads must have come back.
+    /// After a restart or a standstill, how long known registrations are served before their workloads must have come back.
     #[arg(long, env = "TULLE_CONTROL_PLANE_REGISTRATION_GRACE", value_name = "DURATION", default_value = "30s", value_parser = duration)]
     pub registration_grace: Duration,
     /// A file that the addresses of all listeners are written to once they are bound, as JSON.

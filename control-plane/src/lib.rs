@@ -18,6 +18,7 @@ pub mod load;
 pub mod metrics;
 pub mod model;
 pub mod object;
+pub mod pulse;
 pub mod registration;
 pub mod report;
 pub mod server;

@@ -1,8 +1,8 @@
 //! Workloads that made themselves endpoints: who may, for how long, and across a restart.
 //!
 //! Decides whether a registration is taken (its services must be granted, its workload's name must not be another identity's),
-//! and when it ends: with its stream; and after a restart of the control
-//! plane, when its workload is back or the grace period is over, so that a control plane that was killed takes no
+//! and when it ends: with its stream; and after a restart or a standstill of the control
+//! plane, when its workload is back or the grace period is over, so that a control plane that was killed or frozen takes no
 //! endpoint away. What is registered is kept in the state folder, and a workload is told that it is registered only once
 //! that is written; changes that come during a write are written together by the next one. Called by [`crate::report`]; tells the [`Publisher`].
 
@@ -21,6 +21,7 @@ use crate::index::{Registration, RegistrationError, RegistrationId};
 use crate::metrics::Metrics;
 use crate::model::{Publisher, Registered};
 use crate::object::NamespacedName;
+use crate::pulse::Pulse;
 use crate::state_dir::StateDir;
 
 const FILE: &str = "registrations.json";
@@ -42,6 +43,9 @@ pub struct Registrations {
     permit: Permit,
     folder: Arc<StateDir>,
     metrics: Metrics,
+    /// After a restart or a standstill.
+    grace: Duration,
+    pulse: Pulse,
     held: Mutex<Held>,
     changed: Notify,
     /// The number of the newest change that the file holds, or could not be made to hold.
@@ -55,7 +59,7 @@ pub type Permit = Box<dyn Fn(&SpiffeId, &str) -> Result<(), NotGranted> + Send +
 struct Held {
     /// By streams that are open.
     live: BTreeMap<RegistrationId, Known>,
-    /// Whose workloads are waited for: since a restart, or since their certificates expired.
+    /// Whose workloads are waited for: since a restart or a standstill, or since their certificates expired.
     awaited: BTreeMap<RegistrationId, Known>,
     /// Of both, by workload.
     by_workload: BTreeMap<Arc<str>, BTreeSet<RegistrationId>>,
@@ -124,7 +128,14 @@ pub enum Refusal {
 
 impl Registrations {
     /// Takes up what was registered before a restart; it is published when this returns.
-    pub fn open(publisher: Arc<Publisher>, permit: Permit, folder: Arc<StateDir>, metrics: Metrics) -> Self {
+    /// They have `grace` to come back.
+    pub fn open(
+        publisher: Arc<Publisher>,
+        permit: Permit,
+        folder: Arc<StateDir>,
+        metrics: Metrics,
+        grace: Duration,
+    ) -> Self {
         let mut held = Held::default();
         for stored in read(&folder) {
             match stored.registration() {
@@ -143,14 +154,15 @@ impl Registrations {
         }
         let held = Mutex::new(held);
         let written = watch::Sender::new(0);
-        Self { publisher, permit, folder, metrics, held, changed: Notify::new(), written }
+        let (pulse, changed) = (Pulse::default(), Notify::new());
+        Self { publisher, permit, folder, metrics, grace, pulse, held, changed, written }
     }
 
-    /// Keeps the file, and ends what has not come back after `grace`. Runs until it is dropped.
-    pub async fn keep(self: Arc<Self>, grace: Duration) {
+    /// Keeps the file, and ends what has not come back after the grace. Runs until it is dropped.
+    pub async fn keep(self: Arc<Self>) {
         let restored: Vec<RegistrationId> = self.held.lock().awaited.keys().copied().collect();
         let expire = async {
-            tokio::time::sleep(grace).await;
+            tokio::time::sleep(self.grace).await;
             self.expire(&restored);
         };
         let write = async {
@@ -163,7 +175,7 @@ impl Registrations {
                 tokio::time::sleep(GATHER.max(begun.elapsed() * REST)).await;
             }
         };
-        tokio::join!(expire, write);
+        tokio::join!(expire, write, self.pulse.run());
     }
 
     /// Takes a registration in, in place of an earlier one of the same stream, and returns once a model that contains it
@@ -212,8 +224,23 @@ impl Registrations {
         Ok((registration, submitted.registered))
     }
 
-    /// A stream has ended, and with it what it registered.
-    pub fn unregister(&self, id: RegistrationId) {
+    /// A stream has ended, and with it what it registered; but where this control plane itself stood still, all streams have: what
+    /// they registered waits for them, as after a restart.
+    pub fn ended(self: &Arc<Self>, id: RegistrationId) {
+        if self.pulse.stood_still() {
+            self.await_return(id, self.grace);
+        } else {
+            self.unregister(id);
+        }
+    }
+
+    /// A stream has ended because its certificate has expired: a proxy that has another one is back at once, so what
+    /// it registered waits for it, for [`REJOIN`].
+    pub fn expired(self: &Arc<Self>, id: RegistrationId) {
+        self.await_return(id, REJOIN);
+    }
+
+    fn unregister(&self, id: RegistrationId) {
         let mut held = self.held.lock();
         if held.closing {
             return;
@@ -233,9 +260,7 @@ impl Registrations {
         self.write();
     }
 
-    /// A stream has ended because its certificate has expired: a proxy that has another one is back at once, so what
-    /// it registered waits for it, for [`REJOIN`].
-    pub fn await_return(self: &Arc<Self>, id: RegistrationId) {
+    fn await_return(self: &Arc<Self>, id: RegistrationId, patience: Duration) {
         let mut held = self.held.lock();
         let Some(known) = held.live.remove(&id) else { return };
         held.wait_for(id, known);
@@ -243,7 +268,7 @@ impl Registrations {
         drop(held);
         let registrations = Arc::clone(self);
         tokio::spawn(async move {
-            tokio::time::sleep(REJOIN).await;
+            tokio::time::sleep(patience).await;
             registrations.expire(&[id]);
         });
     }

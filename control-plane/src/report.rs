@@ -140,9 +140,9 @@ impl ReportStream {
         if let Some(held) = self.held.take() {
             tracing::info!(workload = %held.registration.workload, "a workload's registration has ended");
             if SystemTime::now() < self.expires {
-                self.reports.registrations.unregister(held.id);
+                self.reports.registrations.ended(held.id);
             } else {
-                self.reports.registrations.await_return(held.id);
+                self.reports.registrations.expired(held.id);
             }
         }
         if let Err(status) = ended {

@@ -25,11 +25,12 @@ impl Setup {
             Box::new(permit),
             folder,
             Metrics::new().unwrap(),
+            Duration::from_secs(30),
         ));
         let running = Arc::clone(&publisher);
         tokio::spawn(async move { running.run().await });
         let kept = Arc::clone(&registrations);
-        tokio::spawn(async move { kept.keep(Duration::from_secs(30)).await });
+        tokio::spawn(async move { kept.keep().await });
         Self { registrations, publisher }
     }
 
@@ -136,17 +137,36 @@ async fn after_a_restart_it_is_served_until_it_is_back_or_the_grace_is_over() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_control_plane_that_stood_still_takes_no_endpoint_away_whose_workload_comes_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let setup = Setup::new(dir.path());
+    let back = setup.register(&said("10.0.0.1", "orders"), None).await;
+    let gone = setup.register(&said("10.0.0.2", "orders"), None).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    // Nothing ran for so long; then the streams are found broken.
+    tokio::time::advance(Duration::from_secs(13)).await;
+    setup.registrations.ended(back);
+    setup.registrations.ended(gone);
+    assert_eq!(setup.endpoints().await, endpoints(&["10.0.0.1", "10.0.0.2"]));
+    let back = setup.register(&said("10.0.0.1", "orders"), None).await;
+    tokio::time::sleep(Duration::from_secs(31)).await;
+    assert_eq!(setup.endpoints().await, endpoints(&["10.0.0.1"]), "the other had its grace");
+    setup.registrations.ended(back);
+    assert_eq!(setup.endpoints().await, endpoints(&[]), "it ran all the while");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_workload_whose_certificate_has_expired_has_a_moment_to_come_back() {
     let dir = tempfile::tempdir().unwrap();
     let setup = Setup::new(dir.path());
     let old = setup.register(&said("10.0.0.1", "orders"), None).await;
-    setup.registrations.await_return(old);
+    setup.registrations.expired(old);
     setup.registrations.unregister(old);
     assert_eq!(setup.endpoints().await, endpoints(&["10.0.0.1"]));
     let new = setup.register(&said("10.0.0.1", "orders"), None).await;
     tokio::time::sleep(2 * REJOIN).await;
     assert_eq!(setup.endpoints().await, endpoints(&["10.0.0.1"]), "it is back");
-    setup.registrations.await_return(new);
+    setup.registrations.expired(new);
     tokio::time::sleep(2 * REJOIN).await;
     assert_eq!(setup.endpoints().await, endpoints(&[]), "it is not");
 }
@@ -203,7 +223,7 @@ async fn a_workloads_name_is_one_identitys_for_as_long_as_it_is_registered() {
     assert!(error.to_string().contains("sa/orders"), "{error}");
     assert_eq!(setup.endpoints().await, endpoints(&["10.0.0.1"]));
     // Also while its workload is waited for.
-    setup.registrations.await_return(held);
+    setup.registrations.expired(held);
     assert!(matches!(by_other().await, Err(Refusal::Taken { .. })));
     assert_eq!(setup.endpoints().await, endpoints(&["10.0.0.1"]));
     tokio::time::sleep(2 * REJOIN).await;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde_json::Value;
 
+use tulle_tests::app::App;
 use tulle_tests::{Program, Workload, World, binary, eventually, long};
 
 /// Addresses of endpoints by service, in the namespace of tests.
@@ -176,4 +177,32 @@ async fn r07_a_partitioned_proxy_is_named_and_catches_up() {
     let back = Instant::now();
     all_use(&world, &[&web, &cart], &endpoints(&[("orders", &[13])]), &[]).await;
     soon(back);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r07_a_control_plane_that_stood_still_takes_no_endpoint_away() {
+    let mut world = World::strict().await;
+    world.service("orders", "http");
+    let app = App::saying("hello").await;
+    let _orders = world.workload("orders").serves("orders", app.address()).start().await;
+    let web = world.workload("web").calls("orders").start().await;
+    web.reaches("orders").await;
+    let registered = |world: &mut World| {
+        let log = world.control_plane().stdout();
+        log.lines().filter(|line| line.contains("registered a workload")).count()
+    };
+    let before = registered(&mut world);
+    world.control_plane().signal(Signal::STOP);
+    // Its proxies give it up meanwhile.
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    world.control_plane().signal(Signal::CONT);
+    let mut wire = web.connect("orders").await;
+    while registered(&mut world) == before {
+        wire.send("GET / HTTP/1.1\r\nhost: orders\r\n\r\n").await;
+        assert_eq!(wire.response().await.0.status(), 200);
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    world.control_plane_says(&["this process stood still"]).await;
+    let failed = web.metrics().await.sum("tulle_requests_total", &[("reason", "no_healthy_endpoint")]);
+    assert!(failed == 0.0, "{failed} requests found no endpoint");
 }
