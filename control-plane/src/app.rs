@@ -72,6 +72,8 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        // Who writes more into a file than it may hold is ended, unless there is a handler: then it is an error.
+        drop(signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?);
         let mut control_plane = ControlPlane::start(config).await?;
         tokio::select! {
             failed = control_plane.failed() => return Err(failed),

@@ -99,6 +99,8 @@ impl Told {
     /// # Errors
     /// When the process cannot have handlers of its own for the signals.
     pub(super) fn new(stop: watch::Receiver<bool>) -> std::io::Result<Self> {
+        // Who writes more into a file than it may hold is ended, unless there is a handler: then it is an error, which costs lines of a log.
+        drop(signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?);
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,

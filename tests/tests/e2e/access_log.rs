@@ -252,8 +252,12 @@ async fn r21_a_workloads_policy_says_what_its_own_proxy_logs_of_all_that_it_carr
 
 /// Leads the proxy's standard error elsewhere, as a shell does.
 fn redirected(program: Program, to: &str) -> Program {
+    in_shell(program, &format!("exec \"$0\" \"$@\" {to}"))
+}
+
+fn in_shell(program: Program, commands: &str) -> Program {
     let (proxy, path) = (program.path.clone(), "/bin/sh".into());
-    Program { path, ..program }.arg("-c").arg(format!("exec \"$0\" \"$@\" {to}")).arg(proxy)
+    Program { path, ..program }.arg("-c").arg(commands).arg(proxy)
 }
 
 const DROPPED: &str = "tulle_log_lines_dropped_total";
@@ -275,6 +279,24 @@ async fn r21_a_full_disk_costs_lines_and_no_request() {
         assert_eq!(get(&mut wire, &format!("/{number}")).await, 200);
     }
     orders.counts(DROPPED, &OF_ACCESS, 50.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r21_a_log_that_may_not_grow_costs_lines_and_no_request() {
+    let world = World::strict().await;
+    world.service("orders", "http");
+    let app = App::saying("hello").await;
+    let orders = world.workload("orders").serves("orders", app.address()).start().await;
+    // The kernel ends who writes beyond it, unless they have said what they do then.
+    let web = world.workload("web").program(|program| in_shell(program, "ulimit -f 8; exec \"$0\" \"$@\""));
+    let web = web.calls("orders").start().await;
+    web.reaches("orders").await;
+    let mut wire = web.connect("orders").await;
+    for number in 0..100 {
+        assert_eq!(get(&mut wire, &format!("/{number}")).await, 200);
+    }
+    web.counts(DROPPED, &OF_ACCESS, 50.0).await;
+    drop(orders);
 }
 
 fn fifo(world: &World) -> PathBuf {
