@@ -4,7 +4,7 @@
 //! folder is read again, so a lost event costs at most [`RESCAN`]. Changes are gathered for a moment, since editors
 //! write a file in several steps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -155,9 +155,15 @@ impl Watches {
         // The parent tells when the folder itself is replaced.
         let parent = self.folder.parent().map(Path::to_path_buf);
         let inner = folders_in(&self.folder);
-        for path in parent.into_iter().chain([self.folder.clone()]).chain(inner) {
+        // The kernel has one watch for a folder, whatever its names: a link to one that is watched already would take that watch along
+        // when it goes.
+        let mut known = BTreeSet::new();
+        for path in [self.folder.clone()].into_iter().chain(parent).chain(inner) {
             if let Ok(metadata) = fs::metadata(&path) {
-                wanted.insert(path, (metadata.dev(), metadata.ino()));
+                let id = (metadata.dev(), metadata.ino());
+                if known.insert(id) {
+                    wanted.insert(path, id);
+                }
             }
         }
         let stale: Vec<PathBuf> = self

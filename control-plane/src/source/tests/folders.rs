@@ -103,6 +103,23 @@ fn a_mounted_configmap_that_is_swapped_is_seen() {
 }
 
 #[test]
+fn a_link_to_a_watched_folder_takes_no_watch_along() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_watch, receiver) = watched(dir.path());
+    std::fs::write(dir.path().join("a.yaml"), service("a", 1)).unwrap();
+    assert_eq!(next(&receiver), [("default/a".to_owned(), true)]);
+    let link = dir.path().join("again");
+    std::os::unix::fs::symlink(".", &link).unwrap();
+    // Its file is read under both names.
+    assert_eq!(next(&receiver), []);
+    std::fs::remove_file(&link).unwrap();
+    assert_eq!(next(&receiver), []);
+    // Without a watch, this would be read 30 s later.
+    std::fs::write(dir.path().join("b.yaml"), service("b", 1)).unwrap();
+    assert_eq!(next(&receiver), [("default/b".to_owned(), true)]);
+}
+
+#[test]
 fn a_folder_that_is_replaced_is_followed_and_one_that_is_gone_is_served_on() {
     let dir = tempfile::tempdir().unwrap();
     let conf = dir.path().join("conf");
