@@ -104,6 +104,12 @@ impl Wanted {
             (Self::List, _) => "put `- ` before each entry, also if there is only one",
             (Self::Text, Value::Bool(_) | Value::Number(_)) => "put it between quotes",
             (Self::Text, _) => "write one value, in one line",
+            // Numbers that no integer holds are read so, though they were written in digits.
+            (Self::Whole, Value::Number(number))
+                if number.as_f64().is_some_and(|number| number.abs() >= 1e18) =>
+            {
+                BOUNDS
+            }
             (Self::Whole, Value::Number(_)) => "digits alone, without a point or an exponent",
             (Self::Whole | Self::Number, Value::String(text))
                 if !text.parse().is_ok_and(|number: f64| number.is_finite()) =>
