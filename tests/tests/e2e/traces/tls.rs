@@ -150,7 +150,11 @@ async fn by_https(protocol: &str, alpn: &[u8]) {
         if exported > 0.0 { Ok(()) } else { Err(web.diagnostics()) }
     })
     .await;
-    assert!(web.diagnostics().contains("the collector's roots have changed"), "{}", web.diagnostics());
+    eventually("the log says so", async || {
+        let said = web.diagnostics();
+        if said.contains("the collector's roots have changed") { Ok(()) } else { Err(said) }
+    })
+    .await;
     // A file that is not there: the proxy does not start, as with any setting that cannot be.
     let absent = folder.path("absent.pem").to_str().unwrap().to_owned();
     let program = Program::new("rootless", binary("tulle-proxy"))
