@@ -198,10 +198,9 @@ impl Inner {
         if self.takes_nowait.load(Relaxed) {
             match nowait() {
                 Err(Errno::AGAIN) if !wait.is_zero() && self.writable(wait) => return nowait(),
-                Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::SPIPE) => {
-                    self.takes_nowait.store(false, Relaxed);
-                }
-                written => return written,
+                written @ (Ok(_) | Err(Errno::AGAIN | Errno::INTR | Errno::PIPE)) => return written,
+                // The kernel cannot, or a sandbox does not allow it: a plain write tells what is really wrong, if anything is.
+                Err(_) => self.takes_nowait.store(false, Relaxed),
             }
         }
         if !self.writable(wait) {
