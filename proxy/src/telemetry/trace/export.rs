@@ -538,6 +538,15 @@ mod tests {
         }
     }
 
+    /// What a request has before its body.
+    async fn head_of(stream: &mut TcpStream) -> String {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        String::from_utf8(head).unwrap()
+    }
+
     #[tokio::test]
     async fn the_sdks_own_lines_tell_no_secret_either_and_the_collector_gets_it() {
         use std::io::{Read as _, Seek as _};
@@ -563,11 +572,7 @@ mod tests {
         spans.close();
         let answer = async {
             let (mut stream, _) = listener.accept().await.unwrap();
-            let mut head = Vec::new();
-            while !head.windows(4).any(|end| end == b"\r\n\r\n") {
-                head.push(stream.read_u8().await.unwrap());
-            }
-            let head = String::from_utf8(head).unwrap();
+            let head = head_of(&mut stream).await;
             assert!(head.starts_with("POST /v1/traces?key=hush HTTP/1.1\r\n"), "{head}");
             stream.write_all(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n").await.unwrap();
             stream
@@ -603,11 +608,7 @@ mod tests {
         spans.close();
         let answer = async {
             let (mut stream, _) = listener.accept().await.unwrap();
-            let mut head = Vec::new();
-            while !head.windows(4).any(|end| end == b"\r\n\r\n") {
-                head.push(stream.read_u8().await.unwrap());
-            }
-            let head = String::from_utf8(head).unwrap().to_ascii_lowercase();
+            let head = head_of(&mut stream).await.to_ascii_lowercase();
             assert!(head.starts_with("post /v1/traces http/1.1\r\n"), "{head}");
             assert!(head.contains("x-key: secret\r\n"), "{head}");
             assert!(head.contains("content-type: application/x-protobuf\r\n"), "{head}");
