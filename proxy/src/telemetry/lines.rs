@@ -1,6 +1,6 @@
 //! Lines of text on their way out of the process, without ever waiting for whoever reads them.
 //!
-//! Workers append to a queue in memory; the control thread writes it out a few milliseconds later. Where the reader is
+//! Workers append to a queue in memory; the control thread writes it out a moment later, or as soon as there is much. Where the reader is
 //! too slow, lines are dropped and counted: neither a request nor the control plane's stream may wait for a full pipe.
 //! No thread is spent on it, and standard error is never made non-blocking, since others may share it: each write says for itself that it
 //! must not wait (`RWF_NOWAIT`, pwritev2(2)). Where the kernel cannot do that, for terminals or for pipes before Linux 6.4, a
@@ -22,10 +22,17 @@ use tokio::sync::Notify;
 
 /// How many bytes of lines a queue holds.
 const CAPACITY: usize = 256 * 1024;
-/// How large a buffer is kept for reuse.
+/// So many bytes are written without gathering more: what was written long ago has left the processor's cache.
+const ENOUGH: usize = 64 * 1024;
+/// How long lines are gathered before they are written. Waking the control thread costs as much as serving a request, so that where few
+/// come, each of several should not do it.
+const GATHER: Duration = Duration::from_millis(100);
+/// How long a destination is left alone whose reader is behind.
+const BEHIND: Duration = Duration::from_millis(20);
+/// For how long no line comes until buffers are given back.
+const IDLE: Duration = Duration::from_secs(1);
+/// What is kept of a buffer of a busier time.
 const KEPT: usize = 32 * 1024;
-/// How long lines are gathered before they are written.
-const GATHER: Duration = Duration::from_millis(20);
 /// What a writable pipe takes at once.
 const PIPE_BUF: usize = 4096;
 
@@ -33,7 +40,16 @@ const PIPE_BUF: usize = 4096;
 pub struct Lines {
     buffer: Mutex<Vec<u8>>,
     dropped: AtomicU64,
-    wake: Arc<Notify>,
+    wake: Arc<Wake>,
+}
+
+/// What the control thread waits for.
+#[derive(Default)]
+struct Wake {
+    /// There are lines where there were none.
+    some: Notify,
+    /// There are enough of them.
+    enough: Notify,
 }
 
 /// One destination and the queues that lead to it. Cheap to clone.
@@ -48,10 +64,10 @@ struct Inner {
     takes_nowait: AtomicBool,
     queues: Mutex<Vec<Arc<Lines>>>,
     pending: Mutex<Pending>,
-    wake: Arc<Notify>,
+    wake: Arc<Wake>,
 }
 
-/// Taken from the queues and not written yet.
+/// Taken from a queue and not written yet.
 #[derive(Default)]
 struct Pending {
     bytes: Vec<u8>,
@@ -71,20 +87,28 @@ impl Lines {
             self.dropped.fetch_add(1, Relaxed);
             return;
         }
-        let was_empty = buffer.is_empty();
+        let before = buffer.len();
         write(&mut buffer);
+        let after = buffer.len();
         drop(buffer);
-        if was_empty {
-            self.wake.notify_one();
+        if before == 0 {
+            self.wake.some.notify_one();
+        }
+        if before < ENOUGH && after >= ENOUGH {
+            self.wake.enough.notify_one();
         }
     }
 
-    fn take(&self, into: &mut Vec<u8>) {
+    /// Takes what there is in exchange for an empty buffer.
+    fn take(&self, empty: &mut Vec<u8>) {
+        mem::swap(&mut *self.buffer.lock(), empty);
+    }
+
+    /// Gives back a buffer that holds nothing.
+    fn rest(&self) {
         let mut buffer = self.buffer.lock();
-        if into.is_empty() {
-            mem::swap(&mut *buffer, into);
-        } else {
-            into.append(&mut buffer);
+        if buffer.is_empty() {
+            *buffer = Vec::new();
         }
     }
 }
@@ -122,11 +146,16 @@ impl LineOutput {
 
     /// Writes what is appended, for ever. For the control thread; never waits for the destination's reader.
     pub async fn run(&self) {
+        let Wake { some, enough } = &*self.0.wake;
         loop {
-            self.0.wake.notified().await;
-            tokio::time::sleep(GATHER).await;
+            if tokio::time::timeout(IDLE, some.notified()).await.is_err() {
+                self.0.rest();
+                some.notified().await;
+            }
+            // Whichever it is: more lines come, or time is up.
+            drop(tokio::time::timeout(GATHER, enough.notified()).await);
             while !self.0.write_some(None) {
-                tokio::time::sleep(GATHER).await;
+                tokio::time::sleep(BEHIND).await;
             }
         }
     }
@@ -161,12 +190,20 @@ impl Inner {
     /// is behind.
     fn write_some(&self, end: Option<Instant>) -> bool {
         let mut pending = self.pending.lock();
-        if pending.is_empty() {
-            for lines in self.queues.lock().iter() {
-                lines.take(&mut pending.bytes);
-            }
-            pending.mend();
+        if !self.write_pending(&mut pending, end) {
+            return false;
         }
+        // Only those that there are now: whoever writes on and on is not waited for.
+        let queues = self.queues.lock();
+        queues.iter().all(|lines| {
+            lines.take(&mut pending.bytes);
+            pending.mend();
+            self.write_pending(&mut pending, end)
+        })
+    }
+
+    /// As of [`Self::write_some`], of what is taken already.
+    fn write_pending(&self, pending: &mut Pending, end: Option<Instant>) -> bool {
         while !pending.is_empty() {
             let rest = &pending.bytes[pending.written..];
             // Anew for each piece: a reader that takes a little now and then must not make it last.
@@ -184,6 +221,15 @@ impl Inner {
         }
         pending.clear();
         true
+    }
+
+    /// Gives back buffers that hold nothing.
+    fn rest(&self) {
+        let mut pending = self.pending.lock();
+        if pending.is_empty() {
+            pending.bytes = Vec::new();
+        }
+        self.queues.lock().iter().for_each(|lines| lines.rest());
     }
 
     /// Writes some of it, waiting so long for the reader; [`Errno::AGAIN`]: it is behind.
@@ -241,9 +287,13 @@ impl Pending {
     }
 
     fn clear(&mut self) {
+        let filled = self.bytes.len();
         self.bytes.clear();
-        self.bytes.shrink_to(KEPT);
         self.written = 0;
+        // To grow it anew for each write would cost page faults.
+        if filled < self.bytes.capacity() / 8 {
+            self.bytes.shrink_to(KEPT.max(2 * filled));
+        }
     }
 }
 
@@ -279,6 +329,60 @@ mod tests {
             |queue: &str| read.iter().filter(|line| line.starts_with(queue)).cloned().collect::<Vec<_>>();
         assert_eq!(of("first"), (0..100).map(|n| format!("first {n}")).collect::<Vec<_>>());
         assert_eq!(of("second").len(), 100);
+        run.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn much_is_written_at_once_and_little_a_moment_later() {
+        use std::io::{Seek as _, SeekFrom};
+        let mut file = tempfile::tempfile().unwrap();
+        let output = LineOutput::new(file.try_clone().unwrap());
+        let lines = output.queue();
+        let run = tokio::spawn({
+            let output = output.clone();
+            async move { output.run().await }
+        });
+        let mut told = move || file.seek(SeekFrom::End(0)).unwrap() as usize;
+        for (length, at_most) in
+            [(ENOUGH, Duration::ZERO), (10, GATHER), (2 * ENOUGH, Duration::ZERO), (10, GATHER)]
+        {
+            let (before, begun) = (told(), tokio::time::Instant::now());
+            lines.append(line(&"x".repeat(length - 1)));
+            while told() == before {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            assert_eq!(told(), before + length);
+            let took = begun.elapsed();
+            assert!(took <= at_most + Duration::from_millis(5) && took >= at_most / 2, "{length}: {took:?}");
+        }
+        run.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn buffers_of_a_busier_time_are_given_back() {
+        let output = LineOutput::new(tempfile::tempfile().unwrap());
+        let lines = output.queue();
+        let run = tokio::spawn({
+            let output = output.clone();
+            async move { output.run().await }
+        });
+        let held = || lines.buffer.lock().capacity() + output.0.pending.lock().bytes.capacity();
+        // Both of the two that change places.
+        for _ in 0..2 {
+            lines.append(line(&"x".repeat(CAPACITY)));
+            tokio::time::sleep(GATHER).await;
+        }
+        assert!(held() > CAPACITY);
+        for _ in 0..4 {
+            lines.append(line("x"));
+            tokio::time::sleep(2 * GATHER).await;
+        }
+        assert!(held() <= 2 * KEPT, "{}", held());
+        tokio::time::sleep(2 * IDLE).await;
+        assert_eq!(held(), 0);
+        lines.append(line("x"));
+        tokio::time::sleep(2 * GATHER).await;
+        assert!(lines.buffer.lock().is_empty());
         run.abort();
     }
 
