@@ -352,13 +352,24 @@ struct Fields {
     expects_continue: bool,
 }
 
+/// A field's name. Those that `http` does not know are allocated each, but for some that come with most requests.
+fn name(spelled: &[u8]) -> Option<HeaderName> {
+    Some(match spelled {
+        b"traceparent" => const { HeaderName::from_static("traceparent") },
+        b"tracestate" => const { HeaderName::from_static("tracestate") },
+        b"x-request-id" => const { HeaderName::from_static("x-request-id") },
+        b"x-forwarded-for" => const { HeaderName::from_static("x-forwarded-for") },
+        b"x-forwarded-proto" => const { HeaderName::from_static("x-forwarded-proto") },
+        _ => HeaderName::from_bytes(spelled).ok()?,
+    })
+}
+
 impl Fields {
     fn read(head: &Bytes, fields: &[Header<'_>], version: Version) -> Result<Self, HeadError> {
         let mut read = Self { map: reuse::headers(fields.len()), ..Self::default() };
         let start = head.as_ptr().addr();
         for field in fields {
-            let name = HeaderName::from_bytes(field.name.as_bytes())
-                .map_err(|_| HeadError::Malformed("a field's name"))?;
+            let name = name(field.name.as_bytes()).ok_or(HeadError::Malformed("a field's name"))?;
             let value = HeaderValue::from_maybe_shared(head.slice_ref(field.value))
                 .map_err(|_| HeadError::Malformed("a field's value has a control character"))?;
             read.lines.push(Line {
