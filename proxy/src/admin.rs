@@ -195,7 +195,7 @@ fn set_log_level(body: &Bytes, state: &dyn AdminState) -> Answer {
     if level.is_empty() {
         return text(
             StatusCode::BAD_REQUEST,
-            "the body is to be a level: error, warn, info, debug, trace, or directives\n",
+            "the body is to be a level: error, warn, info, debug, or directives\n",
         );
     }
     match state.set_log_level(level) {

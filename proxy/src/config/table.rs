@@ -183,8 +183,8 @@ variables! {
     "ADDRESSES_FILE", "a path", None,
         "Where the addresses of all listeners are written once they are bound, as one JSON object.",
         |config, value| config.addresses_file = Some(value.into());
-    "LOG_LEVEL", "`error`, `warn`, `info`, `debug`, `trace`, or directives (`info,tulle_proxy::tls=debug`)", Some("info"),
-        "What diagnostics are written to standard output; can be changed at run time by `/log-level`.",
+    "LOG_LEVEL", "`error`, `warn`, `info`, `debug`, or directives (`info,tulle_proxy::tls=debug`)", Some("info"),
+        "What diagnostics are written to standard output; can be changed at run time by `/log-level`. `trace` is the same as `debug`: what is below is not built in.",
         |config, value| config.log_level = parse::log_level(value)?;
     "LOG_FORMAT", "`json` or `text`", Some("json"),
         "How diagnostics are written.",
