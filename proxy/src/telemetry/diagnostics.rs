@@ -75,7 +75,7 @@ pub fn subscriber(
 /// # Errors
 /// The level is none, or another subscriber is installed.
 pub fn install(level: &str, format: LogFormat) -> Result<Diagnostics, DiagnosticsError> {
-    let output = LineOutput::new(io::stdout());
+    let output = LineOutput::prompt(io::stdout());
     let (subscriber, level) = subscriber(level, format, &output)?;
     tracing::subscriber::set_global_default(subscriber)?;
     let before = std::panic::take_hook();

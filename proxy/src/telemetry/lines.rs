@@ -26,7 +26,9 @@ const CAPACITY: usize = 256 * 1024;
 const ENOUGH: usize = 64 * 1024;
 /// How long lines are gathered before they are written. Waking the control thread costs as much as serving a request, so that where few
 /// come, each of several should not do it.
-const GATHER: Duration = Duration::from_millis(100);
+const GATHER: Duration = Duration::from_millis(50);
+/// The same of lines that people wait for, of which few come.
+const PROMPT: Duration = Duration::from_millis(10);
 /// How long a destination is left alone whose reader is behind.
 const BEHIND: Duration = Duration::from_millis(20);
 /// For how long no line comes until buffers are given back.
@@ -60,6 +62,7 @@ struct Inner {
     destination: Box<dyn AsFd + Send + Sync>,
     /// The destination takes any amount without waiting for anybody.
     is_file: bool,
+    gather: Duration,
     /// As far as is known, a write to the destination can say that it must not wait.
     takes_nowait: AtomicBool,
     queues: Mutex<Vec<Arc<Lines>>>,
@@ -99,9 +102,12 @@ impl Lines {
         }
     }
 
-    /// Takes what there is in exchange for an empty buffer.
+    /// Takes what there is, if anything is, in exchange for an empty buffer.
     fn take(&self, empty: &mut Vec<u8>) {
-        mem::swap(&mut *self.buffer.lock(), empty);
+        let mut buffer = self.buffer.lock();
+        if !buffer.is_empty() {
+            mem::swap(&mut *buffer, empty);
+        }
     }
 
     /// Gives back a buffer that holds nothing.
@@ -118,11 +124,21 @@ impl Lines {
 impl LineOutput {
     /// To `destination`: standard output or error, or a file.
     pub fn new(destination: impl AsFd + Send + Sync + 'static) -> Self {
+        Self::gathering(destination, GATHER)
+    }
+
+    /// The same for lines that are few, and are not to be late.
+    pub fn prompt(destination: impl AsFd + Send + Sync + 'static) -> Self {
+        Self::gathering(destination, PROMPT)
+    }
+
+    fn gathering(destination: impl AsFd + Send + Sync + 'static, gather: Duration) -> Self {
         let is_file = rustix::fs::fstat(&destination)
             .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile);
         Self(Arc::new(Inner {
             destination: Box::new(destination),
             is_file,
+            gather,
             takes_nowait: AtomicBool::new(true),
             queues: Mutex::default(),
             pending: Mutex::default(),
@@ -153,7 +169,7 @@ impl LineOutput {
                 some.notified().await;
             }
             // Whichever it is: more lines come, or time is up.
-            drop(tokio::time::timeout(GATHER, enough.notified()).await);
+            drop(tokio::time::timeout(self.0.gather, enough.notified()).await);
             while !self.0.write_some(None) {
                 tokio::time::sleep(BEHIND).await;
             }
@@ -291,7 +307,7 @@ impl Pending {
         self.bytes.clear();
         self.written = 0;
         // To grow it anew for each write would cost page faults.
-        if filled < self.bytes.capacity() / 8 {
+        if filled > 0 && filled < self.bytes.capacity() / 8 {
             self.bytes.shrink_to(KEPT.max(2 * filled));
         }
     }
@@ -356,6 +372,24 @@ mod tests {
             assert!(took <= at_most + Duration::from_millis(5) && took >= at_most / 2, "{length}: {took:?}");
         }
         run.abort();
+    }
+
+    #[test]
+    fn buffers_are_not_grown_anew_for_each_write() {
+        let output = LineOutput::new(tempfile::tempfile().unwrap());
+        let (lines, _idle) = (output.queue(), output.queue());
+        let held = || [lines.buffer.lock().capacity(), output.0.pending.lock().bytes.capacity()];
+        for _ in 0..10 {
+            lines.append(line(&"x".repeat(ENOUGH)));
+            output.0.write_some(None);
+        }
+        let before = held();
+        assert!(before.iter().all(|capacity| *capacity > ENOUGH), "{before:?}");
+        lines.append(line(&"x".repeat(ENOUGH)));
+        output.0.write_some(None);
+        output.0.write_some(None);
+        let all = |held: [usize; 2]| held.iter().sum::<usize>();
+        assert_eq!(all(held()), all(before));
     }
 
     #[tokio::test(start_paused = true)]
