@@ -121,7 +121,7 @@ impl OriginalHead {
         let at = value.as_ptr().addr().wrapping_sub(self.bytes.as_ptr().addr());
         at == line.value as usize
             && self.bytes.get(at..self.end(i)).and_then(|rest| rest.strip_prefix(value)) == Some(b"\r\n")
-            && self.name(line).eq_ignore_ascii_case(name.as_bytes())
+            && is_name(self.name(line), name.as_bytes())
     }
 
     /// All lines of fields.
@@ -145,6 +145,11 @@ impl OriginalHead {
         };
         (is(i) && self.value(i).len() == value.len()).then_some(i)
     }
+}
+
+/// Whether a name is spelled so, in whichever case: most are in lower case, and compared at once.
+fn is_name(spelled: &[u8], name: &[u8]) -> bool {
+    spelled == name || spelled.eq_ignore_ascii_case(name)
 }
 
 // === Writing ===
