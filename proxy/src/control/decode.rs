@@ -275,7 +275,7 @@ fn inbound_policy(message: v1::InboundPolicy, name: &str) -> Result<Decoded> {
         connection_ages,
         access_logs,
         samplings,
-        access_log: logged::access_log(message.access_log.unwrap_or_default(), "access_log")?,
+        access_log: logged::said(message.access_log)?,
         sampling: logged::sampling(message.sampling, "sampling")?,
     }))
 }
@@ -325,7 +325,7 @@ fn mesh(message: v1::Mesh, name: &str) -> Result<Decoded> {
             secret => Some(SessionKey::new(secret).ok_or_else(|| fault("session_key", "is not 32 bytes"))?),
         },
         tracing: message.tracing.map(|said| tracing(said, "tracing")).transpose()?,
-        access_log: logged::access_log(message.access_log.unwrap_or_default(), "access_log")?,
+        access_log: logged::said(message.access_log)?,
     })))
 }
 

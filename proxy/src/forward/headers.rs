@@ -172,6 +172,11 @@ pub(super) fn needed_host<B>(request: &Request<B>) -> Option<&HeaderValue> {
     if request.uri().authority().is_some() { None } else { request.headers().get(header::HOST) }
 }
 
+/// The same of a request's target and its `Host`.
+pub(super) fn needed_of<'a>(target: &Uri, host: Option<&'a HeaderValue>) -> Option<&'a HeaderValue> {
+    host.filter(|_| target.authority().is_none())
+}
+
 /// As [`host`], of a request's target and its `Host`.
 pub(super) fn host_of<'a>(target: &'a Uri, host: Option<&'a HeaderValue>) -> &'a str {
     without_port(authority_of(target, || host))
@@ -211,13 +216,20 @@ pub(super) fn check_only_host<B>(request: &Request<B>) -> Result<(), Fault> {
 }
 
 fn without_port(authority: &str) -> &str {
-    // By bytes: these are short.
-    let user = authority.bytes().rposition(|byte| byte == b'@');
-    let host = user.map_or(authority, |at| &authority[at + 1..]);
+    // By bytes, and once: these are short.
+    let (mut begin, mut colon) = (0, authority.len());
+    for (at, byte) in authority.bytes().enumerate() {
+        match byte {
+            b'@' => (begin, colon) = (at + 1, authority.len()),
+            b':' => colon = colon.min(at),
+            _ => {}
+        }
+    }
+    let host = &authority[begin..];
     if let Some(end) = host.strip_prefix('[').and_then(|rest| rest.find(']')) {
         return &host[1..=end];
     }
-    host.bytes().position(|byte| byte == b':').map_or(host, |colon| &host[..colon])
+    &authority[begin..colon]
 }
 
 #[cfg(test)]

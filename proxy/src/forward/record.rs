@@ -31,7 +31,8 @@ use crate::telemetry::Reason;
 use crate::telemetry::access;
 use crate::telemetry::metrics::{DetectResult, Direction, Outcome, RequestLabels, SessionResult, TlsKind};
 use crate::telemetry::tap::Watched;
-use crate::telemetry::trace::{self, Digits, KeyValue, Sampling, TraceId, Tracing};
+use crate::telemetry::timestamp::wall;
+use crate::telemetry::trace::{self, KeyValue, Sampling, TraceId, Tracing};
 use crate::wire::{Body, Transfer, Upgrade};
 
 /// One request, from its head to the end of its response.
@@ -82,6 +83,8 @@ pub(super) struct Record {
     upstream: Duration,
     /// Since when it waits for others, if it does, by the proxy's clock.
     waits: Option<u64>,
+    /// When it last had waited, by the same clock: when the head of an answer came, if one did.
+    waited: u64,
     /// The proxy's own part of the time until there was an answer.
     processing: Option<Duration>,
     /// What passes through the tunnel that it has become.
@@ -110,18 +113,21 @@ impl Record {
             *request.body_mut() = body.counted(Arc::clone(&uploaded)).trimmed(headers::strip_ours);
             uploaded
         });
-        let tracing = worker.proxy.telemetry.traces.get();
-        let tracing = tracing.map(|tracer| Tracing::begin(tracer, request.headers()));
+        let tracer = worker.proxy.telemetry.traces.get();
         let watched = worker.proxy.telemetry.taps.begin(direction, request);
-        let told = worker.access.is_enabled()
-            || tracing.as_ref().is_some_and(Tracing::is_recorded)
-            || watched.is_some();
-        let target = told.then(|| target_of(request));
-        let trace = match &tracing {
-            Some(tracing) => Some(tracing.trace()),
-            None if told => trace::heard(request.headers()),
-            None => None,
-        };
+        let logged = worker.access.is_enabled() || watched.is_some();
+        let (mut tracing, mut target, mut trace) = (None, None, None);
+        if logged || tracer.is_some() {
+            // One walk over the fields for all.
+            let (values, host) = walked(request.headers());
+            tracing = tracer.map(|tracer| Tracing::begin(tracer, request.headers(), &values));
+            let told = logged || tracing.as_ref().is_some_and(Tracing::is_recorded);
+            target = told.then(|| (request.uri().clone(), headers::needed_of(request.uri(), host).cloned()));
+            trace = match &tracing {
+                Some(tracing) => Some(tracing.trace()),
+                None => trace::heard(&values),
+            };
+        }
         Box::new(Self {
             worker: Arc::clone(worker),
             direction,
@@ -156,6 +162,7 @@ impl Record {
             logged: [None, None],
             upstream: Duration::ZERO,
             waits: None,
+            waited: 0,
             processing: None,
             tunnel: None,
             tracing,
@@ -235,6 +242,17 @@ impl Record {
     pub(super) fn waited(&mut self, now: u64) {
         if let Some(since) = self.waits.take() {
             self.upstream += Duration::from_nanos(now.saturating_sub(since));
+            self.waited = now;
+        }
+    }
+
+    /// The head of an answer has come, when it last had waited: that spares the clock.
+    fn came(&mut self) {
+        let since = |started| Duration::from_nanos(self.waited.saturating_sub(started));
+        if self.waits.is_none() && self.waited > 0 {
+            let taken = since(self.worker.proxy.nanos(self.started));
+            let own = taken.saturating_sub(self.upstream);
+            self.processing.get_or_insert(own);
         }
     }
 
@@ -280,6 +298,10 @@ impl Record {
             Some(down) => response.map(|body| body.counted(down)),
             None => response,
         };
+        // Only where it will be told.
+        if self.target.is_some() {
+            self.came();
+        }
         let until = Until::new(&self.worker, bounds, guard);
         self.track(response, in_flight, until)
     }
@@ -387,7 +409,8 @@ impl Record {
 
     fn end(&mut self, downloaded: u64) {
         self.ended = true;
-        let duration = self.started.elapsed();
+        let now = Instant::now();
+        let duration = now.saturating_duration_since(self.started);
         let uploaded = self.uploaded.as_ref().map_or(0, |uploaded| uploaded.bytes());
         let (bytes_in, bytes_out) = match &self.tunnel {
             Some(meter) => (meter.received(), meter.sent()),
@@ -403,13 +426,11 @@ impl Record {
         if !access.is_enabled() && span.is_none() && watched.is_none() {
             return;
         }
-        let trace_id = self.trace.map(Digits::from);
-        let span_id = span.map(|span| Digits::from(span.span));
         let processing = Some(self.decided());
         let own = || self.worker.proxy.speaker(self.direction).as_str();
         let target = self.target.as_ref();
         let told = access::Record {
-            time: SystemTime::now(),
+            time: wall(now),
             direction: self.direction,
             protocol: protocol(self.version, self.grpc),
             version: Some(self.version),
@@ -425,8 +446,8 @@ impl Record {
                 (Some(_), Some(by)) => by.to_str().unwrap_or_default(),
             },
             detail: &self.detail,
-            trace_id: trace_id.as_ref().map_or("", Digits::as_str),
-            span_id: span_id.as_ref().map_or("", Digits::as_str),
+            trace_id: self.trace,
+            span_id: span.map(|span| span.span),
             client: Some(self.client),
             source: id(&self.source),
             destination: id(&self.destination),
@@ -468,8 +489,8 @@ fn log(worker: &Worker, record: &access::Record<'_>, port: u16, outbound: [Optio
         return;
     }
     let snapshot = worker.proxy.store.load();
-    let mesh = snapshot.mesh.as_ref().map(|mesh| &mesh.access_log);
-    let own = snapshot.inbound.as_ref().map(|policy| &policy.spec().access_log);
+    let mesh = snapshot.mesh.as_ref().and_then(|mesh| mesh.access_log.as_ref());
+    let own = snapshot.inbound.as_ref().and_then(|policy| policy.spec().access_log.as_ref());
     let [first, second] = match record.direction {
         Direction::Inbound => [snapshot.inbound.as_ref().and_then(|policy| policy.access_log(port)), None],
         Direction::Outbound => outbound,
@@ -479,6 +500,18 @@ fn log(worker: &Worker, record: &access::Record<'_>, port: u16, outbound: [Optio
 
 fn target_of(request: &Request<Body>) -> (Uri, Option<HeaderValue>) {
     (request.uri().clone(), headers::needed_host(request).cloned())
+}
+
+/// What a head says of traces, and its `Host`.
+fn walked(fields: &HeaderMap) -> (trace::Values<'_>, Option<&HeaderValue>) {
+    let (mut values, mut host) = (trace::Values::default(), None);
+    for (name, value) in fields {
+        match *name {
+            http::header::HOST => drop(host.get_or_insert(value)),
+            _ => values.take(name, value),
+        }
+    }
+    (values, host)
 }
 
 fn id(id: &Option<SpiffeId>) -> &str {
@@ -660,8 +693,6 @@ impl<'a> ConnectionRecord<'a> {
             Tracing::connection(tracer, said, self.started)
         });
         let span = tracing.as_ref().and_then(Tracing::span);
-        let (trace_id, span_id) =
-            span.map(|span| (Digits::from(span.trace), Digits::from(span.span))).unzip();
         let told = access::Record {
             time: SystemTime::now(),
             direction: self.direction,
@@ -675,8 +706,8 @@ impl<'a> ConnectionRecord<'a> {
             reason,
             by: reason.map_or("", |_| worker.proxy.speaker(self.direction).as_str()),
             detail: detail.unwrap_or_default(),
-            trace_id: trace_id.as_ref().map_or("", Digits::as_str),
-            span_id: span_id.as_ref().map_or("", Digits::as_str),
+            trace_id: span.map(|span| span.trace),
+            span_id: span.map(|span| span.span),
             client: Some(self.client),
             source: self.source.map_or("", SpiffeId::as_str),
             destination: self.destination.map_or("", SpiffeId::as_str),

@@ -32,7 +32,7 @@ pub struct InboundSpec {
     /// Which traces of what comes in are recorded, by port; of other ports nothing is said.
     pub samplings: Vec<(u16, Sampling)>,
     /// What is logged of all that goes out and comes in, where nothing more specific says it.
-    pub access_log: access::Said,
+    pub access_log: Option<access::Said>,
     /// Which traces of it are recorded, likewise.
     pub sampling: Sampling,
 }

@@ -122,7 +122,7 @@ pub struct MeshInfo {
     /// What is said of tracing for all.
     pub tracing: Option<Tracing>,
     /// What is logged, where nothing more specific says it.
-    pub access_log: access::Said,
+    pub access_log: Option<access::Said>,
 }
 
 // === impl ServiceInfo ===

@@ -27,6 +27,7 @@ use self::ways::Ways;
 use super::lines::Lines;
 use super::metrics::{Direction, TlsKind};
 use super::reason::Reason;
+use super::trace::{SpanId, TraceId};
 
 /// The access log of one worker thread. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -35,8 +36,8 @@ pub struct AccessLog(Option<Arc<Log>>);
 #[derive(Debug)]
 struct Log {
     lines: Arc<Lines>,
-    /// What the process's own settings say.
-    own: Said,
+    /// What the process's own settings say, if anything.
+    own: Option<Said>,
     /// The sequence that samples are drawn by.
     draws: AtomicU64,
     /// Locked by its own worker only.
@@ -70,10 +71,10 @@ pub struct Record<'a> {
     pub by: &'a str,
     /// Details for people, such as the error that lies behind the reason.
     pub detail: &'a str,
-    /// The trace that it belongs to (W3C Trace Context, 32 hexadecimal digits).
-    pub trace_id: &'a str,
-    /// The proxy's own span in it (16 hexadecimal digits).
-    pub span_id: &'a str,
+    /// The trace that it belongs to.
+    pub trace_id: Option<TraceId>,
+    /// The proxy's own span in it.
+    pub span_id: Option<SpanId>,
     /// Who opened the connection.
     pub client: Option<SocketAddr>,
     /// The client's SPIFFE ID.
@@ -114,7 +115,8 @@ pub struct Record<'a> {
 
 impl AccessLog {
     pub(super) fn new(lines: Arc<Lines>, own: Said) -> Self {
-        Self(Some(Arc::new(Log { lines, own, draws: AtomicU64::new(0), ways: Mutex::default() })))
+        let (own, draws) = ((!own.is_empty()).then_some(own), AtomicU64::new(0));
+        Self(Some(Arc::new(Log { lines, own, draws, ways: Mutex::default() })))
     }
 
     /// One that writes nothing.
@@ -131,7 +133,7 @@ impl AccessLog {
     /// the first first.
     pub fn write(&self, record: &Record<'_>, [first, second, third, fourth]: [Option<&Said>; 4]) {
         let Some(log) = &self.0 else { return };
-        let holds = Holds::of([Some(&log.own), first, second, third, fourth]);
+        let holds = Holds::of([log.own.as_ref(), first, second, third, fourth]);
         if holds.has(record, || log.draw(record)) {
             log.lines.append(|out| record.write(holds.format, out, &log.ways));
         }
@@ -144,7 +146,7 @@ impl Log {
     /// By chance, and the same for all records of a trace: what one proxy writes of it the others write too.
     fn draw(&self, record: &Record<'_>) -> u32 {
         // The last digits are random in every version of the header (W3C Trace Context, Level 2, section 3.2.2.3).
-        let last = record.trace_id.get(24..).and_then(|digits| u32::from_str_radix(digits, 16).ok());
+        let last = record.trace_id.map(|trace| u128::from_be_bytes(trace.to_bytes()) as u32);
         last.unwrap_or_else(|| {
             // SplitMix64 (Steele, Lea, Flood, “Fast splittable pseudorandom number generators”, OOPSLA 2014).
             const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -173,8 +175,8 @@ impl Default for Record<'_> {
             reason: None,
             by: "",
             detail: "",
-            trace_id: "",
-            span_id: "",
+            trace_id: None,
+            span_id: None,
             client: None,
             source: "",
             destination: "",
@@ -254,8 +256,8 @@ mod tests {
             reason: Some(Reason::ConnectFailed),
             by: "default/orders/outbound",
             detail: "connection refused",
-            trace_id: "4bf92f3577b34da6a3ce929d0e0e4736",
-            span_id: "00f067aa0ba902b7",
+            trace_id: TraceId::from_hex("4bf92f3577b34da6a3ce929d0e0e4736").ok(),
+            span_id: SpanId::from_hex("00f067aa0ba902b7").ok(),
             client: Some("127.0.0.1:4000".parse().unwrap()),
             source: "spiffe://cluster.local/ns/default/sa/orders",
             destination: "spiffe://cluster.local/ns/default/sa/payments",
@@ -327,8 +329,8 @@ mod tests {
             grpc_status: None,
             by: "shop/payments/inbound",
             detail: "",
-            trace_id: "",
-            span_id: "",
+            trace_id: None,
+            span_id: None,
             client: Some("10.1.0.4:41000".parse().unwrap()),
             source: "",
             destination: "spiffe://cluster.local/ns/shop/sa/payments",
@@ -394,10 +396,10 @@ mod tests {
 
     #[test]
     fn a_trace_is_sampled_by_every_proxy_or_by_none() {
-        let trace_ids: Vec<String> =
-            (0..200_u64).map(|n| format!("{:032x}", n.wrapping_mul(0x9e37_79b9_7f4a_7c15))).collect();
+        let trace_ids =
+            (0..200_u64).map(|n| TraceId::from(u128::from(n.wrapping_mul(0x9e37_79b9_7f4a_7c15))));
         let mut counts = Vec::new();
-        for trace_id in &trace_ids {
+        for trace_id in trace_ids.map(Some) {
             let (log, mut written) = log(Said { sample: Share::percent(50.0), ..Said::default() });
             for _ in 0..10 {
                 log.write(&Record { trace_id, ..Record::default() }, [None; 4]);

@@ -3,38 +3,40 @@
 use std::io::Write as _;
 use std::net::SocketAddr;
 
-/// `00` to `99`, one after the other.
-const PAIRS: [u8; 200] = {
-    let mut pairs = [0; 200];
-    let mut number = 0;
-    while number < 100 {
-        pairs[2 * number] = b'0' + (number / 10) as u8;
-        pairs[2 * number + 1] = b'0' + (number % 10) as u8;
-        number += 1;
-    }
-    pairs
-};
-
-/// Appends `value` in decimal, with zeros before it up to `width` digits.
-pub(super) fn decimal(out: &mut Vec<u8>, mut value: u64, width: usize) {
+/// Appends `value` in decimal, with zeros before it up to `width` digits, of which there may be eight.
+#[inline(always)]
+pub(super) fn decimal(out: &mut Vec<u8>, value: u64, width: usize) {
     if value < 10 && width <= 1 {
         return out.push(b'0' + value as u8);
     }
-    // As many as u64 has.
-    let mut digits = [b'0'; 20];
-    let mut first = digits.len();
-    while value >= 10 {
-        first -= 2;
-        let pair = 2 * (value % 100) as usize;
-        digits[first..first + 2].copy_from_slice(&PAIRS[pair..pair + 2]);
-        value /= 100;
+    digits(out, value, width);
+}
+
+fn digits(out: &mut Vec<u8>, value: u64, width: usize) {
+    const EIGHT: u64 = 100_000_000;
+    if value >= EIGHT {
+        digits(out, value / EIGHT, 1);
+        return out.extend_from_slice(&(eight((value % EIGHT) as u32) | ZEROS).to_le_bytes());
     }
-    if value > 0 {
-        first -= 1;
-        digits[first] += value as u8;
-    }
-    let first = first.min(digits.len() - width.clamp(1, digits.len()));
-    out.extend_from_slice(&digits[first..]);
+    let number = eight(value as u32);
+    let zeros = (number.trailing_zeros() as usize / 8).min(8 - width.clamp(1, 8));
+    let text = (number | ZEROS) >> (8 * zeros);
+    // All eight in one move; what is too much of them is cut off.
+    let begin = out.len();
+    out.extend_from_slice(&text.to_le_bytes());
+    out.truncate(begin + 8 - zeros);
+}
+
+const ZEROS: u64 = u64::from_ne_bytes([b'0'; 8]);
+
+/// The eight digits of a number below 10⁸ as bytes, the first one lowest: halves, then pairs, then digits of all at once.
+fn eight(number: u32) -> u64 {
+    let halves = u64::from(number / 10_000) | u64::from(number % 10_000) << 32;
+    // x·10486 / 2²⁰ is x / 100 of each half, and x·103 / 2¹⁰ is x / 10 of each pair.
+    let hundreds = ((halves * 10_486) >> 20) & 0x7f_0000_007f;
+    let pairs = hundreds | (halves - hundreds * 100) << 16;
+    let tens = ((pairs * 103) >> 10) & 0x000f_000f_000f_000f;
+    tens | (pairs - tens * 10) << 8
 }
 
 /// `0.` to `255.` and their lengths.
@@ -91,8 +93,10 @@ mod tests {
 
     #[test]
     fn digits_are_those_that_the_standard_library_writes() {
-        for value in [0, 1, 9, 10, 99, 100, 503, 65_535, 1_000_000_007, u64::MAX] {
-            for width in [0, 1, 2, 6] {
+        let around = (0..20).map(|n| 10_u64.pow(n)).flat_map(|power| [power - 1, power, power + 1]);
+        let some = (0..10_000).chain([65_535, 12_345_678, 90_909_090, 1_000_000_007, u64::MAX]);
+        for value in around.chain(some) {
+            for width in [0, 1, 2, 6, 8] {
                 let mut out = Vec::new();
                 decimal(&mut out, value, width);
                 assert_eq!(String::from_utf8(out).unwrap(), format!("{value:0width$}"));

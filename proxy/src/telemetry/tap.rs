@@ -21,6 +21,7 @@ use self::filter::Filter;
 use super::access::Record;
 use super::metrics::Direction;
 use super::timestamp::rfc3339;
+use super::trace::Digits;
 
 /// Taps that run at the same time; one more is refused.
 pub const MAX_TAPS: usize = 8;
@@ -269,7 +270,7 @@ fn told(
         reason: record.reason.map_or("", |reason| reason.code()).to_owned(),
         by: cut(record.by),
         detail: cut(record.detail),
-        trace_id: cut(record.trace_id),
+        trace_id: record.trace_id.map_or_else(String::new, |id| Digits::from(id).as_str().to_owned()),
         client: address(record.client),
         source: cut(record.source),
         destination: cut(record.destination),

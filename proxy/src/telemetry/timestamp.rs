@@ -1,7 +1,7 @@
 //! Points in time as text.
 
 use std::cell::Cell;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::digits::decimal;
 
@@ -31,6 +31,29 @@ pub(crate) fn write_rfc3339(out: &mut Vec<u8>, time: SystemTime) {
     out.extend_from_slice(&text);
     decimal(out, since.subsec_micros().into(), 6);
     out.push(b'Z');
+}
+
+/// How long a reading of both clocks serves: so late it is noticed that somebody has set the one.
+const FRESH: Duration = Duration::from_millis(10);
+
+thread_local! {
+    /// What both clocks said at one moment.
+    static READ: Cell<Option<(Instant, SystemTime)>> = const { Cell::new(None) };
+}
+
+/// The time of day at `now`, which was just read: the two clocks go at the same pace, so that reading the other one too is spared.
+pub(crate) fn wall(now: Instant) -> SystemTime {
+    if let Some((instant, time)) = READ.get()
+        && let Some(since) = now.checked_duration_since(instant).filter(|since| *since < FRESH)
+    {
+        return time + since;
+    }
+    let time = SystemTime::now();
+    // Who had to wait in between would be wrong for as long.
+    if now.elapsed() < Duration::from_micros(2) {
+        READ.set(Some((now, time)));
+    }
+    time
 }
 
 /// `21/Nov/2026:05:01:39 +0000`, in UTC, as the common log format has it (Apache httpd, mod_log_config, `%t`).
@@ -101,6 +124,18 @@ mod tests {
                 rfc3339(UNIX_EPOCH + Duration::new(seconds, 1_234_999)),
                 expected.replace(".000000", ".001234")
             );
+        }
+    }
+
+    #[test]
+    fn the_time_of_day_is_what_its_clock_says() {
+        for _ in 0..100 {
+            let before = SystemTime::now();
+            let told = wall(Instant::now());
+            // A clock that is being slewed, and a thread that had to wait between the two readings.
+            let off = told.duration_since(before).unwrap_or_else(|error| error.duration());
+            assert!(off < Duration::from_millis(500), "{off:?}");
+            std::thread::sleep(Duration::from_micros(300));
         }
     }
 

@@ -11,9 +11,9 @@ mod span;
 pub mod tracer;
 
 pub use opentelemetry::KeyValue;
-pub use opentelemetry::trace::TraceId;
+pub use opentelemetry::trace::{SpanId, TraceId};
 
-pub use self::context::{Context, Digits, Forms, Propagation};
+pub use self::context::{Context, Digits, Forms, Propagation, Values, name_once};
 pub use self::export::{Collector, Connect, Exporter, Limits, Protocol, Spans};
 pub use self::sampler::{Sampler, Sampling};
 pub(crate) use self::span::grpc_name;

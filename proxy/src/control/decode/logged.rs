@@ -10,6 +10,12 @@ use crate::telemetry::access::{Errors, Said, Share, Statuses};
 use crate::telemetry::trace::Sampling;
 
 /// What is said at `at`.
+/// What a resource as a whole says of the access log, if anything.
+pub(super) fn said(message: Option<v1::AccessLog>) -> Result<Option<Said>> {
+    let said = message.map(|message| access_log(message, "access_log")).transpose()?;
+    Ok(said.filter(|said| !said.is_empty()))
+}
+
 pub(super) fn access_log(message: v1::AccessLog, at: &str) -> Result<Said> {
     let format = match &*message.format {
         "" => None,

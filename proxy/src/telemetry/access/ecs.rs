@@ -13,6 +13,7 @@ use crate::telemetry::digits::decimal;
 use crate::telemetry::metrics::{Direction, TlsKind};
 use crate::telemetry::reason::Reason;
 use crate::telemetry::timestamp::write_rfc3339;
+use crate::telemetry::trace::Digits;
 
 /// Whose field list is kept to.
 const VERSION: &str = "8.12.0";
@@ -74,8 +75,9 @@ impl Record<'_> {
                 out.extend_from_slice(if established { b"true" } else { b"false" });
             }
         });
-        object(out, "trace", |out| text(out, "id", self.trace_id));
-        object(out, "span", |out| text(out, "id", self.span_id));
+        let (trace, span) = (self.trace_id.map(Digits::from), self.span_id.map(Digits::from));
+        object(out, "trace", |out| text(out, "id", trace.as_ref().map_or("", Digits::as_str)));
+        object(out, "span", |out| text(out, "id", span.as_ref().map_or("", Digits::as_str)));
         if let Some(reason) = self.reason {
             object(out, "error", |out| {
                 text(out, "code", reason.code());

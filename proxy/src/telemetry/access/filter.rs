@@ -64,8 +64,19 @@ impl Said {
 // === impl Holds ===
 
 impl<'a> Holds<'a> {
+    const EVERYTHING: Self = Self {
+        format: &AccessLogFormat::Json,
+        statuses: None,
+        min_duration: Duration::ZERO,
+        share: Share::ALL,
+        errors: Errors::Always,
+    };
+
     /// What the first place that says it says, field by field; where nobody does, every record is written, as JSON.
     pub(super) fn of(places: [Option<&'a Said>; 5]) -> Self {
+        if places.iter().all(Option::is_none) {
+            return Self::EVERYTHING;
+        }
         let mut format = None;
         let mut statuses = None;
         let (mut min_duration, mut share, mut errors) = (None, None, None);
@@ -175,6 +186,13 @@ mod tests {
 
     fn filter(said: Said) -> impl Fn(&Record<'_>) -> bool {
         move |record| Holds::of([Some(&said), None, None, None, None]).has(record, || u32::MAX)
+    }
+
+    #[test]
+    fn where_nobody_says_anything_it_is_as_if_somebody_had_said_nothing() {
+        let (said, nobody) = (Said::default(), Holds::of([None; 5]));
+        let somebody = Holds::of([None, Some(&said), None, None, None]);
+        assert_eq!(format!("{nobody:?}"), format!("{somebody:?}"));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use super::ways::Ways;
 use crate::telemetry::digits;
 use crate::telemetry::reason::Reason;
 use crate::telemetry::timestamp::write_rfc3339;
+use crate::telemetry::trace::Digits;
 
 /// How many bytes of a value are written: a path can be as long as a head.
 pub(super) const MAX_VALUE: usize = 1024;
@@ -18,7 +19,14 @@ macro_rules! named {
         concat!(",\"", $name, "\":").as_bytes()
     };
 }
-pub(super) use named;
+
+/// The same before text.
+macro_rules! quoted {
+    ($name:literal) => {
+        concat!(",\"", $name, "\":\"").as_bytes()
+    };
+}
+pub(super) use quoted;
 
 // === impl Record ===
 
@@ -29,20 +37,19 @@ impl Record<'_> {
         out.reserve(1024);
         out.extend_from_slice(b"{\"timestamp\":\"");
         write_rfc3339(out, self.time);
-        out.extend_from_slice(b"\",\"target\":\"access\"");
-        word(out, named!("direction"), self.direction.as_str());
-        text(out, named!("protocol"), self.protocol);
-        text(out, named!("method"), self.method);
-        text(out, named!("path"), self.path_alone());
-        text(out, named!("authority"), self.authority);
+        ways.write_kind(self, out);
+        text(out, quoted!("path"), self.path_alone());
+        text(out, quoted!("authority"), self.authority);
         number(out, named!("status"), self.status.map(u64::from));
         number(out, named!("grpc_status"), self.grpc_status.map(u64::from));
-        word(out, named!("reason"), self.reason.map_or("", Reason::code));
-        text(out, named!("by"), self.by);
-        text(out, named!("detail"), self.detail);
-        text(out, named!("trace_id"), self.trace_id);
-        text(out, named!("span_id"), self.span_id);
-        address(out, named!("client"), self.client);
+        if self.reason.is_some() {
+            word(out, quoted!("reason"), self.reason.map_or("", Reason::code));
+        }
+        text(out, quoted!("by"), self.by);
+        text(out, quoted!("detail"), self.detail);
+        id(out, quoted!("trace_id"), self.trace_id.map(Digits::from));
+        id(out, quoted!("span_id"), self.span_id.map(Digits::from));
+        address(out, quoted!("client"), self.client);
         ways.write(self, out);
         number(out, named!("bytes_in"), Some(self.bytes_in));
         number(out, named!("bytes_out"), Some(self.bytes_out));
@@ -65,7 +72,16 @@ pub(super) fn nanos(duration: Duration) -> u64 {
 pub(super) fn word(out: &mut Vec<u8>, name: &[u8], value: &str) {
     if !value.is_empty() {
         out.extend_from_slice(name);
+        out.extend_from_slice(value.as_bytes());
         out.push(b'"');
+    }
+}
+
+/// Digits, whose number is a constant too.
+#[inline(always)]
+fn id<const N: usize>(out: &mut Vec<u8>, name: &[u8], value: Option<Digits<N>>) {
+    if let Some(value) = value {
+        out.extend_from_slice(name);
         out.extend_from_slice(value.as_bytes());
         out.push(b'"');
     }
@@ -75,7 +91,6 @@ pub(super) fn word(out: &mut Vec<u8>, name: &[u8], value: &str) {
 pub(super) fn text(out: &mut Vec<u8>, name: &[u8], value: &str) {
     if !value.is_empty() {
         out.extend_from_slice(name);
-        out.push(b'"');
         escape(out, bounded(value));
         out.push(b'"');
     }
@@ -93,7 +108,6 @@ fn number(out: &mut Vec<u8>, name: &[u8], value: Option<u64>) {
 pub(super) fn address(out: &mut Vec<u8>, name: &[u8], value: Option<SocketAddr>) {
     if let Some(value) = value {
         out.extend_from_slice(name);
-        out.push(b'"');
         digits::address(out, value);
         out.push(b'"');
     }
@@ -101,7 +115,7 @@ pub(super) fn address(out: &mut Vec<u8>, name: &[u8], value: Option<SocketAddr>)
 
 /// What is written of a value.
 pub(super) fn bounded(value: &str) -> &str {
-    &value[..value.floor_char_boundary(MAX_VALUE)]
+    if value.len() <= MAX_VALUE { value } else { &value[..value.floor_char_boundary(MAX_VALUE)] }
 }
 
 /// RFC 8259 §7.
@@ -118,22 +132,24 @@ fn is_plain(bytes: &[u8]) -> bool {
     let Some(last) = bytes.last_chunk::<8>() else {
         return bytes.iter().copied().all(is_plain_byte);
     };
-    // The last one overlaps the one before it.
-    bytes.as_chunks::<8>().0.iter().chain([last]).all(|word| is_plain_word(u64::from_ne_bytes(*word)))
+    // The last one overlaps the one before it. All of them, rather than up to the first that is not: that one hardly ever comes.
+    let of = |word: &[u8; 8]| escapes(u64::from_ne_bytes(*word));
+    bytes.as_chunks::<8>().0.iter().fold(of(last), |all, word| all | of(word)) & HIGHS == 0
 }
 
 fn is_plain_byte(byte: u8) -> bool {
     byte >= b' ' && byte != b'"' && byte != b'\\' && byte != 0x7f
 }
 
-/// [`is_plain_byte`] of eight bytes at once (Anderson, “Bit Twiddling Hacks”: “Determine if a word has a byte less than n”).
-fn is_plain_word(word: u64) -> bool {
-    const ONES: u64 = u64::from_ne_bytes([1; 8]);
-    const HIGHS: u64 = ONES << 7;
+const ONES: u64 = u64::from_ne_bytes([1; 8]);
+const HIGHS: u64 = ONES << 7;
+
+/// Which of eight bytes are not [plain](is_plain_byte): if any is, a highest bit is set (Anderson, “Bit Twiddling Hacks”: “Determine if a word has a byte less than n”).
+fn escapes(word: u64) -> u64 {
     let zero = |word: u64| word.wrapping_sub(ONES) & !word;
     let is = |byte: u8| zero(word ^ (ONES * u64::from(byte)));
     let control = word.wrapping_sub(ONES * u64::from(b' ')) & !word;
-    (control | is(b'"') | is(b'\\') | is(0x7f)) & HIGHS == 0
+    control | is(b'"') | is(b'\\') | is(0x7f)
 }
 
 #[cold]

@@ -13,6 +13,7 @@ use super::json::nanos;
 use crate::telemetry::digits::{self, decimal};
 use crate::telemetry::reason::Reason;
 use crate::telemetry::timestamp::write_rfc3339;
+use crate::telemetry::trace::Digits;
 
 /// Appends the value of a field.
 type Write = fn(&Record<'_>, &mut Vec<u8>);
@@ -30,8 +31,8 @@ const FIELDS: &[(&str, Write)] = &[
     ("reason", |record, out| text(out, record.reason.map_or("", Reason::code))),
     ("by", |record, out| text(out, record.by)),
     ("detail", |record, out| text(out, record.detail)),
-    ("trace_id", |record, out| text(out, record.trace_id)),
-    ("span_id", |record, out| text(out, record.span_id)),
+    ("trace_id", |record, out| digits_of(out, record.trace_id.map(Digits::from))),
+    ("span_id", |record, out| digits_of(out, record.span_id.map(Digits::from))),
     ("client", |record, out| address(out, record.client)),
     ("source", |record, out| text(out, record.source)),
     ("destination", |record, out| text(out, record.destination)),
@@ -50,6 +51,10 @@ const FIELDS: &[(&str, Write)] = &[
     ("attempts", |record, out| number(out, Some(record.attempts.into()))),
     ("connection", |record, out| number(out, Some(record.connection))),
 ];
+
+fn digits_of<const N: usize>(out: &mut Vec<u8>, digits: Option<Digits<N>>) {
+    text(out, digits.as_ref().map_or("", Digits::as_str));
+}
 
 fn number(out: &mut Vec<u8>, value: Option<u64>) {
     match value {

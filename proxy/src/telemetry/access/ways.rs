@@ -3,12 +3,28 @@
 use std::net::SocketAddr;
 
 use super::Record;
-use super::json::{MAX_VALUE, address, named, text, word};
-use crate::telemetry::metrics::TlsKind;
+use super::json::{MAX_VALUE, address, quoted, text, word};
+use crate::telemetry::metrics::{Direction, TlsKind};
 
 /// One worker's.
 #[derive(Debug, Default)]
-pub(super) struct Ways([Way; COUNT]);
+pub(super) struct Ways {
+    ways: [Way; COUNT],
+    kinds: [Kind; KINDS],
+}
+
+/// How many are remembered of what a record is of: a few methods at a time.
+const KINDS: usize = 8;
+
+/// The first fields, up to the method.
+#[derive(Debug, Default)]
+struct Kind {
+    /// `None`: nothing is remembered.
+    direction: Option<Direction>,
+    protocol: String,
+    method: String,
+    text: Vec<u8>,
+}
 
 /// How many are remembered: a few endpoints' at a time.
 const COUNT: usize = 16;
@@ -18,6 +34,7 @@ const MAX_BYTES: usize = 2 * MAX_VALUE;
 #[derive(Debug, Default)]
 struct Way {
     names: [String; 8],
+    lengths: [usize; 8],
     endpoint: Option<SocketAddr>,
     /// `None`: nothing is remembered.
     tls: Option<TlsKind>,
@@ -30,7 +47,7 @@ impl Ways {
     /// Appends the fields from `source` to `tls`.
     pub(super) fn write(&mut self, record: &Record<'_>, out: &mut Vec<u8>) {
         let names = names(record);
-        let way = &mut self.0[slot(record)];
+        let way = &mut self.ways[slot(record)];
         if !way.is(record, &names) {
             if names.iter().map(|name| name.len()).sum::<usize>() > MAX_BYTES {
                 return record.write_way(out);
@@ -39,19 +56,39 @@ impl Ways {
         }
         out.extend_from_slice(&way.text);
     }
+
+    /// Ends the timestamp, and appends the fields up to `method`.
+    pub(super) fn write_kind(&mut self, record: &Record<'_>, out: &mut Vec<u8>) {
+        let Record { direction, protocol, method, .. } = *record;
+        let at = method.len() ^ protocol.len() ^ usize::from(direction == Direction::Inbound);
+        let kind = &mut self.kinds[at % KINDS];
+        if kind.direction != Some(direction) || kind.method != method || kind.protocol != protocol {
+            if method.len() + protocol.len() > MAX_BYTES {
+                return record.write_kind(out);
+            }
+            kind.direction = Some(direction);
+            protocol.clone_into(&mut kind.protocol);
+            method.clone_into(&mut kind.method);
+            kind.text.clear();
+            record.write_kind(&mut kind.text);
+        }
+        out.extend_from_slice(&kind.text);
+    }
 }
 
 // === impl Way ===
 
 impl Way {
     fn is(&self, record: &Record<'_>, names: &[&str; 8]) -> bool {
+        // All lengths first: no two that are compared then need be told apart by theirs.
         self.tls == Some(record.tls)
             && self.endpoint == record.endpoint
-            && self.names.iter().zip(names).all(|(own, name)| own == name)
+            && self.lengths == names.map(str::len)
+            && self.names.iter().zip(names).all(|(own, name)| name.is_empty() || own == name)
     }
 
     fn remember(&mut self, record: &Record<'_>, names: &[&str; 8]) {
-        (self.tls, self.endpoint) = (Some(record.tls), record.endpoint);
+        (self.tls, self.endpoint, self.lengths) = (Some(record.tls), record.endpoint, names.map(str::len));
         for (own, name) in self.names.iter_mut().zip(names) {
             own.clear();
             own.push_str(name);
@@ -64,17 +101,24 @@ impl Way {
 // === impl Record ===
 
 impl Record<'_> {
+    fn write_kind(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"\",\"target\":\"access\"");
+        word(out, quoted!("direction"), self.direction.as_str());
+        text(out, quoted!("protocol"), self.protocol);
+        text(out, quoted!("method"), self.method);
+    }
+
     fn write_way(&self, out: &mut Vec<u8>) {
-        text(out, named!("source"), self.source);
-        text(out, named!("destination"), self.destination);
-        text(out, named!("service"), self.service);
-        text(out, named!("route"), self.route);
-        text(out, named!("backend"), self.backend);
-        word(out, named!("session"), self.session);
-        text(out, named!("detected"), self.detected);
-        address(out, named!("endpoint"), self.endpoint);
-        text(out, named!("rule"), self.rule);
-        word(out, named!("tls"), self.tls.as_str());
+        text(out, quoted!("source"), self.source);
+        text(out, quoted!("destination"), self.destination);
+        text(out, quoted!("service"), self.service);
+        text(out, quoted!("route"), self.route);
+        text(out, quoted!("backend"), self.backend);
+        word(out, quoted!("session"), self.session);
+        text(out, quoted!("detected"), self.detected);
+        address(out, quoted!("endpoint"), self.endpoint);
+        text(out, quoted!("rule"), self.rule);
+        word(out, quoted!("tls"), self.tls.as_str());
     }
 }
 
@@ -139,7 +183,32 @@ mod tests {
                 }
             }
         }
-        assert!(ways.0.iter().map(|way| way.text.capacity()).sum::<usize>() < COUNT * 4 * MAX_BYTES);
+        assert!(ways.ways.iter().map(|way| way.text.capacity()).sum::<usize>() < COUNT * 4 * MAX_BYTES);
+    }
+
+    #[test]
+    fn what_a_record_is_of_is_remembered_as_it_would_be_written() {
+        let (long, full) = ("x".repeat(MAX_BYTES), full());
+        let records = [
+            full,
+            Record { method: "PUT", ..full },
+            Record { method: "PU\"", ..full },
+            Record { method: &long, ..full },
+            Record { protocol: "gRPC", ..full },
+            Record { direction: Direction::Inbound, ..full },
+            Record::default(),
+        ];
+        let mut ways = Ways::default();
+        for before in &records {
+            for record in &records {
+                for record in [before, record, record] {
+                    let (mut out, mut anew) = (Vec::new(), Vec::new());
+                    ways.write_kind(record, &mut out);
+                    record.write_kind(&mut anew);
+                    assert_eq!(out, anew);
+                }
+            }
+        }
     }
 
     #[test]
@@ -152,7 +221,7 @@ mod tests {
             let records = endpoints.iter().map(|endpoint| Record { endpoint: Some(*endpoint), ..full() });
             let records: Vec<_> = records.collect();
             records.iter().for_each(|record| drop(written(&mut ways, record)));
-            assert!(records.iter().all(|record| ways.0[slot(record)].is(record, &names(record))));
+            assert!(records.iter().all(|record| ways.ways[slot(record)].is(record, &names(record))));
         }
     }
 }

@@ -4,6 +4,7 @@
 //! §3.2.4 for versions to come); B3 is read and written as one field and as many, also with trace IDs of 64 bits. What is
 //! malformed is as if it were not there, never an error. `tracestate` and `baggage` are never touched: they are the applications'.
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::trace::{SpanId, TraceId};
 
@@ -65,9 +66,11 @@ const FLAGS: HeaderName = HeaderName::from_static("x-b3-flags");
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Digits<const N: usize>([u8; N]);
 
-/// The values of the fields that are read.
+/// What a head has of the fields that are read.
 #[derive(Debug, Default)]
-struct Values<'a> {
+pub struct Values<'a> {
+    any: bool,
+    any_b3: bool,
     traceparent: Came<'a>,
     b3: Came<'a>,
     trace_id: Came<'a>,
@@ -106,13 +109,19 @@ pub struct Told {
 
 impl Propagation {
     /// What a request's headers say. Of several forms W3C's holds, then B3's single field.
-    pub fn read(&self, fields: &HeaderMap) -> Heard {
-        let Some(values) = Values::of(fields) else { return Heard::default() };
+    pub fn read(&self, values: &Values<'_>) -> Heard {
+        if !values.any {
+            // As in most requests.
+            return Heard::default();
+        }
         let all = Forms { w3c: true, b3: true, b3_multi: true };
         let read = if let Self::Only(forms) = self { *forms } else { all };
-        let w3c = if read.w3c { w3c(&values) } else { Heard::default() };
-        let b3 = if read.b3 { b3_single(&values) } else { Heard::default() };
-        let multi = if read.b3_multi { b3_multi(&values) } else { Heard::default() };
+        let w3c = if read.w3c { w3c(values) } else { Heard::default() };
+        if !values.any_b3 {
+            return w3c;
+        }
+        let b3 = if read.b3 { b3_single(values) } else { Heard::default() };
+        let multi = if read.b3_multi { b3_multi(values) } else { Heard::default() };
         let came = Forms { w3c: w3c.came.w3c, b3: b3.came.b3, b3_multi: multi.came.b3_multi };
         let said = [w3c, b3, multi];
         let heard = said.iter().find(|heard| heard.context.is_some());
@@ -141,28 +150,39 @@ impl Propagation {
 // === impl Values ===
 
 impl<'a> Values<'a> {
-    /// One walk spares a look-up for each; `None`: there are none, as in most requests.
-    fn of(fields: &'a HeaderMap) -> Option<Self> {
+    /// One walk spares a look-up for each.
+    pub fn of(fields: &'a HeaderMap) -> Self {
         let mut values = Self::default();
-        let mut any = false;
-        for (name, value) in fields {
-            let name = name.as_str();
-            let slot = match name.len() {
-                2 if name == B3.as_str() => &mut values.b3,
-                10 if name == FLAGS.as_str() => &mut values.flags,
-                11 if name == TRACEPARENT.as_str() => &mut values.traceparent,
-                11 if name == SPAN_ID.as_str() => &mut values.span_id,
-                12 if name == TRACE_ID.as_str() => &mut values.trace_id,
-                12 if name == SAMPLED.as_str() => &mut values.sampled,
-                _ => continue,
-            };
-            any = true;
-            *slot = match slot {
-                Came::Never => Came::Once(value.as_bytes()),
-                Came::Once(_) | Came::Often => Came::Often,
-            };
+        fields.iter().for_each(|(name, value)| values.take(name, value));
+        values
+    }
+
+    /// One more field of the head, whichever it is.
+    #[inline]
+    pub fn take(&mut self, name: &HeaderName, value: &'a HeaderValue) {
+        if let name @ ([b'b', b'3'] | [b'x', b'-', b'b', b'3', b'-', ..] | [b't', b'r', ..]) =
+            name.as_str().as_bytes()
+        {
+            self.take_one(name, value);
         }
-        any.then_some(values)
+    }
+
+    fn take_one(&mut self, name: &[u8], value: &'a HeaderValue) {
+        let slot = match name {
+            b"traceparent" => &mut self.traceparent,
+            b"b3" => &mut self.b3,
+            b"x-b3-traceid" => &mut self.trace_id,
+            b"x-b3-spanid" => &mut self.span_id,
+            b"x-b3-sampled" => &mut self.sampled,
+            b"x-b3-flags" => &mut self.flags,
+            _ => return,
+        };
+        *slot = match slot {
+            Came::Never => Came::Once(value.as_bytes()),
+            Came::Once(_) | Came::Often => Came::Often,
+        };
+        self.any = true;
+        self.any_b3 |= name[0] != b't';
     }
 }
 
@@ -181,6 +201,11 @@ fn w3c(values: &Values<'_>) -> Heard {
 
 /// `<version>-<trace>-<parent>-<flags>`, and in later versions perhaps more.
 fn traceparent(value: &[u8]) -> Option<Heard> {
+    if let [b'0', b'0', b'-', ids @ .., b'-', high, low] = value
+        && let Some((trace, [b'-', span @ ..])) = ids.split_at_checked(32)
+    {
+        return said([trace, span, &[*high, *low]]);
+    }
     let (known, rest) = value.split_at_checked(55)?;
     let [version, trace, span, flags] = fields_of(known, [2, 32, 16, 2])?;
     let [version] = hex::<1>(version)?;
@@ -190,6 +215,10 @@ fn traceparent(value: &[u8]) -> Option<Heard> {
         _ if !matches!(rest, [] | [b'-', ..]) => return None,
         _ => {}
     }
+    said([trace, span, flags])
+}
+
+fn said([trace, span, flags]: [&[u8]; 3]) -> Option<Heard> {
     let [flags] = hex::<1>(flags)?;
     let context = context(u128::from_be_bytes(hex(trace)?), u64::from_be_bytes(hex(span)?))?;
     Some(Heard {
@@ -280,29 +309,37 @@ fn context(trace: u128, span: u64) -> Option<Context> {
     (trace != 0 && span != 0).then_some(context)
 }
 
-/// What each byte is as a digit of lower-case hexadecimal; more than 15: none.
-const VALUES: [u8; 256] = {
-    let mut values = [0xff; 256];
-    let mut value = 0;
-    while value < 16 {
-        values[DIGITS[value] as usize] = value as u8;
-        value += 1;
-    }
-    values
-};
+const ONES: u64 = u64::from_ne_bytes([1; 8]);
 
-/// `00` to `ff`.
-const PAIRS: [[u8; 2]; 256] = {
-    let mut pairs = [[0; 2]; 256];
-    let mut value = 0;
-    while value < 256 {
-        pairs[value] = [DIGITS[value >> 4], DIGITS[value & 15]];
-        value += 1;
-    }
-    pairs
-};
+/// The values of eight digits, one in each byte, as digits.
+fn spelled(values: u64) -> u64 {
+    // What is more than nine is a letter.
+    let letters = (values + 6 * ONES) >> 4 & ONES;
+    values + u64::from(b'0') * ONES + u64::from(b'a' - b'9' - 1) * letters
+}
 
-const DIGITS: &[u8; 16] = b"0123456789abcdef";
+/// The digits of four bytes, in lower case.
+fn digits(bytes: [u8; 4]) -> [u8; 8] {
+    let mut values = u64::from(u32::from_be_bytes(bytes));
+    values = (values | values << 16) & 0x0000_ffff_0000_ffff;
+    values = (values | values << 8) & 0x00ff_00ff_00ff_00ff;
+    values = (values | values << 4) & 0x0f0f_0f0f_0f0f_0f0f;
+    spelled(values).to_be_bytes()
+}
+
+/// Four bytes of lower-case hexadecimal.
+fn four(text: [u8; 8]) -> Option<[u8; 4]> {
+    let text = u64::from_be_bytes(text);
+    // Of a digit its value, of a letter that less nine; what else there is, is not spelled so.
+    let mut values = (text & (0xf * ONES)) + 9 * (text >> 6 & ONES);
+    if spelled(values) != text || values & (0xf0 * ONES) != 0 {
+        return None;
+    }
+    values = (values | values >> 4) & 0x00ff_00ff_00ff_00ff;
+    values = (values | values >> 8) & 0x0000_ffff_0000_ffff;
+    values |= values >> 16;
+    Some((values as u32).to_be_bytes())
+}
 
 /// N bytes of lower-case hexadecimal.
 fn hex<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
@@ -310,24 +347,33 @@ fn hex<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
     if text.len() != 2 * N {
         return None;
     }
-    let mut all = 0;
-    for (byte, pair) in bytes.iter_mut().zip(text.as_chunks::<2>().0) {
-        let [high, low] = pair.map(|digit| VALUES[usize::from(digit)]);
-        all |= high | low;
-        *byte = high << 4 | (low & 15);
+    let (eights, rest) = text.as_chunks::<8>();
+    let (fours, last) = bytes.as_chunks_mut::<4>();
+    for (bytes, text) in fours.iter_mut().zip(eights) {
+        *bytes = four(*text)?;
     }
-    (all < 16).then_some(bytes)
+    if !rest.is_empty() {
+        let mut padded = [b'0'; 8];
+        padded[8 - rest.len()..].copy_from_slice(rest);
+        last.copy_from_slice(&four(padded)?[4 - last.len()..]);
+    }
+    Some(bytes)
 }
 
 // === impl Digits ===
 
 impl<const N: usize> Digits<N> {
     fn of(bytes: &[u8]) -> Self {
-        let mut digits = [b'0'; N];
-        for (pair, byte) in digits.as_chunks_mut::<2>().0.iter_mut().zip(bytes) {
-            *pair = PAIRS[usize::from(*byte)];
+        let mut all = [b'0'; N];
+        for (eight, four) in all.as_chunks_mut::<8>().0.iter_mut().zip(bytes.as_chunks::<4>().0) {
+            *eight = digits(*four);
         }
-        Self(digits)
+        Self(all)
+    }
+
+    /// As bytes of ASCII.
+    pub fn as_bytes(&self) -> &[u8; N] {
+        &self.0
     }
 
     /// As text.
@@ -362,13 +408,15 @@ impl Told {
     pub fn write(&self, forms: Forms, fields: &mut HeaderMap) {
         let (trace, span) = (Digits::from(self.context.trace), Digits::from(self.context.span));
         if forms.w3c {
-            let flags = match (self.random, self.sampled) {
-                (false, false) => "-00",
-                (false, true) => "-01",
-                (true, false) => "-02",
-                (true, true) => "-03",
-            };
-            fields.insert(TRACEPARENT, value(&["00-", trace.as_str(), "-", span.as_str(), flags]));
+            // Of one length: every request that goes on has it. Allocated once, also where its fields are copied.
+            let mut text = *b"00-................................-................-00";
+            text[3..35].copy_from_slice(trace.as_bytes());
+            text[36..52].copy_from_slice(span.as_bytes());
+            text[54] += u8::from(self.sampled) | u8::from(self.random) << 1;
+            fields.insert(TRACEPARENT, kept_out(HeaderValue::from_maybe_shared(Bytes::from_owner(text))));
+        }
+        if !forms.b3 && !forms.b3_multi {
+            return;
         }
         let trace = &trace.as_str()[if self.short { 16 } else { 0 }..];
         let parent = self.parent.map(Digits::from);
@@ -404,20 +452,33 @@ impl Told {
     }
 }
 
-/// Without the formatting machinery: every request that goes on has one.
 fn value(parts: &[&str]) -> HeaderValue {
-    // Hexadecimal, dashes and words of ours are a header's value.
-    let mut value = HeaderValue::try_from(parts.concat()).unwrap_or(HeaderValue::from_static(""));
-    value.set_sensitive(true);
-    value
+    kept_out(HeaderValue::try_from(parts.concat()))
 }
 
 /// Tells HTTP/2 not to keep the IDs for later fields to refer to (RFC 7541 §7.1.3): none comes twice, and a table full of them has each
 /// new one compared with all.
+fn kept_out<E>(value: Result<HeaderValue, E>) -> HeaderValue {
+    // Hexadecimal, dashes and words of ours are a header's value.
+    let mut value = value.unwrap_or(HeaderValue::from_static(""));
+    value.set_sensitive(true);
+    value
+}
+
+/// The same of a `traceparent` that passes as it came. Found by how it looks, which spares a look-up by its name: of whatever else looks so,
+/// hardly any comes twice either.
 pub(super) fn spare_tables(fields: &mut HeaderMap) {
-    if let Some(value) = fields.get_mut(TRACEPARENT) {
-        value.set_sensitive(true);
+    for value in fields.values_mut() {
+        if value.len() == 55 && value.as_bytes()[2] == b'-' && value.as_bytes()[35] == b'-' {
+            value.set_sensitive(true);
+        }
     }
+}
+
+/// Lets the tables of a new connection of HTTP/2 have the first `traceparent` that goes over it: those that follow need not spell the name.
+pub fn name_once(fields: &mut HeaderMap) -> bool {
+    let value = fields.get_mut(TRACEPARENT);
+    value.map(|value| value.set_sensitive(false)).is_some()
 }
 
 #[cfg(test)]
@@ -437,7 +498,7 @@ mod tests {
     }
 
     fn read(lines: &[(&str, &str)]) -> Heard {
-        Propagation::AsItComes.read(&fields(lines))
+        Propagation::AsItComes.read(&Values::of(&fields(lines)))
     }
 
     fn known() -> Option<Context> {
@@ -566,7 +627,8 @@ mod tests {
         assert_eq!(one.context, context(0x1111_1111_1111_1111, 0x1111_1111_1111_1111));
         assert!(!one.came.w3c && one.came.b3);
         let forms = Forms { b3: true, ..Forms::default() };
-        let narrowed = Propagation::Only(forms).read(&fields(&[("traceparent", &traceparent), ("b3", &b3)]));
+        let narrowed = Propagation::Only(forms)
+            .read(&Values::of(&fields(&[("traceparent", &traceparent), ("b3", &b3)])));
         assert_eq!(
             (narrowed.context, narrowed.sampled, narrowed.came.w3c),
             (one.context, Some(false), false)
@@ -635,7 +697,7 @@ mod tests {
                     let mut fields = came.clone();
                     fields.remove(B3);
                     told.write(forms, &mut fields);
-                    let heard = Propagation::AsItComes.read(&fields);
+                    let heard = Propagation::AsItComes.read(&Values::of(&fields));
                     let debug = debug && !forms.w3c;
                     assert_eq!(heard.context, Some(context), "{fields:?}");
                     assert_eq!((heard.sampled, heard.debug), (Some(sampled), debug), "{fields:?}");
@@ -666,7 +728,7 @@ mod tests {
         for (name, value) in [("traceparent", "a"), ("b3", "0"), ("x-b3-flags", "1"), ("x-b3-sampled", "0")] {
             let others = [("accept", "*/*"), ("x-b4-traceid", TRACE), ("tracestate", "a=1"), (name, value)];
             assert_eq!(read(&others), read(&others[3..]), "{name}");
-            assert!(Values::of(&fields(&others)).is_some() && Values::of(&fields(&others[..3])).is_none());
+            assert!(Values::of(&fields(&others)).any && !Values::of(&fields(&others[..3])).any);
         }
         assert_eq!(read(&[("accept", "*/*"), ("x-b3-sampled", "0")]).sampled, Some(false));
         let multi = [("x-b3-traceid", TRACE), ("accept", "*/*"), ("x-b3-spanid", SPAN)];
@@ -683,9 +745,31 @@ mod tests {
         for name in [TRACEPARENT, B3, TRACE_ID, SPAN_ID] {
             assert!(written[name].is_sensitive());
         }
-        let mut came = fields(&[("traceparent", "x"), ("accept", "*/*")]);
+        let whole = format!("00-{TRACE}-{SPAN}-01");
+        let mut came = fields(&[("traceparent", &whole), ("accept", "*/*")]);
         spare_tables(&mut came);
         assert!(came[TRACEPARENT].is_sensitive() && !came["accept"].is_sensitive());
+        assert!(name_once(&mut came) && !came[TRACEPARENT].is_sensitive());
+        came.remove(TRACEPARENT);
+        assert!(!name_once(&mut came));
+    }
+
+    #[test]
+    fn hexadecimal_is_what_is_spelled_so_and_nothing_else() {
+        for at in 0..8 {
+            for byte in 0..=u8::MAX {
+                let mut text = *b"0123abcf";
+                text[at] = byte;
+                let known = matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+                let number =
+                    known.then(|| u32::from_str_radix(std::str::from_utf8(&text).unwrap(), 16).unwrap());
+                assert_eq!(hex::<4>(&text).map(u32::from_be_bytes), number, "{byte} at {at}");
+                assert_eq!(four(text).map(digits), known.then_some(text));
+            }
+        }
+        assert_eq!([hex::<1>(b"ff"), hex::<1>(b"0a")], [Some([255]), Some([10])]);
+        assert_eq!([hex::<1>(b"0"), hex::<1>(b"0g"), hex::<1>(b"000")], [None; 3]);
+        assert_eq!(hex::<6>(b"0123456789ab"), Some([1, 0x23, 0x45, 0x67, 0x89, 0xab]));
     }
 
     #[test]

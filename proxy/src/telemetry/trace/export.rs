@@ -430,11 +430,15 @@ mod tests {
 
     use super::*;
     use crate::telemetry::access::Record;
-    use crate::telemetry::trace::{How, Propagation, Sampler, Tracer, Tracing};
+    use crate::telemetry::trace::{How, Propagation, Sampler, Tracer, Tracing, Values};
 
     fn queue(limits: Limits) -> (Arc<Spans>, Arc<Counts>) {
         let counts = Arc::<Counts>::default();
         (Arc::new(Spans::new(limits, Arc::clone(&counts))), counts)
+    }
+
+    fn begin(tracer: &Arc<Tracer>) -> Tracing {
+        Tracing::begin(Arc::clone(tracer), &http::HeaderMap::new(), &Values::default())
     }
 
     /// So many spans.
@@ -444,7 +448,7 @@ mod tests {
             How { sampler, keeps_sampler: false, propagation: Propagation::AsItComes, connections: false };
         let tracer = Arc::new(Tracer::new(how, Arc::clone(spans)));
         for _ in 0..count {
-            Tracing::begin(Arc::clone(&tracer), &http::HeaderMap::new()).end(&Record::default());
+            begin(&tracer).end(&Record::default());
         }
     }
 
@@ -512,7 +516,7 @@ mod tests {
         let how =
             How { sampler, keeps_sampler: false, propagation: Propagation::AsItComes, connections: false };
         let tracer = Arc::new(Tracer::new(how, Arc::clone(&spans)));
-        let mut under_way = Tracing::begin(Arc::clone(&tracer), &http::HeaderMap::new());
+        let mut under_way = begin(&tracer);
         drop(tracer);
         spans.retire();
         under_way.end(&Record::default());

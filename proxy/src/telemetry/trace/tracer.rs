@@ -13,8 +13,9 @@ use arc_swap::ArcSwapOption;
 use http::HeaderMap;
 use opentelemetry::trace::{Event, SpanId, TraceId, TraceState};
 use opentelemetry::{InstrumentationScope, KeyValue};
+use rand::RngExt as _;
 
-use super::context::{self, Context, Forms, Heard, Propagation, Told};
+use super::context::{self, Context, Forms, Heard, Propagation, Told, Values};
 use super::export::Spans;
 use super::sampler::{Sampler, Sampling};
 use super::span::{self, Known};
@@ -100,8 +101,8 @@ impl Traces {
 }
 
 /// The trace that a request says it belongs to, where nothing is traced.
-pub fn heard(fields: &HeaderMap) -> Option<TraceId> {
-    Propagation::AsItComes.read(fields).context.map(|context| context.trace)
+pub fn heard(values: &Values<'_>) -> Option<TraceId> {
+    Propagation::AsItComes.read(values).context.map(|context| context.trace)
 }
 
 // === impl Tracer ===
@@ -118,7 +119,7 @@ impl Tracer {
 
     /// Says in the fields of a request of the proxy's own that its trace is not recorded, so that nobody who gets it begins one that is.
     pub fn decline(&self, fields: &mut HeaderMap) {
-        let context = Context { trace: random_trace(), span: random_span() };
+        let context = begun(None);
         let told = Told { context, parent: None, sampled: false, debug: false, short: false, random: false };
         told.write(self.propagation.forms(Forms::default()), fields);
     }
@@ -138,12 +139,12 @@ impl Drop for Tracer {
 // === impl Tracing ===
 
 impl Tracing {
-    /// Of a request whose head has these fields.
-    pub fn begin(tracer: Arc<Tracer>, fields: &HeaderMap) -> Self {
-        let heard = tracer.propagation.read(fields);
-        let trace = heard.context.map_or_else(random_trace, |parent| parent.trace);
-        let context = Context { trace, span: random_span() };
-        let recorded = tracer.sampler.samples(&heard, trace).then(|| Recorded::new(fields, &heard));
+    /// Of a request whose head has these fields, among them these values.
+    pub fn begin(tracer: Arc<Tracer>, fields: &HeaderMap, values: &Values<'_>) -> Self {
+        let heard = tracer.propagation.read(values);
+        let context = begun(heard.context);
+        let sampled = tracer.sampler.samples(&heard, context.trace);
+        let recorded = sampled.then(|| Recorded::new(fields, &heard));
         Self { tracer, heard, context, recorded }
     }
 
@@ -167,7 +168,7 @@ impl Tracing {
     pub fn connection(tracer: Arc<Tracer>, said: Sampling, began: Instant) -> Option<Self> {
         let connections = tracer.connections;
         let fields = HeaderMap::new();
-        let mut tracing = connections.then(|| Self::begin(tracer, &fields))?;
+        let mut tracing = connections.then(|| Self::begin(tracer, &fields, &Values::default()))?;
         tracing.sample(said, &fields, began);
         let recorded = tracing.recorded.as_mut()?;
         recorded.started = SystemTime::now().checked_sub(began.elapsed())?;
@@ -240,12 +241,12 @@ impl Recorded {
     }
 }
 
-fn random_trace() -> TraceId {
-    TraceId::from(rand::random::<u128>().max(1))
-}
-
-fn random_span() -> SpanId {
-    SpanId::from(rand::random::<u64>().max(1))
+/// A new span, in its parent's trace or in one of its own.
+fn begun(parent: Option<Context>) -> Context {
+    let mut random = rand::rng();
+    let span = SpanId::from(random.random::<u64>().max(1));
+    let trace = parent.map(|parent| parent.trace);
+    Context { trace: trace.unwrap_or_else(|| TraceId::from(random.random::<u128>().max(1))), span }
 }
 
 #[cfg(test)]
@@ -268,6 +269,10 @@ mod tests {
         (Arc::new(Tracer::new(how(sampler, Propagation::AsItComes), Arc::clone(&spans))), spans)
     }
 
+    fn begin(tracer: Arc<Tracer>, fields: &HeaderMap) -> Tracing {
+        Tracing::begin(tracer, fields, &Values::of(fields))
+    }
+
     fn fields(lines: &[(&'static str, &str)]) -> HeaderMap {
         lines.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
     }
@@ -282,7 +287,7 @@ mod tests {
             ("x-b3-spanid", SPAN),
             ("x-b3-sampled", "1"),
         ]);
-        let mut tracing = Tracing::begin(tracer, &fields);
+        let mut tracing = begin(tracer, &fields);
         tracing.pass_on(&mut fields, http::Version::HTTP_11);
         let own = tracing.span().unwrap();
         assert_eq!(own.trace.to_string(), TRACE);
@@ -313,7 +318,7 @@ mod tests {
             assert_eq!(state.len(), length);
             let traceparent = format!("00-{TRACE}-{SPAN}-01");
             let mut fields = fields(&[("traceparent", &traceparent), ("tracestate", &state)]);
-            let mut tracing = Tracing::begin(Arc::clone(&tracer), &fields);
+            let mut tracing = begin(Arc::clone(&tracer), &fields);
             tracing.pass_on(&mut fields, http::Version::HTTP_11);
             assert_eq!(fields["tracestate"], state);
             tracing.end(&Record::default());
@@ -329,7 +334,7 @@ mod tests {
             let sampler = Sampler::named("always_on", 1.0).unwrap();
             let mut fields = HeaderMap::new();
             Tracer::new(how(sampler, propagation), Arc::clone(&spans)).decline(&mut fields);
-            (Propagation::AsItComes.read(&fields), fields.len())
+            (Propagation::AsItComes.read(&Values::of(&fields)), fields.len())
         };
         let (heard, _) = declined(Propagation::AsItComes);
         assert!(heard.context.is_some());
@@ -345,7 +350,7 @@ mod tests {
     fn a_request_without_headers_begins_a_trace() {
         let (tracer, spans) = tracer("always_on");
         let mut fields = HeaderMap::new();
-        let mut tracing = Tracing::begin(tracer, &fields);
+        let mut tracing = begin(tracer, &fields);
         tracing.pass_on(&mut fields, http::Version::HTTP_11);
         let own = tracing.span().unwrap();
         assert_eq!(fields["traceparent"], format!("00-{}-{}-01", own.trace, own.span));
@@ -363,7 +368,7 @@ mod tests {
         ] {
             let lines: Vec<_> = lines.iter().map(|(name, value)| (*name, value.as_str())).collect();
             let mut passed = fields(&lines);
-            let mut tracing = Tracing::begin(Arc::clone(&tracer), &passed);
+            let mut tracing = begin(Arc::clone(&tracer), &passed);
             tracing.event("retry", || unreachable!("nobody will see it"));
             tracing.pass_on(&mut passed, http::Version::HTTP_11);
             tracing.end(&Record::default());
@@ -377,7 +382,7 @@ mod tests {
         let (tracer, _) = tracer("always_off");
         let flags = |lines: &[(&'static str, &str)]| {
             let mut fields = fields(lines);
-            let tracing = Tracing::begin(Arc::clone(&tracer), &fields);
+            let tracing = begin(Arc::clone(&tracer), &fields);
             tracing.pass_on(&mut fields, http::Version::HTTP_11);
             fields
         };
@@ -401,9 +406,9 @@ mod tests {
             ("x-b3-traceid", TRACE.to_owned(), None),
         ] {
             let fields = fields(&[(name, &value)]);
-            assert_eq!(heard(&fields).map(|trace| trace.to_string()), trace, "{value}");
+            assert_eq!(heard(&Values::of(&fields)).map(|trace| trace.to_string()), trace, "{value}");
             for sampler in ["always_on", "always_off"] {
-                let tracing = Tracing::begin(tracer(sampler).0, &fields);
+                let tracing = begin(tracer(sampler).0, &fields);
                 let named = tracing.trace().to_string();
                 match &trace {
                     Some(trace) => assert_eq!(named, *trace, "{sampler} {value}"),
@@ -413,14 +418,14 @@ mod tests {
             }
         }
         let multi = fields(&[("x-b3-traceid", TRACE), ("x-b3-spanid", SPAN)]);
-        assert_eq!(heard(&multi).map(|trace| trace.to_string()).as_deref(), Some(TRACE));
+        assert_eq!(heard(&Values::of(&multi)).map(|trace| trace.to_string()).as_deref(), Some(TRACE));
     }
 
     #[test]
     fn b3_says_no_without_ids() {
         let (tracer, _) = tracer("parentbased_always_on");
         let mut fields = fields(&[("b3", "0")]);
-        let tracing = Tracing::begin(tracer, &fields);
+        let tracing = begin(tracer, &fields);
         assert!(!tracing.is_recorded());
         tracing.pass_on(&mut fields, http::Version::HTTP_11);
         assert!(fields["b3"].to_str().unwrap().ends_with("-0"));
@@ -447,7 +452,7 @@ mod tests {
             let traceparent = flags.map(|flags| format!("00-{TRACE}-{SPAN}-{flags}"));
             let lines: Vec<_> = traceparent.iter().map(|value| ("traceparent", &**value)).collect();
             let mut passed = fields(&lines);
-            let mut tracing = Tracing::begin(tracer, &passed);
+            let mut tracing = begin(tracer, &passed);
             let began = Instant::now().checked_sub(Duration::from_secs(60)).unwrap();
             tracing.sample(said, &passed, began);
             assert_eq!(tracing.is_recorded(), expected, "{sampler} {said:?} {flags:?}");
@@ -463,7 +468,7 @@ mod tests {
     fn a_request_that_a_policy_has_recorded_began_when_its_head_came() {
         let (tracer, spans) = tracer("always_off");
         let fields = fields(&[("traceparent", &format!("00-{TRACE}-{SPAN}-01")), ("tracestate", "vendor=1")]);
-        let mut tracing = Tracing::begin(tracer, &fields);
+        let mut tracing = begin(tracer, &fields);
         let began = Instant::now().checked_sub(Duration::from_secs(60)).unwrap();
         tracing.sample(Sampling { parent_based: Some(true), millionths: None }, &fields, began);
         tracing.end(&Record::default());
@@ -487,7 +492,7 @@ mod tests {
         {
             let lines: Vec<_> = lines.iter().map(|(name, value)| (*name, value.as_str())).collect();
             let fields = fields(&lines);
-            let mut tracing = Tracing::begin(tracer, &fields);
+            let mut tracing = begin(tracer, &fields);
             tracing.sample(never, &fields, Instant::now());
             assert!(tracing.is_recorded(), "{lines:?}");
         }
@@ -501,7 +506,7 @@ mod tests {
         let tracer = Arc::new(Tracer::new(how(sampler, only), spans));
         let traceparent = format!("00-{TRACE}-{SPAN}-01");
         let mut fields = fields(&[("traceparent", &traceparent)]);
-        let tracing = Tracing::begin(tracer, &fields);
+        let tracing = begin(tracer, &fields);
         tracing.pass_on(&mut fields, http::Version::HTTP_11);
         assert_eq!(fields["traceparent"], traceparent);
         assert!(fields.contains_key("b3"));
