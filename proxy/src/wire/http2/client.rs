@@ -21,6 +21,7 @@ use super::heard::HeardOut;
 use super::pipe::Pipe;
 use super::{Error, Incoming, Limits, MAX_ERROR_RESETS, OnTunnel, Tunnel};
 use crate::io::Io;
+use crate::telemetry::trace;
 
 /// A connection that requests can be sent on, shared by cloning.
 #[derive(Clone, Debug)]
@@ -38,12 +39,17 @@ struct Server {
     max_streams: AtomicUsize,
     /// It has answered a request on this connection.
     answered: AtomicBool,
+    /// Among so many more requests is looked for the first that says of which trace it is.
+    unnamed: AtomicUsize,
     /// Something may have come from it.
     heard: Notify,
 }
 
 /// How long a server may take to say, first of all, whether it allows extended CONNECT.
 const SETTINGS: Duration = Duration::from_secs(1);
+
+/// In how many requests of a connection that is looked for: where none is traced, none that follows should pay for it.
+const UNNAMED: usize = 16;
 
 /// A request that got no response.
 #[derive(Debug)]
@@ -81,7 +87,8 @@ pub async fn connect(mut io: Io, limits: &Limits, ping: bool) -> Result<Sender, 
     let (mut alive, keep_alive) =
         (pings.map(|pings| Alive::new(pings, limits.keep_alive, meter)), limits.keep_alive);
     let max_streams = AtomicUsize::new(connection.max_concurrent_send_streams());
-    let server = Arc::new(Server { max_streams, answered: AtomicBool::new(false), heard: Notify::new() });
+    let (answered, unnamed, heard) = (AtomicBool::new(false), AtomicUsize::new(UNNAMED), Notify::new());
+    let server = Arc::new(Server { max_streams, answered, unnamed, heard });
     let told = Arc::clone(&server);
     tokio::spawn(async move {
         let ended = poll_fn(|cx| {
@@ -152,7 +159,12 @@ impl Sender {
             return Err(SendError { source, processed, stale: false, ended: false, request });
         }
         let ended = !connects && http_body::Body::is_end_stream(request.body());
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
+        let unnamed = self.server.unnamed.load(Ordering::Relaxed);
+        if unnamed > 0 {
+            let left = if trace::name_once(&mut head.headers) { 0 } else { unnamed - 1 };
+            self.server.unnamed.store(left, Ordering::Relaxed);
+        }
         let sent = self.requests.send_request(Request::from_parts(head, ()), ended);
         let (mut answered, stream) = sent.map_err(|source| unsent(source, None))?;
         // Until the server takes another stream, nothing is sent. What ends the connection to new requests meanwhile, a GOAWAY that is
