@@ -51,6 +51,21 @@ impl Pulse {
         self.0.lock().over.is_some_and(|over| over.elapsed() < AFTERWARDS)
     }
 
+    /// Returns once `patience` has passed, and since the last standstill as much and at least `grace`: whoever is waited for
+    /// heard nothing either while nothing ran here, and begins to come back only afterwards.
+    pub async fn wait(&self, patience: Duration, grace: Duration) {
+        tokio::time::sleep(patience).await;
+        loop {
+            self.beat(Instant::now());
+            let over = self.0.lock().over;
+            let Some(until) = over.map(|over| over + patience.max(grace)) else { return };
+            if until <= Instant::now() {
+                return;
+            }
+            tokio::time::sleep_until(until).await;
+        }
+    }
+
     /// Whoever asks may be there before the next look.
     fn beat(&self, now: Instant) {
         let mut beats = self.0.lock();
@@ -82,5 +97,31 @@ mod tests {
         assert!(pulse.stood_still());
         tokio::time::sleep(AFTERWARDS / 2).await;
         assert!(!pulse.stood_still());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_begins_anew_with_every_standstill() {
+        const PATIENCE: Duration = Duration::from_secs(10);
+        let pulse = std::sync::Arc::new(Pulse::default());
+        let running = std::sync::Arc::clone(&pulse);
+        tokio::spawn(async move { running.run().await });
+        for (grace, expected) in [(Duration::from_secs(30), 30), (Duration::from_secs(1), 10)] {
+            let begun = Instant::now();
+            pulse.wait(PATIENCE, Duration::ZERO).await;
+            assert_eq!(begun.elapsed(), PATIENCE, "it ran all the while");
+            let waiting = std::sync::Arc::clone(&pulse);
+            let waited = tokio::spawn(async move { waiting.wait(PATIENCE, grace).await });
+            let mut over = Instant::now();
+            // One within the patience, and not at its end; one while the grace after that runs.
+            for _ in 0..2 {
+                tokio::time::sleep(Duration::from_millis(900)).await;
+                tokio::time::advance(LATE * 2).await;
+                over = Instant::now();
+            }
+            waited.await.unwrap();
+            assert_eq!(over.elapsed(), Duration::from_secs(expected));
+            // So that this standstill is none of the next wait's.
+            tokio::time::sleep(Duration::from_secs(60)).await;
+        }
     }
 }

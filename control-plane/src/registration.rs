@@ -162,7 +162,7 @@ impl Registrations {
     pub async fn keep(self: Arc<Self>) {
         let restored: Vec<RegistrationId> = self.held.lock().awaited.keys().copied().collect();
         let expire = async {
-            tokio::time::sleep(self.grace).await;
+            self.pulse.wait(self.grace, self.grace).await;
             self.expire(&restored);
         };
         let write = async {
@@ -235,7 +235,8 @@ impl Registrations {
     }
 
     /// A stream has ended because its certificate has expired: a proxy that has another one is back at once, so what
-    /// it registered waits for it, for [`REJOIN`].
+    /// it registered waits for it, for [`REJOIN`]; after a standstill for the grace too, since a proxy that could not renew
+    /// meanwhile does that first.
     pub fn expired(self: &Arc<Self>, id: RegistrationId) {
         self.await_return(id, REJOIN);
     }
@@ -268,7 +269,7 @@ impl Registrations {
         drop(held);
         let registrations = Arc::clone(self);
         tokio::spawn(async move {
-            tokio::time::sleep(patience).await;
+            registrations.pulse.wait(patience, registrations.grace).await;
             registrations.expire(&[id]);
         });
     }

@@ -172,6 +172,46 @@ async fn a_workload_whose_certificate_has_expired_has_a_moment_to_come_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_standstill_takes_no_time_from_workloads_that_are_waited_for_already() {
+    let dir = tempfile::tempdir().unwrap();
+    let before = Setup::new(dir.path());
+    before.register(&said("10.0.0.1", "orders"), None).await;
+    before.registrations.close();
+    let again = tempfile::tempdir().unwrap();
+    std::fs::copy(dir.path().join(FILE), again.path().join(FILE)).unwrap();
+    // One is waited for since the restart, one since a standstill, one since its certificate expired.
+    let setup = Setup::new(again.path());
+    let stood = setup.register(&said("10.0.0.2", "orders"), None).await;
+    let expired = setup.register(&said("10.0.0.3", "orders"), None).await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    tokio::time::advance(Duration::from_secs(4)).await;
+    setup.registrations.ended(stood);
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    setup.registrations.expired(expired);
+    // All of their times are over by the clock when this is.
+    tokio::time::advance(Duration::from_secs(60)).await;
+    tokio::time::sleep(Duration::from_secs(29)).await;
+    assert_eq!(setup.endpoints().await, endpoints(&["10.0.0.1", "10.0.0.2", "10.0.0.3"]));
+    setup.register(&said("10.0.0.2", "orders"), None).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(setup.endpoints().await, endpoints(&["10.0.0.2"]), "the others had their grace");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_expires_at_the_end_of_a_standstill_has_its_grace() {
+    let dir = tempfile::tempdir().unwrap();
+    let setup = Setup::new(dir.path());
+    let old = setup.register(&said("10.0.0.1", "orders"), None).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    tokio::time::advance(Duration::from_secs(13)).await;
+    setup.registrations.expired(old);
+    tokio::time::sleep(Duration::from_secs(29)).await;
+    assert_eq!(setup.endpoints().await, endpoints(&["10.0.0.1"]));
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(setup.endpoints().await, endpoints(&[]), "it is not back");
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_no_token_names_is_refused_and_what_was_registered_stays() {
     let dir = tempfile::tempdir().unwrap();
     let setup = Setup::new(dir.path());
