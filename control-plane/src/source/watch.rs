@@ -152,13 +152,14 @@ impl Watches {
             return false;
         };
         let mut wanted = BTreeMap::new();
-        // The parent tells when the folder itself is replaced.
+        // The parent tells when the folder itself is replaced. It comes last: where a link in the folder leads to it too, it is watched by
+        // that name, under which its files are read.
         let parent = self.folder.parent().map(Path::to_path_buf);
         let inner = folders_in(&self.folder);
         // The kernel has one watch for a folder, whatever its names: a link to one that is watched already would take that watch along
         // when it goes.
         let mut known = BTreeSet::new();
-        for path in [self.folder.clone()].into_iter().chain(parent).chain(inner) {
+        for path in [self.folder.clone()].into_iter().chain(inner).chain(parent) {
             if let Ok(metadata) = fs::metadata(&path) {
                 let id = (metadata.dev(), metadata.ino());
                 if known.insert(id) {

@@ -149,6 +149,32 @@ fn yaml_blocks(page: &str) -> Vec<&str> {
 
 #[test]
 fn the_examples_of_the_reference_are_without_fault() {
+#[test]
+fn what_a_link_to_the_folders_own_parent_shows_is_seen_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let conf = dir.path().join("conf");
+    std::fs::create_dir(&conf).unwrap();
+    std::os::unix::fs::symlink("..", conf.join("up")).unwrap();
+    let (_watch, receiver) = watched(&conf);
+    // Without a watch by the link's name, this would be read 30 s later.
+    std::fs::write(dir.path().join("a.yaml"), service("a", 1)).unwrap();
+    assert_eq!(next(&receiver), [("default/a".to_owned(), true)]);
+    // Without the link, the parent still tells that the folder is another.
+    std::fs::remove_file(conf.join("up")).unwrap();
+    assert_eq!(next(&receiver), [("default/a".to_owned(), false)]);
+    let new = dir.path().join("new");
+    std::fs::create_dir(&new).unwrap();
+    std::fs::write(new.join("b.yaml"), service("b", 1)).unwrap();
+    std::fs::rename(&conf, dir.path().join("old")).unwrap();
+    std::fs::rename(&new, &conf).unwrap();
+    let mut seen = next(&receiver);
+    // Between the two there may have been no folder.
+    if seen.is_empty() {
+        seen = next(&receiver);
+    }
+    assert_eq!(seen, [("default/b".to_owned(), true)]);
+}
+
     let texts = yaml_blocks(include_str!("../../../../docs/reference/yaml.md"));
     assert_eq!(texts.len(), 8);
     let dir = tempfile::tempdir().unwrap();
