@@ -92,7 +92,7 @@ pub struct CountBy {
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Rate {
-    /// How many.
+    /// How many; at most one each nanosecond of `per` (1000000 in `1ms`).
     #[schemars(range(min = 1))]
     pub requests: i32,
     /// Within how long.
