@@ -299,6 +299,8 @@ fn what_is_bad_of_sampling_is_told_by_field() {
         assert!(said.iter().any(|one| one.contains(expected)), "{says}: {said:#?}");
         let errors = found.iter().filter(|one| one.severity == Severity::Error).count();
         assert_eq!(errors > 0, is_refused, "{says}: {said:#?}");
+        let nothing = said.iter().any(|one| one.contains("says nothing"));
+        assert!(!(is_refused && nothing), "what is refused is said: {said:#?}");
         let service: v1::Service = get(&model(&text), "default/orders").unwrap();
         assert!(!is_refused || service.ports[0].traffic.is_none(), "{says}");
     }
@@ -315,6 +317,7 @@ fn what_is_bad_is_told_by_field() {
         ),
         ("{statuses: ['200', '600']}", "spec.accessLog.statuses[1]: `600` is no status", true),
         ("{minDuration: 1}", "spec.accessLog.minDuration", true),
+        ("{minDuration: soon}", "spec.accessLog.minDuration: `soon` is not a duration", true),
         ("{samplePercent: 101}", "spec.accessLog.samplePercent: 101 is out of bounds", true),
         ("{samplePercent: 0.00001}", "is so little that it is never", true),
         ("{errors: Never}", "spec.accessLog.errors", true),
@@ -327,6 +330,8 @@ fn what_is_bad_is_told_by_field() {
         assert!(said.iter().any(|one| one.contains(expected)), "{spec}: {said:#?}");
         let errors = found.iter().filter(|one| one.severity == Severity::Error).count();
         assert_eq!(errors > 0, is_refused, "{spec}: {said:#?}");
+        let nothing = said.iter().any(|one| one.contains("says nothing"));
+        assert!(!(is_refused && nothing), "what is refused is said: {said:#?}");
         let service: v1::Service = get(&model(&text), "default/orders").unwrap();
         assert!(!is_refused || service.ports[0].traffic.is_none(), "{spec}");
     }

@@ -76,7 +76,8 @@ pub(super) fn read(spec: &kinds::TelemetryPolicySpec, notes: &mut Notes) -> Tele
         ignores_parent: written.parent_based.map(|parent_based| !parent_based),
     });
     let said = Telemetry { access_log: logged.unwrap_or_default(), sampling: sampled.unwrap_or_default() };
-    if said == Telemetry::default() {
+    // What is refused may be all that it says.
+    if said == Telemetry::default() && !notes.refused() {
         let hint = "write at least one field of `accessLog` or of `tracing.sampling`";
         notes.warn("spec", "the policy says nothing", hint);
     }
