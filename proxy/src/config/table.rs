@@ -139,7 +139,7 @@ variables! {
         "How long a pooled HTTP/1 connection may idle before it is closed. A server's shorter `Keep-Alive: timeout=n` is obeyed.",
         |config, value| config.idle_timeout = parse::duration(value)?;
     "DETECT_TIMEOUT", "a duration (`300ms`, `10s`, `5m`, `1h`)", Some("2s"),
-        "How long to wait for the rest of what may be a request or a TLS handshake, once its first bytes are there, on a port that declares no protocol; then it is relayed as opaque.",
+        "How long to wait for the rest of what may be a request or a TLS handshake, once its first bytes are there, on a port that declares no protocol; then it is relayed as opaque. A proxy that drains waits as long for the first bytes of a connection, and then for the rest, on every port.",
         |config, value| config.detect_timeout = parse::duration(value)?;
     "HEADER_READ_TIMEOUT", "a duration (`300ms`, `10s`, `5m`, `1h`)", Some("30s"),
         "How long a request's head may take to arrive.",

@@ -215,6 +215,11 @@ impl Worker {
         Arc::new(Self { index, proxy, metrics, access, loose, mirrors })
     }
 
+    /// The drain, and how long whoever has not said what it speaks is still listened to then: as long as anybody who has begun.
+    pub(super) fn last_word(&self) -> (&drain::Watch, Duration) {
+        (&self.proxy.drain, self.proxy.settings.detect_timeout)
+    }
+
     /// The service of that name; its first use waits for the control plane, and is counted.
     pub(super) async fn service(&self, name: &ObjectName) -> Result<Arc<ServiceState>, Unanswered> {
         let store = &self.proxy.store;

@@ -93,8 +93,10 @@ fn is_settings(said: &[u8]) -> bool {
 /// client's bytes are; `relayed`: what of them goes to the server that is open; for anything else it is closed; `broke` hears of
 /// one that breaks before it says anything. Counts what came of it.
 ///
+/// Where both are silent while the proxy drains, the server is closed and the client given up: [`Sniffed::is_nothing`].
+///
 /// # Errors
-/// When the client's connection breaks, or both are silent while the proxy is draining.
+/// When the client's connection breaks.
 pub(super) async fn hear<R, S, C>(
     worker: &Worker,
     client: &mut R,
@@ -132,7 +134,7 @@ where
 {
     let (mut head, mut said) = (BytesMut::with_capacity(sniff::FIRST_READ), BytesMut::new());
     let mut server = Server::Closed;
-    let (mut open, mut drained) = (pin!(open), pin!(sniff::drained(drain)));
+    let (mut open, mut drained) = (pin!(open), pin!(sniff::drained(drain, rest)));
     // What is waited for next: the first bytes, the rest of them, or the last chance to say that they are HTTP.
     let (mut timer, mut timed) = (pin!(tokio::time::sleep(times.wait)), true);
     let (detection, result) = loop {
@@ -171,7 +173,8 @@ where
                 }
                 _ => break (Detection::Opaque, DetectResult::Timeout),
             },
-            () = &mut drained => return Err(io::ErrorKind::ConnectionAborted.into()),
+            // Who has begun to speak has the rest of its time.
+            () = &mut drained, if !begun => break (Detection::Opaque, DetectResult::Drained),
         };
         // Once it has begun to speak, only the rest is waited for.
         if !begun {
@@ -184,10 +187,11 @@ where
     {
         server = Server::Opening;
     }
+    let is_relayed = relayed(&detection) && result != DetectResult::Drained;
     let (server, early) = match server {
         Server::Closed => (None, None),
-        Server::Failed(fault) => (relayed(&detection).then_some(Err(fault)), Some(EarlyOpen::Failed)),
-        server if !relayed(&detection) => {
+        Server::Failed(fault) => (is_relayed.then_some(Err(fault)), Some(EarlyOpen::Failed)),
+        server if !is_relayed => {
             server.close().await;
             (None, Some(EarlyOpen::Unused))
         }

@@ -129,15 +129,20 @@ async fn speaks(
         }
         Protocol::Http | Protocol::Http2 | Protocol::Grpc => {
             let started = Instant::now();
-            let sniffed = sniff::sniff(stream, detect::detect, None, &worker.proxy.drain).await.ok()?;
+            let sniffed = sniff::sniff(stream, detect::detect, None, worker.last_word()).await.ok()?;
             worker.metrics.detect(sniffed.result, sniff::protocol(&sniffed.detection), started.elapsed());
             Spoken { sniffed, server: None }
         }
         Protocol::Detect => Box::pin(undeclared(worker, stream, (client, at), going)).await?,
     };
+    if spoken.sniffed.result == DetectResult::Drained {
+        let record = ConnectionRecord::new(worker, Direction::Outbound, client, at);
+        let record = ConnectionRecord { service: &going.service(), ..record };
+        record.given_up(worker, spoken.sniffed.head.len());
+        return None;
+    }
     // Opened ahead of need, or to see whether the port is open: no endpoint is troubled with it.
-    let nothing = spoken.sniffed.head.is_empty() && spoken.sniffed.result == DetectResult::Closed;
-    (!nothing || spoken.server.is_some()).then_some(spoken)
+    (!spoken.sniffed.is_nothing() || spoken.server.is_some()).then_some(spoken)
 }
 
 /// Told from what is said first, the endpoint being opened when the client is silent.

@@ -664,6 +664,19 @@ impl<'a> ConnectionRecord<'a> {
         Self { refused: Some((reason, detail)), ..self }
     }
 
+    /// Tells of a client that a proxy which drains has given up: it had not said what it speaks, only so many bytes.
+    pub(super) fn given_up(self, worker: &Worker, said: usize) {
+        if said == 0 {
+            // As an idle connection: nothing was asked, so that nobody misses an answer.
+            let (client, direction) = (self.client, self.direction.as_str());
+            tracing::debug!(%client, direction, "draining: closed a connection on which nothing was said");
+            return;
+        }
+        let detail = "the client had begun, and not said in time what it speaks (TULLE_PROXY_DETECT_TIMEOUT)";
+        let record = Self { bytes: (said as u64, 0), detected: Some(DetectResult::Drained), ..self };
+        record.refused(Reason::Draining, detail).write(worker);
+    }
+
     /// Tells of a connection that a change of policy has cut.
     pub(super) fn cut(self, worker: &Worker, guard: &policy::Guard) {
         let fault = admit::revocation(worker, guard);

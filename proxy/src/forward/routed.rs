@@ -37,10 +37,7 @@ pub(super) async fn serve(
         ConnectionRecord { service, ..ConnectionRecord::new(worker, Direction::Outbound, client, at) };
     let sniffed = if streams.ask_for_names() {
         let patience = Some(worker.proxy.settings.http1.head_timeout);
-        let drain = &worker.proxy.drain;
-        match sniff::sniff(&mut stream, detect::detect_tls_alone, patience, drain).await {
-            // Opened ahead of need, or to see whether the port is open.
-            Ok(Sniffed { result: DetectResult::Closed, head, .. }) if head.is_empty() => return,
+        match sniff::sniff(&mut stream, detect::detect_tls_alone, patience, worker.last_word()).await {
             Ok(sniffed) => sniffed,
             Err(_) => return,
         }
@@ -49,6 +46,13 @@ pub(super) async fn serve(
     };
     worker.metrics.detect(sniffed.result, sniff::protocol(&sniffed.detection), record.started.elapsed());
     record.detected = Some(sniffed.result);
+    if sniffed.result == DetectResult::Drained {
+        return record.given_up(worker, sniffed.head.len());
+    }
+    // Opened ahead of need, or to see whether the port is open.
+    if sniffed.is_nothing() {
+        return;
+    }
     let server_name = match &sniffed.detection {
         Detection::Tls(hello) => hello.sni.as_deref(),
         _ => None,

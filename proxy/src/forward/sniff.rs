@@ -1,6 +1,9 @@
 //! Reading a connection's first bytes until it is clear what it speaks.
+//!
+//! Decides also for how long a proxy that drains still listens to who has not said it ([`drained`]).
 
 use std::io;
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -26,9 +29,6 @@ pub(super) type Tell = fn(&[u8], bool) -> Detection;
 /// What is made room for at first.
 pub(super) const FIRST_READ: usize = 4096;
 
-/// When draining, how long whoever has not said what it speaks may still say it.
-const LAST_WORD: Duration = Duration::from_secs(1);
-
 /// How what was found is framed, if it is HTTP.
 pub(super) fn framing(detection: &Detection) -> Option<Framing> {
     match detection {
@@ -39,39 +39,35 @@ pub(super) fn framing(detection: &Detection) -> Option<Framing> {
 }
 
 /// Reads from `stream` until its protocol is told by `tell`, for at most `patience` (`None`: as long as it takes). What
-/// cannot be told is opaque.
+/// cannot be told is opaque. Once `drain` has begun, the client has `last_word` to begin, and as long again after its first bytes.
 ///
 /// # Errors
-/// When the connection breaks, or says nothing while `drain` begins.
+/// When the connection breaks.
 pub(super) async fn sniff<S>(
     stream: &mut S,
     tell: Tell,
     patience: Option<Duration>,
-    drain: &drain::Watch,
+    (drain, last_word): (&drain::Watch, Duration),
 ) -> io::Result<Sniffed>
 where
     S: AsyncRead + Unpin,
 {
     let mut head = BytesMut::with_capacity(FIRST_READ);
-    let read = async {
-        let read = async {
-            loop {
-                if let Some(told) = read(stream, &mut head, tell).await? {
-                    return io::Result::Ok(told);
-                }
-            }
-        };
-        match patience {
-            None => read.await,
-            Some(patience) => match tokio::time::timeout(patience, read).await {
-                Ok(read) => read,
-                Err(_) => Ok((Detection::Opaque, DetectResult::Timeout)),
+    let (mut timer, timed) = (pin!(tokio::time::sleep(patience.unwrap_or_default())), patience.is_some());
+    let mut over = pin!(drained(drain, last_word));
+    let (detection, result) = loop {
+        let begun = !head.is_empty();
+        tokio::select! {
+            biased;
+            read = read(stream, &mut head, tell) => match read? {
+                Some(told) => break told,
+                // The rest is on its way.
+                None if !begun => over.set(drained(drain, last_word)),
+                None => {}
             },
+            () = &mut timer, if timed => break (Detection::Opaque, DetectResult::Timeout),
+            () = &mut over => break (Detection::Opaque, DetectResult::Drained),
         }
-    };
-    let (detection, result) = tokio::select! {
-        read = read => read?,
-        () = drained(drain) => return Err(io::ErrorKind::ConnectionAborted.into()),
     };
     Ok(Sniffed { detection, result, head: head.freeze() })
 }
@@ -94,10 +90,23 @@ where
     })
 }
 
-/// Resolves when whoever has not said what it speaks is to be given up.
-pub(super) async fn drained(drain: &drain::Watch) {
+/// Resolves `last_word` after the drain has begun, or after now if that is later: then whoever has not said what it speaks is given up.
+/// Most such connections were opened ahead of need; whoever comes while the proxy drains, or has a slow way, is to be served still.
+pub(super) async fn drained(drain: &drain::Watch, last_word: Duration) {
     drain.draining().await;
-    tokio::time::sleep(LAST_WORD).await;
+    tokio::time::sleep(last_word).await;
+}
+
+// === impl Sniffed ===
+
+impl Sniffed {
+    /// Whether there is nothing to serve: the client has left without a word, or was given up while the proxy drains.
+    pub(super) fn is_nothing(&self) -> bool {
+        match self.result {
+            DetectResult::Closed => self.head.is_empty(),
+            result => result == DetectResult::Drained,
+        }
+    }
 }
 
 /// The metric's word for what was detected.
@@ -115,6 +124,9 @@ pub(super) fn protocol(detection: &Detection) -> DetectProtocol {
 mod tests {
     use super::*;
     use tokio::io::AsyncWriteExt;
+    use tokio::time::{Instant, sleep};
+
+    const LAST_WORD: Duration = Duration::from_secs(2);
 
     #[tokio::test]
     async fn a_request_line_in_pieces_is_told_and_replayed_whole() {
@@ -126,7 +138,8 @@ mod tests {
             }
         };
         let (_signal, drain) = drain::channel();
-        let ((), sniffed) = tokio::join!(write, sniff(&mut server, detect::detect, None, &drain));
+        let ((), sniffed) =
+            tokio::join!(write, sniff(&mut server, detect::detect, None, (&drain, LAST_WORD)));
         let sniffed = sniffed.unwrap();
         assert_eq!(sniffed.detection, Detection::Http1);
         assert_eq!(&sniffed.head[..], b"GET / HTTP/1.1\r\n");
@@ -137,7 +150,7 @@ mod tests {
         let (_client, mut server) = tokio::io::duplex(64);
         let (_signal, drain) = drain::channel();
         let patience = Some(Duration::from_secs(1));
-        let sniffed = sniff(&mut server, detect::detect, patience, &drain).await.unwrap();
+        let sniffed = sniff(&mut server, detect::detect, patience, (&drain, LAST_WORD)).await.unwrap();
         assert_eq!((sniffed.detection, sniffed.result), (Detection::Opaque, DetectResult::Timeout));
     }
 
@@ -146,8 +159,45 @@ mod tests {
         let (_client, mut server) = tokio::io::duplex(64);
         let (signal, drain) = drain::channel();
         signal.start();
-        let sniffed = sniff(&mut server, detect::detect, None, &drain);
-        let sniffed = tokio::time::timeout(Duration::from_secs(2), sniffed).await.expect("it is given up");
-        assert_eq!(sniffed.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
+        let begun = Instant::now();
+        let sniffed = sniff(&mut server, detect::detect, None, (&drain, LAST_WORD)).await.unwrap();
+        assert_eq!((begun.elapsed(), sniffed.result), (LAST_WORD, DetectResult::Drained));
+        assert!(sniffed.is_nothing() && sniffed.head.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_first_request_that_comes_slowly_while_the_proxy_drains_is_told() {
+        let (mut client, mut server) = tokio::io::duplex(64);
+        let (signal, drain) = drain::channel();
+        signal.start();
+        let write = async {
+            for piece in ["GE", "T / HTTP/1.1\r\n"] {
+                sleep(LAST_WORD * 9 / 10).await;
+                client.write_all(piece.as_bytes()).await.unwrap();
+            }
+        };
+        let sniff = sniff(&mut server, detect::detect, None, (&drain, LAST_WORD));
+        let ((), sniffed) = tokio::join!(write, sniff);
+        let sniffed = sniffed.unwrap();
+        assert_eq!((sniffed.detection, &sniffed.head[..]), (Detection::Http1, &b"GET / HTTP/1.1\r\n"[..]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_begun_and_says_no_more_does_not_hold_up_the_drain_either() {
+        let (mut client, mut server) = tokio::io::duplex(64);
+        let (signal, drain) = drain::channel();
+        let begun = Instant::now();
+        let write = async {
+            client.write_all(b"G").await.unwrap();
+            sleep(LAST_WORD * 9).await;
+            signal.start();
+            sleep(LAST_WORD / 2).await;
+            client.write_all(b"E").await.unwrap();
+        };
+        let sniff = sniff(&mut server, detect::detect, None, (&drain, LAST_WORD));
+        let ((), sniffed) = tokio::join!(write, sniff);
+        let sniffed = sniffed.unwrap();
+        assert_eq!((begun.elapsed(), sniffed.result), (LAST_WORD * 10, DetectResult::Drained));
+        assert!(sniffed.is_nothing() && &sniffed.head[..] == b"GE");
     }
 }

@@ -26,7 +26,20 @@ async fn races(
     scene: &mut Scene,
     act: impl AsyncFnOnce(&mut DuplexStream, DuplexStream),
 ) -> (Heard<DuplexStream, ()>, OpenedAt) {
-    let (_signal, drain) = drain::channel();
+    races_while(false, first, scene, act).await
+}
+
+/// The same, while the proxy drains or not.
+async fn races_while(
+    draining: bool,
+    first: Option<First>,
+    scene: &mut Scene,
+    act: impl AsyncFnOnce(&mut DuplexStream, DuplexStream),
+) -> (Heard<DuplexStream, ()>, OpenedAt) {
+    let (signal, drain) = drain::channel();
+    if draining {
+        signal.start();
+    }
     let (begun, mut opened_at) = (tokio::time::Instant::now(), None);
     let Scene { client, near, server } = scene;
     let (far, server) = server.take().unzip();
@@ -213,4 +226,28 @@ async fn r01_a_server_that_gives_up_on_its_client_is_relayed_and_not_taken_for_o
         assert_eq!((heard.first, heard.sniffed.result), (None, DetectResult::ServerFirst));
         assert_eq!(heard.server.unwrap().unwrap().said, word);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_client_of_a_silent_server_does_not_hold_up_the_drain() {
+    let begun = tokio::time::Instant::now();
+    let act = async |_: &mut DuplexStream, mut far: DuplexStream| {
+        assert_eq!(far.read(&mut [0; 16]).await.unwrap(), 0, "nothing is said, and it ends");
+    };
+    let (heard, _) = races_while(true, None, &mut scene(), act).await;
+    assert_eq!((begun.elapsed(), heard.sniffed.result), (REST, DetectResult::Drained));
+    assert_eq!((heard.early, heard.first), (Some(EarlyOpen::Unused), None));
+    assert!(heard.sniffed.is_nothing() && heard.server.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_request_that_comes_slowly_while_the_proxy_drains_is_http() {
+    let act = async |client: &mut DuplexStream, _| {
+        for piece in REQUEST.chunks(REQUEST.len() / 2) {
+            later(1900).await;
+            client.write_all(piece).await.unwrap();
+        }
+    };
+    let (heard, _) = races_while(true, None, &mut scene(), act).await;
+    assert_eq!((heard.sniffed.detection, heard.sniffed.head), (Detection::Http1, REQUEST.into()));
 }

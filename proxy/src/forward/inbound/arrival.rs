@@ -84,10 +84,10 @@ pub(super) async fn arrive(worker: &Worker, mut stream: TcpStream, way: &Way) ->
             sniffed
         }
     };
-    let Sniffed { detection, result: detected, head } = sniffed;
-    if head.is_empty() && detected == DetectResult::Closed {
+    if sniffed.is_nothing() {
         return None;
     }
+    let Sniffed { detection, result: detected, head } = sniffed;
     let stream = Replay::new(head, stream);
     let (tls, framing) = match detection {
         Detection::Tls(hello) if hello.is_mesh.is_some() => {
@@ -135,10 +135,10 @@ async fn terminate(worker: &Worker, stream: Replay<TcpStream>, way: &Way) -> Opt
         let sniffed = must_speak(worker, &mut io, way, patience, Io::reset_on_drop).await?;
         Heard { sniffed, server: None }
     };
-    let Sniffed { detection, result: detected, head } = sniffed;
-    if head.is_empty() && detected == DetectResult::Closed && server.is_none() {
+    if sniffed.is_nothing() && server.is_none() {
         return None;
     }
+    let Sniffed { detection, result: detected, head } = sniffed;
     let (io, framing) = (io.rewind(head), sniff::framing(&detection));
     Some(Arrived { io, guard, framing, detected, server, is_shared: false })
 }
@@ -171,11 +171,15 @@ where
     S: AsyncRead + Unpin,
 {
     let started = Instant::now();
-    let sniffed = sniff::sniff(stream, detect::detect, Some(patience), &worker.proxy.drain).await.ok()?;
+    let sniffed = sniff::sniff(stream, detect::detect, Some(patience), worker.last_word()).await.ok()?;
     worker.metrics.detect(sniffed.result, sniff::protocol(&sniffed.detection), started.elapsed());
     if sniffed.result == DetectResult::Timeout {
         refuse(worker, way, Reason::DetectTimeout, "the client has not said what it speaks");
         reset(stream);
+        return None;
+    }
+    if sniffed.result == DetectResult::Drained {
+        given_up(worker, way, sniffed.head.len());
         return None;
     }
     Some(sniffed)
@@ -202,6 +206,11 @@ where
             return None;
         }
     };
+    if heard.sniffed.result == DetectResult::Drained {
+        // Another proxy learns by the reset that its client was not answered.
+        given_up(worker, way, heard.sniffed.head.len());
+        return None;
+    }
     if let Some(first) = heard.first.filter(|_| way.policy.protocol == Protocol::Detect) {
         way.saw(worker, first);
     }
@@ -224,7 +233,7 @@ async fn handshake(worker: &Worker, stream: Replay<TcpStream>, way: &Way) -> Opt
             worker.metrics.handshake(Direction::Inbound, Ok(()), started.elapsed());
             return Some(terminated);
         }
-        Ok(Err(tls::AcceptError::Failed(error))) if given_up(&error) => return None,
+        Ok(Err(tls::AcceptError::Failed(error))) if has_left(&error) => return None,
         Ok(Err(error)) => (refusal(&error), error.to_string()),
         Err(_) => (Reason::TlsMalformed, "the handshake was not finished in time".to_owned()),
     };
@@ -249,7 +258,7 @@ pub(super) fn register(
 }
 
 /// Whether the peer has left, without a word of why.
-fn given_up(error: &std::io::Error) -> bool {
+fn has_left(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
     matches!(error.kind(), UnexpectedEof | ConnectionReset | BrokenPipe)
 }
@@ -265,6 +274,12 @@ fn refusal(error: &tls::AcceptError) -> Reason {
 fn refuse(worker: &Worker, way: &Way, reason: Reason, detail: &str) {
     let record = ConnectionRecord::new(worker, Direction::Inbound, way.client, way.at);
     ConnectionRecord { port: way.port, ..record }.refused(reason, detail).write(worker);
+}
+
+/// Tells of a client that the proxy waits for no longer, since it drains; it had `said` so many bytes.
+fn given_up(worker: &Worker, way: &Way, said: usize) {
+    let record = ConnectionRecord::new(worker, Direction::Inbound, way.client, way.at);
+    ConnectionRecord { port: way.port, ..record }.given_up(worker, said);
 }
 
 /// How long a client that must speak first may be silent, or take for what tells its protocol, before it is given up:

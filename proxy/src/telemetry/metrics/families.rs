@@ -71,7 +71,7 @@ families! {
     TLS_HANDSHAKE_DURATION = Histogram "tulle_tls_handshake_duration_seconds" ["direction"]
         "How long handshakes took, also failed ones.";
     DETECT = Counter "tulle_detect_total" ["result", "protocol"]
-        "How the protocols of connections were found.";
+        "How the protocols of connections were found: detected, from the client's first bytes; declared; server_first; timeout or limit, too little came in time or too much that tells nothing; closed, the client left before; or drained, the proxy drains and has closed a connection whose client had not said it in time.";
     DETECT_DURATION = Histogram "tulle_detect_duration_seconds" []
         "Until the protocol was known or the server had spoken, from accept or the end of the handshake on.";
     OPENED_EARLY = Counter "tulle_detect_opened_early_total" ["result"]

@@ -190,6 +190,8 @@ label_enum! {
         Closed = "closed",
         /// The buffer was full.
         Limit = "limit",
+        /// The proxy drains, and the client had its time; it was closed.
+        Drained = "drained",
     }
 }
 
