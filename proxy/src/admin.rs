@@ -43,7 +43,7 @@ pub trait AdminState: Send + Sync + 'static {
     /// Everything that the control plane has told. Never a key.
     fn config_dump(&self) -> Value;
 
-    /// The open connections.
+    /// The open connections that policy judges: inbound ones, and those that leave the mesh.
     fn connections(&self) -> Value;
 
     /// This workload's certificate and whom it trusts: [`certs()`], or null where there is none yet.

@@ -240,6 +240,7 @@ pub fn reference() -> String {
     rows(&mut out, VARIABLES);
     out.push_str(TRACING);
     rows(&mut out, OTEL_VARIABLES);
+    out.push_str(ADMIN);
     out.push_str(ADDRESSES);
     out
 }
@@ -280,6 +281,22 @@ A bad value stops the start. Other variables of OpenTelemetry's are not looked a
 
 | variable | takes | default | meaning |
 | --- | --- | --- | --- |
+";
+
+const ADMIN: &str = "
+## The admin endpoints
+
+On `TULLE_PROXY_ADMIN_ADDRESS` and `TULLE_PROXY_ADMIN_SOCKET`, for tools on the same host. On the address a request that a web page sends (`Origin`, `Sec-Fetch-Site`), or
+whose `Host` is not this host's loopback, gets 403.
+
+| path | methods | what |
+| --- | --- | --- |
+| `/config_dump` | GET, HEAD | All that the control plane has told, as JSON. Never a key. |
+| `/connections` | GET, HEAD | The open connections that policy judges, as JSON: those to the application, from other workloads and from outside the mesh, and those that leave the mesh (`outside`). The application's own connections to Services are not there: `tulle_connections_active` with `direction=\"outbound\"` counts them. |
+| `/certs` | GET, HEAD | The workload's certificate and the roots that it trusts, as JSON; `null` before the first certificate. |
+| `/log-level` | GET, HEAD, PUT | What is logged; the body of PUT is a level, or directives as for `TULLE_PROXY_LOG_LEVEL`. |
+| `/drain` | POST | Begins to [drain](../resilience.md#a-proxy-that-ends), and goes on for as long as the application is there. |
+| `/shutdown` | POST | Begins to drain, and ends then. |
 ";
 
 const ADDRESSES: &str = "
