@@ -136,6 +136,11 @@ impl Folder {
     fn take_in(&mut self, name: String, bytes: Bytes) {
         let bytes = match bytes {
             Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::InvalidFilename => {
+                let contents = misnamed(&name);
+                self.files.insert(name, File { text: None, contents });
+                return;
+            }
             Err(error) => {
                 let contents = unreadable(&name, format!("cannot be read: {error}"), None);
                 self.files.insert(name, File { text: None, contents });
@@ -258,6 +263,22 @@ fn empty(file: &str) -> Contents {
     contents
 }
 
+/// It cannot be told apart by what is shown of it, nor be named on a command line: it is not read.
+fn misnamed(file: &str) -> Contents {
+    let finding = Finding {
+        file: Some(file.to_owned()),
+        line: None,
+        column: None,
+        severity: Severity::Warning,
+        object: None,
+        field: None,
+        message: "the name is not UTF-8 (U+FFFD stands for what is not): what is there is left out"
+            .to_owned(),
+        hint: Some("rename it".to_owned()),
+    };
+    Contents { findings: vec![finding], ..Contents::default() }
+}
+
 fn duplicate(entry: &Entry, first: &Held) -> Finding {
     let mark = entry.origin.find("metadata.name");
     let first_mark = first.origin.find("metadata.name");
@@ -309,23 +330,32 @@ fn list_into(dir: &Path, with_folders: bool, files: &mut BTreeMap<String, Bytes>
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         let name = entry.file_name();
-        let Some(name) = name.to_str().filter(|name| is_visible(name)) else {
+        let (is_named, name) = (name.to_str().is_some(), name.to_string_lossy());
+        if !is_visible(&name) {
             continue;
-        };
+        }
         let path = entry.path();
         let shown = path.display().to_string();
-        match fs::metadata(&path) {
+        let metadata = fs::metadata(&path);
+        if !is_named {
+            let is_folder = metadata.is_ok_and(|metadata| metadata.is_dir());
+            if (is_folder && with_folders) || (!is_folder && is_configuration(&name)) {
+                files.insert(shown, Err(io::ErrorKind::InvalidFilename.into()));
+            }
+            continue;
+        }
+        match metadata {
             Ok(metadata) if metadata.is_dir() => {
                 if with_folders && let Err(error) = list_into(&path, false, files) {
                     files.insert(shown, Err(error));
                 }
             }
-            Ok(metadata) if is_configuration(name) => {
+            Ok(metadata) if is_configuration(&name) => {
                 files.insert(shown, read(&path, &metadata));
             }
             // Removed since it was listed.
             Err(error) if error.kind() == io::ErrorKind::NotFound && !path.is_symlink() => {}
-            Err(error) if is_configuration(name) => {
+            Err(error) if is_configuration(&name) => {
                 files.insert(shown, Err(error));
             }
             _ => {}

@@ -35,6 +35,36 @@ fn only_configuration_is_read_from_a_folder() {
     assert_eq!(found.len(), 1, "{found:#?}");
 }
 
+#[test]
+fn what_has_a_name_that_is_not_text_is_told_and_left_out() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt as _;
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &[u8]| dir.path().join(OsStr::from_bytes(name));
+    std::fs::write(path(b"a.yaml"), service("a", 1)).unwrap();
+    for (name, text) in [(&b"b\xff.yaml"[..], service("b", 1)), (b".b\xff.yaml", "kind: [".to_owned())] {
+        std::fs::write(path(name), text).unwrap();
+    }
+    std::fs::write(path(b"README\xff"), "text").unwrap();
+    std::fs::create_dir(path(b"sub\xff")).unwrap();
+    let (mut folder, read) = Folder::open(dir.path()).unwrap();
+    assert_eq!(read.changes.len(), 1, "{:?}", read.changes);
+    let told: Vec<String> = read.findings.iter().map(ToString::to_string).collect();
+    assert_eq!(told.len(), 2, "{told:#?}");
+    for (told, name) in told.iter().zip(["b\u{fffd}.yaml", "sub\u{fffd}"]) {
+        let file = dir.path().join(name).display().to_string();
+        assert!(told.starts_with(&format!("{file}: warning: the name is not UTF-8")), "{told}");
+        assert!(told.ends_with("(rename it)"), "{told}");
+    }
+    for name in [&b"b\xff.yaml"[..], b"sub\xff"] {
+        std::fs::rename(path(name), path(&name.iter().copied().filter(u8::is_ascii).collect::<Vec<_>>()))
+            .unwrap();
+    }
+    let read = folder.reread();
+    assert_eq!((read.changes.len(), read.findings.len()), (1, 0), "{read:?}");
+}
+
 /// The names of Services that were applied and deleted, as they come from a real folder.
 fn watched(dir: &Path) -> (Watch, mpsc::Receiver<Vec<(String, bool)>>) {
     let (folder, _) = Folder::open(dir).unwrap();
@@ -120,6 +150,32 @@ fn a_link_to_a_watched_folder_takes_no_watch_along() {
 }
 
 #[test]
+fn what_a_link_to_the_folders_own_parent_shows_is_seen_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let conf = dir.path().join("conf");
+    std::fs::create_dir(&conf).unwrap();
+    std::os::unix::fs::symlink("..", conf.join("up")).unwrap();
+    let (_watch, receiver) = watched(&conf);
+    // Without a watch by the link's name, this would be read 30 s later.
+    std::fs::write(dir.path().join("a.yaml"), service("a", 1)).unwrap();
+    assert_eq!(next(&receiver), [("default/a".to_owned(), true)]);
+    // Without the link, the parent still tells that the folder is another.
+    std::fs::remove_file(conf.join("up")).unwrap();
+    assert_eq!(next(&receiver), [("default/a".to_owned(), false)]);
+    let new = dir.path().join("new");
+    std::fs::create_dir(&new).unwrap();
+    std::fs::write(new.join("b.yaml"), service("b", 1)).unwrap();
+    std::fs::rename(&conf, dir.path().join("old")).unwrap();
+    std::fs::rename(&new, &conf).unwrap();
+    let mut seen = next(&receiver);
+    // Between the two there may have been no folder.
+    if seen.is_empty() {
+        seen = next(&receiver);
+    }
+    assert_eq!(seen, [("default/b".to_owned(), true)]);
+}
+
+#[test]
 fn a_folder_that_is_replaced_is_followed_and_one_that_is_gone_is_served_on() {
     let dir = tempfile::tempdir().unwrap();
     let conf = dir.path().join("conf");
@@ -149,32 +205,6 @@ fn yaml_blocks(page: &str) -> Vec<&str> {
 
 #[test]
 fn the_examples_of_the_reference_are_without_fault() {
-#[test]
-fn what_a_link_to_the_folders_own_parent_shows_is_seen_at_once() {
-    let dir = tempfile::tempdir().unwrap();
-    let conf = dir.path().join("conf");
-    std::fs::create_dir(&conf).unwrap();
-    std::os::unix::fs::symlink("..", conf.join("up")).unwrap();
-    let (_watch, receiver) = watched(&conf);
-    // Without a watch by the link's name, this would be read 30 s later.
-    std::fs::write(dir.path().join("a.yaml"), service("a", 1)).unwrap();
-    assert_eq!(next(&receiver), [("default/a".to_owned(), true)]);
-    // Without the link, the parent still tells that the folder is another.
-    std::fs::remove_file(conf.join("up")).unwrap();
-    assert_eq!(next(&receiver), [("default/a".to_owned(), false)]);
-    let new = dir.path().join("new");
-    std::fs::create_dir(&new).unwrap();
-    std::fs::write(new.join("b.yaml"), service("b", 1)).unwrap();
-    std::fs::rename(&conf, dir.path().join("old")).unwrap();
-    std::fs::rename(&new, &conf).unwrap();
-    let mut seen = next(&receiver);
-    // Between the two there may have been no folder.
-    if seen.is_empty() {
-        seen = next(&receiver);
-    }
-    assert_eq!(seen, [("default/b".to_owned(), true)]);
-}
-
     let texts = yaml_blocks(include_str!("../../../../docs/reference/yaml.md"));
     assert_eq!(texts.len(), 8);
     let dir = tempfile::tempdir().unwrap();
