@@ -21,6 +21,10 @@ use crate::object::{Kind, NamespacedName, ObjectKey};
 /// The least time between two publications; what changes meanwhile is published together.
 const COALESCE: Duration = Duration::from_millis(5);
 
+/// How many findings of one file are logged at once, of errors and of warnings each: a file that is no configuration has one for each
+/// of its documents, and must not fill the disk with them.
+const LOGGED: usize = 50;
+
 /// Owns the index; publishes models. Shared by everything that changes what is known.
 #[derive(Debug)]
 pub struct Publisher {
@@ -306,12 +310,42 @@ fn gather(index: &Index, settings: &Settings, found: &[Finding]) -> Arc<[Finding
     all.into()
 }
 
+/// What is new, as lines: of each file the first [`LOGGED`] errors and warnings, and how many there are more. Both are sorted, and so by file.
+pub(super) fn news(before: &[Finding], after: &[Finding]) -> Vec<(Severity, String)> {
+    let mut lines = Vec::new();
+    for of_file in after.chunk_by(|one, next| one.file == next.file) {
+        let mut counts = [(Severity::Error, 0), (Severity::Warning, 0)];
+        for finding in of_file.iter().filter(|finding| before.binary_search(finding).is_err()) {
+            let count = counts.iter_mut().find(|(severity, _)| *severity == finding.severity);
+            let Some((_, count)) = count else { continue };
+            *count += 1;
+            if *count <= LOGGED {
+                lines.push((finding.severity, finding.to_string()));
+            }
+        }
+        for (severity, count) in counts.into_iter().filter(|(_, count)| *count > LOGGED) {
+            let more = Finding {
+                file: of_file[0].file.clone(),
+                line: None,
+                column: None,
+                severity,
+                object: None,
+                field: None,
+                message: format!("and {} more", count - LOGGED),
+                hint: Some("`tulle check --config-dir` shows all".to_owned()),
+            };
+            lines.push((severity, more.to_string()));
+        }
+    }
+    lines
+}
+
 /// Logs what is new, and that what was wrong is mended. Both are sorted.
 fn log(before: &[Finding], after: &[Finding]) {
-    for finding in after.iter().filter(|finding| before.binary_search(finding).is_err()) {
-        match finding.severity {
-            Severity::Error => tracing::error!("{finding}"),
-            Severity::Warning => tracing::warn!("{finding}"),
+    for (severity, line) in news(before, after) {
+        match severity {
+            Severity::Error => tracing::error!("{line}"),
+            Severity::Warning => tracing::warn!("{line}"),
         }
     }
     if !before.is_empty() && after.is_empty() {

@@ -77,6 +77,38 @@ async fn many_changes_are_published_as_one_and_no_change_as_none() {
     task.abort();
 }
 
+#[test]
+fn a_file_that_is_full_of_faults_is_logged_in_some_lines() {
+    use super::super::publish::news;
+    use crate::finding::Severity;
+
+    let lines_of = |text: &str| -> Vec<String> {
+        news(&[], &read_text(text).findings).into_iter().map(|(_, line)| line).collect()
+    };
+    let unknown = "apiVersion: v7\nkind: Thing\nmetadata: {name: a}\n---\n";
+    assert_eq!(lines_of(&unknown.repeat(50)).len(), 50);
+    // Errors are told beside as many warnings.
+    let text = format!("{}{}", unknown.repeat(1000), "kind: Service\n---\n".repeat(60));
+    let found = read_text(&text).findings;
+    let lines = lines_of(&text);
+    assert_eq!((found.len(), lines.len()), (1060, 102), "{lines:#?}");
+    let more: Vec<_> = lines.iter().filter(|line| line.contains(" more ")).collect();
+    assert_eq!(
+        more,
+        [
+            "conf/a.yaml: error: and 10 more (`tulle check --config-dir` shows all)",
+            "conf/a.yaml: warning: and 950 more (`tulle check --config-dir` shows all)",
+        ]
+    );
+    // What was told is not told again, and does not count.
+    assert_eq!(news(&found, &found), []);
+    let mut after = found.clone();
+    let other = read_text("kind: Service\n").findings.remove(0);
+    after.push(Finding { file: Some("conf/b.yaml".to_owned()), ..other });
+    let news = news(&found, &after);
+    assert!(matches!(&news[..], [(Severity::Error, line)] if line.starts_with("conf/b.yaml:1")), "{news:?}");
+}
+
 #[tokio::test]
 async fn what_is_wrong_is_looked_at_again_when_a_workload_registers_or_leaves() {
     let limits = "---\napiVersion: policy.tulle.dev/v1alpha1\nkind: RateLimitPolicy\nmetadata: {name: l}\nspec: {targetRefs: [{kind: Service, name: orders}], limits: [{rate: {requests: 1}}]}\n";
