@@ -86,6 +86,11 @@ impl Refused {
     pub(crate) fn new(refusal: Refusal, detail: impl Into<String>) -> Self {
         Self { refusal, detail: detail.into() }
     }
+
+    /// An error of rustls that keeps the words, whatever the reason; the peer is sent the alert `certificate_unknown`.
+    pub(crate) fn in_full(self) -> rustls::Error {
+        CertificateError::Other(OtherError(Arc::new(self))).into()
+    }
 }
 
 impl fmt::Debug for Refused {
@@ -96,14 +101,14 @@ impl fmt::Debug for Refused {
 }
 
 impl From<Refused> for rustls::Error {
-    /// Keeps the alert that TLS has for the reason (RFC 8446 §6.2) where rustls can carry both.
+    /// Keeps the alert that TLS has for the reason (RFC 8446 §6.2) where rustls can carry both, and the words where it cannot.
     fn from(refused: Refused) -> Self {
         match refused.refusal {
             Refusal::NoCertificate => Self::NoCertificatesPresented,
             Refusal::UnknownRoot => CertificateError::UnknownIssuer.into(),
             Refusal::Expired => CertificateError::Expired.into(),
             Refusal::NotYetValid => CertificateError::NotValidYet.into(),
-            _ => CertificateError::Other(OtherError(Arc::new(refused))).into(),
+            _ => refused.in_full(),
         }
     }
 }

@@ -215,6 +215,20 @@ impl ServerVerifier {
     }
 }
 
+/// What the peer presented in place of the root that has the pin, and what to do.
+fn other_root(pin: Pin, presented: &[CertificateDer<'_>]) -> String {
+    const REMEDY: &str = "if the control plane has another root now, join by a new token file (`tulle token create`); if not, \
+                          this is not the control plane that the token is for";
+    // The root comes last (RFC 8446 §4.4.2).
+    let root = presented.last().filter(|last| x509::is_root(last)).and_then(|root| Pin::of(root).ok());
+    match root {
+        Some(root) => format!(
+            "the pin of the token file is {pin}, and that of the control plane's root is {root}: {REMEDY}"
+        ),
+        None => format!("the pin of the token file is {pin}, and the control plane shows no root: {REMEDY}"),
+    }
+}
+
 /// The CA certificate that the peer presented whose key has the pin.
 fn pinned_root<'a>(
     pin: Pin,
@@ -223,8 +237,7 @@ fn pinned_root<'a>(
 ) -> Result<&'a CertificateDer<'a>, Refused> {
     let Some(root) = presented.iter().find(|certificate| Pin::of(certificate).is_ok_and(|of| of == pin))
     else {
-        let detail = format!("none of the {} issuers presented has the pinned key {pin}", presented.len());
-        return Err(Refused::new(Refusal::UnknownRoot, detail));
+        return Err(Refused::new(Refusal::UnknownRoot, other_root(pin, presented)));
     };
     let parsed = x509::parse(root).map_err(|why| Refused::new(Refusal::Malformed, why))?;
     if !parsed.is_ca() {
@@ -251,8 +264,12 @@ impl ServerCertVerifier for ServerVerifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        self.verify(end_entity, intermediates, now)?;
-        Ok(ServerCertVerified::assertion())
+        match (self.verify(end_entity, intermediates, now), &self.expected) {
+            (Ok(()), _) => Ok(ServerCertVerified::assertion()),
+            // Somebody has just set this up, and is to be told what does not fit; which alert the control plane gets helps nobody.
+            (Err(refused), Expected::Pinned(..)) => Err(refused.in_full()),
+            (Err(refused), Expected::Peer(..)) => Err(refused.into()),
+        }
     }
 
     fn verify_tls12_signature(

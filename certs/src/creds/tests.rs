@@ -11,7 +11,7 @@ use crate::bundle::Pin;
 use crate::id::{TrustDomain, control_plane_id};
 use crate::issue::{Authority, Issued, ROOT_LIFETIME};
 use crate::key::csr;
-use crate::refusal::{refusal_of, refused_by_peer};
+use crate::refusal::{describe_io, refusal_of, refused_by_peer};
 use crate::verify::peer_id;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -430,7 +430,12 @@ fn bootstrap_trusts_the_pinned_control_plane_and_nobody_else() {
     assert_eq!(peer_id(ended.client.peer_certificates().unwrap()).unwrap(), control_plane_id(&domain()));
 
     let stranger = authority().pin().unwrap();
-    client_refuses(pinned(stranger, &domain(), now()), cp.control_plane(), Refusal::UnknownRoot);
+    let error = client_refuses(pinned(stranger, &domain(), now()), cp.control_plane(), Refusal::UnknownRoot);
+    let told = describe_io(&std::io::Error::other(error));
+    assert!(told.starts_with("tls_unknown_root: the pin of the token file is sha256:"), "{told}");
+    for part in [&*stranger.to_string(), &*pin.to_string(), "tulle token create"] {
+        assert!(told.contains(part), "{told}");
+    }
     let elsewhere = TrustDomain::new("elsewhere.example").unwrap();
     client_refuses(pinned(pin, &elsewhere, now()), cp.control_plane(), Refusal::OtherTrustDomain);
     client_refuses(pinned(pin, &domain(), now() + DAY * 2), cp.control_plane(), Refusal::Expired);
@@ -440,7 +445,9 @@ fn bootstrap_trusts_the_pinned_control_plane_and_nobody_else() {
     client_refuses(pinned(pin, &domain(), now()), workload.control_plane(), Refusal::WrongIdentity);
     // Without the root in the chain the pin cannot be checked.
     let bare = creds_at(&ca, &control_plane_id(&domain()), now());
-    client_refuses(pinned(pin, &domain(), now()), bare.control_plane(), Refusal::UnknownRoot);
+    let error = client_refuses(pinned(pin, &domain(), now()), bare.control_plane(), Refusal::UnknownRoot);
+    let told = describe_io(&std::io::Error::other(error));
+    assert!(told.contains("shows no root") && told.contains(&pin.to_string()), "{told}");
 }
 
 #[test]
