@@ -4,7 +4,7 @@
 //! - [`v1`]: our resources, and what proxies report.
 //! - [`ca`]: Istio's certificate service.
 //!
-//! And the few rules that both must read alike: [`log_filter`], [`openmetrics`].
+//! And the few rules that both must read alike: [`log_filter`], [`openmetrics`], [`is_from_a_page`].
 
 /// Laid out by package, since generated code of one package refers to another's by relative path.
 #[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]
@@ -38,6 +38,7 @@ mod failure;
 mod latency;
 mod log;
 pub mod openmetrics;
+mod page;
 mod resource_type;
 
 pub use access_log::{
@@ -51,6 +52,7 @@ pub use generated::istio::v1::auth as ca;
 pub use generated::tulle::v1;
 pub use latency::{LATENCY_BOUNDS, Latencies};
 pub use log::{InvalidLogLevel, log_filter};
+pub use page::is_from_a_page;
 pub use resource_type::ResourceType;
 
 use prost::Name;

@@ -1,11 +1,9 @@
-//! `/metrics`, `/ready` and `/live` over HTTP, and to callers on this host `/resources/TYPE/NAME`, `/endpoints` and `/load`; GET and HEAD
-//! only. Nothing here changes anything.
-//! `/metrics`, `/ready` and `/live` over HTTP, and to callers on this host `/resources/TYPE/NAME`, `/endpoints` and `/tap`; GET and HEAD
-//! only. Nothing here changes anything, but that proxies show requests for as long as somebody reads `/tap`.
+//! `/metrics`, `/ready` and `/live` over HTTP, and to callers on this host `/resources/TYPE/NAME`, `/endpoints`, `/load` and `/tap`; GET and
+//! HEAD only. Nothing here changes anything, but that proxies show requests for as long as somebody reads `/tap`.
 //!
 //! A resource says who may call whom and where everybody is, which is nobody's business who can merely reach this port: it is for
 //! whoever is on the control plane's host already, or is let there by `kubectl port-forward`. A page of a browser on that host
-//! is neither: what it asks for names another host than this one's loopback.
+//! is neither: what it asks for says that a page asks, or names another host than this one's loopback.
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
@@ -150,8 +148,7 @@ impl Pages {
             }
             "/live" => text(StatusCode::OK, "live\n"),
             path if path.starts_with("/resources/") || path.starts_with("/endpoints") || path == "/load" => {
-                if !(client.ip().to_canonical().is_loopback() && is_for_loopback(request)) {
-                    let why = "resources are for callers on the control plane's own host, at its loopback address (kubectl port-forward)\n";
+                if let Err(why) = check_caller(request, client) {
                     return text(StatusCode::FORBIDDEN, why);
                 }
                 if path == "/load" {
@@ -176,10 +173,7 @@ impl Pages {
             response.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static("GET"));
             return response;
         }
-        // Merely to ask for it costs the proxies something: no page of a browser may, whatever it could read of the answer.
-        let site = request.headers().get("sec-fetch-site");
-        if !(client.ip().to_canonical().is_loopback() && is_for_loopback(request)) || site.is_some() {
-            let why = "requests are shown to callers on the control plane's own host, at its loopback address (kubectl port-forward)\n";
+        if let Err(why) = check_caller(request, client) {
             return refused(StatusCode::FORBIDDEN, why.to_owned());
         }
         let question = Question::parse(request.uri().query().unwrap_or_default()).map_err(Refusal::Invalid);
@@ -248,9 +242,23 @@ fn public(kind: ResourceType, bytes: &Bytes) -> Bytes {
     v1::Mesh { session_key: Bytes::new(), ..mesh }.encode_to_vec().into()
 }
 
+/// Whether what is for this host's own tools may be told; the error says why not. Merely to ask costs the proxies something, so that no
+/// page of a browser may, whatever it could read of the answer.
+fn check_caller<B>(request: &Request<B>, client: SocketAddr) -> Result<(), &'static str> {
+    if tulle_api::is_from_a_page(|name| request.headers().get(name).map(header::HeaderValue::as_bytes)) {
+        return Err("refused: the request comes from a web page\n");
+    }
+    if !(client.ip().to_canonical().is_loopback() && is_for_loopback(request)) {
+        return Err(
+            "this is for callers on the control plane's own host, at its loopback address (kubectl port-forward)\n",
+        );
+    }
+    Ok(())
+}
+
 /// Whether `Host` names this host's loopback, as no page does that a browser got elsewhere (DNS rebinding), and nobody says to
 /// have forwarded it for another.
-fn is_for_loopback(request: &Request<Incoming>) -> bool {
+fn is_for_loopback<B>(request: &Request<B>) -> bool {
     let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
     let authority = host.and_then(|host| host.parse::<http::uri::Authority>().ok());
     authority.is_some_and(|authority| {
@@ -312,5 +320,31 @@ mod tests {
         assert_eq!(v1::Mesh::decode(shown).unwrap(), expected);
         let other = Bytes::from_static(b"x");
         assert_eq!(public(ResourceType::Routes, &other), other);
+    }
+
+    #[test]
+    fn what_is_for_this_hosts_tools_is_told_to_no_page_and_no_other_host() {
+        let here = "127.0.0.1:40000";
+        for (client, headers, allowed) in [
+            (here, vec![("host", "localhost:15014")], true),
+            ("[::ffff:127.0.0.1]:40000", vec![("host", "[::1]:15014")], true),
+            // Typed into a browser's address bar.
+            (here, vec![("host", "127.0.0.1"), ("sec-fetch-site", "none")], true),
+            (here, vec![], false),
+            (here, vec![("host", "attacker.example")], false),
+            (here, vec![("host", "localhost"), ("x-forwarded-for", "10.0.0.1")], false),
+            (here, vec![("host", "localhost"), ("origin", "http://attacker.example")], false),
+            (here, vec![("host", "localhost"), ("origin", "null")], false),
+            (here, vec![("host", "localhost"), ("sec-fetch-site", "cross-site")], false),
+            (here, vec![("host", "localhost"), ("sec-fetch-site", "same-site")], false),
+            ("10.0.0.1:40000", vec![("host", "localhost")], false),
+        ] {
+            let mut request = Request::builder().uri("/load");
+            for (name, value) in &headers {
+                request = request.header(*name, *value);
+            }
+            let checked = check_caller(&request.body(()).unwrap(), client.parse().unwrap());
+            assert_eq!(checked.is_ok(), allowed, "{client} {headers:?}: {checked:?}");
+        }
     }
 }

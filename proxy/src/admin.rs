@@ -17,7 +17,7 @@ mod tests;
 use std::net::IpAddr;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderValue, ORIGIN};
+use http::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use serde_json::Value;
@@ -211,8 +211,7 @@ fn no_log_level() -> Answer {
 /// Whether the request may come from this host's own tools; the error says why not.
 fn check_origin(request: &Request<Bytes>) -> Result<(), &'static str> {
     let headers = request.headers();
-    let from_elsewhere = |value: &HeaderValue| !matches!(value.as_bytes(), b"none" | b"same-origin");
-    if headers.contains_key(ORIGIN) || headers.get("sec-fetch-site").is_some_and(from_elsewhere) {
+    if tulle_api::is_from_a_page(|name| headers.get(name).map(HeaderValue::as_bytes)) {
         return Err("refused: the request comes from a web page\n");
     }
     // An authority in the request line takes the place of Host (RFC 9112 §3.2.2).

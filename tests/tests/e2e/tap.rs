@@ -315,6 +315,9 @@ async fn what_cannot_be_tapped_is_said_with_what_can() {
     for (head, status) in [
         ("GET /tap HTTP/1.1\r\nhost: evil.example", 403),
         ("GET /tap HTTP/1.1\r\nhost: localhost\r\nsec-fetch-site: cross-site", 403),
+        ("GET /tap HTTP/1.1\r\nhost: localhost\r\norigin: http://evil.example", 403),
+        ("GET /load HTTP/1.1\r\nhost: localhost\r\norigin: http://evil.example", 403),
+        ("GET /endpoints HTTP/1.1\r\nhost: localhost\r\nsec-fetch-site: cross-site", 403),
         ("HEAD /tap HTTP/1.1\r\nhost: localhost", 405),
         ("GET /tap?status=abc HTTP/1.1\r\nhost: localhost", 400),
     ] {
