@@ -2,7 +2,8 @@
 //!
 //! Open loop: a request is due whenever the clock says so, however long the answers take, so that a stall shows as
 //! latency and not as silence. Its own count is beside the edges' in the verdict: what the proxies did not notice, the
-//! client does.
+//! client does. It knows what it asks for, and takes nothing but 2xx for success: a request that policy refuses has not failed by
+//! [`tulle_api::request_failed`], by which the edges go, yet it is not what somebody who has just edited the demo's YAML may overlook.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -6,6 +6,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use tulle_api::request_failed;
+
 use super::histogram::Histogram;
 use super::scrape::Line;
 
@@ -107,7 +109,8 @@ impl Counters {
         }
         self.requests += line.value;
         let (status, reason) = (line.label("status"), line.label("reason"));
-        if !reason.is_empty() || !matches!(status.parse(), Ok(100..500)) {
+        let grpc_status = line.label("grpc_status").parse().ok();
+        if request_failed(line.label("method"), status.parse().ok(), grpc_status, reason) {
             self.failed += line.value;
             let why = if reason.is_empty() { format!("status {status}") } else { reason.to_owned() };
             *self.failures.entry(why).or_default() += line.value;

@@ -99,6 +99,23 @@ fn the_verdict_names_the_edge_that_carried_nothing_and_the_one_that_failed() {
 }
 
 #[test]
+fn requests_fail_as_for_stat_and_the_rules() {
+    let cases = include_str!("../../../../tests/rules/failures.txt").lines();
+    for case in cases.filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        let words: Vec<&str> = case.split_whitespace().collect();
+        let names = ["method", "status", "grpc_status", "reason"];
+        let labels = names.iter().zip(&words).filter(|(_, word)| **word != "-");
+        let labels: String = labels.map(|(name, word)| format!(r#",{name}="{word}""#)).collect();
+        let text = format!(
+            "tulle_requests_total{{direction=\"outbound\",service=\"demo/orders:8080\"{labels}}} 3\n"
+        );
+        let counters = Counters::read(&parse(&text), "demo/orders:8080");
+        let failed = if words[4] == "failed" { 3.0 } else { 0.0 };
+        assert_eq!((counters.requests, counters.failed), (3.0, failed), "{case}");
+    }
+}
+
+#[test]
 fn plaintext_or_another_identity_is_not_mtls() {
     let begin = Instant::now();
     let none = scrapes("");
