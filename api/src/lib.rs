@@ -4,7 +4,8 @@
 //! - [`v1`]: our resources, and what proxies report.
 //! - [`ca`]: Istio's certificate service.
 //!
-//! And the few rules that both must read alike: [`log_filter`], [`openmetrics`], [`is_from_a_page`].
+//! And the few rules that both must read alike: [`log_filter`], [`openmetrics`], [`is_from_a_page`], [`OPAQUE_PORTS`],
+//! [`PROXY_PORTS`].
 
 /// Laid out by package, since generated code of one package refers to another's by relative path.
 #[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]
@@ -56,6 +57,12 @@ pub use page::is_from_a_page;
 pub use resource_type::ResourceType;
 
 use prost::Name;
+
+/// Ports of protocols in which the server speaks first, or that are not HTTP for sure: what goes there is not looked into, unless somebody says otherwise.
+pub const OPAQUE_PORTS: &str = "25,587,3306,4444,5432,6379,9300,11211";
+
+/// The ports of proxies, and some to spare: never an inbound destination, never led to a proxy.
+pub const PROXY_PORTS: std::ops::RangeInclusive<u16> = 15_000..=15_090;
 
 /// The one name of the [`v1::Mesh`] resource.
 pub const MESH: &str = "mesh";

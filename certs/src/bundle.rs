@@ -88,6 +88,14 @@ impl TrustBundle {
         Self::new(domain, certificates.iter().map(|der| der.as_ref().to_vec().into()).collect())
     }
 
+    /// The trust domain that the roots in a PEM text say that they are for (X509-SVID §3.2); `None` if none of them says so, or not all the same.
+    pub fn trust_domain_in(text: &str) -> Result<Option<TrustDomain>, BundleError> {
+        let roots = pem::certificates(text)?;
+        let mut said = roots.iter().filter_map(x509::trust_domain);
+        let first = said.next();
+        Ok(first.filter(|first| said.all(|other| other == *first)))
+    }
+
     fn push(&mut self, certificate: CertificateDer<'static>, anchor: TrustAnchor<'static>) {
         if !self.roots.contains(&certificate) {
             self.roots.push(certificate);

@@ -477,7 +477,7 @@ fn uri(text: &str) -> Result<SanType, IssueError> {
 }
 
 /// 16 random bytes, positive.
-fn serial() -> Result<SerialNumber, IssueError> {
+pub(crate) fn serial() -> Result<SerialNumber, IssueError> {
     let mut bytes = [0_u8; 16];
     aws_lc_rs::rand::fill(&mut bytes).map_err(|_| IssueError::Signing("no random numbers".into()))?;
     bytes[0] = bytes[0] & 0x7f | 0x40;

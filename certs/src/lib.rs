@@ -19,7 +19,9 @@
 //! | [`refusal`] | why a peer was refused, as a stable word |
 //! | [`alpn`] | the protocol names that mesh TLS is told by |
 //! | [`renewal`] | when to renew |
+//! | [`serving`] | a small authority for HTTPS servers of our own that others than the mesh call |
 //! | [`token`] | join tokens and the token file |
+//! | [`pod_token`] | the tokens of service accounts of Kubernetes, unverified |
 #![warn(missing_docs)]
 
 pub mod alpn;
@@ -31,8 +33,10 @@ pub mod issue;
 pub mod key;
 pub mod outside;
 pub mod pem;
+pub mod pod_token;
 pub mod refusal;
 pub mod renewal;
+pub mod serving;
 pub mod token;
 
 mod tls;
@@ -45,6 +49,7 @@ pub use bundle::{Pin, TrustBundle};
 pub use creds::Creds;
 pub use id::{SpiffeId, TrustDomain, control_plane_id};
 pub use key::PrivateKey;
+pub use pod_token::PodToken;
 pub use refusal::{Refusal, refusal_of, refusal_of_io, refused_by_peer};
 pub use verify::peer_id;
 pub use x509::{Names, names, validity};

@@ -1,6 +1,7 @@
 //! TLS to servers outside the mesh, such as a collector of traces: told by their host names, by roots that the caller trusts.
 //!
-//! Nothing of the mesh's is shown to them, and nothing that they show is an identity.
+//! Nothing of the mesh's is shown to them, and nothing that they show is an identity. One client trusts whoever answers ([`unverified`]): that
+//! of probes, which ask whether a server answers and not who it is.
 
 use std::sync::Arc;
 
@@ -34,4 +35,13 @@ pub fn client(
         return Err(OutsideError::NoRoots);
     }
     Ok(tls::outside(store, alpn)?)
+}
+
+/// A client that believes whatever certificate a server shows, as the kubelet's probes do. Nothing may be told to such a server that is not
+/// for everybody, and nothing that it says be taken for more than that it answers.
+///
+/// # Errors
+/// When the provider cannot do what is asked.
+pub fn unverified(alpn: &[&[u8]]) -> Result<Arc<ClientConfig>, OutsideError> {
+    Ok(tls::unverified(alpn)?)
 }

@@ -82,6 +82,17 @@ pub fn names(certificate: &CertificateDer<'_>) -> Result<Names, String> {
     Ok(Names { issuer, subject: parsed.subject(), serial: parsed.0.raw_serial_as_string() })
 }
 
+/// The DNS names that a certificate is for.
+pub(crate) fn dns_names(certificate: &CertificateDer<'_>) -> Vec<String> {
+    let Ok(parsed) = parse(certificate) else { return Vec::new() };
+    let Ok(Some(names)) = parsed.0.subject_alternative_name() else { return Vec::new() };
+    let names = names.value.general_names.iter().filter_map(|name| match name {
+        GeneralName::DNSName(name) => Some((*name).to_owned()),
+        _ => None,
+    });
+    names.collect()
+}
+
 /// Whether `issuer` signed `certificate` (by name and by signature). A root is not counted as its own issuer.
 pub(crate) fn issued(issuer: &CertificateDer<'_>, certificate: &CertificateDer<'_>) -> bool {
     let (Ok(Parsed(issuer)), Ok(Parsed(certificate))) = (parse(issuer), parse(certificate)) else {

@@ -1,24 +1,39 @@
-//! `tulle check`: what the control plane would say about a folder of YAML, before it has to.
+//! `tulle check`: what is wrong, before anybody has to find it out: in a folder of YAML (`folder`), or with a mesh in a Kubernetes cluster.
 //!
-//! The findings are the control plane's own, made by the code that it runs; only printing and the exit status are here.
+//! Of a cluster everything that matters is read first (`read`), then judged by pure functions (`judge`), a line for each check of one table
+//! (`catalogue`), from which the reference is made too. Reads only: what it asks the API server to create is a dry run or a question.
+
+mod catalogue;
+mod folder;
+mod judge;
+mod read;
+mod rights;
+mod seen;
+mod text;
+mod version;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use serde::Serialize;
-use tulle_control_plane::finding::{Finding, Severity};
-use tulle_control_plane::model::{Condition, PolicyStatus, RouteStatus};
-use tulle_control_plane::source::{self, FolderError};
 
+use self::judge::{Check, Level};
+use self::read::Asked;
+use self::seen::Stage;
 use crate::output::{self, Format};
 
 const EXAMPLES: &str = "\
 Examples:
-  tulle check --config-dir mesh/
-  tulle check --config-dir mesh/ -o json | jq '.findings[] | select(.severity == \"error\")'
+  tulle check --pre                        before `tulle install`: may you, and will it work?
+  tulle check                              the mesh in the cluster of the current context
+  tulle check --context staging -o json | jq '.checks[] | select(.status != \"ok\")'
+  tulle check --config-dir mesh/           a folder of YAML
 
-Prints a line for each finding, in the form that editors jump from:
+Of a cluster it prints a line for each check, by a name that stays (docs/reference/checks.md), and
+below what is not well what to do about it. What you may not read is said, and the rest goes on.
+
+Of a folder it prints a line for each finding, in the form that editors jump from:
   FILE:LINE:COLUMN: error: KIND NAMESPACE/NAME: FIELD: MESSAGE (WHAT TO DO)
 and one for each Service that a route is attached to, with the conditions that the Gateway API has for it:
   KIND NAMESPACE/NAME at Service NAMESPACE/NAME: Accepted, ResolvedRefs
@@ -27,16 +42,28 @@ and one for each target of a TrafficPolicy, RateLimitPolicy, FaultPolicy or Tele
 
 Exit status:
   0  no errors (there may be warnings)
-  1  errors, or the folder cannot be read
+  1  errors, or the folder or the cluster cannot be read
   2  wrong arguments";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct CheckArgs {
-    /// The folder of YAML that the control plane is to serve.
-    #[arg(long, value_name = "DIR")]
-    config_dir: PathBuf,
-    /// How to print the findings.
+    /// Look over this folder of YAML, as the control plane that is to serve it would; no cluster is asked.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["pre", "namespace", "context", "kubeconfig"])]
+    config_dir: Option<PathBuf>,
+    /// Whether the cluster is fit for the mesh, and you may install it; nothing of it needs to be there yet.
+    #[arg(long)]
+    pre: bool,
+    /// The control plane's namespace.
+    #[arg(long, short, value_name = "NAME", default_value = "tulle-system")]
+    namespace: String,
+    /// The context of the kubeconfig. By default the current one.
+    #[arg(long, value_name = "NAME")]
+    context: Option<String>,
+    /// The kubeconfig. By default as kubectl finds it.
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// How to print what is found.
     #[arg(long, short, value_enum, default_value = "table")]
     output: Format,
 }
@@ -46,151 +73,44 @@ struct Checked {
     ok: bool,
     errors: usize,
     warnings: usize,
-    findings: Vec<Finding>,
-    routes: Vec<RouteStatus>,
-    policies: Vec<PolicyStatus>,
+    checks: Vec<Check>,
 }
 
-/// Checks the folder. That it cannot be read is a finding as well, so that `-o json` is JSON whatever is wrong.
+/// Checks the folder, or the cluster.
 ///
 /// # Errors
-/// Those of standard output.
+/// Those of standard output. That neither can be read is told as what is found is, so that `-o json` is JSON whatever is wrong.
 pub(crate) fn run(arguments: &CheckArgs) -> Result<ExitCode> {
-    let source::Checked { findings, routes, policies } =
-        source::check(&arguments.config_dir).unwrap_or_else(|error| source::Checked {
-            findings: vec![unreadable(&error)],
-            ..source::Checked::default()
-        });
-    let errors = findings.iter().filter(|finding| finding.severity == Severity::Error).count();
-    let warnings = findings.len() - errors;
-    let checked = Checked { ok: errors == 0, errors, warnings, findings, routes, policies };
+    if let Some(folder) = &arguments.config_dir {
+        return folder::run(folder, arguments.output);
+    }
+    let asked = Asked {
+        stage: if arguments.pre { Stage::Before } else { Stage::After },
+        namespace: arguments.namespace.clone(),
+        context: arguments.context.clone(),
+        kubeconfig: arguments.kubeconfig.clone(),
+    };
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("the runtime")?;
+    let seen = runtime.block_on(read::read(&asked));
+    // A connection that never came about must not keep the command from ending.
+    runtime.shutdown_background();
+    let checks = judge::judge(&seen);
+    let count = |level| checks.iter().filter(|check| check.status == level).count();
+    let (errors, warnings) = (count(Level::Error), count(Level::Warning));
+    let checked = Checked { ok: errors == 0, errors, warnings, checks };
     match arguments.output {
         Format::Json => output::print_json(&checked)?,
-        Format::Table => {
-            let mut lines: Vec<String> = checked.findings.iter().map(ToString::to_string).collect();
-            lines.extend(checked.routes.iter().flat_map(route_lines));
-            lines.extend(checked.policies.iter().flat_map(policy_lines));
-            lines.push(summary(errors, warnings));
-            output::print(&lines.join("\n"))?;
-        }
+        Format::Table => output::print(&text::table(&checked.checks, asked.stage))?,
     }
     Ok(if checked.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn unreadable(error: &FolderError) -> Finding {
-    Finding {
-        file: Some(error.path.display().to_string()),
-        line: None,
-        column: None,
-        severity: Severity::Error,
-        object: None,
-        field: None,
-        message: format!("the folder cannot be read: {}", error.source),
-        hint: Some("name the folder that the control plane is to serve".to_owned()),
-    }
-}
-
-/// A line for each parent.
-fn route_lines(route: &RouteStatus) -> impl Iterator<Item = String> {
-    route.parents.iter().map(|parent| {
-        let at = &parent.parent_ref;
-        let port = at.port.map(|port| format!(":{port}")).unwrap_or_default();
-        let section = at.section_name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
-        let conditions: Vec<String> = parent.conditions.iter().map(condition).collect();
-        format!(
-            "{} {}/{} at Service {}/{}{port}{section}: {}",
-            route.kind,
-            route.namespace,
-            route.name,
-            at.namespace,
-            at.name,
-            conditions.join(", ")
-        )
-    })
-}
-
-/// A line for each target.
-fn policy_lines(policy: &PolicyStatus) -> impl Iterator<Item = String> {
-    policy.ancestors.iter().map(|ancestor| {
-        let at = &ancestor.ancestor_ref;
-        let section = at.section_name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
-        let conditions: Vec<String> = ancestor.conditions.iter().map(condition).collect();
-        // A namespace is in none.
-        let within = if at.namespace.is_empty() { String::new() } else { format!("{}/", at.namespace) };
-        format!(
-            "{} {}/{} at {} {within}{}{section}: {}",
-            policy.kind,
-            policy.namespace,
-            policy.name,
-            at.kind,
-            at.name,
-            conditions.join(", ")
-        )
-    })
-}
-
-/// The reason only where it is not the condition's own name.
-fn condition(condition: &Condition) -> String {
-    let not = if condition.status == "True" { "" } else { "not " };
-    if condition.reason == condition.condition {
-        return format!("{not}{}", condition.condition);
-    }
-    format!("{not}{} ({})", condition.condition, condition.reason)
-}
-
-fn summary(errors: usize, warnings: usize) -> String {
-    let count = |number: usize, noun: &str| format!("{number} {noun}{}", if number == 1 { "" } else { "s" });
-    match (errors, warnings) {
-        (0, 0) => "ok: nothing found".to_owned(),
-        (0, _) => format!("ok: no errors, {}", count(warnings, "warning")),
-        _ => format!("{}, {}", count(errors, "error"), count(warnings, "warning")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use tulle_control_plane::model::{ParentRef, ParentStatus};
-
-    use super::*;
-
-    #[test]
-    fn a_route_has_a_line_for_each_parent() {
-        let condition =
-            |condition, status, reason| Condition { condition, status, reason, message: String::new() };
-        let parent = |port, section: Option<&str>, conditions| ParentStatus {
-            parent_ref: ParentRef {
-                group: "",
-                kind: "Service",
-                namespace: "shop".to_owned(),
-                name: "orders".to_owned(),
-                port,
-                section_name: section.map(str::to_owned),
-            },
-            conditions,
-        };
-        let resolved = condition("ResolvedRefs", "False", "BackendNotFound");
-        let route = RouteStatus {
-            kind: "HTTPRoute".to_owned(),
-            namespace: "a".to_owned(),
-            name: "b".to_owned(),
-            parents: vec![
-                parent(Some(80), None, vec![condition("Accepted", "True", "Accepted"), resolved]),
-                parent(None, Some("http"), vec![condition("Accepted", "False", "NoMatchingParent")]),
-            ],
-        };
-        assert_eq!(
-            route_lines(&route).collect::<Vec<_>>(),
-            [
-                "HTTPRoute a/b at Service shop/orders:80: Accepted, not ResolvedRefs (BackendNotFound)",
-                "HTTPRoute a/b at Service shop/orders (http): not Accepted (NoMatchingParent)",
-            ]
-        );
-    }
-
-    #[test]
-    fn the_last_line_says_what_it_came_to() {
-        assert_eq!(summary(0, 0), "ok: nothing found");
-        assert_eq!(summary(0, 2), "ok: no errors, 2 warnings");
-        assert_eq!(summary(1, 0), "1 error, 0 warnings");
+/// `1 error`, `2 errors`, `2 proxies`.
+fn count(number: usize, noun: &str) -> String {
+    match (number, noun.strip_suffix("xy")) {
+        (1, _) => format!("1 {noun}"),
+        (_, Some(stem)) => format!("{number} {stem}xies"),
+        (_, None) => format!("{number} {noun}s"),
     }
 }

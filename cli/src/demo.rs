@@ -10,7 +10,7 @@ mod histogram;
 mod jaeger;
 mod mesh;
 mod report;
-mod scrape;
+pub(crate) mod scrape;
 mod table;
 mod topology;
 

@@ -11,6 +11,8 @@ mod explain;
 mod folder;
 mod http;
 mod identity;
+mod inject;
+mod install;
 mod internal;
 mod output;
 mod process;
@@ -35,10 +37,12 @@ Examples:
   tulle demo --for 10s              the same with an end and a verdict
   tulle run --config-dir mesh/ -- curl http://orders:8080
   tulle check --config-dir mesh/    look over a folder of YAML
+  tulle check --pre                 is this Kubernetes cluster fit for the mesh? Without --pre: is the mesh well?
   tulle explain --config-dir mesh/ --from shop/web --to http://orders:8080/v2
   tulle explain no_healthy_endpoint
   tulle stat --watch                what flows now
   tulle tap shop/web --status 5xx   requests as they happen
+  tulle install --ha                the control plane, in a Kubernetes cluster
   source <(tulle completion bash)
 
 Exit status: 0 done; 1 failed, or something is wrong; 2 wrong arguments.";
@@ -57,8 +61,12 @@ enum Verb {
     Demo(demo::DemoArgs),
     /// Run a program in the mesh, as it is: its connections and names lead through a proxy of its own.
     Run(run::RunArgs),
-    /// Look over a folder of YAML as the control plane would.
+    /// Say what is wrong: with the mesh in a Kubernetes cluster, or what would be before an install, or in a folder of YAML.
     Check(check::CheckArgs),
+    /// Put a proxy into the pods of manifests, as the webhook does in a cluster.
+    Inject(inject::InjectArgs),
+    /// Take the proxy out of the pods of manifests.
+    Uninject(inject::UninjectArgs),
     /// Say what would become of a request, and why, without sending it; or what a reason in an answer means.
     Explain(explain::ExplainArgs),
     /// Show success, rate and latencies by Service or workload, as the proxies report them.
@@ -71,6 +79,12 @@ enum Verb {
     Tap(tap::TapArgs),
     /// Show what is asked most, live: by who asks whom, method and path.
     Top(top::TopArgs),
+    /// Put the control plane into a Kubernetes cluster.
+    Install(install::InstallArgs),
+    /// Bring the control plane in a cluster to this command's version, or change its values.
+    Upgrade(install::UpgradeArgs),
+    /// Take the control plane out of a cluster.
+    Uninstall(install::UninstallArgs),
     /// Look into a running mesh.
     #[command(subcommand)]
     Diagnostics(diagnostics::DiagnosticsCommand),
@@ -112,12 +126,17 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Demo(arguments) => demo::run(&arguments),
         Verb::Run(arguments) => run::run(&arguments),
         Verb::Check(arguments) => check::run(&arguments),
+        Verb::Inject(arguments) => inject::run(&arguments),
+        Verb::Uninject(arguments) => inject::run_uninject(&arguments),
         Verb::Explain(arguments) => explain::run(&arguments),
         Verb::Stat(arguments) => stat::stat(&arguments),
         Verb::Edges(arguments) => stat::edges(&arguments),
         Verb::Routes(arguments) => stat::routes(&arguments),
         Verb::Tap(arguments) => tap::run(&arguments),
         Verb::Top(arguments) => top::run(&arguments),
+        Verb::Install(arguments) => install::install(&arguments),
+        Verb::Upgrade(arguments) => install::upgrade(&arguments),
+        Verb::Uninstall(arguments) => install::uninstall(&arguments),
         Verb::Diagnostics(command) => diagnostics::run(&command),
         Verb::Identity(arguments) => identity::run(&arguments).map(done),
         Verb::Token(command) => token::run(&command).map(done),

@@ -95,7 +95,8 @@ fn a_reader_that_leaves_is_no_error() {
 
 #[test]
 fn wrong_arguments_are_2_and_say_what_is_meant() {
-    for arguments in [&["dmeo"][..], &["demo", "--for", "10"], &["demo", "--rps", "0"], &["check"], &[]] {
+    let two_things = ["check", "--pre", "--config-dir", "mesh"];
+    for arguments in [&["dmeo"][..], &["demo", "--for", "10"], &["demo", "--rps", "0"], &two_things, &[]] {
         assert_eq!(status(&tulle(arguments)), 2, "{arguments:?}");
     }
     assert!(stderr(&tulle(&["demo", "--for", "10"])).contains("a number with a unit"));
@@ -121,6 +122,39 @@ metadata: {name: web, namespace: shop}
 spec:
   ports: [{port: 80}]
 ";
+
+#[test]
+fn check_of_a_cluster_that_does_not_answer_says_where_it_should_be() {
+    // Bound, and never listened at.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("kubeconfig");
+    let config = serde_json::json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "a",
+        "clusters": [{"name": "a", "cluster": {"server": format!("https://127.0.0.1:{port}")}}],
+        "users": [{"name": "a", "user": {}}],
+        "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}],
+    });
+    fs::write(&file, config.to_string()).unwrap();
+    let file = file.to_str().unwrap();
+    for stage in [&[][..], &["--pre"]] {
+        let output = tulle(&[&["check", "--kubeconfig", file, "-o", "json"], stage].concat());
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!((status(&output), &json["errors"]), (1, &1.into()), "{json}");
+        let check = &json["checks"][0];
+        assert_eq!((&check["name"], &check["status"]), (&"api-server".into(), &"error".into()));
+        assert!(check["message"].as_str().unwrap().contains(&format!("127.0.0.1:{port}")), "{check}");
+        assert_eq!(check["link"], "docs/reference/checks.md#api-server");
+    }
+    let output = tulle(&["check", "--kubeconfig", file, "--context", "b"]);
+    assert_eq!(status(&output), 1);
+    assert!(
+        stdout(&output).contains("error    api-server  there is no cluster to look at"),
+        "{}",
+        stdout(&output)
+    );
+    assert!(stdout(&output).ends_with("1 error, 0 warnings\n"), "{}", stdout(&output));
+}
 
 #[test]
 fn check_of_a_good_folder_is_0() {

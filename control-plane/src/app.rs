@@ -19,19 +19,24 @@ use tulle_api::discovery::aggregated_discovery_service_server::AggregatedDiscove
 use tulle_api::v1::proxy_server::ProxyServer;
 
 use crate::admin::{self, Pages, Readiness};
-use crate::ads::{Ads, Proxies};
+use crate::ads::{Ads, Nodes, Proxies, Standing};
 use crate::asking::Reporters;
 use crate::ca::{self, Ca};
-use crate::config::{Config, LogFormat};
+use crate::cluster::{Holder, Replica, Running};
+use crate::config::{Config, LogFormat, SourceKind};
 use crate::ending::{self, End, Ending};
+use crate::finding::Finding;
 use crate::index::Index;
+use crate::inject;
+use crate::inject::kubernetes::Injector;
 use crate::load::Loads;
 use crate::metrics::Metrics;
 use crate::model::{Publisher, Settings};
 use crate::registration::Registrations;
 use crate::report::Reports;
 use crate::server;
-use crate::source::{Folder, Watch};
+use crate::source::kubernetes::{self, Cluster, Pace};
+use crate::source::{self, Folder, Read, Source, Watch};
 use crate::state_dir::StateDir;
 use crate::tap::Taps;
 
@@ -40,6 +45,11 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Streams end by themselves when the control plane does; connections have this long to follow.
 const LAST_WORDS: Duration = Duration::from_secs(3);
+/// How long a replica in a cluster goes on once it is to end: until the API server and proxies have learnt from Endpoints that it does, they call it. With
+/// what follows it is less than the 30 s that the chart gives it.
+const LINGER: Duration = Duration::from_secs(8);
+/// How long a replica that has read everything is not ready yet because its webhook cannot answer: one that was killed holds the lease for 15 s.
+const WEBHOOK_PATIENCE: Duration = Duration::from_secs(20);
 /// A reconnect names everything that a proxy uses in few messages.
 const MAX_REQUEST: usize = 16 << 20;
 /// A registration is small.
@@ -56,10 +66,12 @@ pub struct ControlPlane {
     readiness: Arc<Readiness>,
     end: End,
     grpc: JoinHandle<Result<(), tonic::transport::Error>>,
-    watch: Watch,
+    source: Source,
     /// Aborted with it.
     _tasks: JoinSet<()>,
-    state_dir: Arc<StateDir>,
+    state_dir: Option<Arc<StateDir>>,
+    /// Beside other control planes, in a cluster.
+    replica: Option<Running>,
 }
 
 /// Runs a control plane until SIGTERM or SIGINT.
@@ -74,13 +86,29 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         // Who writes more into a file than it may hold is ended, unless there is a handler: then it is an error.
         drop(signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?);
-        let mut control_plane = ControlPlane::start(config).await?;
+        let started = tokio::select! {
+            started = ControlPlane::start(config) => Some(started?),
+            _ = terminate.recv() => None,
+            _ = interrupt.recv() => None,
+        };
+        let Some(mut control_plane) = started else {
+            tracing::info!("ending before everything has been read");
+            return Ok(());
+        };
         tokio::select! {
             failed = control_plane.failed() => return Err(failed),
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-        tracing::info!("ending");
+        let lingers = control_plane.begin_ending();
+        tracing::info!(?lingers, "ending");
+        // Who says so twice means at once.
+        tokio::select! {
+            () = tokio::time::sleep(lingers) => {}
+            failed = control_plane.failed() => return Err(failed),
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
         control_plane.stop().await;
         Ok(())
     })
@@ -129,35 +157,37 @@ impl ControlPlane {
     /// What keeps it from starting, with the remedy.
     pub async fn start(config: &Config) -> anyhow::Result<Self> {
         let metrics = Metrics::new()?;
-        let state_dir = Arc::new(StateDir::open(&config.state_dir)?);
-        let ca = open_ca(config, &state_dir, &metrics)?;
-        let (yaml, read) = Folder::open(&config.config_dir)?;
-        let mut index = Index::default();
-        index.change(read.changes);
+        let (unread, mut index, found) = open_source(config).await?;
+        if let Some(path) = &config.mesh_file {
+            index.set_default_mesh(source::read_mesh(path)?);
+        }
+        let client = unread.client().filter(|_| config.state_dir.is_none());
+        let replica = client.map(|client| Replica::new(client, &config.namespace, metrics.clone()));
+        let replica = replica.map(|replica| replica.in_pod(config.pod.clone()));
+        let (ca, state_dir) = open_ca(config, replica.as_ref(), &metrics).await?;
         index.set_bundle(config.trust_domain.as_str(), authorities(&ca));
         let settings = Settings {
             trust_domain: Some(config.trust_domain.as_str().into()),
             session_key: Some(ca.session_key()),
         };
-        let publisher = Publisher::new(index, settings, read.findings);
+        let publisher = Publisher::new(index, settings, found);
         let granting = ca.clone();
         let registrations = Registrations::open(
             Arc::clone(&publisher),
             Box::new(move |id, service| granting.may_register(id, service)),
-            Arc::clone(&state_dir),
+            state_dir.clone(),
             metrics.clone(),
             config.registration_grace,
         );
-        let registrations = Arc::new(registrations);
+        let registrations = Arc::new(if replica.is_some() { registrations.shared() } else { registrations });
         let metrics_listener = listen(config.metrics_address, "metrics").await?;
         let grpc_listener = listen(config.grpc_address, "grpc").await?;
+        let injector = match replica {
+            Some(_) => Some(open_injector(config).await?),
+            None => None,
+        };
         let (metrics_address, grpc_address) = (metrics_listener.local_addr()?, grpc_listener.local_addr()?);
 
-        let watch = {
-            let publisher = Arc::clone(&publisher);
-            Watch::start(yaml, move |read| publisher.apply(read.changes, read.findings))
-                .context("cannot watch the folder of YAML")?
-        };
         let mut tasks = JoinSet::new();
         let (running, models) = (Arc::clone(&publisher), publisher.models());
         tasks.spawn(async move { running.run().await });
@@ -182,7 +212,31 @@ impl ControlPlane {
             readiness: Arc::clone(&readiness),
         };
         tasks.spawn(admin::serve(metrics_listener, Arc::new(pages)));
+        let mut bound = BTreeMap::from([("metrics", metrics_address), ("grpc", grpc_address)]);
+        if let Some((listener, _)) = &injector {
+            bound.insert("webhook", listener.local_addr()?);
+        }
+        if let Some(path) = &config.addresses_file {
+            write_addresses(path, &bound).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        let client = unread.client();
+        let source = unread.start(&publisher, &metrics).await?;
+        let nodes = if replica.is_some() { nodes(&publisher, &ca) } else { Nodes::default() };
+        let replica = replica.map(|replica| replica.start(&ca, &publisher, &registrations, &ending));
+        let serves = match (client, injector, &replica) {
+            (Some(client), Some((listener, settings)), Some(replica)) => {
+                let (metrics, leads) = (metrics.clone(), replica.holder().watch());
+                let publisher = Arc::clone(&publisher);
+                let injector = Injector { client, settings, listener, publisher, metrics, leads };
+                Some(injector.start(&mut tasks))
+            }
+            _ => None,
+        };
+        if let Some(replica) = &replica {
+            replica.read().await;
+        }
         let ads = Ads::new(publisher.models(), metrics.clone(), proxies.clone(), ending.clone());
+        let ads = ads.checking(nodes.clone());
         let reports = Reports::new(
             Arc::clone(&registrations),
             Arc::clone(&publisher),
@@ -192,14 +246,19 @@ impl ControlPlane {
             metrics.clone(),
             ending.clone(),
         );
+        let reports = reports.checking(nodes);
         let grpc = serve_grpc(grpc_listener, ads, reports, ca.clone(), metrics, ending);
-        let bound = BTreeMap::from([("metrics", metrics_address), ("grpc", grpc_address)]);
-        if let Some(path) = &config.addresses_file {
-            write_addresses(path, &bound).with_context(|| format!("cannot write {}", path.display()))?;
+        if let Some(serves) = serves {
+            // Whom the API server cannot ask about a pod, it lets through without a proxy. But proxies must not wait for the webhook for ever.
+            if tokio::time::timeout(WEBHOOK_PATIENCE, serves).await.is_err() {
+                tracing::warn!(
+                    "the webhook has no certificate yet, or knows no namespaces; new pods are asked about in vain until it has"
+                );
+            }
         }
         // Everything has been read: from here on, what is absent is absent.
         readiness.ready();
-        tracing::info!(?bound, config_dir = %config.config_dir.display(), "the control plane runs");
+        tracing::info!(?bound, source = ?config.source, config_dir = ?config.config_dir, "the control plane runs");
         Ok(Self {
             grpc_address,
             metrics_address,
@@ -210,9 +269,10 @@ impl ControlPlane {
             readiness,
             end,
             grpc,
-            watch,
+            source,
             _tasks: tasks,
             state_dir,
+            replica,
         })
     }
 
@@ -236,6 +296,11 @@ impl ControlPlane {
         &self.proxies
     }
 
+    /// Whether this is the control plane that writes to the API server; `None` without one.
+    pub fn holder(&self) -> Option<&Holder> {
+        self.replica.as_ref().map(Running::holder)
+    }
+
     /// The authority.
     pub fn ca(&self) -> &Ca {
         &self.ca
@@ -250,6 +315,12 @@ impl ControlPlane {
         }
     }
 
+    /// Is not ready from now on; how long it should go on nevertheless before [`ControlPlane::stop`].
+    pub fn begin_ending(&self) -> Duration {
+        self.readiness.ending();
+        if self.replica.is_some() { LINGER } else { Duration::ZERO }
+    }
+
     /// Ends: streams are told so and proxies keep what they have; what is registered is kept for the next start.
     pub async fn stop(mut self) {
         self.readiness.ending();
@@ -258,8 +329,67 @@ impl ControlPlane {
         if tokio::time::timeout(LAST_WORDS, &mut self.grpc).await.is_err() {
             self.grpc.abort();
         }
-        drop(self.watch);
-        self.state_dir.release();
+        if let Some(replica) = self.replica {
+            replica.stop().await;
+        }
+        drop(self.source);
+        if let Some(state_dir) = self.state_dir {
+            state_dir.release();
+        }
+    }
+}
+
+/// A source before it is watched.
+enum Unread {
+    /// A folder, read once.
+    Folder(Folder),
+    /// An API server, not asked yet.
+    Kubernetes(Box<kube::Client>),
+}
+
+/// What is known before anybody is answered: all of a folder, and nothing yet of a cluster, whose API server may take its time
+/// while `/live` must answer.
+async fn open_source(config: &Config) -> anyhow::Result<(Unread, Index, Vec<Finding>)> {
+    match (config.source, &config.config_dir) {
+        (SourceKind::Kubernetes, _) => {
+            let client = kubernetes::connect().await?;
+            Ok((Unread::Kubernetes(Box::new(client)), Index::of_cluster(), Vec::new()))
+        }
+        (SourceKind::Folder, None) => anyhow::bail!("a folder of YAML is needed (--config-dir)"),
+        (SourceKind::Folder, Some(path)) => {
+            let (folder, Read { changes, findings }) = Folder::open(path)?;
+            let mut index = Index::default();
+            index.change(changes);
+            Ok((Unread::Folder(folder), index, findings))
+        }
+    }
+}
+
+impl Unread {
+    /// Of the API server, if it is one.
+    fn client(&self) -> Option<kube::Client> {
+        match self {
+            Self::Folder(_) => None,
+            Self::Kubernetes(client) => Some((**client).clone()),
+        }
+    }
+
+    /// Returns once everything has been read; `publisher` is told of what changes then.
+    async fn start(self, publisher: &Arc<Publisher>, metrics: &Metrics) -> anyhow::Result<Source> {
+        let publisher = Arc::clone(publisher);
+        match self {
+            Self::Folder(folder) => {
+                let on_read = move |read: Read| publisher.apply(read.changes, read.findings);
+                let watch = Watch::start(folder, on_read).context("cannot watch the folder of YAML")?;
+                Ok(Source::Folder(watch))
+            }
+            Self::Kubernetes(client) => {
+                tracing::info!("reading the cluster");
+                let cluster = Cluster::start(*client, publisher, metrics, Pace::default());
+                cluster.read().await;
+                Ok(Source::Kubernetes(cluster))
+            }
+        }
     }
 }
 
@@ -284,13 +414,48 @@ fn serve_grpc(
     tokio::spawn(async move { router.serve_with_incoming_shutdown(incoming, ending.wait()).await })
 }
 
-fn open_ca(config: &Config, state_dir: &StateDir, metrics: &Metrics) -> anyhow::Result<Ca> {
+/// The authority, with its keys in the state folder, or in the Secret that it shares with other control planes.
+async fn open_ca(
+    config: &Config,
+    replica: Option<&Replica>,
+    metrics: &Metrics,
+) -> anyhow::Result<(Ca, Option<Arc<StateDir>>)> {
     let certificates = metrics.certificates.clone();
     let options = ca::Options {
         lifetime: config.leaf_lifetime,
         observer: Box::new(move |outcome| certificates.with_label_values(&[outcome.word()]).inc()),
+        reviewer: None,
     };
-    Ok(Ca::open_with(state_dir.path(), &config.trust_domain, SystemTime::now(), options)?)
+    if let Some(replica) = replica {
+        return Ok((replica.authority(&config.trust_domain, options).await?, None));
+    }
+    let path = config.state_dir.as_ref().context("a state folder is needed (--state-dir)")?;
+    let state_dir = Arc::new(StateDir::open(path)?);
+    let ca = Ca::open_with(state_dir.path(), &config.trust_domain, SystemTime::now(), options)?;
+    Ok((ca, Some(state_dir)))
+}
+
+/// Where the API server asks about new pods, and what these are like with a proxy. Whose control plane it is, is said once.
+async fn open_injector(config: &Config) -> anyhow::Result<(TcpListener, inject::Settings)> {
+    let settings =
+        config.injection_file.as_deref().map(inject::Settings::read).transpose()?.unwrap_or_default();
+    let settings = inject::Settings {
+        namespace: config.namespace.clone(),
+        trust_domain: config.trust_domain.to_string(),
+        ..settings
+    };
+    Ok((listen(config.webhook_address, "webhook").await?, settings))
+}
+
+/// A node of a cluster is a pod of its service account; one that is no pod has joined by a token that grants it services.
+fn nodes(publisher: &Arc<Publisher>, ca: &Ca) -> Nodes {
+    let (publisher, ca) = (Arc::clone(publisher), ca.clone());
+    Nodes::by(move |id, node| match publisher.service_account_of(node) {
+        Some(account) if account == id.service_account() => Standing::Own,
+        Some(account) => Standing::Other(account),
+        None if ca.has_joined(id) => Standing::Own,
+        None => Standing::Unknown,
+    })
 }
 
 fn authorities(ca: &Ca) -> Vec<Bytes> {

@@ -15,12 +15,37 @@ use tulle_certs::TrustDomain;
 /// What a control plane is told at its start.
 #[derive(Args, Clone, Debug)]
 pub struct Config {
-    /// The folder of YAML to serve: Services, EndpointSlices, HTTPRoutes, Mesh, AuthorizationPolicies.
-    #[arg(long, env = "TULLE_CONTROL_PLANE_CONFIG_DIR", value_name = "DIR")]
-    pub config_dir: PathBuf,
-    /// Where the CA's keys and the registrations are kept; made if it is not there, and locked.
-    #[arg(long, env = "TULLE_CONTROL_PLANE_STATE_DIR", value_name = "DIR")]
-    pub state_dir: PathBuf,
+    /// Where Services, EndpointSlices, routes and policies come from: a folder of YAML, or the API server of a Kubernetes cluster, found as kubectl finds it.
+    #[arg(long, env = "TULLE_CONTROL_PLANE_SOURCE", value_name = "SOURCE", default_value = "folder")]
+    pub source: SourceKind,
+    /// The folder of YAML to serve: Services, EndpointSlices, HTTPRoutes, Mesh, AuthorizationPolicies. Needed where the source is a folder.
+    #[arg(
+        long,
+        env = "TULLE_CONTROL_PLANE_CONFIG_DIR",
+        value_name = "DIR",
+        required_unless_present = "source",
+        required_if_eq("source", "folder")
+    )]
+    pub config_dir: Option<PathBuf>,
+    /// Where the CA's keys and the registrations are kept; made if it is not there, and locked. Needed where the source is a folder. In a cluster
+    /// the keys are in the Secret `tulle-identity`, which all replicas share; with a folder this control plane stands alone, and writes nothing to the API server.
+    #[arg(
+        long,
+        env = "TULLE_CONTROL_PLANE_STATE_DIR",
+        value_name = "DIR",
+        required_unless_present = "source",
+        required_if_eq("source", "folder")
+    )]
+    pub state_dir: Option<PathBuf>,
+    /// The control plane's own namespace in a cluster, with its Lease, its Secret and its ConfigMap.
+    #[arg(long, env = "TULLE_CONTROL_PLANE_NAMESPACE", value_name = "NAME", default_value = "tulle-system")]
+    pub namespace: String,
+    /// The name of the control plane's own pod in a cluster, by which its Lease says who holds it. Not set: the host's name.
+    #[arg(long, env = "TULLE_CONTROL_PLANE_POD", value_name = "NAME")]
+    pub pod: Option<String>,
+    /// A file with the Mesh that holds for as long as the source has none: what the Helm chart's values say.
+    #[arg(long, env = "TULLE_CONTROL_PLANE_MESH_FILE", value_name = "FILE")]
+    pub mesh_file: Option<PathBuf>,
     /// The TLS port of ADS, registrations and the certificate service.
     #[arg(
         long,
@@ -37,6 +62,17 @@ pub struct Config {
         default_value = "[::]:15014"
     )]
     pub metrics_address: SocketAddr,
+    /// The HTTPS port of the injector, which the API server asks about new pods; only in a cluster.
+    #[arg(
+        long,
+        env = "TULLE_CONTROL_PLANE_WEBHOOK_ADDRESS",
+        value_name = "IP:PORT",
+        default_value = "[::]:15017"
+    )]
+    pub webhook_address: SocketAddr,
+    /// A file of JSON that says what injected proxies are like; what it leaves out has its default, and so has everything without it.
+    #[arg(long, env = "TULLE_CONTROL_PLANE_INJECTION_FILE", value_name = "FILE")]
+    pub injection_file: Option<PathBuf>,
     /// The trust domain of every identity that the built-in CA issues.
     #[arg(long, env = "TULLE_CONTROL_PLANE_TRUST_DOMAIN", value_name = "NAME", default_value = "cluster.local", value_parser = trust_domain)]
     pub trust_domain: TrustDomain,
@@ -55,6 +91,15 @@ pub struct Config {
     /// How it is logged, on standard output.
     #[arg(long, env = "TULLE_CONTROL_PLANE_LOG_FORMAT", value_name = "FORMAT", default_value = "json")]
     pub log_format: LogFormat,
+}
+
+/// Where configuration comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum SourceKind {
+    /// A folder of YAML.
+    Folder,
+    /// The API server of a Kubernetes cluster.
+    Kubernetes,
 }
 
 /// The form of the log.
@@ -203,6 +248,21 @@ mod tests {
         assert_eq!(config.metrics_address.port(), 15014);
         assert_eq!(config.trust_domain.as_str(), "cluster.local");
         assert_eq!(config.leaf_lifetime, Duration::from_secs(24 * 3600));
+    }
+
+    #[test]
+    fn a_folder_is_needed_where_the_source_is_one() {
+        let load = |arguments: &[&str]| {
+            let program = ["control-plane", "--state-dir", "b"];
+            Config::load(program.iter().chain(arguments).map(std::ffi::OsString::from))
+        };
+        for arguments in [&[][..], &["--source", "folder"]] {
+            let error = load(arguments).unwrap_err().to_string();
+            assert!(error.contains("--config-dir"), "{error}");
+        }
+        assert_eq!(load(&["--config-dir", "a"]).unwrap().source, SourceKind::Folder);
+        let cluster = load(&["--source", "kubernetes"]).unwrap();
+        assert_eq!((cluster.source, cluster.config_dir), (SourceKind::Kubernetes, None));
     }
 
     #[test]

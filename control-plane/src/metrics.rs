@@ -45,12 +45,34 @@ pub struct Metrics {
     pub refused: IntCounterVec,
     /// Requests for certificates, by outcome.
     pub certificates: IntCounterVec,
+    /// Whether this replica holds the lease.
+    pub lease_held: IntGauge,
+    /// Writes of the status of routes and policies, by outcome.
+    pub status_writes: IntCounterVec,
+    /// Writes of registrations to the API server, by outcome.
+    pub registration_writes: IntCounterVec,
+    /// Reviews of service accounts' tokens, by outcome.
+    pub token_reviews: IntCounterVec,
     /// Snapshots published.
     pub models: IntCounter,
     /// Taps that run.
     pub taps: IntGauge,
     /// Lines that their readers did not take in time.
     pub tap_lines_dropped: IntCounter,
+    /// Whether a kind is watched at a Kubernetes API server, by kind.
+    pub watch_connected: IntGaugeVec,
+    /// When a watch last told anything, in seconds of Unix time, by kind.
+    pub watch_events: IntGaugeVec,
+    /// How often all objects of a kind were asked for, by kind.
+    pub lists: IntCounterVec,
+    /// What kept a kind from being read, by kind and reason.
+    pub watch_errors: IntCounterVec,
+    /// What became of Pods that the API server asked about, by outcome and reason.
+    pub injections: IntCounterVec,
+    /// How long the answer took, in seconds.
+    pub injection_duration: Histogram,
+    /// Pods that should have a proxy and have none, by reason.
+    pub unmeshed: IntGaugeVec,
     findings: IntGaugeVec,
     objects: IntGaugeVec,
     /// Resources that connected proxies have rejected and not accepted since, by type.
@@ -203,12 +225,31 @@ impl Metrics {
             refused: f.counters(
                 "tulle_control_plane_refused_total",
                 "reason",
-                "Connections and streams that the gRPC port refused: `tls_…` as in errors.md, `tls_no_protocol`, `tls_failed`, `tls_timeout`, `overloaded`, `no_identity`, `malformed_message`, `node_missing`, `node_malformed`, `node_foreign`, `too_many_subscriptions`, `registration_not_granted`, `registration_workload_taken`, `registration_malformed`",
+                "Connections and streams that the gRPC port refused: `tls_…` as in errors.md, `tls_no_protocol`, `tls_failed`, `tls_timeout`, `overloaded`, `no_identity`, `malformed_message`, `node_missing`, `node_malformed`, `node_foreign`, `node_not_yours`, `node_unknown`, `too_many_subscriptions`, `registration_not_granted`, `registration_workload_taken`, `registration_malformed`",
             )?,
             certificates: f.counters(
                 "tulle_control_plane_certificate_requests_total",
                 "outcome",
-                "Requests for certificates: `issued_by_token`, `issued_by_certificate`, `unauthenticated`, `denied`, `bad_request`, `failed`",
+                "Requests for certificates: `issued_by_token`, `issued_by_service_account`, `issued_by_certificate`, `unauthenticated`, `denied`, `bad_request`, `failed`",
+            )?,
+            lease_held: f.gauge(
+                "tulle_control_plane_lease_held",
+                "Whether this is the replica that writes to the API server: 1 or 0. Always 0 without one",
+            )?,
+            status_writes: f.counters(
+                "tulle_control_plane_status_writes_total",
+                "outcome",
+                "Writes of the status of routes and policies to the API server: `written`, `conflict` (read again and tried again), `gone`, `failed` (tried again later)",
+            )?,
+            registration_writes: f.counters(
+                "tulle_control_plane_registration_writes_total",
+                "outcome",
+                "Writes of registrations to the API server, as EndpointSlices: `written`, `deleted`, `conflict` (another replica was quicker), `failed` (tried again)",
+            )?,
+            token_reviews: f.counters(
+                "tulle_control_plane_token_reviews_total",
+                "outcome",
+                "Tokens of service accounts: `accepted` by the API server, `remembered` from less than half a minute ago, `refused`, `unavailable` (the API server could not say)",
             )?,
             models: f
                 .counter("tulle_control_plane_models_total", "Snapshots of the model that were published")?,
@@ -221,6 +262,50 @@ impl Metrics {
             tap_lines_dropped: f.counter(
                 "tulle_control_plane_tap_lines_dropped_total",
                 "Lines of taps that were dropped because nobody read them fast enough",
+            )?,
+            watch_connected: f.gauges(
+                "tulle_control_plane_watch_connected",
+                &["kind"],
+                "Whether a kind is watched at the Kubernetes API server, now: 1 or 0; none for a kind that it does not have",
+            )?,
+            watch_events: f.gauges(
+                "tulle_control_plane_watch_last_event_timestamp_seconds",
+                &["kind"],
+                "When the Kubernetes API server last told anything of a kind: about once a minute it says that nothing has happened",
+            )?,
+            lists: f.counters(
+                "tulle_control_plane_lists_total",
+                "kind",
+                "How often all objects of a kind were asked for: once at the start, and where what had changed since could not be followed",
+            )?,
+            watch_errors: f.register(
+                "counter",
+                IntCounterVec::new(
+                    Opts::new(
+                        "tulle_control_plane_watch_errors_total",
+                        "What kept a kind from being read: `gone` (it is listed again), `forbidden`, `unauthorized`, `not_found`, `too_many_requests`, `refused`, `unreachable`, `late`, `short` (closed as soon as it was open), `garbage`",
+                    ),
+                    &["kind", "reason"],
+                ),
+            )?,
+            injections: f.register(
+                "counter",
+                IntCounterVec::new(
+                    Opts::new(
+                        "tulle_injections_total",
+                        "New pods that the API server asked the injector about: `injected`, `left` as they were or `refused`, with the reason (injection.md); `failed`: the failure policy decided; `malformed`: what was no question",
+                    ),
+                    &["outcome", "reason"],
+                ),
+            )?,
+            injection_duration: f.histogram(
+                "tulle_injection_duration_seconds",
+                "How long the injector took to answer the API server",
+            )?,
+            unmeshed: f.gauges(
+                "tulle_unmeshed_pods",
+                &["reason"],
+                "Pods that run without the proxy that is asked for, by reason (injection.md); told by the replica that leads",
             )?,
             findings: f.gauges(
                 "tulle_control_plane_findings",
@@ -247,15 +332,29 @@ impl Metrics {
                 family.with_label_values(&[resource_type.as_str()]);
             }
         }
-        for outcome in
-            ["issued_by_token", "issued_by_certificate", "unauthenticated", "denied", "bad_request", "failed"]
-        {
+        for outcome in [
+            "issued_by_token",
+            "issued_by_service_account",
+            "issued_by_certificate",
+            "unauthenticated",
+            "denied",
+            "bad_request",
+            "failed",
+        ] {
             metrics.certificates.with_label_values(&[outcome]);
         }
         for result in ["equal", "different"] {
             metrics.comparisons.with_label_values(&[result]);
         }
         Ok((metrics, families.rows))
+    }
+
+    /// A kind is watched no more: the API server does not have it.
+    pub fn forget_watch(&self, kind: &str) {
+        for family in [&self.watch_connected, &self.watch_events] {
+            // Fails where there is no such series.
+            let _none = family.remove_label_values(&[kind]);
+        }
     }
 
     /// In the Prometheus text format.

@@ -5,6 +5,12 @@
 //! plane, when its workload is back or the grace period is over, so that a control plane that was killed or frozen takes no
 //! endpoint away. What is registered is kept in the state folder, and a workload is told that it is registered only once
 //! that is written; changes that come during a write are written together by the next one. Called by [`crate::report`]; tells the [`Publisher`].
+//!
+//! One of several control planes in a cluster has no such folder: [`crate::cluster`] keeps what is registered here where the others see
+//! it, and says what they have registered ([`Part`]). What is registered here is believed before what is told of the same place, so that
+//! a workload that goes from one control plane to another is one endpoint all the while.
+
+mod told;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,6 +22,8 @@ use tokio::sync::{Notify, watch};
 use tulle_api::v1;
 use tulle_certs::SpiffeId;
 
+use self::told::Told;
+pub use self::told::{HeldPart, Part};
 use crate::ca::NotGranted;
 use crate::index::{Registration, RegistrationError, RegistrationId};
 use crate::metrics::Metrics;
@@ -33,6 +41,8 @@ const REST: u32 = 4;
 
 /// How long a workload whose certificate has expired may take to come back with another one.
 const REJOIN: Duration = Duration::from_secs(10);
+/// The same of one whose stream broke, where there are other control planes: they have not missed it yet.
+const RETURN: Duration = Duration::from_secs(3);
 
 /// A workload serves a few services on a few ports.
 const MAX_PORTS: usize = 1000;
@@ -41,7 +51,10 @@ const MAX_PORTS: usize = 1000;
 pub struct Registrations {
     publisher: Arc<Publisher>,
     permit: Permit,
-    folder: Arc<StateDir>,
+    /// `None`: a restart forgets them.
+    folder: Option<Arc<StateDir>>,
+    /// Others are told of it.
+    shared: bool,
     metrics: Metrics,
     /// After a restart or a standstill.
     grace: Duration,
@@ -63,6 +76,8 @@ struct Held {
     awaited: BTreeMap<RegistrationId, Known>,
     /// Of both, by workload.
     by_workload: BTreeMap<Arc<str>, BTreeSet<RegistrationId>>,
+    /// By streams of other control planes.
+    told: Vec<Told>,
     /// Number of the last change.
     changes: u64,
     /// The control plane is ending: streams end with it, and what they registered is for the next one.
@@ -77,6 +92,9 @@ struct Known {
     address: String,
     /// [`Stored`] as JSON, made once and not at each write of the file.
     line: String,
+    /// As others are told of it.
+    parts: Vec<Arc<Part>>,
+    since: tokio::time::Instant,
 }
 
 /// A registration as it is kept in the file.
@@ -132,16 +150,16 @@ impl Registrations {
     pub fn open(
         publisher: Arc<Publisher>,
         permit: Permit,
-        folder: Arc<StateDir>,
+        folder: Option<Arc<StateDir>>,
         metrics: Metrics,
         grace: Duration,
     ) -> Self {
         let mut held = Held::default();
-        for stored in read(&folder) {
+        for stored in folder.as_deref().map(read).unwrap_or_default() {
             match stored.registration() {
                 Ok(registration) => {
                     let submitted = publisher.submit(registration, None);
-                    held.wait_for(submitted.registered.id, Known::new(&stored));
+                    held.wait_for(submitted.registered.id, Known::new(&stored, Vec::new()));
                 }
                 Err(error) => {
                     tracing::warn!(workload = stored.workload, %error, "left out a registration of {FILE}");
@@ -155,7 +173,12 @@ impl Registrations {
         let held = Mutex::new(held);
         let written = watch::Sender::new(0);
         let (pulse, changed) = (Pulse::default(), Notify::new());
-        Self { publisher, permit, folder, metrics, grace, pulse, held, changed, written }
+        Self { publisher, permit, folder, shared: false, metrics, grace, pulse, held, changed, written }
+    }
+
+    /// With other control planes, which [`crate::cluster`] tells of what is registered here, in place of a file.
+    pub fn shared(self) -> Self {
+        Self { shared: true, ..self }
     }
 
     /// Keeps the file, and ends what has not come back after the grace. Runs until it is dropped.
@@ -166,6 +189,9 @@ impl Registrations {
             self.expire(&restored);
         };
         let write = async {
+            if self.shared {
+                return;
+            }
             loop {
                 self.changed.notified().await;
                 let begun = Instant::now();
@@ -198,7 +224,8 @@ impl Registrations {
         for service in &said.services {
             (self.permit)(id, &service.name)?;
         }
-        let known = Known::new(&Stored::new(workload, id, said));
+        let parts = if self.shared { Part::of(&registration, id) } else { Vec::new() };
+        let known = Known::new(&Stored::new(workload, id, said), parts);
         let (submitted, change) = {
             let mut held = self.held.lock();
             held.check_name(&known)?;
@@ -213,6 +240,7 @@ impl Registrations {
             }
             held.live_from(submitted.registered.id, known);
             held.changes += 1;
+            self.settle(&mut held);
             self.show(&held);
             (submitted, held.changes)
         };
@@ -234,6 +262,15 @@ impl Registrations {
         }
     }
 
+    /// A stream broke: where there are other control planes, its workload is at one of them in a moment, or here again.
+    pub fn broken(self: &Arc<Self>, id: RegistrationId) {
+        if self.shared && !self.pulse.stood_still() {
+            self.await_return(id, RETURN);
+        } else {
+            self.ended(id);
+        }
+    }
+
     /// A stream has ended because its certificate has expired: a proxy that has another one is back at once, so what
     /// it registered waits for it, for [`REJOIN`]; after a standstill for the grace too, since a proxy that could not renew
     /// meanwhile does that first.
@@ -248,6 +285,8 @@ impl Registrations {
         }
         if held.live.contains_key(&id) {
             held.remove(id);
+            // What is told of it first, so that it is there all the while.
+            self.settle(&mut held);
             self.publisher.unregister(id);
             self.show(&held);
             drop(held);
@@ -283,6 +322,7 @@ impl Registrations {
         for id in awaited {
             if let Some(known) = held.awaited.contains_key(id).then(|| held.remove(*id)).flatten() {
                 tracing::warn!(workload = &*known.workload, "a registered workload has not come back");
+                self.settle(&mut held);
                 self.publisher.unregister(*id);
                 self.changed.notify_one();
             }
@@ -294,14 +334,23 @@ impl Registrations {
     }
 
     fn write(&self) {
+        if self.shared {
+            return;
+        }
         let (change, text) = {
             let held = self.held.lock();
             (held.changes, held.text())
         };
-        if let Err(error) = self.folder.write(FILE, text.as_bytes()) {
+        let kept = self.folder.as_ref().map_or(Ok(()), |folder| folder.write(FILE, text.as_bytes()));
+        if let Err(error) = kept {
             tracing::error!(%error, "cannot keep the registrations in {FILE}; a restart would forget them");
         }
         // Also when it failed: a full disk must not take endpoints away.
+        self.kept(change);
+    }
+
+    /// What was registered up to that change is where it is kept, or could not be brought there.
+    pub fn kept(&self, change: u64) {
         self.written.send_if_modified(|written| std::mem::replace(written, change.max(*written)) < change);
     }
 }
@@ -313,8 +362,11 @@ impl Held {
     /// addresses) is gathered over all registrations of the name, and nobody may add to another's.
     fn check_name(&self, new: &Known) -> Result<(), Refusal> {
         let mut known = self.of_workload(&new.workload).map(|(_, known)| known);
-        known.find(|known| known.spiffe_id != new.spiffe_id).map_or(Ok(()), |other| {
-            Err(Refusal::Taken { workload: new.workload.to_string(), holder: other.spiffe_id.clone() })
+        let here = known.find(|known| known.spiffe_id != new.spiffe_id).map(|known| known.spiffe_id.as_str());
+        let told = || self.told.iter().find(|told| told.takes(&new.workload, &new.spiffe_id));
+        let holder = here.or_else(|| Some(told()?.part.identity.as_str()));
+        holder.map_or(Ok(()), |holder| {
+            Err(Refusal::Taken { workload: new.workload.to_string(), holder: holder.to_owned() })
         })
     }
 
@@ -366,8 +418,10 @@ impl Held {
 // === impl Known ===
 
 impl Known {
-    fn new(stored: &Stored) -> Self {
+    fn new(stored: &Stored, parts: Vec<Arc<Part>>) -> Self {
         Self {
+            parts,
+            since: tokio::time::Instant::now(),
             workload: stored.workload.as_str().into(),
             spiffe_id: stored.spiffe_id.clone(),
             address: stored.address.clone(),

@@ -17,8 +17,8 @@ use tulle_api::v1::proxy_server::Proxy;
 use tulle_api::v1::{self, ReportRequest, ReportResponse, report_request, report_response};
 use tulle_certs::SpiffeId;
 
-use crate::ads::Caller;
 use crate::ads::session::Refusal as NodeRefusal;
+use crate::ads::{Caller, Nodes};
 use crate::asking::{Place, Question, Reporters};
 use crate::ca;
 use crate::ending::Ending;
@@ -39,6 +39,7 @@ pub struct Reports {
     loads: Loads,
     taps: Taps,
     metrics: Metrics,
+    nodes: Nodes,
     ending: Ending,
 }
 
@@ -79,6 +80,14 @@ enum Next {
     Tap,
 }
 
+/// How a stream ends that nobody refused.
+enum Ended {
+    /// The proxy has said all that it had to say.
+    Orderly,
+    /// It is gone; it may come back.
+    Broken,
+}
+
 /// What the stream has registered.
 struct Held {
     id: RegistrationId,
@@ -100,7 +109,13 @@ impl Reports {
         metrics: Metrics,
         ending: Ending,
     ) -> Self {
-        Self { registrations, publisher, reporters, loads, taps, metrics, ending }
+        let nodes = Nodes::default();
+        Self { registrations, publisher, reporters, loads, taps, metrics, nodes, ending }
+    }
+
+    /// Serves only those whose nodes are theirs.
+    pub fn checking(self, nodes: Nodes) -> Self {
+        Self { nodes, ..self }
     }
 }
 
@@ -139,10 +154,11 @@ impl ReportStream {
         let ended = self.serve(&mut requests).await;
         if let Some(held) = self.held.take() {
             tracing::info!(workload = %held.registration.workload, "a workload's registration has ended");
-            if SystemTime::now() < self.expires {
-                self.reports.registrations.ended(held.id);
-            } else {
-                self.reports.registrations.expired(held.id);
+            let registrations = &self.reports.registrations;
+            match ended {
+                _ if SystemTime::now() >= self.expires => registrations.expired(held.id),
+                Ok(Ended::Broken) => registrations.broken(held.id),
+                Ok(Ended::Orderly) | Err(_) => registrations.ended(held.id),
             }
         }
         if let Err(status) = ended {
@@ -151,7 +167,7 @@ impl ReportStream {
         }
     }
 
-    async fn serve(&mut self, requests: &mut Streaming<ReportRequest>) -> Result<(), Status> {
+    async fn serve(&mut self, requests: &mut Streaming<ReportRequest>) -> Result<Ended, Status> {
         let mut ending = self.reports.ending.clone();
         loop {
             tokio::select! {
@@ -160,8 +176,8 @@ impl ReportStream {
                     Some(Err(status)) if server::is_malformed(&status) => {
                         return Err(self.refuse("malformed_message", Status::invalid_argument(status.message())));
                     }
-                    // The proxy is gone; it will come back.
-                    Some(Err(_)) | None => return Ok(()),
+                    Some(Err(_)) => return Ok(Ended::Broken),
+                    None => return Ok(Ended::Orderly),
                 },
                 next = next(&mut self.asked) => match next {
                     Next::Ask(question) => self.ask(question).await,
@@ -184,8 +200,12 @@ impl ReportStream {
             None => {
                 let node = request.node.ok_or(NodeRefusal::NodeMissing);
                 let caller = node.and_then(|node| Caller::new(self.id.namespace(), &node.id));
+                let admitted = match caller {
+                    Ok(caller) => self.reports.nodes.admit(&self.id, &caller).await.map(|()| caller),
+                    Err(refusal) => Err(refusal),
+                };
                 let caller =
-                    caller.map_err(|refusal| self.refuse(refusal.reason(), Status::from(&refusal)))?;
+                    admitted.map_err(|refusal| self.refuse(refusal.reason(), Status::from(&refusal)))?;
                 let (place, questions) = self.reporters().enter(caller.node(), self.id.as_ref());
                 let load = self.reports.loads.enter(caller.node(), self.id.as_ref(), Instant::now());
                 let tap = self.reports.taps.enter(caller.node(), self.id.as_ref());

@@ -6,7 +6,7 @@
 
 use std::future::Future as _;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
@@ -43,6 +43,7 @@ const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 #[derive(Debug)]
 pub struct Secured {
     stream: TlsStream<TcpStream>,
+    client: IpAddr,
     caller: Option<ca::Caller>,
     /// When the caller's certificate expires, or its time to ask for one. `None`: it has.
     expires: Option<Pin<Box<Sleep>>>,
@@ -135,6 +136,7 @@ struct NoProtocol;
 
 async fn secure(socket: TcpStream, ca: &Ca, metrics: &Metrics) -> io::Result<Secured> {
     socket.set_nodelay(true)?;
+    let client = socket.peer_addr()?.ip().to_canonical();
     let stream = TlsAcceptor::from(ca.creds().control_plane()).accept(socket).await?;
     let (_, session) = stream.get_ref();
     if session.alpn_protocol().is_none() {
@@ -153,6 +155,7 @@ async fn secure(socket: TcpStream, ca: &Ca, metrics: &Metrics) -> io::Result<Sec
     metrics.connections.inc();
     Ok(Secured {
         stream,
+        client,
         caller,
         expires: Some(Box::pin(tokio::time::sleep(left))),
         _counted: Counted(metrics.connections.clone()),
@@ -170,10 +173,10 @@ impl Drop for Counted {
 // === impl Secured ===
 
 impl Connected for Secured {
-    type ConnectInfo = Option<ca::Caller>;
+    type ConnectInfo = (ca::Client, Option<ca::Caller>);
 
     fn connect_info(&self) -> Self::ConnectInfo {
-        self.caller.clone()
+        (ca::Client(self.client), self.caller.clone())
     }
 }
 
@@ -212,14 +215,17 @@ impl AsyncWrite for Secured {
     }
 }
 
-/// Moves the verified caller to where the services look for it.
+/// Moves the client's address and the verified caller to where the services look for it.
 ///
 /// # Errors
 /// Never; tonic's interceptors may.
 pub fn identify(mut request: tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status> {
-    let caller = request.extensions().get::<Option<ca::Caller>>().cloned().flatten();
-    if let Some(caller) = caller {
-        request.extensions_mut().insert(caller);
+    let known = request.extensions().get::<(ca::Client, Option<ca::Caller>)>().cloned();
+    if let Some((client, caller)) = known {
+        request.extensions_mut().insert(client);
+        if let Some(caller) = caller {
+            request.extensions_mut().insert(caller);
+        }
     }
     Ok(request)
 }

@@ -1,8 +1,11 @@
 //! Tasks for connections that have proved nothing yet, so many and no more: for one more, the oldest ends.
 //!
-//! So who opens many and says nothing holds up nobody who does what is to be done at once.
+//! So who opens many and says nothing holds up nobody who does what is to be done at once. A task that goes on after its connection has proved itself
+//! ([`Proof`]) ends only where all others have too.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::task::AbortHandle;
@@ -11,10 +14,21 @@ use tokio::time::Instant;
 /// The tasks. They go on when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Youngest {
-    tasks: VecDeque<(Instant, AbortHandle)>,
+    tasks: VecDeque<Task>,
     most: usize,
     grace: Duration,
 }
+
+#[derive(Debug)]
+struct Task {
+    begun: Instant,
+    handle: AbortHandle,
+    proof: Proof,
+}
+
+/// Whether a connection has done what connections are there for.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Proof(Arc<AtomicBool>);
 
 /// How often it is looked whether a task has ended.
 const LOOK: Duration = Duration::from_millis(10);
@@ -31,14 +45,15 @@ impl Youngest {
     pub(crate) async fn room(&mut self) -> bool {
         loop {
             if self.tasks.len() >= self.most {
-                self.tasks.retain(|(_, task)| !task.is_finished());
+                self.tasks.retain(|task| !task.handle.is_finished());
             }
             if self.tasks.len() < self.most {
                 return false;
             }
-            let spent = self.tasks.front().is_some_and(|(begun, _)| begun.elapsed() >= self.grace);
-            if spent && let Some((_, oldest)) = self.tasks.pop_front() {
-                oldest.abort();
+            let oldest = self.tasks.iter().position(|task| !task.proof.is_given()).unwrap_or(0);
+            let spent = self.tasks.get(oldest).is_some_and(|task| task.begun.elapsed() >= self.grace);
+            if spent && let Some(oldest) = self.tasks.remove(oldest) {
+                oldest.handle.abort();
                 return true;
             }
             tokio::time::sleep(LOOK).await;
@@ -46,7 +61,25 @@ impl Youngest {
     }
 
     pub(crate) fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
-        self.tasks.push_back((Instant::now(), tokio::spawn(task).abort_handle()));
+        self.spawn_proving(task, Proof::default());
+    }
+
+    /// A task that may give a proof.
+    pub(crate) fn spawn_proving(&mut self, task: impl Future<Output = ()> + Send + 'static, proof: Proof) {
+        let handle = tokio::spawn(task).abort_handle();
+        self.tasks.push_back(Task { begun: Instant::now(), handle, proof });
+    }
+}
+
+// === impl Proof ===
+
+impl Proof {
+    pub(crate) fn give(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_given(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
     }
 }
 
@@ -63,6 +96,26 @@ mod tests {
             std::future::pending().await
         });
         ended
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_proved_something_ends_only_where_all_have() {
+        let mut tasks = Youngest::new(2, Duration::from_secs(1));
+        let proof = Proof::default();
+        proof.give();
+        let (alive, mut oldest) = oneshot::channel::<()>();
+        let task = async move {
+            let _alive = alive;
+            std::future::pending().await
+        };
+        tasks.spawn_proving(task, proof.clone());
+        let younger = hang(&mut tasks);
+        assert!(tasks.room().await);
+        assert!(younger.await.is_err(), "it was aborted");
+        assert_eq!(oldest.try_recv(), Err(oneshot::error::TryRecvError::Empty));
+        tasks.spawn_proving(std::future::pending(), proof);
+        assert!(tasks.room().await);
+        assert!(oldest.await.is_err(), "the oldest of equals");
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,6 +1,7 @@
 //! What the proxy shows, and lets be done to it, over HTTP: two faces.
 //!
-//! - [`Face::Public`], on every address: `/metrics`, `/ready`, `/live`; GET and HEAD only. Nothing here changes anything.
+//! - [`Face::Public`], on every address: `/metrics`, `/ready`, `/live`, and `/probe/…` as it is declared ([`probe`]); GET and HEAD only. Nothing
+//!   here changes anything.
 //! - [`Face::Local`], on loopback or a unix socket only: what is held, and `/log-level`, `/drain`, `/shutdown`. Never keys.
 //!
 //! A browser on this host can be made to send requests to loopback by any page that it visits. So the local face takes
@@ -10,6 +11,8 @@
 //! Runs on the control thread. Connections, heads, bodies and times are bounded. `app` gives an [`AdminState`].
 
 mod certs;
+mod drain;
+mod probe;
 mod serve;
 #[cfg(test)]
 mod tests;
@@ -24,6 +27,8 @@ use serde_json::Value;
 use tulle_api::openmetrics;
 
 pub use self::certs::certs;
+pub use self::drain::{DrainError, drain, drain_command};
+pub use self::probe::Prober;
 pub use self::serve::{Listener, bind_unix, serve};
 
 /// What the listeners ask of the proxy. Answers are made on the control thread: quickly, and without waiting.
@@ -64,6 +69,11 @@ pub trait AdminState: Send + Sync + 'static {
 
     /// Begins to drain, and ends the process then.
     fn shutdown(&self);
+
+    /// What makes the kubelet's probes; `None`: none is declared.
+    fn prober(&self) -> Option<&Prober> {
+        None
+    }
 }
 
 /// Which requests a listener takes.

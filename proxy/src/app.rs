@@ -8,7 +8,7 @@ mod ending;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -90,6 +90,7 @@ async fn control(config: &Config, diagnostics: Option<Diagnostics>) -> anyhow::R
         shutdown,
         controlled: config.control_plane_address.is_some(),
         registered: registration.as_ref().map(|_| registration_state),
+        prober: prober_of(config, proxy.drain.clone())?,
     });
     serve_admin(config, &admin, &mut bound).await?;
     let logs = tokio::spawn({
@@ -146,6 +147,16 @@ fn sender(config: &Config, telemetry: &Telemetry) -> anyhow::Result<Sender> {
     Ok(sender)
 }
 
+/// What makes probes in the kubelet's place, if any is declared.
+fn prober_of(config: &Config, drain: drain::Watch) -> anyhow::Result<Option<admin::Prober>> {
+    if config.probes.made.is_empty() {
+        return Ok(None);
+    }
+    let mark = config.intercept.proxy_mark;
+    let prober = admin::Prober::new(&config.probes, config.probes_address, mark, drain);
+    prober.map(Some).context("TULLE_PROXY_PROBES cannot be made")
+}
+
 fn settings(config: &Config) -> Settings {
     Settings {
         connect_timeout: config.connect_timeout,
@@ -163,6 +174,7 @@ fn settings(config: &Config) -> Settings {
         opaque_ports: config.opaque_ports.clone(),
         mark: config.intercept.proxy_mark,
         namespace: namespace(config),
+        probes: config.probes.allowed.clone(),
     }
 }
 
@@ -299,7 +311,8 @@ fn start_control(
     let proxy = &admin.proxy;
     let Registering { registration, registered } = registering;
     let metrics = proxy.telemetry.metrics.control();
-    if let Some(source) = Source::of(config).map_err(anyhow::Error::msg)? {
+    let source = Source::of(config).map_err(anyhow::Error::msg)?;
+    if let Some(source) = source.clone() {
         tokio::spawn(Arc::clone(identity).keep(source, Arc::clone(metrics)));
     }
     let (Some(address), Some(workload)) = (&config.control_plane_address, &config.workload) else {
@@ -309,7 +322,10 @@ fn start_control(
         let identity = Arc::clone(identity);
         let way = channel::Way { address: address.clone(), mark: config.intercept.proxy_mark };
         channel::lazy(&way, move || {
-            let creds = identity.current()?;
+            let mut creds = identity.current()?;
+            if let Some(source) = &source {
+                creds = source.toward_control_plane(creds, SystemTime::now());
+            }
             Some(creds.client(&tulle_certs::control_plane_id(&creds.id().trust_domain()), Alpn::Grpc))
         })?
     };
@@ -499,6 +515,8 @@ struct Admin {
     controlled: bool,
     /// What became of the registration; `None`: there is nothing to register.
     registered: Option<watch::Receiver<Registered>>,
+    /// What makes the kubelet's probes, where there are any.
+    prober: Option<admin::Prober>,
 }
 
 impl AdminState for Admin {
@@ -561,7 +579,7 @@ impl AdminState for Admin {
 
     fn certs(&self) -> Value {
         match self.identity.load().as_deref() {
-            Some(creds) => admin::certs(creds, self.identity.renews_at(), std::time::SystemTime::now()),
+            Some(creds) => admin::certs(creds, self.identity.renews_at(), SystemTime::now()),
             None => Value::Null,
         }
     }
@@ -583,6 +601,10 @@ impl AdminState for Admin {
 
     fn shutdown(&self) {
         self.shutdown.send_replace(true);
+    }
+
+    fn prober(&self) -> Option<&admin::Prober> {
+        self.prober.as_ref()
     }
 }
 

@@ -11,6 +11,7 @@ mod addresses;
 mod intercept;
 pub mod otel;
 mod parse;
+mod probes;
 mod table;
 mod workers;
 
@@ -20,9 +21,12 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use tulle_certs::TrustDomain;
+
 pub use self::addresses::BoundAddresses;
 pub use self::intercept::{DNS_PORT, Intercept};
 pub use self::otel::{OTEL_VARIABLES, Tracing};
+pub use self::probes::{AllowedProbe, Hook, MadeProbe, ProbeQuestion, Probes};
 pub use self::table::{VARIABLES, Variable, reference};
 pub use self::workers::{CpuLimits, worker_count};
 use crate::state::ObjectName;
@@ -35,7 +39,7 @@ pub const PREFIX: &str = "TULLE_PROXY_";
 const OTEL_PREFIX: &str = "OTEL_";
 
 /// The ports of the proxy and of its admin listeners: never an inbound destination (`loop_detected`).
-pub const RESERVED_PORTS: std::ops::RangeInclusive<u16> = 15000..=15090;
+pub const RESERVED_PORTS: std::ops::RangeInclusive<u16> = tulle_api::PROXY_PORTS;
 
 /// Everything that a proxy can be told at its start. The meaning of each field is in [`VARIABLES`].
 #[derive(Clone, Debug)]
@@ -48,9 +52,11 @@ pub struct Config {
     pub control_plane_address: Option<HostPort>,
     /// The join token, for the first certificate.
     pub identity_token_file: Option<PathBuf>,
-    /// PEM roots to trust the control plane by, in place of the pin in the token file; with
+    /// PEM roots to know the control plane by, in place of the pin in the token file; with
     /// [`Config::identity_cert_file`], the roots to trust peers by.
     pub identity_trust_bundle_file: Option<PathBuf>,
+    /// The trust domain, where neither the token nor the roots say it.
+    pub identity_trust_domain: Option<TrustDomain>,
     /// PEM chain, leaf first, given from outside in place of the certificate authority.
     pub identity_cert_file: Option<PathBuf>,
     /// PEM private key of [`Config::identity_cert_file`].
@@ -108,6 +114,10 @@ pub struct Config {
     pub admin_socket: Option<PathBuf>,
     /// The public listener: metrics and probes. `None`: none.
     pub metrics_address: Option<SocketAddr>,
+    /// The kubelet's probes.
+    pub probes: Probes,
+    /// Where the application is for those that the proxy makes.
+    pub probes_address: IpAddr,
     /// How many lines `/metrics` may have.
     pub metrics_max_series: usize,
     /// What requests and connections are told apart by on `/metrics`.
@@ -283,6 +293,13 @@ pub fn with_intercept_flags(command: clap::Command) -> clap::Command {
     command.args(flags.map(|(variable, flag)| argument(variable, flag)))
 }
 
+/// `command` with the flags that say where the loopback admin listener is.
+pub fn with_admin_flags(command: clap::Command) -> clap::Command {
+    let flags = VARIABLES.iter().zip(FLAGS.iter());
+    let flags = flags.filter(|(variable, _)| matches!(variable.name, "ADMIN_ADDRESS" | "ADMIN_SOCKET"));
+    command.args(flags.map(|(variable, flag)| argument(variable, flag)))
+}
+
 fn argument(variable: &Variable, flag: &'static str) -> clap::Arg {
     let help =
         format!("{} [default: {}; {}]", variable.meaning, variable.default_text(), variable.variable());
@@ -313,6 +330,17 @@ pub fn intercept_from_matches(
     let loaded = read(matches, environment, intercept_flag)?;
     loaded.config.intercept.validate()?;
     Ok(loaded)
+}
+
+/// As [`from_matches`], of a command made by [`with_admin_flags`]: only where the admin listener is matters.
+///
+/// # Errors
+/// The first setting that is bad.
+pub fn admin_from_matches(
+    matches: &clap::ArgMatches,
+    environment: impl IntoIterator<Item = (std::ffi::OsString, std::ffi::OsString)>,
+) -> Result<Config, ConfigError> {
+    Ok(read(matches, environment, |flag| flag)?.config)
 }
 
 /// What a flag of the proxy is called where all flags are of interception.
@@ -395,6 +423,7 @@ impl Default for Config {
             control_plane_address: None,
             identity_token_file: None,
             identity_trust_bundle_file: None,
+            identity_trust_domain: None,
             identity_cert_file: None,
             identity_key_file: None,
             outbound_listen: Vec::new(),
@@ -423,6 +452,8 @@ impl Default for Config {
             admin_address: None,
             admin_socket: None,
             metrics_address: None,
+            probes: Probes::default(),
+            probes_address: IpAddr::from([127, 0, 0, 1]),
             metrics_max_series: 0,
             metrics_labels: SeriesLabels::default(),
             metrics_latency_buckets: Vec::new(),

@@ -16,6 +16,7 @@ pub mod ages;
 pub mod app;
 mod binaries;
 pub mod closing;
+pub mod cluster;
 pub mod conformance;
 pub mod echo;
 pub mod fleet;

@@ -29,11 +29,18 @@ const NOBODY: u32 = 65534;
 const DEFAULTS: [(&str, &str); 3] =
     [("--workers", "2"), ("--discovery-timeout", "60s"), ("--connect-timeout", "60s")];
 
+/// A node with a bridge for pods.
+#[derive(Debug)]
+pub struct Network {
+    folder: Folder,
+    pods: Cell<u8>,
+}
+
 /// A node with a bridge, and the control plane on it.
 #[derive(Debug)]
 pub struct Cluster {
     world: World,
-    pods: Cell<u8>,
+    network: Network,
     services: Cell<u8>,
 }
 
@@ -78,39 +85,17 @@ pub struct Ran {
     pub stderr: String,
 }
 
-// === impl Cluster ===
+// === impl Network ===
 
-impl Cluster {
-    /// In strict mode.
-    pub async fn strict() -> Self {
-        Self::start(Mode::Strict).await
+impl Network {
+    /// Makes a bridge where the calling thread is; pods' logs go to `folder`.
+    pub fn start(folder: &Folder) -> Self {
+        make_bridge();
+        Self::of(folder)
     }
 
-    /// Makes a bridge where the calling thread is, and starts the control plane there.
-    pub async fn start(mode: Mode) -> Self {
-        shell(
-            "ip link add pods type bridge; ip link set pods up
-             ip addr add 10.77.0.1/24 dev pods; ip addr add fd77::1/64 dev pods nodad
-             ip route add local 10.96.0.0/16 dev lo; ip -6 route add local fd96::/64 dev lo",
-        );
-        let world = World::start_with(mode, |control_plane| {
-            control_plane.without("--grpc-address").flag("--grpc-address", "10.77.0.1:0")
-        })
-        .await;
-        let mode = if mode == Mode::Strict { "strict" } else { "permissive" };
-        world.yaml(
-            "mesh.yaml",
-            &format!(
-                "apiVersion: policy.tulle.dev/v1alpha1\nkind: Mesh\nmetadata:\n  name: mesh\nspec:\n  mtls: {mode}\n  \
-                 trustDomain: cluster.local\n  networks: [10.77.0.0/24, 10.96.0.0/16, 'fd77::/64', 'fd96::/64']\n"
-            ),
-        );
-        Self { world, pods: Cell::new(1), services: Cell::new(0) }
-    }
-
-    /// The control plane and its folder of YAML.
-    pub fn world(&self) -> &World {
-        &self.world
+    fn of(folder: &Folder) -> Self {
+        Self { folder: folder.clone(), pods: Cell::new(1) }
     }
 
     /// A pod `[<namespace>/]<name>` without a proxy.
@@ -127,17 +112,54 @@ impl Cluster {
             "ip link set eth0 up; ip addr add 10.77.0.{number}/24 dev eth0; ip addr add fd77::{number:x}/64 dev eth0 nodad
              ip route add default via 10.77.0.1; ip -6 route add default via fd77::1"
         ));
-        let folder = self.world.folder().clone();
         Pod {
             of: of.to_owned(),
             name: name.to_owned(),
             zone: "",
             namespace,
             number,
-            folder,
+            folder: self.folder.clone(),
             proxy: None,
             runs: Cell::new(0),
         }
+    }
+}
+
+// === impl Cluster ===
+
+impl Cluster {
+    /// In strict mode.
+    pub async fn strict() -> Self {
+        Self::start(Mode::Strict).await
+    }
+
+    /// Makes a bridge where the calling thread is, and starts the control plane there.
+    pub async fn start(mode: Mode) -> Self {
+        make_bridge();
+        let world = World::start_with(mode, |control_plane| {
+            control_plane.without("--grpc-address").flag("--grpc-address", "10.77.0.1:0")
+        })
+        .await;
+        let mode = if mode == Mode::Strict { "strict" } else { "permissive" };
+        world.yaml(
+            "mesh.yaml",
+            &format!(
+                "apiVersion: policy.tulle.dev/v1alpha1\nkind: Mesh\nmetadata:\n  name: mesh\nspec:\n  mtls: {mode}\n  \
+                 trustDomain: cluster.local\n  networks: [10.77.0.0/24, 10.96.0.0/16, 'fd77::/64', 'fd96::/64']\n"
+            ),
+        );
+        let network = Network::of(world.folder());
+        Self { world, network, services: Cell::new(0) }
+    }
+
+    /// The control plane and its folder of YAML.
+    pub fn world(&self) -> &World {
+        &self.world
+    }
+
+    /// A pod `[<namespace>/]<name>` without a proxy.
+    pub fn pod(&self, name: &str) -> Pod {
+        self.network.pod(name)
     }
 
     /// A pod with our rules and a proxy, which is ready.
@@ -455,6 +477,15 @@ impl Pod {
     pub async fn logs(&self, fields: &[(&str, Value)]) -> Value {
         self.proxy.as_ref().expect("a pod with a proxy").logs(fields).await
     }
+}
+
+/// A bridge, and addresses of Services that are the node's own.
+fn make_bridge() {
+    shell(
+        "ip link add pods type bridge; ip link set pods up
+         ip addr add 10.77.0.1/24 dev pods; ip addr add fd77::1/64 dev pods nodad
+         ip route add local 10.96.0.0/16 dev lo; ip -6 route add local fd96::/64 dev lo",
+    );
 }
 
 /// Runs a program as another user, where there are others; it may read and write what the test's own may.

@@ -26,7 +26,7 @@ use tulle_certs::issue::split_chain;
 use tulle_certs::key::csr;
 use tulle_certs::{Alpn, Creds, PrivateKey, SpiffeId, TrustDomain, bootstrap, control_plane_id};
 use tulle_control_plane::app::ControlPlane;
-use tulle_control_plane::config::{Config, LogFormat};
+use tulle_control_plane::config::{Config, LogFormat, SourceKind};
 use tulle_proxy::config::HostPort;
 use tulle_proxy::control::channel;
 
@@ -78,10 +78,16 @@ impl Served {
         let folder = tempfile::tempdir().unwrap();
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut config = Config {
-            config_dir: folder.path().join("config"),
-            state_dir: folder.path().join("state"),
+            source: SourceKind::Folder,
+            config_dir: Some(folder.path().join("config")),
+            state_dir: Some(folder.path().join("state")),
+            namespace: "tulle-system".to_owned(),
+            mesh_file: None,
             grpc_address: any,
             metrics_address: any,
+            pod: None,
+            webhook_address: any,
+            injection_file: None,
             trust_domain: TrustDomain::default(),
             leaf_lifetime: Duration::from_secs(3600),
             registration_grace: Duration::from_secs(30),
@@ -90,7 +96,7 @@ impl Served {
             log_format: LogFormat::Text,
         };
         change(&mut config);
-        std::fs::create_dir(&config.config_dir).unwrap();
+        std::fs::create_dir(folder.path().join("config")).unwrap();
         let mut served = Self { control_plane: None, folder, config };
         served.write("orders.yaml", ORDERS);
         served.resume().await;

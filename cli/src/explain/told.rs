@@ -30,7 +30,8 @@ pub(super) fn add(handled: &mut Handled, said: &Requests<'_>, workload: Option<&
 
     let log = |policy: Option<&RequestPolicy>| policy.and_then(|policy| policy.access_log.clone());
     let [rule, port] = [log(said.rule), log(said.port)];
-    let mut logged = Places::new([rule.as_deref(), port.as_deref(), workload.map(|said| &said.access_log)]);
+    let mut logged =
+        Places::new([rule.as_deref(), port.as_deref(), workload.and_then(|said| said.access_log.as_ref())]);
     handled.access_log = Logged {
         format: logged
             .first("access_log.format", |said: &Said| said.format.as_ref().map(ToString::to_string)),

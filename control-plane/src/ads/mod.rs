@@ -4,6 +4,7 @@
 //! every stream that is told about it.
 
 pub mod caller;
+mod nodes;
 mod proxies;
 mod serve;
 pub mod session;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use tulle_api::ResourceType;
 
 pub use self::caller::Caller;
+pub use self::nodes::{Nodes, Standing};
 pub use self::proxies::{Connected, Proxies, RejectedResource};
 pub use self::serve::Ads;
 pub use self::session::Session;

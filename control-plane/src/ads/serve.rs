@@ -16,7 +16,9 @@ use tonic::{Request, Response, Status, Streaming};
 use tulle_api::discovery::aggregated_discovery_service_server::AggregatedDiscoveryService;
 use tulle_api::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use tulle_api::{ResourceType, v1};
+use tulle_certs::SpiffeId;
 
+use super::nodes::Nodes;
 use super::proxies::{Place, Proxies};
 use super::session::{Compared, Received, Refusal, RefusedName, Session, Verdict};
 use crate::ca;
@@ -34,6 +36,7 @@ pub struct Ads {
     models: watch::Receiver<Arc<Model>>,
     metrics: Metrics,
     proxies: Proxies,
+    nodes: Nodes,
     ending: Ending,
 }
 
@@ -42,6 +45,7 @@ type Responses = Pin<Box<dyn Stream<Item = Result<DeltaDiscoveryResponse, Status
 /// One proxy's stream.
 struct ServedStream {
     session: Session,
+    id: SpiffeId,
     identity: String,
     ads: Ads,
     /// The number of the model that the session knows of.
@@ -69,7 +73,12 @@ impl Ads {
         proxies: Proxies,
         ending: Ending,
     ) -> Self {
-        Self { models, metrics, proxies, ending }
+        Self { models, metrics, proxies, nodes: Nodes::default(), ending }
+    }
+
+    /// Serves only those whose nodes are theirs.
+    pub fn checking(self, nodes: Nodes) -> Self {
+        Self { nodes, ..self }
     }
 }
 
@@ -90,6 +99,7 @@ impl AggregatedDiscoveryService for Ads {
         let stream = ServedStream {
             session: Session::new(caller.id.namespace()),
             place: self.proxies.enter(&identity),
+            id: caller.id.clone(),
             identity,
             ads: self.clone(),
             seen: None,
@@ -131,7 +141,7 @@ impl ServedStream {
             self.changes.told(&self.session);
             tokio::select! {
                 request = requests.next() => match request {
-                    Some(Ok(request)) => self.receive(request)?,
+                    Some(Ok(request)) => self.receive(request).await?,
                     Some(Err(status)) if server::is_malformed(&status) => {
                         self.ads.metrics.refused.with_label_values(&["malformed_message"]).inc();
                         return Err(Status::invalid_argument(status.message()));
@@ -165,9 +175,24 @@ impl ServedStream {
         }
     }
 
-    fn receive(&mut self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
+    async fn receive(&mut self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
         let introduced = self.session.caller().is_some();
-        let received = self.session.receive(request).map_err(|refusal| {
+        let mut received = self.session.receive(request);
+        // Before anything is answered.
+        if !introduced
+            && received.is_ok()
+            && let Some(caller) = self.session.caller()
+        {
+            let mut ending = self.ads.ending.clone();
+            let admitted = tokio::select! {
+                admitted = self.ads.nodes.admit(&self.id, caller) => admitted,
+                () = ending.wait() => return Err(ends()),
+            };
+            if let Err(refusal) = admitted {
+                received = Err(refusal);
+            }
+        }
+        let received = received.map_err(|refusal| {
             self.ads.metrics.refused.with_label_values(&[refusal.reason()]).inc();
             tracing::warn!(
                 identity = self.identity, reason = refusal.reason(), error = %refusal, "refused an ADS stream"
@@ -288,7 +313,8 @@ impl From<&Refusal> for Status {
     fn from(refusal: &Refusal) -> Self {
         let text = refusal.to_string();
         match refusal {
-            Refusal::NodeForeign { .. } => Self::permission_denied(text),
+            Refusal::NodeForeign { .. } | Refusal::NodeNotYours { .. } => Self::permission_denied(text),
+            Refusal::NodeUnknown(_) => Self::unavailable(text),
             Refusal::TooManySubscriptions => Self::resource_exhausted(text),
             Refusal::NodeMissing | Refusal::NodeMalformed(_) => Self::invalid_argument(text),
         }

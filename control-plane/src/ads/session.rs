@@ -71,6 +71,21 @@ pub enum Refusal {
         /// What its certificate says.
         namespace: String,
     },
+    /// The caller's certificate is of another service account than the pod runs as.
+    #[error(
+        "node.id {node:?} is a pod of the service account {service_account:?}, and the caller's certificate is of {id}"
+    )]
+    NodeNotYours {
+        /// What the caller said.
+        node: String,
+        /// What its certificate says.
+        id: String,
+        /// What the pod runs as.
+        service_account: String,
+    },
+    /// There is no such pod, or it is not known yet.
+    #[error("node.id {0:?} is no pod that is known (yet); connect again")]
+    NodeUnknown(String),
     /// More names than a proxy has any use for.
     #[error("more than {MAX_SUBSCRIPTIONS} subscriptions on one stream: unsubscribe from what is idle")]
     TooManySubscriptions,
@@ -206,6 +221,8 @@ impl Refusal {
             Self::NodeMissing => "node_missing",
             Self::NodeMalformed(_) => "node_malformed",
             Self::NodeForeign { .. } => "node_foreign",
+            Self::NodeNotYours { .. } => "node_not_yours",
+            Self::NodeUnknown(_) => "node_unknown",
             Self::TooManySubscriptions => "too_many_subscriptions",
         }
     }

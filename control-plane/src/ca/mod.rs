@@ -1,12 +1,15 @@
-//! The mesh's certificate authority: its keys in the state folder, the certificate service, and the control
+//! The mesh's certificate authority: its keys in the state folder or in a Secret, the certificate service, and the control
 //! plane's own certificate.
 //!
-//! Decides who may have which certificate: the bearer of a join token the identity that the token names, and
-//! the holder of a still valid certificate the same identity again. Never issues for an identity that a request
-//! merely asks for, and never for the control plane's own. Called by the server, which opens it once per state
-//! folder (after locking the folder) and mounts [`Ca::service`] on the TLS port.
+//! Decides who may have which certificate: the bearer of a join token the identity that the token names, a pod that of its
+//! service account, by the word of the API server ([`Reviewer`]), and
+//! the holder of a still valid certificate the same identity again; in a cluster, where certificates are of pods that end, only if it had joined
+//! with a join token, and a pod shows its token each time. Never issues for an identity that a request
+//! merely asks for, and never for the control plane's own. Called by the server, which opens it once per
+//! [`Store`] (after locking the folder, where it is one) and mounts [`Ca::service`] on the TLS port.
 
 mod grants;
+mod review;
 mod service;
 mod store;
 
@@ -18,6 +21,7 @@ use std::time::{Duration, SystemTime};
 use self::grants::Grants;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 use tulle_api::ca::istio_certificate_service_server::IstioCertificateServiceServer;
 use tulle_certs::creds::CredsError;
 use tulle_certs::issue::{Authority, AuthorityError, DEFAULT_LIFETIME, IssueError, Issued};
@@ -28,7 +32,9 @@ use tulle_certs::{Creds, Pin, PrivateKey, SpiffeId, TrustBundle, TrustDomain, co
 use crate::model::SessionKey;
 
 pub use grants::NotGranted;
-pub use service::{Caller, CertificateService, Outcome, Proof};
+pub use review::{Bearer, ReviewError, Reviewer};
+pub use service::{Caller, CertificateService, Client, Outcome, Proof};
+pub use store::{Change, Kept, NAMES, Store, complete};
 
 /// Why the authority cannot start. Each message names the file and the remedy.
 #[derive(Debug, thiserror::Error)]
@@ -50,26 +56,44 @@ pub enum CaError {
         mode: u32,
     },
     /// Key without certificate or certificate without key.
-    #[error("{missing} is missing although {present} is there; restore it, or remove the other to begin with a new root (every workload must then join again)", missing = missing.display(), present = present.display())]
+    #[error(
+        "{missing} is missing although {present} is there; restore it, or remove the other to begin with a new root (every workload must then join again)"
+    )]
     Half {
         /// What is there.
-        present: PathBuf,
+        present: String,
         /// What is not.
-        missing: PathBuf,
+        missing: String,
+    },
+    /// Something that should be kept is not.
+    #[error(
+        "{place}: not found; is this the state folder (or the Secret) of a control plane that has been started once?"
+    )]
+    Absent {
+        /// Where it should be.
+        place: String,
+    },
+    /// What is kept cannot be read or written.
+    #[error("{place}: {why}")]
+    Store {
+        /// Where it is kept.
+        place: String,
+        /// Why.
+        why: String,
     },
     /// The stored authority cannot be used.
-    #[error("{path}: {why}", path = path.display())]
+    #[error("{place}: {why}")]
     Authority {
-        /// The file of the key or of the certificates.
-        path: PathBuf,
+        /// Where the key is, or the certificates are.
+        place: String,
         /// Why.
         why: AuthorityError,
     },
     /// The stored token key cannot be used.
-    #[error("{path}: {why}", path = path.display())]
+    #[error("{place}: {why}")]
     Tokens {
-        /// The key file.
-        path: PathBuf,
+        /// Where the key is.
+        place: String,
         /// Why.
         why: TokenError,
     },
@@ -89,15 +113,26 @@ pub enum CaError {
 pub struct Ca(Arc<Inner>);
 
 struct Inner {
-    authority: Authority,
-    bundle: Arc<TrustBundle>,
-    pin: Pin,
-    tokens: JoinTokens,
+    domain: TrustDomain,
+    store: Arc<dyn Store>,
+    issuing: ArcSwap<Issuing>,
+    /// Told of every change.
+    bundle: watch::Sender<Arc<TrustBundle>>,
+    session_key: SessionKey,
     grants: Grants,
+    reviewer: Option<Arc<dyn Reviewer>>,
     lifetime: Duration,
     creds: ArcSwap<Creds>,
     renewal: Mutex<Renewal>,
     observer: Observer,
+}
+
+/// What is kept, ready for use.
+struct Issuing {
+    kept: Kept,
+    authority: Authority,
+    pin: Pin,
+    tokens: Arc<JoinTokens>,
 }
 
 /// Told of every request's outcome, for metrics.
@@ -115,11 +150,13 @@ pub struct Options {
     pub lifetime: Duration,
     /// Called with the outcome of every request.
     pub observer: Observer,
+    /// Says whose the tokens of service accounts are, where there is an API server.
+    pub reviewer: Option<Arc<dyn Reviewer>>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { lifetime: DEFAULT_LIFETIME, observer: Box::new(|_| {}) }
+        Self { lifetime: DEFAULT_LIFETIME, observer: Box::new(|_| {}), reviewer: None }
     }
 }
 
@@ -141,23 +178,95 @@ impl Ca {
         now: SystemTime,
         options: Options,
     ) -> Result<Self, CaError> {
-        let authority = store::authority(state_dir, domain, now)?;
-        let tokens = store::tokens(state_dir)?;
-        let pin = authority.pin().map_err(|why| store::in_authority(state_dir, why))?;
-        let creds = own_creds(&authority, options.lifetime, now)?;
+        let folder = store::folder::Folder::new(state_dir);
+        let mut kept = folder.read()?;
+        let made = complete(&mut kept, &|name| folder.path_of(name), domain, now)?;
+        folder.write(&kept, &made)?;
+        Self::with_store(Arc::new(folder), kept, domain, now, options)
+    }
+
+    /// Opens the authority with what a store holds, which is [complete].
+    pub fn with_store(
+        store: Arc<dyn Store>,
+        kept: Kept,
+        domain: &TrustDomain,
+        now: SystemTime,
+        options: Options,
+    ) -> Result<Self, CaError> {
+        let grants = Grants::open(Arc::clone(&store), kept.get(store::GRANTS).map(|text| text.as_str()));
+        let issuing = Issuing::read(kept, &*store, domain, now)?;
+        let creds = own_creds(&issuing.authority, options.lifetime, now)?;
         let due = now + renewal::next(now, creds.not_after(), now, 0, 0.0);
-        tracing::info!(trust_domain = %domain, root = %pin, state_dir = %state_dir.display(), "certificate authority open");
+        tracing::info!(trust_domain = %domain, root = %issuing.pin, kept = store.place(store::CA_KEY), "certificate authority open");
         Ok(Self(Arc::new(Inner {
-            bundle: Arc::new(authority.bundle().clone()),
-            authority,
-            pin,
-            tokens,
-            grants: Grants::open(state_dir)?,
+            domain: domain.clone(),
+            store,
+            bundle: watch::Sender::new(Arc::new(issuing.authority.bundle().clone())),
+            session_key: SessionKey::derive(issuing.tokens.key().to_pem().as_bytes()),
+            issuing: ArcSwap::from_pointee(issuing),
+            grants,
+            reviewer: options.reviewer,
             lifetime: options.lifetime,
             creds: ArcSwap::from_pointee(creds),
             renewal: Mutex::new(Renewal { failures: 0, due }),
             observer: options.observer,
         })))
+    }
+
+    /// Takes in what somebody else has written into the store. What cannot be used is refused as a whole, and what is in use stays.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn take_in(&self, kept: Kept, now: SystemTime) -> Result<(), CaError> {
+        let inner = &self.0;
+        if let Some(grants) = kept.get(store::GRANTS) {
+            inner.grants.take_in(grants);
+        }
+        let current = inner.issuing.load();
+        let differs = |name: &str| kept.get(name) != current.kept.get(name);
+        if ![store::CA_KEY, store::CA_CERTIFICATES, store::TOKEN_KEY].into_iter().any(differs) {
+            return Ok(());
+        }
+        let issuing = Issuing::read(kept, &*inner.store, &inner.domain, now)?;
+        let creds = own_creds(&issuing.authority, inner.lifetime, now)?;
+        let due = now + renewal::next(now, creds.not_after(), now, 0, 0.0);
+        let bundle = Arc::new(issuing.authority.bundle().clone());
+        tracing::info!(root = %issuing.pin, ?bundle, "the certificate authority has changed");
+        // The new roots are told before anything is signed that needs them.
+        inner.bundle.send_if_modified(|before| {
+            let differs = *before != bundle;
+            *before = bundle;
+            differs
+        });
+        inner.issuing.store(Arc::new(issuing));
+        *inner.renewal.lock() = Renewal { failures: 0, due };
+        inner.creds.store(Arc::new(creds));
+        Ok(())
+    }
+
+    /// What is in use, to write it again where it was lost.
+    pub fn kept(&self) -> Kept {
+        let mut kept = self.0.issuing.load().kept.clone();
+        kept.extend(self.0.grants.text().map(|text| (store::GRANTS, text)));
+        kept
+    }
+
+    /// Whether half an authority is there at least.
+    pub(crate) fn is_begun(kept: &Kept) -> bool {
+        [store::CA_KEY, store::CA_CERTIFICATES].into_iter().any(|name| kept.contains_key(name))
+    }
+
+    /// What is to be written where somebody has taken something away: `kept` with what is missing of it. `None` if nothing is, or if the rest is not what is
+    /// in use.
+    pub fn restored(&self, kept: &Kept) -> Option<Kept> {
+        let needed = [store::CA_KEY, store::CA_CERTIFICATES, store::TOKEN_KEY];
+        let mut all = self.kept();
+        let is_ours = |name: &str| kept.get(name).is_none_or(|text| all.get(name) == Some(text));
+        if needed.into_iter().all(|name| kept.contains_key(name)) || !needed.into_iter().all(is_ours) {
+            return None;
+        }
+        all.extend(kept.clone());
+        Some(all)
     }
 
     /// The gRPC service to mount on the TLS port, which puts a [`Caller`] into the extensions of requests that
@@ -180,7 +289,7 @@ impl Ca {
         if let Some(mut renewal) = inner.renewal.try_lock()
             && renewal.due <= now
         {
-            match own_creds(&inner.authority, inner.lifetime, now) {
+            match own_creds(&inner.issuing.load().authority, inner.lifetime, now) {
                 Ok(creds) => {
                     let wait = renewal::next(now, creds.not_after(), now, 0, 0.0);
                     *renewal = Renewal { failures: 0, due: now + wait.max(Duration::from_secs(1)) };
@@ -199,22 +308,27 @@ impl Ca {
 
     /// The roots that every proxy is given.
     pub fn bundle(&self) -> Arc<TrustBundle> {
-        self.0.bundle.clone()
+        self.0.bundle.borrow().clone()
+    }
+
+    /// The same, and every later one.
+    pub fn bundles(&self) -> watch::Receiver<Arc<TrustBundle>> {
+        self.0.bundle.subscribe()
     }
 
     /// The pin of the root, for join token files.
     pub fn pin(&self) -> Pin {
-        self.0.pin
+        self.0.issuing.load().pin
     }
 
-    /// What seals the tokens of sessions: derived from the key of join tokens, which outlives roots.
+    /// What seals the tokens of sessions: derived from the key of join tokens, which outlives roots, as it was at the start.
     pub fn session_key(&self) -> SessionKey {
-        SessionKey::derive(self.0.tokens.key().to_pem().as_bytes())
+        self.0.session_key.clone()
     }
 
     /// Mints and verifies join tokens.
-    pub fn tokens(&self) -> &JoinTokens {
-        &self.0.tokens
+    pub fn tokens(&self) -> Arc<JoinTokens> {
+        Arc::clone(&self.0.issuing.load().tokens)
     }
 
     /// Whether a join token that `id` joined with lets it register as an endpoint of a service of its namespace.
@@ -222,19 +336,24 @@ impl Ca {
         self.0.grants.check(id, service)
     }
 
+    /// Whether it has joined with a join token.
+    pub fn has_joined(&self, id: &SpiffeId) -> bool {
+        self.0.grants.knows(id)
+    }
+
     /// Remembers what a verified join token grants.
-    async fn grant(&self, id: &SpiffeId, services: &[String]) -> Result<(), CaError> {
+    pub(crate) async fn grant(&self, id: &SpiffeId, services: &[String]) -> Result<(), CaError> {
         self.0.grants.add(id, services).await
     }
 
     /// Whom it issues for.
     pub fn trust_domain(&self) -> &TrustDomain {
-        self.0.authority.trust_domain()
+        &self.0.domain
     }
 
     /// When the issuing chain expires, for warnings and the expiry metric.
     pub fn not_after(&self) -> SystemTime {
-        self.0.authority.not_after()
+        self.0.issuing.load().authority.not_after()
     }
 
     /// Issues for an identity that the caller has authenticated; never longer than the configured lifetime.
@@ -246,13 +365,25 @@ impl Ca {
         now: SystemTime,
     ) -> Result<Issued, IssueError> {
         let lifetime = wanted.map_or(self.0.lifetime, |wanted| wanted.min(self.0.lifetime));
-        self.0.authority.issue(request, id, lifetime, now)
+        self.0.issuing.load().authority.issue(request, id, lifetime, now)
+    }
+}
+
+// === impl Issuing ===
+
+impl Issuing {
+    fn read(kept: Kept, store: &dyn Store, domain: &TrustDomain, now: SystemTime) -> Result<Self, CaError> {
+        let place = |name: &str| store.place(name);
+        let authority = store::authority(&kept, &place, domain, now)?;
+        let tokens = Arc::new(store::tokens(&kept, &place)?);
+        let pin = authority.pin().map_err(|why| store::in_authority(&place, why))?;
+        Ok(Self { kept, authority, pin, tokens })
     }
 }
 
 impl fmt::Debug for Ca {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ca").field("authority", &self.0.authority).finish_non_exhaustive()
+        f.debug_struct("Ca").field("authority", &self.0.issuing.load().authority).finish_non_exhaustive()
     }
 }
 
@@ -270,7 +401,8 @@ pub struct StoredTokens {
 /// What a state folder holds for making join tokens, without opening the authority for
 /// issuing: for `tulle token create` beside a running control plane. Nothing is made that is not there.
 pub fn stored_tokens(state_dir: &Path) -> Result<StoredTokens, CaError> {
-    store::stored_tokens(state_dir)
+    let folder = store::folder::Folder::new(state_dir);
+    store::stored_tokens(&folder.read()?, &|name| folder.path_of(name))
 }
 
 /// A key and certificate for the control plane itself, the root in the chain so that pins can be checked.

@@ -1,10 +1,11 @@
 //! `istio.v1.auth.IstioCertificateService`: who is asking, and for which identity.
 //!
-//! A bearer token counts before a client certificate, and both together must agree. Nothing of the signing
+//! A bearer token (a join token, or one of a service account of Kubernetes) counts before a client certificate, and both together must agree. Nothing of the signing
 //! request but its public key has a say. Every refusal has a status that tells whose fault it is:
 //! `UNAUTHENTICATED` (no or bad proof), `PERMISSION_DENIED` (a proof of something else), `INVALID_ARGUMENT` (a bad
 //! request), `UNAVAILABLE` (the authority itself cannot issue).
 
+use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use tonic::{Request, Response, Status};
@@ -14,7 +15,8 @@ use tulle_certs::id::{CONTROL_PLANE_NAMESPACE, CONTROL_PLANE_SERVICE_ACCOUNT};
 use tulle_certs::issue::IssueError;
 use tulle_certs::{Refusal, SpiffeId, peer_id, validity};
 
-use super::Ca;
+use super::{Bearer, Ca, ReviewError};
+use crate::cluster::is_of_kubernetes;
 
 /// Who is behind a request, by the client certificate that the TLS port has verified. The server puts it into the
 /// extensions of every request of such a connection; a request without it comes from an unknown caller.
@@ -25,6 +27,10 @@ pub struct Caller {
     /// When its certificate expires: a connection may live longer.
     pub not_after: SystemTime,
 }
+
+/// Where a request comes from. The server puts it into the extensions of every request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Client(pub IpAddr);
 
 impl Caller {
     /// Of the certificates that a completed handshake has verified, the leaf first; `None` if there were none.
@@ -43,6 +49,8 @@ impl Caller {
 pub enum Proof {
     /// A join token.
     Token,
+    /// The token of a pod's service account.
+    ServiceAccount,
     /// A client certificate of the same identity.
     Certificate,
 }
@@ -67,6 +75,7 @@ impl Outcome {
     pub const fn word(self) -> &'static str {
         match self {
             Self::Issued(Proof::Token) => "issued_by_token",
+            Self::Issued(Proof::ServiceAccount) => "issued_by_service_account",
             Self::Issued(Proof::Certificate) => "issued_by_certificate",
             Self::Unauthenticated => "unauthenticated",
             Self::Denied => "denied",
@@ -112,7 +121,7 @@ impl CertificateService {
         request: &Request<IstioCertificateRequest>,
         now: SystemTime,
     ) -> Result<(IstioCertificateResponse, Outcome), (Status, Outcome)> {
-        let (id, proof, services) = self.authenticate(request, now)?;
+        let (id, proof, services) = self.authenticate(request, now).await?;
         self.permit(&id)?;
         let body = request.get_ref();
         let wanted = match body.validity_duration {
@@ -130,16 +139,18 @@ impl CertificateService {
             }
         })?;
         // Before the certificate is used: whoever has it registers at once.
-        self.ca.grant(&id, &services).await.map_err(|error| {
-            tracing::error!(%error, "cannot keep what a join token grants");
-            (Status::unavailable(error.to_string()), Outcome::Failed)
-        })?;
+        if proof == Proof::Token {
+            self.ca.grant(&id, &services).await.map_err(|error| {
+                tracing::error!(%error, "cannot keep what a join token grants");
+                (Status::unavailable(error.to_string()), Outcome::Failed)
+            })?;
+        }
         tracing::info!(%id, ?proof, "issued a certificate");
         Ok((IstioCertificateResponse { cert_chain: issued.to_pem() }, Outcome::Issued(proof)))
     }
 
     /// Who is asking, how that is known, and for which services a token lets it register.
-    fn authenticate(
+    async fn authenticate(
         &self,
         request: &Request<IstioCertificateRequest>,
         now: SystemTime,
@@ -149,12 +160,19 @@ impl CertificateService {
         let Some(authorization) = request.metadata().get("authorization") else {
             let caller = caller.ok_or_else(|| {
                 unauthenticated(
-                    "a join token (authorization: Bearer …) or a client certificate is required".into(),
+                    "a token (authorization: Bearer …) or a client certificate is required".into(),
                 )
             })?;
             if caller.not_after < now {
                 return Err(unauthenticated(format!(
                     "the client certificate of {} has expired; join again with a token",
+                    caller.id
+                )));
+            }
+            // A certificate that renewed itself would outlive the pod it was taken out of. What is no pod has joined with a token, and has nothing else to show.
+            if self.ca.0.reviewer.is_some() && !self.ca.has_joined(&caller.id) {
+                return Err(unauthenticated(format!(
+                    "the certificate of {} is renewed with the token of its pod, and none was shown; the proxy reads it at TULLE_PROXY_IDENTITY_TOKEN_FILE",
                     caller.id
                 )));
             }
@@ -166,20 +184,43 @@ impl CertificateService {
             .and_then(|value| value.split_once(' '))
             .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
             .map(|(_, token)| token)
-            .ok_or_else(|| {
-                unauthenticated("the authorization is not of the form Bearer <join token>".into())
-            })?;
-        let claims = self.ca.tokens().verify(token, now).map_err(|e| unauthenticated(e.to_string()))?;
+            .ok_or_else(|| unauthenticated("the authorization is not of the form Bearer <token>".into()))?;
+        let (id, proof, services) = if is_of_kubernetes(token) {
+            let client = request.extensions().get::<Client>().map(|client| client.0);
+            (self.review(token, client).await?, Proof::ServiceAccount, Vec::new())
+        } else {
+            let claims = self.ca.tokens().verify(token, now).map_err(|e| unauthenticated(e.to_string()))?;
+            (claims.sub, Proof::Token, claims.services)
+        };
         match caller {
-            Some(caller) if caller.id != claims.sub => Err((
+            Some(caller) if caller.id != id => Err((
                 Status::permission_denied(format!(
-                    "the join token is for {}, the client certificate for {}",
-                    claims.sub, caller.id
+                    "the token is for {id}, the client certificate for {}",
+                    caller.id
                 )),
                 Outcome::Denied,
             )),
-            _ => Ok((claims.sub, Proof::Token, claims.services)),
+            _ => Ok((id, proof, services)),
         }
+    }
+
+    /// Whose a pod's token is, by the word of the API server.
+    async fn review(&self, token: &str, client: Option<IpAddr>) -> Result<SpiffeId, (Status, Outcome)> {
+        let unauthenticated = |why: String| (Status::unauthenticated(why), Outcome::Unauthenticated);
+        let Some(reviewer) = &self.ca.0.reviewer else {
+            return Err(unauthenticated(
+                "this is the token of a service account of Kubernetes, and this control plane does not run with --source kubernetes; make a token with `tulle token create`".into(),
+            ));
+        };
+        let bearer = reviewer.review(token, client).await.map_err(|error| match error {
+            ReviewError::Refused(_) => unauthenticated(error.to_string()),
+            ReviewError::Unavailable(_) => (Status::unavailable(error.to_string()), Outcome::Failed),
+        })?;
+        let Bearer { namespace, service_account, pod } = &bearer;
+        let id = SpiffeId::new(self.ca.trust_domain(), namespace, service_account);
+        let id = id.map_err(|error| unauthenticated(error.to_string()))?;
+        tracing::debug!(%id, pod, "the API server vouches for a pod");
+        Ok(id)
     }
 
     /// Identities that nobody is given.

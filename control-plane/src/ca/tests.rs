@@ -8,6 +8,8 @@ use tulle_certs::pem;
 
 use super::*;
 
+mod pods;
+
 const HOUR: Duration = Duration::from_secs(3600);
 
 fn domain() -> TrustDomain {

@@ -5,6 +5,7 @@
 //! It decides which resources must be looked at again ([`Dirty`]), always too many rather than too few; whether
 //! anything is really different, the model decides by comparing bytes.
 
+mod pods;
 mod registration;
 mod touch;
 mod virtual_ip;
@@ -15,11 +16,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+pub use self::pods::Behind;
 pub use self::registration::{Registration, RegistrationError, RegistrationId};
 pub use self::virtual_ip::NETWORKS as VIRTUAL_NETWORKS;
 use crate::finding::Origin;
 use crate::object::{
-    Egress, Grant, Kind, Mesh, NamespacedName, Object, ObjectKey, Policy, Resilience, Route, RouteKind,
+    Egress, Grant, Kind, Mesh, NamespacedName, Object, ObjectKey, Pod, Policy, Resilience, Route, RouteKind,
     Service, Slice,
 };
 
@@ -57,6 +59,11 @@ pub struct Index {
     /// By kind too: policies of different kinds may have the same name.
     resilience: BTreeMap<ObjectKey, Stored<Resilience>>,
     mesh: Option<Stored<Mesh>>,
+    pods: Objects<Pod>,
+    /// Every Pod that there is is told; see [`Index::of_cluster`].
+    knows_pods: bool,
+    /// Holds where there is no other.
+    default_mesh: Option<Stored<Mesh>>,
     registrations: BTreeMap<RegistrationId, Registration>,
     bundles: BTreeMap<String, Vec<Bytes>>,
     /// Virtual IPs of the services that were given none; as of when it was last asked what is dirty.
@@ -84,6 +91,14 @@ struct IndexLinks {
     egress: Links<NamespacedName>,
     /// Service, route, workload or namespace → what is attached to it.
     resilience: Links<ObjectKey, ObjectKey>,
+    /// The first label that a service selects by, and its namespace → services.
+    selectors: Links<pods::Selector>,
+    /// A label, and its namespace → pods with it.
+    labelled: Links<pods::Selector>,
+    /// Address → pods with it.
+    pods_at: Links<IpAddr>,
+    /// Namespace → its pods with a proxy.
+    meshed: Links<Arc<str>>,
     /// Virtual IP → services.
     services_at: Links<IpAddr>,
     /// Address → slices with an endpoint there.
@@ -139,23 +154,33 @@ impl Dirty {
 // === impl Index: changes ===
 
 impl Index {
-    /// Takes in a source's changes, in order.
-    pub fn change(&mut self, changes: impl IntoIterator<Item = Change>) {
+    /// Takes in a source's changes, in order; whether any of them changes what is known.
+    pub fn change(&mut self, changes: impl IntoIterator<Item = Change>) -> bool {
+        let mut changed = false;
         for change in changes {
-            match change {
+            changed |= match change {
                 Change::Apply(object, origin) => self.apply(*object, origin),
-                Change::Delete(key) => self.delete(&key),
-            }
+                Change::Delete(key) => {
+                    let known = self.holds(&key);
+                    self.delete(&key);
+                    known
+                }
+            };
         }
+        changed
     }
 
-    /// Takes in an object, in place of the one with the same key.
-    pub fn apply(&mut self, object: Object, origin: Option<Origin>) {
+    /// Takes in an object, in place of the one with the same key; whether it is another than that.
+    pub fn apply(&mut self, object: Object, origin: Option<Origin>) -> bool {
+        if origin.is_none() && self.has(&object) {
+            return false;
+        }
         self.delete(&object.key());
         match object {
             Object::Service(object) => {
                 let name = object.name.clone();
                 link(&mut self.links.services_at, &object.addresses, &name);
+                link(&mut self.links.selectors, &pods::selector(&object), &name);
                 self.services.insert(name.clone(), Stored { object, origin });
                 self.services_changed = true;
                 self.touch_service(&name);
@@ -203,6 +228,33 @@ impl Index {
                 self.mesh = Some(Stored { object, origin });
                 self.dirty.all = true;
             }
+            Object::Pod(object) => {
+                let name = object.name.clone();
+                link(&mut self.links.pods_at, &object.addresses, &name);
+                link(&mut self.links.meshed, pods::meshed_in(&object), &name);
+                link(&mut self.links.labelled, &pods::labels(&object), &name);
+                self.pods.insert(name.clone(), Stored { object, origin });
+                self.touch_pod(&name);
+            }
+        }
+        true
+    }
+
+    /// Whether this very object is known, and from no file: most of what an API server tells is of fields that nobody reads.
+    fn has(&self, object: &Object) -> bool {
+        fn same<T: PartialEq>(known: Option<&Stored<T>>, object: &T) -> bool {
+            known.is_some_and(|known| known.origin.is_none() && known.object == *object)
+        }
+        match object {
+            Object::Service(object) => same(self.services.get(&object.name), object),
+            Object::EndpointSlice(object) => same(self.slices.get(&object.name), object),
+            Object::Route(object) => same(self.routes.get(&object.key()), object),
+            Object::ReferenceGrant(object) => same(self.grants.get(&object.name), object),
+            Object::AuthorizationPolicy(object) => same(self.policies.get(&object.name), object),
+            Object::EgressPolicy(object) => same(self.egress.get(&object.name), object),
+            Object::Resilience(object) => same(self.resilience.get(&object.key()), object),
+            Object::Mesh(object) => same(self.mesh.as_ref(), object),
+            Object::Pod(object) => same(self.pods.get(&object.name), object),
         }
     }
 
@@ -214,6 +266,7 @@ impl Index {
                 self.touch_service(name);
                 if let Some(Stored { object, .. }) = self.services.remove(name) {
                     unlink(&mut self.links.services_at, &object.addresses, name);
+                    unlink(&mut self.links.selectors, &pods::selector(&object), name);
                     self.services_changed = true;
                 }
             }
@@ -259,16 +312,26 @@ impl Index {
                 }
             }
             Kind::Mesh => self.dirty.all |= self.mesh.take().is_some(),
+            Kind::Pod => {
+                self.touch_pod(name);
+                if let Some(Stored { object, .. }) = self.pods.remove(name) {
+                    unlink(&mut self.links.pods_at, &object.addresses, name);
+                    unlink(&mut self.links.meshed, pods::meshed_in(&object), name);
+                    unlink(&mut self.links.labelled, &pods::labels(&object), name);
+                }
+            }
             Kind::Workload | Kind::Namespace => {}
         }
     }
 
-    /// Forgets every object and takes in these; registrations and bundles stay.
+    /// Forgets every object and takes in these; registrations, bundles and the default Mesh stay.
     pub fn reset(&mut self, objects: impl IntoIterator<Item = (Object, Option<Origin>)>) {
         let fresh = Self {
             registrations: std::mem::take(&mut self.registrations),
             bundles: std::mem::take(&mut self.bundles),
+            default_mesh: self.default_mesh.take(),
             services_changed: true,
+            knows_pods: self.knows_pods,
             dirty: Dirty { all: true, ..Dirty::default() },
             ..Self::default()
         };
@@ -284,7 +347,8 @@ impl Index {
 
     /// Makes a workload an endpoint of the services that it names, in place of what was said under the same ID. A
     /// workload with several registrations is one with several replicas. Of two that speak of the same place, the later is
-    /// believed as an endpoint of their service, the earlier about the address dialled directly.
+    /// believed as an endpoint of their service, the earlier about the address dialled directly. What is said by a stream of this
+    /// control plane is believed before what another one tells ([`Registration::told`]), which says nothing at all about what a Pod is.
     pub fn register(&mut self, id: RegistrationId, registration: Registration) {
         self.unregister(id);
         self.links.link_registration(id, &registration);
@@ -359,6 +423,7 @@ impl Index {
                 self.resilience.keys().filter(|key| key.kind == kind).count()
             }
             Kind::Mesh => usize::from(self.mesh.is_some()),
+            Kind::Pod => self.pods.len(),
             Kind::Workload | Kind::Namespace => 0,
         }
     }
@@ -378,6 +443,7 @@ impl Index {
                 self.resilience.contains_key(key)
             }
             Kind::Mesh => self.mesh.as_ref().is_some_and(|mesh| mesh.object.name.name == key.name.name),
+            Kind::Pod => self.pods.contains_key(&key.name),
             Kind::Workload | Kind::Namespace => false,
         }
     }
@@ -468,9 +534,15 @@ impl Index {
         self.routes.get(key).map(|stored| &stored.object)
     }
 
-    /// The Mesh, if one is written.
+    /// The Mesh, if one is written: by the source, or else as the default.
     pub fn mesh(&self) -> Option<&Stored<Mesh>> {
-        self.mesh.as_ref()
+        self.mesh.as_ref().or(self.default_mesh.as_ref())
+    }
+
+    /// What holds for as long as the source has no Mesh.
+    pub fn set_default_mesh(&mut self, mesh: Stored<Mesh>) {
+        self.default_mesh = Some(mesh);
+        self.dirty.all = true;
     }
 
     /// Every registration, oldest first.
@@ -478,13 +550,13 @@ impl Index {
         self.registrations.values()
     }
 
-    /// The registrations of a workload, oldest first.
+    /// The registrations of a workload: what is told, then what is said here, each oldest first.
     pub fn registrations_of_workload<'a>(
         &'a self,
         workload: &NamespacedName,
     ) -> impl Iterator<Item = &'a Registration> + use<'a> {
-        let ids = linked(&self.links.registrations_of_workload, workload);
-        ids.filter_map(|id| self.registrations.get(id))
+        let ids = || linked(&self.links.registrations_of_workload, workload);
+        self.believed(ids(), true).chain(self.believed(ids(), false))
     }
 
     /// Trust domains and their DER certificates.
@@ -499,13 +571,13 @@ impl Index {
         slices.filter_map(|name| Some(&self.slices.get(name)?.object))
     }
 
-    /// The registrations for a service, oldest first.
+    /// The registrations for a service: what is told, then what is said here, each oldest first.
     pub fn registrations_of<'a>(
         &'a self,
         service: &NamespacedName,
     ) -> impl Iterator<Item = &'a Registration> + use<'a> {
-        let ids = linked(&self.links.registrations, service);
-        ids.filter_map(|id| self.registrations.get(id))
+        let ids = || linked(&self.links.registrations, service);
+        self.believed(ids(), true).chain(self.believed(ids(), false))
     }
 
     /// The routes attached to a service, in order of precedence.
@@ -539,10 +611,20 @@ impl Index {
         slices.filter_map(|name| Some(&self.slices.get(name)?.object))
     }
 
-    /// The registrations at this address, oldest first.
+    /// The registrations at this address: what is said here, then what is told, each oldest first.
     pub fn registrations_at(&self, address: IpAddr) -> impl Iterator<Item = &Registration> {
-        let ids = linked(&self.links.registrations_at, &address);
-        ids.filter_map(|id| self.registrations.get(id))
+        let ids = || linked(&self.links.registrations_at, &address);
+        self.believed(ids(), false).chain(self.believed(ids(), true))
+    }
+
+    /// Of these registrations those that are `told`, or not, and are believed.
+    fn believed<'a>(
+        &'a self,
+        ids: impl Iterator<Item = &'a RegistrationId>,
+        told: bool,
+    ) -> impl Iterator<Item = &'a Registration> {
+        let registrations = ids.filter_map(|id| self.registrations.get(id));
+        registrations.filter(move |one| one.told == told && self.is_believed(one))
     }
 
     /// The slices with an endpoint of this workload, by name.
@@ -557,15 +639,16 @@ impl Index {
     /// Every address that belongs to something.
     pub fn addresses(&self) -> BTreeSet<IpAddr> {
         let links = &self.links;
-        let at = [&links.services_at, &links.slices_at];
+        let at = [&links.services_at, &links.slices_at, &links.pods_at];
         let at = at.into_iter().flat_map(|links| links.keys());
         at.chain(links.registrations_at.keys()).copied().collect()
     }
 
-    /// Every workload, registered or named by a slice.
+    /// Every workload: registered, a Pod with a proxy, or named by a slice and no Pod without one.
     pub fn workloads(&self) -> BTreeSet<NamespacedName> {
-        let named = self.links.slices_of_workload.keys();
-        named.chain(self.links.registrations_of_workload.keys()).cloned().collect()
+        let named = self.links.slices_of_workload.keys().filter(|name| !self.is_bare(name));
+        let meshed = self.pods.iter().filter(|(_, pod)| pod.object.meshed).map(|(name, _)| name);
+        named.chain(meshed).chain(self.links.registrations_of_workload.keys()).cloned().collect()
     }
 
     /// Whether a route of this kind in `namespace` may send requests to a service of another namespace.

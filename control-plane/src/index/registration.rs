@@ -4,8 +4,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use tulle_api::v1;
+use tulle_certs::SpiffeId;
 
-use crate::object::{NamespacedName, is_label};
+use crate::object::{Identity, NamespacedName, is_label};
 
 /// Tells a registration from every other one; a later one has a greater ID.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -28,6 +29,8 @@ pub struct Registration {
     pub zone: String,
     /// False while draining.
     pub ready: bool,
+    /// Its stream is another control plane's, whose word this is: see [`Index::register`](super::Index::register).
+    pub told: bool,
 }
 
 /// A registration that cannot be taken: nothing of it is.
@@ -96,6 +99,18 @@ impl Registration {
             region: locality.region,
             zone: locality.zone,
             ready: said.ready,
+            told: false,
+        })
+    }
+
+    /// Whether it says of itself that it is of this service account.
+    pub(super) fn is_of(&self, account: &Identity) -> bool {
+        let id = SpiffeId::parse(&self.spiffe_id);
+        id.is_ok_and(|id| match account {
+            Identity::ServiceAccount { namespace, name } => {
+                id.namespace() == namespace && id.service_account() == name
+            }
+            Identity::Spiffe(text) => id.as_str() == text,
         })
     }
 

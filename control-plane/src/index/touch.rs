@@ -1,9 +1,8 @@
 //! What a change touches: the resources that must be looked at again ([`Dirty`]), rather too many than too few.
 
-use std::collections::BTreeMap;
-
-use super::{Dirty, Index, IndexLinks, Objects, Registration, RegistrationId, Stored, linked};
-use crate::object::{Kind, NamespacedName, ObjectKey, Slice, Target};
+use super::pods::selected;
+use super::{Index, RegistrationId, Stored, linked};
+use crate::object::{Kind, NamespacedName, ObjectKey, Target};
 
 impl Index {
     pub(super) fn touch_service(&mut self, name: &NamespacedName) {
@@ -23,6 +22,12 @@ impl Index {
             if let Some(registration) = self.registrations.get(id) {
                 dirty.workloads.insert(registration.workload.clone());
                 dirty.addresses.insert(registration.address);
+            }
+        }
+        if let Some(service) = self.services.get(name) {
+            for pod in selected(&self.pods, &self.links.labelled, &service.object) {
+                dirty.workloads.insert(pod.name.clone());
+                dirty.addresses.extend(&pod.addresses);
             }
         }
         // A backend may have begun or ceased to resolve; and by its affinity a Service rejects a whole route, at other parents too.
@@ -54,8 +59,10 @@ impl Index {
         let Some(Stored { object, .. }) = self.policies.get(name) else {
             return;
         };
-        for target in &object.targets {
-            touch_workloads(&mut self.dirty, &self.links, &self.slices, &self.registrations, &target.service);
+        let services: Vec<NamespacedName> =
+            object.targets.iter().map(|target| target.service.clone()).collect();
+        for service in &services {
+            self.touch_workloads(service);
         }
     }
 
@@ -63,17 +70,12 @@ impl Index {
         let Some(Stored { object, .. }) = self.resilience.get(key) else {
             return;
         };
+        let mut behind = Vec::new();
         for Target { object: target, .. } in &object.targets {
             match target.kind {
                 Kind::Service => {
                     self.dirty.services.insert(target.name.clone());
-                    touch_workloads(
-                        &mut self.dirty,
-                        &self.links,
-                        &self.slices,
-                        &self.registrations,
-                        &target.name,
-                    );
+                    behind.push(target.name.clone());
                 }
                 Kind::Workload => {
                     self.dirty.workloads.insert(target.name.clone());
@@ -87,6 +89,36 @@ impl Index {
                 }
             }
         }
+        for service in &behind {
+            self.touch_workloads(service);
+        }
+    }
+
+    pub(super) fn touch_pod(&mut self, name: &NamespacedName) {
+        let Some(Stored { object: pod, .. }) = self.pods.get(name) else {
+            return;
+        };
+        self.dirty.workloads.insert(name.clone());
+        self.dirty.addresses.extend(&pod.addresses);
+        // What is told of registrations at its address, or by its name, is believed or not.
+        let registered =
+            pod.addresses.iter().flat_map(|address| linked(&self.links.registrations_at, address));
+        for id in registered.chain(linked(&self.links.registrations_of_workload, name)) {
+            if let Some(registration) = self.registrations.get(id).filter(|one| one.told) {
+                self.dirty.endpoints.extend(registration.services().cloned());
+                self.dirty.addresses.insert(registration.address);
+                self.dirty.workloads.insert(registration.workload.clone());
+            }
+        }
+        // Who is behind an endpoint says whom to expect there.
+        let at = pod.addresses.iter().flat_map(|address| linked(&self.links.slices_at, address));
+        for slice in linked(&self.links.slices_of_workload, name).chain(at) {
+            if let Some(Stored { object: slice, .. }) = self.slices.get(slice) {
+                self.dirty.endpoints.insert(slice.service.clone());
+                let of_pod = slice.endpoints.iter().filter(|one| one.workload.as_ref() == Some(name));
+                self.dirty.addresses.extend(of_pod.map(|one| one.address));
+            }
+        }
     }
 
     pub(super) fn touch_registration(&mut self, id: RegistrationId) {
@@ -96,19 +128,18 @@ impl Index {
             self.dirty.workloads.insert(registration.workload.clone());
         }
     }
-}
 
-/// The workloads behind a service; without the whole index, so that what is read of it may be held.
-fn touch_workloads(
-    dirty: &mut Dirty,
-    links: &IndexLinks,
-    slices: &Objects<Slice>,
-    registrations: &BTreeMap<RegistrationId, Registration>,
-    service: &NamespacedName,
-) {
-    for slice in linked(&links.slices, service).filter_map(|name| slices.get(name)) {
-        dirty.workloads.extend(slice.object.workloads().cloned());
+    /// The workloads behind a service.
+    fn touch_workloads(&mut self, service: &NamespacedName) {
+        for slice in linked(&self.links.slices, service).filter_map(|name| self.slices.get(name)) {
+            self.dirty.workloads.extend(slice.object.workloads().cloned());
+        }
+        let registered = linked(&self.links.registrations, service);
+        let registered = registered.filter_map(|id| self.registrations.get(id));
+        self.dirty.workloads.extend(registered.map(|known| known.workload.clone()));
+        if let Some(Stored { object, .. }) = self.services.get(service) {
+            let pods = selected(&self.pods, &self.links.labelled, object);
+            self.dirty.workloads.extend(pods.map(|pod| pod.name.clone()));
+        }
     }
-    let registered = linked(&links.registrations, service).filter_map(|id| registrations.get(id));
-    dirty.workloads.extend(registered.map(|known| known.workload.clone()));
 }

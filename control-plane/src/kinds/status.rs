@@ -33,15 +33,16 @@ pub struct PolicyAncestorStatus {
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicyAncestorRef {
-    /// Empty for a Service.
+    /// Empty for a Service or a namespace.
     #[schemars(length(max = 253))]
     pub group: String,
-    /// `Service`, `HTTPRoute` or `GRPCRoute`.
+    /// `Service`, `HTTPRoute`, `GRPCRoute` or `Workload`; `Namespace` where the policy names no target.
     #[schemars(length(min = 1, max = 63))]
     pub kind: String,
-    /// Of the target.
+    /// Of the target; absent where that is a namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
-    pub namespace: String,
+    pub namespace: Option<String>,
     /// Of the target.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,

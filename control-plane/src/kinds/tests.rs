@@ -7,9 +7,11 @@ use std::path::Path;
 use kube::CustomResourceExt;
 use serde_json::Value;
 
+use self::cases::{SPECIMENS, bounds};
 use super::*;
 use crate::source::read_text;
 
+mod cases;
 mod cel;
 
 /// Every kind that is ours, as a custom resource definition.
@@ -173,56 +175,6 @@ fn the_documents_examples_are_read_without_a_complaint() {
     }
 }
 
-/// Objects in which every field with bounds is written somewhere.
-const SPECIMENS: [(&str, &str); 6] = [
-    (
-        "TrafficPolicy",
-        "
-loadBalancer:
-  algorithm: Maglev
-  hashOn: [{header: a}]
-  warmUp: {duration: 1s, minimumPercent: 5}
-  zones: {maximumLoadPercent: 120, requestsInFlight: 5, refusedPercent: 5}
-  panicThresholdPercent: 5
-outlierDetection:
-  consecutive5xx: 5
-  consecutiveGatewayErrors: 5
-  consecutiveConnectFailures: 5
-  consecutiveGrpcErrors: 5
-  successRate: {standardDeviations: 5, minimumEndpoints: 5, minimumRequests: 5}
-  failurePercentage: {thresholdPercent: 5, minimumRequests: 5}
-  maximumEjectedPercent: 5
-healthCheck: {tcp: {}, healthyThreshold: 5, unhealthyThreshold: 5}
-limits: {maximumConnections: 5, maximumConnectionsPerEndpoint: 5, maximumRequests: 5, maximumRequestsPerEndpoint: 5, maximumPending: 5}
-connections: {keepAlive: {probes: 5}}
-retry: {attempts: 5, statuses: [500], maximumBodyBytes: 5}
-retryBudget: {percent: 5, minimumRetryRate: {count: 5}}
-",
-    ),
-    (
-        "RateLimitPolicy",
-        "limits: [{by: {header: a}, rate: {requests: 5, burst: 5}, overrides: [{values: [a], rate: {requests: 5, burst: 5}}]}]",
-    ),
-    ("FaultPolicy", "rules: [{delay: {duration: 1s, percent: 5}, abort: {httpStatus: 500, percent: 5}}]"),
-    ("FaultPolicy", "rules: [{delay: {duration: 1s}}]"),
-    ("Mesh", "tracing: {collector: 'http://a:4317', sampling: {percent: 5}}\naccessLog: {samplePercent: 5}"),
-    ("TelemetryPolicy", "accessLog: {format: json, statuses: [5xx], samplePercent: 5}\ntracing: {sampling: {percent: 5}}"),
-];
-
-/// Where numbers have bounds, by the path through the schema, and what they are.
-fn bounds(schema: &Value, path: &str, found: &mut Vec<(String, Option<f64>, Option<f64>)>) {
-    let bound = |name: &str| schema[name].as_f64();
-    if bound("minimum").is_some() || bound("maximum").is_some() {
-        found.push((path.to_owned(), bound("minimum"), bound("maximum")));
-    }
-    for (name, field) in schema["properties"].as_object().into_iter().flatten() {
-        bounds(field, &format!("{path}/{name}"), found);
-    }
-    if schema["items"].is_object() {
-        bounds(&schema["items"], &format!("{path}/0"), found);
-    }
-}
-
 #[test]
 fn what_the_schema_bounds_is_refused_beyond_and_taken_at_its_bounds() {
     let mut unseen = BTreeSet::new();
@@ -258,15 +210,7 @@ fn what_the_schema_bounds_is_refused_beyond_and_taken_at_its_bounds() {
 }
 
 fn specimen(kind: &str, spec: &str) -> Value {
-    let (name, targets) = match kind {
-        "Mesh" => ("mesh", ""),
-        _ => ("a", "targetRefs: [{kind: Service, name: a}]\n"),
-    };
-    let text = format!("{targets}{spec}").replace('\n', "\n  ");
-    let text = format!(
-        "apiVersion: policy.tulle.dev/v1alpha1\nkind: {kind}\nmetadata: {{name: {name}}}\nspec:\n  {text}\n"
-    );
-    crate::source::parse_one(&text)
+    crate::source::parse_one(&cases::text(kind, spec))
 }
 
 /// Whether it is read, by the code that reads folders.

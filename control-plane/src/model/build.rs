@@ -10,8 +10,10 @@ use tulle_api::{ResourceType, v1};
 use super::patterns::room_of_service;
 use super::resilience::Attached;
 use super::{Encoded, SessionKey};
-use crate::index::{Index, VIRTUAL_NETWORKS};
-use crate::object::{Mesh, NamespacedName, Policy, Service, Slice, Telemetry};
+use crate::index::{Behind, Index, VIRTUAL_NETWORKS};
+use crate::object::{
+    Mesh, NamespacedName, OWN_PORTS, Pod, Policy, Service, Slice, SliceEndpoint, TargetPort, Telemetry,
+};
 
 /// What every resource is built from.
 pub(super) struct Context<'a> {
@@ -24,7 +26,11 @@ pub(super) struct Context<'a> {
 /// What tells endpoints apart: the address, and each service port with the port to dial.
 type EndpointKey = (IpAddr, Vec<(u16, u16)>);
 
+/// What a Pod says of the zone that it is in, where no slice does.
+const ZONE: &str = "topology.kubernetes.io/zone";
+
 /// A port of a workload, and the service's port that it serves.
+#[derive(PartialEq, Eq)]
 pub(super) struct Serving {
     pub(super) service: NamespacedName,
     /// None where the slice's port name is none of the service's.
@@ -95,7 +101,7 @@ impl Context<'_> {
             }
             let endpoint = v1::Endpoint {
                 address: registration.address.to_string(),
-                ports: self.endpoint_ports(&ports, Some(&registration.spiffe_id)),
+                ports: self.endpoint_ports(&ports, |_| Some(registration.spiffe_id.to_string())),
                 workload: registration.workload.to_string(),
                 locality: locality(&registration.region, &registration.zone),
                 ready: registration.ready || service.publish_not_ready,
@@ -130,16 +136,17 @@ impl Context<'_> {
         if ports.is_empty() {
             return;
         }
-        let identity = self.slice_identity(slice);
         for one in slice.endpoints.iter().filter(|one| !one.gone) {
             let key = (one.address, ports.clone());
             if registered.contains(&key) {
                 continue;
             }
+            // In plaintext one would talk to a Pod that may turn out to be in the mesh.
+            let Some(behind) = self.known(one) else { continue };
             let endpoint = v1::Endpoint {
                 address: one.address.to_string(),
-                ports: self.endpoint_ports(&ports, identity.as_deref()),
-                workload: text(one.workload.as_ref()),
+                ports: self.endpoint_ports(&ports, |port| self.expected(slice, behind, port)),
+                workload: text(one.workload.as_ref().or_else(|| behind.map(|pod| &pod.name))),
                 locality: locality("", &one.zone),
                 ready: one.ready || service.publish_not_ready,
                 weight: slice.weight,
@@ -157,13 +164,35 @@ impl Context<'_> {
         }
     }
 
-    fn endpoint_ports(&self, ports: &[(u16, u16)], spiffe_id: Option<&str>) -> Vec<v1::EndpointPort> {
+    /// The Pod behind an endpoint, if there is one; none at all where there must be one and it is not known.
+    fn known(&self, endpoint: &SliceEndpoint) -> Option<Option<&Pod>> {
+        match self.index.behind(endpoint.workload.as_ref(), endpoint.address) {
+            Behind::Pod(pod) => Some(Some(pod)),
+            Behind::Other => Some(None),
+            Behind::Unknown => None,
+        }
+    }
+
+    /// Whom to expect at a port of an endpoint: what its Pod is, and for what is no Pod, what the slice says.
+    fn expected(&self, slice: &Slice, behind: Option<&Pod>, port: u16) -> Option<String> {
+        match behind {
+            Some(pod) => pod.is_meshed_at(port).then(|| pod.identity.spiffe_id(&self.trust_domain)),
+            None => self.slice_identity(slice),
+        }
+    }
+
+    /// `expected`: whom to expect at a port that is dialled.
+    fn endpoint_ports(
+        &self,
+        ports: &[(u16, u16)],
+        expected: impl Fn(u16) -> Option<String>,
+    ) -> Vec<v1::EndpointPort> {
         let ports = ports.iter();
         ports
             .map(|(service_port, port)| v1::EndpointPort {
                 service_port: (*service_port).into(),
                 port: (*port).into(),
-                peer: Some(self.peer(spiffe_id)),
+                peer: Some(self.peer(expected(*port).as_deref())),
             })
             .collect()
     }
@@ -183,31 +212,63 @@ impl Context<'_> {
         for registration in self.index.registrations_at(ip) {
             known = true;
             for (service, number, port) in &registration.ports {
-                let host_port = v1::HostPort {
-                    port: (*port).into(),
-                    workload: registration.workload.to_string(),
-                    protocol: self.protocol(service, Some(*number)).into(),
-                    peer: Some(self.peer(Some(&registration.spiffe_id))),
-                };
+                let serving = Serving { service: service.clone(), service_port: Some(*number), port: *port };
+                let workload = registration.workload.to_string();
+                let host_port = self.host_port(&serving, &workload, Some(&registration.spiffe_id));
                 merge(&mut ports, *port, host_port);
             }
         }
         for slice in self.index.slices_at(ip) {
-            known = true;
-            let identity = self.slice_identity(slice);
             let endpoint = slice.endpoints.iter().find(|endpoint| endpoint.address == ip);
+            let Some(behind) = endpoint.map_or(Some(None), |endpoint| self.known(endpoint)) else { continue };
+            known = true;
             let workload = endpoint.and_then(|endpoint| endpoint.workload.as_ref());
+            let workload = text(workload.or_else(|| behind.map(|pod| &pod.name)));
             for serving in serving(self.index, slice) {
-                let host_port = v1::HostPort {
-                    port: serving.port.into(),
-                    workload: text(workload),
-                    protocol: self.protocol(&serving.service, serving.service_port).into(),
-                    peer: Some(self.peer(identity.as_deref())),
-                };
-                merge(&mut ports, serving.port, host_port);
+                let identity = self.expected(slice, behind, serving.port);
+                merge(&mut ports, serving.port, self.host_port(&serving, &workload, identity.as_deref()));
             }
         }
-        known.then(|| v1::Host { ports: ports.into_values().collect() })
+        let pod = self.index.pod_at(ip);
+        if let Some(pod) = pod {
+            known = true;
+            let identity = pod.identity.spiffe_id(&self.trust_domain);
+            for serving in selected(self.index, pod) {
+                let identity = Some(identity.as_str()).filter(|_| pod.is_meshed_at(serving.port));
+                let host_port = self.host_port(&serving, &pod.name.to_string(), identity);
+                merge(&mut ports, serving.port, host_port);
+            }
+            for (port, host_port) in &mut ports {
+                if pod.is_opaque_at(*port) {
+                    host_port.protocol = v1::Protocol::Tcp.into();
+                }
+            }
+        }
+        let other = pod.filter(|pod| pod.meshed).map(|pod| self.other_ports(pod));
+        known.then(|| v1::Host { ports: ports.into_values().collect(), other })
+    }
+
+    fn host_port(&self, serving: &Serving, workload: &str, spiffe_id: Option<&str>) -> v1::HostPort {
+        v1::HostPort {
+            port: serving.port.into(),
+            workload: workload.to_owned(),
+            protocol: self.protocol(&serving.service, serving.service_port).into(),
+            peer: Some(self.peer(spiffe_id)),
+        }
+    }
+
+    /// A Pod's proxy stands before every port, also before those of which no Service speaks.
+    fn other_ports(&self, pod: &Pod) -> v1::OtherPorts {
+        let range = |range: &std::ops::RangeInclusive<u16>| v1::PortRange {
+            first: (*range.start()).into(),
+            last: (*range.end()).into(),
+        };
+        v1::OtherPorts {
+            workload: pod.name.to_string(),
+            peer: Some(self.peer(Some(&pod.identity.spiffe_id(&self.trust_domain)))),
+            opaque: pod.opaque.iter().map(range).collect(),
+            skipped: pod.skipped.iter().chain([&OWN_PORTS]).map(range).collect(),
+        }
     }
 
     pub(super) fn workload(&self, name: &NamespacedName) -> Option<Arc<Encoded>> {
@@ -220,6 +281,8 @@ impl Context<'_> {
                 addresses: addresses.iter().map(ToString::to_string).collect(),
                 locality: locality(&registration.region, &registration.zone),
             }
+        } else if let Some(pod) = self.index.pod(name) {
+            return self.workload_of_pod(pod);
         } else {
             let mut addresses = BTreeSet::new();
             let mut zone = "";
@@ -245,6 +308,24 @@ impl Context<'_> {
         encode(ResourceType::Workload, &message)
     }
 
+    fn workload_of_pod(&self, pod: &Pod) -> Option<Arc<Encoded>> {
+        // Without an address it is not running yet.
+        if !pod.meshed || pod.addresses.is_empty() {
+            return None;
+        }
+        let slices = self.index.slices_of_workload(&pod.name);
+        let mut endpoints = slices.flat_map(|slice| &slice.endpoints);
+        let told = endpoints.find(|one| one.workload.as_ref() == Some(&pod.name) && !one.zone.is_empty());
+        let zone = told.map(|one| one.zone.as_str()).or_else(|| pod.label(ZONE)).unwrap_or_default();
+        let message = v1::Workload {
+            name: Some(object_name(&pod.name)),
+            spiffe_id: pod.identity.spiffe_id(&self.trust_domain),
+            addresses: pod.addresses.iter().map(ToString::to_string).collect(),
+            locality: locality("", zone),
+        };
+        encode(ResourceType::Workload, &message)
+    }
+
     /// `said`: what is said of all workloads of its namespace. None if nobody knows the workload, and no policy names it.
     pub(super) fn inbound(&self, name: &NamespacedName, said: Option<&Telemetry>) -> Option<Arc<Encoded>> {
         let serving = serving_of(self.index, name);
@@ -256,6 +337,13 @@ impl Context<'_> {
             let slot = ports.entry(one.port).or_insert(protocol);
             if *slot == v1::Protocol::Unspecified {
                 *slot = protocol;
+            }
+        }
+        if let Some(pod) = self.index.pod(name) {
+            for (port, protocol) in &mut ports {
+                if pod.is_opaque_at(*port) {
+                    *protocol = v1::Protocol::Tcp;
+                }
             }
         }
         let ports = ports.into_iter().map(|(port, protocol)| {
@@ -351,7 +439,7 @@ impl Context<'_> {
     }
 }
 
-/// What a workload serves; none if nobody knows of the workload.
+/// What a workload serves; none if nobody knows of the workload, or no proxy stands beside it.
 pub(super) fn serving_of(index: &Index, workload: &NamespacedName) -> Option<Vec<Serving>> {
     let mut all: Vec<Serving> = Vec::new();
     let mut known = false;
@@ -363,11 +451,37 @@ pub(super) fn serving_of(index: &Index, workload: &NamespacedName) -> Option<Vec
             port: *port,
         }));
     }
+    if index.is_bare(workload) {
+        return known.then_some(all);
+    }
+    if let Some(pod) = index.pod(workload) {
+        known = true;
+        all.extend(selected(index, pod));
+    }
     for slice in index.slices_of_workload(workload) {
         known = true;
-        all.extend(serving(index, slice));
+        for one in serving(index, slice) {
+            if !all.contains(&one) {
+                all.push(one);
+            }
+        }
     }
     known.then_some(all)
+}
+
+/// What a Pod serves by the Services that select it.
+fn selected(index: &Index, pod: &Pod) -> Vec<Serving> {
+    let ports = index.services_selecting(pod).flat_map(|service| {
+        service.ports.iter().filter_map(|port| {
+            let target = match &port.target {
+                TargetPort::Number(number) => Some(*number).filter(|number| *number > 0),
+                TargetPort::Named(name) => pod.port_called(name),
+            };
+            let service_port = Some(port.number);
+            Some(Serving { service: service.name.clone(), service_port, port: target? })
+        })
+    });
+    ports.collect()
 }
 
 fn serving(index: &Index, slice: &Slice) -> Vec<Serving> {

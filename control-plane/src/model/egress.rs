@@ -52,8 +52,12 @@ impl Context<'_> {
     pub(super) fn egress_of_workload(&self, name: &NamespacedName, shared: &Shared) -> Option<Arc<Encoded>> {
         let is_registered = self.index.registrations_of_workload(name).next().is_some();
         let registered = self.index.registrations_of_workload(name).flat_map(|known| known.services());
-        let listed = self.index.slices_of_workload(name).map(|slice| &slice.service);
-        let services: BTreeSet<&NamespacedName> = registered.chain(listed).collect();
+        // Nobody reads what a Pod without a proxy is told.
+        let is_bare = self.index.is_bare(name);
+        let listed = self.index.slices_of_workload(name).filter(|_| !is_bare).map(|slice| &slice.service);
+        let pods = self.index.pod(name).filter(|pod| pod.meshed).into_iter();
+        let selecting = pods.flat_map(|pod| self.index.services_selecting(pod)).map(|service| &service.name);
+        let services: BTreeSet<&NamespacedName> = registered.chain(listed).chain(selecting).collect();
         let own = services.into_iter().flat_map(|service| self.index.egress_of(service));
         let own = own.filter(|policy| policy.name.namespace == name.namespace);
         let own: BTreeSet<&NamespacedName> = own.map(|policy| &policy.name).collect();

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::ops::RangeInclusive;
 
 use tulle_api::PATTERNS;
 
@@ -10,13 +9,11 @@ use super::policies::Judge;
 use super::routes::{attach, beyond_patterns_of, clash, conflicts, resolve};
 use super::{Settings, policies};
 use crate::finding::{Finding, Notes, Origin};
-use crate::index::{Index, Stored};
+use crate::index::{Behind, Index, Stored};
 use crate::object::{
-    Filter, Identity, Kind, Mesh, NamespacedName, ObjectKey, Policy, PolicyTarget, Route, Service, Slice,
+    Filter, Identity, Kind, Mesh, NamespacedName, OWN_PORTS, ObjectKey, Policy, PolicyTarget, Route, Service,
+    Slice, SliceEndpoint,
 };
-
-/// Ports that an inbound proxy refuses as a destination: the proxy's own, and some to spare.
-const OWN_PORTS: RangeInclusive<u16> = 15_000..=15_090;
 
 /// Everything that does not fit, sorted.
 pub fn findings(index: &Index, settings: &Settings) -> Vec<Finding> {
@@ -128,8 +125,15 @@ fn slice(index: &Index, slice: &Slice) -> Notes {
             );
         }
     }
+    // Where no proxy stands, its ports are free: the control plane itself listens on some.
+    let is_bare = |one: &SliceEndpoint| match index.behind(one.workload.as_ref(), one.address) {
+        Behind::Pod(pod) => !pod.meshed,
+        Behind::Unknown => true,
+        Behind::Other => false,
+    };
+    let all_bare = !slice.endpoints.is_empty() && slice.endpoints.iter().all(is_bare);
     for (at, (_, number)) in slice.ports.iter().enumerate() {
-        if OWN_PORTS.contains(number) {
+        if OWN_PORTS.contains(number) && !all_bare {
             notes.warn(
                 format!("ports[{at}].port"),
                 format!(
@@ -139,7 +143,8 @@ fn slice(index: &Index, slice: &Slice) -> Notes {
             );
         }
     }
-    if slice.ports.is_empty() {
+    // A Service of UDP ports alone is none of the mesh's business.
+    if slice.ports.is_empty() && !service.ports.is_empty() {
         notes.error(
             "ports",
             "the slice has no TCP port, so nobody is sent to its endpoints",

@@ -16,6 +16,7 @@
 //!    now (xDS, "Subscribing to resources"), so the next that arrive are from that snapshot or a later one;
 //! 4. only then it accepts.
 
+mod access;
 mod build;
 mod egress;
 mod findings;
@@ -39,6 +40,7 @@ use bytes::Bytes;
 use prost::Message;
 use tulle_api::{MESH, ResourceType, v1};
 
+pub use self::access::access_statuses;
 pub use self::findings::findings;
 use self::history::History;
 pub use self::policies::{AncestorRef, AncestorStatus, PolicyStatus, policy_statuses};

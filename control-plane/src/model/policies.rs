@@ -1,7 +1,7 @@
 //! What GEP-713 says of the state of TrafficPolicies, RateLimitPolicies, FaultPolicies and TelemetryPolicies: conditions, for each target.
 //!
 //! Pure: follows from the index alone, so that `tulle check` shows what would be written to an API server. Says nothing of
-//! policies that are refused: an API server has none of them.
+//! policies that are refused, which only their source knows.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +12,7 @@ use super::patterns::{Carried, Extent, carried};
 use super::resilience::{Attached, Place, fields, fields_of_rule, requests_of, traffic_of};
 use super::status::Condition;
 use crate::finding::Notes;
-use crate::index::Index;
+use crate::index::{Behind, Index};
 use crate::kinds::Direction;
 use crate::object::{Kind, ObjectKey, Port, Protocol, Resilience, Rule, Says, Target};
 
@@ -30,6 +30,9 @@ pub struct PolicyStatus {
     pub name: String,
     /// In the order of `targetRefs`.
     pub ancestors: Vec<AncestorStatus>,
+    /// Of the policy that this is said of, where an API server counts them.
+    #[serde(skip)]
+    pub generation: Option<i64>,
 }
 
 /// The state of a policy at one of its targets.
@@ -257,6 +260,11 @@ fn uncounted(index: &Index, policy: &Resilience, target: &Target, notes: &mut No
     let service = &target.object.name;
     let slices = index.slices_of(service).filter(|slice| slice.identity.is_none());
     let endpoints = slices.flat_map(|slice| &slice.endpoints).filter(|endpoint| !endpoint.gone);
+    let endpoints = endpoints.filter(|one| match index.behind(one.workload.as_ref(), one.address) {
+        Behind::Pod(pod) => !pod.meshed,
+        Behind::Unknown => false,
+        Behind::Other => true,
+    });
     let mut bare: BTreeSet<_> = endpoints.map(|endpoint| endpoint.address).collect();
     for registration in index.registrations_of(service) {
         bare.remove(&registration.address);
@@ -312,6 +320,7 @@ impl<'i> Judge<'i> {
             namespace: policy.name.namespace.to_string(),
             name: policy.name.name.to_string(),
             ancestors: ancestors.collect(),
+            generation: policy.generation,
         }
     }
 

@@ -5,21 +5,26 @@
 //! once in [`COALESCE`], so a change that comes alone waits for nothing and a burst of them costs two rebuilds. A waiter learns
 //! when its change is published.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, watch};
 
-use super::{Model, Settings, findings};
+use super::{
+    Model, PolicyStatus, RouteStatus, Settings, access_statuses, findings, policy_statuses, route_statuses,
+};
 use crate::finding::{Finding, Severity};
 use crate::index::{Change, Dirty, Index, Registration, RegistrationId};
-use crate::object::{Kind, NamespacedName, ObjectKey};
+use crate::object::{Identity, Kind, NamespacedName, Object, ObjectKey, Pod};
 
 /// The least time between two publications; what changes meanwhile is published together.
 const COALESCE: Duration = Duration::from_millis(5);
+/// Everything is looked over for what is wrong with it: so many times longer than that takes is the time after it, so that a
+/// cluster in which endpoints come and go all the time costs a twentieth of a core for it at most.
+const REST: u32 = 19;
 
 /// How many findings of one file are logged at once, of errors and of warnings each: a file that is no configuration has one for each
 /// of its documents, and must not fill the disk with them.
@@ -30,13 +35,21 @@ const LOGGED: usize = 50;
 pub struct Publisher {
     settings: Settings,
     state: Mutex<State>,
+    /// What the pods of a cluster run as. Apart, since every stream that begins asks: the rest is locked for as long as models are made of it.
+    accounts: RwLock<BTreeMap<NamespacedName, Box<str>>>,
     changed: Notify,
     model: watch::Sender<Arc<Model>>,
     /// How often Services have changed, or may have.
     services: watch::Sender<u64>,
+    /// The namespaces that have a Pod with a proxy.
+    meshed: watch::Sender<BTreeSet<Arc<str>>>,
     findings: watch::Sender<Arc<[Finding]>>,
+    /// How often what is said of routes and policies has changed, or may have.
+    judged: watch::Sender<u64>,
     /// The number of the newest change that the published model holds.
     published: watch::Sender<u64>,
+    /// The same of the findings.
+    looked_over: watch::Sender<u64>,
 }
 
 #[derive(Debug)]
@@ -46,8 +59,10 @@ struct State {
     changes: u64,
     /// When the oldest change came that is not published.
     waiting_since: Option<Instant>,
-    /// Whether objects have changed, and not only registrations.
+    /// Whether what is found wrong may have changed.
     objects_changed: bool,
+    /// Until then nobody looks for it.
+    rests_until: Option<Instant>,
     source_findings: Vec<Finding>,
 }
 
@@ -78,20 +93,28 @@ impl Publisher {
         let model = Arc::new(Model::build(&index, settings.clone()));
         let all = gather(&index, &settings, &found);
         log(&[], &all);
+        let meshed = index.meshed_namespaces().cloned().collect();
+        let accounts =
+            index.pods().filter_map(|pod| Some((pod.name.clone(), Box::<str>::from(account(pod)?))));
         Arc::new(Self {
+            accounts: RwLock::new(accounts.collect()),
             state: Mutex::new(State {
                 index,
                 changes: 0,
                 waiting_since: None,
                 objects_changed: false,
+                rests_until: None,
                 source_findings: found,
             }),
             settings,
             changed: Notify::new(),
             model: watch::Sender::new(model),
             services: watch::Sender::new(0),
+            meshed: watch::Sender::new(meshed),
             findings: watch::Sender::new(all),
+            judged: watch::Sender::new(0),
             published: watch::Sender::new(0),
+            looked_over: watch::Sender::new(0),
         })
     }
 
@@ -105,6 +128,11 @@ impl Publisher {
         self.services.subscribe()
     }
 
+    /// The namespaces that have a Pod with a proxy, labelled or not.
+    pub fn meshed_namespaces(&self) -> watch::Receiver<BTreeSet<Arc<str>>> {
+        self.meshed.subscribe()
+    }
+
     /// The newest snapshot.
     pub fn model(&self) -> Arc<Model> {
         self.model.borrow().clone()
@@ -113,6 +141,29 @@ impl Publisher {
     /// What is wrong with what people wrote, sorted.
     pub fn findings(&self) -> watch::Receiver<Arc<[Finding]>> {
         self.findings.subscribe()
+    }
+
+    /// Changes whenever what [`Publisher::judgements`] says may have.
+    pub fn judged(&self) -> watch::Receiver<u64> {
+        self.judged.subscribe()
+    }
+
+    /// What has become of each route and policy that is not refused.
+    pub fn judgements(&self) -> (Vec<RouteStatus>, Vec<PolicyStatus>) {
+        let state = self.state.lock();
+        let mut policies = policy_statuses(&state.index);
+        policies.extend(access_statuses(&state.index));
+        (route_statuses(&state.index), policies)
+    }
+
+    /// What a pod runs as; `None`: no such pod is known.
+    pub fn service_account_of(&self, pod: &NamespacedName) -> Option<String> {
+        self.accounts.read().get(pod).map(|account| account.to_string())
+    }
+
+    /// Of the Pods without a proxy those that are `wanted`.
+    pub fn bare_pods(&self, wanted: impl Fn(&Pod) -> bool) -> Vec<Pod> {
+        self.state.lock().index.bare_pods().filter(|pod| wanted(pod)).cloned().collect()
     }
 
     /// How many objects there are by kind and by the worst that is found wrong with each: `error`, `warning` or `ok`. One that could not
@@ -146,10 +197,43 @@ impl Publisher {
     /// Takes in a source's changes, and everything that it now finds wrong.
     pub fn apply(&self, changes: Vec<Change>, found: Vec<Finding>) {
         self.update(|state| {
-            state.index.change(changes);
+            self.note_accounts(&changes);
+            let changed = state.index.change(changes);
+            state.objects_changed |= changed || state.source_findings != found;
             state.source_findings = found;
-            state.objects_changed = true;
         });
+    }
+
+    /// As [`apply`](Self::apply), where it finds wrong what it found before.
+    pub fn change(&self, changes: Vec<Change>) {
+        self.update(|state| {
+            self.note_accounts(&changes);
+            state.objects_changed |= state.index.change(changes);
+        });
+    }
+
+    fn note_accounts(&self, changes: &[Change]) {
+        let of_pods = |change: &&Change| match change {
+            Change::Apply(object, _) => matches!(**object, Object::Pod(_)),
+            Change::Delete(key) => key.kind == Kind::Pod,
+        };
+        let mut changes = changes.iter().filter(of_pods).peekable();
+        if changes.peek().is_none() {
+            return;
+        }
+        let mut accounts = self.accounts.write();
+        for change in changes {
+            match change {
+                Change::Apply(object, _) => {
+                    let Object::Pod(pod) = &**object else { continue };
+                    match account(pod) {
+                        Some(account) => drop(accounts.insert(pod.name.clone(), account.into())),
+                        None => drop(accounts.remove(&pod.name)),
+                    }
+                }
+                Change::Delete(key) => drop(accounts.remove(&key.name)),
+            }
+        }
     }
 
     /// Sets the DER certificates that vouch for a trust domain.
@@ -188,28 +272,44 @@ impl Publisher {
         self.update(|state| state.index.unregister(id));
     }
 
+    /// What a Service calls its port of that number, which may be empty; `None`: there is no such port.
+    pub fn port_name(&self, service: &NamespacedName, number: u16) -> Option<String> {
+        let state = self.state.lock();
+        state.index.service(service)?.port(number).map(|port| port.name.to_string())
+    }
+
     /// The services of a registration that do not exist (yet), or lack the port (`<name>:<port>`).
     pub fn pending(&self, registration: &Registration) -> Vec<String> {
         pending(&self.state.lock().index, &registration.ports)
     }
 
-    /// Returns once everything taken in so far is published.
+    /// Returns once everything taken in so far is published, what is wrong with it too.
     pub async fn settle(&self) {
         let number = self.state.lock().changes;
         self.wait_for(number).await;
+        let mut looked_over = self.looked_over.subscribe();
+        // The sender lives in self, so this ends only when the number is reached.
+        let _closed = looked_over.wait_for(|reached| *reached >= number).await;
     }
 
     /// Publishes what changes, until it is dropped.
     pub async fn run(&self) {
+        let mut owed: Option<Instant> = None;
         loop {
-            self.changed.notified().await;
-            self.publish();
+            match owed {
+                None => self.changed.notified().await,
+                Some(at) => {
+                    // Whichever comes first.
+                    let _late = tokio::time::timeout_at(at.into(), self.changed.notified()).await;
+                }
+            }
+            owed = self.publish();
             tokio::time::sleep(COALESCE).await;
         }
     }
 
-    /// Publishes what has changed, now.
-    pub fn publish(&self) {
+    /// Publishes what has changed, now. Some: what is found wrong is not, and this is to be called again then.
+    pub fn publish(&self) -> Option<Instant> {
         let mut state = self.state.lock();
         let dirty: Dirty = state.index.take_dirty();
         if !dirty.is_empty() {
@@ -226,13 +326,27 @@ impl Publisher {
             if dirty.all || !dirty.services.is_empty() {
                 self.services.send_modify(|times| *times += 1);
             }
+            if dirty.all || !dirty.workloads.is_empty() {
+                self.meshed.send_if_modified(|known| {
+                    let differs = !known.iter().eq(state.index.meshed_namespaces());
+                    if differs {
+                        *known = state.index.meshed_namespaces().cloned().collect();
+                    }
+                    differs
+                });
+            }
         }
         state.waiting_since = None;
         let number = state.changes;
         // What policies come to depends on who is registered; nothing else that can be found wrong does.
         let others = !dirty.workloads.is_empty() && state.index.resilience().next().is_some();
-        if std::mem::take(&mut state.objects_changed) || others {
+        state.objects_changed |= others;
+        let owed = state.rests_until.filter(|until| state.objects_changed && *until > Instant::now());
+        if owed.is_none() && std::mem::take(&mut state.objects_changed) {
+            let began = Instant::now();
+            self.judged.send_modify(|times| *times += 1);
             let all = gather(&state.index, &self.settings, &state.source_findings);
+            state.rests_until = Some(began + began.elapsed() * (1 + REST));
             let before = self.findings.borrow().clone();
             if before != all {
                 log(&before, &all);
@@ -240,11 +354,16 @@ impl Publisher {
             }
         }
         drop(state);
-        self.published.send_if_modified(|reached| {
+        let reach = |reached: &mut u64| {
             let later = number > *reached;
             *reached = number.max(*reached);
             later
-        });
+        };
+        self.published.send_if_modified(reach);
+        if owed.is_none() {
+            self.looked_over.send_if_modified(reach);
+        }
+        owed
     }
 
     fn update(&self, change: impl FnOnce(&mut State)) {
@@ -270,6 +389,14 @@ impl State {
     fn change(&mut self) {
         self.changes += 1;
         self.waiting_since.get_or_insert_with(Instant::now);
+    }
+}
+
+/// What a pod runs as.
+fn account(pod: &Pod) -> Option<&str> {
+    match &pod.identity {
+        Identity::ServiceAccount { name, .. } => Some(name),
+        Identity::Spiffe(_) => None,
     }
 }
 

@@ -446,6 +446,13 @@ pub(super) fn resolve(index: &Index, route: &Route, backend: &Backend) -> Result
             hint: "write the Service, or correct the reference",
         });
     };
+    if let Some(external) = &service.external_name {
+        return Err(Unresolved {
+            reason: "BackendNotFound",
+            message: format!("Service {name} is another name for `{external}`, to which no route leads"),
+            hint: "refer to a Service that has endpoints",
+        });
+    }
     if service.port(backend.port).is_none() {
         return Err(Unresolved {
             reason: "BackendNotFound",

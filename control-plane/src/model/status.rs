@@ -1,7 +1,7 @@
 //! What the Gateway API says of the state of routes: conditions, for each parent that is a Service.
 //!
 //! Pure: follows from the index alone, so that `tulle check` shows what would be written to an API server. Says nothing of
-//! routes that are refused: an API server has none of them.
+//! routes that are refused, which only their source knows.
 
 use serde::Serialize;
 
@@ -20,6 +20,9 @@ pub struct RouteStatus {
     pub name: String,
     /// In the order of `parentRefs`, without those that are no Services.
     pub parents: Vec<ParentStatus>,
+    /// Of the route that this is said of, where an API server counts them.
+    #[serde(skip)]
+    pub generation: Option<i64>,
 }
 
 /// The state of a route at one of its parents.
@@ -93,6 +96,7 @@ fn of_route(index: &Index, route: &Route) -> RouteStatus {
         namespace: route.name.namespace.to_string(),
         name: route.name.name.to_string(),
         parents: parents.collect(),
+        generation: route.generation,
     }
 }
 

@@ -16,6 +16,8 @@ use crate::kinds::{self, EgressAction, PolicyTargetRef};
 pub struct Egress {
     /// Its own name; it is for workloads of its namespace.
     pub name: NamespacedName,
+    /// Of the spec that this is, where an API server counts them.
+    pub generation: Option<i64>,
     /// Services in its namespace, each once: it is for the workloads behind them. None: for every workload.
     pub targets: Vec<PolicyTarget>,
     /// What becomes of destinations that no rule describes; none: the policy does not say.
@@ -58,6 +60,7 @@ impl Egress {
             targets: read_targets(&name, &spec.target_refs, notes),
             action: spec.action,
             rules: read_rules(&spec.rules, notes),
+            generation: object.metadata.generation,
             name,
         }
     }
@@ -77,6 +80,7 @@ impl Egress {
             targets: read_targets(&name, target_refs, &mut Notes::default()),
             action: None,
             rules: vec![rule],
+            generation: None,
             name,
         }
     }

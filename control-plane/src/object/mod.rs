@@ -6,6 +6,7 @@
 
 mod egress;
 mod mesh;
+mod pod;
 mod policy;
 mod resilience;
 mod route;
@@ -13,6 +14,7 @@ mod service;
 mod slice;
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use gateway_api::experimental::grpcroutes::GrpcRoute;
@@ -26,6 +28,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 pub use self::egress::{Egress, EgressRule};
 pub use self::mesh::{DEFAULT_TRUST_DOMAIN, Mesh};
+pub use self::pod::{INJECTED, PROXY_CONTAINER, Pod, PodForm, SKIP_INBOUND_PORTS};
 pub(crate) use self::policy::foreign;
 pub use self::policy::{Identity, Policy, PolicyTarget, Rule as PolicyRule};
 pub use self::resilience::{Limit, Resilience, Says, Target, Telemetry, zones_by_default};
@@ -34,7 +37,7 @@ pub use self::route::{
     PathMatch, PathModifier, Redirect, Retry, Rewrite, Route, RouteKind, Rule, SessionPersistence,
     ValueMatch, ValuePattern,
 };
-pub use self::service::{Port, Protocol, Service};
+pub use self::service::{Port, Protocol, Service, TargetPort};
 pub use self::slice::{Slice, SliceEndpoint};
 
 use crate::finding::Notes;
@@ -83,6 +86,8 @@ pub enum Kind {
     TelemetryPolicy,
     /// `policy.tulle.dev/v1alpha1` Mesh.
     Mesh,
+    /// `v1` Pod: in a cluster only; no folder has any.
+    Pod,
     /// A workload: not read, but what policies are attached to, by the name by which its proxy calls itself.
     Workload,
     /// The workloads of a namespace, likewise.
@@ -117,6 +122,8 @@ pub enum Object {
     Resilience(Resilience),
     /// The Mesh.
     Mesh(Mesh),
+    /// A Pod.
+    Pod(Pod),
 }
 
 // === impl NamespacedName ===
@@ -154,7 +161,7 @@ impl fmt::Display for NamespacedName {
 
 impl Kind {
     /// Every kind that is read.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Service,
         Self::EndpointSlice,
         Self::HttpRoute,
@@ -169,6 +176,7 @@ impl Kind {
         Self::FaultPolicy,
         Self::TelemetryPolicy,
         Self::Mesh,
+        Self::Pod,
     ];
 
     /// As written in `kind:`.
@@ -188,6 +196,7 @@ impl Kind {
             Self::FaultPolicy => "FaultPolicy",
             Self::TelemetryPolicy => "TelemetryPolicy",
             Self::Mesh => "Mesh",
+            Self::Pod => "Pod",
             Self::Workload => "Workload",
             Self::Namespace => "Namespace",
         }
@@ -312,6 +321,11 @@ impl Object {
         finish(Self::Mesh(read), &object.metadata, notes)
     }
 
+    /// Reads a Pod, of which nothing is refused.
+    pub fn pod(form: &PodForm, notes: &mut Notes) -> Option<Self> {
+        Some(Self::Pod(Pod::read(form, notes)))
+    }
+
     /// What it is and what it is called.
     pub fn key(&self) -> ObjectKey {
         let (kind, name) = match self {
@@ -323,6 +337,7 @@ impl Object {
             Self::EgressPolicy(object) => (Kind::EgressPolicy, &object.name),
             Self::Resilience(object) => (object.kind, &object.name),
             Self::Mesh(object) => (Kind::Mesh, &object.name),
+            Self::Pod(object) => (Kind::Pod, &object.name),
         };
         ObjectKey { kind, name: name.clone() }
     }
@@ -334,6 +349,9 @@ pub const IDENTITY: &str = "tulle.dev/identity";
 pub const WEIGHT: &str = "tulle.dev/weight";
 /// The annotation that lists ports whose bytes are not looked into.
 pub const OPAQUE_PORTS: &str = "config.tulle.dev/opaque-ports";
+
+/// Ports that an inbound proxy refuses as a destination: the proxy's own, and some to spare. Connections to them are not led to it.
+pub const OWN_PORTS: RangeInclusive<u16> = tulle_api::PROXY_PORTS;
 
 /// Annotations and labels of ours, on any object; those for pods are told elsewhere.
 const KNOWN_KEYS: [&str; 4] = [IDENTITY, OPAQUE_PORTS, WEIGHT, "tulle.dev/inject"];

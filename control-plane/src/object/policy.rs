@@ -13,6 +13,8 @@ use crate::kinds::{self, PolicyTargetRef};
 pub struct Policy {
     /// Its own name; targets share its namespace.
     pub name: NamespacedName,
+    /// Of the spec that this is, where an API server counts them.
+    pub generation: Option<i64>,
     /// Names of Services in the policy's namespace, each once.
     pub targets: Vec<PolicyTarget>,
     /// None: nobody is allowed.
@@ -96,6 +98,7 @@ impl Policy {
         Self {
             targets: read_targets(&name, &object.spec.target_refs, notes),
             rules: read_rules(&object.spec.rules, notes),
+            generation: object.metadata.generation,
             name,
         }
     }
@@ -106,6 +109,7 @@ impl Policy {
         Self {
             targets: read_targets(&name, target_refs, &mut Notes::default()),
             rules: vec![Rule { name: "unreadable".to_owned(), ports: Vec::new(), identities: Vec::new() }],
+            generation: None,
             name,
         }
     }

@@ -50,6 +50,8 @@ pub struct Resilience {
     pub name: NamespacedName,
     /// Seconds since 1970; none (newest of all) unless the object says.
     pub created: Option<i64>,
+    /// Of the spec that this is, where an API server counts them.
+    pub generation: Option<i64>,
     /// Each once.
     pub targets: Vec<Target>,
     /// What holds there.
@@ -133,7 +135,8 @@ impl Resilience {
         let name = NamespacedName::of(metadata);
         let targets = read_targets(&name, refs, notes);
         let says = says(&name, &targets, notes);
-        let policy = Self { kind, created: created(metadata), targets, says, name };
+        let generation = metadata.generation;
+        let policy = Self { kind, created: created(metadata), generation, targets, says, name };
         policy.check_routes(notes);
         policy
     }

@@ -4,9 +4,10 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use tulle_api::v1;
 
-use super::{NamespacedName, OPAQUE_PORTS, port};
+use super::{NamespacedName, OPAQUE_PORTS, Pod, port};
 use crate::finding::Notes;
 
 /// A Service, read.
@@ -24,6 +25,10 @@ pub struct Service {
     pub publish_not_ready: bool,
     /// `sessionAffinity: ClientIP`.
     pub client_ip_affinity: bool,
+    /// The labels of the Pods behind it, sorted; none: nobody is told by labels.
+    pub selector: Vec<(Box<str>, Box<str>)>,
+    /// `type: ExternalName`: another name for this one, which DNS follows; it has no endpoints.
+    pub external_name: Option<String>,
     /// `trafficDistribution: PreferSameZone`, or `PreferClose`, which is the same; for `PreferSameNode` the nearest that there is.
     pub prefers_zone: bool,
 }
@@ -37,13 +42,21 @@ pub struct Port {
     pub name: String,
     /// What is spoken there.
     pub protocol: Protocol,
+    /// Where its Pods answer.
+    pub target: TargetPort,
+}
+
+/// The port of a Pod that a Service's port leads to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TargetPort {
+    /// This one.
+    Number(u16),
+    /// The one that the Pod calls so.
+    Named(Box<str>),
 }
 
 /// What a port speaks, as far as it is declared.
 pub type Protocol = v1::Protocol;
-
-/// Ports of protocols in which the server speaks first, or that are not HTTP for sure.
-const DEFAULT_OPAQUE_PORTS: [u16; 8] = [25, 587, 3306, 4444, 5432, 6379, 9300, 11211];
 
 // === impl Service ===
 
@@ -51,28 +64,33 @@ impl Service {
     pub(super) fn read(object: &core::Service, notes: &mut Notes) -> Self {
         let default = core::ServiceSpec::default();
         let spec = object.spec.as_ref().unwrap_or(&default);
-        if spec.type_.as_deref() == Some("ExternalName") {
-            notes.refuse(
-                "spec.type",
-                "`ExternalName` is not supported yet; the Service is not served",
-                "call the external name itself",
-            );
-        }
         let opaque = object
             .metadata
             .annotations
             .as_ref()
             .and_then(|annotations| annotations.get(OPAQUE_PORTS))
-            .map(|text| read_port_list(text, notes));
+            .map(|text| read_port_list(OPAQUE_PORTS, text, notes));
+        let external_name =
+            spec.external_name.clone().filter(|_| spec.type_.as_deref() == Some("ExternalName"));
+        let selector = spec.selector.iter().flatten().filter(|_| external_name.is_none());
         Self {
             name: NamespacedName::of(&object.metadata),
             addresses: read_addresses(spec, notes),
-            headless: spec.cluster_ip.as_deref() == Some("None"),
+            headless: spec.cluster_ip.as_deref() == Some("None") || external_name.is_some(),
+            selector: selector.map(|(key, value)| (key.as_str().into(), value.as_str().into())).collect(),
+            external_name,
             ports: read_ports(spec, opaque.as_deref(), notes),
             client_ip_affinity: spec.session_affinity.as_deref() == Some("ClientIP"),
             prefers_zone: read_distribution(spec, notes),
             publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
         }
+    }
+
+    /// Whether a Pod's labels are those that it selects.
+    pub fn selects(&self, pod: &Pod) -> bool {
+        !self.selector.is_empty()
+            && self.name.namespace == pod.name.namespace
+            && self.selector.iter().all(|(key, value)| pod.label(key) == Some(value))
     }
 
     /// The port of that number, if it has one.
@@ -167,10 +185,20 @@ fn read_ports(
                 notes.refuse(format!("{at}.name"), format!("two ports are called `{name}`"), "rename one");
             }
         }
-        ports.push(Port { protocol: protocol(&at, number, entry, opaque, notes), number, name });
+        let protocol = protocol(&at, number, entry, opaque, notes);
+        ports.push(Port { protocol, number, name, target: target(entry, number) });
     }
     ports.sort_unstable_by_key(|port| port.number);
     ports
+}
+
+/// The port itself unless another is written. A number that is no port leads nowhere, as in Kubernetes.
+fn target(port: &core::ServicePort, number: u16) -> TargetPort {
+    match &port.target_port {
+        None | Some(IntOrString::Int(0)) => TargetPort::Number(number),
+        Some(IntOrString::Int(target)) => TargetPort::Number(u16::try_from(*target).unwrap_or_default()),
+        Some(IntOrString::String(name)) => TargetPort::Named(name.as_str().into()),
+    }
 }
 
 /// The most explicit wins: our annotation, `appProtocol`, the name's prefix, well-known opaque ports.
@@ -199,7 +227,9 @@ fn protocol(
         return declared;
     }
     // An annotation replaces the well-known ports, so that one of them can be looked into.
-    if opaque.is_none() && DEFAULT_OPAQUE_PORTS.contains(&number) {
+    let is_well_known =
+        |number: u16| tulle_api::OPAQUE_PORTS.split(',').any(|port| port.parse::<u16>() == Ok(number));
+    if opaque.is_none() && is_well_known(number) {
         return Protocol::Tcp;
     }
     Protocol::Unspecified
@@ -217,15 +247,19 @@ fn by_name(text: &str) -> Option<Protocol> {
     })
 }
 
-/// `4222,6379-6380`. What cannot be read is told and left out; the rest counts.
-fn read_port_list(text: &str, notes: &mut Notes) -> Vec<RangeInclusive<u16>> {
+/// `4222,6379-6380` or `none`, of the annotation `key`. What cannot be read is told and left out; the rest counts.
+pub(super) fn read_port_list(key: &str, text: &str, notes: &mut Notes) -> Vec<RangeInclusive<u16>> {
     let mut ranges = Vec::new();
+    // As the injector and the proxy take it.
+    if text.trim() == "none" {
+        return ranges;
+    }
     for item in text.split(',').map(str::trim).filter(|item| !item.is_empty()) {
         let (first, last) = item.split_once('-').unwrap_or((item, item));
         match (first.trim().parse::<u16>(), last.trim().parse::<u16>()) {
             (Ok(first), Ok(last)) if 0 < first && first <= last => ranges.push(first..=last),
             _ => notes.error(
-                format!("metadata.annotations[\"{OPAQUE_PORTS}\"]"),
+                format!("metadata.annotations[\"{key}\"]"),
                 format!("`{item}` is neither a port nor a range of ports; it is left out"),
                 "a list of ports and ranges, such as `4222,6379-6380`",
             ),

@@ -39,7 +39,7 @@ pub struct SliceEndpoint {
     pub zone: String,
     /// May be picked.
     pub ready: bool,
-    /// Going away, and no longer answering.
+    /// Said not to answer: nothing is sent there, whoever else is not ready.
     pub gone: bool,
 }
 
@@ -152,6 +152,9 @@ fn read_endpoints(
         let ready = conditions.ready.unwrap_or(true);
         let serving = conditions.serving.unwrap_or(ready);
         let terminating = conditions.terminating.unwrap_or(false);
+        // Kubernetes falls back to those that go away and still serve, and to no others: a Pod that has not started yet, or fails its probe, is
+        // written as not serving. Where `publishNotReadyAddresses` wants it all the same, it is written as ready.
+        let gone = !serving && (terminating || (!ready && conditions.serving.is_some()));
         let workload = read_workload(slice, endpoint, &format!("endpoints[{index}].targetRef"), notes);
         for (at, text) in endpoint.addresses.iter().enumerate() {
             let parsed = text.parse::<IpAddr>().ok();
@@ -170,7 +173,7 @@ fn read_endpoints(
                 workload: workload.clone(),
                 zone: endpoint.zone.clone().unwrap_or_default(),
                 ready: ready && !terminating,
-                gone: terminating && !serving,
+                gone,
             });
         }
     }
@@ -197,4 +200,35 @@ fn read_workload(
         "a Pod's name and namespace are small letters, digits and `-`",
     );
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_is_not_ready_and_does_not_serve_is_no_stand_by() {
+        for (conditions, ready, gone) in [
+            (json!({}), true, false),
+            (json!({"ready": true, "serving": true, "terminating": false}), true, false),
+            // As the controller writes a Pod that is not ready, one that goes away and still answers, and one that does not any more.
+            (json!({"ready": false, "serving": false, "terminating": false}), false, true),
+            (json!({"ready": false, "serving": true, "terminating": true}), false, false),
+            (json!({"ready": false, "serving": false, "terminating": true}), false, true),
+            // And one that is not ready, of a Service with `publishNotReadyAddresses`.
+            (json!({"ready": true, "serving": false, "terminating": false}), true, false),
+            // As people write them.
+            (json!({"ready": false}), false, false),
+        ] {
+            let slice = json!({
+                "metadata": {"name": "a", "labels": {(SERVICE_NAME): "a"}}, "addressType": "IPv4", "ports": [],
+                "endpoints": [{"addresses": ["10.0.0.1"], "conditions": conditions}],
+            });
+            let object: discovery::EndpointSlice = serde_json::from_value(slice).unwrap();
+            let read = Slice::read(&object, &mut Notes::default());
+            assert_eq!((read.endpoints[0].ready, read.endpoints[0].gone), (ready, gone), "{conditions}");
+        }
+    }
 }

@@ -23,7 +23,7 @@ impl Setup {
         let registrations = Arc::new(Registrations::open(
             Arc::clone(&publisher),
             Box::new(permit),
-            folder,
+            Some(folder),
             Metrics::new().unwrap(),
             Duration::from_secs(30),
         ));

@@ -15,7 +15,7 @@ use crate::kinds::{
     TrafficPolicy,
 };
 use crate::object::{
-    DEFAULT_NAMESPACE, Egress, Kind, NamespacedName, Object, ObjectKey, Policy, foreign, is_label,
+    DEFAULT_NAMESPACE, Egress, Kind, NamespacedName, Object, ObjectKey, PodForm, Policy, foreign, is_label,
     is_subdomain,
 };
 
@@ -48,6 +48,59 @@ pub(super) enum Content {
     },
     /// A version that is not read, of a kind that is; what was of that name in the file before stays.
     Unknown,
+}
+
+/// One object of an API server, which says of what kind it is by where it is.
+#[derive(Debug)]
+pub(super) struct Decoded {
+    pub(super) key: ObjectKey,
+    pub(super) content: Content,
+    pub(super) notes: Vec<Note>,
+}
+
+/// What is said of a field that no type names.
+const UNKNOWN_FIELD: &str = "this field is not known and is ignored";
+
+/// Reads an object of an API server.
+///
+/// # Errors
+/// It is not even known what it is called.
+pub(super) fn decode_object(kind: Kind, mut value: Value) -> Result<Decoded, Note> {
+    let key = name(&value, kind).map_err(Unnamed::note)?;
+    // Who wrote which field: mostly longer than all the rest.
+    if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
+        metadata.remove("managedFields");
+    }
+    let (content, notes) = read(kind, &key, value);
+    let mut notes = notes.into_inner();
+    if matches!(kind, Kind::Service | Kind::EndpointSlice) {
+        // No slip of a pen: the API server knows it, and is newer than this.
+        notes.retain(|note| note.message != UNKNOWN_FIELD);
+    }
+    Ok(Decoded { key, content, notes })
+}
+
+/// Reads a Pod of an API server.
+///
+/// # Errors
+/// It is not even known what it is called.
+pub(super) fn decode_pod(form: &PodForm) -> Result<Decoded, Note> {
+    let name = form.name();
+    if !is_label(&name.namespace) || !is_subdomain(&name.name) {
+        let field = if is_label(&name.namespace) { "metadata.name" } else { "metadata.namespace" };
+        return Err(Unnamed {
+            field,
+            message: format!("`{name}` cannot be a Pod; it is left out"),
+            hint: "",
+        }
+        .note());
+    }
+    let mut notes = Notes::default();
+    let content = match Object::pod(form, &mut notes) {
+        Some(object) => Content::Good(object),
+        None => Content::Refused { fallback: None },
+    };
+    Ok(Decoded { key: ObjectKey { kind: Kind::Pod, name }, content, notes: notes.into_inner() })
 }
 
 /// Reads a file's text.
@@ -171,36 +224,13 @@ impl Decoder {
 
     /// What the object is called; none, told, if it cannot be called that.
     fn name(&mut self, value: &Value, kind: Kind, origin: &Origin) -> Option<ObjectKey> {
-        let metadata = value.get("metadata");
-        let text = |field: &str| match metadata.and_then(|metadata| metadata.get(field)) {
-            None | Some(Value::Null) => Some(None),
-            Some(Value::String(text)) => Some(Some(text.as_str())),
-            Some(_) => None,
-        };
-        let Some(Some(name)) = text("name").filter(|name| name.is_some_and(|n| !n.is_empty())) else {
-            let message = format!("this {kind} has no name (it must be text); it is left out");
-            self.unreadable(origin, "metadata.name", message, "write `metadata: {name: …}`");
-            return None;
-        };
-        let namespace = match text("namespace") {
-            _ if !kind.is_namespaced() => Some(""),
-            Some(namespace) => Some(namespace.unwrap_or(DEFAULT_NAMESPACE)).filter(|n| is_label(n)),
-            None => None,
-        };
-        let Some(namespace) = namespace else {
-            let message = format!("the namespace of {kind} `{name}` cannot be one; it is left out");
-            let hint = "lower case letters, digits and `-`, at most 63";
-            self.unreadable(origin, "metadata.namespace", message, hint);
-            return None;
-        };
-        let valid = if kind == Kind::Service { is_label(name) } else { is_subdomain(name) };
-        if !valid {
-            let message = format!("`{name}` cannot be the name of a {kind}; it is left out");
-            let hint = "lower case letters, digits and `-`";
-            self.unreadable(origin, "metadata.name", message, hint);
-            return None;
+        match name(value, kind) {
+            Ok(key) => Some(key),
+            Err(Unnamed { field, message, hint }) => {
+                self.unreadable(origin, field, message, hint);
+                None
+            }
         }
-        Some(ObjectKey { kind, name: NamespacedName::new(namespace, name) })
     }
 
     fn unknown(&mut self, value: &Value, version: &str, kind: &str, known: Option<Kind>, origin: Origin) {
@@ -210,7 +240,11 @@ impl Decoder {
                 let versions = versions(known).join("` or `");
                 (field, format!("`{known}` is read, as `{versions}`"))
             }
-            None => ("kind", format!("read are: {}", Kind::ALL.map(Kind::as_str).join(", "))),
+            None => {
+                let read = Kind::ALL.into_iter().filter(|kind| !versions(*kind).is_empty());
+                let read: Vec<&str> = read.map(Kind::as_str).collect();
+                ("kind", format!("read are: {}", read.join(", ")))
+            }
         };
         let note = Note {
             severity: Severity::Warning,
@@ -248,8 +282,66 @@ impl Decoder {
     }
 }
 
-/// The versions in which a kind is read; they are alike in all that is read.
-fn versions(kind: Kind) -> &'static [&'static str] {
+/// Why it is not known what an object is called.
+struct Unnamed {
+    field: &'static str,
+    message: String,
+    hint: &'static str,
+}
+
+// === impl Unnamed ===
+
+impl Unnamed {
+    fn note(self) -> Note {
+        Note {
+            severity: Severity::Error,
+            field: self.field.to_owned(),
+            message: self.message,
+            hint: (!self.hint.is_empty()).then(|| self.hint.to_owned()),
+        }
+    }
+}
+
+/// What an object is called, if it can be called that.
+fn name(value: &Value, kind: Kind) -> Result<ObjectKey, Unnamed> {
+    let metadata = value.get("metadata");
+    let text = |field: &str| match metadata.and_then(|metadata| metadata.get(field)) {
+        None | Some(Value::Null) => Some(None),
+        Some(Value::String(text)) => Some(Some(text.as_str())),
+        Some(_) => None,
+    };
+    let Some(Some(name)) = text("name").filter(|name| name.is_some_and(|n| !n.is_empty())) else {
+        return Err(Unnamed {
+            field: "metadata.name",
+            message: format!("this {kind} has no name (it must be text); it is left out"),
+            hint: "write `metadata: {name: …}`",
+        });
+    };
+    let namespace = match text("namespace") {
+        _ if !kind.is_namespaced() => Some(""),
+        Some(namespace) => Some(namespace.unwrap_or(DEFAULT_NAMESPACE)).filter(|n| is_label(n)),
+        None => None,
+    };
+    let Some(namespace) = namespace else {
+        return Err(Unnamed {
+            field: "metadata.namespace",
+            message: format!("the namespace of {kind} `{name}` cannot be one; it is left out"),
+            hint: "lower case letters, digits and `-`, at most 63",
+        });
+    };
+    let valid = if kind == Kind::Service { is_label(name) } else { is_subdomain(name) };
+    if !valid {
+        return Err(Unnamed {
+            field: "metadata.name",
+            message: format!("`{name}` cannot be the name of a {kind}; it is left out"),
+            hint: "lower case letters, digits and `-`",
+        });
+    }
+    Ok(ObjectKey { kind, name: NamespacedName::new(namespace, name) })
+}
+
+/// The versions in which a kind is read; they are alike in all that is read. None: it is not read from text.
+pub(crate) fn versions(kind: Kind) -> &'static [&'static str] {
     match kind {
         Kind::Service => &["v1"],
         Kind::EndpointSlice => &["discovery.k8s.io/v1"],
@@ -270,7 +362,7 @@ fn versions(kind: Kind) -> &'static [&'static str] {
         | Kind::FaultPolicy
         | Kind::TelemetryPolicy
         | Kind::Mesh => &["policy.tulle.dev/v1alpha1"],
-        Kind::Workload | Kind::Namespace => &[],
+        Kind::Pod | Kind::Workload | Kind::Namespace => &[],
     }
 }
 
@@ -324,7 +416,7 @@ fn read(kind: Kind, key: &ObjectKey, mut value: Value) -> (Content, Notes) {
         }
         Kind::Mesh => typed::<Mesh>(value, &mut notes).and_then(|v| Object::mesh(&v, &mut notes)),
         // Nobody writes these.
-        Kind::Workload | Kind::Namespace => None,
+        Kind::Pod | Kind::Workload | Kind::Namespace => None,
     };
     let content = match object {
         Some(object) => Content::Good(object),
@@ -392,11 +484,7 @@ const ENVELOPE: [&str; 2] = ["apiVersion", "kind"];
 fn typed<T: DeserializeOwned>(value: Value, notes: &mut Notes) -> Option<T> {
     let (read, unknown) = strict::read(value);
     for field in unknown.into_iter().filter(|field| !ENVELOPE.contains(&field.as_str())) {
-        notes.warn(
-            field,
-            "this field is not known and is ignored",
-            "look for a slip of the pen, or for a field of a newer version",
-        );
+        notes.warn(field, UNKNOWN_FIELD, "look for a slip of the pen, or for a field of a newer version");
     }
     read.map_err(|wrong| notes.refuse(wrong.field.unwrap_or_default(), wrong.message, wrong.hint)).ok()
 }

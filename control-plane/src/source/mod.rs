@@ -1,4 +1,4 @@
-//! Where objects come from: a folder of YAML, so far.
+//! Where objects come from: a folder of YAML, or a Kubernetes API server.
 //!
 //! A source reads, says what changed ([`crate::index::Change`]) and what is wrong ([`Finding`]); it never decides what
 //! that means to a proxy. One broken document takes nothing down: the last good version of what it held is served on.
@@ -6,21 +6,36 @@
 //! - `yaml`: text → documents, with the line and column of every field;
 //! - `decode`: documents → objects; `strict`: what is said where a value does not fit;
 //! - `folder`: files → what changed, keeping the last good version of what is broken;
+//! - `kubernetes`: an API server's lists and watches → what changed, by the same `decode`;
+//! - `mesh_file`: the Mesh that holds where the source has none;
 //! - `watch`: the thread that looks when something happens, and now and then anyway.
 
 mod decode;
 mod folder;
+pub mod kubernetes;
+mod mesh_file;
 mod strict;
 mod watch;
-mod yaml;
+pub(crate) mod yaml;
 
 use std::path::Path;
 
+pub(crate) use self::decode::versions;
 pub use self::folder::{Bytes, Folder, FolderError, Read};
+pub use self::mesh_file::{MeshFileError, read_mesh};
 pub use self::watch::Watch;
 use crate::finding::{Finding, Severity};
 use crate::index::Index;
 use crate::model::{PolicyStatus, RouteStatus, Settings, findings, policy_statuses, route_statuses};
+
+/// A source that is read for as long as this lives.
+#[derive(Debug)]
+pub enum Source {
+    /// A folder, watched.
+    Folder(Watch),
+    /// An API server, watched.
+    Kubernetes(kubernetes::Cluster),
+}
 
 /// What there is to say of a folder.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

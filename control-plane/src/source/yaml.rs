@@ -22,28 +22,28 @@ const TEXT_UNIT: usize = 64;
 
 /// A part of a file between two `---`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Chunk<'a> {
+pub(crate) struct Chunk<'a> {
     /// Line of the file where `text` begins, from 1.
-    pub(super) first_line: u32,
-    pub(super) text: &'a str,
+    pub(crate) first_line: u32,
+    pub(crate) text: &'a str,
 }
 
 /// A parsed document.
 #[derive(Debug)]
-pub(super) struct Document {
-    pub(super) value: Value,
-    pub(super) positions: Positions,
+pub(crate) struct Document {
+    pub(crate) value: Value,
+    pub(crate) positions: Positions,
 }
 
 /// Why a document cannot be parsed.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Broken {
-    pub(super) mark: Mark,
-    pub(super) message: String,
+pub(crate) struct Broken {
+    pub(crate) mark: Mark,
+    pub(crate) message: String,
 }
 
 /// Splits a file into its documents.
-pub(super) fn split(text: &str) -> Vec<Chunk<'_>> {
+pub(crate) fn split(text: &str) -> Vec<Chunk<'_>> {
     let mut chunks = Vec::new();
     let (mut start, mut first_line) = (0, 1);
     let mut at = 0;
@@ -72,7 +72,7 @@ pub(super) fn split(text: &str) -> Vec<Chunk<'_>> {
 }
 
 /// Parses one document; none if there is nothing in it but comments.
-pub(super) fn parse(chunk: Chunk<'_>) -> Result<Option<Document>, Broken> {
+pub(crate) fn parse(chunk: Chunk<'_>) -> Result<Option<Document>, Broken> {
     let mut builder = Builder {
         lines_before: chunk.first_line - 1,
         lines: lines(chunk.text),

@@ -1,11 +1,13 @@
 //! The listeners: accept, bound, hand to [`answer`](super::answer).
 
-use std::collections::VecDeque;
+use std::cmp::Reverse;
 use std::convert::Infallible;
 use std::io;
+use std::net::IpAddr;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http::{Request, StatusCode};
@@ -21,13 +23,15 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use super::{AdminState, Answer, Face, answer, text};
 
-/// Connections at a time. For one more the oldest is closed: who opens many and says nothing must not keep others from
-/// asking whether the proxy lives.
+/// Connections at a time. For one more another is closed, of the client that has most of them: who opens many must not keep others from
+/// asking whether the proxy lives, nor cut off what they are being answered.
 pub(super) const MAX_CONNECTIONS: usize = 128;
 /// Bytes of a head.
 const MAX_HEAD: usize = 16 * 1024;
 /// Bytes of a body: of a log level.
 const MAX_BODY: usize = 4 * 1024;
+/// What the paths of probes begin with.
+const PROBE: &str = "/probe/";
 /// For a head or a body to come, and for the last answer to go.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// A connection is closed after this, at the next pause between requests.
@@ -44,36 +48,56 @@ pub enum Listener {
     Unix(UnixListener),
 }
 
+/// A connection that is served.
+struct Open {
+    task: AbortHandle,
+    client: Option<IpAddr>,
+    /// Whether a request is being answered.
+    busy: Arc<AtomicBool>,
+}
+
 /// Serves for ever. Dropped, it closes the listener and every connection.
 pub async fn serve(listener: Listener, face: Face, state: Arc<dyn AdminState>) {
     let mut connections = JoinSet::new();
-    let mut oldest: VecDeque<AbortHandle> = VecDeque::new();
+    // The oldest first.
+    let mut open: Vec<Open> = Vec::new();
     loop {
+        let busy = Arc::new(AtomicBool::new(false));
         let accepted = match &listener {
-            Listener::Tcp(listener) => listener
-                .accept()
-                .await
-                .map(|(stream, _)| connections.spawn(connection(stream, face, state.clone()))),
-            Listener::Unix(listener) => listener
-                .accept()
-                .await
-                .map(|(stream, _)| connections.spawn(connection(stream, face, state.clone()))),
+            Listener::Tcp(listener) => listener.accept().await.map(|(stream, client)| {
+                let task = connections.spawn(connection(stream, face, state.clone(), Arc::clone(&busy)));
+                Open { task, client: Some(client.ip()), busy }
+            }),
+            Listener::Unix(listener) => listener.accept().await.map(|(stream, _)| {
+                let task = connections.spawn(connection(stream, face, state.clone(), Arc::clone(&busy)));
+                Open { task, client: None, busy }
+            }),
         };
         while connections.try_join_next().is_some() {}
-        oldest.retain(|connection| !connection.is_finished());
+        open.retain(|connection| !connection.task.is_finished());
         match accepted {
-            Ok(connection) => oldest.push_back(connection),
+            Ok(connection) => open.push(connection),
             Err(error) => {
                 tracing::debug!(%error, "admin: accept failed");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
-        if oldest.len() > MAX_CONNECTIONS
-            && let Some(connection) = oldest.pop_front()
-        {
-            connection.abort();
+        if open.len() > MAX_CONNECTIONS {
+            open.remove(superfluous(&open)).task.abort();
         }
     }
+}
+
+/// Which of too many is closed: of the client that has most one that is not being answered, and the oldest of those. The newest, who cannot have asked
+/// yet, goes last.
+fn superfluous(open: &[Open]) -> usize {
+    let newest = open.len() - 1;
+    let of_client = |client: Option<IpAddr>| open.iter().filter(|other| other.client == client).count();
+    let rank = |at: &usize| {
+        let Open { client, busy, .. } = &open[*at];
+        (of_client(*client), *at != newest, !busy.load(Ordering::Relaxed), Reverse(*at))
+    };
+    (0..open.len()).max_by_key(rank).unwrap_or(newest)
 }
 
 /// Binds a unix socket that only this user may open. A socket that a process which has ended left behind is replaced.
@@ -109,10 +133,17 @@ async fn connection(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     face: Face,
     state: Arc<dyn AdminState>,
+    busy: Arc<AtomicBool>,
 ) {
+    let answering = Arc::clone(&busy);
     let service = service_fn(move |request| {
-        let state = state.clone();
-        async move { Ok::<_, Infallible>(respond(request, face, &*state).await) }
+        let (state, busy) = (state.clone(), Arc::clone(&answering));
+        async move {
+            busy.store(true, Ordering::Relaxed);
+            let answer = respond(request, face, &*state).await;
+            busy.store(false, Ordering::Relaxed);
+            Ok::<_, Infallible>(answer)
+        }
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -125,7 +156,14 @@ async fn connection(
         Ok(ended) => ended,
         Err(_) => {
             served.as_mut().graceful_shutdown();
-            tokio::time::timeout(PATIENCE, served).await.unwrap_or(Ok(()))
+            loop {
+                match tokio::time::timeout(PATIENCE, served.as_mut()).await {
+                    Ok(ended) => break ended,
+                    // A hook may take long; its time is bounded by itself.
+                    Err(_) if busy.load(Ordering::Relaxed) => {}
+                    Err(_) => break Ok(()),
+                }
+            }
         }
     };
     if let Err(error) = ended {
@@ -140,5 +178,9 @@ async fn respond(request: Request<Incoming>, face: Face, state: &dyn AdminState)
         Ok(Err(_)) => return text(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large\n"),
         Err(_) => return text(StatusCode::REQUEST_TIMEOUT, "the body did not come in time\n"),
     };
-    answer(face, &Request::from_parts(head, body), state)
+    let request = Request::from_parts(head, body);
+    match state.prober().filter(|_| face == Face::Public && request.uri().path().starts_with(PROBE)) {
+        Some(prober) => prober.answer(&request).await,
+        None => answer(face, &request, state),
+    }
 }

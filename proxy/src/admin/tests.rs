@@ -14,6 +14,7 @@ struct Fake {
     missing: Mutex<Option<String>>,
     done: Mutex<Vec<String>>,
     no_log: bool,
+    prober: Option<Prober>,
 }
 
 impl AdminState for Fake {
@@ -50,6 +51,9 @@ impl AdminState for Fake {
     }
     fn shutdown(&self) {
         self.done.lock().push("shutdown".to_owned());
+    }
+    fn prober(&self) -> Option<&Prober> {
+        self.prober.as_ref()
     }
 }
 
@@ -241,6 +245,38 @@ async fn who_opens_many_connections_and_says_nothing_keeps_nobody_from_asking() 
     let mut answer = String::new();
     newest.read_to_string(&mut answer).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    task.abort();
+}
+
+#[tokio::test]
+async fn who_opens_many_connections_cuts_off_nobody_elses_answer() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let written = format!(
+        r#"{{"made": [{{"container": "a", "kind": "liveness", "port": {}, "http": {{"path": "/"}}, "timeout": 60}}]}}"#,
+        silent.local_addr().unwrap().port()
+    );
+    let loaded =
+        crate::config::load(clap::Command::new("x"), ["x", "--probes", &written].map(Into::into), []);
+    let config = loaded.unwrap().config;
+    let (_signal, drain) = crate::drain::channel();
+    let prober = Prober::new(&config.probes, config.probes_address, None, drain).unwrap();
+    let state = Fake { prober: Some(prober), ..Fake::default() };
+    let task = tokio::spawn(serve(Listener::Tcp(listener), Face::Public, Arc::new(state)));
+    let mut asking = TcpStream::connect(address).await.unwrap();
+    asking.write_all(b"GET /probe/a/liveness HTTP/1.1\r\nhost: any\r\n\r\n").await.unwrap();
+    // It is under way once the application is asked.
+    let (mut application, _) = silent.accept().await.unwrap();
+    let mut many = Vec::new();
+    for _ in 0..2 * serve::MAX_CONNECTIONS {
+        many.push(TcpStream::connect(address).await.unwrap());
+    }
+    assert_eq!(many[0].read(&mut [0]).await.unwrap(), 0, "the oldest that asks nothing goes");
+    application.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+    let mut answer = [0; 15];
+    asking.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200 OK");
     task.abort();
 }
 

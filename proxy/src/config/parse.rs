@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use tulle_api::{ACCESS_LOG_ALL, AccessLogFormat, InvalidAccessLog, access_log_statuses};
+use tulle_certs::TrustDomain;
 
 use super::table::MAX_DURATION;
 use super::{HostPort, InboundPort, Locality, OutboundService, PortSet, SeriesLabels, ServicePort};
-use crate::state::{ObjectName, is_label};
+use crate::state::{ObjectName, is_label, is_subdomain};
 use crate::telemetry::access::{Share, Statuses};
 
 pub(super) type Parsed<T> = Result<T, String>;
@@ -16,11 +17,10 @@ pub(super) type Parsed<T> = Result<T, String>;
 pub(super) fn name(value: &str) -> Parsed<ObjectName> {
     let (namespace, name) = value.split_once('/').ok_or("there is no `/`")?;
     label(namespace)?;
-    for part in name.split('.') {
-        label(part)?;
-    }
-    if name.len() > 253 {
-        return Err(format!("`{name}` has more than 253 characters"));
+    if !is_subdomain(name) {
+        return Err(format!(
+            "`{name}` is not a name (1 to 253 lower-case letters, digits, `-` and `.`, with letters or digits at both ends and around each `.`)"
+        ));
     }
     Ok(ObjectName::new(namespace, name))
 }
@@ -33,6 +33,10 @@ fn label(value: &str) -> Parsed<()> {
         ));
     }
     Ok(())
+}
+
+pub(super) fn trust_domain(value: &str) -> Parsed<TrustDomain> {
+    TrustDomain::new(value).map_err(|error| error.to_string())
 }
 
 pub(super) fn locality(value: &str) -> Parsed<Locality> {

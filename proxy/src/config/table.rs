@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Config, LogFormat, OTEL_PREFIX, OTEL_VARIABLES, PREFIX, parse};
+use super::{Config, LogFormat, OTEL_PREFIX, OTEL_VARIABLES, PREFIX, parse, probes};
 use crate::telemetry::access::Errors;
 
 /// One setting.
@@ -33,7 +33,7 @@ macro_rules! variables {
 pub(super) use variables;
 
 const BUCKETS: &str = "5ms,10ms,25ms,50ms,75ms,100ms,250ms,500ms,750ms,1s,2500ms,5s,7500ms,10s";
-const OPAQUE_PORTS: &str = "25,587,3306,4444,5432,6379,9300,11211";
+const OPAQUE_PORTS: &str = tulle_api::OPAQUE_PORTS;
 
 variables! {
     /// Every setting, in the order of the reference page.
@@ -48,11 +48,16 @@ variables! {
         "The control plane's gRPC port. Not set: the proxy gets no configuration.",
         |config, value| config.control_plane_address = Some(parse::host_port(value)?);
     "IDENTITY_TOKEN_FILE", "a path", None,
-        "The join token of `tulle token create`: the token on the first line, the pin of the root on the second.",
+        "The join token of `tulle token create`: the token on the first line, the pin of the root on the second. Or the token that Kubernetes \
+         projects into a pod, with the audience `tulle`; that needs the trust bundle. Read anew whenever it is needed.",
         |config, value| config.identity_token_file = Some(value.into());
     "IDENTITY_TRUST_BUNDLE_FILE", "a path", None,
-        "PEM roots to trust, in place of the pin in the token file.",
+        "PEM roots to know the control plane by, in place of the pin in the token file; read whenever it is dialled. Peers are judged \
+         by the roots that it tells. With a certificate of a file, the roots to trust peers by, looked at every 10 s.",
         |config, value| config.identity_trust_bundle_file = Some(value.into());
+    "IDENTITY_TRUST_DOMAIN", "a trust domain", None,
+        "The mesh's trust domain, which a token of Kubernetes does not say. Not set: the one that the roots in the trust bundle name, else `cluster.local`.",
+        |config, value| config.identity_trust_domain = Some(parse::trust_domain(value)?);
     "IDENTITY_CERT_FILE", "a path", None,
         "A PEM certificate chain, leaf first, in place of one from the control plane. Needs the key and the trust bundle.",
         |config, value| config.identity_cert_file = Some(value.into());
@@ -169,8 +174,15 @@ variables! {
         "A unix socket that serves the same.",
         |config, value| config.admin_socket = Some(value.into());
     "METRICS_ADDRESS", "<ip>:<port> or `none`", Some("[::]:15020"),
-        "Where `/metrics`, `/ready` and `/live` are served, GET and HEAD only.",
+        "Where `/metrics`, `/ready`, `/live` and `/probe/…` are served, GET and HEAD only.",
         |config, value| config.metrics_address = parse::address_or_none(value)?;
+    "PROBES", "JSON, as the injector writes it", None,
+        "The kubelet's probes of this pod: `made` are served as `/probe/<container>/<kind>` on `METRICS_ADDRESS`, and made by the proxy to the \
+         application; `allowed` are let in without an identity, by exactly their port and path ([probes](../injection.md#probes)).",
+        |config, value| config.probes = probes::probes(value)?;
+    "PROBES_ADDRESS", "an IP address", Some("127.0.0.1"),
+        "Where the application is for probes that the proxy makes: the pod's address, from the downward API.",
+        |config, value| config.probes_address = parse::ip(value)?;
     "METRICS_MAX_SERIES", "a number from 1000 to 1000000", Some("2000"),
         "How many lines `/metrics` may have. What comes beyond is counted under `overflow=\"true\"`.",
         |config, value| config.metrics_max_series = parse::number(value, 1000, 1_000_000)?;

@@ -32,8 +32,8 @@ use crate::config::{Tracing, otel};
 use crate::policy::{Action, Allow, EgressRule, EgressSpec, InboundSpec, Names, PortPolicy};
 use crate::route::{Hostname, Invalid, Route, Routes, SessionKey, StreamRoute};
 use crate::state::{
-    AddressInfo, AddressTarget, EndpointInfo, EndpointsInfo, HostPort, MeshInfo, Mode, ObjectName, Peer,
-    Protocol, ServiceInfo, ServicePort, WorkloadInfo,
+    AddressInfo, AddressTarget, EndpointInfo, EndpointsInfo, HostInfo, HostPort, MeshInfo, Mode, ObjectName,
+    OtherPorts, Peer, Protocol, ServiceInfo, ServicePort, WorkloadInfo,
 };
 use crate::telemetry::trace;
 
@@ -130,16 +130,37 @@ fn address(message: v1::Address, name: &str) -> Result<Decoded> {
     }
     let target = match message.target.ok_or_else(|| fault("target", "is missing"))? {
         Target::Service(service) => AddressTarget::Service(object(Some(service), "service")?),
-        Target::Host(host) => AddressTarget::Host(each(host.ports, "host.ports", |port, at| {
-            Ok(HostPort {
-                port: self::port(port.port, &format!("{at}.port"))?,
-                workload: optional_object(&port.workload, &format!("{at}.workload"))?,
-                protocol: protocol(port.protocol, &format!("{at}.protocol"))?,
-                peer: peer(port.peer, &format!("{at}.peer"))?,
-            })
-        })?),
+        Target::Host(host) => AddressTarget::Host(HostInfo {
+            ports: each(host.ports, "host.ports", |port, at| {
+                Ok(HostPort {
+                    port: self::port(port.port, &format!("{at}.port"))?,
+                    workload: optional_object(&port.workload, &format!("{at}.workload"))?,
+                    protocol: protocol(port.protocol, &format!("{at}.protocol"))?,
+                    peer: peer(port.peer, &format!("{at}.peer"))?,
+                })
+            })?,
+            other: host.other.map(other_ports).transpose()?,
+        }),
     };
     Ok(Decoded::Address(AddressInfo { ip, target }))
+}
+
+fn other_ports(other: v1::OtherPorts) -> Result<OtherPorts> {
+    let range = |range: v1::PortRange, at: &str| {
+        let first = port(range.first, &format!("{at}.first"))?;
+        let last = port(range.last, &format!("{at}.last"))?;
+        // One that is the wrong way round would hold no port, and so hide what it was meant for.
+        if last < first {
+            return Err(fault(at, format!("{first} comes after {last}")));
+        }
+        Ok(first..=last)
+    };
+    Ok(OtherPorts {
+        workload: optional_object(&other.workload, "host.other.workload")?,
+        peer: peer(other.peer, "host.other.peer")?,
+        opaque: each(other.opaque, "host.other.opaque", range)?,
+        skipped: each(other.skipped, "host.other.skipped", range)?,
+    })
 }
 
 fn service(message: v1::Service, name: &str) -> Result<Decoded> {

@@ -1,6 +1,6 @@
 //! This workload's identity: obtained, published, renewed.
 //!
-//! Decides when a certificate is asked for and by which proof: the join token once, then the certificate itself.
+//! Decides when a certificate is asked for and by which proof: the token once, then the certificate itself, in a pod with its token.
 //! A new one replaces the old one only after it has been checked; while the control plane is away, the old one
 //! serves on. Never writes a key anywhere. Started by `app`; read by everything that speaks TLS.
 

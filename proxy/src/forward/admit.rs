@@ -5,8 +5,10 @@
 //! and by `outbound` for what goes to its own workload ([`own`]).
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
+
+use http::Request;
 
 use super::context::Worker;
 use super::egress;
@@ -31,9 +33,40 @@ pub(super) struct Own {
 
 /// Judges what is registered by the policy of this moment; names the rule that let it in.
 pub(super) fn judge(worker: &Worker, guard: &policy::Guard) -> Result<Arc<str>, Fault> {
+    judge_unless(worker, guard, |_| false)
+}
+
+/// As [`judge`], a request on what is registered: where its client has no identity, and there is a policy, a probe that the pod declares is let in
+/// by exactly its port and path (R25). Looked for only where the answer would be no.
+pub(super) fn judge_request<B: http_body::Body>(
+    worker: &Worker,
+    guard: &policy::Guard,
+    request: &Request<B>,
+) -> Result<Arc<str>, Fault> {
+    judge_unless(worker, guard, |denial| {
+        let open = guard.open();
+        let probes = &worker.proxy.settings.probes;
+        denial != Denial::NoPolicy
+            && open.tls == policy::TlsKind::None
+            && probes.iter().any(|probe| probe.is(open.port, request))
+    })
+}
+
+/// The name in place of a rule's where the pod's declaration has let a probe in.
+static PROBE: LazyLock<Arc<str>> = LazyLock::new(|| Arc::from("probe"));
+
+fn judge_unless(
+    worker: &Worker,
+    guard: &policy::Guard,
+    excused: impl FnOnce(Denial) -> bool,
+) -> Result<Arc<str>, Fault> {
     let verdict = match &worker.proxy.store.load().inbound {
         Some(inbound) => guard.judge(inbound),
         None => Verdict::Deny { reason: Denial::NoPolicy, rule: None },
+    };
+    let verdict = match verdict {
+        Verdict::Deny { reason, .. } if excused(reason) => Verdict::Allow { rule: PROBE.clone() },
+        verdict => verdict,
     };
     match verdict {
         Verdict::Allow { rule } | Verdict::Audit { rule } => {

@@ -15,6 +15,7 @@ use super::fault::Speaker;
 use super::mirror;
 use super::queue;
 use crate::accept::Namespace;
+use crate::config::AllowedProbe;
 use crate::drain;
 use crate::endpoint::{Dial, Endpoint};
 use crate::policy;
@@ -38,6 +39,8 @@ pub struct Settings {
     pub mark: Option<u32>,
     /// Where applications on no particular address are.
     pub namespace: Option<Namespace>,
+    /// What is let in without an identity ([`admit::judge_request`](super::admit)).
+    pub probes: Vec<AllowedProbe>,
 }
 
 /// Where this very workload is an endpoint. Addresses alone do not tell: on one machine many workloads may share one.

@@ -294,7 +294,7 @@ impl Connection {
 
     async fn forward(&self, record: &mut Record, request: &mut Request<Body>) -> Result<Answer, Fault> {
         headers::check_host(request)?;
-        record.rule = Some(admit::judge(&self.worker, &self.guard)?);
+        record.rule = Some(admit::judge_request(&self.worker, &self.guard, request)?);
         limited::inbound(&self.worker, record, request, &self.guard)?;
         record.pass_on(request);
         record.endpoint = Some(self.application.address);

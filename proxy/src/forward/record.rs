@@ -251,8 +251,7 @@ impl Record {
         let since = |started| Duration::from_nanos(self.waited.saturating_sub(started));
         if self.waits.is_none() && self.waited > 0 {
             let taken = since(self.worker.proxy.nanos(self.started));
-            let own = taken.saturating_sub(self.upstream);
-            self.processing.get_or_insert(own);
+            self.processing.get_or_insert_with(|| taken.saturating_sub(self.upstream));
         }
     }
 

@@ -163,7 +163,10 @@ async fn of_address(worker: &Worker, address: SocketAddr) -> Result<(Target, Pro
     let known = match worker.address(address.ip()).await {
         Ok(Some(info)) => match &info.target {
             AddressTarget::Service(name) => return of_service(worker, name, port).await,
-            AddressTarget::Host(ports) => ports.iter().find(|known| known.port == port).cloned(),
+            AddressTarget::Host(host) => {
+                let known = host.port(port);
+                known.map(|(peer, protocol)| (worker.loose_endpoint(address, peer), protocol))
+            }
         },
         Ok(None) => None,
         Err(unanswered) => {
@@ -171,7 +174,7 @@ async fn of_address(worker: &Worker, address: SocketAddr) -> Result<(Target, Pro
         }
     };
     let (target, declared) = match known {
-        Some(known) => (Target::Address(worker.loose_endpoint(address, &known.peer)), known.protocol),
+        Some((endpoint, protocol)) => (Target::Address(endpoint), protocol),
         None => (Target::Outside(worker.loose_endpoint(address, &Peer::Plaintext)), Protocol::Detect),
     };
     Ok((target, worker.proxy.settings.protocol(declared, port)))

@@ -51,6 +51,7 @@ pub(super) fn worker(authority: &Authority, account: &str, access: Option<LineOu
         opaque_ports: config.opaque_ports.clone(),
         mark: None,
         namespace: None,
+        probes: Vec::new(),
     };
     let (store, _questions) = Store::new(Duration::from_secs(1));
     let telemetry = Telemetry::with_access_output(&config, 1, None, access);

@@ -89,6 +89,12 @@ pub fn command() -> Command {
                         .long("force")
                         .action(ArgAction::SetTrue)
                         .help("Also where rules of another mesh, or of a host of containers, are in force"),
+                )
+                .arg(
+                    Arg::new("check")
+                        .long("check")
+                        .action(ArgAction::SetTrue)
+                        .help("Then open connections as `check` does, and fail unless they are led to the proxy's ports"),
                 ),
         )
         .subcommand(Command::new("remove").about("Remove the rules").arg(dry_run()))
@@ -143,6 +149,9 @@ pub fn run(
     let means = install(&rules)?;
     let count: usize = rules.chains.iter().map(|chain| chain.rules.len()).sum();
     writeln!(out, "installed {count} rules in {means}")?;
+    if matches.get_flag("check") {
+        check::check(&loaded.config, &mut out)?;
+    }
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! What the control plane has told, decoded: plain data, one type for each kind of resource.
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -74,7 +75,25 @@ pub enum AddressTarget {
     /// The address is this service's virtual IP.
     Service(ObjectName),
     /// The address belongs to one or more workloads.
-    Host(Vec<HostPort>),
+    Host(HostInfo),
+}
+
+/// What is known of the ports of an address that belongs to workloads.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostInfo {
+    pub ports: Vec<HostPort>,
+    /// The ports that `ports` does not name; none: they are outside the mesh.
+    pub other: Option<OtherPorts>,
+}
+
+/// Ports of which is known only whose they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OtherPorts {
+    pub workload: Option<ObjectName>,
+    pub peer: Peer,
+    pub opaque: Vec<RangeInclusive<u16>>,
+    /// Outside the mesh.
+    pub skipped: Vec<RangeInclusive<u16>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,6 +144,20 @@ pub struct MeshInfo {
     pub access_log: Option<access::Said>,
 }
 
+// === impl HostInfo ===
+
+impl HostInfo {
+    /// Whom to expect at a port, and what it speaks; none: it is outside the mesh.
+    pub fn port(&self, port: u16) -> Option<(&Peer, Protocol)> {
+        if let Some(known) = self.ports.iter().find(|known| known.port == port) {
+            return Some((&known.peer, known.protocol));
+        }
+        let within = |ranges: &[RangeInclusive<u16>]| ranges.iter().any(|range| range.contains(&port));
+        let other = self.other.as_ref().filter(|other| !within(&other.skipped))?;
+        Some((&other.peer, if within(&other.opaque) { Protocol::Tcp } else { Protocol::Detect }))
+    }
+}
+
 // === impl ServiceInfo ===
 
 impl ServiceInfo {
@@ -138,5 +171,31 @@ impl ServiceInfo {
 impl MeshInfo {
     pub fn contains(&self, ip: IpAddr) -> bool {
         self.networks.iter().any(|n| n.contains(&ip))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_that_no_service_speaks_of_is_the_pods_too_unless_it_is_skipped() {
+        let id = SpiffeId::parse("spiffe://cluster.local/ns/shop/sa/orders").unwrap();
+        let named = HostPort { port: 80, workload: None, protocol: Protocol::Http, peer: Peer::Plaintext };
+        let alone = HostInfo { ports: vec![named.clone()], other: None };
+        assert_eq!(alone.port(80), Some((&Peer::Plaintext, Protocol::Http)));
+        assert_eq!(alone.port(81), None);
+        let peer = Peer::Mesh(id);
+        let other = OtherPorts {
+            workload: None,
+            peer: peer.clone(),
+            opaque: vec![3306..=3306],
+            skipped: vec![9000..=9001, 15_000..=15_090],
+        };
+        let pod = HostInfo { ports: vec![named], other: Some(other) };
+        assert_eq!(pod.port(80), Some((&Peer::Plaintext, Protocol::Http)), "what is said of a port holds");
+        assert_eq!(pod.port(81), Some((&peer, Protocol::Detect)));
+        assert_eq!(pod.port(3306), Some((&peer, Protocol::Tcp)));
+        assert_eq!([9000, 9001, 15_020].map(|port| pod.port(port)), [None; 3]);
     }
 }

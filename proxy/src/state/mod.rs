@@ -16,10 +16,10 @@ pub use connections::{Connections, KeepAlive, Limits};
 pub use first::{First, Spoken};
 pub use health::{HealthCheck, Question};
 pub use info::{
-    AddressInfo, AddressTarget, EndpointInfo, EndpointsInfo, HostPort, MeshInfo, Mode, Peer, Protocol,
-    ServiceInfo, ServicePort, WorkloadInfo,
+    AddressInfo, AddressTarget, EndpointInfo, EndpointsInfo, HostInfo, HostPort, MeshInfo, Mode, OtherPorts,
+    Peer, Protocol, ServiceInfo, ServicePort, WorkloadInfo,
 };
-pub use name::{InvalidName, ObjectName, is_label};
+pub use name::{InvalidName, ObjectName, is_label, is_subdomain};
 pub use service::{Answer, ServiceState};
 pub use store::{KnownAddress, Snapshot, Store, Unanswered, Want};
 pub use traffic::Traffic;

@@ -14,9 +14,17 @@ pub struct ObjectName {
 /// Whether `text` is a DNS label in lower case, as Kubernetes names its services (RFC 1123 §2.1): 1 to 63 letters, digits
 /// and `-`, with a letter or digit at both ends.
 pub fn is_label(text: &str) -> bool {
+    text.len() <= 63 && is_subdomain(text) && !text.contains('.')
+}
+
+/// Whether `text` is a subdomain in lower case, as Kubernetes names its pods: up to 253 characters, labels between dots, of which none has a bound of
+/// its own (apimachinery's `IsDNS1123Subdomain`, which is laxer there than RFC 1123).
+pub fn is_subdomain(text: &str) -> bool {
     let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    let ends = !text.starts_with('-') && !text.ends_with('-');
-    (1..=63).contains(&text.len()) && text.bytes().all(inner) && ends
+    let is_part = |part: &str| {
+        !part.is_empty() && part.bytes().all(inner) && !part.starts_with('-') && !part.ends_with('-')
+    };
+    text.len() <= 253 && text.split('.').all(is_part)
 }
 
 /// Text that is not `<namespace>/<name>`.
@@ -54,5 +62,23 @@ impl FromStr for ObjectName {
             }
             _ => Err(InvalidName(text.to_owned())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pods_name_may_be_as_long_as_kubernetes_has_it() {
+        let long = "a".repeat(253);
+        for name in ["web-0", "a", "web.shop-1", &format!("{}-x2bq7", "a".repeat(70)), &long] {
+            assert!(is_subdomain(name), "{name}");
+        }
+        for name in ["", ".", "a.", ".a", "a..b", "-a", "a-", "a.-b", "A", "a_b", "a/b", &format!("{long}a")]
+        {
+            assert!(!is_subdomain(name), "{name}");
+        }
+        assert!(is_label(&long[..63]) && !is_label(&long[..64]) && !is_label("a.b") && !is_label(""));
     }
 }

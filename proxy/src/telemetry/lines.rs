@@ -388,8 +388,7 @@ mod tests {
         lines.append(line(&"x".repeat(ENOUGH)));
         output.0.write_some(None);
         output.0.write_some(None);
-        let all = |held: [usize; 2]| held.iter().sum::<usize>();
-        assert_eq!(all(held()), all(before));
+        assert_eq!(held().iter().sum::<usize>(), before.iter().sum::<usize>());
     }
 
     #[tokio::test(start_paused = true)]

@@ -29,6 +29,7 @@ mod mtls;
 mod opaque;
 mod own;
 mod policy;
+mod probes;
 mod rates;
 mod reasons;
 mod records;

@@ -13,6 +13,7 @@ mod led;
 mod limits;
 mod mesh;
 mod names;
+mod probes;
 mod resilience;
 mod rules;
 mod run;

@@ -22,6 +22,36 @@ impl Random {
 
 const NAMESPACES: [&str; 2] = ["default", "shop"];
 const SERVICES: [&str; 3] = ["a", "b", "c"];
+/// A Pod in few enough places that it meets the slices' endpoints, and a proxy beside some.
+fn random_pod(random: &mut Random) -> Object {
+    let injected = random.pick(&["{}", "{}", ""]);
+    let mut annotations = serde_json::Map::new();
+    if !injected.is_empty() {
+        annotations.insert("tulle.dev/status".to_owned(), injected.into());
+        annotations.insert(
+            "config.tulle.dev/skip-inbound-ports".to_owned(),
+            random.pick(&["", "8080", "80-81"]).into(),
+        );
+    }
+    let mut metadata = serde_json::json!({
+        "namespace": random.pick(&NAMESPACES), "name": format!("pod-{}", random.pick(&SERVICES)),
+        "labels": {"app": random.pick(&SERVICES), "tier": random.pick(&["x", "y"])}, "annotations": annotations,
+    });
+    if random.below(5) == 0 {
+        metadata["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+    }
+    let form = serde_json::json!({
+        "metadata": metadata,
+        "spec": {
+            "serviceAccountName": random.pick(&["a", "b"]), "hostNetwork": random.below(6) == 0,
+            "initContainers": [{"name": "tulle-proxy"}],
+            "containers": [{"ports": [{"name": "web", "containerPort": 80 + random.below(2)}]}],
+        },
+        "status": {"phase": random.pick(&["Running", "Running", "Failed"]), "podIP": random.pick(&IPS)},
+    });
+    Object::pod(&serde_json::from_value(form).unwrap(), &mut crate::finding::Notes::default()).unwrap()
+}
+
 const IPS: [&str; 3] = ["10.0.0.1", "10.0.0.2", "10.0.0.3"];
 
 /// One object of any kind, in few enough places that they meet.
@@ -34,8 +64,15 @@ fn random_object(random: &mut Random) -> String {
         0 | 1 => {
             let written = if random.below(2) == 0 { format!("clusterIP: {ip}, ") } else { String::new() };
             let affinity = random.pick(&["", "sessionAffinity: ClientIP, "]);
+            let selector = random.pick(&[
+                "",
+                "selector: {app: a}, ",
+                "selector: {app: b, tier: x}, ",
+                "selector: {tier: y}, ",
+            ]);
+            let target = random.pick(&["", ", targetPort: web", ", targetPort: 8080"]);
             format!(
-                "apiVersion: v1\nkind: Service\nmetadata: {{name: {service}, namespace: {namespace}}}\nspec: {{{written}{affinity}ports: [{{port: {port}, name: '{named}'}}]}}\n"
+                "apiVersion: v1\nkind: Service\nmetadata: {{name: {service}, namespace: {namespace}}}\nspec: {{{written}{affinity}{selector}ports: [{{port: {port}, name: '{named}'{target}}}]}}\n"
             )
         }
         2 => format!(
@@ -144,7 +181,8 @@ fn dump(model: &Model) -> BTreeMap<String, Arc<str>> {
 fn a_model_kept_through_changes_equals_one_built_from_scratch() {
     for seed in 1..=90_u64 {
         let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let mut kept = Index::default();
+        let empty = || if seed % 2 == 0 { Index::of_cluster() } else { Index::default() };
+        let mut kept = empty();
         let mut objects: BTreeMap<ObjectKey, Object> = BTreeMap::new();
         let mut registrations: BTreeMap<NamespacedName, Registration> = BTreeMap::new();
         let mut model = Model::build(&kept, Settings::default());
@@ -157,7 +195,7 @@ fn a_model_kept_through_changes_equals_one_built_from_scratch() {
             let before = std::mem::replace(&mut model, next);
             told_apart(&before, &model, &format!("seed {seed}, step {step}"));
 
-            let mut fresh = Index::default();
+            let mut fresh = empty();
             for registration in registrations.values() {
                 register(&mut fresh, registration.clone());
             }
@@ -195,7 +233,8 @@ fn change(
 ) {
     match random.below(10) {
         0..=4 => {
-            let object = parse(&random_object(random));
+            let object =
+                if random.below(4) == 0 { random_pod(random) } else { parse(&random_object(random)) };
             objects.insert(object.key(), object.clone());
             index.apply(object, None);
         }

@@ -10,6 +10,7 @@ mod filters;
 mod grpc;
 mod incremental;
 mod patterns;
+mod pods;
 mod publish;
 mod resilience;
 mod routes;

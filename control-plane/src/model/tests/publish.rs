@@ -122,9 +122,16 @@ async fn what_is_wrong_is_looked_at_again_when_a_workload_registers_or_leaves() 
     assert_eq!(uncounted().as_deref(), Some("2001:db8::1"));
     let registration = registration("o", "2001:db8::1", &[("orders", 80, 8080)]);
     let submitted = publisher.submit(registration, None);
-    publisher.publish();
+    look_over(&publisher).await;
     assert_eq!(uncounted().as_deref(), Some("2001:db8::2"));
     publisher.unregister(submitted.registered.id);
-    publisher.publish();
+    look_over(&publisher).await;
     assert_eq!(uncounted().as_deref(), Some("2001:db8::1"));
+}
+
+/// Publishes, and waits for what is found wrong as long as the publisher rests.
+async fn look_over(publisher: &Publisher) {
+    while let Some(until) = publisher.publish() {
+        tokio::time::sleep_until(until.into()).await;
+    }
 }

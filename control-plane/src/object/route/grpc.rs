@@ -40,6 +40,7 @@ impl Route {
         Self {
             kind: RouteKind::Grpc,
             created: created(&object.metadata),
+            generation: object.metadata.generation,
             parents,
             server_names: Vec::new(),
             rules,

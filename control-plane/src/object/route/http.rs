@@ -50,6 +50,7 @@ impl Route {
         Self {
             kind: RouteKind::Http,
             created: created(&object.metadata),
+            generation: object.metadata.generation,
             parents,
             server_names: Vec::new(),
             rules,

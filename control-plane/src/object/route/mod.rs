@@ -51,6 +51,8 @@ pub struct Route {
     pub name: NamespacedName,
     /// Seconds since 1970; none (newest of all) unless the object says.
     pub created: Option<i64>,
+    /// Of the spec that this is, where an API server counts them.
+    pub generation: Option<i64>,
     /// Services only; parents of other kinds are somebody else's.
     pub parents: Vec<Parent>,
     /// A TLSRoute's server names, exact or with a leading `*.`; empty for other kinds.

@@ -50,6 +50,7 @@ impl Route {
         Self {
             kind: RouteKind::Tls,
             created: created(&object.metadata),
+            generation: object.metadata.generation,
             parents,
             server_names: read_hostnames("spec.hostnames", &spec.hostnames, notes),
             rules: read_rules(&name, written_rules!(spec.rules).collect(), notes),
@@ -65,6 +66,7 @@ impl Route {
         Self {
             kind: RouteKind::Tcp,
             created: created(&object.metadata),
+            generation: object.metadata.generation,
             parents,
             server_names: Vec::new(),
             rules: read_rules(&name, written_rules!(spec.rules).collect(), notes),

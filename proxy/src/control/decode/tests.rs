@@ -382,7 +382,18 @@ fn samples() -> Vec<(String, &'static str, Vec<u8>)> {
     let id = || "spiffe://cluster.local/ns/shop/sa/web".to_owned();
     let peer = Some(v1::Peer { peer: Some(v1::peer::Peer::SpiffeId(id())) });
     let host = v1::Host {
-        ports: vec![v1::HostPort { port: 80, workload: "shop/web".to_owned(), protocol: 1, peer }],
+        ports: vec![v1::HostPort {
+            port: 80,
+            workload: "shop/web".to_owned(),
+            protocol: 1,
+            peer: peer.clone(),
+        }],
+        other: Some(v1::OtherPorts {
+            workload: "shop/web".to_owned(),
+            peer,
+            opaque: vec![v1::PortRange { first: 3306, last: 3306 }],
+            skipped: vec![v1::PortRange { first: 15_000, last: 15_090 }],
+        }),
     };
     let locality = Some(v1::Locality { region: "r".to_owned(), zone: "z".to_owned() });
     let day = Duration::from_secs(86_400);

@@ -11,13 +11,18 @@ fn error(path: &Path, why: impl ToString) -> IdentityError {
     IdentityError::File { path: path.to_owned(), why: why.to_string() }
 }
 
-fn read(path: &Path) -> Result<Zeroizing<String>, IdentityError> {
+pub(super) fn read(path: &Path) -> Result<Zeroizing<String>, IdentityError> {
     pem::read_file(path).map_err(|e| error(path, e))
 }
 
 /// The roots in a PEM file.
 pub(super) fn bundle(path: &Path, domain: &TrustDomain) -> Result<TrustBundle, IdentityError> {
     TrustBundle::from_pem(domain.clone(), &read(path)?).map_err(|e| error(path, e))
+}
+
+/// The trust domain that the roots in a PEM file say that they are for, if they do.
+pub(super) fn trust_domain(path: &Path) -> Result<Option<TrustDomain>, IdentityError> {
+    TrustBundle::trust_domain_in(&read(path)?).map_err(|e| error(path, e))
 }
 
 /// Reads all three; `None` if they say what `current` already holds. The identity is that in the certificate.

@@ -1,7 +1,10 @@
-//! Where certificates come from: the control plane (a join token first, the certificate itself after that) or
+//! Where certificates come from: the control plane (a token first, after that the certificate itself, and in a pod its token each time) or
 //! files that something else keeps.
+//!
+//! Peers are judged by the roots that the control plane tells, in its answer and in its bundle. Those of a file are what it is known by itself, and
+//! no more: in a pod the file is a ConfigMap of the namespace, and whoever may write that must not become everybody.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -13,10 +16,14 @@ use tulle_api::ca::IstioCertificateRequest;
 use tulle_api::ca::istio_certificate_service_client::IstioCertificateServiceClient;
 use tulle_certs::bundle::BundleError;
 use tulle_certs::creds::CredsError;
+use tulle_certs::id::IdError;
 use tulle_certs::issue::split_chain;
 use tulle_certs::key::{KeyError, csr};
 use tulle_certs::token::{TokenError, TokenFile};
-use tulle_certs::{Alpn, Creds, PrivateKey, SpiffeId, TrustBundle, TrustDomain, bootstrap, control_plane_id};
+use tulle_certs::{
+    Alpn, Creds, Pin, PodToken, PrivateKey, SpiffeId, TrustBundle, TrustDomain, bootstrap, control_plane_id,
+};
+use zeroize::Zeroizing;
 
 use super::files;
 use crate::config::Config;
@@ -80,6 +87,20 @@ pub enum IdentityError {
         /// Whom it names.
         got: SpiffeId,
     },
+    /// A pod's token, and nothing to trust the control plane by.
+    #[error("{path}: the token of a service account of Kubernetes comes without a pin; set TULLE_PROXY_IDENTITY_TRUST_BUNDLE_FILE to the mesh's roots", path = path.display())]
+    NoRoots {
+        /// The token file.
+        path: PathBuf,
+    },
+    /// A pod's token that names nobody.
+    #[error("{path}: {why}", path = path.display())]
+    PodToken {
+        /// The token file.
+        path: PathBuf,
+        /// Why.
+        why: IdError,
+    },
     /// TLS.
     #[error("TLS configuration: {0}")]
     Tls(#[from] rustls::Error),
@@ -99,10 +120,12 @@ pub enum Source {
     ControlPlane {
         /// Where it listens.
         way: channel::Way,
-        /// The join token; read anew whenever it is needed.
+        /// The join token, or that of the pod's service account; read anew whenever it is needed.
         token_file: PathBuf,
-        /// Roots to trust, in place of the token file's pin.
+        /// Roots to know the control plane by, in place of the token file's pin; read anew whenever they are needed.
         bundle_file: Option<PathBuf>,
+        /// Of a pod's token, which does not say it.
+        trust_domain: Option<TrustDomain>,
     },
     /// Files that something else renews; looked at every 10 s.
     Files {
@@ -175,11 +198,35 @@ impl Source {
                 },
                 token_file: token_file.clone(),
                 bundle_file,
+                trust_domain: config.identity_trust_domain.clone(),
             })),
             (None, None, None) if config.control_plane_address.is_some() => Err(
                 "CONTROL_PLANE_ADDRESS needs IDENTITY_TOKEN_FILE, or IDENTITY_CERT_FILE with its key and bundle",
             ),
             (None, None, None) => Ok(None),
+        }
+    }
+
+    /// With what the control plane is asked: `creds`, and the roots of the file beside those that it has told. Where it has another root since it
+    /// was last connected, nothing but the file can tell.
+    pub fn toward_control_plane(&self, creds: Arc<Creds>, now: SystemTime) -> Arc<Creds> {
+        let Self::ControlPlane { bundle_file: Some(path), .. } = self else { return creds };
+        let mut roots = (**creds.bundle()).clone();
+        let read = files::bundle(path, &creds.id().trust_domain()).map_err(|error| error.to_string());
+        let widened = read.and_then(|file| {
+            roots.merge(&file).map_err(|error| error.to_string())?;
+            match roots == **creds.bundle() {
+                true => Ok(None),
+                false => creds.with_bundle(Arc::new(roots), now).map(Some).map_err(|error| error.to_string()),
+            }
+        });
+        match widened {
+            Ok(None) => creds,
+            Ok(Some(widened)) => Arc::new(widened),
+            Err(error) => {
+                tracing::warn!(error, path = %path.display(), "the roots in the file are not used");
+                creds
+            }
         }
     }
 
@@ -196,49 +243,94 @@ impl Source {
     ) -> Result<Option<Obtained>, IdentityError> {
         match self {
             Self::Files { cert, key, bundle } => files::load(cert, key, bundle, current.map(Arc::as_ref)),
-            Self::ControlPlane { way, token_file, bundle_file } => {
+            Self::ControlPlane { way, token_file, bundle_file, trust_domain } => {
                 if let Some(creds) = current.filter(|creds| !creds.is_expired(now)) {
-                    match renew(way, creds).await {
+                    let creds = self.toward_control_plane(Arc::clone(creds), now);
+                    match renew(way, &creds, pod_token(token_file)).await {
                         // The certificate is not taken, or leads to another control plane than before: the token
                         // file may be newer.
                         Err(error) if error.is_about_identity() => {
-                            tracing::warn!(%error, "the certificate does not renew itself; trying the join token");
+                            tracing::warn!(%error, "the certificate does not renew itself; trying the token");
                         }
                         result => return result.map(Some),
                     }
                 }
-                join(way, token_file, bundle_file.as_deref()).await.map(Some)
+                let proof = Proof::read(token_file, bundle_file.as_deref(), trust_domain.as_ref())?;
+                join(way, proof).await.map(Some)
             }
         }
     }
 }
 
-/// By the certificate that is still valid.
-async fn renew(way: &channel::Way, creds: &Arc<Creds>) -> Result<Obtained, IdentityError> {
-    let domain = creds.id().trust_domain();
-    let config = creds.client(&control_plane_id(&domain), Alpn::Grpc);
-    request(way, config, None, creds.id(), &domain).await
+/// The token of a pod's service account, which is shown at each renewal: a certificate is good for no longer than the pod is there. A join token has done
+/// its work, and may be gone.
+fn pod_token(token_file: &Path) -> Option<Zeroizing<String>> {
+    PodToken::parse(&files::read(token_file).ok()?).map(|pod| pod.token)
 }
 
-/// By the join token.
-async fn join(
+/// By the certificate that is still valid; in a pod by its token, beside which a certificate proves nothing more and might be refused: by a control plane
+/// with another root.
+async fn renew(
     way: &channel::Way,
-    token_file: &std::path::Path,
-    bundle_file: Option<&std::path::Path>,
+    creds: &Creds,
+    token: Option<Zeroizing<String>>,
 ) -> Result<Obtained, IdentityError> {
-    let file = TokenFile::read(token_file)?;
-    let id = file.claims()?.sub;
-    let domain = id.trust_domain();
-    let given = bundle_file.map(|path| files::bundle(path, &domain)).transpose()?;
-    let config = match &given {
-        Some(bundle) => bootstrap::with_bundle(Arc::new(bundle.clone()))?,
-        None => bootstrap::pinned(file.pin, &domain)?,
+    let domain = creds.id().trust_domain();
+    let config = match &token {
+        Some(_) => bootstrap::with_bundle(Arc::clone(creds.bundle()))?,
+        None => creds.client(&control_plane_id(&domain), Alpn::Grpc),
     };
-    let mut obtained = request(way, config, Some(&file.token), &id, &domain).await?;
-    if let Some(bundle) = given {
-        obtained.bundle = bundle;
+    let token = token.as_ref().map(|token| token.as_str());
+    let obtained = request(way, config, token, creds.id(), &domain).await?;
+    Ok(Obtained { keep_roots: true, ..obtained })
+}
+
+/// What a workload without a certificate has to say for itself, and by what it knows the control plane.
+struct Proof {
+    token: Zeroizing<String>,
+    id: SpiffeId,
+    trusts: Trusts,
+}
+
+enum Trusts {
+    Pin(Pin),
+    Roots(TrustBundle),
+}
+
+impl Proof {
+    /// A join token with a pin beside it, or the token of a pod's service account. Both files may have changed since they were last read.
+    fn read(
+        token_file: &Path,
+        bundle_file: Option<&Path>,
+        trust_domain: Option<&TrustDomain>,
+    ) -> Result<Self, IdentityError> {
+        if let Some(pod) = PodToken::parse(&files::read(token_file)?) {
+            let roots = bundle_file.ok_or_else(|| IdentityError::NoRoots { path: token_file.to_owned() })?;
+            let domain = match trust_domain {
+                Some(domain) => domain.clone(),
+                None => files::trust_domain(roots)?.unwrap_or_default(),
+            };
+            let id = pod.id(&domain);
+            let id = id.map_err(|why| IdentityError::PodToken { path: token_file.to_owned(), why })?;
+            let trusts = Trusts::Roots(files::bundle(roots, &domain)?);
+            return Ok(Self { token: pod.token, id, trusts });
+        }
+        let file = TokenFile::read(token_file)?;
+        let id = file.claims()?.sub;
+        let given = bundle_file.map(|path| files::bundle(path, &id.trust_domain())).transpose()?;
+        Ok(Self { token: file.token, id, trusts: given.map_or(Trusts::Pin(file.pin), Trusts::Roots) })
     }
-    Ok(obtained)
+}
+
+/// By a token.
+async fn join(way: &channel::Way, proof: Proof) -> Result<Obtained, IdentityError> {
+    let Proof { token, id, trusts } = proof;
+    let domain = id.trust_domain();
+    let config = match trusts {
+        Trusts::Roots(bundle) => bootstrap::with_bundle(Arc::new(bundle))?,
+        Trusts::Pin(pin) => bootstrap::pinned(pin, &domain)?,
+    };
+    request(way, config, Some(&token), &id, &domain).await
 }
 
 /// A new key, a request for it, and what was answered.
@@ -270,7 +362,7 @@ async fn request(
         .into_inner();
     let (chain, bundle) = split_chain(&answer.cert_chain, domain)
         .map_err(|why| IdentityError::Bundle { whence: "the control plane's answer".into(), why })?;
-    Ok(Obtained { chain, key, bundle, expected: Some(id.clone()), keep_roots: token.is_none() })
+    Ok(Obtained { chain, key, bundle, expected: Some(id.clone()), keep_roots: false })
 }
 
 /// An answer of the authority, or no answer at all; the reason is at the end of the error's sources.

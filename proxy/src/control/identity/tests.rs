@@ -14,10 +14,12 @@ use tulle_api::ca::{IstioCertificateRequest, IstioCertificateResponse};
 use tulle_certs::issue::{Authority, ROOT_LIFETIME};
 use tulle_certs::key::csr;
 use tulle_certs::token::{JoinTokens, TokenFile};
-use tulle_certs::{PrivateKey, SpiffeId, TrustDomain, control_plane_id, peer_id, pem};
+use tulle_certs::{PodToken, PrivateKey, SpiffeId, TrustDomain, control_plane_id, peer_id, pem};
 
 use super::*;
 use crate::config::HostPort;
+
+mod pods;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -77,13 +79,28 @@ impl IstioCertificateService for Service {
         let (id, proof) = match request.metadata().get("authorization") {
             Some(value) => {
                 let token = value.to_str().unwrap().strip_prefix("Bearer ").unwrap();
+                if let Some(pod) = PodToken::parse(token) {
+                    let id = pod.id(self.state.authority.trust_domain()).unwrap();
+                    return self.issue(&id, "pod", request.get_ref());
+                }
                 let claims = self.state.tokens.verify(token, now());
                 (claims.map_err(|e| Status::unauthenticated(e.to_string()))?.sub, "token")
             }
             None => (peer_id(&request.peer_certs().unwrap()).unwrap(), "certificate"),
         };
+        self.issue(&id, proof, request.get_ref())
+    }
+}
+
+impl Service {
+    fn issue(
+        &self,
+        id: &SpiffeId,
+        proof: &'static str,
+        request: &IstioCertificateRequest,
+    ) -> Result<Response<IstioCertificateResponse>, Status> {
         self.asked.send(proof).unwrap();
-        let issued = self.state.authority.issue(&request.get_ref().csr, &id, self.state.lifetime, now());
+        let issued = self.state.authority.issue(&request.csr, id, self.state.lifetime, now());
         let issued = issued.map_err(|e| Status::invalid_argument(e.to_string()))?;
         Ok(Response::new(IstioCertificateResponse { cert_chain: issued.to_pem() }))
     }
@@ -131,7 +148,7 @@ impl ControlPlane {
     fn source(&self, token_file: PathBuf) -> Source {
         let address = HostPort { host: "127.0.0.1".into(), port: self.address.port() };
         let way = crate::control::channel::Way { address, mark: None };
-        Source::ControlPlane { way, token_file, bundle_file: None }
+        Source::ControlPlane { way, token_file, bundle_file: None, trust_domain: None }
     }
 }
 

@@ -1,0 +1,199 @@
+//! Requests to an API server, in JSON: each ends in time, lists come in pages, and what was not answered says who was asked, or what it would take.
+
+use std::path::Path;
+use std::time::Duration;
+
+use http::{Method, Request, header};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use serde_json::Value;
+
+use super::super::seen::{Part, Unread};
+
+/// An API server, as somebody.
+pub(super) struct Api {
+    client: Client,
+    server: String,
+    patience: Duration,
+}
+
+/// What one request may take. A webhook may have ten seconds of it.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// What a connection may take.
+const CONNECT: Duration = Duration::from_secs(5);
+/// Objects of one answer.
+const PAGE: usize = 250;
+
+/// The API server of a context, as kubectl finds it; in a pod, its own cluster's.
+///
+/// # Errors
+/// What is wrong with the kubeconfig, with the remedy.
+pub(super) async fn connect(context: Option<&str>, file: Option<&Path>) -> Result<Api, String> {
+    let options = KubeConfigOptions { context: context.map(str::to_owned), ..KubeConfigOptions::default() };
+    let config = match (file, context) {
+        (Some(file), _) => match Kubeconfig::read_from(file) {
+            Ok(read) => {
+                Config::from_custom_kubeconfig(read, &options).await.map_err(|error| error.to_string())
+            }
+            Err(error) => Err(format!("--kubeconfig: {error}")),
+        },
+        (None, Some(_)) => Config::from_kubeconfig(&options).await.map_err(|error| error.to_string()),
+        (None, None) => Config::infer().await.map_err(|error| error.to_string()),
+    };
+    let mut config = config.map_err(|why| format!("there is no cluster to look at: {why}"))?;
+    config.connect_timeout = Some(CONNECT);
+    config.default_retry = false;
+    let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
+    let client = Client::try_from(config)
+        .map_err(|error| format!("what the kubeconfig says of {server} cannot be used: {error}"))?;
+    Ok(Api::new(client, server, PATIENCE))
+}
+
+/// A part of a path. Names of Kubernetes need nothing of it; what somebody typed might.
+pub(super) fn segment(name: &str) -> String {
+    let safe = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
+    name.bytes()
+        .map(|byte| if safe(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .collect()
+}
+
+// === impl Api ===
+
+impl Api {
+    pub(super) fn new(client: Client, server: String, patience: Duration) -> Self {
+        Self { client, server, patience }
+    }
+
+    /// Where it is.
+    pub(super) fn server(&self) -> &str {
+        &self.server
+    }
+
+    /// What is there. `needs`: what may be missing, as `kubectl auth can-i` has it.
+    pub(super) async fn get(&self, path: &str, needs: &str) -> Part<Value> {
+        let text = self.ask(Method::GET, path, None).await.map_err(|refused| self.unread(refused, needs))?;
+        self.json(&text, path)
+    }
+
+    /// The same; `None` if there is no such object.
+    pub(super) async fn find(&self, path: &str, needs: &str) -> Part<Option<Value>> {
+        match self.ask(Method::GET, path, None).await {
+            Ok(text) => self.json(&text, path).map(Some),
+            Err(Refused::Said { code: 404, .. }) => Ok(None),
+            Err(refused) => Err(self.unread(refused, needs)),
+        }
+    }
+
+    /// What is kept of each object of a list, which is read in pages.
+    pub(super) async fn list(
+        &self,
+        path: &str,
+        needs: &str,
+        keep: impl Fn(Value) -> Option<Value>,
+    ) -> Part<Vec<Value>> {
+        let separator = if path.contains('?') { '&' } else { '?' };
+        let (mut kept, mut token) = (Vec::new(), String::new());
+        loop {
+            let mut page = format!("{path}{separator}limit={PAGE}");
+            if !token.is_empty() {
+                page.push_str(&format!("&continue={}", segment(&token)));
+            }
+            let mut answer = self.get(&page, needs).await?;
+            let items = answer.get_mut("items").map(Value::take);
+            let Some(Value::Array(items)) = items else {
+                return Err(Unread::Failed(format!("{}{path} is no list", self.server)));
+            };
+            kept.extend(items.into_iter().filter_map(&keep));
+            match answer.pointer("/metadata/continue").and_then(Value::as_str) {
+                Some(next) if !next.is_empty() && next != token => next.clone_into(&mut token),
+                _ => return Ok(kept),
+            }
+        }
+    }
+
+    /// An answer to what is given.
+    pub(super) async fn post(&self, path: &str, needs: &str, body: &Value) -> Part<Value> {
+        let text =
+            self.ask(Method::POST, path, Some(body)).await.map_err(|refused| self.unread(refused, needs))?;
+        self.json(&text, path)
+    }
+
+    /// What would come of an object, or why it would not be made.
+    pub(super) async fn try_out(&self, path: &str, needs: &str, body: &Value) -> Part<Result<Value, String>> {
+        match self.ask(Method::POST, path, Some(body)).await {
+            Ok(text) => self.json(&text, path).map(Ok),
+            // Of 403, only this one is about who asks.
+            Err(Refused::Said { code, message })
+                if code != 401 && !message.contains("cannot create resource") =>
+            {
+                Ok(Err(message))
+            }
+            Err(refused) => Err(self.unread(refused, needs)),
+        }
+    }
+
+    /// A page of a Pod, through the API server. `at`: `[https:]<pod>:<port>`.
+    pub(super) async fn through(&self, namespace: &str, at: &str, page: &str) -> Part<String> {
+        let path = format!("/api/v1/namespaces/{}/pods/{at}/proxy/{page}", segment(namespace));
+        let needs = format!("get pods/proxy in {namespace}");
+        self.ask(Method::GET, &path, None).await.map_err(|refused| match refused {
+            Refused::Said { code, message } if code != 401 && code != 403 => {
+                Unread::Failed(format!("{at}: {code}: {}", message.trim()))
+            }
+            refused => self.unread(refused, &needs),
+        })
+    }
+
+    async fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> Result<String, Refused> {
+        let mut request = Request::builder().method(method).uri(path);
+        if body.is_some() {
+            request = request.header(header::CONTENT_TYPE, "application/json");
+        }
+        let body = body.map(|body| body.to_string().into_bytes()).unwrap_or_default();
+        let request = request.body(body).map_err(|error| Refused::Nothing(format!("{path}: {error}")))?;
+        match tokio::time::timeout(self.patience, self.client.request_text(request)).await {
+            Ok(Ok(text)) => Ok(text),
+            Ok(Err(kube::Error::Api(status))) => {
+                Err(Refused::Said { code: status.code, message: status.message })
+            }
+            Ok(Err(error)) => Err(Refused::Nothing(innermost(&error))),
+            Err(_) => Err(Refused::Nothing(format!("no answer within {:?}", self.patience))),
+        }
+    }
+
+    fn json(&self, text: &str, path: &str) -> Part<Value> {
+        serde_json::from_str(text).map_err(|error| {
+            Unread::Failed(format!("what {}{path} answers is no JSON: {error}", self.server))
+        })
+    }
+
+    fn unread(&self, refused: Refused, needs: &str) -> Unread {
+        match refused {
+            Refused::Said { code: 403, .. } => Unread::Forbidden(needs.to_owned()),
+            Refused::Said { code: 401, .. } => {
+                Unread::Failed(format!("{} does not know who you are: log in again", self.server))
+            }
+            Refused::Said { code, message } => {
+                Unread::Failed(format!("{} answers {code}: {}", self.server, message.trim()))
+            }
+            Refused::Nothing(why) => Unread::Failed(format!("{}: {why}", self.server)),
+        }
+    }
+}
+
+/// Why there is no answer that was asked for.
+enum Refused {
+    /// An answer of another kind.
+    Said { code: u16, message: String },
+    /// None.
+    Nothing(String),
+}
+
+/// What is at the end of an error's sources: there it says what happened.
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut last = error;
+    while let Some(source) = last.source() {
+        last = source;
+    }
+    last.to_string()
+}

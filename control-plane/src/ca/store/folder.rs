@@ -1,0 +1,148 @@
+//! The authority's files in the state folder.
+//!
+//! Keys are never written but with mode 0600 from the first byte on, and never read with more. The folder is locked by whoever opens it,
+//! so that nobody else writes.
+
+use std::fs::{self, OpenOptions};
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use zeroize::Zeroizing;
+
+use super::{CA_CERTIFICATES, Change, GRANTS, Kept, NAMES, Store};
+use crate::ca::CaError;
+
+/// The folder.
+#[derive(Debug, Clone)]
+pub(crate) struct Folder {
+    dir: PathBuf,
+}
+
+// === impl Folder ===
+
+impl Folder {
+    pub(crate) fn new(dir: &Path) -> Self {
+        Self { dir: dir.to_owned() }
+    }
+
+    /// Everything that is there.
+    pub(crate) fn read(&self) -> Result<Kept, CaError> {
+        let mut kept = Kept::new();
+        for name in NAMES {
+            let path = self.dir.join(name);
+            let text = match name {
+                // Its damage costs what was granted, not the start.
+                GRANTS => read_lossy(&path)?.map(Zeroizing::new),
+                CA_CERTIFICATES => read(&path)?.map(Zeroizing::new),
+                _ => read_key(&path)?,
+            };
+            kept.extend(text.map(|text| (name, text)));
+        }
+        Ok(kept)
+    }
+
+    /// Writes some of what is kept, in this order.
+    pub(crate) fn write(&self, kept: &Kept, names: &[&'static str]) -> Result<(), CaError> {
+        if !names.is_empty() {
+            make_dir(&self.dir)?;
+        }
+        for name in names {
+            let path = self.dir.join(name);
+            let mode = if *name == CA_CERTIFICATES { 0o644 } else { 0o600 };
+            if let Some(text) = kept.get(name) {
+                write(&path, text.as_bytes(), mode)?;
+            }
+            if *name == CA_CERTIFICATES {
+                tracing::info!(path = %path.display(), "made a new root");
+            }
+        }
+        Ok(())
+    }
+
+    /// Where a file is, for messages.
+    pub(crate) fn path_of(&self, name: &str) -> String {
+        self.dir.join(name).display().to_string()
+    }
+}
+
+#[tonic::async_trait]
+impl Store for Folder {
+    fn place(&self, name: &str) -> String {
+        self.path_of(name)
+    }
+
+    async fn change(&self, name: &'static str, change: &Change<'_>) -> Result<(), CaError> {
+        let path = self.dir.join(name);
+        let reading = path.clone();
+        // The disk must not keep anybody else waiting.
+        let before = on_disk(&path, move || read_lossy(&reading)).await?;
+        let Some(text) = change(before.as_deref()) else { return Ok(()) };
+        let writing = path.clone();
+        on_disk(&path, move || write(&writing, text.as_bytes(), 0o600)).await
+    }
+}
+
+async fn on_disk<T: Send + 'static>(
+    path: &Path,
+    work: impl FnOnce() -> Result<T, CaError> + Send + 'static,
+) -> Result<T, CaError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|panicked| Err(io(path)(std::io::Error::other(panicked))))
+}
+
+fn io(path: &Path) -> impl FnOnce(std::io::Error) -> CaError + '_ {
+    move |why| CaError::Io { path: path.to_owned(), why }
+}
+
+fn read(path: &Path) -> Result<Option<String>, CaError> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(io(path)(e)),
+    }
+}
+
+/// What is no text is damaged, and told when it is taken apart.
+fn read_lossy(path: &Path) -> Result<Option<String>, CaError> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(io(path)(e)),
+    }
+}
+
+/// Reads a key, refusing one that group or others can touch.
+fn read_key(path: &Path) -> Result<Option<Zeroizing<String>>, CaError> {
+    let mut file = match fs::File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(io(path)(e)),
+    };
+    let mode = file.metadata().map_err(io(path))?.permissions().mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        return Err(CaError::Permissions { path: path.to_owned(), mode });
+    }
+    let mut text = Zeroizing::new(String::new());
+    file.read_to_string(&mut text).map_err(io(path))?;
+    Ok(Some(text))
+}
+
+fn make_dir(dir: &Path) -> Result<(), CaError> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io(dir))
+}
+
+/// Writes a file whole or not at all: beside it first, then renamed.
+fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), CaError> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    let beside = PathBuf::from(beside);
+    match fs::remove_file(&beside) {
+        Err(e) if e.kind() != ErrorKind::NotFound => return Err(io(&beside)(e)),
+        _ => {}
+    }
+    let mut file =
+        OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside).map_err(io(&beside))?;
+    file.write_all(content).and_then(|()| file.sync_all()).map_err(io(&beside))?;
+    fs::rename(&beside, path).map_err(io(path))
+}

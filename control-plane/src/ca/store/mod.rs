@@ -1,0 +1,119 @@
+//! What must outlive the authority: its keys, its certificates, and what join tokens have granted.
+//!
+//! | name | holds |
+//! | --- | --- |
+//! | `ca-key.pem` | the issuing key |
+//! | `ca.pem` | the issuing certificate, those above it, every root of the trust bundle |
+//! | `token-key.pem` | the key that signs join tokens |
+//! | `grants.json` | the services that identities may register for |
+//!
+//! Decides what is made where something is missing, and what half an authority is; where it is kept is a [`Store`]'s: files of the
+//! state folder ([`folder`]), or the keys of a Secret ([`crate::cluster`]), which several control planes share.
+
+pub(super) mod folder;
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use tulle_certs::TrustDomain;
+use tulle_certs::issue::{self, Authority, AuthorityError, ROOT_LIFETIME};
+use tulle_certs::token::JoinTokens;
+use zeroize::Zeroizing;
+
+use super::{CaError, StoredTokens};
+
+pub(super) const CA_KEY: &str = "ca-key.pem";
+pub(super) const CA_CERTIFICATES: &str = "ca.pem";
+pub(super) const TOKEN_KEY: &str = "token-key.pem";
+pub(super) const GRANTS: &str = "grants.json";
+
+/// Everything that can be kept.
+pub const NAMES: [&str; 4] = [CA_KEY, CA_CERTIFICATES, TOKEN_KEY, GRANTS];
+
+/// What is kept, by name; wiped when dropped.
+pub type Kept = BTreeMap<&'static str, Zeroizing<String>>;
+
+/// What a change makes of what is kept: `None` leaves it as it is.
+pub type Change<'c> = dyn Fn(Option<&str>) -> Option<String> + Send + Sync + 'c;
+
+/// Where it is kept. It is read whole when the authority is opened; from then on only what may change is written.
+#[tonic::async_trait]
+pub trait Store: Send + Sync {
+    /// Where `name` is, for messages.
+    fn place(&self, name: &str) -> String;
+
+    /// Puts what `change` makes of it in the place of what is kept by `name`, whole or not at all. What somebody else has written
+    /// meanwhile is not lost: `change` may be asked again.
+    async fn change(&self, name: &'static str, change: &Change<'_>) -> Result<(), CaError>;
+}
+
+/// Makes what is missing of `kept`, and says what that is, in the order in which it should be written.
+///
+/// # Errors
+/// Key without certificate or certificate without key is not made whole: the other half may only be mislaid.
+pub fn complete(
+    kept: &mut Kept,
+    place: &dyn Fn(&str) -> String,
+    domain: &TrustDomain,
+    now: SystemTime,
+) -> Result<Vec<&'static str>, CaError> {
+    let mut made = Vec::new();
+    match (kept.contains_key(CA_KEY), kept.contains_key(CA_CERTIFICATES)) {
+        (true, true) => {}
+        (true, false) => {
+            return Err(CaError::Half { present: place(CA_KEY), missing: place(CA_CERTIFICATES) });
+        }
+        (false, true) => {
+            return Err(CaError::Half { present: place(CA_CERTIFICATES), missing: place(CA_KEY) });
+        }
+        (false, false) => {
+            let authority =
+                Authority::generate(domain, ROOT_LIFETIME, now).map_err(|why| in_authority(place, why))?;
+            kept.insert(CA_CERTIFICATES, Zeroizing::new(authority.to_pem()));
+            kept.insert(CA_KEY, authority.key().to_pem());
+            made.extend([CA_CERTIFICATES, CA_KEY]);
+        }
+    }
+    if !kept.contains_key(TOKEN_KEY) {
+        let in_tokens = |why| CaError::Tokens { place: place(TOKEN_KEY), why };
+        let tokens = JoinTokens::generate().map_err(in_tokens)?;
+        kept.insert(TOKEN_KEY, tokens.key().to_pem());
+        made.push(TOKEN_KEY);
+    }
+    Ok(made)
+}
+
+/// The authority that is kept.
+pub(super) fn authority(
+    kept: &Kept,
+    place: &dyn Fn(&str) -> String,
+    domain: &TrustDomain,
+    now: SystemTime,
+) -> Result<Authority, CaError> {
+    let (key, certificates) = (text(kept, CA_KEY, place)?, text(kept, CA_CERTIFICATES, place)?);
+    Authority::from_pem(key, certificates, domain, now).map_err(|why| in_authority(place, why))
+}
+
+/// What signs join tokens.
+pub(super) fn tokens(kept: &Kept, place: &dyn Fn(&str) -> String) -> Result<JoinTokens, CaError> {
+    let key = text(kept, TOKEN_KEY, place)?;
+    JoinTokens::from_pem(key).map_err(|why| CaError::Tokens { place: place(TOKEN_KEY), why })
+}
+
+/// What minting needs.
+pub(super) fn stored_tokens(kept: &Kept, place: &dyn Fn(&str) -> String) -> Result<StoredTokens, CaError> {
+    let tokens = tokens(kept, place)?;
+    let (key, certificates) = (text(kept, CA_KEY, place)?, text(kept, CA_CERTIFICATES, place)?);
+    let stored = issue::stored_root(key, certificates).map_err(|why| in_authority(place, why))?;
+    let (pin, trust_domain) = stored;
+    Ok(StoredTokens { tokens, pin, trust_domain })
+}
+
+fn text<'k>(kept: &'k Kept, name: &str, place: &dyn Fn(&str) -> String) -> Result<&'k str, CaError> {
+    kept.get(name).map(|text| text.as_str()).ok_or_else(|| CaError::Absent { place: place(name) })
+}
+
+pub(super) fn in_authority(place: &dyn Fn(&str) -> String, why: AuthorityError) -> CaError {
+    let name = if matches!(why, AuthorityError::Key(_)) { CA_KEY } else { CA_CERTIFICATES };
+    CaError::Authority { place: place(name), why }
+}

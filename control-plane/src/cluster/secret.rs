@@ -1,0 +1,234 @@
+//! The authority's keys in the Secret `tulle-identity`, which all replicas share, in place of the state folder.
+//!
+//! It is made exactly once: of several control planes that start together one makes it, and the others read what that one has made. What is
+//! written later is written to the version that was read, or read again. [`Secret::watch`] tells every replica what another has written; who deletes the Secret
+//! while the mesh runs, or empties it, takes nothing away from it: the holder of the lease writes it again, since with the root every identity would be lost. For the
+//! same reason no new root is made while the ConfigMap `tulle-trust-bundle` beside it says that there is one.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use futures_util::{StreamExt as _, pin_mut};
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1 as core;
+use kube::api::Patch;
+use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::{Api, Client};
+use serde_json::json;
+use tulle_certs::TrustDomain;
+use zeroize::Zeroizing;
+
+use super::bundle::{BUNDLE, KEY};
+use super::lease::Holder;
+use super::{ApiError, asked, backoff, make_secret, maker, parameters};
+use crate::ca::{Ca, CaError, Change, Kept, NAMES, Store, complete};
+
+/// What the Secret is called.
+pub const SECRET: &str = "tulle-identity";
+/// So often a write is tried that others come before.
+const TRIES: u32 = 20;
+/// For so long the API server is waited for, at the start.
+const PATIENCE: u32 = 6;
+
+/// The Secret. Cheap to clone.
+#[derive(Clone)]
+pub struct Secret {
+    secrets: Api<core::Secret>,
+    /// Where the roots are told.
+    bundles: Api<core::ConfigMap>,
+    namespace: String,
+    /// As whom it makes the Secret: of several who do at once one has made it, and the others conflict with that one's fields.
+    maker: String,
+}
+
+// === impl Secret ===
+
+impl Secret {
+    /// In the control plane's namespace.
+    pub fn new(client: Client, namespace: &str) -> Self {
+        let (secrets, bundles) =
+            (Api::namespaced(client.clone(), namespace), Api::namespaced(client, namespace));
+        Self { secrets, bundles, namespace: namespace.to_owned(), maker: maker() }
+    }
+
+    /// What it holds, after what is missing was made.
+    ///
+    /// # Errors
+    /// When the API server cannot be asked, or what is there cannot be used.
+    pub async fn open(&self, domain: &TrustDomain, now: SystemTime) -> Result<Kept, CaError> {
+        let mut failures = 0;
+        loop {
+            match self.try_open(domain, now).await? {
+                Ok(kept) => return Ok(kept),
+                // Another was quicker.
+                Err(error) if error.is_conflict() => {}
+                Err(error) => {
+                    failures += 1;
+                    if failures >= PATIENCE || matches!(error, ApiError::Forbidden(_)) {
+                        return Err(self.failed(&error));
+                    }
+                    tracing::warn!(%error, "cannot open the Secret {SECRET}; trying again");
+                    tokio::time::sleep(backoff(failures)).await;
+                }
+            }
+        }
+    }
+
+    async fn try_open(
+        &self,
+        domain: &TrustDomain,
+        now: SystemTime,
+    ) -> Result<Result<Kept, ApiError>, CaError> {
+        let found = match asked(self.secrets.get_opt(SECRET)).await {
+            Ok(found) => found,
+            Err(error) => return Ok(Err(error)),
+        };
+        let mut kept = found.as_ref().map(|found| self.read(found)).transpose()?.unwrap_or_default();
+        // A replica that runs may be about to write it again.
+        if !Ca::is_begun(&kept)
+            && let Err(error) = self.is_new().await
+        {
+            return Ok(Err(error));
+        }
+        let made = complete(&mut kept, &|name| self.place(name), domain, now)?;
+        if made.is_empty() {
+            return Ok(Ok(kept));
+        }
+        let written = self.put(found, &kept).await;
+        if written.is_ok() {
+            tracing::info!(secret = %self.place(""), ?made, "made what the certificate authority is opened with");
+        }
+        Ok(written.map(|()| kept))
+    }
+
+    /// Whether no root was ever told to proxies.
+    async fn is_new(&self) -> Result<(), ApiError> {
+        let told = asked(self.bundles.get_opt(BUNDLE)).await?;
+        let roots = told.and_then(|told| told.data?.remove(KEY)).filter(|roots| !roots.trim().is_empty());
+        if roots.is_none() {
+            return Ok(());
+        }
+        Err(ApiError::Lost(format!(
+            "there is no root in it, and the ConfigMap {}/{BUNDLE} holds the one that proxies trust; restore the Secret from its backup, or delete that \
+             ConfigMap to begin with a new root (every pod of the mesh must then be started anew)",
+            self.namespace
+        )))
+    }
+
+    /// Writes everything, in place of what was found.
+    async fn put(&self, found: Option<core::Secret>, kept: &Kept) -> Result<(), ApiError> {
+        let data = kept.iter().map(|(name, text)| ((*name).to_owned(), ByteString(text.as_bytes().to_vec())));
+        let data: BTreeMap<String, ByteString> = data.collect();
+        let Some(found) = found else {
+            return asked(make_secret(&self.secrets, SECRET, data, &self.maker)).await;
+        };
+        let version = found.metadata.resource_version;
+        let patch = Patch::Merge(json!({ "metadata": { "resourceVersion": version }, "data": data }));
+        asked(self.secrets.patch(SECRET, &parameters(), &patch)).await.map(drop)
+    }
+
+    fn read(&self, secret: &core::Secret) -> Result<Kept, CaError> {
+        let none = BTreeMap::new();
+        let data = secret.data.as_ref().unwrap_or(&none);
+        let mut kept = Kept::new();
+        for name in NAMES {
+            // What was emptied is not there.
+            let Some(ByteString(bytes)) = data.get(name).filter(|text| !text.0.is_empty()) else { continue };
+            let text = String::from_utf8(bytes.clone()).map_err(|error| CaError::Store {
+                place: self.place(name),
+                why: error.utf8_error().to_string(),
+            })?;
+            kept.insert(name, Zeroizing::new(text));
+        }
+        Ok(kept)
+    }
+
+    /// Tells `ca` what others write. Runs until it is dropped.
+    pub async fn watch(self, ca: Ca, mut holder: Holder) {
+        let seen = watcher::watch_object(self.secrets.clone(), SECRET).default_backoff();
+        pin_mut!(seen);
+        // What is there in its place: nothing, or too little.
+        let mut lost: Option<Option<core::Secret>> = None;
+        loop {
+            tokio::select! {
+                next = seen.next() => match next {
+                    Some(Ok(Some(secret))) => {
+                        let read = self.read(&secret);
+                        lost = None;
+                        if read.as_ref().is_ok_and(|kept| ca.restored(kept).is_some()) {
+                            tracing::error!(
+                                secret = %self.place(""),
+                                "the Secret lacks keys of the mesh's root; what is in use stays, and the holder of the lease writes it again"
+                            );
+                            lost = Some(Some(secret));
+                        } else if let Err(error) = read.and_then(|kept| ca.take_in(kept, SystemTime::now())) {
+                            tracing::error!(%error, "what was written into the Secret cannot be used; what is in use stays");
+                        }
+                    }
+                    Some(Ok(None)) => {
+                        lost = Some(None);
+                        tracing::error!(
+                            secret = %self.place(""),
+                            "the Secret with the mesh's root is gone; what is in use stays, and the holder of the lease writes it again"
+                        );
+                    }
+                    Some(Err(error)) => tracing::debug!(%error, "cannot watch the Secret {SECRET}; trying again"),
+                    None => return,
+                },
+                () = holder.held(), if lost.is_some() => {
+                    // Should the lease be lost meanwhile, the next one finds it made.
+                    match self.write_again(&ca, lost.clone().flatten()).await {
+                        Ok(()) => lost = None,
+                        Err(error) if error.is_conflict() => lost = None,
+                        Err(error) => {
+                            tracing::error!(%error, "cannot write the Secret {SECRET} again; trying again");
+                            tokio::time::sleep(backoff(3)).await;
+                        }
+                    }
+                },
+            }
+        }
+    }
+
+    async fn write_again(&self, ca: &Ca, found: Option<core::Secret>) -> Result<(), ApiError> {
+        let kept = match &found {
+            None => Some(ca.kept()),
+            Some(found) => self.read(found).ok().and_then(|kept| ca.restored(&kept)),
+        };
+        match kept {
+            Some(kept) => self.put(found, &kept).await,
+            // What is in use has changed meanwhile.
+            None => Ok(()),
+        }
+    }
+
+    fn failed(&self, error: &ApiError) -> CaError {
+        CaError::Store { place: format!("Secret {}/{SECRET}", self.namespace), why: error.to_string() }
+    }
+}
+
+#[tonic::async_trait]
+impl Store for Secret {
+    fn place(&self, name: &str) -> String {
+        let key = if name.is_empty() { String::new() } else { format!(", key {name}") };
+        format!("Secret {}/{SECRET}{key}", self.namespace)
+    }
+
+    async fn change(&self, name: &'static str, change: &Change<'_>) -> Result<(), CaError> {
+        for _ in 0..TRIES {
+            let found = asked(self.secrets.get(SECRET)).await.map_err(|error| self.failed(&error))?;
+            let mut kept = self.read(&found)?;
+            let Some(text) = change(kept.get(name).map(|text| text.as_str())) else { return Ok(()) };
+            kept.insert(name, Zeroizing::new(text));
+            match self.put(Some(found), &kept).await {
+                Ok(()) => return Ok(()),
+                Err(error) if error.is_conflict() => {}
+                Err(error) => return Err(self.failed(&error)),
+            }
+        }
+        Err(CaError::Store { place: self.place(name), why: "others write it all the time".to_owned() })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,206 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Method;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tulle_certs::SpiffeId;
+
+use super::*;
+use crate::ca::Options;
+use crate::cluster::testing::{ApiServer, Failure};
+
+const PATH: &str = "/api/v1/namespaces/tulle-system/secrets/tulle-identity";
+
+fn domain() -> TrustDomain {
+    TrustDomain::default()
+}
+
+fn secret(server: &Arc<ApiServer>) -> Secret {
+    Secret::new(server.client(), "tulle-system")
+}
+
+async fn ca(server: &Arc<ApiServer>) -> Ca {
+    let secret = secret(server);
+    let kept = secret.open(&domain(), SystemTime::now()).await.unwrap();
+    Ca::with_store(Arc::new(secret), kept, &domain(), SystemTime::now(), Options::default()).unwrap()
+}
+
+fn id(account: &str) -> SpiffeId {
+    SpiffeId::new(&domain(), "shop", account).unwrap()
+}
+
+fn held(held: bool) -> (watch::Sender<bool>, Holder) {
+    let (sender, receiver) = watch::channel(held);
+    (sender, Holder::of(receiver))
+}
+
+/// Waits for what watches bring about.
+async fn soon(what: &str, mut holds: impl FnMut() -> bool) {
+    for _ in 0..2000 {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("not so: {what}");
+}
+
+#[tokio::test]
+async fn replicas_that_start_together_have_one_root() {
+    let server = ApiServer::start();
+    let opening = (0..5).map(|_| ca(&server));
+    let replicas = futures_util::future::join_all(opening).await;
+    let pins: Vec<_> = replicas.iter().map(Ca::pin).collect();
+    assert!(pins.iter().all(|pin| *pin == pins[0]), "{pins:?}");
+    assert!(server.asked(&Method::PATCH, "secrets") >= 2, "the test is of a race");
+    let token = replicas[0].tokens().mint(&id("web"), &[], Duration::from_secs(60), SystemTime::now());
+    assert!(replicas[4].tokens().verify(&token.unwrap(), SystemTime::now()).is_ok());
+    assert_eq!(ca(&server).await.pin(), pins[0], "and keep it");
+}
+
+#[tokio::test]
+async fn a_root_that_is_given_is_used_and_what_is_missing_is_added() {
+    let given = {
+        let server = ApiServer::start();
+        ca(&server).await;
+        server.object(PATH).unwrap()
+    };
+    let server = ApiServer::start();
+    let mut mine = given.clone();
+    mine["metadata"] = json!({"name": SECRET, "labels": {"mine": "yes"}});
+    mine["data"].as_object_mut().unwrap().remove("token-key.pem");
+    mine["data"]["note"] = json!("eA==");
+    server.put(PATH, mine);
+    ca(&server).await;
+    let now = server.object(PATH).unwrap();
+    assert_eq!(now["data"]["ca.pem"], given["data"]["ca.pem"]);
+    assert!(now["data"]["token-key.pem"].is_string());
+    assert_eq!((&now["data"]["note"], &now["metadata"]["labels"]["mine"]), (&json!("eA=="), &json!("yes")));
+
+    let half = ApiServer::start();
+    let mut only = given;
+    only["data"].as_object_mut().unwrap().remove("ca-key.pem");
+    half.put(PATH, only);
+    let error = secret(&half).open(&domain(), SystemTime::now()).await.unwrap_err().to_string();
+    assert!(error.contains("tulle-identity, key ca-key.pem is missing"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_api_server_that_is_away_at_the_start_is_waited_for_and_then_named() {
+    let server = ApiServer::start();
+    server.fail(|_, _| Some(Failure::Status(503)));
+    let error = secret(&server).open(&domain(), SystemTime::now()).await.unwrap_err().to_string();
+    assert!(error.contains("Secret tulle-system/tulle-identity") && error.contains("503"), "{error}");
+    server.fail(|_, _| Some(Failure::Status(403)));
+    let error = secret(&server).open(&domain(), SystemTime::now()).await.unwrap_err().to_string();
+    assert!(error.contains("rights"), "{error}");
+}
+
+#[tokio::test]
+async fn grants_of_several_replicas_add_up() {
+    let server = ApiServer::start();
+    let replicas = [ca(&server).await, ca(&server).await];
+    let granting = (0..10).map(|number| {
+        let replica = &replicas[number % 2];
+        async move { replica.grant(&id(&format!("w{number}")), &[format!("s{number}")]).await.unwrap() }
+    });
+    futures_util::future::join_all(granting).await;
+    let later = ca(&server).await;
+    for number in 0..10 {
+        assert_eq!(later.may_register(&id(&format!("w{number}")), &format!("s{number}")), Ok(()));
+    }
+}
+
+#[tokio::test]
+async fn replicas_notice_what_others_write_and_refuse_what_cannot_be_used() {
+    let server = ApiServer::start();
+    let (first, second) = (ca(&server).await, ca(&server).await);
+    let (_sender, holder) = held(false);
+    let watching = tokio::spawn(secret(&server).watch(second.clone(), holder));
+    first.grant(&id("web"), &["web".into()]).await.unwrap();
+    soon("the grant is known", || second.may_register(&id("web"), "web").is_ok()).await;
+
+    let good = server.object(PATH).unwrap();
+    let mut broken = good.clone();
+    broken["data"]["ca.pem"] = json!("eA==");
+    server.put(PATH, broken);
+    let other = ApiServer::start();
+    ca(&other).await;
+    let mut bundles = second.bundles();
+    assert!(!bundles.has_changed().unwrap());
+    let mut replaced = good;
+    for key in ["ca.pem", "ca-key.pem"] {
+        replaced["data"][key] = other.object(PATH).unwrap()["data"][key].clone();
+    }
+    server.put(PATH, replaced);
+    bundles.changed().await.unwrap();
+    soon("the new root issues", || second.pin() != first.pin()).await;
+    assert_eq!(**second.creds().bundle(), *second.bundle());
+    watching.abort();
+}
+
+#[tokio::test]
+async fn a_secret_that_is_deleted_is_written_again_by_the_holder_of_the_lease() {
+    let server = ApiServer::start();
+    let ca = ca(&server).await;
+    ca.grant(&id("web"), &["web".into()]).await.unwrap();
+    let (sender, holder) = held(false);
+    let watching = tokio::spawn(secret(&server).watch(ca.clone(), holder));
+    soon("the watch is open", || server.asked(&Method::GET, "secrets") >= 4).await;
+    let before = server.object(PATH).unwrap();
+    server.delete(PATH);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(server.object(PATH), None, "who does not hold the lease does not write");
+    sender.send_replace(true);
+    soon("it is back", || server.object(PATH).is_some()).await;
+    let grants = |object: &Value| object["data"]["grants.json"].clone();
+    let after = server.object(PATH).unwrap();
+    assert_eq!((&after["data"]["ca.pem"], grants(&after)), (&before["data"]["ca.pem"], grants(&before)));
+    watching.abort();
+}
+
+#[tokio::test]
+async fn a_secret_that_is_emptied_is_filled_again() {
+    let server = ApiServer::start();
+    let ca = ca(&server).await;
+    let (_sender, holder) = held(true);
+    let watching = tokio::spawn(secret(&server).watch(ca.clone(), holder));
+    let good = server.object(PATH).unwrap();
+    let back = || server.object(PATH).is_some_and(|now| now["data"] == good["data"]);
+    for emptied in [json!({}), json!({"ca.pem": "", "ca-key.pem": ""})] {
+        let mut object = good.clone();
+        object["data"] = emptied;
+        server.put(PATH, object);
+        soon("it is filled", back).await;
+    }
+    // Somebody's own root, half of which is there: that is nothing to mix with ours.
+    let mut half = good.clone();
+    half["data"] = json!({"ca.pem": "eA=="});
+    server.put(PATH, half.clone());
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(server.object(PATH).unwrap()["data"], half["data"]);
+    watching.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_new_root_is_made_while_the_config_map_says_that_there_is_one() {
+    let server = ApiServer::start();
+    let path = "/api/v1/namespaces/tulle-system/configmaps/tulle-trust-bundle";
+    let mut told = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": BUNDLE}});
+    told["data"] = json!({"ca.crt": "-----BEGIN CERTIFICATE-----"});
+    server.put(path, told);
+    let error = secret(&server).open(&domain(), SystemTime::now()).await.unwrap_err().to_string();
+    assert!(error.contains(SECRET) && error.contains(BUNDLE) && error.contains("restore"), "{error}");
+    assert_eq!(server.object(PATH), None);
+    // One that runs writes it again, and who starts takes that.
+    let other = ApiServer::start();
+    let kept = ca(&other).await;
+    let starting = tokio::spawn({
+        let secret = secret(&server);
+        async move { secret.open(&domain(), SystemTime::now()).await }
+    });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    server.put(PATH, other.object(PATH).unwrap());
+    assert_eq!(starting.await.unwrap().unwrap(), kept.kept());
+}

@@ -1,0 +1,318 @@
+//! Objects of our kinds, and changes of them, with what is to be said of each: to our own reading (the tests beside this), and to a real
+//! API server (`tests/tests/kubernetes`, which takes this very file).
+
+use serde_json::Value;
+
+/// An object of each kind that every rule is about, and that all of them take.
+pub(crate) const GOOD: [(&str, &str); 4] = [
+    (
+        "TrafficPolicy",
+        "
+loadBalancer: {algorithm: Maglev, hashOn: [{header: a}], warmUp: {duration: 1s}, zones: {latency: 1ms}}
+outlierDetection: {consecutive5xx: 5, interval: 10ms, ejectionTime: 1s, maximumEjectionTime: 1s}
+healthCheck: {tcp: {}, interval: 10ms, timeout: 1ms}
+connections: {keepAlive: {time: 1s, interval: 32767s}}
+timeouts: {request: 1s, perTry: 1s}
+retry: {backoff: {base: 1ms, maximum: 1ms}}
+retryBudget: {interval: 1s, minimumRetryRate: {interval: 1s}}
+",
+    ),
+    (
+        "RateLimitPolicy",
+        "
+direction: Inbound
+limits: [{by: {header: a}, rate: {requests: 5, per: 1ms}, overrides: [{values: [a], rate: {requests: 5, per: 1ms}}]}]
+",
+    ),
+    ("FaultPolicy", "rules: [{delay: {duration: 1ms}, abort: {httpStatus: 503}}]"),
+    ("TelemetryPolicy", "accessLog: {format: json}"),
+];
+
+/// A change of the good object: the kind (none: each), where, what stands there then, and the rules that refuse it.
+pub(crate) type Case = (&'static str, &'static str, &'static str, &'static [&'static str]);
+
+const ONCE: &str = "spec.targetRefs: each target once";
+const TARGET: &str = "spec.targetRefs[]: a Service of the group \"\", or an HTTPRoute or a GRPCRoute of the group gateway.networking.k8s.io";
+const ANY_TARGET: &str = "spec.targetRefs[]: a Service of the group \"\", a Workload of the group policy.tulle.dev, or an HTTPRoute or a GRPCRoute of the group gateway.networking.k8s.io";
+const WHOLE: &str = "spec.targetRefs[]: a Workload has no sections";
+const ROUTE: &str = "spec: of requests that follow a route only timeouts and retry can be said";
+const HASH: &str = "spec.loadBalancer: RingHash and Maglev need hashOn, and the others go by no hash";
+const KEY: &str = "spec.loadBalancer.hashOn[]: exactly one of header, cookie, queryParameter and source";
+const CRITERION: &str = "spec.outlierDetection: at least one criterion says which endpoints are ejected";
+const EJECTION: &str = "spec.outlierDetection: maximumEjectionTime is at least as long as ejectionTime";
+const CHECK: &str = "spec.healthCheck: exactly one of http, grpc and tcp";
+const KEEP_TIME: &str = "spec.connections.keepAlive.time: 1s to 32767s";
+const KEEP_INTERVAL: &str = "spec.connections.keepAlive.interval: 1s to 32767s";
+const TRY: &str = "spec.timeouts: perTry is at most as long as request";
+const BACKOFF: &str = "spec.retry.backoff: maximum is at least as long as base";
+const INBOUND: &str = "spec: what follows a route is counted by clients: direction Outbound";
+const OVERRIDES: &str = "spec.limits[]: overrides need by, which tells requests apart";
+const BY: &str = "spec.limits[].by: exactly one of identity and header";
+const FAULT: &str = "spec.rules[]: at least one of delay and abort";
+const ABORT: &str = "spec.rules[].abort: exactly one of httpStatus and grpcStatus";
+
+pub(crate) const CASES: &[Case] = &[
+    (
+        "",
+        "/spec/targetRefs",
+        r#"[{"kind": "Service", "name": "a"}, {"kind": "Service", "name": "a"}]"#,
+        &[ONCE],
+    ),
+    (
+        "",
+        "/spec/targetRefs",
+        r#"[{"kind": "Service", "name": "a"}, {"kind": "Service", "name": "a", "group": "core", "sectionName": ""}]"#,
+        &[ONCE],
+    ),
+    (
+        "",
+        "/spec/targetRefs",
+        r#"[{"kind": "Service", "name": "a", "sectionName": "b"}, {"kind": "Service", "name": "a", "sectionName": "b"}]"#,
+        &[ONCE],
+    ),
+    (
+        "",
+        "/spec/targetRefs",
+        r#"[{"kind": "Service", "name": "a", "sectionName": "b"}, {"kind": "Service", "name": "a"}, {"kind": "Service", "name": "b"}]"#,
+        &[],
+    ),
+    ("", "/spec/targetRefs/0/group", r#""core""#, &[]),
+    ("TrafficPolicy", "/spec/targetRefs/0/group", r#""apps""#, &[TARGET]),
+    ("RateLimitPolicy", "/spec/targetRefs/0/group", r#""apps""#, &[TARGET]),
+    ("FaultPolicy", "/spec/targetRefs/0/group", r#""apps""#, &[TARGET]),
+    ("TelemetryPolicy", "/spec/targetRefs/0/group", r#""apps""#, &[ANY_TARGET]),
+    ("TelemetryPolicy", "/spec/targetRefs/0/kind", r#""Pod""#, &[ANY_TARGET]),
+    ("TelemetryPolicy", "/spec/targetRefs", "[]", &[]),
+    (
+        "TelemetryPolicy",
+        "/spec/targetRefs/0",
+        r#"{"group": "policy.tulle.dev", "kind": "Workload", "name": "a"}"#,
+        &[],
+    ),
+    ("TelemetryPolicy", "/spec/targetRefs/0", r#"{"kind": "Workload", "name": "a"}"#, &[ANY_TARGET]),
+    (
+        "TelemetryPolicy",
+        "/spec/targetRefs/0",
+        r#"{"group": "policy.tulle.dev", "kind": "Workload", "name": "a", "sectionName": "b"}"#,
+        &[WHOLE],
+    ),
+    (
+        "FaultPolicy",
+        "/spec/targetRefs/0",
+        r#"{"group": "policy.tulle.dev", "kind": "Workload", "name": "a"}"#,
+        &[TARGET],
+    ),
+    ("FaultPolicy", "/spec/targetRefs/0/kind", r#""Pod""#, &[TARGET]),
+    ("FaultPolicy", "/spec/targetRefs/0/kind", r#""HTTPRoute""#, &[TARGET]),
+    (
+        "FaultPolicy",
+        "/spec/targetRefs/0",
+        r#"{"group": "gateway.networking.k8s.io", "kind": "TCPRoute", "name": "a"}"#,
+        &[TARGET],
+    ),
+    (
+        "FaultPolicy",
+        "/spec/targetRefs/0",
+        r#"{"group": "gateway.networking.k8s.io", "kind": "GRPCRoute", "name": "a", "sectionName": "b"}"#,
+        &[],
+    ),
+    (
+        "FaultPolicy",
+        "/spec/targetRefs",
+        r#"[{"kind": "Service", "name": "a"}, {"group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "name": "a"}]"#,
+        &[],
+    ),
+    (
+        "TrafficPolicy",
+        "/spec/targetRefs",
+        r#"[{"kind": "Service", "name": "a"}, {"group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "name": "a"}]"#,
+        &[ROUTE],
+    ),
+    (
+        "TrafficPolicy",
+        "/spec",
+        r#"{"targetRefs": [{"group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "name": "a"}], "timeouts": {"request": "1s"}, "retry": {}}"#,
+        &[],
+    ),
+    ("TrafficPolicy", "/spec/loadBalancer/hashOn", "null", &[HASH]),
+    ("TrafficPolicy", "/spec/loadBalancer/algorithm", r#""RingHash""#, &[]),
+    ("TrafficPolicy", "/spec/loadBalancer/algorithm", r#""PeakEwma""#, &[HASH]),
+    ("TrafficPolicy", "/spec/loadBalancer", r#"{"algorithm": "Random"}"#, &[]),
+    ("TrafficPolicy", "/spec/loadBalancer", r#"{"hashOn": [{"source": {}}]}"#, &[HASH]),
+    ("TrafficPolicy", "/spec/loadBalancer/hashOn/0", "{}", &[KEY]),
+    ("TrafficPolicy", "/spec/loadBalancer/hashOn/0", r#"{"header": "a", "source": {}}"#, &[KEY]),
+    ("TrafficPolicy", "/spec/loadBalancer/hashOn/0", r#"{"header": null, "queryParameter": "a"}"#, &[]),
+    (
+        "TrafficPolicy",
+        "/spec/loadBalancer/warmUp/duration",
+        r#""0s""#,
+        &["spec.loadBalancer.warmUp.duration: more than 0s"],
+    ),
+    (
+        "TrafficPolicy",
+        "/spec/loadBalancer/zones/latency",
+        r#""0ms""#,
+        &["spec.loadBalancer.zones.latency: more than 0s"],
+    ),
+    ("TrafficPolicy", "/spec/outlierDetection/consecutive5xx", "null", &[CRITERION]),
+    ("TrafficPolicy", "/spec/outlierDetection", r#"{"successRate": {}}"#, &[]),
+    (
+        "TrafficPolicy",
+        "/spec/outlierDetection",
+        r#"{"consecutive5xx": 1, "maximumEjectionTime": "29s"}"#,
+        &[EJECTION],
+    ),
+    (
+        "TrafficPolicy",
+        "/spec/outlierDetection",
+        r#"{"consecutive5xx": 1, "ejectionTime": "5m1s"}"#,
+        &[EJECTION],
+    ),
+    (
+        "TrafficPolicy",
+        "/spec/outlierDetection/interval",
+        r#""9ms""#,
+        &["spec.outlierDetection.interval: 10ms or more"],
+    ),
+    (
+        "TrafficPolicy",
+        "/spec/outlierDetection/ejectionTime",
+        r#""0h""#,
+        &["spec.outlierDetection.ejectionTime: more than 0s"],
+    ),
+    (
+        "TrafficPolicy",
+        "/spec/outlierDetection/maximumEjectionTime",
+        r#""0s""#,
+        &[EJECTION, "spec.outlierDetection.maximumEjectionTime: more than 0s"],
+    ),
+    ("TrafficPolicy", "/spec/healthCheck/tcp", "null", &[CHECK]),
+    ("TrafficPolicy", "/spec/healthCheck", r#"{"tcp": {}, "http": {"path": "/"}}"#, &[CHECK]),
+    ("TrafficPolicy", "/spec/healthCheck", r#"{"grpc": {}}"#, &[]),
+    ("TrafficPolicy", "/spec/healthCheck/interval", r#""9ms""#, &["spec.healthCheck.interval: 10ms or more"]),
+    ("TrafficPolicy", "/spec/healthCheck/timeout", r#""0s""#, &["spec.healthCheck.timeout: more than 0s"]),
+    ("TrafficPolicy", "/spec/connections/keepAlive/time", r#""999ms""#, &[KEEP_TIME]),
+    ("TrafficPolicy", "/spec/connections/keepAlive/time", r#""9h6m8s""#, &[KEEP_TIME]),
+    ("TrafficPolicy", "/spec/connections/keepAlive/interval", r#""32768s""#, &[KEEP_INTERVAL]),
+    ("TrafficPolicy", "/spec/connections/keepAlive", "{}", &[]),
+    ("TrafficPolicy", "/spec/timeouts/perTry", r#""1s1ms""#, &[TRY]),
+    ("TrafficPolicy", "/spec/timeouts/perTry", r#""1000ms""#, &[]),
+    // No limit of the whole; and no limit of a try, which the whole's then is.
+    ("TrafficPolicy", "/spec/timeouts/request", r#""0s""#, &[]),
+    ("TrafficPolicy", "/spec/timeouts/perTry", r#""0s""#, &[]),
+    ("TrafficPolicy", "/spec/timeouts/request", "null", &[]),
+    ("TrafficPolicy", "/spec/retry/backoff/maximum", r#""0s""#, &[BACKOFF]),
+    ("TrafficPolicy", "/spec/retry/backoff", r#"{"maximum": "24ms"}"#, &[BACKOFF]),
+    ("TrafficPolicy", "/spec/retry/backoff", r#"{"base": "1h"}"#, &[]),
+    ("TrafficPolicy", "/spec/retryBudget/interval", r#""0s""#, &["spec.retryBudget.interval: more than 0s"]),
+    ("TrafficPolicy", "/spec/retryBudget/interval", r#""1ms""#, &[]),
+    (
+        "TrafficPolicy",
+        "/spec/retryBudget/minimumRetryRate/interval",
+        r#""0s""#,
+        &["spec.retryBudget.minimumRetryRate.interval: more than 0s"],
+    ),
+    (
+        "RateLimitPolicy",
+        "/spec/targetRefs/0",
+        r#"{"group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "name": "a"}"#,
+        &[INBOUND],
+    ),
+    ("RateLimitPolicy", "/spec/direction", "null", &[]),
+    ("RateLimitPolicy", "/spec/limits/0/by", "null", &[OVERRIDES]),
+    ("RateLimitPolicy", "/spec/limits/0", r#"{"rate": {"requests": 1}, "overrides": []}"#, &[]),
+    ("RateLimitPolicy", "/spec/limits/0/by", "{}", &[BY]),
+    ("RateLimitPolicy", "/spec/limits/0/by", r#"{"identity": {}, "header": "a"}"#, &[BY]),
+    ("RateLimitPolicy", "/spec/limits/0/rate/per", r#""0s""#, &["spec.limits[].rate.per: more than 0s"]),
+    (
+        "RateLimitPolicy",
+        "/spec/limits/0/overrides/0/rate/per",
+        r#""0s""#,
+        &["spec.limits[].overrides[].rate.per: more than 0s"],
+    ),
+    ("FaultPolicy", "/spec/rules/0", "{}", &[FAULT]),
+    ("FaultPolicy", "/spec/rules/0/abort", "null", &[]),
+    ("FaultPolicy", "/spec/rules/0/delay", "null", &[]),
+    (
+        "FaultPolicy",
+        "/spec/rules/0/delay/duration",
+        r#""0m""#,
+        &["spec.rules[].delay.duration: more than 0s"],
+    ),
+    ("FaultPolicy", "/spec/rules/0/abort", "{}", &[ABORT]),
+    ("FaultPolicy", "/spec/rules/0/abort", r#"{"httpStatus": 503, "grpcStatus": "UNAVAILABLE"}"#, &[ABORT]),
+    ("FaultPolicy", "/spec/rules/0/abort", r#"{"grpcStatus": "UNAVAILABLE"}"#, &[]),
+];
+
+/// Objects in which every field with bounds is written somewhere.
+pub(crate) const SPECIMENS: [(&str, &str); 6] = [
+    (
+        "TrafficPolicy",
+        "
+loadBalancer:
+  algorithm: Maglev
+  hashOn: [{header: a}]
+  warmUp: {duration: 1s, minimumPercent: 5}
+  zones: {maximumLoadPercent: 120, requestsInFlight: 5, refusedPercent: 5}
+  panicThresholdPercent: 5
+outlierDetection:
+  consecutive5xx: 5
+  consecutiveGatewayErrors: 5
+  consecutiveConnectFailures: 5
+  consecutiveGrpcErrors: 5
+  successRate: {standardDeviations: 5, minimumEndpoints: 5, minimumRequests: 5}
+  failurePercentage: {thresholdPercent: 5, minimumRequests: 5}
+  maximumEjectedPercent: 5
+healthCheck: {tcp: {}, healthyThreshold: 5, unhealthyThreshold: 5}
+limits: {maximumConnections: 5, maximumConnectionsPerEndpoint: 5, maximumRequests: 5, maximumRequestsPerEndpoint: 5, maximumPending: 5}
+connections: {keepAlive: {probes: 5}}
+retry: {attempts: 5, statuses: [500], maximumBodyBytes: 5}
+retryBudget: {percent: 5, minimumRetryRate: {count: 5}}
+",
+    ),
+    (
+        "RateLimitPolicy",
+        "limits: [{by: {header: a}, rate: {requests: 5, burst: 5}, overrides: [{values: [a], rate: {requests: 5, burst: 5}}]}]",
+    ),
+    ("FaultPolicy", "rules: [{delay: {duration: 1s, percent: 5}, abort: {httpStatus: 500, percent: 5}}]"),
+    ("FaultPolicy", "rules: [{delay: {duration: 1s}}]"),
+    ("Mesh", "tracing: {collector: 'http://a:4317', sampling: {percent: 5}}\naccessLog: {samplePercent: 5}"),
+    ("TelemetryPolicy", "accessLog: {format: json, statuses: [5xx], samplePercent: 5}\ntracing: {sampling: {percent: 5}}"),
+];
+
+/// Where numbers have bounds, by the path through the schema, and what they are.
+pub(crate) fn bounds(schema: &Value, path: &str, found: &mut Vec<(String, Option<f64>, Option<f64>)>) {
+    let bound = |name: &str| schema[name].as_f64();
+    if bound("minimum").is_some() || bound("maximum").is_some() {
+        found.push((path.to_owned(), bound("minimum"), bound("maximum")));
+    }
+    for (name, field) in schema["properties"].as_object().into_iter().flatten() {
+        bounds(field, &format!("{path}/{name}"), found);
+    }
+    if schema["items"].is_object() {
+        bounds(&schema["items"], &format!("{path}/0"), found);
+    }
+}
+
+/// An object of this kind in YAML, with this spec, and a Service as its target where it has one.
+pub(crate) fn text(kind: &str, spec: &str) -> String {
+    let (name, targets) = match kind {
+        "Mesh" => ("mesh", ""),
+        _ => ("a", "targetRefs: [{kind: Service, name: a}]\n"),
+    };
+    let text = format!("{targets}{spec}").replace('\n', "\n  ");
+    format!(
+        "apiVersion: policy.tulle.dev/v1alpha1\nkind: {kind}\nmetadata: {{name: {name}}}\nspec:\n  {text}\n"
+    )
+}
+
+/// Writes a value there, also where nothing stands yet.
+pub(crate) fn set(object: &mut Value, at: &str, value: Value) {
+    let (parent, field) = at.rsplit_once('/').unwrap();
+    match object.pointer_mut(parent).unwrap() {
+        Value::Array(items) => items[field.parse::<usize>().unwrap()] = value,
+        // Null is no value of anything in Kubernetes: the field is left out.
+        Value::Object(fields) if value.is_null() => drop(fields.remove(field)),
+        parent => parent[field] = value,
+    }
+}
