@@ -10,7 +10,8 @@ mod status;
 mod telemetry;
 mod traffic;
 
-use kube::CustomResource;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::{CustomResource, CustomResourceExt as _};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -259,6 +260,19 @@ pub struct EgressRule {
     /// Hosts of HTTP requests in plain text, exact or with a leading `*.`. Not together with `sni`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hosts: Vec<String>,
+}
+
+/// Every kind that is ours, as a custom resource definition.
+pub fn definitions() -> [CustomResourceDefinition; 7] {
+    [
+        Mesh::crd(),
+        AuthorizationPolicy::crd(),
+        EgressPolicy::crd(),
+        TrafficPolicy::crd(),
+        RateLimitPolicy::crd(),
+        FaultPolicy::crd(),
+        TelemetryPolicy::crd(),
+    ]
 }
 
 #[cfg(test)]

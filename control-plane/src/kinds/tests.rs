@@ -4,28 +4,17 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use kube::CustomResourceExt;
 use serde_json::Value;
 
 use self::cases::{SPECIMENS, bounds};
-use super::*;
 use crate::source::read_text;
 
 mod cases;
 mod cel;
 
-/// Every kind that is ours, as a custom resource definition.
+/// As JSON.
 fn definitions() -> Vec<Value> {
-    let all = [
-        Mesh::crd(),
-        AuthorizationPolicy::crd(),
-        EgressPolicy::crd(),
-        TrafficPolicy::crd(),
-        RateLimitPolicy::crd(),
-        FaultPolicy::crd(),
-        TelemetryPolicy::crd(),
-    ];
-    all.iter().map(|definition| serde_json::to_value(definition).unwrap()).collect()
+    super::definitions().iter().map(|definition| serde_json::to_value(definition).unwrap()).collect()
 }
 
 /// A value in YAML's block style, after its key or dash.

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kube::CustomResourceExt as _;
 use serde_json::Value;
 use tulle_control_plane::inject::INJECT;
 use tulle_control_plane::kinds;
@@ -239,16 +238,7 @@ fn served(definition: &Value) -> Vec<&str> {
 
 /// The fields of this command's own version of each definition, by its name.
 fn own_fields() -> BTreeMap<String, BTreeSet<String>> {
-    let all = [
-        kinds::Mesh::crd(),
-        kinds::AuthorizationPolicy::crd(),
-        kinds::EgressPolicy::crd(),
-        kinds::TrafficPolicy::crd(),
-        kinds::RateLimitPolicy::crd(),
-        kinds::FaultPolicy::crd(),
-        kinds::TelemetryPolicy::crd(),
-    ];
-    let fields = all.into_iter().filter_map(|definition| {
+    let fields = kinds::definitions().into_iter().filter_map(|definition| {
         let name = definition.metadata.name.clone()?;
         Some((name, fields_of(&serde_json::to_value(definition).ok()?)))
     });

@@ -4,7 +4,6 @@ use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use kube::CustomResourceExt as _;
 use serde_json::{Value, json};
 use tulle_certs::serving::ServingAuthority;
 use tulle_control_plane::inject::{Decision, Settings, inject};
@@ -25,15 +24,7 @@ fn root(days: u64, now: SystemTime) -> String {
 type Definitions = std::collections::BTreeMap<String, Option<Value>>;
 
 fn definitions() -> Definitions {
-    let ours = [
-        kinds::Mesh::crd(),
-        kinds::AuthorizationPolicy::crd(),
-        kinds::EgressPolicy::crd(),
-        kinds::TrafficPolicy::crd(),
-        kinds::RateLimitPolicy::crd(),
-        kinds::FaultPolicy::crd(),
-        kinds::TelemetryPolicy::crd(),
-    ];
+    let ours = kinds::definitions();
     let ours = ours.iter().map(|definition| {
         let mut definition = serde_json::to_value(definition).unwrap();
         definition["status"] = json!({"conditions": [{"type": "Established", "status": "True"}]});
