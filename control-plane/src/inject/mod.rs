@@ -32,10 +32,8 @@ pub use self::annotations::{KEYS, Key, reference};
 pub use self::patch::patch;
 pub use self::settings::{Resources, Settings, SettingsError};
 pub use self::undo::uninject;
+pub use crate::object::INJECT;
 
-/// The label of namespaces, and label or annotation of Pods, that says whether Pods get a proxy. A namespace's annotation says nothing: the API server selects
-/// by labels.
-pub const INJECT: &str = "tulle.dev/inject";
 /// The annotation of a Pod that has a proxy: what was added ([`Status`]).
 pub const STATUS: &str = crate::object::INJECTED;
 /// What annotations of the proxy's configuration begin with.

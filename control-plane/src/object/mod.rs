@@ -28,7 +28,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 pub use self::egress::{Egress, EgressRule};
 pub use self::mesh::{DEFAULT_TRUST_DOMAIN, Mesh};
-pub use self::pod::{INJECTED, PROXY_CONTAINER, Pod, PodForm, SKIP_INBOUND_PORTS};
+pub use self::pod::{INJECT, INJECTED, PROXY_CONTAINER, Pod, PodForm, SKIP_INBOUND_PORTS};
 pub(crate) use self::policy::foreign;
 pub use self::policy::{Identity, Policy, PolicyTarget, Rule as PolicyRule};
 pub use self::resilience::{Limit, Resilience, Says, Target, Telemetry, zones_by_default};
@@ -354,7 +354,7 @@ pub const OPAQUE_PORTS: &str = "config.tulle.dev/opaque-ports";
 pub const OWN_PORTS: RangeInclusive<u16> = tulle_api::PROXY_PORTS;
 
 /// Annotations and labels of ours, on any object; those for pods are told elsewhere.
-const KNOWN_KEYS: [&str; 4] = [IDENTITY, OPAQUE_PORTS, WEIGHT, "tulle.dev/inject"];
+const KNOWN_KEYS: [&str; 4] = [IDENTITY, OPAQUE_PORTS, WEIGHT, INJECT];
 
 /// What is the same for every kind: unknown keys of ours are told, and a refused object is dropped.
 fn finish(object: Object, meta: &ObjectMeta, notes: &mut Notes) -> Option<Object> {

@@ -23,8 +23,9 @@ pub const SKIP_INBOUND_PORTS: &str = "config.tulle.dev/skip-inbound-ports";
 /// The annotation with the port of the proxy's metrics, which are not led to it as an application's are.
 const METRICS_PORT: &str = "config.tulle.dev/metrics-port";
 
-/// The label or annotation by which a Pod asks for a proxy by itself.
-const INJECT: &str = "tulle.dev/inject";
+/// The label of namespaces, and label or annotation of Pods, that says whether Pods get a proxy. A namespace's annotation says nothing: the API server selects
+/// by labels.
+pub const INJECT: &str = "tulle.dev/inject";
 
 /// The service account of a Pod that names none.
 const DEFAULT_SERVICE_ACCOUNT: &str = "default";
