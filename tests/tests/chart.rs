@@ -188,7 +188,7 @@ fn files(folder: &str) -> Vec<(String, String)> {
 }
 
 #[test]
-#[ignore = "needs the Python of TULLE_TEST_PYTHON, with helm-python-sdk"]
+#[ignore = "needs the Python of TULLE_TEST_PYTHON, with helm-python-sdk; `.ci/run test` runs it"]
 fn by_default_there_is_what_the_mesh_needs_and_nothing_else() {
     let told = helm(&[json!({})]);
     assert_eq!(told["lint"]["errors"], json!([]));
@@ -214,7 +214,7 @@ fn by_default_there_is_what_the_mesh_needs_and_nothing_else() {
 }
 
 #[test]
-#[ignore = "needs the Python of TULLE_TEST_PYTHON, with helm-python-sdk"]
+#[ignore = "needs the Python of TULLE_TEST_PYTHON, with helm-python-sdk; `.ci/run test` runs it"]
 fn every_object_is_labelled_and_where_it_belongs() {
     const OF_THE_CLUSTER: [&str; 4] =
         ["ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition", "MutatingWebhookConfiguration"];
@@ -255,7 +255,7 @@ fn every_object_is_labelled_and_where_it_belongs() {
 }
 
 #[test]
-#[ignore = "needs the Python of TULLE_TEST_PYTHON, with helm-python-sdk"]
+#[ignore = "needs the Python of TULLE_TEST_PYTHON, with helm-python-sdk; `.ci/run test` runs it"]
 fn two_renderings_are_the_same() {
     let all = everything();
     let told = helm(&[json!({}), json!({}), all.clone(), all.clone()]);
@@ -268,7 +268,7 @@ fn two_renderings_are_the_same() {
 }
 
 #[test]
-#[ignore = "needs the Python of TULLE_TEST_PYTHON, with helm-python-sdk"]
+#[ignore = "needs the Python of TULLE_TEST_PYTHON, with helm-python-sdk; `.ci/run test` runs it"]
 fn the_control_plane_runs_as_nobody_with_nothing_to_write_to() {
     for values in [json!({}), high_availability(), everything()] {
         let rendered = render(&values);
@@ -303,7 +303,7 @@ fn the_control_plane_runs_as_nobody_with_nothing_to_write_to() {
 }
 
 #[test]
-#[ignore = "needs the Python of TULLE_TEST_PYTHON, with helm-python-sdk"]
+#[ignore = "needs the Python of TULLE_TEST_PYTHON, with helm-python-sdk; `.ci/run test` runs it"]
 fn replicas_are_kept_apart_where_that_is_asked() {
     let rendered = render(&high_availability());
     let spec = &rendered.one("Deployment")["spec"];
@@ -328,7 +328,7 @@ fn replicas_are_kept_apart_where_that_is_asked() {
 }
 
 #[test]
-#[ignore = "needs the Python of TULLE_TEST_PYTHON, with helm-python-sdk"]
+#[ignore = "needs the Python of TULLE_TEST_PYTHON, with helm-python-sdk; `.ci/run test` runs it"]
 fn labels_of_the_values_do_not_stand_beside_ours_of_the_same_name() {
     let labels = json!({"tulle.dev/inject": "enabled", "app.kubernetes.io/name": "mine", "mine": "yes"});
     let values = json!({"controlPlane": {"podLabels": labels, "podAnnotations": {"tulle.dev/config-hash": "x", "a": "b"}}});
@@ -342,7 +342,7 @@ fn labels_of_the_values_do_not_stand_beside_ours_of_the_same_name() {
 }
 
 #[test]
-#[ignore = "needs the Python of TULLE_TEST_PYTHON, with helm-python-sdk"]
+#[ignore = "needs the Python of TULLE_TEST_PYTHON, with helm-python-sdk; `.ci/run test` runs it"]
 fn the_binary_knows_every_flag_and_port_of_the_deployment() {
     let help = Command::new(binary("tulle-control-plane")).arg("--help").output().unwrap();
     let help = String::from_utf8(help.stdout).unwrap();
@@ -377,7 +377,7 @@ fn the_binary_knows_every_flag_and_port_of_the_deployment() {
 }
 
 #[test]
-#[ignore = "needs the Python of TULLE_TEST_PYTHON, with helm-python-sdk"]
+#[ignore = "needs the Python of TULLE_TEST_PYTHON, with helm-python-sdk; `.ci/run test` runs it"]
 fn the_mesh_of_the_values_is_one_that_the_control_plane_takes() {
     let all = everything();
     for (values, parts) in [
@@ -399,7 +399,7 @@ fn the_mesh_of_the_values_is_one_that_the_control_plane_takes() {
 }
 
 #[test]
-#[ignore = "needs the Python of TULLE_TEST_PYTHON, with helm-python-sdk"]
+#[ignore = "needs the Python of TULLE_TEST_PYTHON, with helm-python-sdk; `.ci/run test` runs it"]
 fn pods_are_asked_for_by_their_namespace_or_by_themselves() {
     let rendered = render(&json!({"webhook": {"excludedNamespaces": ["legacy", "kube-system"]}}));
     let webhooks = rendered.one("MutatingWebhookConfiguration")["webhooks"].as_array().unwrap().clone();
@@ -445,7 +445,7 @@ fn pods_are_asked_for_by_their_namespace_or_by_themselves() {
 
 /// The table of docs/kubernetes.md; never by two webhooks, which would inject twice.
 #[test]
-#[ignore = "needs the Python of TULLE_TEST_PYTHON, with helm-python-sdk"]
+#[ignore = "needs the Python of TULLE_TEST_PYTHON, with helm-python-sdk; `.ci/run test` runs it"]
 fn a_pod_is_asked_about_once_or_not_at_all() {
     let rendered = render(&json!({}));
     let webhooks = rendered.one("MutatingWebhookConfiguration")["webhooks"].as_array().unwrap().clone();
@@ -498,7 +498,7 @@ fn a_pod_is_asked_about_once_or_not_at_all() {
 }
 
 #[test]
-#[ignore = "needs the Python of TULLE_TEST_PYTHON, with helm-python-sdk"]
+#[ignore = "needs the Python of TULLE_TEST_PYTHON, with helm-python-sdk; `.ci/run test` runs it"]
 fn definitions_rules_and_dashboards_are_those_of_the_files() {
     let rendered = render(&everything());
     let dashboards = files("dashboards");
@@ -567,7 +567,7 @@ fn documented() -> Allowed {
 }
 
 #[test]
-#[ignore = "needs the Python of TULLE_TEST_PYTHON, with helm-python-sdk"]
+#[ignore = "needs the Python of TULLE_TEST_PYTHON, with helm-python-sdk; `.ci/run test` runs it"]
 fn the_control_plane_may_do_what_its_table_says_and_no_more() {
     for values in [json!({}), everything()] {
         let rendered = render(&values);
@@ -610,7 +610,7 @@ fn the_control_plane_may_do_what_its_table_says_and_no_more() {
 }
 
 #[test]
-#[ignore = "needs the Python of TULLE_TEST_PYTHON, with helm-python-sdk"]
+#[ignore = "needs the Python of TULLE_TEST_PYTHON, with helm-python-sdk; `.ci/run test` runs it"]
 fn what_no_value_is_is_refused_by_its_name() {
     let cases = [
         (json!({"colour": 1}), "'colour'"),
@@ -657,7 +657,7 @@ fn what_no_value_is_is_refused_by_its_name() {
 }
 
 #[test]
-#[ignore = "needs the Python of TULLE_TEST_PYTHON, with helm-python-sdk"]
+#[ignore = "needs the Python of TULLE_TEST_PYTHON, with helm-python-sdk; `.ci/run test` runs it"]
 fn the_schema_knows_the_values_and_nothing_else() {
     fn compare(values: &Value, schema: &Value, path: &str) {
         let Some(known) = schema["properties"].as_object() else { return };
