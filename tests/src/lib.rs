@@ -22,6 +22,7 @@ pub mod echo;
 pub mod fleet;
 pub mod frames;
 pub mod identity;
+pub mod jaeger;
 pub mod load;
 pub mod machine;
 pub mod memory;

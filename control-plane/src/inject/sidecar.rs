@@ -6,7 +6,7 @@ use tulle_certs::token::AUDIENCE;
 use super::annotations::{Effective, METRICS_PORT, seconds};
 use super::conflicts::{RESERVED, grace_of, stays_guaranteed};
 use super::probes::Probes;
-use super::{INIT, PROXY, VOLUME};
+use super::{INIT, PROXY, VOLUME, list};
 use crate::cluster::BUNDLE;
 
 /// The proxy in the image.
@@ -15,6 +15,8 @@ const BINARY: &str = "/bin/tulle-proxy";
 const FOLDER: &str = "/var/run/tulle";
 /// The kubelet renews a token at four fifths of this; it is needed for the first certificate, and at each renewal.
 const TOKEN_SECONDS: u32 = 3600;
+/// OpenTelemetry's annotation for `service.name`.
+const SERVICE_NAME: &str = "resource.opentelemetry.io/service.name";
 /// The proxy takes no longer durations, in seconds.
 const LONGEST_GRACE: u32 = 86_400;
 
@@ -151,6 +153,7 @@ fn environment(pod: &Value, effective: &Effective, probes: &Probes) -> Environme
     env.set("TULLE_PROXY_LOG_FORMAT", settings.log_format.clone());
     env.given("TULLE_PROXY_ACCESS_LOG", settings.access_log.as_deref().map(literal));
     env.given("TULLE_PROXY_OPAQUE_PORTS", settings.opaque_ports.clone());
+    env.given("OTEL_SERVICE_NAME", service_name(pod).map(|name| literal(&name)));
     env.given("TULLE_PROXY_DNS_LISTEN", settings.dns.then(|| "[::]:15053".to_owned()));
     let port = effective.metrics_port;
     env.given("TULLE_PROXY_METRICS_ADDRESS", (port != METRICS_PORT).then(|| format!("[::]:{port}")));
@@ -159,6 +162,38 @@ fn environment(pod: &Value, effective: &Effective, probes: &Probes) -> Environme
         env.set("TULLE_PROXY_PROBES_ADDRESS", "$(TULLE_POD_IP)");
     }
     env
+}
+
+/// What spans call the pod, since its own name is another with every restart: what its annotation says, else what owns it, else what its labels call
+/// it; `None`: its name. Of OpenTelemetry's conventions for Kubernetes the owner goes before the labels here, so that two versions of an application
+/// stay apart.
+fn service_name(pod: &Value) -> Option<String> {
+    let metadata = &pod["metadata"];
+    let said = |map: &str, key: &str| {
+        metadata[map][key].as_str().map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned)
+    };
+    let owners = list(pod, "/metadata/ownerReferences").iter();
+    let owner = owners.clone().find(|owner| owner["controller"] == true).and_then(|owner| {
+        let name = owner["name"].as_str()?;
+        let of_another = match owner["kind"].as_str()? {
+            // A Deployment's, which appends what it also writes into this label.
+            "ReplicaSet" => {
+                metadata["labels"]["pod-template-hash"].as_str().and_then(|hash| name.strip_suffix(hash))
+            }
+            // A CronJob's, which appends the minute.
+            "Job" => Some(name.trim_end_matches(|digit: char| digit.is_ascii_digit()))
+                .filter(|rest| name.len() - rest.len() >= 8),
+            // Such a pod is the node's.
+            "Node" => return None,
+            _ => None,
+        };
+        let of_another = of_another.and_then(|rest| rest.strip_suffix('-')).filter(|rest| !rest.is_empty());
+        Some(of_another.unwrap_or(name).to_owned())
+    });
+    said("annotations", SERVICE_NAME)
+        .or(owner)
+        .or_else(|| said("labels", "app.kubernetes.io/name"))
+        .or_else(|| said("labels", "app"))
 }
 
 fn resources(effective: &Effective) -> Value {
@@ -206,5 +241,39 @@ impl Environment {
     fn field(&mut self, name: &str, path: &str) {
         self.0
             .push(json!({"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}}));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_call_a_pod_as_what_owns_it() {
+        let owned = |kind: &str, name: &str| json!([{"kind": "Other", "name": "x"}, {"kind": kind, "name": name, "controller": true}]);
+        let labels = json!({"pod-template-hash": "5d8f9", "app": "label"});
+        for (metadata, expected) in [
+            (
+                json!({"ownerReferences": owned("ReplicaSet", "orders-v1-5d8f9"), "labels": labels}),
+                Some("orders-v1"),
+            ),
+            (json!({"ownerReferences": owned("ReplicaSet", "orders-5d8f9")}), Some("orders-5d8f9")),
+            (json!({"ownerReferences": owned("ReplicaSet", "5d8f9"), "labels": labels}), Some("5d8f9")),
+            (json!({"ownerReferences": owned("StatefulSet", "db")}), Some("db")),
+            (json!({"ownerReferences": owned("Job", "report-29301120")}), Some("report")),
+            (json!({"ownerReferences": owned("Job", "report-2")}), Some("report-2")),
+            (json!({"ownerReferences": owned("Job", "29301120")}), Some("29301120")),
+            (json!({"ownerReferences": owned("Node", "node-1"), "labels": {"app": "label"}}), Some("label")),
+            (json!({"labels": {"app": "label", "app.kubernetes.io/name": "name"}}), Some("name")),
+            (json!({"labels": {"app": " "}}), None),
+            (json!({}), None),
+            (
+                json!({"annotations": {(SERVICE_NAME): "said"}, "ownerReferences": owned("StatefulSet", "db")}),
+                Some("said"),
+            ),
+        ] {
+            let pod = json!({"metadata": metadata});
+            assert_eq!(service_name(&pod).as_deref(), expected, "{pod}");
+        }
     }
 }

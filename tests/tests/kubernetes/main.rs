@@ -10,6 +10,7 @@ mod cases;
 mod chart;
 mod check;
 mod definitions;
+mod demo;
 mod gateway;
 mod mesh;
 
@@ -33,6 +34,11 @@ fn objects(folder: &Path) -> Vec<Value> {
         files.iter().flat_map(|file| documents(&fs::read_to_string(file).unwrap())).collect();
     // A kustomization lists the others.
     objects.into_iter().filter(|object| object["kind"].is_string()).collect()
+}
+
+/// The objects of a file of YAML.
+fn manifest(file: &str) -> Vec<Value> {
+    documents(&fs::read_to_string(root().join(file)).unwrap_or_else(|error| panic!("{file}: {error}")))
 }
 
 /// The custom resource definitions of the chart.

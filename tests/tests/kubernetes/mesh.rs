@@ -21,13 +21,15 @@ use crate::gateway_api;
 /// Where applications are.
 pub(crate) const SHOP: &str = "shop";
 /// The node's own address, at which the API server listens.
-const NODE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+pub(crate) const NODE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 
 /// A cluster with the mesh in it.
 pub(crate) struct Mesh {
     pub(crate) replicas: Vec<Running>,
-    network: Network,
+    pub(crate) network: Network,
     pub(crate) server: ApiServer,
+    /// Names that every pod started from now on knows, and where they are.
+    pub(crate) names: Vec<(IpAddr, String)>,
     /// The Deployment's template.
     template: Value,
     /// The API server was away meanwhile.
@@ -36,24 +38,31 @@ pub(crate) struct Mesh {
 
 /// A pod that runs.
 pub(crate) struct Running {
-    containers: Containers,
+    pub(crate) containers: Containers,
     pub(crate) pod: Pod,
 }
 
 impl Mesh {
     /// In strict mode, with so many replicas of the control plane.
     pub(crate) async fn start(replicas: usize) -> Self {
+        Self::start_with(replicas, json!({})).await
+    }
+
+    /// The same, with more of the chart's values.
+    pub(crate) async fn start_with(replicas: usize, more: Value) -> Self {
         let network = Network::start(&Folder::new());
         let server = ApiServer::start_at(NODE).await;
         server.define(&gateway_api("standard")).await;
-        let values = json!({
+        let mut values = json!({
             "mesh": {"mtls": "strict", "networks": ["10.77.0.0/24", "10.96.0.0/16", "fd77::/64", "fd96::/64"]},
             "controlPlane": {"replicas": replicas, "logFormat": "text"},
         });
+        values.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         let objects = install(&server, &values).await;
         let deployment = objects.iter().find(|object| object["kind"] == "Deployment").unwrap();
         let template = deployment["spec"]["template"].clone();
-        let mut mesh = Self { replicas: Vec::new(), network, server, template, restarted: false };
+        let mut mesh =
+            Self { replicas: Vec::new(), network, server, names: Vec::new(), template, restarted: false };
         for number in 0..replicas {
             let name = format!("{CONTROL_PLANE}-{number}");
             let replica = mesh.run(&mesh.template, SYSTEM, &name).await;
@@ -75,7 +84,7 @@ impl Mesh {
     }
 
     /// Creates a pod of a template, and runs what came back from the API server.
-    async fn run(&self, template: &Value, namespace: &str, name: &str) -> Running {
+    pub(crate) async fn run(&self, template: &Value, namespace: &str, name: &str) -> Running {
         let mut object = template.clone();
         object["apiVersion"] = "v1".into();
         object["kind"] = "Pod".into();
@@ -99,6 +108,7 @@ impl Mesh {
             // Both families: what is not in the file is asked of DNS, and there is none.
             .flat_map(|replica| [replica.pod.v4().into(), replica.pod.v6().into()])
             .map(|ip| (ip, "tulle-control-plane.tulle-system.svc.cluster.local"))
+            .chain(self.names.iter().map(|(ip, name)| (*ip, name.as_str())))
             .collect();
         let containers = Kubelet::new(&self.server, &hosts).start(&pod, &kept).await;
         Running { containers, pod }
