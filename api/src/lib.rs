@@ -4,7 +4,7 @@
 //! - [`v1`]: our resources, and what proxies report.
 //! - [`ca`]: Istio's certificate service.
 //!
-//! And the few rules that both must read alike: [`log_filter`], [`openmetrics`], [`is_from_a_page`], [`OPAQUE_PORTS`],
+//! And the few rules that both must read alike: [`log_filter`], [`openmetrics`], [`is_from_a_page`], [`port_range`], [`OPAQUE_PORTS`],
 //! [`PROXY_PORTS`].
 
 /// Laid out by package, since generated code of one package refers to another's by relative path.
@@ -40,6 +40,7 @@ mod latency;
 mod log;
 pub mod openmetrics;
 mod page;
+mod ports;
 mod resource_type;
 
 pub use access_log::{
@@ -54,6 +55,7 @@ pub use generated::tulle::v1;
 pub use latency::{LATENCY_BOUNDS, Latencies};
 pub use log::{InvalidLogLevel, log_filter};
 pub use page::is_from_a_page;
+pub use ports::{InvalidPorts, port, port_range};
 pub use resource_type::ResourceType;
 
 use prost::Name;

@@ -53,6 +53,18 @@ pub enum AuthorityError {
     /// The issuing certificate may not issue.
     #[error("certificate authority: the certificate {0} is not that of a CA (CA:TRUE, keyCertSign)")]
     NotCa(String),
+    /// One of those above the issuing certificate does not allow it to issue. Not everybody looks at a root's; who does must find it right.
+    #[error(
+        "certificate authority: the path length of {subject} allows {allowed} CAs below it, and there are {below}; have it issued with a longer one, or by another"
+    )]
+    PathLength {
+        /// Whose.
+        subject: String,
+        /// How many may be between it and a leaf.
+        allowed: usize,
+        /// How many are.
+        below: usize,
+    },
     /// There is no root above the issuing certificate.
     #[error("certificate authority: the root of {0} is missing; add it to the certificates")]
     NoRoot(String),
@@ -285,11 +297,17 @@ impl Authority {
             return Err(AuthorityError::OtherTrustDomain { made_for, wanted: domain.clone() });
         }
         let (mut not_before, mut not_after) = (SystemTime::UNIX_EPOCH, now + ROOT_LIFETIME * 10);
+        let mut below = 0;
         for certificate in &path.ordered[..=path.end] {
             let parsed = x509::parse(certificate).map_err(PemError::Chain)?;
             if !parsed.is_ca() {
                 return Err(AuthorityError::NotCa(parsed.subject()));
             }
+            if let Some(allowed) = parsed.path_length().filter(|allowed| below > *allowed) {
+                return Err(AuthorityError::PathLength { subject: parsed.subject(), allowed, below });
+            }
+            // RFC 5280 §4.2.1.9: one under a CA of its own name is no step down.
+            below += usize::from(!parsed.is_self_issued());
             not_before = not_before.max(parsed.not_before());
             not_after = not_after.min(parsed.not_after());
             if parsed.not_before() > now || parsed.not_after() <= now {

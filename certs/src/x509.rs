@@ -42,6 +42,12 @@ impl Parsed<'_> {
         self.0.is_ca() && signs
     }
 
+    /// How many other CAs there may be between it and a leaf, if it says.
+    pub(crate) fn path_length(&self) -> Option<usize> {
+        let constraints = self.0.basic_constraints().ok()??;
+        usize::try_from(constraints.value.path_len_constraint?).ok()
+    }
+
     /// Subject and issuer are the same: a root.
     pub(crate) fn is_self_issued(&self) -> bool {
         self.0.subject().as_raw() == self.0.issuer().as_raw()

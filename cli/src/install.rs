@@ -265,7 +265,7 @@ impl<'a> Helm<'a> {
         match output.status.success() {
             true => Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned())),
             false if said.contains("not found") => Ok(None),
-            false => bail!("helm get manifest: {}", said.trim()),
+            false => bail!("helm get manifest: {}{}", said.trim(), remedy(&said)),
         }
     }
 
@@ -274,7 +274,8 @@ impl<'a> Helm<'a> {
         let output = self.output(arguments)?;
         if !output.status.success() {
             let verb = arguments.first().map(|verb| verb.to_string_lossy()).unwrap_or_default();
-            bail!("helm {verb}: {}", String::from_utf8_lossy(&output.stderr).trim());
+            let said = String::from_utf8_lossy(&output.stderr);
+            bail!("helm {verb}: {}{}", said.trim(), remedy(&said));
         }
         String::from_utf8(output.stdout).context("what Helm wrote is not UTF-8")
     }
@@ -314,6 +315,18 @@ impl<'a> Helm<'a> {
     }
 }
 
+/// What to do about what Helm says of a cluster that it does not reach; empty for all else.
+fn remedy(said: &str) -> &'static str {
+    let unreached = ["cluster unreachable", "connection refused", "no such host", "i/o timeout"];
+    match unreached.iter().any(|words| said.to_ascii_lowercase().contains(words)) {
+        true => {
+            "; see that the API server runs and that `kubectl cluster-info` reaches it, or name another by --kubeconfig or --context \
+             (`tulle install --write-chart DIR` needs no cluster)"
+        }
+        false => "",
+    }
+}
+
 /// `v3.14.2`, or with more behind it: major and minor.
 fn read_version(text: &str) -> Option<(u32, u32)> {
     let mut numbers = text.trim().trim_start_matches('v').split('.');
@@ -323,6 +336,13 @@ fn read_version(text: &str) -> Option<(u32, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cluster_that_is_not_reached_is_told_with_the_remedy() {
+        let said = "Error: INSTALLATION FAILED: Kubernetes cluster unreachable: Get \"http://localhost:8080/version\": dial tcp";
+        assert!(remedy(said).contains("--kubeconfig"), "{}", remedy(said));
+        assert_eq!(remedy("Error: release: not found"), "");
+    }
 
     #[test]
     fn versions_of_helm_are_read() {

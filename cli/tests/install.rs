@@ -116,7 +116,7 @@ fn a_dry_run_says_what_would_differ_and_changes_nothing() {
     {
         assert!(out.lines().any(|found| found == line), "{line}: {out}");
     }
-    assert!(out.ends_with("1 new, 1 changed, 0 gone\n"), "{out}");
+    assert!(out.ends_with("1 new, 1 changed, 0 gone, 1 unchanged\n"), "{out}");
     let asked = helm.asked();
     let changes = asked.iter().filter(|line| !line.starts_with("get ") && !line.contains("--dry-run=server"));
     assert_eq!(changes.count(), 0, "{asked:?}");
@@ -125,7 +125,7 @@ fn a_dry_run_says_what_would_differ_and_changes_nothing() {
     let helm = Helm::new("v4.2.3", None, BEFORE);
     let (status, out, error) = said(&helm.tulle(&["install", "--dry-run"]));
     assert_eq!(status, Some(0), "{error}");
-    assert!(out.ends_with("2 new, 0 changed, 0 gone\n"), "{out}");
+    assert!(out.ends_with("2 new, 0 changed, 0 gone, 0 unchanged\n"), "{out}");
 
     // What fails is told in Helm's words.
     fs::write(helm.path("fails"), "").unwrap();

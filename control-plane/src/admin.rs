@@ -16,6 +16,7 @@ use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prost::Message as _;
@@ -44,6 +45,7 @@ pub struct Readiness(AtomicU8);
 
 const STARTING: u8 = 0;
 const READY: u8 = 1;
+const BEGINNING: &str = "the certificate authority is not open yet: the log says what is waited for\n";
 
 /// What the pages are made of.
 pub struct Pages {
@@ -87,6 +89,32 @@ impl Readiness {
     }
 }
 
+/// Serves `/live` and `/ready` before there is anything to make pages of: it lives, and is not ready. Until it is dropped.
+pub async fn serve_beginning(listener: &TcpListener) -> Infallible {
+    let mut connections = Youngest::new(CONNECTIONS, Duration::ZERO);
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            continue;
+        };
+        connections.room().await;
+        connections.spawn(async move {
+            let service = service_fn(|request: Request<Incoming>| {
+                let answer = match (request.method(), request.uri().path()) {
+                    (&Method::GET | &Method::HEAD, "/live") => text(StatusCode::OK, "live\n"),
+                    _ => text(StatusCode::SERVICE_UNAVAILABLE, BEGINNING),
+                };
+                std::future::ready(Ok::<_, Infallible>(answer))
+            });
+            // Each connection is for one request: what comes next may be for whoever serves by then.
+            let served = speech().keep_alive(false).serve_connection(TokioIo::new(stream), service);
+            if let Err(error) = served.await {
+                tracing::debug!(%error, "a connection to the metrics port ended");
+            }
+        });
+    }
+}
+
 /// Serves until it is dropped.
 pub async fn serve(listener: TcpListener, pages: Arc<Pages>) {
     let mut connections = Youngest::new(CONNECTIONS, Duration::ZERO);
@@ -108,15 +136,18 @@ pub async fn serve(listener: TcpListener, pages: Arc<Pages>) {
                     Ok::<_, Infallible>(answer)
                 }
             });
-            let served = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(Duration::from_secs(10))
-                .serve_connection(TokioIo::new(stream), service);
+            let served = speech().serve_connection(TokioIo::new(stream), service);
             if let Err(error) = served.await {
                 tracing::debug!(%error, "a connection to the metrics port ended");
             }
         });
     }
+}
+
+fn speech() -> http1::Builder {
+    let mut speech = http1::Builder::new();
+    speech.timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(10));
+    speech
 }
 
 // === impl Pages ===

@@ -14,6 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::{JoinHandle, JoinSet};
 use tonic::service::InterceptorLayer;
 use tonic::transport::Server;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tulle_api::discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use tulle_api::v1::proxy_server::ProxyServer;
@@ -144,8 +145,19 @@ pub fn install_log(config: &Config) -> anyhow::Result<()> {
         LogFormat::Json => (Some(tracing_subscriber::fmt::layer().json().flatten_event(true)), None),
         LogFormat::Text => (None, Some(tracing_subscriber::fmt::layer().with_ansi(false))),
     };
-    let log = tracing_subscriber::registry().with(config.log_level.clone()).with(json).with(text);
+    let log = tracing_subscriber::registry().with(quieted(&config.log_level)).with(json).with(text);
     tracing::subscriber::set_global_default(log).context("cannot install the log")
+}
+
+/// Without what kube's watches say of themselves: ours say it once, with what to do. Who asks for details, or names kube's, hears it.
+fn quieted(said: &Targets) -> Targets {
+    const WATCHES: &str = "kube_runtime";
+    let all = said.default_level().unwrap_or(LevelFilter::OFF);
+    let named = said.iter().any(|(target, _)| target.starts_with(WATCHES));
+    match named || all > LevelFilter::INFO {
+        true => said.clone(),
+        false => said.clone().with_target(WATCHES, all.min(LevelFilter::ERROR)),
+    }
 }
 
 // === impl ControlPlane ===
@@ -163,8 +175,24 @@ impl ControlPlane {
         }
         let client = unread.client().filter(|_| config.state_dir.is_none());
         let replica = client.map(|client| Replica::new(client, &config.namespace, metrics.clone()));
-        let replica = replica.map(|replica| replica.in_pod(config.pod.clone()));
-        let (ca, state_dir) = open_ca(config, replica.as_ref(), &metrics).await?;
+        let replica = replica.map(|replica| {
+            let issuer = config.issuer_secret.as_deref();
+            replica.in_pod(config.pod.clone()).issued_by(issuer, config.leaf_lifetime)
+        });
+        let opening = open_ca(config, replica.as_ref(), &metrics);
+        let ((ca, state_dir), metrics_listener) = match &replica {
+            // A folder that another has locked is told of before its ports are.
+            None => (opening.await?, listen(config.metrics_address, "metrics").await?),
+            // It may have to be waited for, and who asks meanwhile whether we live must hear that.
+            Some(_) => {
+                let listener = listen(config.metrics_address, "metrics").await?;
+                let opened = tokio::select! {
+                    opened = opening => opened?,
+                    never = admin::serve_beginning(&listener) => match never {},
+                };
+                (opened, listener)
+            }
+        };
         index.set_bundle(config.trust_domain.as_str(), authorities(&ca));
         let settings = Settings {
             trust_domain: Some(config.trust_domain.as_str().into()),
@@ -180,7 +208,6 @@ impl ControlPlane {
             config.registration_grace,
         );
         let registrations = Arc::new(if replica.is_some() { registrations.shared() } else { registrations });
-        let metrics_listener = listen(config.metrics_address, "metrics").await?;
         let grpc_listener = listen(config.grpc_address, "grpc").await?;
         let injector = match replica {
             Some(_) => Some(open_injector(config).await?),
@@ -486,4 +513,27 @@ fn write_addresses(path: &Path, bound: &BTreeMap<&str, SocketAddr>) -> std::io::
     temporary.push(".new");
     std::fs::write(&temporary, serde_json::to_vec(bound)?)?;
     std::fs::rename(&temporary, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::Level;
+
+    use super::*;
+
+    #[test]
+    fn what_kubes_watches_say_of_themselves_is_heard_by_who_asks_for_it() {
+        for (directives, level, heard) in [
+            ("info", Level::WARN, false),
+            ("info", Level::ERROR, true),
+            ("off", Level::ERROR, false),
+            ("tulle_control_plane=info", Level::ERROR, false),
+            ("info,kube_runtime=warn", Level::WARN, true),
+            ("debug", Level::WARN, true),
+        ] {
+            let filter = quieted(&tulle_api::log_filter(directives).unwrap());
+            assert_eq!(filter.would_enable("kube_runtime::watcher", &level), heard, "{directives} {level}");
+            assert!(directives != "info" || filter.would_enable("tulle_control_plane", &Level::INFO));
+        }
+    }
 }

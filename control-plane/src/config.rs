@@ -12,6 +12,8 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser};
 use tracing_subscriber::filter::Targets;
 use tulle_certs::TrustDomain;
 
+use crate::cluster::SECRET;
+
 /// What a control plane is told at its start.
 #[derive(Args, Clone, Debug)]
 pub struct Config {
@@ -43,6 +45,16 @@ pub struct Config {
     /// The name of the control plane's own pod in a cluster, by which its Lease says who holds it. Not set: the host's name.
     #[arg(long, env = "TULLE_CONTROL_PLANE_POD", value_name = "NAME")]
     pub pod: Option<String>,
+    /// The Secret of the control plane's own namespace in which cert-manager keeps the issuing certificate (`tls.crt`), its key (`tls.key`) and its root
+    /// (`ca.crt`); waited for at the start, and taken up anew whenever it is renewed. Not set: the control plane makes a root of its own. Only in a cluster.
+    #[arg(
+        long,
+        env = "TULLE_CONTROL_PLANE_ISSUER_SECRET",
+        value_name = "NAME",
+        conflicts_with = "state_dir",
+        value_parser = issuer_secret
+    )]
+    pub issuer_secret: Option<String>,
     /// A file with the Mesh that holds for as long as the source has none: what the Helm chart's values say.
     #[arg(long, env = "TULLE_CONTROL_PLANE_MESH_FILE", value_name = "FILE")]
     pub mesh_file: Option<PathBuf>,
@@ -203,6 +215,13 @@ fn name_variable(mut error: clap::Error, command: &clap::Command) -> clap::Error
     error
 }
 
+fn issuer_secret(text: &str) -> Result<String, String> {
+    match text {
+        SECRET => Err("is the control plane's own Secret; the issuing certificate needs another".to_owned()),
+        _ => Ok(text.to_owned()),
+    }
+}
+
 fn trust_domain(text: &str) -> Result<TrustDomain, String> {
     TrustDomain::new(text).map_err(|error| error.to_string())
 }
@@ -263,6 +282,22 @@ mod tests {
         assert_eq!(load(&["--config-dir", "a"]).unwrap().source, SourceKind::Folder);
         let cluster = load(&["--source", "kubernetes"]).unwrap();
         assert_eq!((cluster.source, cluster.config_dir), (SourceKind::Kubernetes, None));
+    }
+
+    #[test]
+    fn a_secret_of_an_issuer_is_for_clusters_and_not_our_own() {
+        let load = |arguments: &[&str]| {
+            let program = ["control-plane", "--source", "kubernetes"];
+            Config::load(program.iter().chain(arguments).map(std::ffi::OsString::from))
+        };
+        assert_eq!(load(&[]).unwrap().issuer_secret, None);
+        assert_eq!(load(&["--issuer-secret", "issuer"]).unwrap().issuer_secret.as_deref(), Some("issuer"));
+        for arguments in
+            [&["--issuer-secret", "tulle-identity"][..], &["--issuer-secret", "a", "--state-dir", "b"]]
+        {
+            let error = load(arguments).unwrap_err().to_string();
+            assert!(error.contains("--issuer-secret"), "{error}");
+        }
     }
 
     #[test]

@@ -283,7 +283,7 @@ impl Metrics {
                 IntCounterVec::new(
                     Opts::new(
                         "tulle_control_plane_watch_errors_total",
-                        "What kept a kind from being read: `gone` (it is listed again), `forbidden`, `unauthorized`, `not_found`, `too_many_requests`, `refused`, `unreachable`, `late`, `short` (closed as soon as it was open), `garbage`",
+                        "What kept a kind from being read: `gone` (it is listed again), `forbidden`, `unauthorized`, `not_found`, `other_version` (the definition is of none that is read), `too_many_requests`, `refused`, `unreachable`, `late`, `short` (closed as soon as it was open), `garbage`",
                     ),
                     &["kind", "reason"],
                 ),

@@ -198,12 +198,16 @@ fn judge(spec: InboundSpec, choice: usize) {
             let proven = peer.filter(|_| tls == TlsKind::Mesh);
             let strict = inbound.port(port).mode == tulle_proxy::state::Mode::Strict;
             let admitted = if tls == TlsKind::Mesh { proven.is_some() } else { !strict };
-            let allowed = admitted && (speaks.is_empty() || proven.is_some_and(named));
-            assert_eq!(
-                matches!(verdict, Verdict::Allow { .. }),
-                allowed,
-                "{port} {tls:?} {peer:?} {verdict:?}"
-            );
+            let networks = &spec.unspoken.networks;
+            let from_there = networks.is_empty() || networks.iter().any(|network| network.contains(&client));
+            let allowed = admitted && if speaks.is_empty() { from_there } else { proven.is_some_and(named) };
+            let told = speaks.is_empty() && spec.unspoken.audited;
+            let expected = match (&verdict, told) {
+                (Verdict::Allow { .. }, false) | (Verdict::Audit { .. }, true) => true,
+                (Verdict::Deny { .. }, _) => false,
+                _ => panic!("{port} {tls:?} {peer:?} {verdict:?}"),
+            };
+            assert_eq!(expected, allowed, "{port} {tls:?} {peer:?} {verdict:?}");
         }
     }
 }

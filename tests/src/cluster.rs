@@ -1,4 +1,5 @@
-//! A real Kubernetes API server with an etcd of its own: a cluster without nodes and without controllers.
+//! A real Kubernetes API server with an etcd of its own: a cluster without controllers, and without nodes unless a test has a
+//! [`node`] of its own.
 //!
 //! [`ApiServer`] starts both in a folder and on loopback; [`Caller`] asks the server as somebody: as the administrator, or as a service
 //! account by a token that the server itself issued. What controllers and kubelets do elsewhere, tests do here: nobody makes a
@@ -7,9 +8,11 @@
 //! `TULLE_TEST_KUBE_APISERVER` names the server's program, which `.ci/run kubernetes` builds (`tests/peers/kubernetes`); etcd is Debian's.
 //! Whoever asks for a server has both: what is missing fails the test.
 
+mod between;
 mod caller;
 mod controllers;
 pub mod kubelet;
+pub mod node;
 mod yaml;
 
 use std::fs;
@@ -19,6 +22,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use socket2::{Domain, Protocol, Socket, Type};
 
+pub use self::between::{Between, Says};
 pub use self::caller::{Caller, Refused};
 pub use self::yaml::documents;
 use crate::process::{Folder, Process, Program};
@@ -263,7 +267,8 @@ fn credentials(folder: &Folder, ip: Ipv4Addr) -> String {
     let root = root.self_signed(&root_key).expect("a root").pem();
     let issuer = rcgen::Issuer::from_ca_cert_pem(&root, root_key).expect("an issuer");
     let key = rcgen::KeyPair::generate().expect("a key");
-    let names = [ip.to_string(), "kubernetes.default.svc".to_owned()];
+    // Also at the virtual IP, at which pods of a real node ask it.
+    let names = [ip.to_string(), "10.96.0.1".to_owned(), "kubernetes.default.svc".to_owned()];
     let mut own = rcgen::CertificateParams::new(names).expect("names");
     own.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
     let own = own.signed_by(&key, &issuer).expect("a certificate");

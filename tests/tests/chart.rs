@@ -611,6 +611,45 @@ fn the_control_plane_may_do_what_its_table_says_and_no_more() {
 
 #[test]
 #[ignore = "needs the Python of TULLE_TEST_PYTHON, with helm-python-sdk; `.ci/run test` runs it"]
+fn cert_manager_is_asked_for_an_issuing_certificate_that_the_control_plane_may_only_read() {
+    let secret = "tulle-identity-issuer";
+    let flag = |rendered: &Rendered| {
+        let arguments = texts(&rendered.container()["args"]);
+        arguments.into_iter().find(|argument| argument.starts_with("--issuer-secret"))
+    };
+    let ours = render(&json!({}));
+    assert_eq!((ours.all("Certificate").count(), flag(&ours)), (0, None));
+
+    let reference = json!({"name": "company", "kind": "ClusterIssuer", "group": "cert-manager.io"});
+    let given = json!({"issuerRef": {"name": "company", "kind": "ClusterIssuer"}, "renewBefore": "240h"});
+    let theirs = render(&json!({"identity": {"issuer": "cert-manager", "certManager": given}}));
+    let certificate = theirs.one("Certificate");
+    assert_eq!(certificate["apiVersion"], "cert-manager.io/v1");
+    assert_eq!(certificate["metadata"]["name"], secret);
+    assert_eq!(
+        certificate["spec"],
+        json!({
+            "secretName": secret, "commonName": "Tulle issuer", "isCA": true,
+            "usages": ["cert sign", "crl sign", "digital signature"],
+            "privateKey": {"algorithm": "ECDSA", "size": 256, "encoding": "PKCS8", "rotationPolicy": "Always"},
+            "duration": "2160h", "renewBefore": "240h", "issuerRef": reference,
+        })
+    );
+    assert_eq!(flag(&theirs).unwrap(), format!("--issuer-secret={secret}"));
+    assert!(theirs.notes.contains("describe certificate tulle-identity-issuer"), "{}", theirs.notes);
+
+    // Beside what it may do anyway.
+    let rules = |rendered: &Rendered| rendered.one("Role")["rules"].as_array().unwrap().clone();
+    let mut more = rules(&theirs);
+    more.retain(|rule| !rules(&ours).contains(rule));
+    let read = json!({
+        "apiGroups": [""], "resources": ["secrets"], "resourceNames": [secret], "verbs": ["get", "list", "watch"],
+    });
+    assert_eq!((more, rules(&theirs).len()), (vec![read], rules(&ours).len() + 1));
+}
+
+#[test]
+#[ignore = "needs the Python of TULLE_TEST_PYTHON, with helm-python-sdk; `.ci/run test` runs it"]
 fn what_no_value_is_is_refused_by_its_name() {
     let cases = [
         (json!({"colour": 1}), "'colour'"),
@@ -631,6 +670,8 @@ fn what_no_value_is_is_refused_by_its_name() {
         (json!({"image": {"digest": "sha256:abc"}}), "/image/digest"),
         (json!({"image": {"repository": ""}}), "/image/repository"),
         (json!({"identity": {"issuer": "vault"}}), "/identity/issuer"),
+        (json!({"identity": {"issuer": "cert-manager"}}), "/identity/certManager/issuerRef/name"),
+        (json!({"identity": {"certManager": {"duration": "90d"}}}), "/identity/certManager/duration"),
         (json!({"identity": {"trustDomain": "Not A Domain"}}), "/identity/trustDomain"),
         (json!({"identity": {"leafLifetime": "soon"}}), "/identity/leafLifetime"),
         (json!({"mesh": {"mtls": "maybe"}}), "/mesh/mtls"),

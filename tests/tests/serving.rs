@@ -82,6 +82,7 @@ impl Served {
             config_dir: Some(folder.path().join("config")),
             state_dir: Some(folder.path().join("state")),
             namespace: "tulle-system".to_owned(),
+            issuer_secret: None,
             mesh_file: None,
             grpc_address: any,
             metrics_address: any,

@@ -248,6 +248,14 @@ fn unusable_authorities_are_refused_at_the_start() {
     );
     let (key, certificate) = intermediate(&root, |params| params.not_before = (now() + HOUR).into());
     assert!(matches!(open(&key, &[&certificate, root.root()]), AuthorityError::NotValidNow { .. }));
+    // A CA that has let another issue, though it may not.
+    let (key, narrow) = intermediate(&root, |_| {});
+    let above = pem_of(&[&narrow, root.root()]);
+    let above = Authority::from_pem(&key.to_pem(), &above, &domain(), now()).unwrap();
+    let (key, certificate) =
+        intermediate(&above, |params| params.distinguished_name.push(DnType::CommonName, "Below"));
+    let error = open(&key, &[&certificate, &narrow, root.root()]);
+    assert!(matches!(error, AuthorityError::PathLength { allowed: 0, below: 1, .. }), "{error}");
     // A CA that may only issue for e-mail.
     let (key, certificate) = intermediate(&root, |params| {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::EmailProtection];

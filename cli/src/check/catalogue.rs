@@ -91,7 +91,7 @@ checks! {
         "What is wrong with routes and policies, as the control plane counts it (`tulle_control_plane_findings`).",
         "The conditions in each object's `status` say what, and the control plane's log where; `tulle check --config-dir` looks manifests over before they are applied.";
     "proxies-connected" AFTER, mesh::connected,
-        "Whether every pod's proxy is up, and is connected to a replica. One that is not goes on with what it has.",
+        "Whether every pod's proxy is up, and is connected to a replica, as each says itself; of more than 100, as the replicas count. One that is not goes on with what it has.",
         "See the proxy's log: `kubectl logs POD -c tulle-proxy`. Port 15012 of the control plane must be reachable from every pod.";
     "proxies-in-step" AFTER, mesh::in_step,
         "Whether proxies reject what they are told (`tulle_control_plane_rejected_resources`). What one cannot use it goes on without, or with an older version.",

@@ -138,7 +138,7 @@ mod tests {
     #[test]
     fn whoever_installs_is_asked_about_each_kind_of_the_chart() {
         // Off by default: who turns them on is told by Helm.
-        const OPTIONAL: [&str; 2] = ["networkpolicy.yaml", "monitoring.yaml"];
+        const OPTIONAL: [&str; 3] = ["networkpolicy.yaml", "monitoring.yaml", "certificate.yaml"];
         let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../helm/tulle/templates");
         let mut made = BTreeSet::new();
         for entry in std::fs::read_dir(folder).unwrap() {

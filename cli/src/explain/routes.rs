@@ -501,7 +501,7 @@ impl Asking {
             }
             // Where no rule speaks of the port, one identity is as good as another.
             let peer = peer.or(identity);
-            // No rule looks at the client's address.
+            // Where that is looked at, nobody can tell: `judged`.
             let client = std::net::Ipv4Addr::UNSPECIFIED.into();
             judged(policy.evaluate(&Connection { port, peer, tls, client }), tls)
         });
@@ -519,6 +519,10 @@ fn judged(verdict: Verdict, tls: TlsKind) -> Judged {
     match verdict {
         Verdict::Allow { rule } | Verdict::Audit { rule } => {
             Judged { allowed: Some(true), rule: Some(rule.to_string()), reason: None }
+        }
+        // From where the client would call is not said.
+        Verdict::Deny { reason: Denial::NetworkDenied, .. } => {
+            Judged { allowed: None, rule: None, reason: None }
         }
         Verdict::Deny { reason, rule } => {
             let reason = match reason {

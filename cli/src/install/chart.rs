@@ -31,6 +31,7 @@ const FILES: &[(&str, &str)] = files![
     "files/rules/recording.yaml",
     "templates/NOTES.txt",
     "templates/_helpers.tpl",
+    "templates/certificate.yaml",
     "templates/configmap.yaml",
     "templates/crds.yaml",
     "templates/deployment.yaml",

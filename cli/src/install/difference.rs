@@ -19,6 +19,7 @@ pub(super) struct Difference {
     pub(super) new: usize,
     pub(super) changed: usize,
     pub(super) gone: usize,
+    pub(super) unchanged: usize,
 }
 
 // === impl Difference ===
@@ -26,7 +27,8 @@ pub(super) struct Difference {
 impl Difference {
     /// In one line.
     pub(super) fn summary(&self) -> String {
-        format!("{} new, {} changed, {} gone", self.new, self.changed, self.gone)
+        let Self { new, changed, gone, unchanged, .. } = self;
+        format!("{new} new, {changed} changed, {gone} gone, {unchanged} unchanged")
     }
 }
 
@@ -47,7 +49,7 @@ pub(super) fn between(before: &str, after: &str) -> Difference {
                 difference.gone += 1;
                 let _ = writeln!(out, "- {kind} {name}");
             }
-            (Some(old), Some(new)) if old == new => {}
+            (Some(old), Some(new)) if old == new => difference.unchanged += 1,
             (Some(old), Some(new)) => {
                 difference.changed += 1;
                 let _ = writeln!(out, "~ {kind} {name}");
@@ -193,12 +195,15 @@ metadata:
   name: \"old\"
 ";
 
+    const UNCHANGED: Difference =
+        Difference { text: String::new(), new: 0, changed: 0, gone: 0, unchanged: 2 };
+
     #[test]
     fn objects_are_new_changed_gone_or_not_mentioned() {
-        assert_eq!(between(BEFORE, BEFORE), Difference::default());
+        assert_eq!(between(BEFORE, BEFORE), UNCHANGED);
         let after = BEFORE.replace("replicas: 1", "replicas: 3").replace("\"old\"", "new");
         let difference = between(BEFORE, &after);
-        assert_eq!(difference.summary(), "1 new, 1 changed, 1 gone");
+        assert_eq!(difference.summary(), "1 new, 1 changed, 1 gone, 0 unchanged");
         let expected = [
             "~ Deployment tulle-system/tulle-control-plane",
             "    …",
@@ -221,7 +226,7 @@ metadata:
         let mut documents: Vec<&str> = BEFORE.split("---\n").collect();
         documents.reverse();
         let after = documents.join("---\n").replace("# Source: tulle/templates/deployment.yaml\n", "");
-        assert_eq!(between(BEFORE, &after), Difference::default());
+        assert_eq!(between(BEFORE, &after), UNCHANGED);
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The mesh's certificate authority: its keys in the state folder or in a Secret, the certificate service, and the control
-//! plane's own certificate.
+//! The mesh's certificate authority: its keys in the state folder or in a Secret, its own or one that cert-manager writes, the
+//! certificate service, and the control plane's own certificate.
 //!
 //! Decides who may have which certificate: the bearer of a join token the identity that the token names, a pod that of its
 //! service account, by the word of the API server ([`Reviewer`]), and
@@ -34,6 +34,7 @@ use crate::model::SessionKey;
 pub use grants::NotGranted;
 pub use review::{Bearer, ReviewError, Reviewer};
 pub use service::{Caller, CertificateService, Client, Outcome, Proof};
+pub(crate) use store::{BESIDE_ISSUER, CA_CERTIFICATES, CA_KEY, ROOTS, complete_tokens};
 pub use store::{Change, Kept, NAMES, Store, complete};
 
 /// Why the authority cannot start. Each message names the file and the remedy.
@@ -124,6 +125,8 @@ struct Inner {
     lifetime: Duration,
     creds: ArcSwap<Creds>,
     renewal: Mutex<Renewal>,
+    /// Held by who takes in what has changed.
+    taking: Mutex<()>,
     observer: Observer,
 }
 
@@ -197,7 +200,7 @@ impl Ca {
         let issuing = Issuing::read(kept, &*store, domain, now)?;
         let creds = own_creds(&issuing.authority, options.lifetime, now)?;
         let due = now + renewal::next(now, creds.not_after(), now, 0, 0.0);
-        tracing::info!(trust_domain = %domain, root = %issuing.pin, kept = store.place(store::CA_KEY), "certificate authority open");
+        tracing::info!(trust_domain = %domain, root = %issuing.pin, kept = store.place(CA_KEY), "certificate authority open");
         Ok(Self(Arc::new(Inner {
             domain: domain.clone(),
             store,
@@ -209,22 +212,29 @@ impl Ca {
             lifetime: options.lifetime,
             creds: ArcSwap::from_pointee(creds),
             renewal: Mutex::new(Renewal { failures: 0, due }),
+            taking: Mutex::default(),
             observer: options.observer,
         })))
     }
 
-    /// Takes in what somebody else has written into the store. What cannot be used is refused as a whole, and what is in use stays.
+    /// Takes in what somebody else has written into the store: all of what is kept by these `names`; what is kept by others is as it was. What
+    /// cannot be used is refused as a whole, and what is in use stays.
     ///
     /// # Errors
     /// What is wrong with it.
-    pub fn take_in(&self, kept: Kept, now: SystemTime) -> Result<(), CaError> {
+    pub fn take_in(&self, written: Kept, names: &[&'static str], now: SystemTime) -> Result<(), CaError> {
         let inner = &self.0;
-        if let Some(grants) = kept.get(store::GRANTS) {
+        if let Some(grants) = written.get(store::GRANTS) {
             inner.grants.take_in(grants);
         }
+        // Two Secrets may change at once, each of which tells half.
+        let _turn = inner.taking.lock();
         let current = inner.issuing.load();
+        let mut kept = current.kept.clone();
+        kept.retain(|name, _| !names.contains(name));
+        kept.extend(written);
         let differs = |name: &str| kept.get(name) != current.kept.get(name);
-        if ![store::CA_KEY, store::CA_CERTIFICATES, store::TOKEN_KEY].into_iter().any(differs) {
+        if ![CA_KEY, CA_CERTIFICATES, store::TOKEN_KEY].into_iter().any(differs) {
             return Ok(());
         }
         let issuing = Issuing::read(kept, &*inner.store, &inner.domain, now)?;
@@ -253,16 +263,24 @@ impl Ca {
 
     /// Whether half an authority is there at least.
     pub(crate) fn is_begun(kept: &Kept) -> bool {
-        [store::CA_KEY, store::CA_CERTIFICATES].into_iter().any(|name| kept.contains_key(name))
+        [CA_KEY, CA_CERTIFICATES].into_iter().any(|name| kept.contains_key(name))
     }
 
-    /// What is to be written where somebody has taken something away: `kept` with what is missing of it. `None` if nothing is, or if the rest is not what is
-    /// in use.
-    pub fn restored(&self, kept: &Kept) -> Option<Kept> {
-        let needed = [store::CA_KEY, store::CA_CERTIFICATES, store::TOKEN_KEY];
+    /// What is to be written where somebody has taken something away of what is kept by these `names`: `kept` with what is missing of it. `None` if
+    /// nothing is, or if half of an authority is there that is not in use. Beside a whole one, ours or somebody's new root, the key of join tokens and
+    /// the grants stay: they are of no root.
+    pub fn restored(&self, kept: &Kept, names: &[&'static str]) -> Option<Kept> {
+        let authority = [CA_KEY, CA_CERTIFICATES];
+        let needed = authority.into_iter().chain([store::TOKEN_KEY]).filter(|name| names.contains(name));
         let mut all = self.kept();
+        all.retain(|name, _| names.contains(name));
         let is_ours = |name: &str| kept.get(name).is_none_or(|text| all.get(name) == Some(text));
-        if needed.into_iter().all(|name| kept.contains_key(name)) || !needed.into_iter().all(is_ours) {
+        if needed.clone().all(|name| kept.contains_key(name)) {
+            return None;
+        }
+        let mut authority = authority.into_iter().filter(|name| names.contains(name));
+        let is_whole = authority.all(|name| kept.contains_key(name));
+        if !is_whole && !needed.into_iter().all(is_ours) {
             return None;
         }
         all.extend(kept.clone());

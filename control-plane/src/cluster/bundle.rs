@@ -21,15 +21,13 @@ use tulle_certs::TrustBundle;
 
 use super::lease::Holder;
 use super::seen::Seen;
-use super::{ApiError, MANAGER, asked, backoff, labels};
+use super::{ApiError, MANAGER, asked, backoff, labels, watch_failed};
+use crate::object::INJECT;
 
 /// What the ConfigMap is called.
 pub const BUNDLE: &str = "tulle-trust-bundle";
 /// Its key, as other meshes and cert-manager have it.
 pub(super) const KEY: &str = "ca.crt";
-/// Namespaces whose pods are injected.
-const INJECTED: &str = "tulle.dev/inject=enabled";
-
 /// Everything is looked over after this, if nothing else happens.
 const LONGEST: Duration = Duration::from_secs(600);
 
@@ -92,7 +90,7 @@ impl Bundles {
             Api::<PartialObjectMeta<Namespace>>::all(self.client.clone()),
             Api::<ConfigMap>::all(self.client.clone()),
         );
-        let injected = watcher::Config::default().labels(INJECTED);
+        let injected = watcher::Config::default().labels(&format!("{INJECT}=enabled"));
         let named = watcher::Config::default().fields(&format!("metadata.name={BUNDLE}"));
         let (namespaces, copies) =
             (watcher(namespaces, injected).default_backoff(), watcher(copies, named).default_backoff());
@@ -117,13 +115,13 @@ impl Bundles {
                             (namespace.metadata.name.unwrap_or_default(), lives.then_some(()))
                         });
                     }
-                    Err(error) => tracing::debug!(%error, "cannot watch namespaces; trying again"),
+                    Err(error) => watch_failed("namespaces", &error),
                 },
                 Some(event) = copies.next() => match event {
                     Ok(event) => {
                         known.copies.take_in(event, read);
                     }
-                    Err(error) => tracing::debug!(%error, "cannot watch the ConfigMaps {BUNDLE}; trying again"),
+                    Err(error) => watch_failed("the ConfigMaps tulle-trust-bundle", &error),
                 },
                 changed = bundles.changed() => if changed.is_err() {
                     return;

@@ -2,6 +2,7 @@
 //!
 //! - `lease`: which of several replicas writes (`Lease`); all of them serve;
 //! - `secret`: where the authority keeps its keys, in place of the state folder;
+//! - `issuer`: the Secret of an issuing certificate that cert-manager makes, in place of our own root;
 //! - `bundle`: the mesh's roots, as a ConfigMap in each namespace whose pods are injected;
 //! - `review`: whom a pod's token is of (`TokenReview`);
 //! - `status`: what has become of routes and policies, in their `status`;
@@ -12,6 +13,7 @@
 //! never depends on any of it: with the API server away, proxies keep what they have, and who asks for a certificate is told to ask again.
 
 mod bundle;
+mod issuer;
 mod lease;
 mod replica;
 mod review;
@@ -30,8 +32,11 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
+use kube::runtime::watcher;
+use serde_json::json;
 
 pub use self::bundle::{BUNDLE, Bundles};
+pub use self::issuer::Issuer;
 pub use self::lease::{Holder, LEASE, campaign};
 pub use self::replica::{Replica, Running};
 pub use self::review::{Reviews, is_of_kubernetes};
@@ -114,10 +119,28 @@ fn innermost(error: &dyn std::error::Error) -> String {
 }
 
 /// One request, which ends in time.
-async fn asked<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, ApiError> {
+pub(crate) async fn asked<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, ApiError> {
     match tokio::time::timeout(REQUEST, request).await {
         Ok(answer) => answer.map_err(ApiError::from),
         Err(_) => Err(ApiError::TimedOut),
+    }
+}
+
+/// Tells that a watch of `what` has failed, which is opened again by itself: at an API server that is away or starts again every one fails, and the
+/// source says so. That it is forbidden somebody has to mend.
+pub(crate) fn watch_failed(what: &str, error: &watcher::Error) {
+    use watcher::Error::{InitialListFailed, WatchError, WatchFailed, WatchStartFailed};
+    let forbidden = match error {
+        InitialListFailed(kube::Error::Api(status))
+        | WatchStartFailed(kube::Error::Api(status))
+        | WatchFailed(kube::Error::Api(status))
+        | WatchError(status) => status.is_forbidden(),
+        _ => false,
+    };
+    if forbidden {
+        tracing::warn!(%error, "may not watch {what}: give the control plane's service account the rights of its ClusterRole and Role; trying again");
+    } else {
+        tracing::debug!(%error, "cannot watch {what}; trying again");
     }
 }
 
@@ -126,9 +149,25 @@ fn backoff(failures: u32) -> Duration {
     (FIRST_WAIT * 2_u32.saturating_pow(failures.saturating_sub(1).min(10))).min(LAST_WAIT)
 }
 
+/// Writes the Secret `name` in place of the one that was read as of `version`, or makes it where there was none: somebody else's write in
+/// between is a conflict.
+pub(crate) async fn put_secret(
+    secrets: &Api<core::Secret>,
+    name: &str,
+    data: BTreeMap<String, ByteString>,
+    version: Option<&str>,
+    maker: &str,
+) -> Result<(), ApiError> {
+    let Some(version) = version else {
+        return asked(make_secret(secrets, name, data, maker)).await;
+    };
+    let patch = Patch::Merge(json!({ "metadata": { "resourceVersion": version }, "data": data }));
+    asked(secrets.patch(name, &parameters(), &patch)).await.map(drop)
+}
+
 /// Makes the Secret `name`. By server-side apply, which Kubernetes authorizes by the object's name, as it does not a POST; and without force: `maker` is a name of
 /// the caller's alone ([`maker`]), so that of several who make it at once one has, and the others conflict with that one's fields.
-pub(crate) async fn make_secret(
+async fn make_secret(
     secrets: &Api<core::Secret>,
     name: &str,
     data: BTreeMap<String, ByteString>,

@@ -1,15 +1,15 @@
 //! One control plane as one of several replicas in a cluster: what `app` starts beside everything else.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use kube::Client;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tulle_certs::TrustDomain;
 
-use super::{Bundles, Holder, Reviews, Secret, Slices, Statuses, campaign, chance};
-use crate::ca::{self, Ca, CaError};
+use super::{Bundles, Holder, Issuer, Reviews, Secret, Slices, Statuses, campaign, chance};
+use crate::ca::{self, Ca, CaError, Kept, Store};
 use crate::ending::Ending;
 use crate::metrics::Metrics;
 use crate::model::Publisher;
@@ -22,6 +22,8 @@ pub struct Replica {
     namespace: String,
     /// The pod's name.
     pod: Option<String>,
+    /// Where the issuing certificate comes from, if not from ourselves.
+    issuer: Option<Issuer>,
     metrics: Metrics,
 }
 
@@ -40,7 +42,7 @@ pub struct Running {
 impl Replica {
     /// Of the control plane in `namespace`.
     pub fn new(client: Client, namespace: impl Into<String>, metrics: Metrics) -> Self {
-        Self { client, namespace: namespace.into(), pod: None, metrics }
+        Self { client, namespace: namespace.into(), pod: None, issuer: None, metrics }
     }
 
     /// In the pod of that name, which the Lease will tell.
@@ -48,16 +50,32 @@ impl Replica {
         Self { pod, ..self }
     }
 
-    /// The authority that all replicas share; made, if there is none yet.
+    /// With an issuing certificate that cert-manager writes into this Secret, under which certificates live as long as this.
+    pub fn issued_by(self, secret: Option<&str>, lifetime: Duration) -> Self {
+        let issuer = secret.map(|name| Issuer::new(self.client.clone(), &self.namespace, name, lifetime));
+        Self { issuer, ..self }
+    }
+
+    /// The authority that all replicas share; made, if there is none yet, or waited for where cert-manager makes it.
     ///
     /// # Errors
     /// When the Secret cannot be read, made or used.
     pub async fn authority(&self, domain: &TrustDomain, options: ca::Options) -> Result<Ca, CaError> {
-        let secret = Secret::new(self.client.clone(), &self.namespace);
-        let kept = secret.open(domain, SystemTime::now()).await?;
+        let (store, kept): (Arc<dyn Store>, Kept) = match &self.issuer {
+            None => {
+                let secret = Secret::new(self.client.clone(), &self.namespace);
+                let kept = secret.open(domain, SystemTime::now()).await?;
+                secret.clone().beside_issuer().forget_roots().await?;
+                (Arc::new(secret), kept)
+            }
+            Some(issuer) => {
+                let kept = issuer.open(domain).await?;
+                (Arc::new(issuer.clone()), kept)
+            }
+        };
         let reviews = Reviews::new(self.client.clone(), self.metrics.token_reviews.clone());
         let options = ca::Options { reviewer: Some(Arc::new(reviews)), ..options };
-        Ca::with_store(Arc::new(secret), kept, domain, SystemTime::now(), options)
+        Ca::with_store(store, kept, domain, SystemTime::now(), options)
     }
 
     /// Begins to ask for the lease, to write, and to notice what others write, until the control plane ends.
@@ -68,12 +86,19 @@ impl Replica {
         registrations: &Arc<Registrations>,
         ending: &Ending,
     ) -> Running {
-        let Self { client, namespace, pod, metrics } = self;
+        let Self { client, namespace, pod, issuer, metrics } = self;
         let (held, receiver) = watch::channel(false);
         let holder = Holder::of(receiver);
         let name = name(pod);
         let mut tasks = JoinSet::new();
-        tasks.spawn(Secret::new(client.clone(), &namespace).watch(ca.clone(), holder.clone()));
+        let secret = match &issuer {
+            None => Secret::new(client.clone(), &namespace),
+            Some(issuer) => issuer.beside().clone(),
+        };
+        tasks.spawn(secret.watch(ca.clone(), holder.clone()));
+        if let Some(issuer) = issuer {
+            tasks.spawn(issuer.watch(ca.clone()));
+        }
         let (bundles, meshed) = (Bundles::new(client.clone(), &namespace), publisher.meshed_namespaces());
         tasks.spawn(bundles.keep(ca.bundles(), meshed, holder.clone()));
         let statuses = Statuses::new(client.clone(), Arc::clone(publisher), metrics.status_writes.clone());

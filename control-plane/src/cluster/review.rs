@@ -2,7 +2,8 @@
 //!
 //! A token counts if the API server says that it is valid for our audience, and is bound to a pod (which the API server finds to exist):
 //! without that a token that was copied out of a pod would be as good for years. Positive answers are remembered for [`REMEMBERED`] by a
-//! hash of the token; negative ones never, since the next try may find what was not there yet. What cannot be meant for us is refused
+//! hash of the token; negative ones for [`REFUSED`] only, since the next try may find what was not there yet: long enough that whoever shows
+//! the same bad token again and again asks the API server nothing. What cannot be meant for us is refused
 //! without asking, and of one address only [`EACH`] questions are open at a time: what a token says of itself anybody can write, and nobody is to keep the API
 //! server busy through this port, or others from being answered. An API server that is away is not a refusal: who asks is told to ask again.
 
@@ -25,7 +26,9 @@ use crate::ca::{Bearer, ReviewError, Reviewer};
 
 /// How long a positive answer holds.
 const REMEMBERED: Duration = Duration::from_secs(30);
-/// So many are remembered; when there are more, the oldest are forgotten.
+/// How long a negative one holds.
+const REFUSED: Duration = Duration::from_secs(3);
+/// So many of each are remembered; when there are more, they are forgotten.
 const MOST: usize = 10_000;
 /// So many questions may be open at the API server; others wait for their turn …
 const AT_ONCE: usize = 32;
@@ -45,11 +48,22 @@ const SERVICE_ACCOUNT: &str = "system:serviceaccount:";
 /// Asks, and remembers for a while. Shared by all requests.
 pub struct Reviews {
     reviews: Api<TokenReview>,
-    remembered: Mutex<HashMap<[u8; 32], (Bearer, Instant)>>,
+    remembered: Memory<Bearer>,
+    /// Why, of tokens that the API server does not vouch for.
+    refused: Memory<String>,
     open: Semaphore,
     /// How many questions are open or wait, by where they come from.
     asking: Mutex<HashMap<Option<IpAddr>, usize>>,
     outcomes: IntCounterVec,
+}
+
+/// A hash that stands for a token, which is nowhere kept.
+type Hash = [u8; 32];
+
+/// What the API server has said of tokens.
+struct Memory<T> {
+    known: Mutex<HashMap<Hash, (T, Instant)>>,
+    lasts: Duration,
 }
 
 /// A question that is open or waits.
@@ -68,7 +82,8 @@ impl Reviews {
         }
         let open = Semaphore::new(AT_ONCE);
         let asking = Mutex::default();
-        Self { reviews: Api::all(client), remembered: Mutex::default(), open, asking, outcomes }
+        let (remembered, refused) = (Memory::lasting(REMEMBERED), Memory::lasting(REFUSED));
+        Self { reviews: Api::all(client), remembered, refused, open, asking, outcomes }
     }
 
     /// The whole of it, at a given time.
@@ -81,17 +96,25 @@ impl Reviews {
         check(token).map_err(ReviewError::Refused)?;
         let mut hash = [0; 32];
         hash.copy_from_slice(digest(&SHA256, token.as_bytes()).as_ref());
-        if let Some((bearer, until)) = self.remembered.lock().get(&hash)
-            && *until > now
-        {
+        if let Some(bearer) = self.remembered.get(&hash, now) {
             self.count("remembered");
-            return Ok(bearer.clone());
+            return Ok(bearer);
+        }
+        if let Some(why) = self.refused.get(&hash, now) {
+            return Err(ReviewError::Refused(why));
         }
         let status = self.ask(token, client).await.map_err(ReviewError::Unavailable)?;
-        let bearer = read(&status).map_err(ReviewError::Refused)?;
-        self.count("accepted");
-        self.remember(hash, &bearer, now);
-        Ok(bearer)
+        match read(&status) {
+            Ok(bearer) => {
+                self.count("accepted");
+                self.remembered.put(hash, bearer.clone(), now);
+                Ok(bearer)
+            }
+            Err(why) => {
+                self.refused.put(hash, why.clone(), now);
+                Err(ReviewError::Refused(why))
+            }
+        }
     }
 
     async fn ask(&self, token: &str, client: Option<IpAddr>) -> Result<TokenReviewStatus, String> {
@@ -120,19 +143,32 @@ impl Reviews {
         Some(Asking { of: &self.asking, client })
     }
 
-    fn remember(&self, hash: [u8; 32], bearer: &Bearer, now: Instant) {
-        let mut remembered = self.remembered.lock();
-        if remembered.len() >= MOST {
-            remembered.retain(|_, (_, until)| *until > now);
-        }
-        if remembered.len() >= MOST {
-            remembered.clear();
-        }
-        remembered.insert(hash, (bearer.clone(), now + REMEMBERED));
-    }
-
     fn count(&self, outcome: &str) {
         self.outcomes.with_label_values(&[outcome]).inc();
+    }
+}
+
+// === impl Memory ===
+
+impl<T: Clone> Memory<T> {
+    fn lasting(lasts: Duration) -> Self {
+        Self { known: Mutex::default(), lasts }
+    }
+
+    fn get(&self, hash: &Hash, now: Instant) -> Option<T> {
+        let known = self.known.lock();
+        known.get(hash).filter(|(_, until)| *until > now).map(|(said, _)| said.clone())
+    }
+
+    fn put(&self, hash: Hash, said: T, now: Instant) {
+        let mut known = self.known.lock();
+        if known.len() >= MOST {
+            known.retain(|_, (_, until)| *until > now);
+        }
+        if known.len() >= MOST {
+            known.clear();
+        }
+        known.insert(hash, (said, now + self.lasts));
     }
 }
 

@@ -4,6 +4,8 @@
 //! written later is written to the version that was read, or read again. [`Secret::watch`] tells every replica what another has written; who deletes the Secret
 //! while the mesh runs, or empties it, takes nothing away from it: the holder of the lease writes it again, since with the root every identity would be lost. For the
 //! same reason no new root is made while the ConfigMap `tulle-trust-bundle` beside it says that there is one.
+//!
+//! Where cert-manager makes the issuing certificate (`issuer`), it holds the rest: the key of join tokens, what they have granted, and the roots there have been.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -11,17 +13,18 @@ use std::time::SystemTime;
 use futures_util::{StreamExt as _, pin_mut};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1 as core;
-use kube::api::Patch;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client};
-use serde_json::json;
 use tulle_certs::TrustDomain;
 use zeroize::Zeroizing;
 
 use super::bundle::{BUNDLE, KEY};
 use super::lease::Holder;
-use super::{ApiError, asked, backoff, make_secret, maker, parameters};
-use crate::ca::{Ca, CaError, Change, Kept, NAMES, Store, complete};
+use super::{ApiError, asked, backoff, maker, put_secret, watch_failed};
+use crate::ca::{
+    BESIDE_ISSUER, CA_CERTIFICATES, CA_KEY, Ca, CaError, Change, Kept, NAMES, ROOTS, Store, complete,
+    complete_tokens,
+};
 
 /// What the Secret is called.
 pub const SECRET: &str = "tulle-identity";
@@ -37,6 +40,8 @@ pub struct Secret {
     /// Where the roots are told.
     bundles: Api<core::ConfigMap>,
     namespace: String,
+    /// What is kept in it; whatever else it holds is left as it is.
+    names: &'static [&'static str],
     /// As whom it makes the Secret: of several who do at once one has made it, and the others conflict with that one's fields.
     maker: String,
 }
@@ -48,7 +53,28 @@ impl Secret {
     pub fn new(client: Client, namespace: &str) -> Self {
         let (secrets, bundles) =
             (Api::namespaced(client.clone(), namespace), Api::namespaced(client, namespace));
-        Self { secrets, bundles, namespace: namespace.to_owned(), maker: maker() }
+        Self { secrets, bundles, namespace: namespace.to_owned(), names: &NAMES, maker: maker() }
+    }
+
+    /// Without the authority's key and certificates, which are in the Secret of an issuer.
+    pub(super) fn beside_issuer(self) -> Self {
+        Self { names: &BESIDE_ISSUER, ..self }
+    }
+
+    /// The certificates of an authority of our own that is in it all the same.
+    pub(super) async fn certificates_of_our_own(&self) -> Result<Option<String>, CaError> {
+        let found = asked(self.secrets.get_opt(SECRET)).await.map_err(|error| self.failed(&error))?;
+        let text = found.and_then(|found| found.data?.remove(CA_CERTIFICATES));
+        Ok(text.map(|ByteString(bytes)| String::from_utf8_lossy(&bytes).into_owned()))
+    }
+
+    /// What was kept of another issuer's roots says nothing of those that we issue under from now on.
+    pub(super) async fn forget_roots(&self) -> Result<(), CaError> {
+        self.change(ROOTS, &|kept| kept.map(|_| String::new())).await
+    }
+
+    fn holds_the_root(&self) -> bool {
+        self.names.contains(&CA_KEY)
     }
 
     /// What it holds, after what is missing was made.
@@ -85,12 +111,17 @@ impl Secret {
         };
         let mut kept = found.as_ref().map(|found| self.read(found)).transpose()?.unwrap_or_default();
         // A replica that runs may be about to write it again.
-        if !Ca::is_begun(&kept)
+        if self.holds_the_root()
+            && !Ca::is_begun(&kept)
             && let Err(error) = self.is_new().await
         {
             return Ok(Err(error));
         }
-        let made = complete(&mut kept, &|name| self.place(name), domain, now)?;
+        let place = |name: &str| self.place(name);
+        let made = match self.holds_the_root() {
+            true => complete(&mut kept, &place, domain, now)?,
+            false => complete_tokens(&mut kept, &place)?,
+        };
         if made.is_empty() {
             return Ok(Ok(kept));
         }
@@ -117,21 +148,18 @@ impl Secret {
 
     /// Writes everything, in place of what was found.
     async fn put(&self, found: Option<core::Secret>, kept: &Kept) -> Result<(), ApiError> {
-        let data = kept.iter().map(|(name, text)| ((*name).to_owned(), ByteString(text.as_bytes().to_vec())));
+        let kept = kept.iter().filter(|(name, _)| self.names.contains(name));
+        let data = kept.map(|(name, text)| ((*name).to_owned(), ByteString(text.as_bytes().to_vec())));
         let data: BTreeMap<String, ByteString> = data.collect();
-        let Some(found) = found else {
-            return asked(make_secret(&self.secrets, SECRET, data, &self.maker)).await;
-        };
-        let version = found.metadata.resource_version;
-        let patch = Patch::Merge(json!({ "metadata": { "resourceVersion": version }, "data": data }));
-        asked(self.secrets.patch(SECRET, &parameters(), &patch)).await.map(drop)
+        let version = found.map(|found| found.metadata.resource_version.unwrap_or_default());
+        put_secret(&self.secrets, SECRET, data, version.as_deref(), &self.maker).await
     }
 
     fn read(&self, secret: &core::Secret) -> Result<Kept, CaError> {
         let none = BTreeMap::new();
         let data = secret.data.as_ref().unwrap_or(&none);
         let mut kept = Kept::new();
-        for name in NAMES {
+        for &name in self.names {
             // What was emptied is not there.
             let Some(ByteString(bytes)) = data.get(name).filter(|text| !text.0.is_empty()) else { continue };
             let text = String::from_utf8(bytes.clone()).map_err(|error| CaError::Store {
@@ -155,13 +183,15 @@ impl Secret {
                     Some(Ok(Some(secret))) => {
                         let read = self.read(&secret);
                         lost = None;
-                        if read.as_ref().is_ok_and(|kept| ca.restored(kept).is_some()) {
+                        if read.as_ref().is_ok_and(|kept| ca.restored(kept, self.names).is_some()) {
                             tracing::error!(
                                 secret = %self.place(""),
-                                "the Secret lacks keys of the mesh's root; what is in use stays, and the holder of the lease writes it again"
+                                "the Secret lacks keys of the mesh's authority; what is in use stays until the holder of the lease has added them"
                             );
                             lost = Some(Some(secret));
-                        } else if let Err(error) = read.and_then(|kept| ca.take_in(kept, SystemTime::now())) {
+                        } else if let Err(error) =
+                            read.and_then(|kept| ca.take_in(kept, self.names, SystemTime::now()))
+                        {
                             tracing::error!(%error, "what was written into the Secret cannot be used; what is in use stays");
                         }
                     }
@@ -169,10 +199,10 @@ impl Secret {
                         lost = Some(None);
                         tracing::error!(
                             secret = %self.place(""),
-                            "the Secret with the mesh's root is gone; what is in use stays, and the holder of the lease writes it again"
+                            "the Secret with keys of the mesh's authority is gone; what is in use stays, and the holder of the lease writes it again"
                         );
                     }
-                    Some(Err(error)) => tracing::debug!(%error, "cannot watch the Secret {SECRET}; trying again"),
+                    Some(Err(error)) => watch_failed("the Secret tulle-identity", &error),
                     None => return,
                 },
                 () = holder.held(), if lost.is_some() => {
@@ -193,7 +223,7 @@ impl Secret {
     async fn write_again(&self, ca: &Ca, found: Option<core::Secret>) -> Result<(), ApiError> {
         let kept = match &found {
             None => Some(ca.kept()),
-            Some(found) => self.read(found).ok().and_then(|kept| ca.restored(&kept)),
+            Some(found) => self.read(found).ok().and_then(|kept| ca.restored(&kept, self.names)),
         };
         match kept {
             Some(kept) => self.put(found, &kept).await,

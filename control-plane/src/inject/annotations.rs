@@ -9,9 +9,11 @@ use std::fmt::Write as _;
 
 use ipnet::IpNet;
 use serde_json::Value;
-use tulle_api::{AccessLogFormat, InvalidAccessLog, nearest};
+use tulle_api::{AccessLogFormat, InvalidAccessLog, nearest, port_range};
 
+use super::quantity::Quantity;
 use super::{CONFIG, INJECT, Namespace, Settings, Status};
+use crate::object::DefaultInbound;
 
 /// Whether a proxy is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +31,8 @@ pub(super) struct Effective {
     pub(super) image: Option<String>,
     /// In place of 15020.
     pub(super) metrics_port: u16,
+    /// Who is let in where no policy says it.
+    default_inbound: Option<String>,
     /// What others read of the Pod's annotations, and it does not say itself.
     pub(super) inherited: BTreeMap<String, String>,
 }
@@ -50,14 +54,6 @@ pub(super) const METRICS_PORT: u16 = 15020;
 const PORTS: &str = "`4222,6379-6380`";
 const CPU: &str = "a quantity, such as `100m` or `2`";
 const MEMORY: &str = "a quantity, such as `64Mi`";
-const POLICIES: [&str; 6] = [
-    "all-unauthenticated",
-    "all-authenticated",
-    "cluster-unauthenticated",
-    "cluster-authenticated",
-    "deny",
-    "audit",
-];
 
 macro_rules! keys {
     ($($name:literal, $form:expr, $meaning:literal, |$effective:ident, $value:ident| $set:expr;)*) => {
@@ -114,8 +110,8 @@ keys! {
             effective.settings.image_digest = None;
         };
     "default-inbound-policy", "one of `all-unauthenticated`, `all-authenticated`, `cluster-unauthenticated`, `cluster-authenticated`, `deny`, `audit`",
-        "Reserved: the value is looked at, and has no effect yet.",
-        |effective, value| { let _ = effective; policy(value)? };
+        "Who is let in at ports of which no AuthorizationPolicy speaks ([below](#the-default-policy)).",
+        |effective, value| { policy(value)?; effective.default_inbound = Some(value.to_owned()) };
     "shutdown-grace-period", "a duration, such as `30s`",
         "How long the proxy's connections may go on once it is told to drain, if that is longer than the pod's `terminationGracePeriodSeconds`, which they always may.",
         |effective, value| { duration(value)?; effective.settings.shutdown_grace_period = value.to_owned() };
@@ -127,7 +123,9 @@ keys! {
 /// Keys under [`CONFIG`] that others than the injector read: Services have them.
 const ELSEWHERE: [&str; 1] = ["opaque-ports"];
 /// Keys of Pods that are read by others, so that what a namespace says is written on the Pod.
-const READ_BY_OTHERS: [&str; 3] = ["skip-inbound-ports", "opaque-ports", "metrics-port"];
+const READ_BY_OTHERS: [&str; 4] = ["skip-inbound-ports", "opaque-ports", "metrics-port", DEFAULT_INBOUND];
+/// The one of which nothing that says nothing is left out: whom it was to keep out is not known.
+const DEFAULT_INBOUND: &str = "default-inbound-policy";
 
 // === impl Asked ===
 
@@ -213,12 +211,21 @@ impl Effective {
             settings: as_the_proxy_takes_them(settings),
             image: None,
             metrics_port: METRICS_PORT,
+            default_inbound: None,
             inherited: BTreeMap::new(),
         };
         for (key, value) in said(&namespace.annotations) {
             let known = KEYS.iter().find(|known| known.name == key);
             match known.map(|known| (known.set)(&mut effective, value.trim())) {
                 Some(Ok(())) => {}
+                // Who was to be kept out is not known: as the pod says it then, nobody is let in.
+                Some(Err(problem)) if key == DEFAULT_INBOUND => {
+                    effective.default_inbound = Some(value.trim().to_owned());
+                    warnings.push(format!(
+                        "the namespace's annotation {} lets nobody in",
+                        bad(&key, value, &problem)
+                    ));
+                }
                 Some(Err(problem)) => warnings.push(format!(
                     "the namespace's annotation {} is left out, as it says nothing",
                     bad(&key, value, &problem)
@@ -242,10 +249,11 @@ impl Effective {
         }
         let Settings { skip_inbound_ports, opaque_ports, .. } = &effective.settings;
         let port = (effective.metrics_port != METRICS_PORT).then(|| effective.metrics_port.to_string());
-        let of_pod = [skip_inbound_ports.clone(), opaque_ports.clone(), port];
+        let of_pod =
+            [skip_inbound_ports.clone(), opaque_ports.clone(), port, effective.default_inbound.clone()];
         let holds = READ_BY_OTHERS.iter().zip(of_pod).filter_map(|(key, value)| Some((key, value?)));
         // No list and one of nothing are the same to who reads it.
-        let holds = holds.filter(|(_, value)| value != "none");
+        let holds = holds.filter(|(key, value)| value != "none" || **key == DEFAULT_INBOUND);
         effective.inherited = holds.map(|(key, value)| (format!("{CONFIG}{key}"), value)).collect();
         Ok(effective)
     }
@@ -319,23 +327,10 @@ fn as_the_proxy_takes_them(settings: &Settings) -> Settings {
 
 // Values, as the proxy takes them.
 
-fn port(text: &str) -> Result<u16, String> {
-    match text.parse::<u16>() {
-        Ok(port) if port > 0 => Ok(port),
-        _ => Err(format!("`{text}` is not a port from 1 to 65535")),
-    }
-}
-
-fn range(text: &str) -> Result<std::ops::RangeInclusive<u16>, String> {
-    let (first, last) = text.split_once('-').unwrap_or((text, text));
-    let (first, last) = (port(first.trim())?, port(last.trim())?);
-    if first > last { Err(format!("`{text}` runs backwards")) } else { Ok(first..=last) }
-}
-
 /// A list of ports and ranges; without the blanks that only people read over.
 pub(super) fn ports(value: &str) -> Result<String, String> {
     listed(value, |part| {
-        let range = range(part)?;
+        let range = port_range(part).map_err(|error| error.to_string())?;
         Ok(match range.start() == range.end() {
             true => range.start().to_string(),
             false => format!("{}-{}", range.start(), range.end()),
@@ -356,7 +351,7 @@ fn listed(value: &str, item: impl Fn(&str) -> Result<String, String>) -> Result<
 
 /// Whether a list that is good has the port.
 pub(super) fn contains(list: &str, port: u16) -> bool {
-    list.split(',').filter_map(|part| range(part.trim()).ok()).any(|range| range.contains(&port))
+    list.split(',').filter_map(|part| port_range(part.trim()).ok()).any(|range| range.contains(&port))
 }
 
 /// A list of subnets and addresses.
@@ -386,7 +381,8 @@ pub(super) fn pull_policy(value: &str) -> Result<(), String> {
 }
 
 fn policy(value: &str) -> Result<(), String> {
-    one_of(value, &POLICIES)
+    let choices = DefaultInbound::ALL.map(|(name, _)| name);
+    one_of(value, &choices)
 }
 
 fn one_of(value: &str, choices: &[&str]) -> Result<(), String> {
@@ -420,13 +416,9 @@ pub(super) fn cpu(value: &str) -> Result<(), String> {
     }
 }
 
-/// A number with a suffix (`resource.Quantity` of Kubernetes), greater than nothing.
+/// An amount of Kubernetes' ([`Quantity`]), greater than nothing.
 pub(super) fn quantity(value: &str) -> Result<(), String> {
-    let digits = value.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let suffix = &value[digits.len()..];
-    let known = ["", "m", "k", "M", "G", "T", "Ki", "Mi", "Gi", "Ti"].contains(&suffix);
-    let number = digits.bytes().all(|b| b.is_ascii_digit() || b == b'.').then(|| digits.parse::<f64>().ok());
-    match number.flatten().filter(|number| known && *number > 0.0 && number.is_finite()) {
+    match Quantity::parse(value).filter(Quantity::is_positive) {
         Some(_) => Ok(()),
         None => Err("it is no quantity".to_owned()),
     }
@@ -481,7 +473,7 @@ fn tag(value: &str) -> Result<(), String> {
 }
 
 fn metrics_port(value: &str) -> Result<u16, String> {
-    match port(value)? {
+    match tulle_api::port(value).map_err(|error| error.to_string())? {
         15000 | 15001 | 15006 | 15053 => Err("the proxy listens there for something else".to_owned()),
         port if port < 1024 => Err("the proxy is no root, and may not listen below 1024".to_owned()),
         port => Ok(port),

@@ -8,6 +8,7 @@ use std::ops::RangeInclusive;
 use serde_json::Value;
 
 use super::annotations::{Effective, seconds};
+use super::quantity::{Quantity, same};
 use super::{INIT, Namespace, PROXY, Reason, Settings, VOLUME, containers, list, name_of, said};
 
 /// Ports of proxies, which are never led to one.
@@ -174,8 +175,10 @@ pub(super) fn stays_guaranteed(pod: &Value, effective: &Effective) -> bool {
         (&resources.memory_request, &resources.memory_limit),
     ]
     .into_iter();
-    let is_proxy =
-        of_proxy.all(|(request, limit)| limit.is_some() && (request.is_none() || request == limit));
+    let amount = |text: &String| Quantity::parse(text);
+    let is_proxy = of_proxy.all(|(request, limit)| {
+        limit.is_some() && (request.is_none() || request.as_ref().map(amount) == limit.as_ref().map(amount))
+    });
     is_proxy && is_guaranteed(pod)
 }
 
@@ -187,7 +190,10 @@ fn is_guaranteed(pod: &Value) -> bool {
         for resource in ["cpu", "memory"] {
             let limit = container.pointer(&format!("/resources/limits/{resource}"));
             let request = container.pointer(&format!("/resources/requests/{resource}"));
-            if limit.is_none() || request.is_some_and(|request| Some(request) != limit) {
+            // A limit of nothing counts for none.
+            let is_limited = |limit: &&Value| Quantity::of(limit).is_none_or(|limit| limit.is_positive());
+            let Some(limit) = limit.filter(is_limited) else { return false };
+            if request.is_some_and(|request| !same(request, limit)) {
                 return false;
             }
         }

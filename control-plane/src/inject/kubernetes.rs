@@ -26,7 +26,7 @@ use self::tell::Teller;
 use super::keys::{self, Store, Stored};
 use super::webhook::{self, Namespaces, Webhook};
 use super::{Namespace, Settings};
-use crate::cluster::{make_secret, maker};
+use crate::cluster::{ApiError, asked, maker, put_secret, watch_failed};
 use crate::metrics::Metrics;
 use crate::model::Publisher;
 
@@ -63,8 +63,6 @@ pub struct Known {
     listed: watch::Receiver<bool>,
 }
 
-/// What a request may take.
-const REQUEST: Duration = Duration::from_secs(10);
 /// How long a namespace that has just been made may take to be told.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -114,7 +112,7 @@ impl Cluster {
 impl Store for Cluster {
     async fn read(&self) -> Result<Option<(Stored, String)>, String> {
         let secrets = self.secrets();
-        let Some(secret) = within(secrets.get_opt(keys::NAME)).await? else { return Ok(None) };
+        let Some(secret) = asked(secrets.get_opt(keys::NAME)).await.map_err(told)? else { return Ok(None) };
         let version = secret.resource_version().unwrap_or_default();
         let data = secret.data.unwrap_or_default();
         // What is missing is made anew, as what cannot be read is.
@@ -134,20 +132,14 @@ impl Store for Cluster {
             .map(|(field, value)| ((*field).to_owned(), ByteString(value.as_bytes().to_vec())))
             .collect();
         let secrets = self.secrets();
-        match version {
-            None => within(make_secret(&secrets, keys::NAME, data, &self.maker)).await,
-            Some(version) => {
-                // With the version that was read: somebody else's write in between is a conflict.
-                let patch = json!({"metadata": {"resourceVersion": version}, "data": data});
-                let patch = Patch::Merge(&patch);
-                within(secrets.patch(keys::NAME, &PatchParams::default(), &patch)).await.map(drop)
-            }
-        }
+        put_secret(&secrets, keys::NAME, data, version, &self.maker).await.map_err(told)
     }
 
     async fn published(&self) -> Result<Option<String>, String> {
         let configurations = self.configurations();
-        let Some(found) = within(configurations.get_opt(keys::NAME)).await? else { return Ok(None) };
+        let Some(found) = asked(configurations.get_opt(keys::NAME)).await.map_err(told)? else {
+            return Ok(None);
+        };
         let bundles: Vec<String> = found
             .webhooks
             .unwrap_or_default()
@@ -162,7 +154,9 @@ impl Store for Cluster {
 
     async fn publish(&self, bundle: &str) -> Result<(), String> {
         let configurations = self.configurations();
-        let Some(found) = within(configurations.get_opt(keys::NAME)).await? else { return Ok(()) };
+        let Some(found) = asked(configurations.get_opt(keys::NAME)).await.map_err(told)? else {
+            return Ok(());
+        };
         let bundle = ByteString(bundle.as_bytes().to_vec());
         let webhooks: Vec<_> = found
             .webhooks
@@ -173,15 +167,12 @@ impl Store for Cluster {
         let patch = json!({ "webhooks": webhooks });
         // By the webhooks' names: nothing else of them is touched.
         let patch = Patch::Strategic(&patch);
-        within(configurations.patch(keys::NAME, &PatchParams::default(), &patch)).await.map(drop)
+        asked(configurations.patch(keys::NAME, &PatchParams::default(), &patch)).await.map(drop).map_err(told)
     }
 }
 
-async fn within<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, String> {
-    match tokio::time::timeout(REQUEST, request).await {
-        Ok(answered) => answered.map_err(|error| error.to_string()),
-        Err(_) => Err(format!("the API server did not answer within {REQUEST:?}")),
-    }
+fn told(error: ApiError) -> String {
+    error.to_string()
 }
 
 // === impl Known ===
@@ -202,9 +193,7 @@ impl Known {
                         is_listed.send_replace(true);
                     }
                     Ok(_) => {}
-                    Err(error) => {
-                        tracing::warn!(%error, "the API server does not tell of namespaces; trying again");
-                    }
+                    Err(error) => watch_failed("namespaces", &error),
                 }
             }
         };

@@ -14,6 +14,7 @@ pub mod kubernetes;
 pub mod manifest;
 mod patch;
 mod probes;
+mod quantity;
 pub mod review;
 mod settings;
 mod sidecar;

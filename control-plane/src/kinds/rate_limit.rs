@@ -91,6 +91,9 @@ pub struct CountBy {
 /// `requests` in each `per`, evenly spread but for a burst (GCRA).
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [
+    rule("duration(self.per) <= duration('0s') || int(self.requests) <= duration(self.per).getMilliseconds() * 1000000", "at most one request each nanosecond of per")
+]))]
 pub struct Rate {
     /// How many; at most one each nanosecond of `per` (1000000 in `1ms`).
     #[schemars(range(min = 1))]

@@ -12,7 +12,8 @@ use super::resilience::Attached;
 use super::{Encoded, SessionKey};
 use crate::index::{Behind, Index, VIRTUAL_NETWORKS};
 use crate::object::{
-    Mesh, NamespacedName, OWN_PORTS, Pod, Policy, Service, Slice, SliceEndpoint, TargetPort, Telemetry,
+    DefaultInbound, Mesh, NamespacedName, OWN_PORTS, PRIVATE_NETWORKS, Pod, Policy, Service, Slice,
+    SliceEndpoint, TargetPort, Telemetry,
 };
 
 /// What every resource is built from.
@@ -339,19 +340,29 @@ impl Context<'_> {
                 *slot = protocol;
             }
         }
-        if let Some(pod) = self.index.pod(name) {
+        let pod = self.index.pod(name);
+        if let Some(pod) = pod {
             for (port, protocol) in &mut ports {
                 if pod.is_opaque_at(*port) {
                     *protocol = v1::Protocol::Tcp;
                 }
             }
         }
+        let default = pod.and_then(|pod| pod.default_inbound);
+        let must_prove = default.is_some_and(DefaultInbound::is_authenticated);
+        let mode = if must_prove { v1::MtlsMode::Strict } else { self.mode };
+        let mut rules = self.rules(&serving);
+        if default == Some(DefaultInbound::Deny) {
+            // Of every port, so that some rule speaks of each.
+            let name = format!("{}/default-inbound-policy/deny", name.namespace);
+            rules.push(v1::AllowRule { name, ports: Vec::new(), identities: Vec::new() });
+        }
         let ports = ports.into_iter().map(|(port, protocol)| {
             let told = self.inbound_telemetry(&serving, port).unwrap_or_default();
             v1::InboundPort {
                 port: port.into(),
                 protocol: protocol.into(),
-                mode: self.mode.into(),
+                mode: mode.into(),
                 maximum_connection_age: self.maximum_age(&serving, port),
                 access_log: told.logged(),
                 sampling: told.sampled(),
@@ -359,14 +370,29 @@ impl Context<'_> {
         });
         let message = v1::InboundPolicy {
             workload: Some(object_name(name)),
-            mode: self.mode.into(),
+            mode: mode.into(),
             ports: ports.collect(),
-            rules: self.rules(&serving),
+            rules,
             rate_limits: self.inbound_limits(&serving),
             access_log: whole.logged(),
             sampling: whole.sampled(),
+            default_networks: default.map(|default| self.default_networks(default)).unwrap_or_default(),
+            default_audited: default == Some(DefaultInbound::Audit),
         };
         encode(ResourceType::InboundPolicy, &message)
+    }
+
+    /// From where clients are let in; none: from everywhere.
+    fn default_networks(&self, default: DefaultInbound) -> Vec<String> {
+        if !default.is_of_cluster() {
+            return Vec::new();
+        }
+        let mesh = self.index.mesh();
+        let of_mesh = mesh.map(|mesh| mesh.object.networks.as_slice()).unwrap_or_default();
+        match of_mesh.is_empty() {
+            true => PRIVATE_NETWORKS.map(str::to_owned).to_vec(),
+            false => of_mesh.iter().map(ToString::to_string).collect(),
+        }
     }
 
     /// The rules of the policies attached to the services that a workload serves, on the ports that it serves them on.

@@ -343,6 +343,7 @@ impl Model {
             rate_limits: Vec::new(),
             access_log: said.and_then(Telemetry::logged),
             sampling: said.and_then(Telemetry::sampled),
+            ..v1::InboundPolicy::default()
         };
         Some(Arc::new(Encoded::new(ResourceType::InboundPolicy, &policy)))
     }

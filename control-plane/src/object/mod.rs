@@ -4,6 +4,7 @@
 //! refuse is refused here too ([`Notes::refuse`]), and what this version cannot serve is told. How objects fit
 //! together is decided in [`crate::model`]. Called by every source; does no I/O and never panics on input.
 
+mod default_inbound;
 mod egress;
 mod mesh;
 mod pod;
@@ -26,6 +27,7 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+pub use self::default_inbound::{DEFAULT_INBOUND_POLICY, DefaultInbound, PRIVATE_NETWORKS};
 pub use self::egress::{Egress, EgressRule};
 pub use self::mesh::{DEFAULT_TRUST_DOMAIN, Mesh};
 pub use self::pod::{INJECT, INJECTED, PROXY_CONTAINER, Pod, PodForm, SKIP_INBOUND_PORTS};

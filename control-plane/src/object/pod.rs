@@ -10,7 +10,7 @@ use std::ops::RangeInclusive;
 use serde::Deserialize;
 
 use super::service::read_port_list;
-use super::{DEFAULT_NAMESPACE, Identity, NamespacedName, OPAQUE_PORTS, OWN_PORTS};
+use super::{DEFAULT_NAMESPACE, DefaultInbound, Identity, NamespacedName, OPAQUE_PORTS, OWN_PORTS};
 use crate::finding::Notes;
 
 /// The annotation that the injector leaves on a Pod: there is a proxy in it, and connections are led there.
@@ -47,6 +47,8 @@ pub struct Pod {
     pub skipped: Vec<RangeInclusive<u16>>,
     /// Ports whose bytes are not looked into.
     pub opaque: Vec<RangeInclusive<u16>>,
+    /// Who is let in at ports of which no policy speaks, if it says so.
+    pub default_inbound: Option<DefaultInbound>,
     /// By which Services select it, sorted.
     pub labels: Vec<(Box<str>, Box<str>)>,
     /// The TCP ports that it names: what a Service's `targetPort` may refer to.
@@ -88,6 +90,8 @@ struct Annotations {
     metrics_port: Option<String>,
     #[serde(rename = "config.tulle.dev/opaque-ports")]
     opaque_ports: Option<String>,
+    #[serde(rename = "config.tulle.dev/default-inbound-policy")]
+    default_inbound_policy: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -167,6 +171,8 @@ impl Pod {
         let asks = says == Some("enabled");
         let mut skipped = ports(SKIP_INBOUND_PORTS, annotations.skip_inbound_ports.as_deref());
         skipped.extend(ports(METRICS_PORT, annotations.metrics_port.as_deref()));
+        let opaque = ports(OPAQUE_PORTS, annotations.opaque_ports.as_deref());
+        let default_inbound = annotations.default_inbound_policy.as_deref();
         Self {
             name: form.name(),
             addresses: if on_host || ended { Vec::new() } else { read_addresses(status) },
@@ -177,7 +183,8 @@ impl Pod {
             meshed: annotations.injected.is_some() && has_proxy(spec) && !on_host && !ended,
             asks,
             skipped,
-            opaque: ports(OPAQUE_PORTS, annotations.opaque_ports.as_deref()),
+            opaque,
+            default_inbound: default_inbound.map(|text| DefaultInbound::read(text, notes)),
             labels: labels.map(|(key, value)| (key.clone(), value.clone())).collect(),
             ports: read_ports(spec),
             ending: metadata.deletion_timestamp.is_some(),
@@ -242,7 +249,7 @@ fn read_ports(spec: &Spec) -> Vec<(Box<str>, u16)> {
 mod tests {
     use serde_json::json;
 
-    use super::super::Object;
+    use super::super::{DEFAULT_INBOUND_POLICY, Object};
     use super::*;
 
     fn read(pod: serde_json::Value) -> (Pod, Vec<String>) {
@@ -346,6 +353,20 @@ mod tests {
         let none = json!({"config.tulle.dev/opaque-ports": "none"});
         let (pod, fields) = read(json!({"metadata": {"name": "a", "annotations": none}}));
         assert!(pod.opaque.is_empty() && fields.is_empty(), "{fields:?}");
+    }
+
+    #[test]
+    fn a_default_policy_that_cannot_be_read_is_told_and_lets_nobody_in() {
+        let read = |policy: &str| {
+            read(json!({"metadata": {"name": "a", "annotations": {DEFAULT_INBOUND_POLICY: policy}}}))
+        };
+        for (text, choice) in DefaultInbound::ALL {
+            let (pod, fields) = read(text);
+            assert!(pod.default_inbound == Some(choice) && fields.is_empty(), "{text}");
+        }
+        let (pod, fields) = read("denied");
+        assert_eq!(pod.default_inbound, Some(DefaultInbound::Deny));
+        assert_eq!(fields, ["metadata.annotations[\"config.tulle.dev/default-inbound-policy\"]"]);
     }
 
     #[test]

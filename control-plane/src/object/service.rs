@@ -255,10 +255,9 @@ pub(super) fn read_port_list(key: &str, text: &str, notes: &mut Notes) -> Vec<Ra
         return ranges;
     }
     for item in text.split(',').map(str::trim).filter(|item| !item.is_empty()) {
-        let (first, last) = item.split_once('-').unwrap_or((item, item));
-        match (first.trim().parse::<u16>(), last.trim().parse::<u16>()) {
-            (Ok(first), Ok(last)) if 0 < first && first <= last => ranges.push(first..=last),
-            _ => notes.error(
+        match tulle_api::port_range(item) {
+            Ok(range) => ranges.push(range),
+            Err(_) => notes.error(
                 format!("metadata.annotations[\"{key}\"]"),
                 format!("`{item}` is neither a port nor a range of ports; it is left out"),
                 "a list of ports and ranges, such as `4222,6379-6380`",

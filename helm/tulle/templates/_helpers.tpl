@@ -1,6 +1,9 @@
 {{/* Names are the same in every cluster: other objects, the proxies and the command rely on them. */}}
 {{- define "tulle.name" -}}tulle-control-plane{{- end }}
 
+{{/* The Secret that cert-manager keeps the issuing certificate in, and the Certificate that it does that for. */}}
+{{- define "tulle.issuerSecret" -}}tulle-identity-issuer{{- end }}
+
 {{/* What every object carries. */}}
 {{- define "tulle.labels" -}}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
@@ -170,6 +173,9 @@ of: {{ or (kindIs "invalid" $value) (eq (toString $value) "") | ternary "null" (
 - --injection-file=/etc/tulle/injection.json
 - --trust-domain={{ .Values.identity.trustDomain }}
 - --leaf-lifetime={{ .Values.identity.leafLifetime }}
+{{- if eq .Values.identity.issuer "cert-manager" }}
+- --issuer-secret={{ include "tulle.issuerSecret" . }}
+{{- end }}
 - --log-level={{ .Values.controlPlane.logLevel }}
 - --log-format={{ .Values.controlPlane.logFormat }}
 {{- end }}

@@ -66,10 +66,7 @@ pub(super) fn host_port(value: &str) -> Parsed<HostPort> {
 }
 
 fn port(value: &str) -> Parsed<u16> {
-    match value.parse::<u16>() {
-        Ok(port) if port > 0 => Ok(port),
-        _ => Err(format!("`{value}` is not a port from 1 to 65535")),
-    }
+    tulle_api::port(value).map_err(|error| error.to_string())
 }
 
 pub(super) fn ip(value: &str) -> Parsed<IpAddr> {
@@ -139,15 +136,7 @@ pub(super) fn inbound_port(value: &str) -> Parsed<InboundPort> {
 }
 
 pub(super) fn ports(value: &str) -> Parsed<PortSet> {
-    let range = |part: &str| {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let (first, last) = (port(first)?, port(last)?);
-        if first > last {
-            return Err(format!("`{part}` runs backwards"));
-        }
-        Ok(first..=last)
-    };
-    list(value, range).map(PortSet)
+    list(value, |part| tulle_api::port_range(part).map_err(|error| error.to_string())).map(PortSet)
 }
 
 /// The ID of a user or group; the last of them means "none" to the kernel.

@@ -38,6 +38,8 @@ const COMPARE: Duration = Duration::from_secs(28);
 const COMPARE_FIRST: Duration = Duration::from_secs(4);
 /// While too much is under way to tell.
 const COMPARE_AGAIN: Duration = Duration::from_secs(1);
+/// What has been told of a control plane that is away is told again so often.
+const TOLD_AGAIN: Duration = Duration::from_secs(60);
 /// For so long what is said last may still be on its way when a stream is given up.
 const LAST_WORDS: Duration = Duration::from_millis(250);
 
@@ -64,12 +66,31 @@ enum Ended {
     Differs { types: Vec<&'static str>, in_what: String },
 }
 
+/// What was last said of a control plane that is away: the same again only once a minute, so that an hour of it is no flood.
+#[derive(Default)]
+struct Told(Option<(String, Instant)>);
+
 /// When both ends of a stream compare.
 struct Comparing {
     at: Instant,
     asked: bool,
     /// An older control plane knows nothing of it.
     is_supported: bool,
+}
+
+// === impl Told ===
+
+impl Told {
+    fn tell(&mut self, error: String, retry_in: Duration) {
+        const SAYS: &str = "the control plane is away; what is known stays in use";
+        let is_news = self.0.as_ref().is_none_or(|(said, at)| *said != error || at.elapsed() >= TOLD_AGAIN);
+        if is_news {
+            tracing::warn!(error, ?retry_in, "{SAYS}");
+            self.0 = Some((error, Instant::now()));
+        } else {
+            tracing::debug!(error, ?retry_in, "{SAYS}");
+        }
+    }
 }
 
 impl Ads {
@@ -90,10 +111,12 @@ impl Ads {
         }
         let mut failures = 0;
         let mut repairs = false;
+        let mut told = Told::default();
         loop {
             let ended = match self.open().await {
                 Ok((requests, mut responses)) => {
                     self.metrics.ads_connected(true);
+                    told = Told::default();
                     tracing::info!("connected to the control plane");
                     let comparing = Comparing::of_stream(repairs);
                     let ended = self.carry(&requests, &mut responses, comparing, &mut failures).await;
@@ -120,7 +143,7 @@ impl Ads {
             };
             failures += 1;
             let wait = reconnect_delay(failures, rand::random());
-            tracing::warn!(error = %describe(&ended), retry_in = ?wait, "the control plane is away; what is known stays in use");
+            told.tell(describe(&ended), wait);
             self.wait(wait).await;
         }
     }

@@ -29,7 +29,7 @@ use tulle_api::v1::{self, Rejection};
 use tulle_certs::{SpiffeId, TrustBundle, TrustDomain};
 
 use crate::config::{Tracing, otel};
-use crate::policy::{Action, Allow, EgressRule, EgressSpec, InboundSpec, Names, PortPolicy};
+use crate::policy::{Action, Allow, EgressRule, EgressSpec, InboundSpec, Names, PortPolicy, Unspoken};
 use crate::route::{Hostname, Invalid, Route, Routes, SessionKey, StreamRoute};
 use crate::state::{
     AddressInfo, AddressTarget, EndpointInfo, EndpointsInfo, HostInfo, HostPort, MeshInfo, Mode, ObjectName,
@@ -286,12 +286,17 @@ fn inbound_policy(message: v1::InboundPolicy, name: &str) -> Result<Decoded> {
             identities: each(rule.identities, &format!("{at}.identities"), |id, at| spiffe_id(&id, at))?,
         })
     })?;
+    let unspoken = Unspoken {
+        networks: each(message.default_networks, "default_networks", network)?,
+        audited: message.default_audited,
+    };
     let rate_limits = rate::rate_limits(message.rate_limits, &mut rule::Patterns::default(), "rate_limits")?;
     Ok(Decoded::InboundPolicy(InboundSpec {
         workload,
         mode: default,
         ports,
         rules,
+        unspoken,
         rate_limits,
         connection_ages,
         access_logs,

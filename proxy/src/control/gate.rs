@@ -89,6 +89,7 @@ mod tests {
             mode: Mode::Permissive,
             ports: ports.iter().map(|number| (*number, port)).collect(),
             rules: Vec::new(),
+            unspoken: Default::default(),
             rate_limits: Vec::new(),
             connection_ages: Vec::new(),
             access_logs: Vec::new(),

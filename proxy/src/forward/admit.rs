@@ -69,7 +69,15 @@ fn judge_unless(
         verdict => verdict,
     };
     match verdict {
-        Verdict::Allow { rule } | Verdict::Audit { rule } => {
+        Verdict::Audit { rule } => {
+            let verdict = VerdictKind::Audit;
+            worker.metrics.verdicts(&VerdictLabels { verdict, rule: &rule, reason: None }).inc();
+            let Open { port, peer, client, .. } = guard.open();
+            let peer = peer.as_ref().map(tracing::field::display);
+            tracing::info!(%client, port, peer, "audited what is let in");
+            Ok(rule)
+        }
+        Verdict::Allow { rule } => {
             let verdict = VerdictKind::Allow;
             worker.metrics.verdicts(&VerdictLabels { verdict, rule: &rule, reason: None }).inc();
             Ok(rule)
@@ -92,6 +100,10 @@ fn denied(worker: &Worker, denial: Denial, rule: Option<&str>, open: &Open) -> F
     match (denial, &open.peer) {
         (Denial::NoPolicy, _) => Fault::unsent(Reason::PolicyUnavailable, "no InboundPolicy is in force"),
         (Denial::MtlsRequired, _) => Fault::unsent(Reason::MtlsRequired, port),
+        (Denial::NetworkDenied, _) => {
+            let client = open.client;
+            Fault::unsent(Reason::PolicyDenied, format!("{client} is in no network that may reach {port}"))
+        }
         (Denial::PolicyDenied | Denial::EgressDenied, Some(peer)) => {
             Fault::unsent(Reason::PolicyDenied, format!("no rule of {port} allows {peer}"))
         }

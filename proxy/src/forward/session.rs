@@ -95,7 +95,7 @@ impl<'a> Session<'a> {
         let named = backends.find(|(id, backend)| **id == token.backend && backend.invalid.is_none());
         let Some((_, backend)) = named else { return Ok(None) };
         let service = target::service(worker, &backend.service).await?;
-        let endpoint = service.endpoints().and_then(|endpoints| {
+        let endpoint = service.serving(backend.port).and_then(|endpoints| {
             let member = endpoints.at(backend.port, token.address)?;
             let port = endpoints.port(backend.port)?;
             // What is not ready takes what it must, as without a session; so does what is ejected, or unhealthy.

@@ -197,7 +197,7 @@ impl Target {
             Self::Service(service, port) | Self::Session(service, port, _) => (service, *port),
         };
         let none = || Fault::unsent(Reason::NoHealthyEndpoint, format!("{}:{port}", service.name));
-        let endpoints = service.endpoints().ok_or_else(none)?;
+        let endpoints = service.serving(port).ok_or_else(none)?;
         let port = endpoints.port(port).ok_or_else(none)?;
         choose(port, failed, asked, || worker.proxy.now())
             .map(|one| Arc::clone(&one.endpoint))

@@ -168,6 +168,7 @@ fn lets_all_in(worker: &Worker) {
             mode: Mode::Strict,
             ports: vec![(80, PortPolicy { protocol: Protocol::Http, mode: Mode::Strict })],
             rules: Vec::new(),
+            unspoken: Default::default(),
             rate_limits: Vec::new(),
             connection_ages: Vec::new(),
             access_logs: Vec::new(),

@@ -7,6 +7,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
+use ipnet::IpNet;
 use tulle_certs::SpiffeId;
 
 use crate::limit::{RateLimit, RateLimits};
@@ -23,6 +24,8 @@ pub struct InboundSpec {
     pub ports: Vec<(u16, PortPolicy)>,
     /// Of several that let a connection in, the first is named.
     pub rules: Vec<Allow>,
+    /// What holds at ports of which no rule speaks.
+    pub unspoken: Unspoken,
     /// All of them hold.
     pub rate_limits: Vec<RateLimit>,
     /// When clients outside the mesh are asked to open another connection, give or take a tenth, by port.
@@ -35,6 +38,15 @@ pub struct InboundSpec {
     pub access_log: Option<access::Said>,
     /// Which traces of it are recorded, likewise.
     pub sampling: Sampling,
+}
+
+/// What holds, after the mode, at ports of which no rule speaks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unspoken {
+    /// Where clients must be; empty: anywhere.
+    pub networks: Vec<IpNet>,
+    /// Who is let in is told.
+    pub audited: bool,
 }
 
 /// How connections to one port are treated before any rule is asked.
@@ -95,6 +107,8 @@ pub enum Denial {
     MtlsRequired,
     /// There are rules for the port, and none lets this client in.
     PolicyDenied,
+    /// No rule speaks of the port, and the client is in none of the networks that may reach such ports.
+    NetworkDenied,
     /// There is no policy (any more).
     NoPolicy,
     /// The destination lies outside the mesh and may not be reached.
@@ -192,7 +206,7 @@ impl Inbound {
     /// Judges a connection.
     ///
     /// First the port's mode: `strict` refuses all but the mesh's mutual TLS with a proven identity. Then the rules: if
-    /// none speaks of the port, whoever got this far is let in; else only identities that a rule names.
+    /// none speaks of the port, whoever got this far is let in, from the networks of [`Unspoken`]; else only identities that a rule names.
     pub fn evaluate(&self, connection: &Connection<'_>) -> Verdict {
         let identity = match connection.tls {
             TlsKind::Mesh => connection.peer,
@@ -207,7 +221,13 @@ impl Inbound {
         }
         let rules = self.rules(connection.port);
         if !rules.any {
-            return Verdict::Allow { rule: DEFAULT.clone() };
+            let Unspoken { networks, audited } = &self.spec.unspoken;
+            let client = connection.client.to_canonical();
+            if !networks.is_empty() && !networks.iter().any(|network| network.contains(&client)) {
+                return Verdict::Deny { reason: Denial::NetworkDenied, rule: None };
+            }
+            let rule = DEFAULT.clone();
+            return if *audited { Verdict::Audit { rule } } else { Verdict::Allow { rule } };
         }
         match identity.and_then(|id| rules.identities.get(id)) {
             Some(rule) => Verdict::Allow { rule: rule.clone() },
@@ -250,7 +270,7 @@ impl Denial {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::MtlsRequired => "mtls_required",
-            Self::PolicyDenied => "policy_denied",
+            Self::PolicyDenied | Self::NetworkDenied => "policy_denied",
             Self::NoPolicy => "policy_unavailable",
             Self::EgressDenied => "egress_denied",
         }

@@ -13,7 +13,7 @@ mod inbound;
 
 pub use connections::{Connections, Guard, Open};
 pub use egress::{Action, Egress, EgressRule, EgressSpec, Name, Names, Outside};
-pub use inbound::{Allow, Connection, Denial, Inbound, InboundSpec, PortPolicy, TlsKind, Verdict};
+pub use inbound::{Allow, Connection, Denial, Inbound, InboundSpec, PortPolicy, TlsKind, Unspoken, Verdict};
 
 #[cfg(test)]
 mod tests;

@@ -32,6 +32,7 @@ fn inbound(mode: Mode, ports: &[(u16, Mode)], rules: Vec<Allow>) -> Inbound {
                 .map(|(port, mode)| (*port, PortPolicy { protocol: Protocol::Http, mode: *mode }))
                 .collect(),
             rules,
+            unspoken: Default::default(),
             rate_limits: Vec::new(),
             connection_ages: Vec::new(),
             access_logs: Vec::new(),
@@ -107,6 +108,33 @@ fn rules_let_in_whom_they_name_and_say_which_did() {
     assert_eq!(judge(&policy, 82, Mesh, Some("web")), Err("policy_denied"));
     assert_eq!(judge(&policy, 83, Mesh, Some("web")), Ok("default".to_owned()));
     assert!(policy.has_rules(82) && !policy.has_rules(83));
+}
+
+#[test]
+fn ports_without_rules_may_be_for_some_networks_alone_and_be_audited() {
+    let spec = |networks: &[&str], audited| {
+        let policy = inbound(Mode::Permissive, &[], vec![allow("shop/p/web", &[80], &["web"])]);
+        let networks = networks.iter().map(|network| network.parse().unwrap()).collect();
+        let spec = InboundSpec { unspoken: Unspoken { networks, audited }, ..policy.spec().clone() };
+        Inbound::new(spec, std::time::Instant::now())
+    };
+    let from = |policy: &Inbound, port, client: &str| {
+        let (peer, client) = (None, client.parse().unwrap());
+        policy.evaluate(&Connection { port, peer, tls: TlsKind::None, client })
+    };
+    let denied = |reason| Verdict::Deny { reason, rule: None };
+    let policy = spec(&["10.0.0.0/8", "fd00::/8"], false);
+    for inside in ["10.1.2.3", "::ffff:10.1.2.3", "fd00::1"] {
+        assert_eq!(from(&policy, 81, inside), Verdict::Allow { rule: "default".into() }, "{inside}");
+    }
+    for outside in ["192.0.2.1", "2001:db8::1"] {
+        assert_eq!(from(&policy, 81, outside), denied(Denial::NetworkDenied), "{outside}");
+    }
+    // Where a rule speaks, it alone does.
+    assert_eq!(from(&policy, 80, "10.1.2.3"), denied(Denial::PolicyDenied));
+    let audited = spec(&[], true);
+    assert_eq!(from(&audited, 81, "192.0.2.1"), Verdict::Audit { rule: "default".into() });
+    assert_eq!(from(&audited, 80, "192.0.2.1"), denied(Denial::PolicyDenied));
 }
 
 #[test]

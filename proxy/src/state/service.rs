@@ -108,14 +108,9 @@ impl ServiceState {
             return Arc::clone(gate);
         }
         let gate = Gate::new(&format!("{}:{port}", self.name));
-        self.tell(port, &gate);
+        tell(self.info().as_deref(), port, &gate);
         gates.push((port, Arc::clone(&gate)));
         gate
-    }
-
-    fn tell(&self, port: u16, gate: &Gate) {
-        let traffic = self.traffic(port).unwrap_or_default();
-        gate.say(traffic.limits, traffic.connections);
     }
 
     /// The routes of clients in our namespace; `None` when none are attached.
@@ -125,6 +120,16 @@ impl ServiceState {
 
     pub fn endpoints(&self) -> Option<Arc<EndpointSet>> {
         self.endpoints.load_full()
+    }
+
+    /// Those that requests and connections to the port go to: none of a port that the service is not known to have. Endpoints may be told
+    /// before their service, since an answer about it is under way already; whoever went there until it comes would do so past all limits.
+    pub fn serving(&self, port: u16) -> Option<Arc<EndpointSet>> {
+        let is_known = match &**self.info.load() {
+            Answer::Here(info) => info.port(port).is_some(),
+            Answer::Awaited | Answer::Absent => false,
+        };
+        if is_known { self.endpoints() } else { None }
     }
 
     /// `now` in seconds of a clock of the caller's, the same for all calls.
@@ -137,10 +142,14 @@ impl ServiceState {
     }
 
     pub(crate) fn set_info(&self, info: Option<Arc<ServiceInfo>>) {
-        self.info.store(Arc::new(info.map_or(Answer::Absent, Answer::Here)));
-        for (port, gate) in self.gates() {
-            self.tell(port, &gate);
+        // Before anybody comes who goes by it. One that is gone keeps its limits: who waits must not go past them to endpoints that are about to
+        // go too.
+        if info.is_some() {
+            for (port, gate) in self.gates() {
+                tell(info.as_deref(), port, &gate);
+            }
         }
+        self.info.store(Arc::new(info.map_or(Answer::Absent, Answer::Here)));
         self.set_rates();
     }
 
@@ -179,6 +188,14 @@ impl ServiceState {
         self.endpoints.store(Some(Arc::new(endpoints)));
         self.gates().iter().for_each(|(_, gate)| gate.changed());
     }
+}
+
+/// What is said of the port, where it is known.
+fn tell(info: Option<&ServiceInfo>, port: u16, gate: &Gate) {
+    let traffic = info.and_then(|info| info.port(port)).map(|port| &*port.traffic);
+    let (limits, connections) =
+        traffic.map(|traffic| (traffic.limits, traffic.connections)).unwrap_or_default();
+    gate.say(limits, connections);
 }
 
 fn here<T>(answer: &ArcSwap<Answer<T>>) -> Option<Arc<T>> {

@@ -157,6 +157,15 @@ impl Caller {
         self.ask(Method::DELETE, &format!("{path}?gracePeriodSeconds=0"), "", None).await
     }
 
+    /// Begins the end of the object of this `apiVersion`, kind, namespace and name: a pod has its own time for it.
+    ///
+    /// # Errors
+    /// What the server says in place of it.
+    pub async fn begin_delete(&self, object: &Value) -> Result<Value, Refused> {
+        let path = self.own(object).await?;
+        self.ask(Method::DELETE, &path, "", None).await
+    }
+
     /// Where objects of this one's kind are, in its namespace; in `default` if it names none.
     async fn collection(&self, object: &Value) -> Result<String, Refused> {
         let [version, kind] = ["apiVersion", "kind"]

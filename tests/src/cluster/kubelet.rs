@@ -27,6 +27,8 @@ use crate::{Wire, binary};
 #[derive(Debug)]
 pub struct Kubelet<'a> {
     server: &'a ApiServer,
+    /// Where containers are told that it is.
+    api: SocketAddr,
     /// What `/etc/hosts` says in containers: there is no cluster DNS.
     hosts: Vec<(IpAddr, String)>,
 }
@@ -52,7 +54,12 @@ impl<'a> Kubelet<'a> {
     /// Names that containers resolve, with their addresses.
     pub fn new(server: &'a ApiServer, hosts: &[(IpAddr, &str)]) -> Self {
         let hosts = hosts.iter().map(|(ip, name)| (*ip, (*name).to_owned())).collect();
-        Self { server, hosts }
+        Self { server, api: server.address(), hosts }
+    }
+
+    /// Containers are told that the API server is there.
+    pub fn through(self, api: SocketAddr) -> Self {
+        Self { api, ..self }
     }
 
     /// Runs the pod `object` at `pod`, until all that runs on has started.
@@ -172,10 +179,7 @@ impl<'a> Kubelet<'a> {
     fn run(&self, pod: &Pod, container: &Container<'_>) -> Process {
         let own = container.own;
         let mut variables = container.variables();
-        for (name, value) in [
-            ("HOST", self.server.address().ip().to_string()),
-            ("PORT", self.server.address().port().to_string()),
-        ] {
+        for (name, value) in [("HOST", self.api.ip().to_string()), ("PORT", self.api.port().to_string())] {
             variables.push((format!("KUBERNETES_SERVICE_{name}"), value));
         }
         let command: Vec<String> = [&own["command"], &own["args"]]

@@ -224,7 +224,18 @@ async fn who_waits_in_vain_is_told_after_queue_timeout_and_who_gets_a_place_befo
         let to = occupied.web.outbound("orders");
         occupied.first.spawn(async move { ask(to).await.0.status() });
         let labels = [("service", "default/orders:8080"), ("limit", name)];
-        occupied.web.counts("tulle_limit_waiting", &labels, 1.0).await;
+        eventually("the second waits", async || {
+            let metrics = occupied.web.metrics().await;
+            let of = |metric| metrics.sum(metric, &labels);
+            let (waiting, used) = (of("tulle_limit_waiting"), of("tulle_limit_used"));
+            if waiting >= 1.0 {
+                return Ok(());
+            }
+            // 3 there: it was let through, and if one place is taken, beside a first that came before the limit was known.
+            let arrived = occupied.held.arrived(0);
+            Err(format!("{limit}: {waiting} wait, {used} places are taken, {arrived} are there or were"))
+        })
+        .await;
         // It waits still when that was much longer than the other's time.
         tokio::time::sleep(TIME * 2).await;
         assert!(occupied.first.try_join_next().is_none(), "{limit}: it waits");

@@ -15,13 +15,13 @@ use crate::mesh::{Mesh, SHOP};
 use crate::ours;
 
 /// What `tulle check` says, and its exit status.
-struct Said {
+pub(crate) struct Said {
     status: Option<i32>,
     json: Value,
 }
 
 impl Said {
-    fn by(kubeconfig: &Path, arguments: &[&str]) -> Self {
+    pub(crate) fn by(kubeconfig: &Path, arguments: &[&str]) -> Self {
         let mut program = Program::new("check", binary("tulle")).arg("check").arg("--output").arg("json");
         program = program.flag("--kubeconfig", kubeconfig);
         for argument in arguments {
@@ -39,7 +39,7 @@ impl Said {
     }
 
     /// Whether a check has this status, and somewhere in what it says this.
-    fn is(&self, name: &str, status: &str, says: &str) -> Result<(), String> {
+    pub(crate) fn is(&self, name: &str, status: &str, says: &str) -> Result<(), String> {
         let check = self.check(name);
         match check["status"] == status && check.to_string().contains(says) {
             true => Ok(()),
@@ -48,7 +48,7 @@ impl Said {
     }
 
     #[track_caller]
-    fn must(&self, name: &str, status: &str, says: &str) {
+    pub(crate) fn must(&self, name: &str, status: &str, says: &str) {
         self.is(name, status, says).unwrap();
     }
 
@@ -58,7 +58,7 @@ impl Said {
     }
 }
 
-fn own_definition(name: &str) -> Value {
+pub(crate) fn own_definition(name: &str) -> Value {
     ours().into_iter().find(|definition| definition["metadata"]["name"] == name).unwrap()
 }
 

@@ -68,7 +68,7 @@ async fn asked(web: &Running) -> Result<[String; 3], String> {
 fn the_demos_services_run_as_their_manifests_say_and_are_traced_through_the_end_of_either_replica() {
     in_a_node(async || {
         let tracing = json!({"collector": {"endpoint": format!("http://{JAEGER}:{GRPC}")}, "sampling": {"percent": 100}});
-        let mut mesh = Mesh::start_with(2, json!({"tracing": tracing})).await;
+        let mut mesh = Mesh::start_with(2, &[], json!({"tracing": tracing})).await;
         let jaeger = Jaeger::start(mesh.server.folder(), NODE).await;
         // Both families: what is not in the file is asked of DNS, and there is none.
         for at in [NODE.into(), NODE.to_ipv6_mapped().into()] {

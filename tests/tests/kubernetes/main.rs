@@ -11,8 +11,11 @@ mod chart;
 mod check;
 mod definitions;
 mod demo;
+mod disturbed;
 mod gateway;
+mod issuer;
 mod mesh;
+mod node;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -53,6 +56,17 @@ fn gateway_api(channel: &str) -> Vec<Value> {
         "TULLE_TEST_GATEWAY_API names the folder config/crd of the Gateway API's Go module; `.ci/run kubernetes` fetches it",
     );
     objects(&Path::new(&folder).join(channel))
+}
+
+/// cert-manager's own definition of a Certificate.
+fn cert_manager() -> Vec<Value> {
+    let folder = std::env::var_os("TULLE_TEST_CERT_MANAGER");
+    let folder = folder.expect(
+        "TULLE_TEST_CERT_MANAGER names the folder deploy/crds of cert-manager's Go module; `.ci/run kubernetes` fetches it",
+    );
+    let mut objects = objects(Path::new(&folder));
+    objects.retain(|object| object["metadata"]["name"] == "certificates.cert-manager.io");
+    objects
 }
 
 /// Every whole object that a page shows, with where it is.

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tulle_tests::app::{App, full};
-use tulle_tests::cluster::ApiServer;
 use tulle_tests::cluster::kubelet::{Containers, Kubelet};
+use tulle_tests::cluster::{ApiServer, Between};
 use tulle_tests::load::{Load, Orders, Pace, Seen, Speech, Tally};
 use tulle_tests::netns::in_a_node;
 use tulle_tests::pod::{Network, Pod};
@@ -30,6 +30,8 @@ pub(crate) struct Mesh {
     pub(crate) server: ApiServer,
     /// Names that every pod started from now on knows, and where they are.
     pub(crate) names: Vec<(IpAddr, String)>,
+    /// Through whom the control plane asks it.
+    between: Option<Between>,
     /// The Deployment's template.
     template: Value,
     /// The API server was away meanwhile.
@@ -45,14 +47,29 @@ pub(crate) struct Running {
 impl Mesh {
     /// In strict mode, with so many replicas of the control plane.
     pub(crate) async fn start(replicas: usize) -> Self {
-        Self::start_with(replicas, json!({})).await
+        Self::start_with(replicas, &[], json!({})).await
     }
 
-    /// The same, with more of the chart's values.
-    pub(crate) async fn start_with(replicas: usize, more: Value) -> Self {
+    /// With one replica, and somebody between it and the API server.
+    pub(crate) async fn start_through() -> Self {
+        Self::begin(1, true, &[], json!({})).await
+    }
+
+    /// Who is between.
+    pub(crate) fn between(&self) -> &Between {
+        self.between.as_ref().unwrap()
+    }
+
+    /// Beside other definitions, and with more of the chart's values.
+    pub(crate) async fn start_with(replicas: usize, definitions: &[Value], more: Value) -> Self {
+        Self::begin(replicas, false, definitions, more).await
+    }
+
+    async fn begin(replicas: usize, through: bool, definitions: &[Value], more: Value) -> Self {
         let network = Network::start(&Folder::new());
         let server = ApiServer::start_at(NODE).await;
         server.define(&gateway_api("standard")).await;
+        server.define(definitions).await;
         let mut values = json!({
             "mesh": {"mtls": "strict", "networks": ["10.77.0.0/24", "10.96.0.0/16", "fd77::/64", "fd96::/64"]},
             "controlPlane": {"replicas": replicas, "logFormat": "text"},
@@ -61,8 +78,16 @@ impl Mesh {
         let objects = install(&server, &values).await;
         let deployment = objects.iter().find(|object| object["kind"] == "Deployment").unwrap();
         let template = deployment["spec"]["template"].clone();
-        let mut mesh =
-            Self { replicas: Vec::new(), network, server, names: Vec::new(), template, restarted: false };
+        let between = if through { Some(Between::start(&server).await) } else { None };
+        let mut mesh = Self {
+            replicas: Vec::new(),
+            network,
+            server,
+            names: Vec::new(),
+            between,
+            template,
+            restarted: false,
+        };
         for number in 0..replicas {
             let name = format!("{CONTROL_PLANE}-{number}");
             let replica = mesh.run(&mesh.template, SYSTEM, &name).await;
@@ -110,7 +135,11 @@ impl Mesh {
             .map(|ip| (ip, "tulle-control-plane.tulle-system.svc.cluster.local"))
             .chain(self.names.iter().map(|(ip, name)| (*ip, name.as_str())))
             .collect();
-        let containers = Kubelet::new(&self.server, &hosts).start(&pod, &kept).await;
+        let mut kubelet = Kubelet::new(&self.server, &hosts);
+        if let Some(between) = &self.between {
+            kubelet = kubelet.through(between.address());
+        }
+        let containers = kubelet.start(&pod, &kept).await;
         Running { containers, pod }
     }
 
@@ -170,8 +199,11 @@ impl Mesh {
     pub(crate) fn nothing_was_forbidden(&self) {
         for replica in &self.replicas {
             let log = replica.process("control-plane").stdout();
-            // A server that has just started denies everybody for a moment, until it has read its own roles; kube's watchers tell each time.
-            let is_told = |line: &&str| !(self.restarted && line.contains("kube_runtime::watcher"));
+            // A server that has just started denies everybody for a moment, until it has read its own roles; whoever asks then tells.
+            let passing = |line: &str| {
+                ["kube_runtime::watcher", "; trying again error="].iter().any(|one| line.contains(one))
+            };
+            let is_told = |line: &&str| !(self.restarted && passing(line));
             let denied: Vec<&str> =
                 log.lines().filter(|line| line.contains("forbid")).filter(is_told).collect();
             assert!(denied.is_empty(), "{}", denied.join("\n"));
@@ -204,7 +236,7 @@ fn saying(running: &Running, text: &'static str) -> App {
     App::http1_on(running.pod.listen("[::]:8080"), move |_| async move { http::Response::new(full(text)) })
 }
 
-fn route(to: &str, value: &str) -> Value {
+pub(crate) fn route(to: &str, value: &str) -> Value {
     json!({
         "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
         "metadata": {"name": "orders", "namespace": SHOP},
@@ -277,7 +309,7 @@ fn pods_that_the_api_server_had_injected_speak_mutual_tls_and_obey_what_is_appli
 }
 
 /// Steady requests of `web` to the Service.
-fn load(web: &Running, to: SocketAddr, tally: &Arc<Tally>) -> Load {
+pub(crate) fn load(web: &Running, to: SocketAddr, tally: &Arc<Tally>) -> Load {
     let pace = Pace { lanes: 4, rate: 40, stream: Duration::ZERO };
     Load::start(tally, Speech::Http1, web.pod.namespace().dial(to), "web", pace)
 }

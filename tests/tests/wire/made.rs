@@ -10,7 +10,7 @@ use tulle_api::{MESH, ResourceType};
 use tulle_control_plane::ads;
 use tulle_control_plane::index::{Change, Index, Registration, RegistrationId};
 use tulle_control_plane::model::{Model, SessionKey, Settings};
-use tulle_control_plane::object::{Identity, NamespacedName, Object, Pod};
+use tulle_control_plane::object::{DefaultInbound, Identity, NamespacedName, Object, Pod};
 use tulle_control_plane::source::Folder;
 use tulle_proxy::control::session::{ResourceName, Session};
 
@@ -44,7 +44,7 @@ fn model() -> Model {
         read.findings.iter().map(ToString::to_string).filter(|one| !is_meant(one)).collect();
     assert!(errors.is_empty(), "{errors:#?}");
     index.change(read.changes);
-    index.change([Change::Apply(Box::new(Object::Pod(pod())), None)]);
+    index.change(pods().map(|pod| Change::Apply(Box::new(Object::Pod(pod)), None)));
     let root = std::fs::read(fixtures().join("root.der")).expect("is there");
     index.set_bundle("cluster.local", vec![root.into()]);
     let (workload, id) = (NamespacedName::new("shop", "vm-1"), "spiffe://cluster.local/ns/shop/sa/orders");
@@ -64,9 +64,9 @@ fn is_meant(finding: &str) -> bool {
         || finding.contains("sends for one identity only")
 }
 
-/// A pod with a proxy, which nothing but its address is known of beside its Service.
-fn pod() -> Pod {
-    Pod {
+/// Pods with a proxy, of which nothing but the address is known beside the first one's Service; and what each says of who is let in.
+fn pods() -> [Pod; 2] {
+    let pod = Pod {
         name: NamespacedName::new("shop", "pod-1"),
         addresses: vec!["10.1.0.1".parse().expect("an address")],
         identity: Identity::ServiceAccount { namespace: "shop".to_owned(), name: "pod".to_owned() },
@@ -74,10 +74,19 @@ fn pod() -> Pod {
         asks: false,
         skipped: vec![9090..=9091],
         opaque: vec![3306..=3306],
+        default_inbound: Some(DefaultInbound::ClusterUnauthenticated),
         labels: vec![("app".into(), "pod".into())],
         ports: Vec::new(),
         ending: false,
-    }
+    };
+    let audited = Pod {
+        name: NamespacedName::new("shop", "pod-2"),
+        addresses: vec!["10.1.0.2".parse().expect("an address")],
+        default_inbound: Some(DefaultInbound::Audit),
+        labels: Vec::new(),
+        ..pod.clone()
+    };
+    [pod, audited]
 }
 
 fn registration() -> v1::Registration {

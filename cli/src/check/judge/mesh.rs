@@ -16,7 +16,7 @@ use crate::check::count;
 
 /// A proxy may take so long to start.
 const STARTING: Duration = Duration::from_secs(120);
-/// What is asked for the proxies' own pages, at most: they name who is meant, which takes no more.
+/// What is asked for the proxies' own pages, at most: up to so many are judged one by one, and of more some name who is meant.
 const ASKED: usize = 100;
 
 /// What the injector goes by. The defaults serve where its settings cannot be read: nearly nothing depends on them here.
@@ -48,7 +48,8 @@ fn age(pod: &Value, now: SystemTime) -> Duration {
     made.map(|made| now.duration_since(made.into()).unwrap_or_default()).unwrap_or_default()
 }
 
-/// The proxies whose own pages would say which of them are meant by what the control plane counts; none, if all is well.
+/// The proxies whose own pages are to be looked at. What the control plane counts is a sum, in which a workload outside the cluster stands for a pod
+/// that is lost: each pod says it itself where there are few, or where the sum is not theirs.
 pub(crate) fn to_ask(seen: &Seen) -> Vec<String> {
     let Ok(meshed) = meshed(seen) else { return Vec::new() };
     let up: Vec<_> = meshed.into_iter().filter(|pod| is_up(pod)).collect();
@@ -56,7 +57,7 @@ pub(crate) fn to_ask(seen: &Seen) -> Vec<String> {
     let connected: f64 = values(&pages, "tulle_control_plane_proxies", "").map(|(_, _, value)| value).sum();
     let rejected: f64 =
         values(&pages, "tulle_control_plane_rejected_resources", "type").map(|(_, _, value)| value).sum();
-    if connected >= up.len() as f64 && rejected == 0.0 {
+    if up.len() > ASKED && connected == up.len() as f64 && rejected == 0.0 {
         return Vec::new();
     }
     up.into_iter().take(ASKED).map(place).collect()
@@ -81,12 +82,14 @@ pub(crate) fn connected(seen: &Seen) -> Judged {
         return warning("not every replica says who is connected to it").some();
     }
     let connected: f64 = values(&pages, "tulle_control_plane_proxies", "").map(|(_, _, value)| value).sum();
-    if connected >= up.len() as f64 {
-        return ok(format!("all {} of pods", up.len())).some();
-    }
     let lost = of_proxies(seen, |lines| {
         lines.iter().any(|line| line.name == "tulle_ads_connected" && line.value == 0.0).then(String::new)
     });
+    if connected >= up.len() as f64 && lost.is_empty() {
+        return ok(format!("all {} of pods", up.len())).some();
+    }
+    // Others may be connected in the place of those that say they are not.
+    let connected = connected.min(up.len().saturating_sub(lost.len()) as f64);
     let message = format!(
         "{connected} of {} pods are connected to a control plane; the others go on with what they have",
         up.len()

@@ -6,9 +6,11 @@
 //! | `ca.pem` | the issuing certificate, those above it, every root of the trust bundle |
 //! | `token-key.pem` | the key that signs join tokens |
 //! | `grants.json` | the services that identities may register for |
+//! | `roots.json` | where somebody else makes the issuing certificate: the roots that it has had |
 //!
 //! Decides what is made where something is missing, and what half an authority is; where it is kept is a [`Store`]'s: files of the
-//! state folder ([`folder`]), or the keys of a Secret ([`crate::cluster`]), which several control planes share.
+//! state folder ([`folder`]), the keys of a Secret ([`crate::cluster`]), which several control planes share, or two Secrets, of which
+//! cert-manager writes the one with the issuing key and its certificates.
 
 pub(super) mod folder;
 
@@ -22,13 +24,16 @@ use zeroize::Zeroizing;
 
 use super::{CaError, StoredTokens};
 
-pub(super) const CA_KEY: &str = "ca-key.pem";
-pub(super) const CA_CERTIFICATES: &str = "ca.pem";
+pub(crate) const CA_KEY: &str = "ca-key.pem";
+pub(crate) const CA_CERTIFICATES: &str = "ca.pem";
 pub(super) const TOKEN_KEY: &str = "token-key.pem";
 pub(super) const GRANTS: &str = "grants.json";
+pub(crate) const ROOTS: &str = "roots.json";
 
-/// Everything that can be kept.
+/// Everything that is kept where the authority is our own.
 pub const NAMES: [&str; 4] = [CA_KEY, CA_CERTIFICATES, TOKEN_KEY, GRANTS];
+/// What is kept beside an issuing certificate that somebody else makes.
+pub(crate) const BESIDE_ISSUER: [&str; 3] = [TOKEN_KEY, GRANTS, ROOTS];
 
 /// What is kept, by name; wiped when dropped.
 pub type Kept = BTreeMap<&'static str, Zeroizing<String>>;
@@ -74,13 +79,25 @@ pub fn complete(
             made.extend([CA_CERTIFICATES, CA_KEY]);
         }
     }
-    if !kept.contains_key(TOKEN_KEY) {
-        let in_tokens = |why| CaError::Tokens { place: place(TOKEN_KEY), why };
-        let tokens = JoinTokens::generate().map_err(in_tokens)?;
-        kept.insert(TOKEN_KEY, tokens.key().to_pem());
-        made.push(TOKEN_KEY);
-    }
+    made.extend(complete_tokens(kept, place)?);
     Ok(made)
+}
+
+/// The same of what is kept beside an issuing certificate that somebody else makes.
+///
+/// # Errors
+/// When no key can be made.
+pub(crate) fn complete_tokens(
+    kept: &mut Kept,
+    place: &dyn Fn(&str) -> String,
+) -> Result<Vec<&'static str>, CaError> {
+    if kept.contains_key(TOKEN_KEY) {
+        return Ok(Vec::new());
+    }
+    let in_tokens = |why| CaError::Tokens { place: place(TOKEN_KEY), why };
+    let tokens = JoinTokens::generate().map_err(in_tokens)?;
+    kept.insert(TOKEN_KEY, tokens.key().to_pem());
+    Ok(vec![TOKEN_KEY])
 }
 
 /// The authority that is kept.

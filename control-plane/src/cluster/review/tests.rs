@@ -93,7 +93,43 @@ async fn what_the_api_server_does_not_say_is_not_believed() {
         assert!(matches!(&error, ReviewError::Refused(why) if why.contains(word)), "{status}: {error}");
         assert!(!error.to_string().contains(&token));
     }
-    assert!(reviews.remembered.lock().is_empty(), "no refusal is remembered");
+    assert!(reviews.remembered.known.lock().is_empty(), "no refusal is taken for an acceptance");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bad_token_shown_again_and_again_asks_the_api_server_once_in_a_while() {
+    let server = ApiServer::start();
+    let reviews = reviews(&server);
+    let (bad, other) = (token("tulle", true, 1), token("tulle", true, 2));
+    server.token(&bad, json!({"authenticated": false, "error": "pod web-1 not found"}));
+    server.token(&other, status());
+    for _ in 0..100 {
+        let error = reviews.review(&bad, None).await.unwrap_err();
+        assert!(matches!(&error, ReviewError::Refused(why) if why.contains("not found")), "{error}");
+    }
+    assert_eq!(server.asked(&Method::POST, "tokenreviews"), 1);
+    assert_eq!(reviews.review(&other, None).await, Ok(web()), "another token is asked about");
+    // The API server had not heard of the pod yet.
+    server.token(&bad, status());
+    tokio::time::sleep(REFUSED).await;
+    assert_eq!(reviews.review(&bad, None).await, Ok(web()));
+    assert_eq!(reviews.outcomes.with_label_values(&["refused"]).get(), 100);
+}
+
+#[test]
+fn what_is_remembered_is_bounded() {
+    let (memory, now) = (Memory::lasting(REFUSED), Instant::now());
+    let hash = |number: usize| {
+        let mut hash = [0; 32];
+        hash[..8].copy_from_slice(&number.to_be_bytes());
+        hash
+    };
+    for number in 0..MOST + 10 {
+        memory.put(hash(number), number, now);
+    }
+    assert!(memory.known.lock().len() <= MOST);
+    assert_eq!(memory.get(&hash(MOST + 9), now), Some(MOST + 9));
+    assert_eq!(memory.get(&hash(MOST + 9), now + REFUSED), None);
 }
 
 #[tokio::test]

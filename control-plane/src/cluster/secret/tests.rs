@@ -141,6 +141,26 @@ async fn replicas_notice_what_others_write_and_refuse_what_cannot_be_used() {
 }
 
 #[tokio::test]
+async fn a_new_root_without_a_key_of_join_tokens_gets_the_one_in_use() {
+    let (server, other) = (ApiServer::start(), ApiServer::start());
+    let (ca, new) = (ca(&server).await, ca(&other).await);
+    ca.grant(&id("web"), &["web".into()]).await.unwrap();
+    let (_sender, holder) = held(true);
+    let watching = tokio::spawn(secret(&server).watch(ca.clone(), holder));
+    let (before, root) = (server.object(PATH).unwrap(), other.object(PATH).unwrap());
+    let mut replaced = before.clone();
+    replaced["data"] = json!({"ca.pem": root["data"]["ca.pem"], "ca-key.pem": root["data"]["ca-key.pem"]});
+    server.put(PATH, replaced);
+    soon("the new root issues", || ca.pin() == new.pin()).await;
+    let after = server.object(PATH).unwrap();
+    assert_eq!(after["data"]["ca.pem"], root["data"]["ca.pem"]);
+    for key in ["token-key.pem", "grants.json"] {
+        assert_eq!(after["data"][key], before["data"][key], "{key}");
+    }
+    watching.abort();
+}
+
+#[tokio::test]
 async fn a_secret_that_is_deleted_is_written_again_by_the_holder_of_the_lease() {
     let server = ApiServer::start();
     let ca = ca(&server).await;

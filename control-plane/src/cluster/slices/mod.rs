@@ -29,7 +29,7 @@ use self::book::{Book, Done, Slice, Step};
 pub use self::text::NOT_OURS;
 use self::text::OURS;
 use super::lease::Holder;
-use super::{ApiError, MANAGER, asked};
+use super::{ApiError, MANAGER, asked, watch_failed};
 use crate::ending::Ending;
 use crate::model::Publisher;
 use crate::object::NamespacedName;
@@ -118,7 +118,7 @@ impl Slices {
         while let Some(event) = events.next().await {
             match event {
                 Ok(event) => self.happened(event, &mut listed),
-                Err(error) => tracing::debug!(%error, "cannot watch EndpointSlices of ours; trying again"),
+                Err(error) => watch_failed("EndpointSlices of ours", &error),
             }
         }
     }

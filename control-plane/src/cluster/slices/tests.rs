@@ -415,6 +415,7 @@ async fn a_slice_says_nothing_of_pods() {
             asks: false,
             skipped: Vec::new(),
             opaque: Vec::new(),
+            default_inbound: None,
             labels: Vec::new(),
             ports: Vec::new(),
             ending: false,

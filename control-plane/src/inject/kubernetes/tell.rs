@@ -1,10 +1,11 @@
-//! Telling of Pods that run without the proxy that they should have: by an event of each, the metric, and the log.
+//! Telling of Pods that run without the proxy that they should have: by an event of each, the metric, and the log; and of namespaces whose labels are misspelt.
 //!
 //! The index knows every Pod, and whether it is in the mesh: of the API server only those are asked for that are not, where they ask or their namespace does. These
 //! are read whole, since what keeps a Pod from having a proxy may be anywhere in it, but not all of them each time: those that are new or have changed, and of the
 //! others a few in turn ([`Looked::due`], pure). Each is told of once.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,8 @@ use kube::api::{ListParams, PostParams};
 use kube::{Api, Client};
 use tokio::sync::watch;
 
-use super::{Known, within};
+use super::{Known, told};
+use crate::cluster::asked;
 use crate::inject::unmeshed::{Unmeshed, misspelt_labels, reasons, unmeshed};
 use crate::inject::{INJECT, Namespace, Settings};
 use crate::metrics::Metrics;
@@ -48,8 +50,8 @@ struct Looked {
     seen: BTreeMap<NamespacedName, Seen>,
     /// UIDs and reasons.
     told: BTreeSet<(String, &'static str)>,
-    /// Of labels of namespaces.
-    misspelt: BTreeSet<String>,
+    /// Of labels of namespaces, with the namespaces' names.
+    misspelt: BTreeSet<(String, String)>,
 }
 
 /// A Pod when it was last read.
@@ -96,7 +98,16 @@ impl Teller {
 
     async fn look(&self, looked: &mut Looked) -> Result<(), String> {
         let all = self.known.all();
-        looked.misspelt(all.iter().flat_map(misspelt_labels).collect());
+        let wrong = all.iter().flat_map(|namespace| {
+            let told = misspelt_labels(namespace).into_iter();
+            told.map(|warning| (namespace.name.clone(), warning))
+        });
+        for (namespace, warning) in looked.misspelt(wrong.collect()) {
+            tracing::warn!("{warning}");
+            if let Err(error) = self.write_misspelt(&namespace, warning).await {
+                tracing::debug!(%error, "cannot write an event");
+            }
+        }
         let namespaces: BTreeMap<String, Namespace> =
             all.into_iter().map(|namespace| (namespace.name.clone(), namespace)).collect();
         let asks = |namespace: &Namespace| namespace.labels.get(INJECT).is_some_and(|said| said == "enabled");
@@ -123,7 +134,9 @@ impl Teller {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &name.namespace);
         // To get one by its name takes a right of its own.
         let parameters = ListParams::default().fields(&format!("metadata.name={}", name.name));
-        let Some(pod) = within(pods.list(&parameters)).await?.items.pop() else { return Ok(None) };
+        let Some(pod) = asked(pods.list(&parameters)).await.map_err(told)?.items.pop() else {
+            return Ok(None);
+        };
         let value = serde_json::to_value(&pod).map_err(|error| error.to_string())?;
         let (uid, version) = (pod.metadata.uid.unwrap_or_default(), pod.metadata.resource_version);
         let said = unmeshed(&value, namespace, &self.settings);
@@ -155,27 +168,49 @@ impl Teller {
     /// By a name of the Pod's and the reason: another replica that leads later does not write it anew.
     async fn write_event(&self, said: &Said) -> Result<(), String> {
         let Unmeshed { namespace, pod, reason, message } = &said.unmeshed;
-        let events: Api<Event> = Api::namespaced(self.client.clone(), namespace);
-        let now = Some(Time(Timestamp::now()));
         let name = format!("tulle.{}.{}", said.uid, reason.replace('_', "-"));
+        let about = ObjectReference {
+            kind: Some("Pod".to_owned()),
+            namespace: Some(namespace.clone()),
+            name: Some(pod.clone()),
+            uid: Some(said.uid.clone()),
+            resource_version: said.version.clone(),
+            ..ObjectReference::default()
+        };
+        self.warn(name, about, "NotInMesh", format!("no proxy ({reason}): {message}")).await
+    }
+
+    /// In the namespace itself, where those look whose Pods are not in the mesh.
+    async fn write_misspelt(&self, namespace: &str, warning: String) -> Result<(), String> {
+        // Of the same warning always the same.
+        let mut hasher = DefaultHasher::new();
+        warning.hash(&mut hasher);
+        let name = format!("tulle.{namespace}.{:016x}", hasher.finish());
+        let about = ObjectReference {
+            kind: Some("Namespace".to_owned()),
+            namespace: Some(namespace.to_owned()),
+            name: Some(namespace.to_owned()),
+            ..ObjectReference::default()
+        };
+        self.warn(name, about, "Misspelt", warning).await
+    }
+
+    async fn warn(
+        &self,
+        name: String,
+        about: ObjectReference,
+        reason: &str,
+        message: String,
+    ) -> Result<(), String> {
+        let namespace = about.namespace.clone().unwrap_or_default();
+        let events: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
+        let now = Some(Time(Timestamp::now()));
         let event = Event {
-            metadata: ObjectMeta {
-                name: Some(name),
-                namespace: Some(namespace.clone()),
-                ..ObjectMeta::default()
-            },
-            involved_object: ObjectReference {
-                api_version: Some("v1".to_owned()),
-                kind: Some("Pod".to_owned()),
-                namespace: Some(namespace.clone()),
-                name: Some(pod.clone()),
-                uid: Some(said.uid.clone()),
-                resource_version: said.version.clone(),
-                ..ObjectReference::default()
-            },
+            metadata: ObjectMeta { name: Some(name), namespace: Some(namespace), ..ObjectMeta::default() },
+            involved_object: ObjectReference { api_version: Some("v1".to_owned()), ..about },
             type_: Some("Warning".to_owned()),
-            reason: Some("NotInMesh".to_owned()),
-            message: Some(format!("no proxy ({reason}): {message}")),
+            reason: Some(reason.to_owned()),
+            message: Some(message),
             source: Some(EventSource { component: Some("tulle-control-plane".to_owned()), host: None }),
             first_timestamp: now.clone(),
             last_timestamp: now,
@@ -188,7 +223,7 @@ impl Teller {
                 created => created.map(drop),
             }
         };
-        within(creating).await
+        asked(creating).await.map_err(told)
     }
 }
 
@@ -214,12 +249,11 @@ impl Looked {
         new
     }
 
-    /// Logs what is new.
-    fn misspelt(&mut self, wrong: BTreeSet<String>) {
-        for warning in wrong.difference(&self.misspelt) {
-            tracing::warn!("{warning}");
-        }
+    /// What is new of it.
+    fn misspelt(&mut self, wrong: BTreeSet<(String, String)>) -> Vec<(String, String)> {
+        let new = wrong.difference(&self.misspelt).cloned().collect();
         self.misspelt = wrong;
+        new
     }
 }
 

@@ -48,6 +48,8 @@ const BACKOFF: &str = "spec.retry.backoff: maximum is at least as long as base";
 const INBOUND: &str = "spec: what follows a route is counted by clients: direction Outbound";
 const OVERRIDES: &str = "spec.limits[]: overrides need by, which tells requests apart";
 const BY: &str = "spec.limits[].by: exactly one of identity and header";
+const RATE: &str = "spec.limits[].rate: at most one request each nanosecond of per";
+const OTHER_RATE: &str = "spec.limits[].overrides[].rate: at most one request each nanosecond of per";
 const FAULT: &str = "spec.rules[]: at least one of delay and abort";
 const ABORT: &str = "spec.rules[].abort: exactly one of httpStatus and grpcStatus";
 
@@ -230,6 +232,12 @@ pub(crate) const CASES: &[Case] = &[
         r#""0s""#,
         &["spec.limits[].overrides[].rate.per: more than 0s"],
     ),
+    ("RateLimitPolicy", "/spec/limits/0/rate/requests", "1000000", &[]),
+    ("RateLimitPolicy", "/spec/limits/0/rate/requests", "1000001", &[RATE]),
+    ("RateLimitPolicy", "/spec/limits/0/rate", r#"{"requests": 1000000000}"#, &[]),
+    ("RateLimitPolicy", "/spec/limits/0/rate", r#"{"requests": 1000000001}"#, &[RATE]),
+    ("RateLimitPolicy", "/spec/limits/0/rate", r#"{"requests": 2147483647, "per": "99999h"}"#, &[]),
+    ("RateLimitPolicy", "/spec/limits/0/overrides/0/rate/requests", "1000001", &[OTHER_RATE]),
     ("FaultPolicy", "/spec/rules/0", "{}", &[FAULT]),
     ("FaultPolicy", "/spec/rules/0/abort", "null", &[]),
     ("FaultPolicy", "/spec/rules/0/delay", "null", &[]),

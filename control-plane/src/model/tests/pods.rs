@@ -217,6 +217,42 @@ fn a_pod_without_a_proxy_is_told_to_no_proxy() {
 }
 
 #[test]
+fn a_pods_default_policy_holds_where_no_rule_speaks() {
+    let told = |default: &str, more: &str| {
+        let annotated = pod(|pod| {
+            pod["metadata"]["annotations"]["config.tulle.dev/default-inbound-policy"] = json!(default);
+        });
+        let model = built(&cluster(&format!("{SERVICE}{more}"), [annotated]));
+        get::<v1::InboundPolicy>(&model, "shop/orders-0").unwrap()
+    };
+    let plain = told("all-unauthenticated", "");
+    assert_eq!((plain.mode(), plain.rules.len()), (v1::MtlsMode::Permissive, 0));
+    assert!(plain.default_networks.is_empty() && !plain.default_audited);
+    let proven = told("all-authenticated", "");
+    let mut ports = proven.ports.iter();
+    assert!(proven.mode() == v1::MtlsMode::Strict && ports.all(|port| port.mode() == v1::MtlsMode::Strict));
+    assert!(proven.default_networks.is_empty());
+    let networks = ["10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "fd00::/8"];
+    for (default, mode) in [
+        ("cluster-unauthenticated", v1::MtlsMode::Permissive),
+        ("cluster-authenticated", v1::MtlsMode::Strict),
+    ] {
+        let policy = told(default, "");
+        assert_eq!((policy.mode(), &*policy.default_networks), (mode, &networks.map(str::to_owned)[..]));
+    }
+    let mesh = "---\napiVersion: policy.tulle.dev/v1alpha1\nkind: Mesh\nmetadata: {name: mesh}\nspec: {mtls: strict, networks: [192.0.2.0/24]}\n";
+    let policy = told("cluster-unauthenticated", mesh);
+    assert_eq!(policy.default_networks, ["192.0.2.0/24"]);
+    assert_eq!(policy.mode(), v1::MtlsMode::Strict, "never looser than the Mesh");
+    let deny = told("deny", POLICY);
+    let rules = deny.rules.iter().map(|rule| (&*rule.name, rule.ports.len(), rule.identities.len()));
+    let web = "shop/web-only/0";
+    assert_eq!(rules.collect::<Vec<_>>(), [(web, 2, 1), ("shop/default-inbound-policy/deny", 0, 0)]);
+    assert_eq!(told("nonsense", "").rules.len(), 1, "nobody is let in");
+    assert!(told("audit", "").default_audited);
+}
+
+#[test]
 fn a_policy_that_comes_later_reaches_the_pods_that_its_service_selects() {
     let mut index = cluster(SERVICE, [pod(|_| ())]);
     index.take_dirty();

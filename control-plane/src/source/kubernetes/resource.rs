@@ -59,6 +59,11 @@ impl Resource {
         version.split_once('/').map_or("", |(group, _)| group)
     }
 
+    /// Its definition comes with our chart.
+    pub(super) fn is_ours(&self) -> bool {
+        self.group() == "policy.tulle.dev"
+    }
+
     /// The versions that are read, the best first.
     pub(super) fn versions(&self) -> &'static [&'static str] {
         if self.kind == Kind::Pod { &["v1"] } else { versions(self.kind) }
@@ -78,9 +83,10 @@ impl Resource {
     }
 }
 
-/// Where an API server says what a version has.
+/// Where an API server says what a version has, or a group.
 pub(super) fn version_path(version: &str) -> String {
-    let root = if version.contains('/') { "apis" } else { "api" };
+    // The core's versions are named without a group, and groups have a dot.
+    let root = if version.contains(['/', '.']) { "apis" } else { "api" };
     format!("/{root}/{version}")
 }
 

@@ -329,6 +329,30 @@ async fn an_older_version_of_a_kind_is_read_where_there_is_no_newer_one() {
 }
 
 #[tokio::test]
+async fn a_kind_of_another_version_is_named_and_what_was_read_of_it_holds() {
+    let server = shop(&[ROUTES]);
+    server.apply(ROUTES, route("a"));
+    let reading = Reading::start(&server).await;
+    let count = || reading.publisher.objects().get(&(Kind::HttpRoute, "ok")).copied();
+    assert_eq!(count(), Some(1));
+    server.install("gateway.networking.k8s.io/v9/httproutes");
+    server.uninstall(ROUTES);
+    eventually("it is counted", || reading.errors("HTTPRoute", "other_version") > 0).await;
+    let mut findings = reading.publisher.findings();
+    let found = findings.wait_for(|found| !found.is_empty()).await.unwrap()[0].clone();
+    assert!(found.message.contains("only as gateway.networking.k8s.io/v9,"), "{found}");
+    assert_eq!(count(), Some(1), "it is in force still");
+    server.install(ROUTES);
+    server.apply(ROUTES, route("b"));
+    findings.wait_for(|found| found.is_empty()).await.unwrap();
+    eventually("what is there now", || reading.lists("HTTPRoute") == 2).await;
+
+    // Who starts now reads the others.
+    let server = shop(&["gateway.networking.k8s.io/v9/httproutes"]);
+    Reading::start(&server).await;
+}
+
+#[tokio::test]
 async fn what_the_control_plane_may_not_read_is_named_with_the_remedy() {
     let server = shop(&[]);
     for _ in 0..5 {

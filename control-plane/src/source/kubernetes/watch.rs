@@ -250,6 +250,20 @@ impl Watcher {
                 return Ok(Step::List { path: resource.path(version) });
             }
         }
+        // Its objects are there, and what is held of them must not go because nobody here can read them: a policy would be in force no more.
+        let served = wire::versions(&self.client, resource.group(), resource.plural).await?;
+        if let Some(found) =
+            resource.versions().iter().find(|version| served.iter().any(|one| one == *version))
+        {
+            return Ok(Step::List { path: resource.path(found) });
+        }
+        if !served.is_empty() {
+            // Another project's kinds may be of a version that is too new for who starts now; ours came with a chart of ours.
+            if !resource.is_ours() {
+                self.has_read().await;
+            }
+            return Err(Failure::OtherVersion(served.join(" and ")));
+        }
         self.absent().await;
         Ok(Step::LookAgain)
     }
@@ -396,9 +410,12 @@ impl Watcher {
                 "{name} cannot be read: {failure}; what was last read of them is served on, and they are asked for again"
             );
         }
-        if let (Failure::Forbidden(said), true) = (failure, is_lasting) {
-            self.tell(Told::Trouble(self.resource.kind, Some(forbidden(&self.resource, said)))).await;
-        }
+        let trouble = match failure {
+            Failure::Forbidden(said) if is_lasting => forbidden(&self.resource, said),
+            Failure::OtherVersion(served) => other_version(&self.resource, served),
+            _ => return,
+        };
+        self.tell(Told::Trouble(self.resource.kind, Some(trouble))).await;
     }
 
     /// What kept the kind from being read is over.
@@ -451,6 +468,27 @@ fn forbidden(resource: &Resource, said: &str) -> Finding {
             "let its ClusterRole `list` and `watch` the resource `{}` of {group}; docs/kubernetes.md has all that it needs",
             resource.plural
         )),
+    }
+}
+
+/// What is installed is of another version than what is read.
+fn other_version(resource: &Resource, served: &str) -> Finding {
+    Finding {
+        file: None,
+        line: None,
+        column: None,
+        severity: Severity::Error,
+        object: None,
+        field: None,
+        message: format!(
+            "the API server has {} only as {served}, and the control plane reads {}; what was last read of them is served on",
+            resource.name(),
+            resource.versions().join(" or "),
+        ),
+        hint: Some(
+            "install the definitions that belong to this version of the control plane, or the control plane that belongs to them"
+                .to_owned(),
+        ),
     }
 }
 

@@ -94,6 +94,9 @@ pub(super) enum Failure {
     Unauthorized(String),
     #[error("the API server knows nothing there: {0}")]
     NotFound(String),
+    /// It is installed, and in no version that is read.
+    #[error("the API server has them only as {0}, which this version of the control plane does not read")]
+    OtherVersion(String),
     #[error("the API server has too much to do: {message}")]
     TooMany { message: String, wait: Option<Duration> },
     #[error("the API server answers {code}: {message}")]
@@ -127,6 +130,18 @@ struct StatusDetails {
 #[derive(Debug, Deserialize)]
 struct ResourceList {
     resources: Vec<ResourceName>,
+}
+
+/// A group, whatever versions it has.
+#[derive(Debug, Deserialize)]
+struct Group {
+    versions: Vec<GroupVersion>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct GroupVersion {
+    group_version: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -183,6 +198,7 @@ impl Failure {
             Self::Forbidden(_) => "forbidden",
             Self::Unauthorized(_) => "unauthorized",
             Self::NotFound(_) => "not_found",
+            Self::OtherVersion(_) => "other_version",
             Self::TooMany { .. } => "too_many_requests",
             Self::Refused { .. } => "refused",
             Self::Unreachable(_) => "unreachable",
@@ -270,6 +286,24 @@ pub(super) async fn serves(client: &Client, version: &str, plural: &str) -> Resu
     };
     let list: ResourceList = parse(&whole(body, LARGEST_PAGE).await?)?;
     Ok(list.resources.iter().any(|resource| resource.name == plural))
+}
+
+/// The versions in which an API server has `plural`, whoever reads them: `policy.tulle.dev/v1alpha1`.
+pub(super) async fn versions(client: &Client, group: &str, plural: &str) -> Result<Vec<String>, Failure> {
+    let request = Request::get(version_path(group)).body(Vec::new()).map_err(unasked)?;
+    let body = match send(client, request).await {
+        Ok(body) => body,
+        Err(Failure::NotFound(_)) => return Ok(Vec::new()),
+        Err(failure) => return Err(failure),
+    };
+    let group: Group = parse(&whole(body, LARGEST_PAGE).await?)?;
+    let mut found = Vec::new();
+    for GroupVersion { group_version } in group.versions {
+        if serves(client, &group_version, plural).await? {
+            found.push(group_version);
+        }
+    }
+    Ok(found)
 }
 
 /// A page of all objects at `path`: the first, or the one that `token` asks for.

@@ -507,6 +507,7 @@ fn a_policy_is_rejected_rather_than_half_understood() {
         ("workload", |policy| policy.workload = None),
         ("mode", |policy| policy.mode = 9),
         ("ports[0].mode", |policy| policy.ports[0].mode = 0),
+        ("default_networks[0]", |policy| policy.default_networks = vec!["10.0.0.0/33".to_owned()]),
         ("ports[0].protocol", |policy| policy.ports[0].protocol = 99),
         ("ports[1].port", |policy| policy.ports.push(policy.ports[0].clone())),
         ("access_log.format", |policy| {

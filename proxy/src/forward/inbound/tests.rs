@@ -38,6 +38,7 @@ impl Scene {
                 mode: Mode::Permissive,
                 ports: vec![(80, PortPolicy { protocol, mode: Mode::Permissive })],
                 rules: Vec::new(),
+                unspoken: Default::default(),
                 rate_limits,
                 connection_ages: Vec::new(),
                 access_logs: Vec::new(),

@@ -63,6 +63,27 @@ async fn endpoints_with_room_come_before_those_without_and_then_requests_wait_or
     assert_eq!(got.unwrap().0.address, own.address);
 }
 
+#[tokio::test]
+async fn nobody_gets_past_a_limit_to_endpoints_that_are_told_before_their_service() {
+    let worker = tests::lone_worker("web");
+    let state = tests::knows(&worker, "orders", &[([10, 0, 0, 1], 1).into()]);
+    let target = Target::Service(Arc::clone(&state), 80);
+    let mut info = (*state.info().unwrap()).clone();
+    // There was none when it was asked about, and its endpoints come first once there is.
+    state.set_info(None);
+    now_at(&state, &[1]);
+    assert_eq!(pick(&worker, &target).await.unwrap_err().reason, Reason::NoHealthyEndpoint);
+    let limits = Some(Limits { requests: 1, ..Limits::default() });
+    info.ports[0].traffic = Arc::new(Traffic { limits, ..Traffic::default() });
+    state.set_info(Some(Arc::new(info)));
+    let held = pick(&worker, &target).await.unwrap();
+    assert!(held.1.is_some(), "it has the place");
+    assert_eq!(pick(&worker, &target).await.unwrap_err().reason, Reason::Overloaded);
+    // A port that the service does not have (yet) is the same.
+    let other = Target::Service(Arc::clone(&state), 81);
+    assert_eq!(pick(&worker, &other).await.unwrap_err().reason, Reason::NoHealthyEndpoint);
+}
+
 /// The service's endpoints are at these ports from now on.
 fn now_at(state: &ServiceState, ports: &[u16]) {
     let endpoints = ports.iter().map(|port| EndpointInfo {

@@ -206,7 +206,7 @@ impl Server {
                     let names: Vec<Value> = plurals.keys().map(|name| json!({"name": name})).collect();
                     Response::new(full(json!({"kind": "APIResourceList", "resources": names}).to_string()))
                 }
-                None => refusal(404, None),
+                None => state.group(&definition),
             },
             Asked::List | Asked::More => state.list(&definition, query.get("continue")),
             Asked::Watch => {
@@ -223,6 +223,19 @@ impl State {
     fn objects(&mut self, definition: &str) -> &mut BTreeMap<String, Value> {
         let (version, plural) = definition.rsplit_once('/').unwrap();
         self.groups.get_mut(version).and_then(|group| group.get_mut(plural)).expect("it is installed")
+    }
+
+    /// The versions of a group.
+    fn group(&self, name: &str) -> Answer {
+        let of_it = self
+            .groups
+            .keys()
+            .filter(|version| version.split_once('/').is_some_and(|(group, _)| group == name));
+        let versions: Vec<Value> = of_it.map(|version| json!({"groupVersion": version})).collect();
+        if versions.is_empty() {
+            return refusal(404, None);
+        }
+        Response::new(full(json!({"kind": "APIGroup", "versions": versions}).to_string()))
     }
 
     fn is_served(&self, definition: &str) -> bool {
