@@ -26,7 +26,7 @@ pub(crate) const NODE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 /// A cluster with the mesh in it.
 pub(crate) struct Mesh {
     pub(crate) replicas: Vec<Running>,
-    pub(crate) network: Network,
+    network: Network,
     pub(crate) server: ApiServer,
     /// Names that every pod started from now on knows, and where they are.
     pub(crate) names: Vec<(IpAddr, String)>,

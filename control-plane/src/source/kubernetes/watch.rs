@@ -453,26 +453,33 @@ fn forbidden(resource: &Resource, said: &str) -> Finding {
         "" => "the core API group".to_owned(),
         group => format!("the API group `{group}`"),
     };
-    Finding {
-        file: None,
-        line: None,
-        column: None,
-        severity: Severity::Error,
-        object: None,
-        field: None,
-        message: format!(
+    of_a_kind(
+        format!(
             "the control plane may not read {}: {said}; what was last read of them is served on",
             resource.name()
         ),
-        hint: Some(format!(
+        format!(
             "let its ClusterRole `list` and `watch` the resource `{}` of {group}; docs/kubernetes.md has all that it needs",
             resource.plural
-        )),
-    }
+        ),
+    )
 }
 
 /// What is installed is of another version than what is read.
 fn other_version(resource: &Resource, served: &str) -> Finding {
+    of_a_kind(
+        format!(
+            "the API server has {} only as {served}, and the control plane reads {}; what was last read of them is served on",
+            resource.name(),
+            resource.versions().join(" or "),
+        ),
+        "install the definitions that belong to this version of the control plane, or the control plane that belongs to them"
+            .to_owned(),
+    )
+}
+
+/// About a whole kind, and no object of it.
+fn of_a_kind(message: String, hint: String) -> Finding {
     Finding {
         file: None,
         line: None,
@@ -480,15 +487,8 @@ fn other_version(resource: &Resource, served: &str) -> Finding {
         severity: Severity::Error,
         object: None,
         field: None,
-        message: format!(
-            "the API server has {} only as {served}, and the control plane reads {}; what was last read of them is served on",
-            resource.name(),
-            resource.versions().join(" or "),
-        ),
-        hint: Some(
-            "install the definitions that belong to this version of the control plane, or the control plane that belongs to them"
-                .to_owned(),
-        ),
+        message,
+        hint: Some(hint),
     }
 }
 
