@@ -157,6 +157,23 @@ fn check_of_a_cluster_that_does_not_answer_says_where_it_should_be() {
 }
 
 #[test]
+fn check_without_a_kubeconfig_says_what_to_set() {
+    for more in [&[][..], &["--context", "a"]] {
+        let output = Command::new(env!("CARGO_BIN_EXE_tulle"))
+            .args([&["check"], more].concat())
+            .env_remove("KUBECONFIG")
+            .env_remove("HOME")
+            .env_remove("KUBERNETES_SERVICE_HOST")
+            .output()
+            .unwrap();
+        assert_eq!(status(&output), 1, "{}", stderr(&output));
+        let said = stdout(&output);
+        assert!(said.contains("there is no cluster to look at: no kubeconfig is named"), "{said}");
+        assert!(said.contains("set KUBECONFIG to its path, or HOME"), "{said}");
+    }
+}
+
+#[test]
 fn check_of_a_good_folder_is_0() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("web.yaml"), SERVICE).unwrap();

@@ -33,3 +33,21 @@ fn a_variable_that_is_no_setting_is_warned_about_and_one_set_to_nothing_is_not_s
     assert_eq!(status, Some(2), "{said}");
     assert!(said.contains("TULLE_CONTROL_PLANE_TRUST_DOMAIN"), "{said}");
 }
+
+/// A home that is not set is not looked up either: where the program is linked statically, that look-up ends it.
+#[test]
+fn without_a_kubeconfig_a_home_or_a_pod_it_says_what_to_set() {
+    let Output { status, stdout, stderr } = Command::new(env!("CARGO_BIN_EXE_tulle-control-plane"))
+        .args(["--source", "kubernetes"])
+        .env_remove("KUBECONFIG")
+        .env_remove("HOME")
+        .env_remove("KUBERNETES_SERVICE_HOST")
+        .output()
+        .unwrap();
+    let said = String::from_utf8([stdout, stderr].concat()).unwrap();
+    assert_eq!(status.code(), Some(1), "{status}: {said}");
+    assert!(said.contains("cannot find a Kubernetes API server"), "{said}");
+    for part in ["set KUBECONFIG", "or HOME", "no service account of a pod"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+}

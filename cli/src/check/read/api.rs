@@ -7,6 +7,7 @@ use http::{Method, Request, header};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use serde_json::Value;
+use tulle_control_plane::source::kubernetes::configuration;
 
 use super::super::seen::{Part, Unread};
 
@@ -29,16 +30,16 @@ const PAGE: usize = 250;
 /// # Errors
 /// What is wrong with the kubeconfig, with the remedy.
 pub(super) async fn connect(context: Option<&str>, file: Option<&Path>) -> Result<Api, String> {
-    let options = KubeConfigOptions { context: context.map(str::to_owned), ..KubeConfigOptions::default() };
-    let config = match (file, context) {
-        (Some(file), _) => match Kubeconfig::read_from(file) {
+    let config = match file {
+        Some(file) => match Kubeconfig::read_from(file) {
             Ok(read) => {
+                let context = context.map(str::to_owned);
+                let options = KubeConfigOptions { context, ..KubeConfigOptions::default() };
                 Config::from_custom_kubeconfig(read, &options).await.map_err(|error| error.to_string())
             }
             Err(error) => Err(format!("--kubeconfig: {error}")),
         },
-        (None, Some(_)) => Config::from_kubeconfig(&options).await.map_err(|error| error.to_string()),
-        (None, None) => Config::infer().await.map_err(|error| error.to_string()),
+        None => configuration(context).await.map_err(|error| error.to_string()),
     };
     let mut config = config.map_err(|why| format!("there is no cluster to look at: {why}"))?;
     config.connect_timeout = Some(CONNECT);

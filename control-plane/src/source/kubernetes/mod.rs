@@ -7,6 +7,7 @@
 //!
 //! Nothing is published before each kind has been read once, or is known to be absent: half of a cluster is not what is there.
 
+mod find;
 mod resource;
 mod watch;
 mod wire;
@@ -19,6 +20,7 @@ use kube::Client;
 use tokio::sync::{mpsc, watch as latest};
 use tokio::task::JoinSet;
 
+pub use self::find::{FindError, configuration};
 use self::resource::Resource;
 use self::watch::{Told, Watcher};
 use crate::finding::Finding;
@@ -35,9 +37,9 @@ const QUEUE: usize = 256;
 pub enum ConnectError {
     /// Nobody says where it is.
     #[error(
-        "cannot find a Kubernetes API server: {0} (--source kubernetes takes the service account of its pod, or else what KUBECONFIG or ~/.kube/config says)"
+        "cannot find a Kubernetes API server: {0} (--source kubernetes takes what KUBECONFIG or ~/.kube/config says, or else the service account of its pod)"
     )]
-    NotFound(#[source] Box<kube::config::InferConfigError>),
+    NotFound(#[source] Box<FindError>),
     /// What is said of it cannot be used.
     #[error(
         "cannot use what is said of the Kubernetes API server: {0} (look at the certificates and tokens of KUBECONFIG)"
@@ -85,7 +87,7 @@ struct Gathered {
 /// # Errors
 /// There is none to be found, or what is said of it cannot be used.
 pub async fn connect() -> Result<Client, ConnectError> {
-    let found = kube::Config::infer().await;
+    let found = configuration(None).await;
     let mut config = found.map_err(|error| ConnectError::NotFound(Box::new(error)))?;
     // Each kind's own patience says when is asked again.
     config.default_retry = false;
