@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::endpoint::EndpointSet;
+use crate::route::{Routes, Table};
 use crate::state::{Protocol, ServicePort, ServiceState, Want};
 
 /// Knows `shop/orders` and `shop/silent`, which the control plane never answers about; nothing else exists.
@@ -24,13 +25,22 @@ fn mesh() -> Arc<Store> {
                 continue;
             }
             let state = Arc::new(ServiceState::new(name.clone()));
-            state.set_info((&*name.name == "orders").then(|| Arc::new(orders(name.clone()))));
-            state.set_routes(None);
+            if &*name.name == "orders" {
+                state.set_info(Some(Arc::new(orders(name.clone()))));
+                state.set_routes(Some(Arc::new(Table::new(routes(name.clone())))));
+            } else {
+                state.set_info(None);
+                state.set_routes(None);
+            }
             state.set_endpoints(EndpointSet::default());
             answering.update(|snapshot| drop(snapshot.services.insert(name, state)));
         }
     });
     store
+}
+
+fn routes(service: ObjectName) -> Routes {
+    Routes { client_namespace: "shop".into(), service, routes: Vec::new(), streams: Vec::new() }
 }
 
 fn orders(name: ObjectName) -> ServiceInfo {

@@ -96,7 +96,13 @@ pub(super) fn knows(worker: &Worker, service: &str, endpoints: &[SocketAddr]) ->
     });
     let endpoints = EndpointsInfo { name: name.clone(), endpoints: endpoints.collect() };
     state.set_endpoints(EndpointSet::apply(None, &endpoints, 1));
-    state.set_routes(None);
+    let routes = Routes {
+        client_namespace: "default".into(),
+        service: name.clone(),
+        routes: Vec::new(),
+        streams: Vec::new(),
+    };
+    state.set_routes(Some(Arc::new(Table::new(routes))));
     worker.proxy.store.update(|snapshot| {
         snapshot.services.insert(name, Arc::clone(&state));
     });

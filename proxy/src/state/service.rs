@@ -60,9 +60,18 @@ impl ServiceState {
 
     /// Whether everything has been answered that a request needs.
     pub fn is_answered(&self) -> bool {
-        !matches!(**self.info.load(), Answer::Awaited)
-            && !matches!(**self.routes.load(), Answer::Awaited)
-            && self.endpoints.load().is_some()
+        let are_answered = match &**self.info.load() {
+            Answer::Awaited => false,
+            Answer::Absent => !matches!(**self.routes.load(), Answer::Awaited),
+            Answer::Here(_) => self.has_routes(),
+        };
+        are_answered && self.endpoints.load().is_some()
+    }
+
+    /// Every service that there is has routes, be they none: that there is no such resource was said while there was no service, and they are on their
+    /// way. Whoever went there until they come would do so past what they say.
+    fn has_routes(&self) -> bool {
+        matches!(**self.routes.load(), Answer::Here(_))
     }
 
     /// The service itself; `None` when there is none (yet).
@@ -122,11 +131,11 @@ impl ServiceState {
         self.endpoints.load_full()
     }
 
-    /// Those that requests and connections to the port go to: none of a port that the service is not known to have. Endpoints may be told
-    /// before their service, since an answer about it is under way already; whoever went there until it comes would do so past all limits.
+    /// Those that requests and connections to the port go to: none of a port that the service is not known to have, nor before its routes are known. Endpoints
+    /// may be told before their service, since an answer about it is under way already; whoever went there until it comes would do so past all limits.
     pub fn serving(&self, port: u16) -> Option<Arc<EndpointSet>> {
         let is_known = match &**self.info.load() {
-            Answer::Here(info) => info.port(port).is_some(),
+            Answer::Here(info) => info.port(port).is_some() && self.has_routes(),
             Answer::Awaited | Answer::Absent => false,
         };
         if is_known { self.endpoints() } else { None }

@@ -225,6 +225,29 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn the_first_use_of_a_service_waits_for_its_routes_too() {
+        let (store, mut questions) = Store::new(Duration::from_secs(1));
+        let orders = ObjectName::new("default", "orders");
+        let service = Arc::new(ServiceState::new(orders.clone()));
+        let answer = async {
+            questions.recv().await;
+            store.update(|snapshot| {
+                snapshot.services.insert(orders.clone(), Arc::clone(&service));
+            });
+            service.set_info(None);
+            service.set_endpoints(EndpointSet::default());
+            store.announce();
+        };
+        let (found, ()) = tokio::join!(store.service(&orders), answer);
+        assert_eq!(
+            found.expect_err("nobody has said that there are no routes").0,
+            Want::Service(orders.clone())
+        );
+        service.set_routes(None);
+        assert!(store.knows_service(&orders));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn no_answer_is_an_error_after_the_patience() {
         let (store, _questions) = Store::new(Duration::from_secs(1));
         let before = tokio::time::Instant::now();

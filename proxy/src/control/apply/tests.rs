@@ -266,6 +266,36 @@ fn routes_of_which_one_rule_cannot_be_read_are_used_and_it_is_told() {
 }
 
 #[test]
+fn a_service_that_comes_to_be_is_served_once_its_routes_have_come_too() {
+    let mut bench = Bench::new(&[]);
+    let orders = ObjectName::new("shop", "orders");
+    bench.want(&Want::Service(orders.clone()));
+    let name = || Some(v1::ObjectName { namespace: "shop".to_owned(), name: "orders".to_owned() });
+    let port = v1::ServicePort { port: 80, protocol: v1::Protocol::Http.into(), ..Default::default() };
+    let service = v1::Service { name: name(), addresses: Vec::new(), ports: vec![port] };
+    let endpoints = v1::Endpoints { name: name(), endpoints: Vec::new() };
+    let routes = v1::Routes { service: name(), ..v1::Routes::default() };
+    let (named, of_routes) = ("shop/orders", "shop/shop/orders");
+    let is_served = |bench: &Bench| bench.store.load().services[&orders].serving(80).is_some();
+    // Twice: it goes, and comes again.
+    for _ in 0..2 {
+        bench.told::<v1::Service>(&[], &[named.to_owned()]);
+        bench.told::<v1::Endpoints>(&[], &[named.to_owned()]);
+        bench.told::<v1::Routes>(&[], &[of_routes.to_owned()]);
+        assert!(bench.store.knows_service(&orders), "that there is none is an answer");
+        assert!(!is_served(&bench));
+        // In the order in which a control plane tells them.
+        bench.told::<v1::Service>(&[(named, service.encode_to_vec())], &[]);
+        assert!(!bench.store.knows_service(&orders) && !is_served(&bench));
+        bench.told::<v1::Endpoints>(&[(named, endpoints.encode_to_vec())], &[]);
+        assert!(!bench.store.knows_service(&orders) && !is_served(&bench), "its routes may be about to come");
+        let applied = bench.told::<v1::Routes>(&[(of_routes, routes.encode_to_vec())], &[]);
+        assert!(applied.rejected.is_empty(), "{:?}", applied.rejected);
+        assert!(bench.store.knows_service(&orders) && is_served(&bench));
+    }
+}
+
+#[test]
 fn r07_what_is_not_in_use_as_it_was_told_is_asked_for_again() {
     let mut bench = Bench::new(&[]);
     let name = ObjectName::new("shop", "orders");
