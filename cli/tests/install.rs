@@ -1,5 +1,5 @@
 //! `tulle install`, `upgrade` and `uninstall` with a program in Helm's place that writes down what it is asked for. What Helm makes of
-//! the chart is tested with the chart (`tests/tests/chart.rs`).
+//! the chart is tested with the chart (`tests/tests/chart.rs`), and what becomes of a release at an API server (`tests/tests/kubernetes/release.rs`).
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
 use std::fs;
