@@ -526,7 +526,10 @@ fn judged(verdict: Verdict, tls: TlsKind) -> Judged {
         }
         Verdict::Deny { reason, rule } => {
             let reason = match reason {
-                Denial::PolicyDenied if tls != TlsKind::Mesh => Reason::IdentityRequired.code(),
+                // Where a rule is named, it lets nobody in, whoever it is.
+                Denial::PolicyDenied if tls != TlsKind::Mesh && rule.is_none() => {
+                    Reason::IdentityRequired.code()
+                }
                 reason => reason.as_str(),
             };
             Judged { allowed: Some(false), rule: rule.map(|rule| rule.to_string()), reason: Some(reason) }

@@ -97,17 +97,21 @@ fn denied(worker: &Worker, denial: Denial, rule: Option<&str>, open: &Open) -> F
         return egress::denied(denial, rule, outside.address, outside.name.as_str().unwrap_or(""));
     }
     let port = format!("port {} of {}", open.port, worker.proxy.workload().unwrap_or("this workload"));
-    match (denial, &open.peer) {
-        (Denial::NoPolicy, _) => Fault::unsent(Reason::PolicyUnavailable, "no InboundPolicy is in force"),
-        (Denial::MtlsRequired, _) => Fault::unsent(Reason::MtlsRequired, port),
-        (Denial::NetworkDenied, _) => {
+    match (denial, rule, &open.peer) {
+        (Denial::NoPolicy, ..) => Fault::unsent(Reason::PolicyUnavailable, "no InboundPolicy is in force"),
+        (Denial::MtlsRequired, ..) => Fault::unsent(Reason::MtlsRequired, port),
+        (Denial::NetworkDenied, ..) => {
             let client = open.client;
             Fault::unsent(Reason::PolicyDenied, format!("{client} is in no network that may reach {port}"))
         }
-        (Denial::PolicyDenied | Denial::EgressDenied, Some(peer)) => {
+        // Whoever it is: an identity would change nothing.
+        (Denial::PolicyDenied | Denial::EgressDenied, Some(rule), _) => {
+            Fault::unsent(Reason::PolicyDenied, format!("the rule {rule} lets nobody in at {port}"))
+        }
+        (Denial::PolicyDenied | Denial::EgressDenied, None, Some(peer)) => {
             Fault::unsent(Reason::PolicyDenied, format!("no rule of {port} allows {peer}"))
         }
-        (Denial::PolicyDenied | Denial::EgressDenied, None) => {
+        (Denial::PolicyDenied | Denial::EgressDenied, None, None) => {
             Fault::unsent(Reason::IdentityRequired, format!("the rules of {port} name identities"))
         }
     }

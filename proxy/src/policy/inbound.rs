@@ -96,7 +96,8 @@ pub enum Verdict {
     Allow { rule: Arc<str> },
     /// As `Allow`, and it is to be told.
     Audit { rule: Arc<str> },
-    /// `rule` is the one that refused it, where there is such a rule; rules that only allow refuse nobody by name.
+    /// `rule` is the one that refused it, where there is such a rule; rules that only allow refuse nobody by name, unless they
+    /// let nobody in at all.
     Deny { reason: Denial, rule: Option<Arc<str>> },
 }
 
@@ -130,8 +131,8 @@ pub struct Inbound {
 /// The rules of one port.
 #[derive(Debug, Default)]
 struct Rules {
-    /// Whether there is any, if only one that lets nobody in.
-    any: bool,
+    /// The first one's name, if there is any, if only one that lets nobody in.
+    first: Option<Arc<str>>,
     /// Who is let in, and by which rule.
     identities: HashMap<SpiffeId, Arc<str>, RandomState>,
 }
@@ -179,7 +180,7 @@ impl Inbound {
 
     /// Whether any rule speaks of `port`.
     pub fn has_rules(&self, port: u16) -> bool {
-        self.rules(port).any
+        self.rules(port).first.is_some()
     }
 
     /// When clients of the port outside the mesh are asked to open another connection; `None`: never.
@@ -205,7 +206,8 @@ impl Inbound {
 
     /// Judges a connection.
     ///
-    /// First the port's mode: `strict` refuses all but the mesh's mutual TLS with a proven identity. Then the rules: if
+    /// Where rules speak of the port and let nobody in, whoever it is, the first of them refuses by its name: nobody is asked for an identity in vain. Else
+    /// first the port's mode: `strict` refuses all but the mesh's mutual TLS with a proven identity. Then the rules: if
     /// none speaks of the port, whoever got this far is let in, from the networks of [`Unspoken`]; else only identities that a rule names.
     pub fn evaluate(&self, connection: &Connection<'_>) -> Verdict {
         let identity = match connection.tls {
@@ -213,14 +215,17 @@ impl Inbound {
             // Nothing was proven, whatever the caller believes.
             TlsKind::None | TlsKind::ApplicationTls => None,
         };
+        let rules = self.rules(connection.port);
+        if let Some(rule) = rules.letting_nobody_in() {
+            return Verdict::Deny { reason: Denial::PolicyDenied, rule: Some(rule.clone()) };
+        }
         let mode = self.port(connection.port).mode;
         // Mesh TLS without an identity cannot be; were it to, it would not be let in.
         let proven = connection.tls != TlsKind::Mesh || identity.is_some();
         if !proven || (mode == Mode::Strict && identity.is_none()) {
             return Verdict::Deny { reason: Denial::MtlsRequired, rule: None };
         }
-        let rules = self.rules(connection.port);
-        if !rules.any {
+        if rules.first.is_none() {
             let Unspoken { networks, audited } = &self.spec.unspoken;
             let client = connection.client.to_canonical();
             if !networks.is_empty() && !networks.iter().any(|network| network.contains(&client)) {
@@ -246,12 +251,17 @@ impl Rules {
     fn new(rules: &[Allow], speaks: impl Fn(&Allow) -> bool) -> Self {
         let mut compiled = Self::default();
         for rule in rules.iter().filter(|rule| speaks(rule)) {
-            compiled.any = true;
+            compiled.first.get_or_insert_with(|| rule.name.clone());
             for identity in &rule.identities {
                 compiled.identities.entry(identity.clone()).or_insert_with(|| rule.name.clone());
             }
         }
         compiled
+    }
+
+    /// The first rule, where none of them lets anybody in.
+    fn letting_nobody_in(&self) -> Option<&Arc<str>> {
+        self.first.as_ref().filter(|_| self.identities.is_empty())
     }
 }
 

@@ -111,6 +111,30 @@ fn rules_let_in_whom_they_name_and_say_which_did() {
 }
 
 #[test]
+fn nobody_is_asked_for_an_identity_where_none_would_help() {
+    let nobody = || vec![allow("shop/p/nobody", &[82], &[]), allow("shop/q/nobody", &[], &[])];
+    for mode in [Mode::Strict, Mode::Permissive, Mode::Off] {
+        let policy = inbound(mode, &[], nobody());
+        let web = id("web");
+        for (tls, peer) in
+            [(TlsKind::None, None), (TlsKind::ApplicationTls, None), (TlsKind::Mesh, Some(&web))]
+        {
+            for (port, rule) in [(82, "shop/p/nobody"), (83, "shop/q/nobody")] {
+                let verdict = policy.evaluate(&Connection { port, peer, tls, client: CLIENT });
+                let expected = Verdict::Deny { reason: Denial::PolicyDenied, rule: Some(rule.into()) };
+                assert_eq!(verdict, expected, "{mode:?} {port} {tls:?}");
+            }
+        }
+    }
+    // One that lets somebody in makes an identity worth asking for.
+    let mut rules = nobody();
+    rules.push(allow("shop/r/web", &[82], &["web"]));
+    let policy = inbound(Mode::Strict, &[], rules);
+    assert_eq!(judge(&policy, 82, TlsKind::None, None), Err("mtls_required"));
+    assert_eq!(judge(&policy, 83, TlsKind::None, None), Err("policy_denied"));
+}
+
+#[test]
 fn ports_without_rules_may_be_for_some_networks_alone_and_be_audited() {
     let spec = |networks: &[&str], audited| {
         let policy = inbound(Mode::Permissive, &[], vec![allow("shop/p/web", &[80], &["web"])]);
@@ -161,6 +185,7 @@ fn compiled_rules_judge_as_the_plain_ones_read() {
             let mut of_port =
                 rules.iter().filter(|r| r.ports.is_empty() || r.ports.contains(&port)).peekable();
             let ruled = of_port.peek().is_some();
+            let nobody = ruled && of_port.clone().all(|rule| rule.identities.is_empty());
             let strict = policy.port(port).mode == Mode::Strict;
             let account = *rng.choose(ACCOUNTS);
             let first = of_port.find(|rule| rule.identities.contains(&id(account)));
@@ -171,6 +196,7 @@ fn compiled_rules_judge_as_the_plain_ones_read() {
             };
             assert_eq!(judge(&policy, port, TlsKind::Mesh, Some(account)), expected);
             let expected = match () {
+                () if nobody => Err("policy_denied"),
                 () if strict => Err("mtls_required"),
                 () if ruled => Err("policy_denied"),
                 () => Ok("default".to_owned()),
