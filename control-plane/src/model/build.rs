@@ -27,6 +27,9 @@ pub(super) struct Context<'a> {
 /// What tells endpoints apart: the address, and each service port with the port to dial.
 type EndpointKey = (IpAddr, Vec<(u16, u16)>);
 
+/// Why nobody is let in to a workload of a cluster that is no Pod with a proxy, and has not registered: what its Pod says of who may come is not known.
+pub(super) const UNKNOWN_POD: &str = "control-plane:unknown-pod/nobody";
+
 /// What a Pod says of the zone that it is in, where no slice does.
 const ZONE: &str = "topology.kubernetes.io/zone";
 
@@ -353,9 +356,10 @@ impl Context<'_> {
         let mode = if must_prove { v1::MtlsMode::Strict } else { self.mode };
         let mut rules = self.rules(&serving);
         if default == Some(DefaultInbound::Deny) {
-            // Of every port, so that some rule speaks of each.
-            let name = format!("{}/default-inbound-policy/deny", name.namespace);
-            rules.push(v1::AllowRule { name, ports: Vec::new(), identities: Vec::new() });
+            rules.push(nobody(&name.namespace, "annotation:default-inbound-policy/deny"));
+        }
+        if self.index.knows_pods() && !self.is_there(name) {
+            rules.push(nobody(&name.namespace, UNKNOWN_POD));
         }
         let ports = ports.into_iter().map(|(port, protocol)| {
             let told = self.inbound_telemetry(&serving, port).unwrap_or_default();
@@ -380,6 +384,12 @@ impl Context<'_> {
             default_audited: default == Some(DefaultInbound::Audit),
         };
         encode(ResourceType::InboundPolicy, &message)
+    }
+
+    /// Whether a workload of a cluster is a Pod with a proxy, or has registered. That a slice names it says nothing of who may come.
+    fn is_there(&self, workload: &NamespacedName) -> bool {
+        let pod = self.index.pod(workload);
+        pod.is_some_and(|pod| pod.meshed) || self.index.registrations_of_workload(workload).next().is_some()
     }
 
     /// From where clients are let in; none: from everywhere.
@@ -463,6 +473,12 @@ impl Context<'_> {
         };
         v1::Peer { peer: Some(peer) }
     }
+}
+
+/// Lets nobody in, where no other rule does: of every port, so that some rule speaks of each. `why` has a colon, so that no rule of a policy is called as
+/// this one: an object's name has none (RFC 1123).
+pub(super) fn nobody(namespace: &str, why: &str) -> v1::AllowRule {
+    v1::AllowRule { name: format!("{namespace}/{why}"), ports: Vec::new(), identities: Vec::new() }
 }
 
 /// What a workload serves; none if nobody knows of the workload, or no proxy stands beside it.

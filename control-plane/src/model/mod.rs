@@ -8,7 +8,8 @@
 //! # A new workload, in order
 //!
 //! A proxy asks for its own `InboundPolicy` before anybody knows it, since it must be configured before it is ready.
-//! The answer is the mesh's mode, no ports and no rules, with what is told of all workloads of its namespace; and for its `EgressPolicy`, what holds for its whole namespace. Rules for it can exist as soon as it registers, so:
+//! The answer is the mesh's mode, no ports and no rules, with what is told of all workloads of its namespace; and for its `EgressPolicy`, what holds for its whole namespace. In a cluster there is
+//! one rule, which lets nobody in: what the Pod says of who may come, and the policies of its Services, hold as soon as the Pod is known. Rules for it can exist as soon as it registers, so:
 //! 1. the proxy binds its inbound listeners and does not accept on them; connections wait in the backlog;
 //! 2. it registers; [`Publisher::register`] returns, and `Registered` is sent, only after a snapshot with the
 //!    registration is published. That very snapshot holds its policy, with every rule;
@@ -81,6 +82,8 @@ pub struct Model {
     settings: Settings,
     mesh: Arc<Encoded>,
     mode: v1::MtlsMode,
+    /// Who is no Pod, and has not registered, lets nobody in.
+    knows_pods: bool,
     trust_domain: Arc<str>,
     bundles: Table<Arc<Encoded>>,
     addresses: Table<Arc<Encoded>>,
@@ -159,6 +162,7 @@ impl Model {
         let mesh = Arc::new(Encoded::new(ResourceType::Mesh, &v1::Mesh::default()));
         let empty = Self {
             mode: v1::MtlsMode::Unspecified,
+            knows_pods: false,
             trust_domain: settings.trust_domain(None),
             settings,
             mesh,
@@ -257,6 +261,7 @@ impl Model {
         let default = Mesh::default();
         let mesh = index.mesh().map_or(&default, |stored| &stored.object);
         self.mode = mesh.mode();
+        self.knows_pods = index.knows_pods();
         self.trust_domain = self.settings.trust_domain(Some(mesh));
         let context = self.context(index);
         let encoded = Arc::new(context.mesh(mesh));
@@ -335,11 +340,12 @@ impl Model {
     fn unknown_inbound(&self, name: &str) -> Option<Arc<Encoded>> {
         let name = NamespacedName::parse(name)?;
         let said = self.telemetry.get(&name.namespace);
+        let closed = self.knows_pods.then(|| build::nobody(&name.namespace, build::UNKNOWN_POD));
         let policy = v1::InboundPolicy {
             workload: Some(build::object_name(&name)),
             mode: self.mode.into(),
             ports: Vec::new(),
-            rules: Vec::new(),
+            rules: closed.into_iter().collect(),
             rate_limits: Vec::new(),
             access_log: said.and_then(Telemetry::logged),
             sampling: said.and_then(Telemetry::sampled),

@@ -247,9 +247,45 @@ fn a_pods_default_policy_holds_where_no_rule_speaks() {
     let deny = told("deny", POLICY);
     let rules = deny.rules.iter().map(|rule| (&*rule.name, rule.ports.len(), rule.identities.len()));
     let web = "shop/web-only/0";
-    assert_eq!(rules.collect::<Vec<_>>(), [(web, 2, 1), ("shop/default-inbound-policy/deny", 0, 0)]);
+    assert_eq!(
+        rules.collect::<Vec<_>>(),
+        [(web, 2, 1), ("shop/annotation:default-inbound-policy/deny", 0, 0)]
+    );
     assert_eq!(told("nonsense", "").rules.len(), 1, "nobody is let in");
     assert!(told("audit", "").default_audited);
+}
+
+#[test]
+fn a_pod_that_is_not_known_yet_or_no_more_lets_nobody_in() {
+    let told = |model: &Model| get::<v1::InboundPolicy>(model, "shop/orders-0").unwrap();
+    let closed = |policy: v1::InboundPolicy| {
+        let rules = policy.rules.iter();
+        rules.map(|rule| (rule.name.clone(), rule.ports.len(), rule.identities.len())).collect::<Vec<_>>()
+    };
+    let nobody = [("shop/control-plane:unknown-pod/nobody".to_owned(), 0, 0)];
+    let mut index = cluster(SERVICE, []);
+    index.take_dirty();
+    let model = built(&index);
+    assert_eq!(closed(told(&model)), nobody);
+    let of_pod = pod(|_| ());
+    let key = of_pod.key();
+    index.apply(of_pod, None);
+    let dirty = index.take_dirty();
+    let model = model.next(&index, &dirty);
+    assert_eq!(closed(told(&model)), []);
+    index.delete(&key);
+    let dirty = index.take_dirty();
+    assert_eq!(closed(told(&model.next(&index, &dirty))), nobody);
+    // A policy or a slice that names it changes nothing of that; nor is a Pod without a proxy one that may be called through one.
+    let named = "---\napiVersion: policy.tulle.dev/v1alpha1\nkind: TelemetryPolicy\nmetadata: {name: p, namespace: shop}\nspec:\n  \
+                 targetRefs: [{group: policy.tulle.dev, kind: Workload, name: orders-0}]\n  tracing: {sampling: {percent: 1}}\n";
+    let bare = || pod(|pod| pod["metadata"]["annotations"] = json!({}));
+    for (text, pods) in [(named, None), (SLICE, None), ("", Some(bare())), (named, Some(bare()))] {
+        let model = built(&cluster(&format!("{SERVICE}{text}"), pods));
+        assert_eq!(closed(told(&model)), nobody, "{text}");
+    }
+    // In a folder a workload that registers nothing is called by nobody that the mesh knows of.
+    assert_eq!(closed(told(&Model::build(&Index::default(), Settings::default()))), []);
 }
 
 #[test]
