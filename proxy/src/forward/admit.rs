@@ -52,6 +52,9 @@ pub(super) fn judge_request<B: http_body::Body>(
     })
 }
 
+/// What says that clients must be in the Mesh's networks.
+const DEFAULT_INBOUND: &str = "config.tulle.dev/default-inbound-policy";
+
 /// The name in place of a rule's where the pod's declaration has let a probe in.
 static PROBE: LazyLock<Arc<str>> = LazyLock::new(|| Arc::from("probe"));
 
@@ -72,9 +75,12 @@ fn judge_unless(
         Verdict::Audit { rule } => {
             let verdict = VerdictKind::Audit;
             worker.metrics.verdicts(&VerdictLabels { verdict, rule: &rule, reason: None }).inc();
-            let Open { port, peer, client, .. } = guard.open();
-            let peer = peer.as_ref().map(tracing::field::display);
-            tracing::info!(%client, port, peer, "audited what is let in");
+            // Each request is judged; its connection is told of once.
+            if guard.let_in_by(&rule) {
+                let Open { port, peer, client, .. } = guard.open();
+                let peer = peer.as_ref().map(tracing::field::display);
+                tracing::info!(%client, port, peer, rule = &*rule, "audited what is let in");
+            }
             Ok(rule)
         }
         Verdict::Allow { rule } => {
@@ -102,7 +108,13 @@ fn denied(worker: &Worker, denial: Denial, rule: Option<&str>, open: &Open) -> F
         (Denial::MtlsRequired, ..) => Fault::unsent(Reason::MtlsRequired, port),
         (Denial::NetworkDenied, ..) => {
             let client = open.client;
-            Fault::unsent(Reason::PolicyDenied, format!("{client} is in no network that may reach {port}"))
+            Fault::unsent(
+                Reason::PolicyDenied,
+                format!(
+                    "{client} is in none of the networks that {DEFAULT_INBOUND} lets in at {port}: those of the Mesh's spec.networks, or where it names none, \
+                     those of private use; add the client's there"
+                ),
+            )
         }
         // Whoever it is: an identity would change nothing.
         (Denial::PolicyDenied | Denial::EgressDenied, Some(rule), _) => {

@@ -188,7 +188,7 @@ fn labels(open: &Open) -> ConnectionLabels<'_> {
 
 /// A stream to the application for opaque bytes, once policy has let them in.
 async fn open(worker: &Worker, way: &Way, guard: &policy::Guard) -> Result<Io, Fault> {
-    admit::judge(worker, guard)?;
+    guard.let_in_by(&admit::judge(worker, guard)?);
     let opened = Box::pin(exchange::dial(worker).opaque(&way.application)).await;
     opened.map_err(|error| exchange::connect_fault(&error))
 }
@@ -213,7 +213,8 @@ async fn relay(
     };
     let open = worker.metrics.connections(&labels(guard.open())).open();
     let meter = exchange::meter(&open);
-    let record = ConnectionRecord { endpoint: Some(way.application.address), ..record };
+    let (endpoint, rule) = (Some(way.application.address), guard.rule().unwrap_or_default());
+    let record = ConnectionRecord { endpoint, rule, ..record };
     let relayed = Relayed::new(worker, Arc::clone(&meter), record);
     let ended = opaque::relay(io.metered(meter), server, Some(guard)).await;
     let Some(record) = relayed.over() else { return };

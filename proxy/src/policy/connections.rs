@@ -55,6 +55,8 @@ struct Registered {
     revoked: CancellationToken,
     /// Why it was revoked; set before the token fires.
     verdict: OnceLock<Verdict>,
+    /// What let it in first, where that is told of the connection.
+    rule: OnceLock<Arc<str>>,
 }
 
 /// Keeps a connection registered; dropping it ends that.
@@ -76,8 +78,8 @@ impl Connections {
     /// Registers a connection. Only after this may the policy that judges it be loaded.
     pub fn register(&self, open: Open) -> Guard {
         let id = self.shared.next.fetch_add(1, Ordering::Relaxed);
-        let registered =
-            Arc::new(Registered { open, revoked: CancellationToken::new(), verdict: OnceLock::new() });
+        let (revoked, verdict, rule) = (CancellationToken::new(), OnceLock::new(), OnceLock::new());
+        let registered = Arc::new(Registered { open, revoked, verdict, rule });
         self.shared.shard(id).lock().insert(id, registered.clone());
         Guard { id, registered, shared: self.shared.clone() }
     }
@@ -185,6 +187,16 @@ impl Guard {
             // Registered as inbound; nothing is let out under its name.
             None => Verdict::Deny { reason: Denial::EgressDenied, rule: None },
         }
+    }
+
+    /// Keeps the rule that has let the connection in, unless one is kept already. Whether it is the first.
+    pub fn let_in_by(&self, rule: &Arc<str>) -> bool {
+        self.registered.rule.get().is_none() && self.registered.rule.set(Arc::clone(rule)).is_ok()
+    }
+
+    /// The rule that was [kept](Self::let_in_by).
+    pub fn rule(&self) -> Option<&str> {
+        self.registered.rule.get().map(|rule| &**rule)
     }
 
     /// Resolves when a change of policy no longer allows the connection.

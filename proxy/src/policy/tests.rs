@@ -233,6 +233,15 @@ fn a_change_revokes_what_it_no_longer_allows_and_nothing_else() {
     assert!(web.is_revoked() && web.judge(&only(&["web"])).is_allowed());
 }
 
+#[test]
+fn what_is_told_of_a_connection_once_is_the_rule_that_let_it_in_first() {
+    let web = Connections::new().register(open("web"));
+    let (first, second): (Arc<str>, Arc<str>) = ("default".into(), "shop/p/web".into());
+    assert_eq!(web.rule(), None);
+    assert!(web.let_in_by(&first) && !web.let_in_by(&first) && !web.let_in_by(&second));
+    assert_eq!(web.rule(), Some("default"));
+}
+
 #[tokio::test]
 async fn whoever_waits_on_a_revoked_connection_wakes() {
     let connections = Connections::new();
