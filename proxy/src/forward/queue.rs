@@ -75,7 +75,7 @@ async fn seated(
 }
 
 /// Where there may be a place: at the picked one, or at another; `None`: not yet. While the request waited, endpoints may have come
-/// and gone.
+/// and gone; and where the service itself has gone, it is the picked one or none.
 fn next(
     worker: &Worker,
     target: &Target,
@@ -86,7 +86,7 @@ fn next(
     let (Target::Service(service, number) | Target::Session(service, number, _)) = target else {
         return Some(Arc::clone(picked));
     };
-    let endpoints = service.endpoints();
+    let endpoints = service.serving(*number);
     let Some((endpoints, port)) = endpoints.as_ref().and_then(|all| Some((all, all.port(*number)?))) else {
         return Some(Arc::clone(picked));
     };

@@ -219,7 +219,7 @@ impl Target {
         key: Option<u64>,
     ) -> Option<Arc<Endpoint>> {
         let (Self::Service(service, port) | Self::Session(service, port, _)) = self else { return None };
-        let endpoints = service.endpoints()?;
+        let endpoints = service.serving(*port)?;
         let port = endpoints.port(*port)?;
         let has_failed =
             |member: &Member| failed.iter().any(|one| Arc::ptr_eq(&one.endpoint, &member.endpoint));
@@ -263,7 +263,7 @@ impl Target {
     pub(super) fn has_other(&self, than: &Arc<Endpoint>) -> bool {
         let (Self::Service(service, port) | Self::Session(service, port, _)) = self else { return false };
         let other = |member: &Member| !Arc::ptr_eq(&member.endpoint, than);
-        let endpoints = service.endpoints();
+        let endpoints = service.serving(*port);
         endpoints
             .is_some_and(|endpoints| endpoints.port(*port).is_some_and(|port| port.members.iter().any(other)))
     }

@@ -84,6 +84,27 @@ async fn nobody_gets_past_a_limit_to_endpoints_that_are_told_before_their_servic
     assert_eq!(pick(&worker, &other).await.unwrap_err().reason, Reason::NoHealthyEndpoint);
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_waits_while_the_service_goes_is_given_no_endpoint_that_is_told_before_the_next() {
+    let worker = tests::lone_worker("web");
+    let limits = Limits { requests_per_endpoint: 1, queue_timeout: LONG, ..Limits::default() };
+    let (state, gate) = service(&worker, 1, limits);
+    let target = Target::Service(Arc::clone(&state), 80);
+    let held = pick(&worker, &target).await.unwrap();
+    let (got, ()) = tokio::join!(pick(&worker, &target), async {
+        one_waits(&gate).await;
+        state.set_info(None);
+        now_at(&state, &[1, 2]);
+        // Time enough to take what has room.
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        drop(held);
+    });
+    assert_eq!(got.unwrap().0.address.port(), 1);
+    assert!(!target.has_other(&state.endpoints().unwrap().port(80).unwrap().members[0].endpoint));
+}
+
 /// The service's endpoints are at these ports from now on.
 fn now_at(state: &ServiceState, ports: &[u16]) {
     let endpoints = ports.iter().map(|port| EndpointInfo {
