@@ -7,12 +7,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::Resettable;
-use clap::error::{ContextKind, ContextValue};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, FromArgMatches, Parser};
 use tracing_subscriber::filter::Targets;
 use tulle_certs::TrustDomain;
 
 use crate::cluster::SECRET;
+use crate::inject::keys;
 
 /// What a control plane is told at its start.
 #[derive(Args, Clone, Debug)]
@@ -51,7 +52,6 @@ pub struct Config {
         long,
         env = "TULLE_CONTROL_PLANE_ISSUER_SECRET",
         value_name = "NAME",
-        conflicts_with = "state_dir",
         value_parser = issuer_secret
     )]
     pub issuer_secret: Option<String>,
@@ -150,7 +150,27 @@ impl Config {
         });
         let parsed = command.clone().try_get_matches_from(arguments);
         let parsed = parsed.and_then(|matches| Command::from_arg_matches(&matches));
-        parsed.map(|command| command.config).map_err(|error| name_variable(error, &command))
+        let config = parsed.map(|command| command.config).map_err(|error| name_variable(error, &command))?;
+        match config.conflict() {
+            Some(why) => Err(command.clone().error(ErrorKind::ArgumentConflict, why)),
+            None => Ok(config),
+        }
+    }
+
+    /// What does not go together.
+    fn conflict(&self) -> Option<&'static str> {
+        self.issuer_secret.as_ref()?;
+        if self.source == SourceKind::Folder {
+            return Some(
+                "--issuer-secret (variable TULLE_CONTROL_PLANE_ISSUER_SECRET) names a Secret of a cluster, and the source is a folder, whose control plane makes a root of its own \
+                 in --state-dir: leave it out, or set --source kubernetes (variable TULLE_CONTROL_PLANE_SOURCE)",
+            );
+        }
+        let both = self.state_dir.is_some();
+        both.then_some(
+            "--issuer-secret (variable TULLE_CONTROL_PLANE_ISSUER_SECRET) and --state-dir (variable TULLE_CONTROL_PLANE_STATE_DIR) each say where the keys are: leave out --state-dir, \
+             and what is kept beside the issuing certificate is in the Secret tulle-identity",
+        )
     }
 }
 
@@ -217,7 +237,9 @@ fn name_variable(mut error: clap::Error, command: &clap::Command) -> clap::Error
 
 fn issuer_secret(text: &str) -> Result<String, String> {
     match text {
-        SECRET => Err("is the control plane's own Secret; the issuing certificate needs another".to_owned()),
+        SECRET | keys::NAME => Err(format!(
+            "{text} is a Secret that the control plane itself writes; name the one in which cert-manager keeps the issuing certificate (secretName of its Certificate)"
+        )),
         _ => Ok(text.to_owned()),
     }
 }
@@ -287,16 +309,25 @@ mod tests {
     #[test]
     fn a_secret_of_an_issuer_is_for_clusters_and_not_our_own() {
         let load = |arguments: &[&str]| {
-            let program = ["control-plane", "--source", "kubernetes"];
-            Config::load(program.iter().chain(arguments).map(std::ffi::OsString::from))
+            let source: &[&str] =
+                if arguments.contains(&"--source") { &[] } else { &["--source", "kubernetes"] };
+            let program = ["control-plane"].iter().chain(source);
+            Config::load(program.chain(arguments).map(std::ffi::OsString::from))
         };
         assert_eq!(load(&[]).unwrap().issuer_secret, None);
         assert_eq!(load(&["--issuer-secret", "issuer"]).unwrap().issuer_secret.as_deref(), Some("issuer"));
-        for arguments in
-            [&["--issuer-secret", "tulle-identity"][..], &["--issuer-secret", "a", "--state-dir", "b"]]
-        {
+        for (arguments, remedy) in [
+            (&["--issuer-secret", "tulle-identity"][..], "secretName of its Certificate"),
+            (&["--issuer-secret", "tulle-webhook"][..], "secretName of its Certificate"),
+            (&["--issuer-secret", "a", "--state-dir", "b"][..], "leave out --state-dir"),
+            (
+                &["--issuer-secret", "a", "--source", "folder", "--config-dir", "c", "--state-dir", "b"][..],
+                "leave it out, or set --source kubernetes",
+            ),
+        ] {
             let error = load(arguments).unwrap_err().to_string();
-            assert!(error.contains("--issuer-secret"), "{error}");
+            let named = ["--issuer-secret", "TULLE_CONTROL_PLANE_ISSUER_SECRET", remedy];
+            assert!(named.iter().all(|name| error.contains(name)), "{error}");
         }
     }
 

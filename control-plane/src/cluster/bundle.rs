@@ -21,7 +21,7 @@ use tulle_certs::TrustBundle;
 
 use super::lease::Holder;
 use super::seen::Seen;
-use super::{ApiError, MANAGER, asked, backoff, labels, watch_failed};
+use super::{ApiError, MANAGER, WatchFailures, asked, backoff, labels};
 use crate::object::INJECT;
 
 /// What the ConfigMap is called.
@@ -97,6 +97,8 @@ impl Bundles {
         pin_mut!(namespaces, copies);
         let mut known = Known::default();
         let mut failures = 0;
+        let mut refused =
+            (WatchFailures::of("namespaces"), WatchFailures::of("the ConfigMaps tulle-trust-bundle"));
         loop {
             let mut wait = LONGEST;
             if known.is_complete() {
@@ -115,13 +117,13 @@ impl Bundles {
                             (namespace.metadata.name.unwrap_or_default(), lives.then_some(()))
                         });
                     }
-                    Err(error) => watch_failed("namespaces", &error),
+                    Err(error) => refused.0.tell(&error),
                 },
                 Some(event) = copies.next() => match event {
                     Ok(event) => {
                         known.copies.take_in(event, read);
                     }
-                    Err(error) => watch_failed("the ConfigMaps tulle-trust-bundle", &error),
+                    Err(error) => refused.1.tell(&error),
                 },
                 changed = bundles.changed() => if changed.is_err() {
                     return;

@@ -27,7 +27,7 @@ use zeroize::Zeroizing;
 
 use self::roots::Roots;
 use super::secret::Secret;
-use super::{asked, backoff, watch_failed};
+use super::{WatchFailures, asked, backoff};
 use crate::ca::{CA_CERTIFICATES, CA_KEY, Ca, CaError, Change, Kept, ROOTS, Store};
 
 const CERTIFICATE: &str = "tls.crt";
@@ -94,12 +94,22 @@ impl Issuer {
     pub async fn open(&self, domain: &TrustDomain) -> Result<Kept, CaError> {
         let mut kept = self.beside.open(domain, SystemTime::now()).await?;
         // Before this issuer there may have been an authority of our own, whose leaves live on.
-        let before = match kept.contains_key(ROOTS) {
-            true => None,
-            false => self.beside.certificates_of_our_own().await?,
+        let before = match kept.get(ROOTS) {
+            Some(text) => Roots::read(text),
+            None => {
+                let own = self.beside.certificates_of_our_own().await?;
+                own.map(|text| Roots::in_use(&text)).unwrap_or_default()
+            }
         };
-        let before = before.map(|text| Roots::in_use(&text)).unwrap_or_default();
         let material = self.wait(domain).await;
+        if !before.is_empty() && !before.know(&material.roots) {
+            tracing::warn!(
+                secret = %self.place_of(ROOT),
+                "its root is one that proxies have never been told: it was changed while no control plane ran. Certificates are issued under it at once, and \
+                 until a proxy has learnt it (ConfigMap tulle-trust-bundle, within some minutes), it refuses them and the control plane's own; change roots while a \
+                 control plane runs, which tells the new one first"
+            );
+        }
         let roots = self.remember(&material, &before, SystemTime::now()).await?;
         kept.extend(material.kept(&roots));
         Ok(kept)
@@ -222,6 +232,7 @@ impl Issuer {
     pub async fn watch(self, ca: Ca) {
         let seen = watcher::watch_object(self.secrets.clone(), &self.name).default_backoff();
         pin_mut!(seen);
+        let mut refused = WatchFailures::of(format!("the {}", self.place_of("")));
         let mut good: Option<Material> = None;
         // When there is something to do, though nothing is seen.
         let mut due = Instant::now();
@@ -242,7 +253,7 @@ impl Issuer {
                         secret = %self.place_of(""),
                         "the Secret with the issuing certificate is gone; what is in use stays, and cert-manager makes another while there is a Certificate for it"
                     ),
-                    Some(Err(error)) => watch_failed(&format!("the {}", self.place_of("")), &error),
+                    Some(Err(error)) => refused.tell(&error),
                     None => return,
                 },
                 () = tokio::time::sleep_until(due), if good.is_some() => {

@@ -34,6 +34,7 @@ use kube::Api;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::watcher;
 use serde_json::json;
+use tokio::time::Instant;
 
 pub use self::bundle::{BUNDLE, Bundles};
 pub use self::issuer::Issuer;
@@ -52,6 +53,8 @@ const REQUEST: Duration = Duration::from_secs(4);
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 /// … up to this.
 const LAST_WAIT: Duration = Duration::from_secs(30);
+/// What stays wrong is told again after this.
+const SAY_AGAIN: Duration = Duration::from_secs(60);
 
 /// Why a request to the API server did not do what it should.
 #[derive(Debug, thiserror::Error)]
@@ -126,21 +129,48 @@ pub(crate) async fn asked<T>(request: impl Future<Output = kube::Result<T>>) -> 
     }
 }
 
-/// Tells that a watch of `what` has failed, which is opened again by itself: at an API server that is away or starts again every one fails, and the
+/// What is told of the failures of one watch, which is opened again by itself. At an API server that is away or starts again every one fails, and the
 /// source says so. That it is forbidden somebody has to mend.
-pub(crate) fn watch_failed(what: &str, error: &watcher::Error) {
-    use watcher::Error::{InitialListFailed, WatchError, WatchFailed, WatchStartFailed};
-    let forbidden = match error {
-        InitialListFailed(kube::Error::Api(status))
-        | WatchStartFailed(kube::Error::Api(status))
-        | WatchFailed(kube::Error::Api(status))
-        | WatchError(status) => status.is_forbidden(),
-        _ => false,
-    };
-    if forbidden {
-        tracing::warn!(%error, "may not watch {what}: give the control plane's service account the rights of its ClusterRole and Role; trying again");
-    } else {
-        tracing::debug!(%error, "cannot watch {what}; trying again");
+#[derive(Debug)]
+pub(crate) struct WatchFailures {
+    /// What is watched.
+    what: String,
+    /// When it was last told that it may not be.
+    told: Option<Instant>,
+}
+
+// === impl WatchFailures ===
+
+impl WatchFailures {
+    /// Of a watch of `what`.
+    pub(crate) fn of(what: impl Into<String>) -> Self {
+        Self { what: what.into(), told: None }
+    }
+
+    /// Tells of one: that it is forbidden once, and while it stays so each minute.
+    pub(crate) fn tell(&mut self, error: &watcher::Error) {
+        use watcher::Error::{InitialListFailed, WatchError, WatchFailed, WatchStartFailed};
+        let forbidden = match error {
+            InitialListFailed(kube::Error::Api(status))
+            | WatchStartFailed(kube::Error::Api(status))
+            | WatchFailed(kube::Error::Api(status))
+            | WatchError(status) => status.is_forbidden(),
+            _ => false,
+        };
+        let what = &self.what;
+        if forbidden && self.is_due(Instant::now()) {
+            tracing::warn!(%error, "may not watch {what}: give the control plane's service account the rights of its ClusterRole and Role; trying again");
+        } else {
+            tracing::debug!(%error, "cannot watch {what}; trying again");
+        }
+    }
+
+    fn is_due(&mut self, now: Instant) -> bool {
+        let due = self.told.is_none_or(|told| now.duration_since(told) >= SAY_AGAIN);
+        if due {
+            self.told = Some(now);
+        }
+        due
     }
 }
 
@@ -205,4 +235,16 @@ fn parameters() -> PatchParams {
 fn labels() -> BTreeMap<String, String> {
     let labels = [("app.kubernetes.io/part-of", "tulle"), ("app.kubernetes.io/managed-by", MANAGER)];
     labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watch_that_is_forbidden_is_told_of_once_a_minute_and_not_at_every_try() {
+        let (mut failures, begun) = (WatchFailures::of("namespaces"), Instant::now());
+        let told = (0..150).filter(|second| failures.is_due(begun + Duration::from_secs(*second))).count();
+        assert_eq!(told, 3, "at once, after one minute and after two");
+    }
 }

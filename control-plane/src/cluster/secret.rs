@@ -20,7 +20,7 @@ use zeroize::Zeroizing;
 
 use super::bundle::{BUNDLE, KEY};
 use super::lease::Holder;
-use super::{ApiError, asked, backoff, maker, put_secret, watch_failed};
+use super::{ApiError, WatchFailures, asked, backoff, maker, put_secret};
 use crate::ca::{
     BESIDE_ISSUER, CA_CERTIFICATES, CA_KEY, Ca, CaError, Change, Kept, NAMES, ROOTS, Store, complete,
     complete_tokens,
@@ -30,6 +30,10 @@ use crate::ca::{
 pub const SECRET: &str = "tulle-identity";
 /// So often a write is tried that others come before.
 const TRIES: u32 = 20;
+/// What it means that there is another key of join tokens than before, beside an issuer.
+const LOST: &str = "what was kept there is lost, and was made anew: join tokens of before are not taken any more, nor are workloads outside the cluster known that have joined by them, \
+                    unless its grants.json is still there, and former roots are trusted no more, unless its roots.json is; restore the Secret from its backup, or give those workloads \
+                    new tokens (`tulle token create`)";
 /// For so long the API server is waited for, at the start.
 const PATIENCE: u32 = 6;
 
@@ -125,8 +129,12 @@ impl Secret {
         if made.is_empty() {
             return Ok(Ok(kept));
         }
+        // Beside an issuer there is a root all the same; once it was told, there was a key too.
+        let lost = !self.holds_the_root() && matches!(self.is_new().await, Err(ApiError::Lost(_)));
         let written = self.put(found, &kept).await;
-        if written.is_ok() {
+        if written.is_ok() && lost {
+            tracing::warn!(secret = %self.place(""), ?made, "{LOST}");
+        } else if written.is_ok() {
             tracing::info!(secret = %self.place(""), ?made, "made what the certificate authority is opened with");
         }
         Ok(written.map(|()| kept))
@@ -175,6 +183,7 @@ impl Secret {
     pub async fn watch(self, ca: Ca, mut holder: Holder) {
         let seen = watcher::watch_object(self.secrets.clone(), SECRET).default_backoff();
         pin_mut!(seen);
+        let mut failures = WatchFailures::of("the Secret tulle-identity");
         // What is there in its place: nothing, or too little.
         let mut lost: Option<Option<core::Secret>> = None;
         loop {
@@ -202,7 +211,7 @@ impl Secret {
                             "the Secret with keys of the mesh's authority is gone; what is in use stays, and the holder of the lease writes it again"
                         );
                     }
-                    Some(Err(error)) => watch_failed("the Secret tulle-identity", &error),
+                    Some(Err(error)) => failures.tell(&error),
                     None => return,
                 },
                 () = holder.held(), if lost.is_some() => {

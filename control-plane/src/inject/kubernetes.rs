@@ -26,7 +26,7 @@ use self::tell::Teller;
 use super::keys::{self, Store, Stored};
 use super::webhook::{self, Namespaces, Webhook};
 use super::{Namespace, Settings};
-use crate::cluster::{ApiError, asked, maker, put_secret, watch_failed};
+use crate::cluster::{ApiError, WatchFailures, asked, maker, put_secret};
 use crate::metrics::Metrics;
 use crate::model::Publisher;
 
@@ -186,14 +186,14 @@ impl Known {
         let events = watcher(namespaces, watcher::Config::default()).default_backoff();
         let told = reflector::reflector(writer, events);
         let task = async move {
-            let mut told = std::pin::pin!(told);
+            let (mut told, mut failures) = (std::pin::pin!(told), WatchFailures::of("namespaces"));
             while let Some(event) = told.next().await {
                 match event {
                     Ok(watcher::Event::InitDone) => {
                         is_listed.send_replace(true);
                     }
                     Ok(_) => {}
-                    Err(error) => watch_failed("namespaces", &error),
+                    Err(error) => failures.tell(&error),
                 }
             }
         };

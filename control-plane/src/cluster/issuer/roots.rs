@@ -39,6 +39,16 @@ impl Roots {
         Self(roots.collect())
     }
 
+    /// Whether there is none, and so never was.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether one of `own` is among them, by which what is issued under these is trusted.
+    pub(super) fn know(&self, own: &[String]) -> bool {
+        self.0.iter().any(|root| own.contains(&root.certificate))
+    }
+
     /// Once `own` are in use: those that were until then stay until `until`.
     pub(super) fn with(&self, own: &[String], until: SystemTime, now: SystemTime) -> Self {
         let (until, now) = (seconds(until), seconds(now));
@@ -84,6 +94,7 @@ mod tests {
         let second = first.with(&new, at(300), at(200));
         assert_eq!(second.former().collect::<Vec<_>>(), ["old"]);
         assert_eq!(second.next_end(), Some(at(300)));
+        assert!(second.know(&old) && second.know(&new) && !first.know(&new) && !first.is_empty());
         // Told once more, it stays no longer.
         let again = Roots::read(&second.to_text()).with(&new, at(400), at(299));
         assert_eq!(again, second);

@@ -224,3 +224,22 @@ async fn no_new_root_is_made_while_the_config_map_says_that_there_is_one() {
     server.put(PATH, other.object(PATH).unwrap());
     assert_eq!(starting.await.unwrap().unwrap(), kept.kept());
 }
+
+#[tokio::test]
+async fn beside_an_issuer_what_is_lost_is_told_from_what_never_was() {
+    let server = ApiServer::start();
+    let beside = secret(&server).beside_issuer();
+    let lost = async || matches!(beside.is_new().await, Err(ApiError::Lost(_)));
+    assert!(!lost().await, "a first start");
+    beside.open(&domain(), SystemTime::now()).await.unwrap();
+    let first = server.object(PATH).unwrap();
+    let mut told = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": BUNDLE}});
+    told["data"] = json!({"ca.crt": "-----BEGIN CERTIFICATE-----"});
+    server.put("/api/v1/namespaces/tulle-system/configmaps/tulle-trust-bundle", told);
+    server.delete(PATH);
+    assert!(lost().await);
+    // The mesh goes on all the same: its root is the issuer's.
+    beside.open(&domain(), SystemTime::now()).await.unwrap();
+    let again = server.object(PATH).unwrap();
+    assert_ne!(first["data"]["token-key.pem"], again["data"]["token-key.pem"]);
+}

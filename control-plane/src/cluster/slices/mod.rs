@@ -29,7 +29,7 @@ use self::book::{Book, Done, Slice, Step};
 pub use self::text::NOT_OURS;
 use self::text::OURS;
 use super::lease::Holder;
-use super::{ApiError, MANAGER, asked, watch_failed};
+use super::{ApiError, MANAGER, WatchFailures, asked};
 use crate::ending::Ending;
 use crate::model::Publisher;
 use crate::object::NamespacedName;
@@ -114,11 +114,11 @@ impl Slices {
         let ours = watcher::Config::default().labels(OURS);
         let events = watcher(slices, ours).default_backoff();
         pin_mut!(events);
-        let mut listed = None;
+        let (mut listed, mut failures) = (None, WatchFailures::of("EndpointSlices of ours"));
         while let Some(event) = events.next().await {
             match event {
                 Ok(event) => self.happened(event, &mut listed),
-                Err(error) => watch_failed("EndpointSlices of ours", &error),
+                Err(error) => failures.tell(&error),
             }
         }
     }

@@ -83,9 +83,9 @@ impl Resource {
     }
 }
 
-/// Where an API server says what a version has, or a group.
+/// Where an API server says what a version has (`v1`, `discovery.k8s.io/v1`), or a group (`gateway.networking.k8s.io`).
 pub(super) fn version_path(version: &str) -> String {
-    // The core's versions are named without a group, and groups have a dot.
+    // The core's version is named without a group. A group by itself is told from it by its dot, which each that is read here has (`apps` would not).
     let root = if version.contains(['/', '.']) { "apis" } else { "api" };
     format!("/{root}/{version}")
 }
