@@ -64,6 +64,17 @@ impl Refusal {
             Self::BadSignature => "tls_bad_signature",
         }
     }
+
+    /// What to look at where a clock that is off is the probable cause; nothing elsewhere.
+    pub(crate) const fn clock(self) -> &'static str {
+        match self {
+            Self::NotYetValid => {
+                "; one of the clocks is probably wrong: compare this machine's with the peer's and the control plane's"
+            }
+            Self::Expired => "; if it should not have expired, compare the clocks",
+            _ => "",
+        }
+    }
 }
 
 impl fmt::Display for Refusal {
@@ -146,7 +157,7 @@ pub fn describe_io(error: &io::Error) -> String {
         (rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(other))), Some(_)) => {
             other.to_string()
         }
-        (_, Some(refusal)) => format!("{refusal}: {tls}"),
+        (_, Some(refusal)) => format!("{refusal}: {tls}{}", refusal.clock()),
         (_, None) => tls.to_string(),
     }
 }
@@ -207,6 +218,8 @@ mod tests {
             let error = io::Error::other(rustls::Error::from(Refused::new(refusal, "this and that")));
             let text = describe_io(&error);
             assert!(text.starts_with(refusal.reason()) && !text.contains("OtherError"), "{text}");
+            let of_time = matches!(refusal, Refusal::Expired | Refusal::NotYetValid);
+            assert_eq!(text.contains("clock"), of_time, "{text}");
         }
         assert_eq!(describe_io(&io::Error::other("x")), "x");
     }

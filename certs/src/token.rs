@@ -40,7 +40,9 @@ pub enum TokenError {
     #[error("join token: the signature is not this control plane's; was it made for another one?")]
     Signature,
     /// Past `exp`.
-    #[error("join token: it expired at {0}; make a new one with `tulle token create`")]
+    #[error(
+        "join token: it expired at {0}; make a new one with `tulle token create`, or compare the clocks if that is still to come"
+    )]
     Expired(String),
     /// `nbf` in the future.
     #[error("join token: it is valid from {0} on; compare the clocks")]

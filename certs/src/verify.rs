@@ -107,7 +107,7 @@ fn refused_by_webpki(error: webpki::Error) -> Refused {
         webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => Refusal::UnknownRoot,
         _ => Refusal::Malformed,
     };
-    Refused::new(refusal, error.to_string())
+    Refused::new(refusal, format!("{error}{}", refusal.clock()))
 }
 
 /// Verifies clients of an inbound proxy (certificate required) or of the control plane (optional).
@@ -245,12 +245,15 @@ fn pinned_root<'a>(
     }
     let now = x509::system_time(i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
     if parsed.not_after() < now {
-        let detail = format!("the pinned root expired at {}", x509::show(parsed.not_after()));
-        return Err(Refused::new(Refusal::Expired, detail));
+        let (at, clock) = (x509::show(parsed.not_after()), Refusal::Expired.clock());
+        return Err(Refused::new(Refusal::Expired, format!("the pinned root expired at {at}{clock}")));
     }
     if now < parsed.not_before() {
-        let detail = format!("the pinned root is valid from {} on", x509::show(parsed.not_before()));
-        return Err(Refused::new(Refusal::NotYetValid, detail));
+        let (at, clock) = (x509::show(parsed.not_before()), Refusal::NotYetValid.clock());
+        return Err(Refused::new(
+            Refusal::NotYetValid,
+            format!("the pinned root is valid from {at} on{clock}"),
+        ));
     }
     Ok(root)
 }

@@ -264,6 +264,13 @@ fn the_passed_clock_decides_about_expiry() {
     let client = creds_at(&ca, &id("web"), tomorrow);
     let orders = creds(&ca, "orders");
     client_refuses(client.client(&id("orders"), Alpn::H2), orders.inbound(), Refusal::Expired);
+    // To a clock that is an hour behind, what was issued now is still to come.
+    let behind = now() - Duration::from_secs(3600);
+    let early = creds_at(&ca, &id("orders"), behind);
+    let ended = handshake(web.client(&id("orders"), Alpn::H2), early.inbound());
+    assert_eq!(refusal_of(&ended.server_error.unwrap()), Some(Refusal::NotYetValid));
+    let early = creds_at(&ca, &id("web"), behind);
+    client_refuses(early.client(&id("orders"), Alpn::H2), orders.inbound(), Refusal::NotYetValid);
 }
 
 #[test]
@@ -440,6 +447,13 @@ fn bootstrap_trusts_the_pinned_control_plane_and_nobody_else() {
     client_refuses(pinned(pin, &elsewhere, now()), cp.control_plane(), Refusal::OtherTrustDomain);
     client_refuses(pinned(pin, &domain(), now() + DAY * 2), cp.control_plane(), Refusal::Expired);
     client_refuses(pinned(pin, &domain(), now() + ROOT_LIFETIME * 2), cp.control_plane(), Refusal::Expired);
+    // Our clock is behind: by more than a new root is back-dated, and by less.
+    for behind in [DAY, Duration::from_secs(1800)] {
+        let early = pinned(pin, &domain(), now() - behind);
+        let error = client_refuses(early, cp.control_plane(), Refusal::NotYetValid);
+        let told = describe_io(&std::io::Error::other(error));
+        assert!(told.starts_with("tls_not_yet_valid: ") && told.contains("clocks"), "{told}");
+    }
     // Some workload of the mesh cannot pose as the control plane.
     let workload = control_plane(&ca, &id("web"));
     client_refuses(pinned(pin, &domain(), now()), workload.control_plane(), Refusal::WrongIdentity);
@@ -519,7 +533,11 @@ fn bad_credentials_are_refused_before_use() {
         (vec![vec![1, 2, 3].into()], now(), Refusal::Malformed),
     ] {
         match new(chain, &key, at) {
-            Err(CredsError::Refused(refused)) => assert_eq!(refused.refusal, refusal),
+            Err(CredsError::Refused(refused)) => {
+                assert_eq!(refused.refusal, refusal);
+                let of_time = matches!(refusal, Refusal::Expired | Refusal::NotYetValid);
+                assert_eq!(refused.detail.contains("clocks"), of_time, "{refused}");
+            }
             other => panic!("{refusal}: {other:?}"),
         }
     }

@@ -247,7 +247,11 @@ fn unusable_authorities_are_refused_at_the_start() {
         "{error}"
     );
     let (key, certificate) = intermediate(&root, |params| params.not_before = (now() + HOUR).into());
-    assert!(matches!(open(&key, &[&certificate, root.root()]), AuthorityError::NotValidNow { .. }));
+    let error = open(&key, &[&certificate, root.root()]);
+    assert!(
+        matches!(error, AuthorityError::NotValidNow { .. }) && error.to_string().contains("clock"),
+        "{error}"
+    );
     // A CA that has let another issue, though it may not.
     let (key, narrow) = intermediate(&root, |_| {});
     let above = pem_of(&[&narrow, root.root()]);

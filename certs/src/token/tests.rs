@@ -72,11 +72,13 @@ fn times_have_a_minute_of_leeway() {
     let token = tokens.mint(&web(), &[], HOUR, now()).unwrap();
     assert!(tokens.verify(&token, now() + HOUR + LEEWAY).is_ok());
     let error = tokens.verify(&token, now() + HOUR + LEEWAY + Duration::from_secs(1)).unwrap_err();
-    assert!(matches!(error, TokenError::Expired(_)) && error.to_string().contains("token create"), "{error}");
+    assert!(matches!(error, TokenError::Expired(_)), "{error}");
+    assert!(["token create", "clocks"].iter().all(|word| error.to_string().contains(word)), "{error}");
     let seconds = x509::seconds(now());
     let later = |by: u64| signed(&tokens, ES256, &changed("nbf", (seconds + by).into()));
     assert!(tokens.verify(&later(60), now()).is_ok());
-    assert!(matches!(tokens.verify(&later(61), now()), Err(TokenError::NotYetValid(_))));
+    let error = tokens.verify(&later(61), now()).unwrap_err();
+    assert!(matches!(error, TokenError::NotYetValid(_)) && error.to_string().contains("clocks"), "{error}");
     let far = signed(&tokens, ES256, &changed("exp", u64::MAX.into()));
     assert!(tokens.verify(&far, now()).is_ok(), "no overflow");
 }

@@ -158,6 +158,7 @@ async fn what_cannot_be_used_is_refused_with_its_field_and_a_remedy() {
             CERTIFICATE,
             "describe certificate",
         ),
+        (written(&root, |params| params.not_before = (now() + HOUR).into()), CERTIFICATE, "mend the clock"),
     ];
     for (object, field, word) in cases {
         let error = refusal(&server, object);
