@@ -9,6 +9,7 @@ mod bad_policies;
 mod balance;
 mod burst;
 mod changes;
+mod clocks;
 mod conformance;
 mod connections;
 mod control_plane;
