@@ -413,13 +413,22 @@ fn definitions_of_another_version_take_nothing_out_of_force() {
         mesh.server.define(&[definition]).await;
 
         // Routes that go with their definition, and come again with it.
-        let routes = gateway_api("standard");
-        let routes =
-            routes.iter().find(|one| one["metadata"]["name"] == "httproutes.gateway.networking.k8s.io");
-        caller.delete(routes.unwrap()).await.unwrap();
+        let all = gateway_api("standard");
+        let routes = all.iter().find(|one| one["metadata"]["name"] == "httproutes.gateway.networking.k8s.io");
+        let routes = routes.unwrap();
+        caller.delete(routes).await.unwrap();
         logs(&mesh, &["has no httproutes", "once their definition is installed"]).await;
         shop.goes_on(20).await;
         is_refused().await;
+        eventually("the definition is gone", async || match caller.now(routes).await {
+            Err(refused) if refused.code == 404 => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+        .await;
+        mesh.server.define(std::slice::from_ref(routes)).await;
+        caller.apply(&route("next", "again")).await.unwrap();
+        shop.obeys("again").await;
+        mesh.told(&route("next", "again"), "parents", "Accepted", "True").await;
         shop.close().await;
     });
 }

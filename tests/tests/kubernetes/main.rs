@@ -9,6 +9,7 @@
 mod cases;
 mod chart;
 mod check;
+mod default_policy;
 mod definitions;
 mod demo;
 mod disturbed;
@@ -16,6 +17,7 @@ mod gateway;
 mod issuer;
 mod mesh;
 mod node;
+mod outside;
 mod release;
 
 use std::fs;

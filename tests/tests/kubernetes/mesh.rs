@@ -143,6 +143,11 @@ impl Mesh {
         Running { containers, pod }
     }
 
+    /// A machine on the pods' network that the API server does not know of.
+    pub(crate) fn outside(&self, name: &str) -> Pod {
+        self.network.pod(name)
+    }
+
     /// A pod of the application `name`, in the mesh.
     pub(crate) async fn app(&self, name: &str) -> Running {
         self.server.account(SHOP, name).await;
@@ -221,7 +226,7 @@ impl Running {
     }
 
     /// Waits until curl in this pod is answered `what`.
-    async fn gets(&self, to: SocketAddr, what: &str) {
+    pub(crate) async fn gets(&self, to: SocketAddr, what: &str) {
         eventually(&format!("{} is answered by {to}", self.pod.name()), async || {
             match self.pod.curl_port(to).await {
                 Ok(said) if said == what => Ok(()),
