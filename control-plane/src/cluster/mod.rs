@@ -157,8 +157,9 @@ impl WatchFailures {
             | WatchError(status) => status.is_forbidden(),
             _ => false,
         };
+        let is_due = forbidden && self.is_due(Instant::now());
         let what = &self.what;
-        if forbidden && self.is_due(Instant::now()) {
+        if is_due {
             tracing::warn!(%error, "may not watch {what}: give the control plane's service account the rights of its ClusterRole and Role; trying again");
         } else {
             tracing::debug!(%error, "cannot watch {what}; trying again");
