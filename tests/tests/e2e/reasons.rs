@@ -357,6 +357,35 @@ async fn whoever_has_no_identity_is_told_so_where_policy_asks_for_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_asked_for_an_identity_where_policy_lets_nobody_in() {
+    for mode in [Mode::Permissive, Mode::Strict] {
+        let world = World::start(mode).await;
+        world.service("orders", "http");
+        world.yaml(
+            "policy.yaml",
+            "apiVersion: policy.tulle.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: closed}\nspec:\n  targetRefs: [{group: '', \
+             kind: Service, name: orders}]\n  rules: []\n",
+        );
+        let app = App::saying("secret").await;
+        let orders = world.workload("orders").serves("orders", app.address()).start().await;
+        eventually("the policy is in force", async || {
+            let mut wire = Wire::connect(orders.inbound()).await;
+            wire.send(GET).await;
+            let (head, _) = wire.response().await;
+            if (head.status(), head.reason()) == (403, Some("policy_denied")) {
+                return Ok(());
+            }
+            Err(format!("{head:?}"))
+        })
+        .await;
+        let labels = [("verdict", "deny"), ("rule", "default/closed/none"), ("reason", "policy_denied")];
+        orders.counts("tulle_policy_verdicts_total", &labels, 1.0).await;
+        let record = orders.logs(&[("reason", json!("policy_denied"))]).await;
+        assert!(record["detail"].as_str().unwrap().contains("default/closed/none"), "{record}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_connection_to_the_proxys_own_port_is_refused() {
     let world = World::strict().await;
     // Nobody was redirected to it: where the connection was going is the listener itself.

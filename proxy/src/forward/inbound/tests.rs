@@ -11,7 +11,7 @@ use super::*;
 use crate::accept::{Accepted, Destination};
 use crate::forward::tests;
 use crate::limit::{Key, Rate, RateLimit};
-use crate::policy::{Inbound, InboundSpec};
+use crate::policy::{Allow, Inbound, InboundSpec, Unspoken};
 use crate::state::{First, ObjectName};
 use crate::tls;
 
@@ -176,6 +176,34 @@ async fn r16_what_goes_over_a_limit_is_answered_here_and_the_connection_serves_o
             "tulle_rate_limit_requests_total{{limit=\"default/web/all\",outcome=\"{outcome}\"}} {count}\n"
         );
         assert!(counted.contains(&line), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn who_is_refused_is_told_which_networks_are_meant_or_which_rule_lets_nobody_in() {
+    let scene = Scene::new(Protocol::Http).await;
+    let spec = scene.orders.proxy.store.load().inbound.as_ref().unwrap().spec().clone();
+    let unspoken = Unspoken { networks: vec!["192.0.2.0/24".parse().unwrap()], audited: false };
+    let nobody = Allow { name: "default/p/none".into(), ports: Vec::new(), identities: Vec::new() };
+    for (spec, parts) in [
+        (
+            InboundSpec { unspoken, ..spec.clone() },
+            ["127.0.0.1 is in none of the networks", "the Mesh's spec.networks"],
+        ),
+        (
+            InboundSpec { rules: vec![nobody], ..spec },
+            ["the rule default/p/none lets nobody in", "port 80 of"],
+        ),
+    ] {
+        let inbound = Inbound::new(spec, Instant::now());
+        scene.orders.proxy.store.update(|snapshot| snapshot.inbound = Some(Arc::new(inbound)));
+        let mut client = scene.connect().await;
+        client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+        assert!(answer.contains("\r\nx-tulle-error: policy_denied\r\n"), "{answer}");
+        assert!(parts.iter().all(|part| answer.contains(part)), "{answer}");
     }
 }
 
