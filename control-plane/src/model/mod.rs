@@ -8,8 +8,9 @@
 //! # A new workload, in order
 //!
 //! A proxy asks for its own `InboundPolicy` before anybody knows it, since it must be configured before it is ready.
-//! The answer is the mesh's mode, no ports and no rules, with what is told of all workloads of its namespace; and for its `EgressPolicy`, what holds for its whole namespace. In a cluster there is
-//! one rule, which lets nobody in: what the Pod says of who may come, and the policies of its Services, hold as soon as the Pod is known. Rules for it can exist as soon as it registers, so:
+//! The answer is the mesh's mode, no ports and no rules, with what is told of all workloads of its namespace; and for its `EgressPolicy`, what holds for
+//! its whole namespace. In a cluster there is one rule, which lets nobody in, until its Pod is known or it has registered. Rules for it can exist as soon
+//! as it registers, so:
 //! 1. the proxy binds its inbound listeners and does not accept on them; connections wait in the backlog;
 //! 2. it registers; [`Publisher::register`] returns, and `Registered` is sent, only after a snapshot with the
 //!    registration is published. That very snapshot holds its policy, with every rule;
@@ -82,7 +83,7 @@ pub struct Model {
     settings: Settings,
     mesh: Arc<Encoded>,
     mode: v1::MtlsMode,
-    /// Who is no Pod, and has not registered, lets nobody in.
+    /// There are Pods: a workload that nobody knows lets nobody in.
     knows_pods: bool,
     trust_domain: Arc<str>,
     bundles: Table<Arc<Encoded>>,
