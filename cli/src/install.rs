@@ -181,8 +181,9 @@ pub(crate) fn uninstall(arguments: &UninstallArgs) -> Result<ExitCode> {
     if status == ExitCode::SUCCESS {
         let namespace = &arguments.cluster.namespace;
         output::print(&format!(
-            "{} definitions stay, with every policy, and the Secrets tulle-identity and tulle-webhook. To be rid of all:\n  \
-             kubectl delete crd -l app.kubernetes.io/part-of=tulle\n  kubectl delete namespace {namespace}",
+            "{} definitions stay, with every policy, the Secrets tulle-identity and tulle-webhook, and in every namespace of the mesh the ConfigMap \
+             tulle-trust-bundle. To be rid of all:\n  kubectl delete crd -l app.kubernetes.io/part-of=tulle\n  kubectl delete configmap \
+             tulle-trust-bundle -n <each of those namespaces>\n  kubectl delete namespace {namespace}",
             kept.len()
         ))?;
     }
