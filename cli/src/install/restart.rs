@@ -232,22 +232,22 @@ mod tests {
 
     #[test]
     fn who_has_no_proxy_and_should_and_who_loses_it_is_told() {
-        let of = "shop/Deployment/orders";
+        let who = "shop/Deployment/orders";
         assert_eq!(
             told(&bare(), &old()).unwrap(),
-            format!("{of}: gets a proxy: it is asked for, and there is none")
+            format!("{who}: gets a proxy: it is asked for, and there is none")
         );
         let mut host = bare();
         host["spec"]["hostNetwork"] = true.into();
         assert_eq!(
             told(&host, &old()).unwrap(),
-            format!("{of}: stays without the proxy that is asked for (host_network)")
+            format!("{who}: stays without the proxy that is asked for (host_network)")
         );
         let mut out = namespace();
         out.labels.insert(INJECT.to_owned(), "disabled".to_owned());
-        let said = super::of(&injected(&old()), &out, &old()).unwrap();
+        let said = of(&injected(&old()), &out, &old()).unwrap();
         assert_eq!(said.what, "has no proxy any more (disabled_by_namespace)");
-        assert_eq!(super::of(&bare(), &out, &old()), None);
+        assert_eq!(of(&bare(), &out, &old()), None);
     }
 
     #[test]
