@@ -94,7 +94,7 @@ fn of_proxy(pod: &Value, namespace: &Namespace, settings: &Settings) -> Option<S
                 fields.insert(field(&differs.at).to_owned());
             } else if container == PROXY {
                 // In full: what tells two images apart stands at their ends.
-                let of = |value: &Value| value.as_str().unwrap_or("none").to_owned();
+                let of = |value: &Value| drift::plain(value.as_str().unwrap_or("none"));
                 told.push(format!("image {} → {}", of(&differs.live), of(&differs.said)));
             }
         }
