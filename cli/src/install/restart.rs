@@ -100,7 +100,7 @@ fn of_proxy(pod: &Value, namespace: &Namespace, settings: &Settings) -> Option<S
         }
     }
     if before.version != after.version && (!told.is_empty() || !fields.is_empty()) {
-        told.insert(0, format!("version {} → {}", before.version, after.version));
+        told.insert(0, format!("version {} → {}", drift::plain(&before.version), after.version));
     }
     let more = fields.len().saturating_sub(FIELDS);
     if !fields.is_empty() {
