@@ -318,8 +318,7 @@ fn unstructural(schema: &Value, path: &str, wrong: &mut Vec<String>) {
         // Of an object as a whole, rules may look at the name.
         let is_whole = !path.contains('.');
         let missing = named.filter(|name| {
-            !macros.contains(name)
-                && !(is_whole && *name == "metadata")
+            !(macros.contains(name) || is_whole && *name == "metadata")
                 && properties.is_none_or(|fields| !fields.contains_key(*name))
         });
         wrong.extend(missing.map(|name| format!("{path}: a rule is about `{name}`")));
