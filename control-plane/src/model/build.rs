@@ -27,10 +27,8 @@ pub(super) struct Context<'a> {
 /// What tells endpoints apart: the address, and each service port with the port to dial.
 type EndpointKey = (IpAddr, Vec<(u16, u16)>);
 
-/// Why nobody is let in to a workload of a cluster that is no Pod and has not registered: what its Pod says of who may come is not known.
-pub(super) const UNKNOWN_POD: &str = "control-plane:unknown-pod/nobody";
-/// Why nobody is let in to a Pod that is known to have no proxy, or none of the injector's: the mesh calls it in plain text.
-const BARE_POD: &str = "control-plane:pod-without-proxy/nobody";
+/// Why nobody is let in to a workload of a cluster that is no Pod with a proxy, and has not registered: what holds for it is not known.
+pub(super) const NO_POD: &str = "control-plane:no-pod-with-a-proxy/nobody";
 
 /// What a Pod says of the zone that it is in, where no slice does.
 const ZONE: &str = "topology.kubernetes.io/zone";
@@ -356,15 +354,14 @@ impl Context<'_> {
         let default = pod.and_then(|pod| pod.default_inbound);
         let must_prove = default.is_some_and(DefaultInbound::is_authenticated);
         let mode = if must_prove { v1::MtlsMode::Strict } else { self.mode };
-        let rules = match self.closed(name) {
-            Some(why) => vec![nobody(&name.namespace, why)],
-            None => {
-                let mut rules = self.rules(&serving);
-                if default == Some(DefaultInbound::Deny) {
-                    rules.push(nobody(&name.namespace, "annotation:default-inbound-policy/deny"));
-                }
-                rules
+        let rules = if self.is_there(name) {
+            let mut rules = self.rules(&serving);
+            if default == Some(DefaultInbound::Deny) {
+                rules.push(nobody(&name.namespace, "annotation:default-inbound-policy/deny"));
             }
+            rules
+        } else {
+            vec![nobody(&name.namespace, NO_POD)]
         };
         let ports = ports.into_iter().map(|(port, protocol)| {
             let told = self.inbound_telemetry(&serving, port).unwrap_or_default();
@@ -391,16 +388,11 @@ impl Context<'_> {
         encode(ResourceType::InboundPolicy, &message)
     }
 
-    /// Why nobody is let in to a workload, whatever policies say: in a cluster it is a Pod with a proxy, or has registered. That a slice names it
-    /// says nothing of who may come.
-    fn closed(&self, workload: &NamespacedName) -> Option<&'static str> {
+    /// Whether a workload is what it must be in a cluster: a Pod with a proxy, or registered. That a slice names it says nothing of who may come.
+    fn is_there(&self, workload: &NamespacedName) -> bool {
+        let is_meshed = || self.index.pod(workload).is_some_and(|pod| pod.meshed);
         let has_registered = || self.index.registrations_of_workload(workload).next().is_some();
-        match self.index.pod(workload) {
-            Some(pod) if pod.meshed => None,
-            _ if !self.index.knows_pods() || has_registered() => None,
-            Some(_) => Some(BARE_POD),
-            None => Some(UNKNOWN_POD),
-        }
+        !self.index.knows_pods() || is_meshed() || has_registered()
     }
 
     /// From where clients are let in; none: from everywhere.

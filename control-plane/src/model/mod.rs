@@ -341,7 +341,7 @@ impl Model {
     fn unknown_inbound(&self, name: &str) -> Option<Arc<Encoded>> {
         let name = NamespacedName::parse(name)?;
         let said = self.telemetry.get(&name.namespace);
-        let closed = self.knows_pods.then(|| build::nobody(&name.namespace, build::UNKNOWN_POD));
+        let closed = self.knows_pods.then(|| build::nobody(&name.namespace, build::NO_POD));
         let policy = v1::InboundPolicy {
             workload: Some(build::object_name(&name)),
             mode: self.mode.into(),

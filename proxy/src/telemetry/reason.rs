@@ -132,7 +132,7 @@ reasons! {
         "Delete the FaultPolicy when the experiment is over.";
     PolicyDenied "policy_denied" 403 PERMISSION_DENIED
         "policy does not allow this client"
-        "The workload has AuthorizationPolicies for this port, and none of them allows the client's identity; or there are none, and the pod's `config.tulle.dev/default-inbound-policy` lets in others only. Where nobody is let in, whoever it is, the message names the rule; `…/control-plane:unknown-pod/nobody` is in force until the control plane knows the pod, or a machine outside the cluster has registered; `…/control-plane:pod-without-proxy/nobody` where the pod has no proxy of the injector's, or has lost the annotation `tulle.dev/status`: make the pod anew."
+        "The workload has AuthorizationPolicies for this port, and none of them allows the client's identity; or there are none, and the pod's `config.tulle.dev/default-inbound-policy` lets in others only. Where nobody is let in, whoever it is, the message names the rule; `…/control-plane:no-pod-with-a-proxy/nobody` is in force where the control plane knows of no such pod: once the pod is gone; on a machine outside the cluster until it registers; and in a pod whose proxy is not the injector's, or whose annotation `tulle.dev/status` was taken away, until it is made anew."
         "Allow the identity that the access log shows as `source`, if it should be allowed.";
     EgressDenied "egress_denied" 403 PERMISSION_DENIED
         "policy does not allow this destination outside the mesh"
