@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 use tulle_control_plane::inject::same_amount;
+use tulle_control_plane::tap::printable;
 
 /// What is shown of a value, in characters.
 const SHOWN: usize = 60;
@@ -43,18 +44,13 @@ pub(super) fn between(said: &Value, live: &Value) -> Vec<Differs> {
 pub(super) fn shown(value: &Value) -> String {
     let text = match value {
         Value::Null => return "nothing".to_owned(),
-        Value::String(text) => plain(text),
+        Value::String(text) => printable(text),
         other => other.to_string(),
     };
     match text.char_indices().nth(SHOWN) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text,
     }
-}
-
-/// On one line, and without what a terminal would obey.
-pub(super) fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '⏎' } else { c }).collect()
 }
 
 fn compare(at: &str, said: &Value, live: &Value, found: &mut Vec<Differs>) {
@@ -186,7 +182,7 @@ mod tests {
         let mut two = deployment()["spec"]["template"]["spec"]["containers"].clone();
         two.as_array_mut().unwrap().insert(0, json!({"name": "more"}));
         assert_eq!(changed(containers, two), [format!("{at}[more]: nothing / {{\"name\":\"more\"}}")]);
-        assert_eq!(shown(&json!("a\n\u{1b}[0m")), "a⏎⏎[0m");
+        assert_eq!(shown(&json!("a\n\u{1b}[0m")), r"a\u000a\u001b[0m");
         assert_eq!(shown(&json!("é".repeat(100))), format!("{}…", "é".repeat(SHOWN)));
     }
 }

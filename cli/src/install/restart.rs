@@ -10,6 +10,7 @@ use tulle_control_plane::inject::unmeshed::{NOT_INJECTED, unmeshed};
 use tulle_control_plane::inject::{
     Decision, INIT, Namespace, PROXY, Reason, Settings, inject, is_injected, status, uninject,
 };
+use tulle_control_plane::tap::printable;
 
 use super::drift;
 use crate::check::seen::{name, text};
@@ -94,13 +95,13 @@ fn of_proxy(pod: &Value, namespace: &Namespace, settings: &Settings) -> Option<S
                 fields.insert(field(&differs.at).to_owned());
             } else if container == PROXY {
                 // In full: what tells two images apart stands at their ends.
-                let of = |value: &Value| drift::plain(value.as_str().unwrap_or("none"));
+                let of = |value: &Value| printable(value.as_str().unwrap_or("none"));
                 told.push(format!("image {} → {}", of(&differs.live), of(&differs.said)));
             }
         }
     }
     if before.version != after.version && (!told.is_empty() || !fields.is_empty()) {
-        told.insert(0, format!("version {} → {}", drift::plain(&before.version), after.version));
+        told.insert(0, format!("version {} → {}", printable(&before.version), after.version));
     }
     let more = fields.len().saturating_sub(FIELDS);
     if !fields.is_empty() {

@@ -332,17 +332,23 @@ async fn r19_a_reason_is_told_in_the_answer_the_metric_and_the_log_to_http_and_t
     }
 }
 
+/// An application that nobody is to reach, and the workload `orders` before it, behind an AuthorizationPolicy of these rules.
+async fn orders_behind(world: &World, policy: &str, rules: &str) -> (App, Workload) {
+    world.service("orders", "http");
+    let text = format!(
+        "apiVersion: policy.tulle.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{name: {policy}}}\nspec:\n  targetRefs: [{{group: '', \
+         kind: Service, name: orders}}]\n  rules: {rules}\n"
+    );
+    world.yaml("policy.yaml", &text);
+    let app = App::saying("secret").await;
+    let orders = world.workload("orders").serves("orders", app.address()).start().await;
+    (app, orders)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_has_no_identity_is_told_so_where_policy_asks_for_one() {
     let world = World::start(Mode::Permissive).await;
-    world.service("orders", "http");
-    world.yaml(
-        "policy.yaml",
-        "apiVersion: policy.tulle.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: web}\nspec:\n  targetRefs: [{group: '', \
-         kind: Service, name: orders}]\n  rules: [{from: [{identities: [default/web]}]}]\n",
-    );
-    let app = App::saying("secret").await;
-    let orders = world.workload("orders").serves("orders", app.address()).start().await;
+    let (_app, orders) = orders_behind(&world, "web", "[{from: [{identities: [default/web]}]}]").await;
     eventually("the policy is in force", async || {
         let mut wire = Wire::connect(orders.inbound()).await;
         wire.send(GET).await;
@@ -360,14 +366,7 @@ async fn whoever_has_no_identity_is_told_so_where_policy_asks_for_one() {
 async fn nobody_is_asked_for_an_identity_where_policy_lets_nobody_in() {
     for mode in [Mode::Permissive, Mode::Strict] {
         let world = World::start(mode).await;
-        world.service("orders", "http");
-        world.yaml(
-            "policy.yaml",
-            "apiVersion: policy.tulle.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: closed}\nspec:\n  targetRefs: [{group: '', \
-             kind: Service, name: orders}]\n  rules: []\n",
-        );
-        let app = App::saying("secret").await;
-        let orders = world.workload("orders").serves("orders", app.address()).start().await;
+        let (_app, orders) = orders_behind(&world, "closed", "[]").await;
         eventually("the policy is in force", async || {
             let mut wire = Wire::connect(orders.inbound()).await;
             wire.send(GET).await;

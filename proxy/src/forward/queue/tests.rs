@@ -35,6 +35,17 @@ async fn pick(worker: &Worker, target: &Target) -> Picked {
     seated(worker, target, &[], endpoint, key, gate).await
 }
 
+/// A service with one endpoint, which takes one request at a time, and what holds its place.
+async fn taken(
+    worker: &Worker,
+) -> (Arc<ServiceState>, Arc<Gate>, Target, (Arc<Endpoint>, Option<RequestSeat>)) {
+    let limits = Limits { requests_per_endpoint: 1, queue_timeout: LONG, ..Limits::default() };
+    let (state, gate) = service(worker, 1, limits);
+    let target = Target::Service(Arc::clone(&state), 80);
+    let held = pick(worker, &target).await.unwrap();
+    (state, gate, target, held)
+}
+
 #[tokio::test]
 async fn endpoints_with_room_come_before_those_without_and_then_requests_wait_or_are_refused() {
     let worker = tests::lone_worker("web");
@@ -87,10 +98,7 @@ async fn nobody_gets_past_a_limit_to_endpoints_that_are_told_before_their_servic
 #[tokio::test(start_paused = true)]
 async fn who_waits_while_the_service_goes_is_given_no_endpoint_that_is_told_before_the_next() {
     let worker = tests::lone_worker("web");
-    let limits = Limits { requests_per_endpoint: 1, queue_timeout: LONG, ..Limits::default() };
-    let (state, gate) = service(&worker, 1, limits);
-    let target = Target::Service(Arc::clone(&state), 80);
-    let held = pick(&worker, &target).await.unwrap();
+    let (state, gate, target, held) = taken(&worker).await;
     let (got, ()) = tokio::join!(pick(&worker, &target), async {
         one_waits(&gate).await;
         state.set_info(None);
@@ -130,10 +138,7 @@ async fn one_waits(gate: &Gate) {
 #[tokio::test(start_paused = true)]
 async fn who_waits_goes_to_an_endpoint_that_comes_or_is_well_again() {
     let worker = tests::lone_worker("web");
-    let limits = Limits { requests_per_endpoint: 1, queue_timeout: LONG, ..Limits::default() };
-    let (state, gate) = service(&worker, 1, limits);
-    let target = Target::Service(Arc::clone(&state), 80);
-    let held = pick(&worker, &target).await.unwrap();
+    let (state, gate, target, held) = taken(&worker).await;
     let (got, ()) = tokio::join!(pick(&worker, &target), async {
         one_waits(&gate).await;
         now_at(&state, &[1, 2]);
