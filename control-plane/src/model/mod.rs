@@ -28,6 +28,7 @@ mod resilience;
 mod routes;
 mod status;
 mod table;
+mod targets;
 mod wire;
 
 use std::collections::BTreeSet;
