@@ -62,6 +62,11 @@ impl Index {
         Self { knows_pods: true, ..Self::default() }
     }
 
+    /// Whether every Pod that there is is told.
+    pub fn knows_pods(&self) -> bool {
+        self.knows_pods
+    }
+
     /// All Pods.
     pub fn pods(&self) -> impl Iterator<Item = &Pod> {
         self.pods.values().map(|stored| &stored.object)

@@ -189,9 +189,10 @@ fn leads_to(index: &Index, route: &Route, rule: &Rule, service: &NamespacedName,
     if service.namespace != route.name.namespace {
         return false;
     }
-    let is_backend = rule.backends.iter().any(|backend| {
-        backend.is_service && backend.service == *service && backend.port == number
-    });
+    let is_backend = rule
+        .backends
+        .iter()
+        .any(|backend| backend.is_service && backend.service == *service && backend.port == number);
     is_backend
         || route.parents.iter().filter(|parent| parent.service == *service).any(|parent| {
             let service = index.service(&parent.service);
@@ -259,7 +260,9 @@ fn rewritten(one: &Match, modifier: &PathModifier) -> PathMatch {
         PathModifier::Full(path) => PathMatch::Exact(path.clone()),
         PathModifier::Prefix(prefix) => match (prefix.trim_end_matches('/'), &one.path) {
             // That of a whole path, which the Gateway API does not allow.
-            (prefix, Some(PathMatch::Exact(_))) => PathMatch::Exact(format!("/{}", prefix.trim_start_matches('/'))),
+            (prefix, Some(PathMatch::Exact(_))) => {
+                PathMatch::Exact(format!("/{}", prefix.trim_start_matches('/')))
+            }
             ("", _) => PathMatch::Prefix("/".to_owned()),
             (prefix, _) => PathMatch::Prefix(prefix.to_owned()),
         },

@@ -87,8 +87,13 @@ impl Access {
                 // Whose labels cannot be read may be anybody.
                 let is_lost = |one: &AccessTargetRef| {
                     one.selector.is_some()
-                        && read_targets(&name, std::slice::from_ref(one), Attachable::Routes, &mut Notes::default())
-                            .is_empty()
+                        && read_targets(
+                            &name,
+                            std::slice::from_ref(one),
+                            Attachable::Routes,
+                            &mut Notes::default(),
+                        )
+                        .is_empty()
                 };
                 if refs.iter().any(is_lost) {
                     targets.push(AccessTarget::namespace(&name));

@@ -31,15 +31,13 @@ use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 pub use self::access::{Access, AccessSays};
-pub use self::authorization::{
-    Action, Authorization, Condition, Identity, Operation, PathPattern, Rule as PolicyRule, Source, Subject, TextPattern,
-};
+pub use self::authorization::{Authorization, Rule as PolicyRule, Source, Subject};
 pub use self::default_inbound::{DEFAULT_INBOUND_POLICY, DefaultInbound, PRIVATE_NETWORKS};
 pub use self::egress::{Egress, EgressRule};
 pub use self::mesh::{DEFAULT_TRUST_DOMAIN, Mesh};
 pub use self::pod::{INJECT, INJECTED, PROXY_CONTAINER, Pod, PodForm, SKIP_INBOUND_PORTS};
 pub(crate) use self::policy::foreign;
-pub use self::policy::PolicyTarget;
+pub use self::policy::{Identity, PolicyTarget};
 pub use self::resilience::{Limit, Resilience, Says, Target, Telemetry, zones_by_default};
 pub use self::route::{
     Backend, Cors, Effect, Fault, Filter, Grant, GrantTarget, HeaderModifier, Match, Mirror, Parent,

@@ -43,7 +43,12 @@ impl AccessTarget {
     /// All workloads of the policy's namespace.
     pub(super) fn namespace(policy: &NamespacedName) -> Self {
         let name = NamespacedName::new("", policy.namespace.clone());
-        Self { object: ObjectKey { kind: Kind::Namespace, name }, labels: Vec::new(), section: None, index: 0 }
+        Self {
+            object: ObjectKey { kind: Kind::Namespace, name },
+            labels: Vec::new(),
+            section: None,
+            index: 0,
+        }
     }
 
     /// Whether the port or rule of this name is meant.
@@ -161,12 +166,7 @@ fn read_target(
     Some(AccessTarget { object: ObjectKey { kind, name }, labels: Vec::new(), section, index })
 }
 
-fn read_kind(
-    at: &str,
-    written: &AccessTargetRef,
-    attachable: Attachable,
-    notes: &mut Notes,
-) -> Option<Kind> {
+fn read_kind(at: &str, written: &AccessTargetRef, attachable: Attachable, notes: &mut Notes) -> Option<Kind> {
     let with_routes = attachable == Attachable::Routes;
     let (kind, group) = match written.kind.as_str() {
         "Service" => (Kind::Service, ""),
@@ -276,7 +276,10 @@ mod tests {
             "3 Namespace shop  a.b/app=orders tier=x",
         ];
         assert_eq!(shown, expected);
-        assert_eq!(read("[]", Attachable::NoRoutes).0, [AccessTarget::namespace(&NamespacedName::new("shop", "p"))]);
+        assert_eq!(
+            read("[]", Attachable::NoRoutes).0,
+            [AccessTarget::namespace(&NamespacedName::new("shop", "p"))]
+        );
     }
 
     #[test]
