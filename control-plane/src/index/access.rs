@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Index, Stored, linked};
+use crate::kinds::Mtls;
 use crate::object::{Access, AccessTarget, Kind, NamespacedName, ObjectKey};
 
 impl Index {
@@ -84,7 +85,8 @@ impl Index {
 
     /// What clients are told of the workloads that may be treated otherwise: they follow what the workloads do.
     pub(super) fn touch_clients(&mut self) {
-        if self.dirty.all || !self.has_access(Kind::PeerAuthentication) {
+        let is_off = self.mesh().is_some_and(|mesh| mesh.object.mtls == Mtls::Off);
+        if self.dirty.all || !is_off && !self.has_access(Kind::PeerAuthentication) {
             return;
         }
         for workload in self.dirty.workloads.clone() {

@@ -42,7 +42,7 @@ pub struct AccessTargetRef {
     #[schemars(length(max = 63))]
     pub kind: String,
     /// The name, in the policy's own namespace; a workload's is that by which its proxy calls itself. Empty where there is a `selector`.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[serde(default)]
     #[schemars(length(max = 253))]
     pub name: String,
     /// The name of one of the Service's ports, or of one of the route's rules; all of them by default.
