@@ -85,6 +85,18 @@ fn what_rules_cannot_say_allows_nobody_by_them() {
 }
 
 #[test]
+fn a_policy_on_a_service_and_on_a_route_allows_by_rules_at_the_service_alone() {
+    let to_admin = "[{matches: [{path: {value: /x}}], backendRefs: [{name: orders, port: 81}]}]";
+    let spec = format!(
+        "targetRefs: [{{kind: Service, name: orders, sectionName: http}}, {{group: gateway.networking.k8s.io, kind: HTTPRoute, name: r}}], rules: [{{{WEB}}}]"
+    );
+    let told =
+        of(&format!("{}{}", route("default", "r", ", port: 81", to_admin), policy("default", "p", &spec)));
+    assert_eq!(rules(&told), [("default/p/0", &[8080][..], 1), ("default/p/0", &[8081][..], 0)]);
+    assert_eq!(policies(&told), [("default/p", ALLOW, &[8080][..]), ("default/p", ALLOW, &[8081][..])]);
+}
+
+#[test]
 fn where_something_is_denied_older_proxies_let_nobody_in() {
     let allow = policy("default", "a", &format!("{AT_ORDERS}, rules: [{{{WEB}}}]"));
     let deny = |rule: &str| policy("default", "d", &format!("{AT_ORDERS}, action: DENY, rules: [{rule}]"));
