@@ -378,6 +378,23 @@ spec: {selector: {app: a}, ports: [{name: http, port: 80, targetPort: 8080}]}
 }
 
 #[test]
+fn rules_about_requests_on_a_port_that_carries_none_are_told() {
+    let service = "---\napiVersion: v1\nkind: Service\nmetadata: {name: db}\nspec: {ports: [{name: sql, port: 5432, appProtocol: tcp}, {name: web, port: 80, appProtocol: http}]}\n";
+    let told = |section: &str, rule: &str| {
+        let spec =
+            format!("targetRefs: [{{kind: Service, name: db{section}}}], action: DENY, rules: [{rule}]");
+        served(&format!("{service}{}", policy("default", "p", &spec))).1
+    };
+    let found = told(", sectionName: sql", "{to: [{ports: [5432], methods: [GET]}]}");
+    assert!(
+        matches!(&found[..], [one] if one.starts_with("spec.rules[0]: `0` looks at requests")),
+        "{found:?}"
+    );
+    assert_eq!(told("", "{to: [{methods: [GET]}]}"), [""; 0]);
+    assert_eq!(told(", sectionName: sql", "{to: [{ports: [5432]}]}"), [""; 0]);
+}
+
+#[test]
 fn every_target_has_a_condition() {
     let spec = "targetRefs: [{kind: Service, name: orders, sectionName: http}, {kind: Service, name: gone}, {group: policy.tulle.dev, kind: Workload, name: w}, \
                 {group: policy.tulle.dev, kind: Workload, selector: {matchLabels: {app: a, b: c}}}], rules: []";

@@ -82,10 +82,7 @@ fn operations_and_conditions_are_as_the_wire_has_them() {
     );
     let to = &rule.to[0];
     assert_eq!((&to.ports[..], &to.not_ports[..]), (&[80][..], &[81][..]));
-    assert_eq!(
-        to.hosts.iter().map(shown).collect::<Vec<_>>(),
-        ["shop.example.com", "….example.com", "::1"]
-    );
+    assert_eq!(to.hosts.iter().map(shown).collect::<Vec<_>>(), ["shop.example.com", "….example.com", "::1"]);
     assert_eq!((&to.methods[..], &to.not_methods[..]), (&["GET".to_owned()][..], &["PURGE".to_owned()][..]));
     let text = |text: &str| text.to_owned();
     let paths: Vec<Match> = to.paths.iter().map(|path| path.r#match.clone().unwrap()).collect();
