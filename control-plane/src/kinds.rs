@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize};
 
 pub use self::attached::{Duration, GrpcCode, HeaderMatch, MatchType, Present, SectionTargetRef};
 pub use self::authorization::{
-    AuthorizationPolicy, AuthorizationPolicySpec, PolicyAction, PolicyCondition, PolicyMode,
-    PolicyOperation, PolicyRule, PolicySource,
+    AuthorizationPolicy, AuthorizationPolicySpec, PolicyAction, PolicyCondition, PolicyMode, PolicyOperation,
+    PolicyRule, PolicySource,
 };
 pub use self::fault::{Abort, Delay, FaultPolicy, FaultPolicySpec, FaultRule};
 pub use self::peer_authentication::{PeerAuthentication, PeerAuthenticationSpec};

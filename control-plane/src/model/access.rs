@@ -162,7 +162,7 @@ fn opaque(index: &Index, policy: &Access, says: &Authorization, notes: &mut Note
     let ports: Vec<&Port> = services
         .flat_map(|target| {
             let ports = index.service(&target.object.name).into_iter().flat_map(|service| &service.ports);
-            ports.filter(|port| target.is_about(&port.name))
+            ports.filter(move |port| target.is_about(&port.name))
         })
         .collect();
     if ports.is_empty() || !ports.iter().all(|port| matches!(port.protocol, Protocol::Tcp | Protocol::Tls)) {
