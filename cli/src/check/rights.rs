@@ -62,6 +62,7 @@ pub(super) const CONTROL_PLANE: &[Right] = &[
     cluster("watch", POLICY, "egresspolicies"),
     cluster("watch", POLICY, "faultpolicies"),
     cluster("watch", POLICY, "meshes"),
+    cluster("watch", POLICY, "peerauthentications"),
     cluster("watch", POLICY, "ratelimitpolicies"),
     cluster("watch", POLICY, "telemetrypolicies"),
     cluster("watch", POLICY, "trafficpolicies"),

@@ -19,6 +19,7 @@ const FILES: &[(&str, &str)] = files![
     "files/crds/egresspolicies.yaml",
     "files/crds/faultpolicies.yaml",
     "files/crds/meshes.yaml",
+    "files/crds/peerauthentications.yaml",
     "files/crds/ratelimitpolicies.yaml",
     "files/crds/telemetrypolicies.yaml",
     "files/crds/trafficpolicies.yaml",

@@ -49,21 +49,13 @@ impl Index {
         if let Some(Stored { object, .. }) = self.routes.get(key) {
             self.dirty.routes.extend(object.services().cloned());
         }
+        if self.links.access.contains_key(key) {
+            self.touch_route_ends(key);
+        }
     }
 
     pub(super) fn touch_all_routes(&mut self) {
         self.dirty.routes.extend(self.links.routes.keys().cloned());
-    }
-
-    pub(super) fn touch_policy(&mut self, name: &NamespacedName) {
-        let Some(Stored { object, .. }) = self.policies.get(name) else {
-            return;
-        };
-        let services: Vec<NamespacedName> =
-            object.targets.iter().map(|target| target.service.clone()).collect();
-        for service in &services {
-            self.touch_workloads(service);
-        }
     }
 
     pub(super) fn touch_resilience(&mut self, key: &ObjectKey) {
@@ -130,7 +122,7 @@ impl Index {
     }
 
     /// The workloads behind a service.
-    fn touch_workloads(&mut self, service: &NamespacedName) {
+    pub(super) fn touch_workloads(&mut self, service: &NamespacedName) {
         for slice in linked(&self.links.slices, service).filter_map(|name| self.slices.get(name)) {
             self.dirty.workloads.extend(slice.object.workloads().cloned());
         }

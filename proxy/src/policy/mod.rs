@@ -7,10 +7,12 @@
 //! identities were proven by `tls`, ports and original destinations by `accept`. Called by `forward/inbound.rs`, by
 //! `forward/outbound.rs` for a request to its own pod or out of the mesh, and by other programs.
 
+mod claims;
 mod connections;
 mod egress;
 mod inbound;
 
+pub use claims::Claims;
 pub use connections::{Connections, Guard, Open};
 pub use egress::{Action, Egress, EgressRule, EgressSpec, Name, Names, Outside};
 pub use inbound::{Allow, Connection, Denial, Inbound, InboundSpec, PortPolicy, TlsKind, Unspoken, Verdict};

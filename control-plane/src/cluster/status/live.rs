@@ -19,12 +19,13 @@ use crate::source::versions;
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
 /// Every kind of which something is said.
-pub(super) const KINDS: [Kind; 10] = [
+pub(super) const KINDS: [Kind; 11] = [
     Kind::HttpRoute,
     Kind::GrpcRoute,
     Kind::TlsRoute,
     Kind::TcpRoute,
     Kind::AuthorizationPolicy,
+    Kind::PeerAuthentication,
     Kind::EgressPolicy,
     Kind::TrafficPolicy,
     Kind::RateLimitPolicy,

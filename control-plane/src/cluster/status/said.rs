@@ -57,6 +57,7 @@ impl Form {
                 Some(Self { list: "parents", about: "parentRef", refs: "parentRefs", most: 32 })
             }
             Kind::AuthorizationPolicy
+            | Kind::PeerAuthentication
             | Kind::EgressPolicy
             | Kind::TrafficPolicy
             | Kind::RateLimitPolicy

@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 /// An object of each kind that every rule is about, and that all of them take.
-pub(crate) const GOOD: [(&str, &str); 4] = [
+pub(crate) const GOOD: [(&str, &str); 6] = [
     (
         "TrafficPolicy",
         "
@@ -26,6 +26,14 @@ limits: [{by: {header: a}, rate: {requests: 5, per: 1ms}, overrides: [{values: [
     ),
     ("FaultPolicy", "rules: [{delay: {duration: 1ms}, abort: {httpStatus: 503}}]"),
     ("TelemetryPolicy", "accessLog: {format: json}"),
+    (
+        "AuthorizationPolicy",
+        "
+action: ALLOW
+rules: [{from: [{identities: [a/b]}], to: [{methods: [GET]}], when: [{header: a, values: [b]}]}]
+",
+    ),
+    ("PeerAuthentication", "mtls: strict"),
 ];
 
 /// A change of the good object: the kind (none: each), where, what stands there then, and the rules that refuse it.
@@ -53,7 +61,75 @@ const OTHER_RATE: &str = "spec.limits[].overrides[].rate: at most one request ea
 const FAULT: &str = "spec.rules[]: at least one of delay and abort";
 const ABORT: &str = "spec.rules[].abort: exactly one of httpStatus and grpcStatus";
 
+const NAMED: &str = "spec.targetRefs[]: a name; of a Workload, a name or a selector";
+const NO_ROUTES: &str = "spec.targetRefs: a Service or a Workload: who a client is shows before what it asks";
+const EVERYBODY: &str =
+    "spec: a rule that allows says who, what or when; everybody is from: [{networks: [0.0.0.0/0, '::/0']}]";
+const SOURCE: &str = "spec.rules[].from[]: a source says who";
+const OPERATION: &str = "spec.rules[].to[]: an operation says what";
+const CONDITION: &str = "spec.rules[].when[]: exactly one of header, claim and claimPath";
+
 pub(crate) const CASES: &[Case] = &[
+    ("AuthorizationPolicy", "/spec/targetRefs", "[]", &[]),
+    ("AuthorizationPolicy", "/spec/targetRefs/0/group", r#""apps""#, &[ANY_TARGET]),
+    ("AuthorizationPolicy", "/spec/targetRefs/0/name", r#""""#, &[NAMED]),
+    (
+        "AuthorizationPolicy",
+        "/spec/targetRefs/0",
+        r#"{"group": "policy.tulle.dev", "kind": "Workload", "selector": {"matchLabels": {"app": "a"}}}"#,
+        &[],
+    ),
+    (
+        "AuthorizationPolicy",
+        "/spec/targetRefs/0",
+        r#"{"group": "policy.tulle.dev", "kind": "Workload", "name": "a", "selector": {"matchLabels": {"app": "a"}}}"#,
+        &[NAMED],
+    ),
+    (
+        "AuthorizationPolicy",
+        "/spec/targetRefs/0",
+        r#"{"kind": "Service", "name": "a", "selector": {"matchLabels": {"app": "a"}}}"#,
+        &[NAMED],
+    ),
+    (
+        "AuthorizationPolicy",
+        "/spec/targetRefs/0",
+        r#"{"group": "policy.tulle.dev", "kind": "Workload", "name": "a", "sectionName": "b"}"#,
+        &[WHOLE],
+    ),
+    (
+        "AuthorizationPolicy",
+        "/spec/targetRefs/0",
+        r#"{"group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "name": "a", "sectionName": "b"}"#,
+        &[],
+    ),
+    ("AuthorizationPolicy", "/spec/rules", "[]", &[]),
+    ("AuthorizationPolicy", "/spec/rules/0", "{}", &[EVERYBODY]),
+    ("AuthorizationPolicy", "/spec/rules/0", r#"{"when": []}"#, &[EVERYBODY]),
+    ("AuthorizationPolicy", "/spec/rules/0", r#"{"when": [{"header": "a"}]}"#, &[]),
+    ("AuthorizationPolicy", "/spec/rules/0", r#"{"to": [{"notPaths": ["/a"]}]}"#, &[]),
+    ("AuthorizationPolicy", "/spec/rules/0/from/0", "{}", &[SOURCE]),
+    ("AuthorizationPolicy", "/spec/rules/0/from/0", r#"{"notNetworks": ["10.0.0.1"]}"#, &[]),
+    ("AuthorizationPolicy", "/spec/rules/0/to/0", "{}", &[OPERATION]),
+    ("AuthorizationPolicy", "/spec/rules/0/to/0", r#"{"notPorts": [1]}"#, &[]),
+    ("AuthorizationPolicy", "/spec/rules/0/when/0", r#"{"header": "a", "claim": "b"}"#, &[CONDITION]),
+    ("AuthorizationPolicy", "/spec/rules/0/when/0", r#"{"values": ["b"]}"#, &[CONDITION]),
+    ("AuthorizationPolicy", "/spec/rules/0/when/0", r#"{"claimPath": ["a.b", "c"]}"#, &[]),
+    ("PeerAuthentication", "/spec/targetRefs", "[]", &[]),
+    ("PeerAuthentication", "/spec/targetRefs/0/group", r#""apps""#, &[ANY_TARGET]),
+    ("PeerAuthentication", "/spec/targetRefs/0/name", r#""""#, &[NAMED]),
+    (
+        "PeerAuthentication",
+        "/spec/targetRefs/0",
+        r#"{"group": "policy.tulle.dev", "kind": "Workload", "name": "a", "sectionName": "b"}"#,
+        &[WHOLE],
+    ),
+    (
+        "PeerAuthentication",
+        "/spec/targetRefs/0",
+        r#"{"group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "name": "a"}"#,
+        &[NO_ROUTES],
+    ),
     (
         "",
         "/spec/targetRefs",
@@ -253,7 +329,7 @@ pub(crate) const CASES: &[Case] = &[
 ];
 
 /// Objects in which every field with bounds is written somewhere.
-pub(crate) const SPECIMENS: [(&str, &str); 6] = [
+pub(crate) const SPECIMENS: [(&str, &str); 7] = [
     (
         "TrafficPolicy",
         "
@@ -285,6 +361,7 @@ retryBudget: {percent: 5, minimumRetryRate: {count: 5}}
     ("FaultPolicy", "rules: [{delay: {duration: 1s, percent: 5}, abort: {httpStatus: 500, percent: 5}}]"),
     ("FaultPolicy", "rules: [{delay: {duration: 1s}}]"),
     ("Mesh", "tracing: {collector: 'http://a:4317', sampling: {percent: 5}}\naccessLog: {samplePercent: 5}"),
+    ("AuthorizationPolicy", "rules: [{from: [{networks: [10.0.0.1]}], toPorts: [5], to: [{ports: [5], notPorts: [5]}]}]"),
     ("TelemetryPolicy", "accessLog: {format: json, statuses: [5xx], samplePercent: 5}\ntracing: {sampling: {percent: 5}}"),
 ];
 
