@@ -58,6 +58,7 @@ impl Index {
         };
         // How workloads are dialled follows from it, whoever their clients are.
         self.dirty.all |= object.kind == Kind::PeerAuthentication;
+        let authorizer = object.external().and_then(|says| says.service.clone());
         let targets: Vec<ObjectKey> = object.targets.iter().map(|target| target.object.clone()).collect();
         for target in targets {
             match target.kind {
@@ -70,6 +71,10 @@ impl Index {
                 }
                 _ => self.touch_route_ends(&target),
             }
+        }
+        // About being asked itself, nobody asks.
+        if let Some(service) = authorizer {
+            self.touch_workloads(&service);
         }
     }
 

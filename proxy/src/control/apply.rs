@@ -283,7 +283,8 @@ impl Applier {
                     return Ok(());
                 }
                 // Known when the first request comes that they are asked about.
-                let authorizers: Vec<_> = spec.external.iter().map(|one| one.service.clone()).collect();
+                let authorizers = spec.external.iter().filter(|one| one.invalid.is_none());
+                let authorizers: Vec<_> = authorizers.map(|one| one.service.clone()).collect();
                 for service in authorizers {
                     wanted.extend(self.want(&Want::Service(service)));
                 }

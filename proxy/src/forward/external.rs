@@ -197,6 +197,9 @@ async fn decide(
     {
         return decided(external, &decision, true);
     }
+    if let Some(why) = &spec.invalid {
+        return unanswered(worker, external, CheckResult::Failed, why);
+    }
     let asked = Instant::now();
     let answered = {
         let called = Box::pin(call::check(asker, spec, &question.message, request.headers()));
@@ -222,12 +225,17 @@ async fn decide(
                 Trouble::Late => (CheckResult::TimedOut, format!("no answer within {:?}", spec.timeout)),
                 Trouble::Other(why) => (CheckResult::Failed, why),
             };
-            let fault = unavailable(external, &why);
-            worker.external.complain(&spec.name, &fault.detail, worker.proxy.now());
-            let outcome = if spec.failure_allows { Ok(None) } else { Err(fault) };
-            Asked { result, cached: false, outcome }
+            unanswered(worker, external, result, &why)
         }
     }
+}
+
+/// What comes of a question to which there is no answer.
+fn unanswered(worker: &Worker, external: &External, result: CheckResult, why: &str) -> Asked {
+    let (fault, spec) = (unavailable(external, why), external.spec());
+    worker.external.complain(&spec.name, &fault.detail, worker.proxy.now());
+    let outcome = if spec.failure_allows { Ok(None) } else { Err(fault) };
+    Asked { result, cached: false, outcome }
 }
 
 fn decided(external: &External, decision: &Decision, cached: bool) -> Asked {
@@ -246,7 +254,10 @@ fn decided(external: &External, decision: &Decision, cached: bool) -> Asked {
 
 fn unavailable(external: &External, why: &str) -> Fault {
     let spec = external.spec();
-    let detail = format!("{}: {}:{}: {why}", spec.name, spec.service, spec.service_port);
+    let detail = match spec.invalid {
+        Some(_) => format!("{}: {why}", spec.name),
+        None => format!("{}: {}:{}: {why}", spec.name, spec.service, spec.service_port),
+    };
     Fault::unsent(Reason::AuthorizerUnavailable, detail)
 }
 

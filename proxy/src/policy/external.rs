@@ -28,6 +28,8 @@ pub struct ExternalSpec {
     pub routes: Vec<ScopeSpec>,
     pub service: ObjectName,
     pub service_port: u16,
+    /// Why nobody can be asked.
+    pub invalid: Option<Box<str>>,
     /// Within which it must have answered, connecting included.
     pub timeout: Duration,
     /// No answer lets in.
@@ -145,10 +147,16 @@ impl Externals {
         self.generation
     }
 
-    /// Those that are asked about a request to `port`, in the order in which they are.
+    /// Those that are asked about a request to `port`, in the order in which they are: a policy once, however often it speaks of it.
     pub fn about(&self, port: u16, asked: &Asked<'_>) -> About {
-        let about = |one: &&Arc<External>| one.is_about_port(port) && one.scope.describes(asked);
-        self.all.iter().filter(about).cloned().collect()
+        let mut about = About::new();
+        for one in self.all.iter().filter(|one| one.is_about_port(port)) {
+            let is_new = about.iter().all(|known: &Arc<External>| known.spec.name != one.spec.name);
+            if is_new && one.scope.describes(asked) {
+                about.push(Arc::clone(one));
+            }
+        }
+        about
     }
 
     /// One without whose answer no request to `port` is let in, as far as it is about it.
@@ -168,6 +176,7 @@ pub(crate) fn example(name: &str) -> ExternalSpec {
         routes: Vec::new(),
         service: ObjectName::new("shop", "opa"),
         service_port: 9191,
+        invalid: None,
         timeout: Duration::from_secs(1),
         failure_allows: false,
         headers: Vec::new(),
@@ -201,6 +210,7 @@ mod tests {
             ExternalSpec { ports: vec![80], ..example("shop/port") },
             ExternalSpec { not_ports: vec![9191], ..example("shop/not") },
             ExternalSpec { routes: vec![admin], ..example("shop/admin") },
+            ExternalSpec { ports: vec![81], ..example("shop/admin") },
         ];
         let externals = Externals::new(&specs, None).unwrap();
         let headers = HeaderMap::new();

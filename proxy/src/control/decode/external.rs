@@ -1,7 +1,5 @@
 //! `ExternalAuthorization`: who else is asked about requests.
 
-use std::collections::HashSet;
-use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderName;
@@ -10,26 +8,30 @@ use tulle_api::v1;
 use super::rule::{Patterns, header_name, matches};
 use super::{Result, duration, each, fault, hostname, object, port};
 use crate::policy::{ExternalSpec, NameMatch, ScopeSpec};
+use crate::state::ObjectName;
 
 /// How long an answer may take where nothing is said.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Those at `at`.
 pub(super) fn external(messages: Vec<v1::ExternalAuthorization>, at: &str) -> Result<Vec<ExternalSpec>> {
-    let (mut patterns, mut names) = (Patterns::default(), HashSet::new());
-    each(messages, at, |message, at| {
-        let one = one(message, &mut patterns, at)?;
-        if !names.insert(Arc::clone(&one.name)) {
-            return Err(fault(format!("{at}.name"), format!("{:?} is there twice", one.name)));
-        }
-        Ok(one)
-    })
+    let mut patterns = Patterns::default();
+    each(messages, at, |message, at| one(message, &mut patterns, at))
 }
 
 fn one(message: v1::ExternalAuthorization, patterns: &mut Patterns, at: &str) -> Result<ExternalSpec> {
     if message.name.is_empty() {
         return Err(fault(format!("{at}.name"), "is missing"));
     }
+    let invalid: Option<Box<str>> = (!message.invalid.is_empty()).then(|| message.invalid.into());
+    let (service, service_port) = match &invalid {
+        // What does not resolve need not be named.
+        Some(_) => (ObjectName::new("-", "-"), 0),
+        None => {
+            let service = object(message.service, &format!("{at}.service"))?;
+            (service, port(message.service_port, &format!("{at}.service_port"))?)
+        }
+    };
     Ok(ExternalSpec {
         name: message.name.into(),
         ports: each(message.ports, &format!("{at}.ports"), port)?,
@@ -40,8 +42,9 @@ fn one(message: v1::ExternalAuthorization, patterns: &mut Patterns, at: &str) ->
                 matches: matches(scope.matches, patterns, &format!("{at}.matches"))?,
             })
         })?,
-        service: object(message.service, &format!("{at}.service"))?,
-        service_port: port(message.service_port, &format!("{at}.service_port"))?,
+        service,
+        service_port,
+        invalid,
         timeout: duration(message.timeout, &format!("{at}.timeout"))?.unwrap_or(TIMEOUT),
         failure_allows: message.failure_allows,
         headers: each(message.headers, &format!("{at}.headers"), name)?,
@@ -99,6 +102,7 @@ mod tests {
             cache_headers: vec!["authorization".to_owned()],
             dry_run: true,
             allowed_headers: vec!["cookie".to_owned()],
+            invalid: String::new(),
         }
     }
 
@@ -142,7 +146,8 @@ mod tests {
         ] {
             assert_eq!(of(change), format!("external[0].{field}"));
         }
-        let twice = external(vec![message(), message()], "external").unwrap_err();
-        assert_eq!(twice.field, "external[1].name");
+        let invalid = v1::ExternalAuthorization { invalid: "why".to_owned(), service: None, ..message() };
+        let read = external(vec![invalid], "external").unwrap().remove(0);
+        assert_eq!(read.invalid.as_deref(), Some("why"));
     }
 }
