@@ -78,6 +78,18 @@ impl Index {
         }
     }
 
+    /// A Service may have begun or ceased to be one that can be asked about requests.
+    pub(super) fn touch_asking(&mut self, service: &NamespacedName) {
+        if !self.has_access(Kind::ExternalAuthorization) {
+            return;
+        }
+        let policies = self.access.values().map(|stored| &stored.object);
+        let asking = policies
+            .filter(|policy| policy.external().is_some_and(|says| says.service.as_ref() == Some(service)));
+        let asking: Vec<ObjectKey> = asking.map(Access::key).collect();
+        asking.iter().for_each(|key| self.touch_access(key));
+    }
+
     /// The workloads to which a route leads.
     pub(super) fn touch_route_ends(&mut self, key: &ObjectKey) {
         let route = self.routes.get(key).map(|stored| &stored.object);

@@ -35,6 +35,7 @@ impl Index {
         for route in routes.filter_map(|route| self.routes.get(route)) {
             dirty.routes.extend(route.object.services().cloned());
         }
+        self.touch_asking(name);
     }
 
     pub(super) fn touch_slice(&mut self, name: &NamespacedName) {
