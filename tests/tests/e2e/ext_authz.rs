@@ -41,7 +41,7 @@ struct Scene {
 }
 
 fn option(key: &str, value: &str) -> HeaderValueOption {
-    let header = HeaderValue { key: key.to_owned(), value: value.to_owned(), raw_value: Default::default() };
+    let header = HeaderValue { key: key.to_owned(), value: value.to_owned(), ..HeaderValue::default() };
     HeaderValueOption { header: Some(header), append: None, append_action: 0 }
 }
 
