@@ -1,6 +1,7 @@
 //! The protobufs that Tulle's halves speak, generated at build time without `protoc`.
 //!
 //! - [`discovery`]: the delta ADS envelope, byte for byte that of xDS v3.
+//! - [`ext_authz`]: the question whether a request is let in, byte for byte that of Envoy's external authorization.
 //! - [`v1`]: our resources, and what proxies report.
 //! - [`ca`]: Istio's certificate service.
 //!
@@ -12,6 +13,11 @@
 mod generated {
     pub mod envoy {
         pub mod service {
+            pub mod auth {
+                pub mod v3 {
+                    tonic::include_proto!("envoy.service.auth.v3");
+                }
+            }
             pub mod discovery {
                 pub mod v3 {
                     tonic::include_proto!("envoy.service.discovery.v3");
@@ -49,6 +55,7 @@ pub use access_log::{
 };
 pub use digest::Digest;
 pub use failure::request_failed;
+pub use generated::envoy::service::auth::v3 as ext_authz;
 pub use generated::envoy::service::discovery::v3 as discovery;
 pub use generated::istio::v1::auth as ca;
 pub use generated::tulle::v1;

@@ -5,6 +5,7 @@
 
 mod attached;
 mod authorization;
+mod external_authorization;
 mod fault;
 mod peer_authentication;
 mod rate_limit;
@@ -22,6 +23,9 @@ pub use self::attached::{Duration, GrpcCode, HeaderMatch, MatchType, Present, Se
 pub use self::authorization::{
     AuthorizationPolicy, AuthorizationPolicySpec, PolicyAction, PolicyCondition, PolicyMode, PolicyOperation,
     PolicyRule, PolicySource,
+};
+pub use self::external_authorization::{
+    AnswerCache, AuthorizerRef, ExternalAuthorization, ExternalAuthorizationSpec, FailureMode, ToldBody,
 };
 pub use self::fault::{Abort, Delay, FaultPolicy, FaultPolicySpec, FaultRule};
 pub use self::peer_authentication::{PeerAuthentication, PeerAuthenticationSpec};
@@ -216,11 +220,12 @@ pub struct EgressRule {
 }
 
 /// Every kind that is ours, as a custom resource definition.
-pub fn definitions() -> [CustomResourceDefinition; 8] {
+pub fn definitions() -> [CustomResourceDefinition; 9] {
     [
         Mesh::crd(),
         AuthorizationPolicy::crd(),
         PeerAuthentication::crd(),
+        ExternalAuthorization::crd(),
         EgressPolicy::crd(),
         TrafficPolicy::crd(),
         RateLimitPolicy::crd(),

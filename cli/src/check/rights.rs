@@ -60,6 +60,7 @@ pub(super) const CONTROL_PLANE: &[Right] = &[
     cluster("watch", GATEWAY, "tlsroutes"),
     cluster("watch", POLICY, "authorizationpolicies"),
     cluster("watch", POLICY, "egresspolicies"),
+    cluster("watch", POLICY, "externalauthorizations"),
     cluster("watch", POLICY, "faultpolicies"),
     cluster("watch", POLICY, "meshes"),
     cluster("watch", POLICY, "peerauthentications"),

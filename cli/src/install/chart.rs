@@ -17,6 +17,7 @@ const FILES: &[(&str, &str)] = files![
     "Chart.yaml",
     "files/crds/authorizationpolicies.yaml",
     "files/crds/egresspolicies.yaml",
+    "files/crds/externalauthorizations.yaml",
     "files/crds/faultpolicies.yaml",
     "files/crds/meshes.yaml",
     "files/crds/peerauthentications.yaml",

@@ -58,6 +58,7 @@ impl Index {
         };
         // How workloads are dialled follows from it, whoever their clients are.
         self.dirty.all |= object.kind == Kind::PeerAuthentication;
+        let authorizer = object.external().and_then(|says| says.service.clone());
         let targets: Vec<ObjectKey> = object.targets.iter().map(|target| target.object.clone()).collect();
         for target in targets {
             match target.kind {
@@ -71,6 +72,22 @@ impl Index {
                 _ => self.touch_route_ends(&target),
             }
         }
+        // About being asked itself, nobody asks.
+        if let Some(service) = authorizer {
+            self.touch_workloads(&service);
+        }
+    }
+
+    /// A Service may have begun or ceased to be one that can be asked about requests.
+    pub(super) fn touch_asking(&mut self, service: &NamespacedName) {
+        if !self.has_access(Kind::ExternalAuthorization) {
+            return;
+        }
+        let policies = self.access.values().map(|stored| &stored.object);
+        let asking = policies
+            .filter(|policy| policy.external().is_some_and(|says| says.service.as_ref() == Some(service)));
+        let asking: Vec<ObjectKey> = asking.map(Access::key).collect();
+        asking.iter().for_each(|key| self.touch_access(key));
     }
 
     /// The workloads to which a route leads.

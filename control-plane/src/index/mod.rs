@@ -204,7 +204,7 @@ impl Index {
             }
             Object::ReferenceGrant(object) => {
                 self.grants.insert(object.name.clone(), Stored { object, origin });
-                self.touch_all_routes();
+                self.touch_granted();
             }
             Object::Access(object) => {
                 let key = object.key();
@@ -288,10 +288,10 @@ impl Index {
             }
             Kind::ReferenceGrant => {
                 if self.grants.remove(name).is_some() {
-                    self.touch_all_routes();
+                    self.touch_granted();
                 }
             }
-            Kind::AuthorizationPolicy | Kind::PeerAuthentication => {
+            Kind::AuthorizationPolicy | Kind::PeerAuthentication | Kind::ExternalAuthorization => {
                 self.touch_access(key);
                 if let Some(Stored { object, .. }) = self.access.remove(key) {
                     let targets = object.targets.iter().map(|target| &target.object);
@@ -419,7 +419,7 @@ impl Index {
                 self.routes.keys().filter(|key| key.kind == kind).count()
             }
             Kind::ReferenceGrant => self.grants.len(),
-            Kind::AuthorizationPolicy | Kind::PeerAuthentication => {
+            Kind::AuthorizationPolicy | Kind::PeerAuthentication | Kind::ExternalAuthorization => {
                 self.access.keys().filter(|key| key.kind == kind).count()
             }
             Kind::EgressPolicy => self.egress.len(),
@@ -441,7 +441,9 @@ impl Index {
                 self.routes.contains_key(key)
             }
             Kind::ReferenceGrant => self.grants.contains_key(&key.name),
-            Kind::AuthorizationPolicy | Kind::PeerAuthentication => self.access.contains_key(key),
+            Kind::AuthorizationPolicy | Kind::PeerAuthentication | Kind::ExternalAuthorization => {
+                self.access.contains_key(key)
+            }
             Kind::EgressPolicy => self.egress.contains_key(&key.name),
             Kind::TrafficPolicy | Kind::RateLimitPolicy | Kind::FaultPolicy | Kind::TelemetryPolicy => {
                 self.resilience.contains_key(key)
@@ -645,8 +647,9 @@ impl Index {
         named.chain(meshed).chain(self.links.registrations_of_workload.keys()).cloned().collect()
     }
 
-    /// Whether a route of this kind in `namespace` may send requests to a service of another namespace.
-    pub fn is_granted(&self, kind: RouteKind, namespace: &str, service: &NamespacedName) -> bool {
+    /// Whether a route of this kind in `namespace` may send requests to a service of another namespace, or a policy have it asked.
+    pub fn is_granted(&self, kind: impl Into<Kind>, namespace: &str, service: &NamespacedName) -> bool {
+        let kind = kind.into();
         let mut grants = self.grants.values();
         grants.any(|grant| grant.object.allows(kind, namespace, service))
     }

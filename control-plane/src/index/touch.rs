@@ -35,6 +35,7 @@ impl Index {
         for route in routes.filter_map(|route| self.routes.get(route)) {
             dirty.routes.extend(route.object.services().cloned());
         }
+        self.touch_asking(name);
     }
 
     pub(super) fn touch_slice(&mut self, name: &NamespacedName) {
@@ -54,8 +55,11 @@ impl Index {
         }
     }
 
-    pub(super) fn touch_all_routes(&mut self) {
+    /// A ReferenceGrant has come or gone.
+    pub(super) fn touch_granted(&mut self) {
         self.dirty.routes.extend(self.links.routes.keys().cloned());
+        // Who may be asked about requests, and about what nobody is asked then.
+        self.dirty.all |= self.has_access(Kind::ExternalAuthorization);
     }
 
     pub(super) fn touch_resilience(&mut self, key: &ObjectKey) {

@@ -140,6 +140,7 @@ fn the_reference_names_every_field() {
         "TelemetryPolicy",
         "AuthorizationPolicy",
         "PeerAuthentication",
+        "ExternalAuthorization",
     ] {
         assert!(page.contains(&format!("<!-- end of {kind} -->")), "{kind}");
     }

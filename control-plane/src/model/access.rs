@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 
 use tulle_api::v1;
 
+use super::external;
 use super::modes;
 use super::policies::{AncestorRef, AncestorStatus, PolicyStatus};
 use super::status::Condition;
@@ -120,6 +121,9 @@ pub(super) fn findings(index: &Index, policy: &Access, trust_domain: &str) -> No
     }
     if policy.mtls().is_some() {
         modes::disagreements(index, policy, &mut notes);
+    }
+    if let Some(says) = policy.external() {
+        external::findings(index, policy, says, &mut notes);
     }
     notes
 }
@@ -263,6 +267,9 @@ impl Partly {
 
 /// What holds where a policy's requests cannot be told from others.
 fn instead(policy: &Access) -> &'static str {
+    if policy.external().is_some() {
+        return "the authorizer is asked about the others, too";
+    }
     match policy.authorization().map(|says| (says.action, says.dry_run)) {
         Some((v1::AccessAction::Allow, false)) => "nobody is allowed by the policy there",
         Some((v1::AccessAction::Deny, false)) => "the others are denied, too",
@@ -288,7 +295,12 @@ fn conditions(index: &Index, policy: &Access, target: &AccessTarget) -> Vec<Cond
                 reason: "PartiallyProgrammed",
                 message: messages.join("; "),
             });
-            std::iter::once(accepted()).chain(partly).collect()
+            let unasked = policy.external().and_then(|says| {
+                let (_, message, _) = external::unresolved(index, policy, says)?;
+                let message = format!("{message}: {}", external::meanwhile(says));
+                Some(Condition { condition: "Programmed", status: "False", reason: "Invalid", message })
+            });
+            std::iter::once(accepted()).chain(unasked.or(partly)).collect()
         }
     }
 }

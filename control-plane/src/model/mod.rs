@@ -22,6 +22,7 @@ mod access;
 mod authorization;
 mod build;
 mod egress;
+mod external;
 mod findings;
 mod history;
 mod inbound;

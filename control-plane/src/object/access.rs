@@ -6,6 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use tulle_api::v1;
 
 use super::authorization::Authorization;
+use super::external::External;
 use super::route::created;
 use super::target::{AccessTarget, Attachable, read_targets};
 use super::{Kind, NamespacedName, ObjectKey};
@@ -36,6 +37,8 @@ pub enum AccessSays {
     Authorization(Box<Authorization>),
     /// A PeerAuthentication: whether clients must prove who they are.
     Mtls(v1::MtlsMode),
+    /// An ExternalAuthorization: who else is asked.
+    External(Box<External>),
 }
 
 // === impl Access ===
@@ -53,6 +56,14 @@ impl Access {
         let refs = &object.spec.target_refs;
         let says = |_: &NamespacedName, _: &mut Notes| AccessSays::Mtls(mode(object.spec.mtls));
         Self::read(Kind::PeerAuthentication, &object.metadata, refs, Attachable::NoRoutes, says, notes)
+    }
+
+    pub(super) fn read_external(object: &kinds::ExternalAuthorization, notes: &mut Notes) -> Self {
+        let refs = &object.spec.target_refs;
+        let says = |name: &NamespacedName, notes: &mut Notes| {
+            AccessSays::External(Box::new(External::read(name, &object.spec, notes)))
+        };
+        Self::read(Kind::ExternalAuthorization, &object.metadata, refs, Attachable::Routes, says, notes)
     }
 
     fn read(
@@ -118,7 +129,7 @@ impl Access {
     pub fn authorization(&self) -> Option<&Authorization> {
         match &self.says {
             AccessSays::Authorization(says) => Some(says),
-            AccessSays::Mtls(_) => None,
+            AccessSays::Mtls(_) | AccessSays::External(_) => None,
         }
     }
 
@@ -126,7 +137,15 @@ impl Access {
     pub fn mtls(&self) -> Option<v1::MtlsMode> {
         match self.says {
             AccessSays::Mtls(mode) => Some(mode),
-            AccessSays::Authorization(_) => None,
+            AccessSays::Authorization(_) | AccessSays::External(_) => None,
+        }
+    }
+
+    /// What it says, of an ExternalAuthorization.
+    pub fn external(&self) -> Option<&External> {
+        match &self.says {
+            AccessSays::External(says) => Some(says),
+            AccessSays::Authorization(_) | AccessSays::Mtls(_) => None,
         }
     }
 }

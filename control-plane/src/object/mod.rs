@@ -8,6 +8,7 @@ mod access;
 mod authorization;
 mod default_inbound;
 mod egress;
+mod external;
 mod mesh;
 mod pod;
 mod policy;
@@ -34,6 +35,7 @@ pub use self::access::{Access, AccessSays};
 pub use self::authorization::{Authorization, Rule as PolicyRule, Source, Subject};
 pub use self::default_inbound::{DEFAULT_INBOUND_POLICY, DefaultInbound, PRIVATE_NETWORKS};
 pub use self::egress::{Egress, EgressRule};
+pub use self::external::External;
 pub use self::mesh::{DEFAULT_TRUST_DOMAIN, Mesh};
 pub use self::pod::{INJECT, INJECTED, PROXY_CONTAINER, Pod, PodForm, SKIP_INBOUND_PORTS};
 pub(crate) use self::policy::foreign;
@@ -84,6 +86,8 @@ pub enum Kind {
     AuthorizationPolicy,
     /// `policy.tulle.dev/v1alpha1` PeerAuthentication.
     PeerAuthentication,
+    /// `policy.tulle.dev/v1alpha1` ExternalAuthorization.
+    ExternalAuthorization,
     /// `policy.tulle.dev/v1alpha1` EgressPolicy.
     EgressPolicy,
     /// `policy.tulle.dev/v1alpha1` TrafficPolicy.
@@ -124,7 +128,7 @@ pub enum Object {
     Route(Route),
     /// A ReferenceGrant.
     ReferenceGrant(Grant),
-    /// An AuthorizationPolicy or a PeerAuthentication.
+    /// An AuthorizationPolicy, a PeerAuthentication or an ExternalAuthorization.
     Access(Access),
     /// An EgressPolicy.
     EgressPolicy(Egress),
@@ -171,7 +175,7 @@ impl fmt::Display for NamespacedName {
 
 impl Kind {
     /// Every kind that is read.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Service,
         Self::EndpointSlice,
         Self::HttpRoute,
@@ -181,6 +185,7 @@ impl Kind {
         Self::ReferenceGrant,
         Self::AuthorizationPolicy,
         Self::PeerAuthentication,
+        Self::ExternalAuthorization,
         Self::EgressPolicy,
         Self::TrafficPolicy,
         Self::RateLimitPolicy,
@@ -202,6 +207,7 @@ impl Kind {
             Self::ReferenceGrant => "ReferenceGrant",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::PeerAuthentication => "PeerAuthentication",
+            Self::ExternalAuthorization => "ExternalAuthorization",
             Self::EgressPolicy => "EgressPolicy",
             Self::TrafficPolicy => "TrafficPolicy",
             Self::RateLimitPolicy => "RateLimitPolicy",
@@ -298,6 +304,12 @@ impl Object {
     /// Reads a PeerAuthentication; none if it is refused.
     pub fn peer_authentication(object: &kinds::PeerAuthentication, notes: &mut Notes) -> Option<Self> {
         let read = Access::read_peers(object, notes);
+        finish(Self::Access(read), &object.metadata, notes)
+    }
+
+    /// Reads an ExternalAuthorization; none if it is refused.
+    pub fn external_authorization(object: &kinds::ExternalAuthorization, notes: &mut Notes) -> Option<Self> {
+        let read = Access::read_external(object, notes);
         finish(Self::Access(read), &object.metadata, notes)
     }
 

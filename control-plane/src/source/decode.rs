@@ -12,12 +12,12 @@ use super::strict;
 use super::yaml::{self, Broken, Chunk, Document};
 use crate::finding::{Finding, Mark, Note, Notes, Origin, Severity, push_index, push_key};
 use crate::kinds::{
-    AccessTargetRef, AuthorizationPolicy, EgressPolicy, FaultPolicy, Mesh, PeerAuthentication,
-    PolicyTargetRef, RateLimitPolicy, TelemetryPolicy, TrafficPolicy,
+    AccessTargetRef, AuthorizationPolicy, EgressPolicy, ExternalAuthorization, FaultPolicy, Mesh,
+    PeerAuthentication, PolicyTargetRef, RateLimitPolicy, TelemetryPolicy, TrafficPolicy,
 };
 use crate::object::{
-    Access, AccessSays, Authorization, DEFAULT_NAMESPACE, Egress, Kind, NamespacedName, Object, ObjectKey,
-    PodForm, foreign, is_label, is_subdomain,
+    Access, AccessSays, Authorization, DEFAULT_NAMESPACE, Egress, External, Kind, NamespacedName, Object,
+    ObjectKey, PodForm, foreign, is_label, is_subdomain,
 };
 
 /// Lists within lists are not read.
@@ -358,6 +358,7 @@ pub(crate) fn versions(kind: Kind) -> &'static [&'static str] {
         Kind::TcpRoute => &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1alpha2"],
         Kind::AuthorizationPolicy
         | Kind::PeerAuthentication
+        | Kind::ExternalAuthorization
         | Kind::EgressPolicy
         | Kind::TrafficPolicy
         | Kind::RateLimitPolicy
@@ -389,7 +390,7 @@ fn read(kind: Kind, key: &ObjectKey, mut value: Value) -> (Content, Notes) {
         fields.remove("status");
     }
     let fallback = closed(key, &value);
-    let meanwhile = meanwhile(kind, fallback.as_ref(), &value);
+    let meanwhile = meanwhile(key, fallback.as_ref(), &value);
     let object = match kind {
         Kind::Service => typed(value, &mut notes).and_then(|v| Object::service(&v, &mut notes)),
         Kind::EndpointSlice => typed(value, &mut notes).and_then(|v| Object::endpoint_slice(&v, &mut notes)),
@@ -404,6 +405,8 @@ fn read(kind: Kind, key: &ObjectKey, mut value: Value) -> (Content, Notes) {
             .and_then(|v| Object::authorization_policy(&v, &mut notes)),
         Kind::PeerAuthentication => typed::<PeerAuthentication>(value, &mut notes)
             .and_then(|v| Object::peer_authentication(&v, &mut notes)),
+        Kind::ExternalAuthorization => typed::<ExternalAuthorization>(value, &mut notes)
+            .and_then(|v| Object::external_authorization(&v, &mut notes)),
         Kind::EgressPolicy => {
             typed::<EgressPolicy>(value, &mut notes).and_then(|v| Object::egress_policy(&v, &mut notes))
         }
@@ -439,8 +442,8 @@ fn read(kind: Kind, key: &ObjectKey, mut value: Value) -> (Content, Notes) {
 /// What holds in place of a policy that cannot be read, as far as it says what it is attached to.
 fn closed(key: &ObjectKey, value: &Value) -> Option<Object> {
     match key.kind {
-        Kind::AuthorizationPolicy | Kind::PeerAuthentication => {
-            let says = unreadable(key.kind, value)?;
+        Kind::AuthorizationPolicy | Kind::PeerAuthentication | Kind::ExternalAuthorization => {
+            let says = unreadable(key, value)?;
             let refs = own_refs(key, value, |one: &AccessTargetRef| one.namespace.as_deref())?;
             // Nobody wrote what it is attached to where there is no spec.
             let written = &value.get("spec").filter(|spec| spec.is_object())?["targetRefs"];
@@ -457,18 +460,22 @@ fn closed(key: &ObjectKey, value: &Value) -> Option<Object> {
 }
 
 /// What a policy says that cannot be read: what refuses most. None where it would have refused nothing.
-fn unreadable(kind: Kind, value: &Value) -> Option<AccessSays> {
+fn unreadable(key: &ObjectKey, value: &Value) -> Option<AccessSays> {
     let spec = &value["spec"];
     let text = |field: &str, default: &'static str| match &spec[field] {
         Value::Null => Some(default),
         other => other.as_str(),
     };
-    match kind {
+    match key.kind {
         Kind::AuthorizationPolicy => {
             let closed = Authorization::closed(text("action", "ALLOW"), text("mode", "Enforce"))?;
             Some(AccessSays::Authorization(Box::new(closed)))
         }
         Kind::PeerAuthentication => Some(AccessSays::Mtls(v1::MtlsMode::Strict)),
+        Kind::ExternalAuthorization => {
+            let closed = External::closed(&key.name, text("mode", "Enforce"), text("failureMode", "Deny"))?;
+            Some(AccessSays::External(Box::new(closed)))
+        }
         _ => None,
     }
 }
@@ -488,17 +495,32 @@ fn own_refs<T: DeserializeOwned>(
 }
 
 /// What holds where a policy is refused and has no last good version, in words, and a hint; nothing for other kinds.
-fn meanwhile(kind: Kind, fallback: Option<&Object>, value: &Value) -> Option<(&'static str, &'static str)> {
-    match (kind, fallback) {
+fn meanwhile(
+    key: &ObjectKey,
+    fallback: Option<&Object>,
+    value: &Value,
+) -> Option<(&'static str, &'static str)> {
+    match (key.kind, fallback) {
         (_, Some(Object::Access(policy))) => Some((
-            match policy.authorization().map(|says| says.action) {
-                Some(v1::AccessAction::Deny) => "everything is denied at its targets",
-                Some(_) => "nobody is allowed to reach its targets",
-                None => "its targets take mutual TLS alone, as by `strict`",
+            match &policy.says {
+                AccessSays::Authorization(says) if says.action == v1::AccessAction::Deny => {
+                    "everything is denied at its targets"
+                }
+                AccessSays::Authorization(_) => "nobody is allowed to reach its targets",
+                AccessSays::Mtls(_) => "its targets take mutual TLS alone, as by `strict`",
+                AccessSays::External(_) => {
+                    "every request to its targets is refused with 503 `authorizer_unavailable`"
+                }
             },
             "",
         )),
-        (Kind::AuthorizationPolicy, _) if unreadable(kind, value).is_none() => {
+        (Kind::ExternalAuthorization, _) if unreadable(key, value).is_none() => {
+            Some(("nobody is asked, and every request goes on", ""))
+        }
+        (Kind::ExternalAuthorization, _) => {
+            Some(("nobody is asked", "its targetRefs name nothing of its namespace"))
+        }
+        (Kind::AuthorizationPolicy, _) if unreadable(key, value).is_none() => {
             Some(("it tells of nothing, and it would have refused nothing", ""))
         }
         (Kind::AuthorizationPolicy, _) => {

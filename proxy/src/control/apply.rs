@@ -282,6 +282,12 @@ impl Applier {
                     held_back("InboundPolicy", &why);
                     return Ok(());
                 }
+                // Known when the first request comes that they are asked about.
+                let authorizers = spec.external.iter().filter(|one| one.invalid.is_none());
+                let authorizers: Vec<_> = authorizers.map(|one| one.service.clone()).collect();
+                for service in authorizers {
+                    wanted.extend(self.want(&Want::Service(service)));
+                }
                 let old = store.load().inbound.clone();
                 let inbound = Arc::new(policy::Inbound::after(old.as_deref(), spec, Instant::now()));
                 store.update(|snapshot| snapshot.inbound = Some(Arc::clone(&inbound)));

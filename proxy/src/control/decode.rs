@@ -8,6 +8,7 @@
 //! that has no last good version of them ([`rejections`]).
 
 mod balance;
+mod external;
 mod filter;
 mod health;
 mod limits;
@@ -303,6 +304,7 @@ fn inbound_policy(message: v1::InboundPolicy, name: &str) -> Result<Decoded> {
         samplings,
         access_log: logged::said(message.access_log)?,
         sampling: logged::sampling(message.sampling, "sampling")?,
+        external: external::external(message.external, "external")?,
     }))
 }
 

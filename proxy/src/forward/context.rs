@@ -11,6 +11,7 @@ use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 use tulle_certs::Creds;
 
+use super::external;
 use super::fault::Speaker;
 use super::mirror;
 use super::queue;
@@ -84,6 +85,8 @@ pub struct Worker {
     loose: Mutex<HashMap<(SocketAddr, Peer), Arc<Endpoint>, RandomState>>,
     /// Room for copies of requests.
     pub(super) mirrors: mirror::Places,
+    /// What authorizers have answered.
+    pub(super) external: external::Cache,
 }
 
 /// Loose endpoints that one worker remembers; those without connections go first.
@@ -215,7 +218,8 @@ impl Worker {
         let telemetry = proxy.telemetry.worker(index);
         let (metrics, access) = (telemetry.metrics, telemetry.access);
         let (loose, mirrors) = (Mutex::default(), mirror::Places::default());
-        Arc::new(Self { index, proxy, metrics, access, loose, mirrors })
+        let external = external::Cache::default();
+        Arc::new(Self { index, proxy, metrics, access, loose, mirrors, external })
     }
 
     /// The drain, and how long whoever has not said what it speaks is still listened to then: as long as anybody who has begun.

@@ -20,8 +20,27 @@ pub(super) struct Fault {
     pub processed: Processed,
     /// What exactly went wrong, for people.
     pub detail: Box<str>,
-    /// What is answered in place of the reason's status.
-    pub answer: Option<Abort>,
+    /// What is answered in place of what the reason says.
+    pub answer: Option<InPlace>,
+}
+
+/// What somebody has answered in a fault's place.
+#[derive(Clone, Debug)]
+pub(super) enum InPlace {
+    /// Its status.
+    Abort(Abort),
+    /// All of it.
+    Reply(Box<Reply>),
+}
+
+/// What an authorizer answers to the client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Reply {
+    pub status: StatusCode,
+    /// None that frames the message, belongs to the hop, or is under a name of ours.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// For a client of gRPC, its message. Empty: what is told of the fault.
+    pub body: String,
 }
 
 /// Who speaks in `x-tulle-error-by`: `<namespace>/<workload>/<inbound|outbound>`.
@@ -43,7 +62,12 @@ impl Fault {
 
     /// The same, answered so.
     pub(super) fn answering(self, answer: Abort) -> Self {
-        Self { answer: Some(answer), ..self }
+        Self { answer: Some(InPlace::Abort(answer)), ..self }
+    }
+
+    /// The same, with all of this as its answer.
+    pub(super) fn replying(self, reply: Reply) -> Self {
+        Self { answer: Some(InPlace::Reply(Box::new(reply))), ..self }
     }
 
     /// Of a request that a rate limit has no room for.
@@ -57,13 +81,21 @@ impl Fault {
     /// The answer: plain text, or for gRPC a response of nothing but trailers (gRPC over HTTP/2, "Responses").
     /// `to_mesh` adds for the other proxy whether the request was processed.
     pub(super) fn response(&self, speaker: &Speaker, grpc: bool, to_mesh: bool) -> Response<Body> {
-        let text = format!("{}: {}", self.reason.message(), self.detail);
+        let reply = self.reply();
+        let said = reply.map(|reply| reply.body.as_str()).filter(|body| !body.is_empty());
+        let text = match said {
+            Some(body) => body.to_owned(),
+            None => format!("{}: {}", self.reason.message(), self.detail),
+        };
         let mut response = if grpc {
             let mut response = Response::new(Body::empty());
             let fields = response.headers_mut();
             fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-            let status = self.answer.map(|answer| answer.grpc().into());
-            let status: u16 = status.unwrap_or_else(|| self.reason.grpc_status().into());
+            let status: u16 = match &self.answer {
+                Some(InPlace::Abort(abort)) => abort.grpc().into(),
+                Some(InPlace::Reply(reply)) => Abort::Http(reply.status).grpc().into(),
+                None => self.reason.grpc_status().into(),
+            };
             fields.insert(GRPC_STATUS, HeaderValue::from(status));
             fields.insert(GRPC_MESSAGE, grpc_message(&text));
             response
@@ -71,20 +103,36 @@ impl Fault {
             let status = self.status();
             // Answers of these statuses have no content (RFC 9110 §15).
             let is_empty = [StatusCode::NO_CONTENT, StatusCode::RESET_CONTENT, StatusCode::NOT_MODIFIED];
-            let body = if is_empty.contains(&status) { String::new() } else { format!("{text}\n") };
+            let body = match said {
+                _ if is_empty.contains(&status) => String::new(),
+                Some(_) => text,
+                None => format!("{text}\n"),
+            };
             let mut response = Response::new(Body::full(body.into()));
             *response.status_mut() = status;
             let plain = HeaderValue::from_static("text/plain; charset=utf-8");
             response.headers_mut().insert(header::CONTENT_TYPE, plain);
             response
         };
+        if let Some(reply) = reply {
+            reply.write(response.headers_mut(), grpc);
+        }
         self.mark(response.headers_mut(), speaker, to_mesh);
         response
     }
 
+    fn reply(&self) -> Option<&Reply> {
+        match &self.answer {
+            Some(InPlace::Reply(reply)) => Some(reply),
+            Some(InPlace::Abort(_)) | None => None,
+        }
+    }
+
     fn status(&self) -> StatusCode {
-        if let Some(answer) = self.answer {
-            return answer.http();
+        match &self.answer {
+            Some(InPlace::Abort(abort)) => return abort.http(),
+            Some(InPlace::Reply(reply)) => return reply.status,
+            None => {}
         }
         let status = self.reason.status().and_then(|status| StatusCode::from_u16(status).ok());
         status.unwrap_or(StatusCode::SERVICE_UNAVAILABLE)
@@ -99,6 +147,24 @@ impl Fault {
                 Processed::Maybe => "maybe",
             };
             fields.insert(headers::PROCESSED, HeaderValue::from_static(processed));
+        }
+    }
+}
+
+// === impl Reply ===
+
+impl Reply {
+    /// Its headers, in place of those of the same name. What makes an answer gRPC's stays.
+    fn write(&self, fields: &mut HeaderMap, grpc: bool) {
+        let is_kept = |name: &HeaderName| {
+            grpc && (*name == header::CONTENT_TYPE || *name == GRPC_STATUS || *name == GRPC_MESSAGE)
+        };
+        let headers = || self.headers.iter().filter(|(name, _)| !is_kept(name));
+        for (name, _) in headers() {
+            fields.remove(name);
+        }
+        for (name, value) in headers() {
+            fields.append(name.clone(), value.clone());
         }
     }
 }
@@ -234,6 +300,48 @@ mod tests {
         assert_eq!(of(status(503), true), (200, Some("14".to_owned()), true));
         assert_eq!(of(Abort::Grpc(8), true), (200, Some("8".to_owned()), true));
         assert_eq!(of(Abort::Grpc(8), false), (429, None, false));
+    }
+
+    #[test]
+    fn an_authorizers_answer_is_passed_on_and_marked() {
+        let speaker = Speaker::new(None, Direction::Inbound);
+        let field = |name: &'static str, value: &'static str| {
+            (HeaderName::from_static(name), HeaderValue::from_static(value))
+        };
+        let of = |status: u16, body: &str, grpc| {
+            let reply = Reply {
+                status: StatusCode::from_u16(status).unwrap(),
+                headers: vec![
+                    field("content-type", "text/html"),
+                    field("grpc-status", "0"),
+                    field("set-cookie", "a=1"),
+                    field("set-cookie", "b=2"),
+                ],
+                body: body.to_owned(),
+            };
+            let fault = Fault::unsent(Reason::DeniedExternally, "shop/opa").replying(reply);
+            let response = fault.response(&speaker, grpc, false);
+            assert_eq!(response.headers()["x-tulle-error"], "denied_externally");
+            assert_eq!(response.headers().get_all("set-cookie").iter().count(), 2);
+            response
+        };
+        let response = of(302, "<p>elsewhere", false);
+        assert_eq!(
+            (response.status().as_u16(), &response.headers()["content-type"]),
+            (302, &"text/html".parse().unwrap())
+        );
+        assert_eq!(http_body::Body::size_hint(response.body()).exact(), Some(12));
+        for (status, grpc) in [(401, "16"), (403, "7"), (404, "12"), (429, "14"), (418, "2")] {
+            let response = of(status, "no: 100%", true);
+            let fields = response.headers();
+            assert_eq!((response.status().as_u16(), &fields["grpc-status"]), (200, &grpc.parse().unwrap()));
+            assert_eq!(
+                (&fields["content-type"], &fields["grpc-message"]),
+                (&"application/grpc".parse().unwrap(), &"no: 100%25".parse().unwrap())
+            );
+        }
+        let said = of(403, "", true).headers()["grpc-message"].to_str().unwrap().to_owned();
+        assert!(said.contains("shop/opa"), "{said}");
     }
 
     #[test]

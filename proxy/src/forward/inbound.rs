@@ -4,7 +4,8 @@
 //! there, and who the peer is known from then on. The connection is registered, *then* judged, so that no change of policy
 //! slips between; before it is judged, nothing is opened. Opaque bytes are relayed to the application; each HTTP request is judged again and sent
 //! ([`Connection::request`]). Nothing is let in before the workload's policy is known: a connection waits for it as long
-//! as for any answer of the control plane, then it is refused, in HTTP where it speaks that.
+//! as for any answer of the control plane, then it is refused, in HTTP where it speaks that. Where another program has its say too, it is asked
+//! about each request last of all ([`external`]).
 
 mod arrival;
 
@@ -24,6 +25,7 @@ use super::again;
 use super::context::Worker;
 use super::deadline;
 use super::exchange::{self, Answer, Fields, Leg, Tunnels};
+use super::external::{self, Asker};
 use super::fault::Fault;
 use super::headers::{self, Said};
 use super::in_flight::{Begun, InFlight};
@@ -189,6 +191,7 @@ fn labels(open: &Open) -> ConnectionLabels<'_> {
 /// A stream to the application for opaque bytes, once policy has let them in.
 async fn open(worker: &Worker, way: &Way, guard: &policy::Guard) -> Result<Io, Fault> {
     guard.let_in_by(&admit::judge(worker, guard)?);
+    external::opaque(worker, guard)?;
     let opened = Box::pin(exchange::dial(worker).opaque(&way.application)).await;
     opened.map_err(|error| exchange::connect_fault(&error))
 }
@@ -298,9 +301,23 @@ impl Connection {
         record.rule = Some(admit::judge_request(&self.worker, &self.guard, request)?);
         limited::inbound(&self.worker, record, request, &self.guard)?;
         record.pass_on(request);
-        record.endpoint = Some(self.application.address);
         let deadline =
             deadline::find(&Requests::default(), None, record.started(), record.grpc, request.headers());
+        let asker = Asker {
+            worker: &self.worker,
+            guard: &self.guard,
+            client: self.client,
+            application: self.application.address,
+            framing: self.framing,
+        };
+        let changes = match external::about(asker, request) {
+            None => Vec::new(),
+            Some(about) => {
+                let mut asked = Box::pin(external::ask(asker, about, Some(&mut *record), request));
+                deadline::by(deadline, None, asked.as_mut()).await?
+            }
+        };
+        record.endpoint = Some(self.application.address);
         let send = pin!(async {
             let mut fresh = None;
             loop {
@@ -313,6 +330,7 @@ impl Connection {
             }
         });
         let mut answer = deadline::by(deadline, None, send).await?;
+        changes.iter().for_each(|changes| changes.answer(&mut answer.response));
         answer.bounds = deadline::bounds(deadline, None);
         Ok(answer)
     }

@@ -24,6 +24,7 @@ use super::context::Worker;
 use super::deadline::{self, Deadline};
 use super::egress::{self, Out};
 use super::exchange::{self, Answer, Failed, Fields, Leg, Tunnels};
+use super::external::{self, Asker};
 use super::fault::Fault;
 use super::filters;
 use super::first::{self, Opened, Times};
@@ -412,13 +413,22 @@ impl Connection {
         record.sent_to(endpoint, application);
         let own = admit::own(&self.worker, endpoint, application, self.client).await;
         let own = own.map_err(|fault| Failed { fault, again: None, whole: false })?;
+        let mut changes = Vec::new();
         if let Some(own) = &own {
             record.rule = Some(Arc::clone(&own.rule));
-            limited::inbound(&self.worker, record, request, &own.guard).map_err(|fault| Failed {
-                fault,
-                again: None,
-                whole: false,
-            })?;
+            let refused = |fault| Failed { fault, again: None, whole: false };
+            limited::inbound(&self.worker, record, request, &own.guard).map_err(refused)?;
+            let asker = Asker {
+                worker: &self.worker,
+                guard: &own.guard,
+                client: self.client,
+                application: own.application.address,
+                framing: self.framing,
+            };
+            if let Some(about) = external::about(asker, request) {
+                let asked = Box::pin(external::ask(asker, about, Some(&mut *record), request)).await;
+                changes = asked.map_err(refused)?;
+            }
         }
         let asked = self.worker.proxy.now();
         record.waits(asked);
@@ -449,6 +459,7 @@ impl Connection {
         in_flight.answered(!response.status().is_server_error(), answered);
         let said = headers::take_ours(response.headers_mut(), &endpoint.peer);
         in_flight.came_to(&response, record.grpc);
+        changes.iter().for_each(|changes| changes.answer(&mut response));
         let guard = own.map(|own| own.guard).or_else(|| out.cloned());
         Ok(Answer { response, in_flight: Some(in_flight), said, bounds: None, guard })
     }
@@ -570,6 +581,9 @@ async fn open(
     let application = worker.proxy.own_application(endpoint);
     let own = admit::own(worker, endpoint, application, client).await;
     let own = own.map_err(|fault| Failed { fault, again: None, whole: true })?;
+    if let Some(own) = &own {
+        external::opaque(worker, &own.guard).map_err(|fault| Failed { fault, again: None, whole: true })?;
+    }
     let mut in_flight = Box::new(InFlight::start(worker, endpoint, worker.proxy.now()));
     let to = own.as_ref().map_or(endpoint, |own| &own.application);
     let dialled = exchange::dial(worker).opaque(to).await;

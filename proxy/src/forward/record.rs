@@ -188,6 +188,13 @@ impl Record {
         }
     }
 
+    /// Something has happened to it, which its span tells.
+    pub(super) fn happened(&mut self, name: &'static str, attributes: impl FnOnce() -> Vec<KeyValue>) {
+        if let Some(tracing) = &mut self.tracing {
+            tracing.event(name, attributes);
+        }
+    }
+
     /// It is sent again, after this came of the last try, to that endpoint if one was chosen.
     pub(super) fn sent_again(&mut self, tried: Result<&Answer, &Failed>, endpoint: Option<&Endpoint>) {
         let Some(tracing) = &mut self.tracing else { return };

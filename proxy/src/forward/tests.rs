@@ -181,6 +181,7 @@ fn lets_all_in(worker: &Worker) {
             samplings: Vec::new(),
             access_log: Default::default(),
             sampling: Default::default(),
+            external: Vec::new(),
         },
         Instant::now(),
     );

@@ -10,6 +10,7 @@ use foldhash::fast::RandomState;
 use ipnet::IpNet;
 use tulle_certs::SpiffeId;
 
+use super::external::{ExternalSpec, Externals};
 use crate::limit::{RateLimit, RateLimits};
 use crate::state::{Mode, ObjectName, Protocol};
 use crate::telemetry::access;
@@ -38,6 +39,8 @@ pub struct InboundSpec {
     pub access_log: Option<access::Said>,
     /// Which traces of it are recorded, likewise.
     pub sampling: Sampling,
+    /// Who else is asked about requests, one after the other; all must agree.
+    pub external: Vec<ExternalSpec>,
 }
 
 /// What holds, after the mode, at ports of which no rule speaks.
@@ -126,6 +129,7 @@ pub struct Inbound {
     /// The rules of all other ports.
     every: Rules,
     rate_limits: Option<RateLimits>,
+    externals: Option<Arc<Externals>>,
 }
 
 /// The rules of one port.
@@ -152,6 +156,8 @@ impl Inbound {
     pub fn after(old: Option<&Self>, spec: InboundSpec, now: Instant) -> Self {
         let counted = old.and_then(|old| old.rate_limits.as_ref());
         let rate_limits = RateLimits::new(&spec.rate_limits, counted, now);
+        let asked = old.and_then(|old| old.externals.as_deref());
+        let externals = Externals::new(&spec.external, asked).map(Arc::new);
         let ports = spec.ports.iter().copied().collect();
         let every = Rules::new(&spec.rules, |rule| rule.ports.is_empty());
         let mut named: HashMap<u16, Rules, RandomState> = HashMap::default();
@@ -160,7 +166,7 @@ impl Inbound {
                 Rules::new(&spec.rules, |rule| rule.ports.is_empty() || rule.ports.contains(port))
             });
         }
-        Self { spec, ports, named, every, rate_limits }
+        Self { spec, ports, named, every, rate_limits, externals }
     }
 
     /// What this was compiled from.
@@ -202,6 +208,11 @@ impl Inbound {
     /// How often requests are let in; `None`: without limit.
     pub fn rate_limits(&self) -> Option<&RateLimits> {
         self.rate_limits.as_ref()
+    }
+
+    /// Who else is asked about requests; `None`: nobody.
+    pub fn externals(&self) -> Option<&Arc<Externals>> {
+        self.externals.as_ref()
     }
 
     /// Judges a connection.

@@ -146,6 +146,18 @@ reasons! {
         "policy asks for an identity and the client has none"
         "The workload has AuthorizationPolicies for this port, and the connection came without a certificate of the mesh (permissive mode)."
         "Give the client a proxy.";
+    DeniedExternally "denied_externally" 403 PERMISSION_DENIED
+        "the authorizer that is asked does not allow the request"
+        "An ExternalAuthorization has the Service that it names asked about the request, and that said no; which one is in the message. Status, headers and body are the authorizer's, where it gives any, and so is the gRPC status that is made of its HTTP status."
+        "See the authorizer's own log. What it was told of the request is in docs/external-authorization.md.";
+    AuthorizerUnavailable "authorizer_unavailable" 503 UNAVAILABLE
+        "the authorizer that must be asked gave no answer"
+        "An ExternalAuthorization has the Service that it names asked about the request, and there was no answer within its `timeout`, or none that can be read: why is in the message. Its `failureMode` is `Deny`."
+        "See whether the authorizer runs, is ready and speaks Envoy's gRPC Check on that port; raise `timeout` if it is slow. `failureMode: Allow` lets in whatever cannot be asked about.";
+    BodyTooLarge "body_too_large" 413 RESOURCE_EXHAUSTED
+        "the body is longer than the authorizer may be told"
+        "An ExternalAuthorization has its authorizer told the request's body, which is longer than `body.maxBytes`."
+        "Raise `body.maxBytes`, or have the authorizer told the beginning of longer bodies: `body.partial: true`.";
     DiscoveryUnavailable "discovery_unavailable" 503 UNAVAILABLE
         "the control plane did not say in time who lives at this address"
         "The address is within the mesh's networks, was used for the first time, and the control plane did not answer."

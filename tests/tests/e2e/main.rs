@@ -17,6 +17,7 @@ mod dns;
 mod doc_examples;
 mod draining;
 mod explain;
+mod ext_authz;
 mod first;
 mod health;
 mod hostile;

@@ -92,6 +92,17 @@ const ELSEWHERE: &[(Reason, &str, &str)] = &[
         "whoever_has_no_identity_is_told_so_where_policy_asks_for_one",
     ),
     (
+        Reason::DeniedExternally,
+        "e2e/ext_authz.rs",
+        "an_authorizer_lets_in_changes_and_denies_in_its_own_words",
+    ),
+    (Reason::AuthorizerUnavailable, "e2e/ext_authz.rs", "without_an_answer_the_failure_mode_decides"),
+    (
+        Reason::BodyTooLarge,
+        "e2e/ext_authz.rs",
+        "a_body_is_told_as_far_as_it_may_be_and_reaches_the_application_whole",
+    ),
+    (
         Reason::DiscoveryUnavailable,
         "e2e/policy.rs",
         "a_proxy_that_starts_before_its_control_plane_refuses_until_it_is_configured",

@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 /// An object of each kind that every rule is about, and that all of them take.
-pub(crate) const GOOD: [(&str, &str); 6] = [
+pub(crate) const GOOD: [(&str, &str); 7] = [
     (
         "TrafficPolicy",
         "
@@ -34,6 +34,7 @@ rules: [{from: [{identities: [a/b]}], to: [{methods: [GET]}], when: [{header: a,
 ",
     ),
     ("PeerAuthentication", "mtls: strict"),
+    ("ExternalAuthorization", "service: {name: a, port: 1}\ntimeout: 1m\ncache: {for: 1ms, headers: [a]}"),
 ];
 
 /// A change of the good object: the kind (none: each), where, what stands there then, and the rules that refuse it.
@@ -115,6 +116,24 @@ pub(crate) const CASES: &[Case] = &[
     ("AuthorizationPolicy", "/spec/rules/0/when/0", r#"{"header": "a", "claim": "b"}"#, &[CONDITION]),
     ("AuthorizationPolicy", "/spec/rules/0/when/0", r#"{"values": ["b"]}"#, &[CONDITION]),
     ("AuthorizationPolicy", "/spec/rules/0/when/0", r#"{"claimPath": ["a.b", "c"]}"#, &[]),
+    ("ExternalAuthorization", "/spec/targetRefs", "[]", &[]),
+    ("ExternalAuthorization", "/spec/targetRefs/0/group", r#""apps""#, &[ANY_TARGET]),
+    ("ExternalAuthorization", "/spec/targetRefs/0/name", r#""""#, &[NAMED]),
+    (
+        "ExternalAuthorization",
+        "/spec/targetRefs/0",
+        r#"{"group": "policy.tulle.dev", "kind": "Workload", "name": "a", "sectionName": "b"}"#,
+        &[WHOLE],
+    ),
+    (
+        "ExternalAuthorization",
+        "/spec/targetRefs/0",
+        r#"{"group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "name": "a", "sectionName": "b"}"#,
+        &[],
+    ),
+    ("ExternalAuthorization", "/spec/timeout", r#""0s""#, &["spec.timeout: more than 0s"]),
+    ("ExternalAuthorization", "/spec/timeout", r#""1m1ms""#, &["spec.timeout: 1m at most"]),
+    ("ExternalAuthorization", "/spec/cache/for", r#""0ms""#, &["spec.cache.for: more than 0s"]),
     ("PeerAuthentication", "/spec/targetRefs", "[]", &[]),
     ("PeerAuthentication", "/spec/targetRefs/0/group", r#""apps""#, &[ANY_TARGET]),
     ("PeerAuthentication", "/spec/targetRefs/0/name", r#""""#, &[NAMED]),
@@ -329,7 +348,7 @@ pub(crate) const CASES: &[Case] = &[
 ];
 
 /// Objects in which every field with bounds is written somewhere.
-pub(crate) const SPECIMENS: [(&str, &str); 7] = [
+pub(crate) const SPECIMENS: [(&str, &str); 8] = [
     (
         "TrafficPolicy",
         "
@@ -362,6 +381,7 @@ retryBudget: {percent: 5, minimumRetryRate: {count: 5}}
     ("FaultPolicy", "rules: [{delay: {duration: 1s}}]"),
     ("Mesh", "tracing: {collector: 'http://a:4317', sampling: {percent: 5}}\naccessLog: {samplePercent: 5}"),
     ("AuthorizationPolicy", "rules: [{from: [{networks: [10.0.0.1]}], toPorts: [5], to: [{ports: [5], notPorts: [5]}]}]"),
+    ("ExternalAuthorization", "service: {name: a, port: 5}\nbody: {maxBytes: 5}"),
     ("TelemetryPolicy", "accessLog: {format: json, statuses: [5xx], samplePercent: 5}\ntracing: {sampling: {percent: 5}}"),
 ];
 

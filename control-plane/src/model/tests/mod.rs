@@ -7,6 +7,7 @@ mod access;
 mod conflicts;
 mod cost;
 mod egress;
+mod external;
 mod filters;
 mod grpc;
 mod incremental;

@@ -107,6 +107,34 @@ pub struct EgressLabels<'a> {
     pub name: &'a str,
 }
 
+/// What came of asking an authorizer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CheckResult {
+    /// It lets the request in.
+    Allowed,
+    /// It does not.
+    Denied,
+    /// There was no answer, or none that can be read.
+    Failed,
+    /// There was none in time.
+    TimedOut,
+    /// Nobody was asked: the body is longer than may be told.
+    TooLarge,
+}
+
+/// What came of asking an authorizer about a request.
+#[derive(Clone, Copy, Debug)]
+pub struct ExternalLabels<'a> {
+    /// `<namespace>/<name>` of the ExternalAuthorization.
+    pub policy: &'a str,
+    /// What it said.
+    pub result: CheckResult,
+    /// To the same question, before.
+    pub cached: bool,
+    /// That holds.
+    pub enforced: bool,
+}
+
 /// What became of somebody who met a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LimitOutcome {
@@ -409,6 +437,21 @@ impl VerdictKind {
     }
 }
 
+// === impl CheckResult ===
+
+impl CheckResult {
+    /// The label's value.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Allowed => "allowed",
+            Self::Denied => "denied",
+            Self::Failed => "failed",
+            Self::TimedOut => "timed_out",
+            Self::TooLarge => "too_large",
+        }
+    }
+}
+
 // === impl EgressProtocol ===
 
 impl EgressProtocol {
@@ -528,6 +571,15 @@ impl EgressLabels<'_> {
 
     pub(super) fn values(&self) -> [&str; 3] {
         [self.verdict.as_str(), self.protocol.as_str(), self.name]
+    }
+}
+
+impl ExternalLabels<'_> {
+    pub(super) const NAMES: [&'static str; 4] = ["policy", "result", "cached", "enforced"];
+
+    pub(super) fn values(&self) -> [&str; 4] {
+        let text = |is: bool| if is { "true" } else { "false" };
+        [self.policy, self.result.as_str(), text(self.cached), text(self.enforced)]
     }
 }
 

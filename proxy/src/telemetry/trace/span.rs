@@ -263,6 +263,9 @@ fn verdict(record: &Record<'_>) -> &'static str {
             | Reason::MtlsRequired
             | Reason::IdentityRequired
             | Reason::PolicyUnavailable
+            | Reason::DeniedExternally
+            | Reason::AuthorizerUnavailable
+            | Reason::BodyTooLarge
             | Reason::RateLimited,
             // Said by this proxy, and not by that of the other workload.
         ) if record.by.ends_with(record.direction.as_str()) => "deny",
