@@ -112,7 +112,7 @@ async fn send(
         Target::Service(service, mirror.port).pick(worker, &[], &asked)?
     };
     let application = worker.proxy.own_application(&endpoint);
-    let own = admit::own(worker, &endpoint, application, client).await?;
+    let own = admit::own(worker, &endpoint, application, client, Some(&mut request)).await?;
     let mut in_flight = InFlight::start(worker, &endpoint, worker.proxy.now());
     let (to, guard) = match &own {
         Some(own) => (&own.application, Some(&own.guard)),
