@@ -138,7 +138,7 @@ impl Scene {
                     let id = format!("spiffe://cluster.local/ns/{namespace}/sa/{account}");
                     world.certificate_naming(&[&id])
                 });
-                let wire = identity::connect(self.orders.inbound(), Some(identity), &[HTTP1]).await;
+                let wire = identity::connect(self.orders.inbound(), Some(&*identity), &[HTTP1]).await;
                 http(wire.expect("the handshake is not the policy"), asked).await
             }
         }
