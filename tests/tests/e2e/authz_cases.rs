@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use http::Request;
 use hyper::body::Incoming;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tulle_certs::alpn::HTTP1;
 use tulle_tests::app::App;
 use tulle_tests::echo;
 use tulle_tests::identity::{self, Identity};
-use tulle_tests::{Mode, Wire, Workload, World, eventually};
+use tulle_tests::{Mode, Program, Wire, Workload, World, binary, eventually};
 
 use super::Pair;
 
@@ -202,6 +202,58 @@ async fn who_may_ask_what() {
         }
     }
     assert!(wrong.is_empty(), "{} of {count}:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// What `tulle authz` says of this proxy.
+fn authz(orders: &Workload, arguments: &[&str]) -> Value {
+    let program = Program::new("authz", binary("tulle")).arg("authz");
+    let program = arguments.iter().fold(program, |program, one| program.arg(*one));
+    let program = program.flag("--admin", orders.admin().to_string()).flag("--output", "json");
+    let output = program.output();
+    serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|_| panic!("{arguments:?}: {}", String::from_utf8_lossy(&output.stderr)))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tulle_authz_says_what_is_in_force_and_what_it_would_say() {
+    let pair = Pair::start(App::saying("hello").await, "http").await;
+    let rules = "  action: ALLOW\n  rules: [{name: cart, from: [{serviceAccounts: [default/web]}], to: [{paths: [\"/cart/*\"]}]}]\n";
+    pair.world.yaml("policy.yaml", &on_orders("allow", rules));
+    let mut wire = pair.web.connect("orders").await;
+    eventually("the policy is in force", async || {
+        wire.send(GET).await;
+        let (head, _) = wire.response().await;
+        if head.status() == 403 { Ok(()) } else { Err(head.line) }
+    })
+    .await;
+    let port = pair.orders.inbound().port().to_string();
+    let check = |identity: &str, path: &str| {
+        authz(&pair.orders, &["check", "--port", &port, "--identity", identity, "--path", path])
+    };
+    let allowed = check("default/web", "/cart/1");
+    assert_eq!((&allowed["verdict"], &allowed["rule"]), (&json!("allow"), &json!("default/allow/cart")));
+    for (identity, path, reason) in [
+        ("default/web", "/admin", "policy_denied"),
+        ("default/other", "/cart/1", "policy_denied"),
+        ("default/web", "/cart/%2e%2e/admin", "policy_denied"),
+        ("default/web", "/cart/..%2fadmin", "malformed_request"),
+    ] {
+        let denied = check(identity, path);
+        assert_eq!(
+            (&denied["verdict"], &denied["reason"]),
+            (&json!("deny"), &json!(reason)),
+            "{identity} {path}"
+        );
+    }
+    let bytes = authz(&pair.orders, &["check", "--port", &port, "--identity", "default/web"]);
+    assert_eq!(bytes["verdict"], "deny");
+
+    let shown = authz(&pair.orders, &[]);
+    assert_eq!(shown["workload"], "default/orders");
+    let names: Vec<_> = shown["policies"].as_array().unwrap().iter().map(|policy| &policy["name"]).collect();
+    assert_eq!(names, [&json!("default/allow")]);
+    let verdicts = shown["verdicts"].as_array().unwrap();
+    assert!(verdicts.iter().any(|one| one["reason"] == "policy_denied"), "{shown:#}");
 }
 
 fn on_orders(name: &str, spec: &str) -> String {

@@ -391,6 +391,10 @@ fn a_policy_of_a_route_speaks_of_its_requests_only() {
         assert_eq!(said(&allows.evaluate(it)), "allow default", "for other requests");
         assert_eq!(said(&allows.evaluate_bytes(it).verdict), "allow default");
     });
+    let networks = Unspoken { networks: vec!["192.0.2.0/24".parse().unwrap()], audited: false };
+    let spec = InboundSpec { unspoken: networks, ..allows.spec().clone() };
+    let allows = Inbound::new(spec, Instant::now());
+    with("web", |it| assert_eq!(said(&allows.evaluate(it)), "allow r", "for those of the route"));
     let denies = inbound(vec![scoped(AccessAction::Deny, "/admin", &["web"])]);
     assert_eq!(ask(&denies, "web", "GET /cart/../admin"), "policy_denied r");
     assert_eq!(ask(&denies, "web", "GET /cart"), "allow default");
