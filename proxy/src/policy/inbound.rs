@@ -210,12 +210,7 @@ impl Inbound {
 
     /// Whether policies at `port` look at the hosts of requests, so that a request must not name two.
     pub fn looks_at_hosts(&self, port: u16) -> bool {
-        self.access.port(port).looks_at_hosts
-    }
-
-    /// Whether policies at `port` look at requests.
-    pub fn looks_at_requests(&self, port: u16) -> bool {
-        self.access.port(port).looks_at_requests
+        self.access.port(port).in_force.at_hosts
     }
 
     /// When clients of the port outside the mesh are asked to open another connection; `None`: never.

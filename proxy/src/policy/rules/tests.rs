@@ -360,6 +360,10 @@ fn what_nobody_can_tell_is_refused_only_where_paths_are_looked_at() {
     let judged = Ask::new("GET /a%2Fb").of(&inbound(vec![path(vec![])]), "web").verdict;
     assert_eq!(judged, Verdict::Deny { reason: Denial::Unclear(Unclear::Slash), rule: None });
     assert_eq!(ask(&inbound(vec![path(vec![81])]), "web", "GET /a%2Fb"), "allow default");
+    // What is not in force refuses nothing, and says that it might.
+    let dry = inbound(vec![AccessPolicy { dry_run: true, ..path(vec![]) }]);
+    let judged = Ask::new("GET /a%2Fb").of(&dry, "web");
+    assert_eq!((&*said(&judged.verdict), judged.would_deny.as_deref()), ("allow default", Some("d")));
 }
 
 #[test]
