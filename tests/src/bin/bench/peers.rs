@@ -105,7 +105,7 @@ impl Peer {
                 Some("has no routes")
             }
             _ if purpose.rules > 0
-                && !matches!(self, Self::None | Self::Tulle | Self::Silent | Self::Traced) =>
+                && !matches!(self, Self::None | Self::Tulle | Self::Again | Self::Silent | Self::Traced) =>
             {
                 Some("is given no rules")
             }
