@@ -277,7 +277,7 @@ impl Applier {
                 let services: Vec<_> = store.load().services.values().cloned().collect();
                 services.iter().for_each(|service| self.rebalance(service));
             }
-            Decoded::InboundPolicy(spec) => {
+            Decoded::InboundPolicy(mut spec) => {
                 if let Err(why) = self.gate.check(&spec) {
                     held_back("InboundPolicy", &why);
                     return Ok(());
@@ -288,6 +288,7 @@ impl Applier {
                 for service in authorizers {
                     wanted.extend(self.want(&Want::Service(service)));
                 }
+                spec.trust_domain = self.identity.load().as_ref().map(|creds| creds.id().trust_domain());
                 let old = store.load().inbound.clone();
                 let inbound = Arc::new(policy::Inbound::after(old.as_deref(), spec, Instant::now()));
                 store.update(|snapshot| snapshot.inbound = Some(Arc::clone(&inbound)));

@@ -113,7 +113,7 @@ async fn send(
         Target::Service(service, mirror.port).pick(worker, &[], &asked)?
     };
     let application = worker.proxy.own_application(&endpoint);
-    let own = admit::own(worker, &endpoint, application, client).await?;
+    let own = admit::own(worker, &endpoint, application, client, Some(&mut request)).await?;
     if let Some(own) = &own {
         let (guard, application) = (&*own.guard, own.application.address);
         let asker = Asker { worker, guard, client, application, framing };

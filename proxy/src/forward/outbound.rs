@@ -411,11 +411,12 @@ impl Connection {
         let How { limit, keep, fresh, until, out } = how;
         let application = self.worker.proxy.own_application(endpoint);
         record.sent_to(endpoint, application);
-        let own = admit::own(&self.worker, endpoint, application, self.client).await;
+        let own = admit::own(&self.worker, endpoint, application, self.client, Some(&mut *request)).await;
         let own = own.map_err(|fault| Failed { fault, again: None, whole: false })?;
         let mut changes = Vec::new();
         if let Some(own) = &own {
-            record.rule = Some(Arc::clone(&own.rule));
+            record.rule = Some(Arc::clone(&own.passed.rule));
+            record.would_deny.clone_from(&own.passed.would_deny);
             let refused = |fault| Failed { fault, again: None, whole: false };
             limited::inbound(&self.worker, record, request, &own.guard).map_err(refused)?;
             let asker = Asker {
@@ -579,7 +580,7 @@ async fn open(
     endpoint: &Arc<Endpoint>,
 ) -> Result<(Box<InFlight>, Option<Own>, Io), Failed> {
     let application = worker.proxy.own_application(endpoint);
-    let own = admit::own(worker, endpoint, application, client).await;
+    let own = admit::own(worker, endpoint, application, client, None).await;
     let own = own.map_err(|fault| Failed { fault, again: None, whole: true })?;
     if let Some(own) = &own {
         external::opaque(worker, &own.guard).map_err(|fault| Failed { fault, again: None, whole: true })?;
@@ -633,7 +634,7 @@ pub(super) async fn relay(
         worker.metrics.connections(&labels).open()
     };
     let meter = exchange::meter(&open);
-    let passed = own.as_ref().map(|own| (&*own.guard, &*own.rule));
+    let passed = own.as_ref().map(|own| (&*own.guard, &*own.passed.rule));
     let (guard, rule) = passed.or_else(|| out.as_ref().map(|out| (&*out.guard, &*out.rule))).unzip();
     let record = ConnectionRecord {
         tls,
