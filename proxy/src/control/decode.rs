@@ -7,6 +7,7 @@
 //! A route's rule is the one part that is taken as [`Invalid`] instead, so that the other rules of a service hold, also for a proxy
 //! that has no last good version of them ([`rejections`]).
 
+mod authentication;
 mod balance;
 mod filter;
 mod health;
@@ -303,6 +304,7 @@ fn inbound_policy(message: v1::InboundPolicy, name: &str) -> Result<Decoded> {
         samplings,
         access_log: logged::said(message.access_log)?,
         sampling: logged::sampling(message.sampling, "sampling")?,
+        authentications: authentication::authentications(message.authentications, "authentications")?,
     }))
 }
 

@@ -96,6 +96,7 @@ mod tests {
             samplings: Vec::new(),
             access_log: Default::default(),
             sampling: Default::default(),
+            authentications: Vec::new(),
         }
     }
 

@@ -21,6 +21,7 @@ use tokio_util::task::TaskTracker;
 use self::arrival::{Arrived, Way, arrive, register};
 use super::admit;
 use super::again;
+use super::authenticate;
 use super::context::Worker;
 use super::deadline;
 use super::exchange::{self, Answer, Fields, Leg, Tunnels};
@@ -102,6 +103,7 @@ async fn serve_one(
                 Some(server) => server,
                 None => open(worker, &way, &guard).await,
             };
+            let server = server.and_then(|server| authenticate::opaque(worker, &guard).map(|()| server));
             relay(worker, io, &way, &guard, detected, server).await;
         }
     }
@@ -294,7 +296,9 @@ impl Connection {
 
     async fn forward(&self, record: &mut Record, request: &mut Request<Body>) -> Result<Answer, Fault> {
         headers::check_host(request)?;
-        record.rule = Some(admit::judge_request(&self.worker, &self.guard, request)?);
+        record.claims = authenticate::request(&self.worker, request, &self.guard).await?;
+        let judged = admit::judge_request(&self.worker, &self.guard, request);
+        record.rule = Some(judged.map_err(|fault| authenticate::judged(fault, record.claims.as_deref()))?);
         limited::inbound(&self.worker, record, request, &self.guard)?;
         record.pass_on(request);
         record.endpoint = Some(self.application.address);

@@ -20,6 +20,7 @@ use http::{Request, Response};
 use super::admit::{self, Own};
 use super::again::{self, Failing, Tries};
 use super::asked::Asked;
+use super::authenticate;
 use super::context::Worker;
 use super::deadline::{self, Deadline};
 use super::egress::{self, Out};
@@ -414,11 +415,13 @@ impl Connection {
         let own = own.map_err(|fault| Failed { fault, again: None, whole: false })?;
         if let Some(own) = &own {
             record.rule = Some(Arc::clone(&own.rule));
-            limited::inbound(&self.worker, record, request, &own.guard).map_err(|fault| Failed {
-                fault,
-                again: None,
-                whole: false,
-            })?;
+            let refused = |fault| Failed { fault, again: None, whole: false };
+            if authenticate::speaks(&self.worker, own.guard.open().port).is_some() {
+                lent.keep(request);
+                let claims = authenticate::request(&self.worker, request, &own.guard).await;
+                record.claims = claims.map_err(refused)?;
+            }
+            limited::inbound(&self.worker, record, request, &own.guard).map_err(refused)?;
         }
         let asked = self.worker.proxy.now();
         record.waits(asked);
@@ -596,6 +599,10 @@ pub(super) async fn relay(
     record: ConnectionRecord<'_>,
     server: Result<Connected, Fault>,
 ) {
+    let server = server.and_then(|connected| match &connected.own {
+        Some(own) => authenticate::opaque(worker, &own.guard).map(|()| connected),
+        None => Ok(connected),
+    });
     let Connected { in_flight, own, out, server } = match server {
         Ok(connected) => connected,
         Err(fault) => {

@@ -25,7 +25,7 @@ use super::in_flight::InFlight;
 use crate::endpoint::Endpoint;
 use crate::io::Meter;
 use crate::limit::Refused;
-use crate::policy;
+use crate::policy::{self, Claims};
 use crate::state::Peer;
 use crate::telemetry::Reason;
 use crate::telemetry::access;
@@ -71,6 +71,8 @@ pub(super) struct Record {
     by: Option<HeaderValue>,
     detail: Box<str>,
     pub(super) rule: Option<Arc<str>>,
+    /// What its token says, where one was verified.
+    pub(super) claims: Option<Arc<Claims>>,
     /// The rate limit that has no room for it.
     pub(super) limited: Option<Box<Refused>>,
     /// A change of policy that revokes it ends the request.
@@ -156,6 +158,7 @@ impl Record {
             by: None,
             detail: Box::default(),
             rule: None,
+            claims: None,
             limited: None,
             guard: None,
             port: 0,

@@ -175,6 +175,7 @@ fn lets_all_in(worker: &Worker) {
             samplings: Vec::new(),
             access_log: Default::default(),
             sampling: Default::default(),
+            authentications: Vec::new(),
         },
         Instant::now(),
     );

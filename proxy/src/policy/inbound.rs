@@ -14,6 +14,7 @@ use crate::limit::{RateLimit, RateLimits};
 use crate::state::{Mode, ObjectName, Protocol};
 use crate::telemetry::access;
 use crate::telemetry::trace::Sampling;
+use crate::token::{AuthenticationSpec, Authentications};
 
 /// What a policy says, before it is compiled.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +39,8 @@ pub struct InboundSpec {
     pub access_log: Option<access::Said>,
     /// Which traces of it are recorded, likewise.
     pub sampling: Sampling,
+    /// Which tokens requests may carry.
+    pub authentications: Vec<AuthenticationSpec>,
 }
 
 /// What holds, after the mode, at ports of which no rule speaks.
@@ -125,6 +128,7 @@ pub struct Inbound {
     /// The rules of all other ports.
     every: Rules,
     rate_limits: Option<RateLimits>,
+    authentications: Option<Authentications>,
 }
 
 /// The rules of one port.
@@ -147,10 +151,12 @@ impl Inbound {
         Self::after(None, spec, now)
     }
 
-    /// `spec` in place of `old`, whose limits go on counting where they stay.
+    /// `spec` in place of `old`, whose limits go on counting where they stay, and whose keys are kept.
     pub fn after(old: Option<&Self>, spec: InboundSpec, now: Instant) -> Self {
         let counted = old.and_then(|old| old.rate_limits.as_ref());
         let rate_limits = RateLimits::new(&spec.rate_limits, counted, now);
+        let known = old.and_then(|old| old.authentications.as_ref());
+        let authentications = Authentications::after(known, &spec.authentications);
         let ports = spec.ports.iter().copied().collect();
         let every = Rules::new(&spec.rules, |rule| rule.ports.is_empty());
         let mut named: HashMap<u16, Rules, RandomState> = HashMap::default();
@@ -159,7 +165,7 @@ impl Inbound {
                 Rules::new(&spec.rules, |rule| rule.ports.is_empty() || rule.ports.contains(port))
             });
         }
-        Self { spec, ports, named, every, rate_limits }
+        Self { spec, ports, named, every, rate_limits, authentications }
     }
 
     /// What this was compiled from.
@@ -201,6 +207,11 @@ impl Inbound {
     /// How often requests are let in; `None`: without limit.
     pub fn rate_limits(&self) -> Option<&RateLimits> {
         self.rate_limits.as_ref()
+    }
+
+    /// Which tokens requests may carry; `None`: nothing is said of any.
+    pub fn authentications(&self) -> Option<&Authentications> {
+        self.authentications.as_ref()
     }
 
     /// Judges a connection.

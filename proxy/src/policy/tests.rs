@@ -39,6 +39,7 @@ fn inbound(mode: Mode, ports: &[(u16, Mode)], rules: Vec<Allow>) -> Inbound {
             samplings: Vec::new(),
             access_log: Default::default(),
             sampling: Default::default(),
+            authentications: Vec::new(),
         },
         std::time::Instant::now(),
     )

@@ -38,8 +38,8 @@ pub use self::families::{Family, Kind, reference};
 pub use self::labels::{
     ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, DnsResult, EarlyOpen,
     EgressLabels, EgressProtocol, FaultKind, LimitOutcome, Method, MirrorResult, Outcome, PoolClose,
-    ReplayCause, RequestLabels, RetryCause, RetryOutcome, SessionResult, TlsKind, Unretried, VerdictKind,
-    VerdictLabels,
+    ReplayCause, RequestLabels, RetryCause, RetryOutcome, SessionResult, TlsKind, TokenResult, Unretried,
+    VerdictKind, VerdictLabels,
 };
 pub use self::load::Load;
 pub use self::pools::{PoolCells, PooledConnection};
@@ -49,7 +49,7 @@ use super::tap::Taps;
 use super::trace::export::Counts;
 
 /// Lines that may be there beside histograms whatever happens: every value of every bounded label.
-const FIXED_LINES: usize = 368;
+const FIXED_LINES: usize = 415;
 /// Histograms that may be there whatever happens: handshakes and overflow by direction, detection, dials, discovery, lag. (Those of
 /// sizes are among the lines.)
 const FIXED_HISTOGRAMS: usize = 8;

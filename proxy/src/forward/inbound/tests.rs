@@ -45,6 +45,7 @@ impl Scene {
                 samplings: Vec::new(),
                 access_log: Default::default(),
                 sampling: Default::default(),
+                authentications: Vec::new(),
             },
             Instant::now(),
         );
