@@ -8,6 +8,7 @@ mod authorization;
 mod fault;
 mod peer_authentication;
 mod rate_limit;
+mod request_authentication;
 mod status;
 mod target;
 mod telemetry;
@@ -20,13 +21,16 @@ use serde::{Deserialize, Serialize};
 
 pub use self::attached::{Duration, GrpcCode, HeaderMatch, MatchType, Present, SectionTargetRef};
 pub use self::authorization::{
-    AuthorizationPolicy, AuthorizationPolicySpec, PolicyAction, PolicyCondition, PolicyMode,
-    PolicyOperation, PolicyRule, PolicySource,
+    AuthorizationPolicy, AuthorizationPolicySpec, PolicyAction, PolicyCondition, PolicyMode, PolicyOperation,
+    PolicyRule, PolicySource,
 };
 pub use self::fault::{Abort, Delay, FaultPolicy, FaultPolicySpec, FaultRule};
 pub use self::peer_authentication::{PeerAuthentication, PeerAuthenticationSpec};
 pub use self::rate_limit::{
     CountBy, Direction, Rate, RateLimit, RateLimitPolicy, RateLimitPolicySpec, RateOverride,
+};
+pub use self::request_authentication::{
+    ClaimHeader, Jwks, JwksService, RequestAuthentication, RequestAuthenticationSpec, TokenIssuer, TokenPlace,
 };
 pub use self::status::{PolicyAncestorRef, PolicyAncestorStatus, PolicyStatus};
 pub use self::target::{AccessTargetRef, WorkloadSelector};
@@ -216,11 +220,12 @@ pub struct EgressRule {
 }
 
 /// Every kind that is ours, as a custom resource definition.
-pub fn definitions() -> [CustomResourceDefinition; 8] {
+pub fn definitions() -> [CustomResourceDefinition; 9] {
     [
         Mesh::crd(),
         AuthorizationPolicy::crd(),
         PeerAuthentication::crd(),
+        RequestAuthentication::crd(),
         EgressPolicy::crd(),
         TrafficPolicy::crd(),
         RateLimitPolicy::crd(),

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 
 use tulle_api::v1;
 
+use super::authentication;
 use super::modes;
 use super::policies::{AncestorRef, AncestorStatus, PolicyStatus};
 use super::status::Condition;
@@ -120,6 +121,9 @@ pub(super) fn findings(index: &Index, policy: &Access, trust_domain: &str) -> No
     if policy.mtls().is_some() {
         modes::disagreements(index, policy, &mut notes);
     }
+    if let Some(says) = policy.authentication() {
+        authentication::findings(index, says, &mut notes);
+    }
     notes
 }
 
@@ -231,6 +235,9 @@ impl Partly {
 
 /// What holds where a policy's requests cannot be told from others.
 fn instead(policy: &Access) -> &'static str {
+    if policy.authentication().is_some() {
+        return "the others are asked for a token, too";
+    }
     match policy.authorization().map(|says| (says.action, says.dry_run)) {
         Some((v1::AccessAction::Allow, false)) => "nobody is allowed by the policy there",
         Some((v1::AccessAction::Deny, false)) => "the others are denied, too",

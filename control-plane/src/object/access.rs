@@ -5,6 +5,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use tulle_api::v1;
 
+use super::authentication::Authentication;
 use super::authorization::Authorization;
 use super::route::created;
 use super::target::{AccessTarget, Attachable, read_targets};
@@ -36,6 +37,8 @@ pub enum AccessSays {
     Authorization(Box<Authorization>),
     /// A PeerAuthentication: whether clients must prove who they are.
     Mtls(v1::MtlsMode),
+    /// A RequestAuthentication: whose tokens are taken.
+    Tokens(Authentication),
 }
 
 // === impl Access ===
@@ -53,6 +56,14 @@ impl Access {
         let refs = &object.spec.target_refs;
         let says = |_: &NamespacedName, _: &mut Notes| AccessSays::Mtls(mode(object.spec.mtls));
         Self::read(Kind::PeerAuthentication, &object.metadata, refs, Attachable::NoRoutes, says, notes)
+    }
+
+    pub(super) fn read_tokens(object: &kinds::RequestAuthentication, notes: &mut Notes) -> Self {
+        let refs = &object.spec.target_refs;
+        let says = |name: &NamespacedName, notes: &mut Notes| {
+            AccessSays::Tokens(Authentication::read(name, &object.spec, notes))
+        };
+        Self::read(Kind::RequestAuthentication, &object.metadata, refs, Attachable::Routes, says, notes)
     }
 
     fn read(
@@ -118,7 +129,7 @@ impl Access {
     pub fn authorization(&self) -> Option<&Authorization> {
         match &self.says {
             AccessSays::Authorization(says) => Some(says),
-            AccessSays::Mtls(_) => None,
+            AccessSays::Mtls(_) | AccessSays::Tokens(_) => None,
         }
     }
 
@@ -126,7 +137,15 @@ impl Access {
     pub fn mtls(&self) -> Option<v1::MtlsMode> {
         match self.says {
             AccessSays::Mtls(mode) => Some(mode),
-            AccessSays::Authorization(_) => None,
+            AccessSays::Authorization(_) | AccessSays::Tokens(_) => None,
+        }
+    }
+
+    /// What it says, of a RequestAuthentication.
+    pub fn authentication(&self) -> Option<&Authentication> {
+        match &self.says {
+            AccessSays::Tokens(says) => Some(says),
+            AccessSays::Authorization(_) | AccessSays::Mtls(_) => None,
         }
     }
 }

@@ -63,7 +63,8 @@ impl Authentication {
         }
         at_most(MAX_ISSUERS, spec.issuers.len(), "spec.issuers", notes);
         let issuers = spec.issuers.iter().enumerate();
-        let issuers = issuers.map(|(index, one)| issuer(policy, &format!("spec.issuers[{index}]"), one, notes));
+        let issuers =
+            issuers.map(|(index, one)| issuer(policy, &format!("spec.issuers[{index}]"), one, notes));
         let issuers: Vec<v1::TokenIssuer> = issuers.collect();
         for (index, one) in issuers.iter().enumerate() {
             if issuers[..index].contains(one) {
@@ -204,7 +205,11 @@ fn keys(
             ];
             for (field, _) in others.into_iter().filter(|(_, is_there)| *is_there) {
                 let message = format!("`{field}` means nothing for keys that are written here");
-                notes.refuse(format!("{at}.{field}"), message, "remove it, or write `url` in place of `inline`");
+                notes.refuse(
+                    format!("{at}.{field}"),
+                    message,
+                    "remove it, or write `url` in place of `inline`",
+                );
             }
             inline(&format!("{at}.inline"), text, notes);
             Some(v1::token_issuer::Keys::Inline(text.clone()))
@@ -212,7 +217,11 @@ fn keys(
         (None, Some(url)) => Some(v1::token_issuer::Keys::Remote(remote(policy, at, url, written, notes))),
         _ => {
             let message = "exactly one of `inline` and `url` says which keys verify the tokens";
-            notes.refuse(at, message, "most issuers tell their URL at `/.well-known/openid-configuration`, as `jwks_uri`");
+            notes.refuse(
+                at,
+                message,
+                "most issuers tell their URL at `/.well-known/openid-configuration`, as `jwks_uri`",
+            );
             None
         }
     }
@@ -229,7 +238,9 @@ fn inline(at: &str, text: &str, notes: &mut Notes) {
         return;
     }
     match KeySet::read(text.as_bytes()) {
-        Err(error) => notes.refuse(at, error.to_string(), "`{\"keys\": […]}`, with a key for RS, PS, ES or EdDSA"),
+        Err(error) => {
+            notes.refuse(at, error.to_string(), "`{\"keys\": […]}`, with a key for RS, PS, ES or EdDSA")
+        }
         Ok(set) if !set.skipped().is_empty() => {
             notes.warn(at, format!("not used: {}", set.skipped().join("; ")), "remove these keys");
         }
@@ -237,13 +248,7 @@ fn inline(at: &str, text: &str, notes: &mut Notes) {
     }
 }
 
-fn remote(
-    policy: &NamespacedName,
-    at: &str,
-    url: &str,
-    written: &Jwks,
-    notes: &mut Notes,
-) -> v1::RemoteKeys {
+fn remote(policy: &NamespacedName, at: &str, url: &str, written: &Jwks, notes: &mut Notes) -> v1::RemoteKeys {
     check_url(&format!("{at}.url"), url, written.service.is_some(), notes);
     let time = |field: &str, written: &Option<kinds::Duration>, notes: &mut Notes| {
         let at = format!("{at}.{field}");
@@ -256,7 +261,11 @@ fn remote(
     }
     let (timeout_at, timeout) = time("timeout", &written.timeout, notes);
     if timeout.is_some_and(|timeout| timeout.is_zero() || timeout > MOST_TIMEOUT) {
-        notes.refuse(timeout_at, "not a time in which keys could come, or one that nobody waits for", "more than 0s, 30s at most");
+        notes.refuse(
+            timeout_at,
+            "not a time in which keys could come, or one that nobody waits for",
+            "more than 0s, 30s at most",
+        );
     }
     let service = written.service.as_ref().map(|service| {
         let namespace = service.namespace.as_deref().unwrap_or(&policy.namespace);

@@ -5,6 +5,7 @@
 //! together is decided in [`crate::model`]. Called by every source; does no I/O and never panics on input.
 
 mod access;
+mod authentication;
 mod authorization;
 mod default_inbound;
 mod egress;
@@ -31,6 +32,7 @@ use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 pub use self::access::{Access, AccessSays};
+pub use self::authentication::Authentication;
 pub use self::authorization::{Authorization, Rule as PolicyRule, Source, Subject};
 pub use self::default_inbound::{DEFAULT_INBOUND_POLICY, DefaultInbound, PRIVATE_NETWORKS};
 pub use self::egress::{Egress, EgressRule};
@@ -84,6 +86,8 @@ pub enum Kind {
     AuthorizationPolicy,
     /// `policy.tulle.dev/v1alpha1` PeerAuthentication.
     PeerAuthentication,
+    /// `policy.tulle.dev/v1alpha1` RequestAuthentication.
+    RequestAuthentication,
     /// `policy.tulle.dev/v1alpha1` EgressPolicy.
     EgressPolicy,
     /// `policy.tulle.dev/v1alpha1` TrafficPolicy.
@@ -124,7 +128,7 @@ pub enum Object {
     Route(Route),
     /// A ReferenceGrant.
     ReferenceGrant(Grant),
-    /// An AuthorizationPolicy or a PeerAuthentication.
+    /// An AuthorizationPolicy, a PeerAuthentication or a RequestAuthentication.
     Access(Access),
     /// An EgressPolicy.
     EgressPolicy(Egress),
@@ -171,7 +175,7 @@ impl fmt::Display for NamespacedName {
 
 impl Kind {
     /// Every kind that is read.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Service,
         Self::EndpointSlice,
         Self::HttpRoute,
@@ -181,6 +185,7 @@ impl Kind {
         Self::ReferenceGrant,
         Self::AuthorizationPolicy,
         Self::PeerAuthentication,
+        Self::RequestAuthentication,
         Self::EgressPolicy,
         Self::TrafficPolicy,
         Self::RateLimitPolicy,
@@ -202,6 +207,7 @@ impl Kind {
             Self::ReferenceGrant => "ReferenceGrant",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::PeerAuthentication => "PeerAuthentication",
+            Self::RequestAuthentication => "RequestAuthentication",
             Self::EgressPolicy => "EgressPolicy",
             Self::TrafficPolicy => "TrafficPolicy",
             Self::RateLimitPolicy => "RateLimitPolicy",
@@ -298,6 +304,12 @@ impl Object {
     /// Reads a PeerAuthentication; none if it is refused.
     pub fn peer_authentication(object: &kinds::PeerAuthentication, notes: &mut Notes) -> Option<Self> {
         let read = Access::read_peers(object, notes);
+        finish(Self::Access(read), &object.metadata, notes)
+    }
+
+    /// Reads a RequestAuthentication; none if it is refused.
+    pub fn request_authentication(object: &kinds::RequestAuthentication, notes: &mut Notes) -> Option<Self> {
+        let read = Access::read_tokens(object, notes);
         finish(Self::Access(read), &object.metadata, notes)
     }
 

@@ -13,11 +13,11 @@ use super::yaml::{self, Broken, Chunk, Document};
 use crate::finding::{Finding, Mark, Note, Notes, Origin, Severity, push_index, push_key};
 use crate::kinds::{
     AccessTargetRef, AuthorizationPolicy, EgressPolicy, FaultPolicy, Mesh, PeerAuthentication,
-    PolicyTargetRef, RateLimitPolicy, TelemetryPolicy, TrafficPolicy,
+    PolicyTargetRef, RateLimitPolicy, RequestAuthentication, TelemetryPolicy, TrafficPolicy,
 };
 use crate::object::{
-    Access, AccessSays, Authorization, DEFAULT_NAMESPACE, Egress, Kind, NamespacedName, Object, ObjectKey,
-    PodForm, foreign, is_label, is_subdomain,
+    Access, AccessSays, Authentication, Authorization, DEFAULT_NAMESPACE, Egress, Kind, NamespacedName,
+    Object, ObjectKey, PodForm, foreign, is_label, is_subdomain,
 };
 
 /// Lists within lists are not read.
@@ -358,6 +358,7 @@ pub(crate) fn versions(kind: Kind) -> &'static [&'static str] {
         Kind::TcpRoute => &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1alpha2"],
         Kind::AuthorizationPolicy
         | Kind::PeerAuthentication
+        | Kind::RequestAuthentication
         | Kind::EgressPolicy
         | Kind::TrafficPolicy
         | Kind::RateLimitPolicy
@@ -404,6 +405,8 @@ fn read(kind: Kind, key: &ObjectKey, mut value: Value) -> (Content, Notes) {
             .and_then(|v| Object::authorization_policy(&v, &mut notes)),
         Kind::PeerAuthentication => typed::<PeerAuthentication>(value, &mut notes)
             .and_then(|v| Object::peer_authentication(&v, &mut notes)),
+        Kind::RequestAuthentication => typed::<RequestAuthentication>(value, &mut notes)
+            .and_then(|v| Object::request_authentication(&v, &mut notes)),
         Kind::EgressPolicy => {
             typed::<EgressPolicy>(value, &mut notes).and_then(|v| Object::egress_policy(&v, &mut notes))
         }
@@ -439,7 +442,7 @@ fn read(kind: Kind, key: &ObjectKey, mut value: Value) -> (Content, Notes) {
 /// What holds in place of a policy that cannot be read, as far as it says what it is attached to.
 fn closed(key: &ObjectKey, value: &Value) -> Option<Object> {
     match key.kind {
-        Kind::AuthorizationPolicy | Kind::PeerAuthentication => {
+        Kind::AuthorizationPolicy | Kind::PeerAuthentication | Kind::RequestAuthentication => {
             let says = unreadable(key.kind, value)?;
             let refs = own_refs(key, value, |one: &AccessTargetRef| one.namespace.as_deref())?;
             // Nobody wrote what it is attached to where there is no spec.
@@ -469,6 +472,9 @@ fn unreadable(kind: Kind, value: &Value) -> Option<AccessSays> {
             Some(AccessSays::Authorization(Box::new(closed)))
         }
         Kind::PeerAuthentication => Some(AccessSays::Mtls(v1::MtlsMode::Strict)),
+        // Of one that is surely in dry run nothing holds.
+        Kind::RequestAuthentication if text("mode", "Enforce") == Some("DryRun") => None,
+        Kind::RequestAuthentication => Some(AccessSays::Tokens(Authentication::closed())),
         _ => None,
     }
 }
@@ -490,6 +496,15 @@ fn own_refs<T: DeserializeOwned>(
 /// What holds where a policy is refused and has no last good version, in words, and a hint; nothing for other kinds.
 fn meanwhile(kind: Kind, fallback: Option<&Object>, value: &Value) -> Option<(&'static str, &'static str)> {
     match (kind, fallback) {
+        (_, Some(Object::Access(policy))) if policy.authentication().is_some() => {
+            Some(("nobody's token is taken at its targets, and each request needs one", ""))
+        }
+        (Kind::RequestAuthentication, _) if unreadable(kind, value).is_none() => {
+            Some(("it tells of nothing, and it would have refused nothing", ""))
+        }
+        (Kind::RequestAuthentication, _) => {
+            Some(("it verifies nothing", "its targetRefs name nothing of its namespace"))
+        }
         (_, Some(Object::Access(policy))) => Some((
             match policy.authorization().map(|says| says.action) {
                 Some(v1::AccessAction::Deny) => "everything is denied at its targets",

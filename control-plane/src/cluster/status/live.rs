@@ -19,13 +19,14 @@ use crate::source::versions;
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
 /// Every kind of which something is said.
-pub(super) const KINDS: [Kind; 11] = [
+pub(super) const KINDS: [Kind; 12] = [
     Kind::HttpRoute,
     Kind::GrpcRoute,
     Kind::TlsRoute,
     Kind::TcpRoute,
     Kind::AuthorizationPolicy,
     Kind::PeerAuthentication,
+    Kind::RequestAuthentication,
     Kind::EgressPolicy,
     Kind::TrafficPolicy,
     Kind::RateLimitPolicy,

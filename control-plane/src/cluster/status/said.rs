@@ -58,6 +58,7 @@ impl Form {
             }
             Kind::AuthorizationPolicy
             | Kind::PeerAuthentication
+            | Kind::RequestAuthentication
             | Kind::EgressPolicy
             | Kind::TrafficPolicy
             | Kind::RateLimitPolicy

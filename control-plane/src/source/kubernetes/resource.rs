@@ -36,6 +36,7 @@ impl Resource {
             Kind::ReferenceGrant => "referencegrants",
             Kind::AuthorizationPolicy => "authorizationpolicies",
             Kind::PeerAuthentication => "peerauthentications",
+            Kind::RequestAuthentication => "requestauthentications",
             Kind::EgressPolicy => "egresspolicies",
             Kind::TrafficPolicy => "trafficpolicies",
             Kind::RateLimitPolicy => "ratelimitpolicies",
@@ -103,6 +104,7 @@ mod tests {
         let ours = [
             (Kind::AuthorizationPolicy, kinds::AuthorizationPolicy::url_path(&(), None)),
             (Kind::PeerAuthentication, kinds::PeerAuthentication::url_path(&(), None)),
+            (Kind::RequestAuthentication, kinds::RequestAuthentication::url_path(&(), None)),
             (Kind::EgressPolicy, kinds::EgressPolicy::url_path(&(), None)),
             (Kind::TrafficPolicy, kinds::TrafficPolicy::url_path(&(), None)),
             (Kind::RateLimitPolicy, kinds::RateLimitPolicy::url_path(&(), None)),
