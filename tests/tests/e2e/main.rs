@@ -22,6 +22,7 @@ mod hostile;
 mod http1;
 mod http2;
 mod limits;
+mod jwt;
 mod live;
 mod memory;
 mod metrics;
