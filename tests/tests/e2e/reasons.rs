@@ -250,7 +250,7 @@ spec:
   issuers:
   - issuer: https://issuer.example
     audiences: [orders]
-    jwks: {inline: '{"keys":[{"kty":"OKP","crv":"Ed25519","x":"AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE"}]}'}
+    jwks: {inline: '{\"keys\":[{\"kty\":\"OKP\",\"crv\":\"Ed25519\",\"x\":\"AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE\"}]}'}
     from: [{header: x-token}]
 ---
 apiVersion: policy.tulle.dev/v1alpha1
