@@ -28,6 +28,7 @@ pub const ACCESS_LOG_FIELDS: &[&str] = &[
     "detected",
     "endpoint",
     "rule",
+    "would_deny",
     "tls",
     "bytes_in",
     "bytes_out",

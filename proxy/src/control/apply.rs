@@ -277,11 +277,12 @@ impl Applier {
                 let services: Vec<_> = store.load().services.values().cloned().collect();
                 services.iter().for_each(|service| self.rebalance(service));
             }
-            Decoded::InboundPolicy(spec) => {
+            Decoded::InboundPolicy(mut spec) => {
                 if let Err(why) = self.gate.check(&spec) {
                     held_back("InboundPolicy", &why);
                     return Ok(());
                 }
+                spec.trust_domain = self.identity.load().as_ref().map(|creds| creds.id().trust_domain());
                 let old = store.load().inbound.clone();
                 let inbound = Arc::new(policy::Inbound::after(old.as_deref(), spec, Instant::now()));
                 store.update(|snapshot| snapshot.inbound = Some(Arc::clone(&inbound)));

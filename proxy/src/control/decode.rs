@@ -7,6 +7,7 @@
 //! A route's rule is the one part that is taken as [`Invalid`] instead, so that the other rules of a service hold, also for a proxy
 //! that has no last good version of them ([`rejections`]).
 
+mod access;
 mod authentication;
 mod balance;
 mod filter;
@@ -291,12 +292,16 @@ fn inbound_policy(message: v1::InboundPolicy, name: &str) -> Result<Decoded> {
         networks: each(message.default_networks, "default_networks", network)?,
         audited: message.default_audited,
     };
-    let rate_limits = rate::rate_limits(message.rate_limits, &mut rule::Patterns::default(), "rate_limits")?;
+    let mut patterns = rule::Patterns::default();
+    let rate_limits = rate::rate_limits(message.rate_limits, &mut patterns, "rate_limits")?;
+    let policies = access::policies(message.policies, &mut patterns, "policies")?;
     Ok(Decoded::InboundPolicy(InboundSpec {
         workload,
         mode: default,
         ports,
         rules,
+        policies,
+        trust_domain: None,
         unspoken,
         rate_limits,
         connection_ages,

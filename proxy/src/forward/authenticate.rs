@@ -13,6 +13,7 @@ use smallvec::SmallVec;
 use tulle_certs::jwks::KeySet;
 use tulle_certs::jwt::{ReadError, SignatureError, Token};
 
+use super::admit;
 use super::context::Worker;
 use super::fault::{Challenge, Fault};
 use super::filters;
@@ -41,7 +42,8 @@ pub(super) fn speaks(worker: &Worker, port: u16) -> Option<Arc<Inbound>> {
     Some(Arc::clone(inbound))
 }
 
-/// What the token of a request says that was registered as `guard`; `None`: nothing is known of who sent it.
+/// What the token of a request says that came on what `guard` stands for; `None`: nothing is known of who sent it. A kubelet has no token: probes that the
+/// pod declares need none (R25).
 ///
 /// # Errors
 /// It needs a token and has none, has one that is not taken, or one that cannot be verified now.
@@ -50,13 +52,24 @@ pub(super) async fn request(
     request: &mut Request<Body>,
     guard: &policy::Guard,
 ) -> Result<Option<Arc<Claims>>, Fault> {
-    let port = guard.open().port;
+    let open = guard.open();
+    let Some(inbound) = speaks(worker, open.port) else { return Ok(None) };
+    let excused = admit::is_probe(worker, open, request);
+    Box::pin(authenticate(worker, request, (open.port, excused), &inbound)).await
+}
+
+/// The same of a request to a port of the proxy's own workload.
+///
+/// # Errors
+/// As [`request`].
+pub(super) async fn at(
+    worker: &Worker,
+    request: &mut Request<Body>,
+    port: u16,
+) -> Result<Option<Arc<Claims>>, Fault> {
     match speaks(worker, port) {
+        Some(inbound) => Box::pin(authenticate(worker, request, (port, false), &inbound)).await,
         None => Ok(None),
-        Some(inbound) => {
-            let excused = is_probe(worker, guard, request);
-            Box::pin(authenticate(worker, request, (port, excused), &inbound)).await
-        }
     }
 }
 
@@ -87,13 +100,6 @@ pub(super) fn judged(fault: Fault, claims: Option<&Claims>) -> Fault {
         Some(_) if fault.reason == Reason::PolicyDenied => fault.challenging(Challenge::Scope),
         _ => fault,
     }
-}
-
-/// Whether it is a probe that the pod declares, from whoever has no identity, as [`admit`](super::admit) lets in: a kubelet has no token (R25).
-fn is_probe(worker: &Worker, guard: &policy::Guard, request: &Request<Body>) -> bool {
-    let open = guard.open();
-    let probes = &worker.proxy.settings.probes;
-    open.tls == policy::TlsKind::None && probes.iter().any(|probe| probe.is(open.port, request))
 }
 
 /// `excused`: it needs no token.

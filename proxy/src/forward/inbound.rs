@@ -99,12 +99,19 @@ async fn serve_one(
             Box::pin(Arc::new(connection).serve(io)).await;
         }
         None => {
-            let server = match server {
-                Some(server) => server,
-                None => open(worker, &way, &guard).await,
+            // What was opened to find out was not judged as what it is now known to be.
+            let passed = match &server {
+                Some(Err(_)) => None,
+                Some(Ok(_)) | None => Some(admit::judge_bytes(worker, &guard)),
+            };
+            let (rule, server) = match (passed, server) {
+                (Some(Err(fault)), _) => (None, Err(fault)),
+                (passed, Some(server)) => (passed.and_then(Result::ok), server),
+                (passed, None) => (passed.and_then(Result::ok), open(worker, &way, &guard).await),
             };
             let server = server.and_then(|server| authenticate::opaque(worker, &guard).map(|()| server));
-            relay(worker, io, &way, &guard, detected, server).await;
+            let rule = rule.map(|passed| passed.rule);
+            relay(worker, io, &way, &guard, (detected, rule.as_deref().unwrap_or("")), server).await;
         }
     }
 }
@@ -188,24 +195,24 @@ fn labels(open: &Open) -> ConnectionLabels<'_> {
     }
 }
 
-/// A stream to the application for opaque bytes, once policy has let them in.
+/// A stream to the application for opaque bytes, unless policy lets in nothing of its client's.
 async fn open(worker: &Worker, way: &Way, guard: &policy::Guard) -> Result<Io, Fault> {
-    admit::judge(worker, guard)?;
+    admit::may_open(worker, guard)?;
     let opened = Box::pin(exchange::dial(worker).opaque(&way.application)).await;
     opened.map_err(|error| exchange::connect_fault(&error))
 }
 
-/// Relays opaque bytes to the application, if they were let in and it could be reached.
+/// Relays opaque bytes to the application, if they were let in, by the `rule`, and it could be reached.
 async fn relay(
     worker: &Arc<Worker>,
     io: Io,
     way: &Way,
     guard: &policy::Guard,
-    detected: DetectResult,
+    (detected, rule): (DetectResult, &str),
     server: Result<Io, Fault>,
 ) {
-    let record =
-        ConnectionRecord { detected: Some(detected), ..registered(worker, guard, way.client, way.at) };
+    let record = registered(worker, guard, way.client, way.at);
+    let record = ConnectionRecord { detected: Some(detected), rule, ..record };
     let server = match server {
         Ok(server) => server,
         Err(fault) => {
@@ -266,8 +273,14 @@ impl Connection {
         Some(Box::pin(tokio::time::sleep(endpoint::jittered(age?))))
     }
 
-    fn leg<'a>(&'a self, fresh: Option<Instant>, begun: &'a Begun) -> Leg<'a> {
-        let (endpoint, tunnels, guard) = (&self.application, &self.tunnels, Some(&self.guard));
+    /// `tunnel`: what a request that asks for one is registered as.
+    fn leg<'a>(
+        &'a self,
+        fresh: Option<Instant>,
+        begun: &'a Begun,
+        tunnel: Option<&'a Arc<policy::Guard>>,
+    ) -> Leg<'a> {
+        let (endpoint, tunnels, guard) = (&self.application, &self.tunnels, tunnel.or(Some(&self.guard)));
         Leg { endpoint, framing: self.framing, limit: None, tunnels, fresh, keep: false, guard, begun }
     }
 
@@ -296,9 +309,10 @@ impl Connection {
 
     async fn forward(&self, record: &mut Record, request: &mut Request<Body>) -> Result<Answer, Fault> {
         headers::check_host(request)?;
-        record.claims = authenticate::request(&self.worker, request, &self.guard).await?;
-        let judged = admit::judge_request(&self.worker, &self.guard, request);
-        record.rule = Some(judged.map_err(|fault| authenticate::judged(fault, record.claims.as_deref()))?);
+        let claims = authenticate::request(&self.worker, request, &self.guard).await?;
+        record.claims.clone_from(&claims);
+        let judged = admit::judge_request(&self.worker, &self.guard, record, request, claims.as_ref());
+        judged.map_err(|fault| authenticate::judged(fault, claims.as_deref()))?;
         limited::inbound(&self.worker, record, request, &self.guard)?;
         record.pass_on(request);
         record.endpoint = Some(self.application.address);
@@ -327,14 +341,18 @@ impl Connection {
         request: &mut Request<Body>,
         fresh: &mut Option<Instant>,
     ) -> Result<Option<Answer>, Fault> {
+        let tunnel = admit::tunnel(&self.worker, &self.guard, record.under_way.as_ref(), request)?;
         record.attempts += 1;
         let asked = self.worker.proxy.now();
         record.waits(asked);
         let in_flight = InFlight::start(&self.worker, &self.application, asked);
         let mut in_flight = in_flight.uploading(record.uploaded());
         let mut lent = Fields::default();
-        let leg = self.leg(*fresh, &in_flight.begun);
-        let sent = exchange::send(&self.worker, leg, &mut *request, &mut lent).await;
+        let leg = self.leg(*fresh, &in_flight.begun, tunnel.as_ref());
+        let sent = {
+            let sent = pin!(exchange::send(&self.worker, leg, &mut *request, &mut lent));
+            admit::unless_changed(&self.worker, &self.guard, record.under_way.as_ref(), sent).await
+        };
         let answered = self.worker.proxy.now();
         record.waited(answered);
         match sent {

@@ -15,7 +15,6 @@ use parking_lot::Mutex;
 
 use super::admit;
 use super::asked::Asked;
-use super::authenticate;
 use super::context::Worker;
 use super::exchange::{self, Fields, Leg, Tunnels};
 use super::fault::Fault;
@@ -113,10 +112,7 @@ async fn send(
         Target::Service(service, mirror.port).pick(worker, &[], &asked)?
     };
     let application = worker.proxy.own_application(&endpoint);
-    let own = admit::own(worker, &endpoint, application, client).await?;
-    if let Some(own) = &own {
-        authenticate::request(worker, &mut request, &own.guard).await?;
-    }
+    let own = admit::own(worker, &endpoint, application, client, Some(&mut request)).await?;
     let mut in_flight = InFlight::start(worker, &endpoint, worker.proxy.now());
     let (to, guard) = match &own {
         Some(own) => (&own.application, Some(&own.guard)),

@@ -411,17 +411,20 @@ impl Connection {
         let How { limit, keep, fresh, until, out } = how;
         let application = self.worker.proxy.own_application(endpoint);
         record.sent_to(endpoint, application);
-        let own = admit::own(&self.worker, endpoint, application, self.client).await;
+        if application.is_some() && authenticate::speaks(&self.worker, endpoint.address.port()).is_some() {
+            lent.keep(request);
+        }
+        let own = admit::own(&self.worker, endpoint, application, self.client, Some(&mut *request)).await;
         let own = own.map_err(|fault| Failed { fault, again: None, whole: false })?;
         if let Some(own) = &own {
-            record.rule = Some(Arc::clone(&own.rule));
-            let refused = |fault| Failed { fault, again: None, whole: false };
-            if authenticate::speaks(&self.worker, own.guard.open().port).is_some() {
-                lent.keep(request);
-                let claims = authenticate::request(&self.worker, request, &own.guard).await;
-                record.claims = claims.map_err(refused)?;
-            }
-            limited::inbound(&self.worker, record, request, &own.guard).map_err(refused)?;
+            record.rule = Some(Arc::clone(&own.passed.rule));
+            record.would_deny.clone_from(&own.passed.would_deny);
+            record.claims.clone_from(&own.claims);
+            limited::inbound(&self.worker, record, request, &own.guard).map_err(|fault| Failed {
+                fault,
+                again: None,
+                whole: false,
+            })?;
         }
         let asked = self.worker.proxy.now();
         record.waits(asked);
@@ -571,7 +574,7 @@ async fn open(
     endpoint: &Arc<Endpoint>,
 ) -> Result<(Box<InFlight>, Option<Own>, Io), Failed> {
     let application = worker.proxy.own_application(endpoint);
-    let own = admit::own(worker, endpoint, application, client).await;
+    let own = admit::own(worker, endpoint, application, client, None).await;
     let own = own.map_err(|fault| Failed { fault, again: None, whole: true })?;
     let mut in_flight = Box::new(InFlight::start(worker, endpoint, worker.proxy.now()));
     let to = own.as_ref().map_or(endpoint, |own| &own.application);
@@ -599,10 +602,6 @@ pub(super) async fn relay(
     record: ConnectionRecord<'_>,
     server: Result<Connected, Fault>,
 ) {
-    let server = server.and_then(|connected| match &connected.own {
-        Some(own) => authenticate::opaque(worker, &own.guard).map(|()| connected),
-        None => Ok(connected),
-    });
     let Connected { in_flight, own, out, server } = match server {
         Ok(connected) => connected,
         Err(fault) => {
@@ -626,7 +625,7 @@ pub(super) async fn relay(
         worker.metrics.connections(&labels).open()
     };
     let meter = exchange::meter(&open);
-    let passed = own.as_ref().map(|own| (&*own.guard, &*own.rule));
+    let passed = own.as_ref().map(|own| (&*own.guard, &*own.passed.rule));
     let (guard, rule) = passed.or_else(|| out.as_ref().map(|out| (&*out.guard, &*out.rule))).unzip();
     let record = ConnectionRecord {
         tls,

@@ -15,7 +15,7 @@ use tulle_certs::SpiffeId;
 pub(super) use self::tracked::Tracked;
 
 use self::tracked::Until;
-use super::admit;
+use super::admit::{self, UnderWay};
 use super::context::Worker;
 use super::exchange::{Answer, Failed, Tunnelled};
 use super::fault::{self, Fault, GRPC_STATUS};
@@ -73,6 +73,10 @@ pub(super) struct Record {
     pub(super) rule: Option<Arc<str>>,
     /// What its token says, where one was verified.
     pub(super) claims: Option<Arc<Claims>>,
+    /// The rule in dry run that would have refused it.
+    pub(super) would_deny: Option<Arc<str>>,
+    /// Inbound: what a change of policy judges it by, as long as nothing else waits for that.
+    pub(super) under_way: Option<UnderWay>,
     /// The rate limit that has no room for it.
     pub(super) limited: Option<Box<Refused>>,
     /// A change of policy that revokes it ends the request.
@@ -159,6 +163,8 @@ impl Record {
             detail: Box::default(),
             rule: None,
             claims: None,
+            would_deny: None,
+            under_way: None,
             limited: None,
             guard: None,
             port: 0,
@@ -304,7 +310,8 @@ impl Record {
         if self.target.is_some() {
             self.came();
         }
-        let until = Until::new(&self.worker, bounds, guard);
+        let under_way = if bounds.is_some() || guard.is_some() { self.lasts() } else { None };
+        let until = Until::new(&self.worker, bounds, guard, under_way);
         self.track(response, in_flight, until)
     }
 
@@ -358,6 +365,11 @@ impl Record {
     /// What passes of its body, if it has one.
     pub(super) fn uploaded(&self) -> Option<Arc<Transfer>> {
         self.uploaded.clone()
+    }
+
+    /// What a change of policy judges it by from now on, on which connection.
+    fn lasts(&mut self) -> Option<(Arc<policy::Guard>, UnderWay)> {
+        Some((self.guard.clone()?, self.under_way.take()?))
     }
 
     /// Why it ends when nobody wants the answer any more.
@@ -460,6 +472,7 @@ impl Record {
             detected: "",
             endpoint: self.endpoint,
             rule: text(&self.rule),
+            would_deny: text(&self.would_deny),
             tls: self.tls,
             bytes_in,
             bytes_out,
@@ -733,6 +746,7 @@ impl<'a> ConnectionRecord<'a> {
             detected: self.detected.map_or("", DetectResult::as_str),
             endpoint: self.endpoint,
             rule: self.rule,
+            would_deny: "",
             tls: self.tls,
             bytes_in: self.bytes.0,
             bytes_out: self.bytes.1,

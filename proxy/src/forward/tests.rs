@@ -168,6 +168,8 @@ fn lets_all_in(worker: &Worker) {
             mode: Mode::Strict,
             ports: vec![(80, PortPolicy { protocol: Protocol::Http, mode: Mode::Strict })],
             rules: Vec::new(),
+            policies: Vec::new(),
+            trust_domain: None,
             unspoken: Default::default(),
             rate_limits: Vec::new(),
             connection_ages: Vec::new(),

@@ -1,15 +1,23 @@
 //! The compiled inbound policy of one workload.
+//!
+//! What it says is asked thrice: whether a connection may stay, that is, whether there could be a request that passes
+//! ([`Inbound::evaluate`]); of each request ([`Inbound::evaluate_request`]); and of a connection that turns out to carry none
+//! ([`Inbound::evaluate_bytes`]).
 
 use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
 use ipnet::IpNet;
-use tulle_certs::SpiffeId;
+use tulle_certs::{SpiffeId, TrustDomain};
 
+use super::access::AccessPolicy;
+use super::path::Unclear;
+use super::rules::{Access, Requested, What};
 use crate::limit::{RateLimit, RateLimits};
 use crate::state::{Mode, ObjectName, Protocol};
 use crate::telemetry::access;
@@ -23,8 +31,13 @@ pub struct InboundSpec {
     /// For ports that `ports` does not name.
     pub mode: Mode,
     pub ports: Vec<(u16, PortPolicy)>,
-    /// Of several that let a connection in, the first is named.
+    /// Of several that let a connection in, the first is named. Not looked at where there are `policies`.
     pub rules: Vec<Allow>,
+    /// Of several that say the same, the first is named.
+    pub policies: Vec<AccessPolicy>,
+    /// The mesh's, in which namespaces and service accounts are named. `None`: that of whoever has proven an identity, which is no
+    /// other as long as there is one mesh.
+    pub trust_domain: Option<TrustDomain>,
     /// What holds at ports of which no rule speaks.
     pub unspoken: Unspoken,
     /// All of them hold.
@@ -92,24 +105,34 @@ pub enum TlsKind {
     ApplicationTls,
 }
 
-/// What becomes of a connection.
+/// What becomes of a connection or request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// `rule` is the one that let it in, or `default` where no rule speaks of the port.
     Allow { rule: Arc<str> },
     /// As `Allow`, and it is to be told.
     Audit { rule: Arc<str> },
-    /// `rule` is the one that refused it, where there is such a rule; rules that only allow refuse nobody by name.
+    /// `rule` is the one that denies it, where there is such a rule; rules that only allow refuse nobody by name.
     Deny { reason: Denial, rule: Option<Arc<str>> },
 }
 
-/// Why a connection is refused.
+/// What becomes of a connection or request, and what else is to be told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Judged {
+    pub verdict: Verdict,
+    /// Of what may go on, the rule in dry run that would have refused it; or the policy, which only allows, and not this.
+    pub would_deny: Option<Arc<str>>,
+}
+
+/// Why a connection or request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Denial {
     /// The port takes only the mesh's mutual TLS.
     MtlsRequired,
-    /// There are rules for the port, and none lets this client in.
+    /// A rule denies it; or there are rules for the port that allow, and none describes it.
     PolicyDenied,
+    /// Policies look at what nobody can tell of the request.
+    Unclear(Unclear),
     /// No rule speaks of the port, and the client is in none of the networks that may reach such ports.
     NetworkDenied,
     /// There is no policy (any more).
@@ -123,21 +146,10 @@ pub enum Denial {
 pub struct Inbound {
     spec: InboundSpec,
     ports: HashMap<u16, PortPolicy, RandomState>,
-    /// The rules of ports that some rule names, those of every port included.
-    named: HashMap<u16, Rules, RandomState>,
-    /// The rules of all other ports.
-    every: Rules,
+    access: Access,
     rate_limits: Option<RateLimits>,
     authentications: Option<Authentications>,
-}
-
-/// The rules of one port.
-#[derive(Debug, Default)]
-struct Rules {
-    /// Whether there is any, if only one that lets nobody in.
-    any: bool,
-    /// Who is let in, and by which rule.
-    identities: HashMap<SpiffeId, Arc<str>, RandomState>,
+    generation: u64,
 }
 
 /// The name in place of a rule's where no rule speaks of the port.
@@ -158,14 +170,18 @@ impl Inbound {
         let known = old.and_then(|old| old.authentications.as_ref());
         let authentications = Authentications::after(known, &spec.authentications);
         let ports = spec.ports.iter().copied().collect();
-        let every = Rules::new(&spec.rules, |rule| rule.ports.is_empty());
-        let mut named: HashMap<u16, Rules, RandomState> = HashMap::default();
-        for port in spec.rules.iter().flat_map(|rule| &rule.ports) {
-            named.entry(*port).or_insert_with(|| {
-                Rules::new(&spec.rules, |rule| rule.ports.is_empty() || rule.ports.contains(port))
-            });
-        }
-        Self { spec, ports, named, every, rate_limits, authentications }
+        let access = match &*spec.policies {
+            [] => {
+                let rules = spec.rules.iter();
+                let policies: Vec<_> = rules
+                    .map(|rule| AccessPolicy::allowing(&rule.name, &rule.ports, &rule.identities))
+                    .collect();
+                Access::new(&policies, spec.trust_domain.as_ref())
+            }
+            policies => Access::new(policies, spec.trust_domain.as_ref()),
+        };
+        let generation = GENERATIONS.fetch_add(1, Ordering::Relaxed);
+        Self { spec, ports, access, rate_limits, authentications, generation }
     }
 
     /// What this was compiled from.
@@ -183,9 +199,29 @@ impl Inbound {
         self.ports.get(&port).copied().unwrap_or(unnamed)
     }
 
-    /// Whether any rule speaks of `port`.
+    /// Tells it from every other: what was judged by it need not be judged by it again.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Whether any policy speaks of `port`.
     pub fn has_rules(&self, port: u16) -> bool {
-        self.rules(port).any
+        self.access.port(port).speaks()
+    }
+
+    /// Whether some rule that allows at `port` asks for an identity.
+    pub fn names_identities(&self, port: u16) -> bool {
+        self.access.port(port).names_identities
+    }
+
+    /// Whether policies at `port` look at the hosts of requests, so that a request must not name two.
+    pub fn looks_at_hosts(&self, port: u16) -> bool {
+        self.access.port(port).looks_at_hosts
+    }
+
+    /// Whether policies at `port` look at requests.
+    pub fn looks_at_requests(&self, port: u16) -> bool {
+        self.access.port(port).looks_at_requests
     }
 
     /// When clients of the port outside the mesh are asked to open another connection; `None`: never.
@@ -214,11 +250,26 @@ impl Inbound {
         self.authentications.as_ref()
     }
 
-    /// Judges a connection.
+    /// Judges a connection that may carry requests, each of which is judged again: whether any of them could be let in.
     ///
-    /// First the port's mode: `strict` refuses all but the mesh's mutual TLS with a proven identity. Then the rules: if
-    /// none speaks of the port, whoever got this far is let in, from the networks of [`Unspoken`]; else only identities that a rule names.
+    /// First the port's mode: `strict` refuses all but the mesh's mutual TLS with a proven identity. Then the policies: what one denies is
+    /// refused; where none that allows speaks of what is asked, whoever got this far is let in, from the networks of [`Unspoken`]; else
+    /// only what one of these describes.
     pub fn evaluate(&self, connection: &Connection<'_>) -> Verdict {
+        self.judge(connection, What::Some).verdict
+    }
+
+    /// Judges a connection that carries no HTTP.
+    pub fn evaluate_bytes(&self, connection: &Connection<'_>) -> Judged {
+        self.judge(connection, What::Bytes)
+    }
+
+    /// Judges a request on a connection, by all that is said of both.
+    pub fn evaluate_request(&self, connection: &Connection<'_>, requested: &Requested<'_>) -> Judged {
+        self.judge(connection, What::Request(requested))
+    }
+
+    fn judge(&self, connection: &Connection<'_>, what: What<'_>) -> Judged {
         let identity = match connection.tls {
             TlsKind::Mesh => connection.peer,
             // Nothing was proven, whatever the caller believes.
@@ -228,41 +279,58 @@ impl Inbound {
         // Mesh TLS without an identity cannot be; were it to, it would not be let in.
         let proven = connection.tls != TlsKind::Mesh || identity.is_some();
         if !proven || (mode == Mode::Strict && identity.is_none()) {
-            return Verdict::Deny { reason: Denial::MtlsRequired, rule: None };
+            return Judged::denied(Denial::MtlsRequired, None);
         }
-        let rules = self.rules(connection.port);
-        if !rules.any {
-            let Unspoken { networks, audited } = &self.spec.unspoken;
-            let client = connection.client.to_canonical();
-            if !networks.is_empty() && !networks.iter().any(|network| network.contains(&client)) {
-                return Verdict::Deny { reason: Denial::NetworkDenied, rule: None };
-            }
-            let rule = DEFAULT.clone();
-            return if *audited { Verdict::Audit { rule } } else { Verdict::Allow { rule } };
+        let port = self.access.port(connection.port);
+        let domain = self.spec.trust_domain.as_ref();
+        let facts = match port.facts((connection.port, identity, connection.client), domain, what) {
+            Ok(facts) => facts,
+            Err(unclear) => return Judged::denied(Denial::Unclear(unclear), None),
+        };
+        if let Some(rule) = port.deny.find(&facts, true) {
+            return Judged::denied(Denial::PolicyDenied, Some(Arc::clone(rule)));
         }
-        match identity.and_then(|id| rules.identities.get(id)) {
-            Some(rule) => Verdict::Allow { rule: rule.clone() },
-            None => Verdict::Deny { reason: Denial::PolicyDenied, rule: None },
+        let is_spoken_of = port.allow.speaker(&facts).is_some();
+        let verdict = match is_spoken_of {
+            true => match port.allow.find(&facts, false) {
+                Some(rule) => Verdict::Allow { rule: Arc::clone(rule) },
+                None => return Judged::denied(Denial::PolicyDenied, None),
+            },
+            false => self.unspoken(connection.client),
+        };
+        if !verdict.is_allowed() || matches!(what, What::Some) {
+            return Judged { verdict, would_deny: None };
         }
+        let audited = port.audit.find(&facts, true).map(|rule| Verdict::Audit { rule: Arc::clone(rule) });
+        let would_deny = port.dry_deny.find(&facts, true).or_else(|| {
+            // Where one that is in force has let it in, another that allows besides would refuse nothing.
+            let speaker = if is_spoken_of { None } else { port.dry_allow.speaker(&facts) };
+            speaker.filter(|_| port.dry_allow.find(&facts, false).is_none())
+        });
+        Judged { verdict: audited.unwrap_or(verdict), would_deny: would_deny.cloned() }
     }
 
-    fn rules(&self, port: u16) -> &Rules {
-        self.named.get(&port).unwrap_or(&self.every)
+    /// What holds where no policy that allows speaks of what is asked.
+    fn unspoken(&self, client: IpAddr) -> Verdict {
+        let Unspoken { networks, audited } = &self.spec.unspoken;
+        let client = client.to_canonical();
+        if !networks.is_empty() && !networks.iter().any(|network| network.contains(&client)) {
+            return Verdict::Deny { reason: Denial::NetworkDenied, rule: None };
+        }
+        let rule = DEFAULT.clone();
+        if *audited { Verdict::Audit { rule } } else { Verdict::Allow { rule } }
     }
 }
 
-// === impl Rules ===
+/// How many there have been.
+static GENERATIONS: AtomicU64 = AtomicU64::new(1);
 
-impl Rules {
-    fn new(rules: &[Allow], speaks: impl Fn(&Allow) -> bool) -> Self {
-        let mut compiled = Self::default();
-        for rule in rules.iter().filter(|rule| speaks(rule)) {
-            compiled.any = true;
-            for identity in &rule.identities {
-                compiled.identities.entry(identity.clone()).or_insert_with(|| rule.name.clone());
-            }
-        }
-        compiled
+// === impl Judged ===
+
+impl Judged {
+    /// It may not go on, for this reason and by that rule, if it is one's.
+    pub fn denied(reason: Denial, rule: Option<Arc<str>>) -> Self {
+        Self { verdict: Verdict::Deny { reason, rule }, would_deny: None }
     }
 }
 
@@ -284,6 +352,7 @@ impl Denial {
             Self::PolicyDenied | Self::NetworkDenied => "policy_denied",
             Self::NoPolicy => "policy_unavailable",
             Self::EgressDenied => "egress_denied",
+            Self::Unclear(_) => "malformed_request",
         }
     }
 }

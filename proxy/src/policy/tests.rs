@@ -32,6 +32,8 @@ fn inbound(mode: Mode, ports: &[(u16, Mode)], rules: Vec<Allow>) -> Inbound {
                 .map(|(port, mode)| (*port, PortPolicy { protocol: Protocol::Http, mode: *mode }))
                 .collect(),
             rules,
+            policies: Vec::new(),
+            trust_domain: None,
             unspoken: Default::default(),
             rate_limits: Vec::new(),
             connection_ages: Vec::new(),

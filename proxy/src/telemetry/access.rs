@@ -95,6 +95,8 @@ pub struct Record<'a> {
     pub endpoint: Option<SocketAddr>,
     /// The rule that decided, `<namespace>/<policy>/<rule>`.
     pub rule: &'a str,
+    /// The rule in dry run that would have refused what was let in, or the policy where no rule of it would have let it in.
+    pub would_deny: &'a str,
     /// On the leg between workloads.
     pub tls: TlsKind,
     /// Body bytes (connections: all bytes) from the client.
@@ -187,6 +189,7 @@ impl Default for Record<'_> {
             detected: "",
             endpoint: None,
             rule: "",
+            would_deny: "",
             tls: TlsKind::Unknown,
             bytes_in: 0,
             bytes_out: 0,
@@ -268,6 +271,7 @@ mod tests {
             detected: "server_first",
             endpoint: Some("[::1]:5000".parse().unwrap()),
             rule: "default/allow/web",
+            would_deny: "default/trial/admin",
             tls: TlsKind::Mtls,
             bytes_in: 1,
             bytes_out: 2,
@@ -341,6 +345,7 @@ mod tests {
             detected: "",
             endpoint: Some("10.1.0.7:8080".parse().unwrap()),
             rule: "",
+            would_deny: "",
             bytes_in: 12,
             bytes_out: 56,
             processing: Some(Duration::from_micros(40)),

@@ -57,7 +57,7 @@ macro_rules! reasons {
 reasons! {
     MalformedRequest "malformed_request" 400 INTERNAL
         "the request's head is malformed or ambiguous"
-        "The client sent a head that RFC 9112 or RFC 9113 forbids, or whose length can be read in two ways (conflicting Content-Length and Transfer-Encoding, obsolete line folding, space before a colon, bare CR, NUL)."
+        "The client sent a head that RFC 9112 or RFC 9113 forbids, or whose length can be read in two ways (conflicting Content-Length and Transfer-Encoding, obsolete line folding, space before a colon, bare CR, NUL). Or a policy looks at paths or hosts, and nobody can tell which path or host an application would take the request for: its path has an encoded slash or backslash, an encoded control character, a `%` without two digits, is encoded twice or not UTF-8, or has `..` beside empty segments or `;parameters`; it names two hosts, or none that is a name or an address."
         "Mend the client. If the port does not speak HTTP, declare it opaque.";
     RouteNotFound "route_not_found" 404 UNIMPLEMENTED
         "no route matches the request"
@@ -132,9 +132,9 @@ reasons! {
         "A FaultPolicy answers some of the requests in their backend's place; which one is in the message. The status is the policy's."
         "Delete the FaultPolicy when the experiment is over.";
     PolicyDenied "policy_denied" 403 PERMISSION_DENIED
-        "policy does not allow this client"
-        "The workload has AuthorizationPolicies for this port, and none of them allows the client's identity; or there are none, and the pod's `config.tulle.dev/default-inbound-policy` lets in others only."
-        "Allow the identity that the access log shows as `source`, if it should be allowed.";
+        "policy does not allow this client, or what it asks"
+        "The workload has AuthorizationPolicies for this port: one denies what is asked, which is named in the message; or some allow, and none of these describes the client and what it asks. Or there are none, and the pod's `config.tulle.dev/default-inbound-policy` lets in others only."
+        "Allow the identity that the access log shows as `source`, and what it asks, if that should be allowed; no rule helps against one that denies. `tulle authz check` says what a proxy would make of a request, and by which rule.";
     EgressDenied "egress_denied" 403 PERMISSION_DENIED
         "policy does not allow this destination outside the mesh"
         "The destination belongs to no Service and no workload of the mesh, and an EgressPolicy of the namespace, or the Mesh's `egress`, denies it; which one is in the message. A connection that is not HTTP is reset."
@@ -145,7 +145,7 @@ reasons! {
         "Give the client a proxy, or set the mode to permissive while clients are being moved.";
     IdentityRequired "identity_required" 403 PERMISSION_DENIED
         "policy asks for an identity and the client has none"
-        "The workload has AuthorizationPolicies for this port, and the connection came without a certificate of the mesh (permissive mode)."
+        "The workload has AuthorizationPolicies for this port that allow identities, and the connection came without a certificate of the mesh (permissive mode)."
         "Give the client a proxy.";
     TokenRequired "token_required" 401 UNAUTHENTICATED
         "the request needs a token and has none"

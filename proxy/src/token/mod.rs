@@ -19,10 +19,11 @@ pub use find::{Found, Pool};
 pub use source::Source;
 pub use spec::{AuthenticationSpec, ClaimHeader, IssuerSpec, KeysSpec, Place, RemoteSpec};
 
-use crate::route::{self, Asked, Match, Routes};
-use crate::state::ObjectName;
 use http::HeaderName;
 use tulle_certs::jwks::KeySet;
+
+use crate::policy::Scope;
+use crate::route::Asked;
 
 /// Which tokens requests to the workload may carry, compiled.
 #[derive(Debug)]
@@ -34,7 +35,7 @@ pub struct Authentication {
     pub name: Arc<str>,
     ports: Vec<u16>,
     /// Of a policy that is attached to routes.
-    requests: Option<route::Table>,
+    requests: Option<Scope>,
     issuers: Vec<Arc<Issuer>>,
     /// A request without a token is refused.
     pub required: bool,
@@ -88,7 +89,7 @@ impl Authentications {
         let one = |spec: &AuthenticationSpec| Authentication {
             name: Arc::clone(&spec.name),
             ports: spec.ports.clone(),
-            requests: (!spec.routes.is_empty()).then(|| table(spec)),
+            requests: (!spec.routes.is_empty()).then(|| Scope::new(&spec.routes)),
             issuers: spec.issuers.iter().map(&mut issuer).collect(),
             required: spec.required,
             dry_run: spec.dry_run,
@@ -104,7 +105,7 @@ impl Authentications {
 
     /// Those of them that speak of what is asked there.
     pub fn about<'a>(&'a self, port: u16, asked: &Asked<'_>) -> impl Iterator<Item = &'a Authentication> {
-        self.at(port).filter(|one| one.is_about(port, asked))
+        self.at(port).filter(|one| one.is_about(asked))
     }
 
     /// Where keys are fetched from, each once.
@@ -126,16 +127,6 @@ impl Authentications {
     }
 }
 
-/// What matches the requests of a policy that is attached to routes: as the routes themselves are matched.
-fn table(spec: &AuthenticationSpec) -> route::Table {
-    route::Table::new(Routes {
-        client_namespace: "".into(),
-        service: ObjectName::new("", &spec.name),
-        routes: spec.routes.clone(),
-        streams: Vec::new(),
-    })
-}
-
 /// The headers that claims go to, each once.
 fn headers(issuers: &[IssuerSpec]) -> Vec<HeaderName> {
     let mut names: Vec<HeaderName> = Vec::new();
@@ -155,12 +146,9 @@ impl Authentication {
         &self.issuers
     }
 
-    fn is_about(&self, port: u16, asked: &Asked<'_>) -> bool {
-        match self.requests.as_ref().map(|table| table.find(port, asked)) {
-            // What is too long to be compared could be meant.
-            None | Some(Match::Rule(_) | Match::TooLong(_)) => true,
-            Some(Match::NoRoutes | Match::NotFound) => false,
-        }
+    /// What cannot be told for sure could be meant.
+    fn is_about(&self, asked: &Asked<'_>) -> bool {
+        self.requests.as_ref().is_none_or(|requests| requests.may_have(asked))
     }
 }
 

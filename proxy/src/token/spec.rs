@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::{HeaderName, Uri, header};
 use tulle_certs::jwks::KeySet;
 
-use crate::route::Route;
+use crate::policy::RouteScope;
 use crate::state::ObjectName;
 
 /// One policy: whose tokens requests to ports may carry.
@@ -17,7 +17,7 @@ pub struct AuthenticationSpec {
     /// Empty: every port.
     pub ports: Vec<u16>,
     /// Empty: every request.
-    pub routes: Vec<Route>,
+    pub routes: Vec<RouteScope>,
     pub issuers: Vec<IssuerSpec>,
     /// A request without a token is refused.
     pub required: bool,

@@ -6,8 +6,8 @@ use http::{HeaderMap, HeaderValue, Method};
 use serde_json::{Map, Value, json};
 
 use super::*;
-use crate::policy::Claims;
-use crate::route::{PathMatch, RequestMatch, Route, RouteKind, RouteRule, Rule};
+use crate::policy::{Claims, RouteScope};
+use crate::route::{PathMatch, RequestMatch};
 
 /// Keys that differ with `n`, and verify nothing.
 pub(super) fn set(n: u8) -> KeySet {
@@ -199,24 +199,8 @@ fn claims_are_told_as_text() {
 
 #[test]
 fn policies_speak_of_their_ports_and_of_their_routes_requests() {
-    let rule = Rule {
-        name: "".into(),
-        route: ObjectName::new("shop", "admin"),
-        label: "".into(),
-        kind: RouteKind::Http,
-        invalid: None,
-        filters: None,
-        backends: Box::default(),
-        requests: None,
-        session: None,
-    };
     let matches = vec![RequestMatch { path: PathMatch::Prefix("/admin".into()), when: None }];
-    let route = Route {
-        name: ObjectName::new("shop", "admin"),
-        ports: Vec::new(),
-        hostnames: vec!["web".parse().unwrap()],
-        rules: vec![RouteRule { matches, rule: Arc::new(rule) }],
-    };
+    let route = RouteScope { hostnames: vec!["web".parse().unwrap()], matches };
     let specs = [
         AuthenticationSpec { ports: vec![80], required: false, ..policy(vec![inline()]) },
         AuthenticationSpec { routes: vec![route], ..policy(vec![inline()]) },
@@ -232,6 +216,10 @@ fn policies_speak_of_their_ports_and_of_their_routes_requests() {
     assert_eq!(about(80, "/admin/x"), (2, true));
     assert_eq!(about(81, "/admin"), (1, true));
     assert_eq!(about(81, "/"), (0, false));
+    // Whatever the application makes of it.
+    for path in ["//admin", "/%61dmin", "/./admin", "/x/../admin", "/admin;a=b", "/x%2Fadmin", "/a\\admin"] {
+        assert_eq!(about(81, path), (1, true), "{path}");
+    }
     assert!(Pool::of(std::iter::empty()).is_empty());
     assert!(Authentications::after(None, &[]).is_none());
 }

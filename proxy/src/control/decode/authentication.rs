@@ -1,6 +1,5 @@
 //! `Authentication`: which tokens requests may carry, by whose keys.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,10 +8,8 @@ use http::uri::Scheme;
 use tulle_api::v1;
 use tulle_certs::jwks::KeySet;
 
-use super::rule::{self, Patterns, header_name};
-use super::{Result, duration, each, fault, hostname, object, port};
-use crate::route::{Invalid, Route};
-use crate::state::ObjectName;
+use super::rule::{Patterns, header_name};
+use super::{Result, access, duration, each, fault, object, port};
 use crate::token::{AuthenticationSpec, ClaimHeader, IssuerSpec, KeysSpec, Place, RemoteSpec};
 
 /// How far clocks may differ where that is not said.
@@ -28,14 +25,9 @@ pub(super) fn authentications(
     messages: Vec<v1::Authentication>,
     at: &str,
 ) -> Result<Vec<AuthenticationSpec>> {
-    let (mut names, mut patterns) = (HashSet::new(), Patterns::default());
-    each(messages, at, |message, at| {
-        let one = authentication(message, &mut patterns, at)?;
-        if !names.insert(Arc::clone(&one.name)) {
-            return Err(fault(format!("{at}.name"), format!("{:?} is there twice", one.name)));
-        }
-        Ok(one)
-    })
+    // One name may come several times: a policy has several targets.
+    let mut patterns = Patterns::default();
+    each(messages, at, |message, at| authentication(message, &mut patterns, at))
 }
 
 fn authentication(
@@ -47,7 +39,7 @@ fn authentication(
         return Err(fault(format!("{at}.name"), "is missing"));
     }
     let name: Arc<str> = message.name.into();
-    let routes = each(message.routes, &format!("{at}.routes"), |scope, at| route(scope, patterns, at))?;
+    let routes = access::scopes(message.routes, patterns, &format!("{at}.routes"))?;
     Ok(AuthenticationSpec {
         name,
         ports: each(message.ports, &format!("{at}.ports"), port)?,
@@ -56,27 +48,6 @@ fn authentication(
         required: message.required,
         dry_run: message.dry_run,
     })
-}
-
-/// The requests of a rule of a route, as a route that only matches.
-fn route(scope: v1::RouteScope, patterns: &mut Patterns, at: &str) -> Result<Route> {
-    let name = ObjectName::new("", at);
-    let only = v1::HttpRule { matches: scope.matches, ..Default::default() };
-    let rules = rule::rules(vec![only], v1::RouteKind::Http as i32, &name, patterns, at);
-    let undecoded = rules.iter().find_map(|rule| match rule.rule.invalid.as_ref()? {
-        Invalid::Undecoded { field, reason } => {
-            Some(fault(field.replacen(".rules[0]", "", 1), reason.to_string()))
-        }
-        Invalid::Said(_) => None,
-    });
-    match undecoded {
-        // It would be about other requests than it should.
-        Some(fault) => Err(fault),
-        None => {
-            let hostnames = each(scope.hostnames, &format!("{at}.hostnames"), hostname)?;
-            Ok(Route { name, ports: Vec::new(), hostnames, rules })
-        }
-    }
 }
 
 fn issuer(message: v1::TokenIssuer, at: &str) -> Result<IssuerSpec> {
@@ -212,7 +183,7 @@ mod tests {
             (&*one.name, &one.ports, one.required, one.dry_run),
             ("shop/tokens", &vec![80], true, true)
         );
-        assert_eq!((one.routes.len(), one.routes[0].hostnames.len(), one.routes[0].rules.len()), (1, 1, 1));
+        assert_eq!((one.routes.len(), one.routes[0].hostnames.len(), one.routes[0].matches.len()), (1, 1, 1));
         let [first, second] = &one.issuers[..] else { panic!() };
         assert_eq!((&*first.issuer, first.leeway, first.forward), ("https://a", Duration::ZERO, true));
         assert_eq!(first.from, [Place { header: "x-token".parse().unwrap(), prefix: "".into() }]);
@@ -276,7 +247,5 @@ mod tests {
             let error = authentications(vec![message], "at").unwrap_err();
             assert_eq!(error.field, format!("at[0].{field}"));
         }
-        let twice = authentications(vec![message(), message()], "at").unwrap_err();
-        assert_eq!(twice.field, "at[1].name");
     }
 }

@@ -247,7 +247,7 @@ A label whose value is empty is left out.
 | `grpc_status` | the number of gRPC's status, from trailers or head; `_OTHER` if it is not one |
 | `reason` | a reason of [errors.md](errors.md), if the proxy made the answer, refused or gave up |
 | `reason_by` | with `reason`: `self`, this proxy; `peer`, that of the other workload, as its answer says (`x-tulle-error`) |
-| `verdict` | `allow`; `audit`, let through and logged; `deny` |
+| `verdict` | `allow`; `audit`, let through and logged; `deny`; `would_deny`, let through, and refused if the policies in dry run were in force: counted besides what was said of it |
 | `name` | of `tulle_egress_total`: the request's host or TLS's server name, as the client gives it; `_OTHER` beyond the first 100 |
 | `limit` | the name of a limit: `<namespace>/<policy>/<limit>` of a RateLimitPolicy; of `tulle_limit_…`: `connections`, `connections_per_endpoint`, `requests`, `requests_per_endpoint` or `pending` |
 | `cause` | of `tulle_pool_closed_total`: `idle`, it had idled for too long; `peer`, the server closed it while it was idle (a shared HTTP/2 connection: at any time); `ended`, its exchange was the last, since it failed, was given up or upgraded, or the answer forbids another; `retired`, its endpoint went away; `limit`, it was idle, and another was needed that the limit on connections leaves no room for; `age`, it had reached its maximum age |

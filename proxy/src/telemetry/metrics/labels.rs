@@ -38,6 +38,8 @@ pub enum VerdictKind {
     Audit,
     /// It may not.
     Deny,
+    /// It may, and would not if what is in dry run were in force.
+    WouldDeny,
 }
 
 /// What goes out of the mesh.
@@ -443,6 +445,7 @@ impl VerdictKind {
             Self::Allow => "allow",
             Self::Audit => "audit",
             Self::Deny => "deny",
+            Self::WouldDeny => "would_deny",
         }
     }
 }
