@@ -15,8 +15,8 @@ use super::targets::arriving;
 use crate::finding::Notes;
 use crate::index::Index;
 use crate::object::{
-    Access, AccessTarget, Authorization, Identity, Kind, NamespacedName, ObjectKey, PolicyTarget, Route,
-    Subject,
+    Access, AccessTarget, Authorization, Identity, Kind, NamespacedName, ObjectKey, PolicyTarget, Port,
+    Protocol, Route, Subject,
 };
 
 /// The longest name that an ancestor may have.
@@ -116,6 +116,7 @@ pub(super) fn findings(index: &Index, policy: &Access, trust_domain: &str) -> No
     }
     if let Some(says) = policy.authorization() {
         ports(index, policy, says, &mut notes);
+        opaque(index, policy, says, &mut notes);
         strangers(says, trust_domain, &mut notes);
     }
     if policy.mtls().is_some() {
@@ -153,6 +154,37 @@ fn ports(index: &Index, policy: &Access, says: &Authorization, notes: &mut Notes
                 check(format!("spec.rules[{at}].to[{to}].ports[{index}]"), number);
             }
         }
+    }
+}
+
+/// Tells of rules about requests where no port that is meant carries any, by what the Services declare.
+fn opaque(index: &Index, policy: &Access, says: &Authorization, notes: &mut Notes) {
+    let services = policy.targets.iter().filter(|target| target.object.kind == Kind::Service);
+    if services.clone().count() < policy.targets.len() {
+        return;
+    }
+    let ports: Vec<&Port> = services
+        .flat_map(|target| {
+            let ports = index.service(&target.object.name).into_iter().flat_map(|service| &service.ports);
+            ports.filter(move |port| target.is_about(&port.name))
+        })
+        .collect();
+    if ports.is_empty() || !ports.iter().all(|port| matches!(port.protocol, Protocol::Tcp | Protocol::Tls)) {
+        return;
+    }
+    let comes_to = match says.action {
+        v1::AccessAction::Deny => "it describes all of them that its other parts fit",
+        _ => "it describes nothing",
+    };
+    for (at, rule) in says.rules.iter().enumerate().filter(|(_, rule)| rule.is_of_requests()) {
+        notes.warn(
+            format!("spec.rules[{at}]"),
+            format!(
+                "`{}` looks at requests, and no port of the targets carries any, by what the Services declare: of bytes, {comes_to}",
+                rule.name
+            ),
+            "declare what the port speaks, by `appProtocol`, or name identities and ports only",
+        );
     }
 }
 

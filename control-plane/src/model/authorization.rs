@@ -38,8 +38,8 @@ struct Judged<'p> {
 /// The rules that older proxies go by.
 #[derive(Default)]
 struct Older {
-    /// By name.
-    rules: BTreeMap<String, (Ports, BTreeSet<String>)>,
+    /// By name, and by whether it lets nobody in: a policy may say the one at some ports and the other at others.
+    rules: BTreeMap<(String, bool), (Ports, BTreeSet<String>)>,
     /// Nobody is let in at these, whatever `rules` allow: what is denied there, and by what name.
     closed: BTreeMap<String, Ports>,
 }
@@ -267,7 +267,7 @@ fn wire_ports(ports: &BTreeSet<u16>) -> Vec<u32> {
 impl Older {
     /// No identities: nobody.
     fn allow(&mut self, name: String, ports: &Ports, identities: BTreeSet<String>) {
-        let known = self.rules.entry(name);
+        let known = self.rules.entry((name, identities.is_empty()));
         let (known_ports, known_identities) =
             known.or_insert_with(|| (Some(BTreeSet::new()), BTreeSet::new()));
         unite(known_ports, ports);
@@ -302,11 +302,11 @@ impl Older {
             });
         }
         for (name, ports) in self.closed {
-            self.rules.insert(name, (ports.filter(|_| !are_all_closed), BTreeSet::new()));
+            self.rules.insert((name, true), (ports.filter(|_| !are_all_closed), BTreeSet::new()));
         }
         let rules = self.rules.into_iter();
         rules
-            .map(|(name, (ports, identities))| v1::AllowRule {
+            .map(|((name, _), (ports, identities))| v1::AllowRule {
                 name,
                 ports: ports.as_ref().map(wire_ports).unwrap_or_default(),
                 identities: identities.into_iter().collect(),

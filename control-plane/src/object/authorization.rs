@@ -144,6 +144,22 @@ impl Authorization {
     }
 }
 
+// === impl Rule ===
+
+impl Rule {
+    /// Whether it looks at more than the connection.
+    pub fn is_of_requests(&self) -> bool {
+        let of_port = |one: &v1::AccessOperation| {
+            let rest = v1::AccessOperation { ports: Vec::new(), not_ports: Vec::new(), ..one.clone() };
+            rest == v1::AccessOperation::default()
+        };
+        let of_client = |one: &Source| {
+            one.others.request_principals.is_empty() && one.others.not_request_principals.is_empty()
+        };
+        !(self.when.is_empty() && self.to.iter().all(of_port) && self.from.iter().all(of_client))
+    }
+}
+
 // === impl Subject ===
 
 impl Subject {

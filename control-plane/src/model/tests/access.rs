@@ -85,6 +85,18 @@ fn what_rules_cannot_say_allows_nobody_by_them() {
 }
 
 #[test]
+fn a_policy_on_a_service_and_on_a_route_allows_by_rules_at_the_service_alone() {
+    let to_admin = "[{matches: [{path: {value: /x}}], backendRefs: [{name: orders, port: 81}]}]";
+    let spec = format!(
+        "targetRefs: [{{kind: Service, name: orders, sectionName: http}}, {{group: gateway.networking.k8s.io, kind: HTTPRoute, name: r}}], rules: [{{{WEB}}}]"
+    );
+    let told =
+        of(&format!("{}{}", route("default", "r", ", port: 81", to_admin), policy("default", "p", &spec)));
+    assert_eq!(rules(&told), [("default/p/0", &[8080][..], 1), ("default/p/0", &[8081][..], 0)]);
+    assert_eq!(policies(&told), [("default/p", ALLOW, &[8080][..]), ("default/p", ALLOW, &[8081][..])]);
+}
+
+#[test]
 fn where_something_is_denied_older_proxies_let_nobody_in() {
     let allow = policy("default", "a", &format!("{AT_ORDERS}, rules: [{{{WEB}}}]"));
     let deny = |rule: &str| policy("default", "d", &format!("{AT_ORDERS}, action: DENY, rules: [{rule}]"));
@@ -363,6 +375,23 @@ spec: {selector: {app: a}, ports: [{name: http, port: 80, targetPort: 8080}]}
         [("shop/p", DENY, &[8080][..]), ("shop/default-inbound-policy", ALLOW, &[][..])]
     );
     assert_eq!(rules(&denying), [("shop/p/0", &[8080][..], 0), default]);
+}
+
+#[test]
+fn rules_about_requests_on_a_port_that_carries_none_are_told() {
+    let service = "---\napiVersion: v1\nkind: Service\nmetadata: {name: db}\nspec: {ports: [{name: sql, port: 5432, appProtocol: tcp}, {name: web, port: 80, appProtocol: http}]}\n";
+    let told = |section: &str, rule: &str| {
+        let spec =
+            format!("targetRefs: [{{kind: Service, name: db{section}}}], action: DENY, rules: [{rule}]");
+        served(&format!("{service}{}", policy("default", "p", &spec))).1
+    };
+    let found = told(", sectionName: sql", "{to: [{ports: [5432], methods: [GET]}]}");
+    assert!(
+        matches!(&found[..], [one] if one.starts_with("spec.rules[0]: `0` looks at requests")),
+        "{found:?}"
+    );
+    assert_eq!(told("", "{to: [{methods: [GET]}]}"), [""; 0]);
+    assert_eq!(told(", sectionName: sql", "{to: [{ports: [5432]}]}"), [""; 0]);
 }
 
 #[test]

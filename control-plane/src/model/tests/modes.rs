@@ -69,7 +69,7 @@ fn the_most_specific_mode_holds() {
         let index = world(&text);
         let model = Model::build(&index, Settings::default());
         assert_eq!(modes(&model), expected, "{text}");
-        let expect = |mode| if mode == OFF { plaintext() } else { spiffe(ID) };
+        let expect = |mode: v1::MtlsMode| if mode == OFF { plaintext() } else { spiffe(ID) };
         assert_eq!(peers(&model), [expect(expected[1]), expect(expected[2])], "{text}");
     }
 }

@@ -48,20 +48,15 @@ pub(super) fn read_value(text: &str) -> Result<v1::TextMatch, String> {
     Ok(star(text)?.on_the_wire())
 }
 
-/// In lower case and without a trailing dot, as proxies compare it.
+/// In lower case and without a trailing dot, as proxies compare it; an IPv6 address without brackets, in its canonical form (RFC 5952).
 pub(super) fn read_host(text: &str) -> Result<v1::TextMatch, String> {
-    let lower = text.to_ascii_lowercase();
-    let trimmed = lower.strip_suffix('.').unwrap_or(&lower);
-    let read = star(trimmed)?;
-    let (Star::Exact(part) | Star::Prefix(part) | Star::Suffix(part)) = read;
-    // IPv6 addresses stand in brackets, as in a request.
-    let literal = part.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
-    if let (Star::Exact(_), Some(inside)) = (read, literal) {
-        return match inside.parse::<std::net::Ipv6Addr>() {
-            Ok(_) => Ok(read.on_the_wire()),
-            Err(_) => Err(format!("`{text}` is no IPv6 address")),
-        };
+    let inside = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    if let Ok(address) = inside.unwrap_or(text).parse::<std::net::Ipv6Addr>() {
+        return Ok(Star::Exact(&address.to_string()).on_the_wire());
     }
+    let lower = text.to_ascii_lowercase();
+    let read = star(lower.strip_suffix('.').unwrap_or(&lower))?;
+    let (Star::Exact(part) | Star::Prefix(part) | Star::Suffix(part)) = read;
     if part.contains(':') {
         return Err(format!("`{text}` has a port, without which hosts are compared: name it in `ports`"));
     }
@@ -120,8 +115,9 @@ fn check_normal(text: &str, read: Star<'_>) -> Result<(), String> {
     if let Some(wrong) = ["?", "#", "\\"].into_iter().find(|one| part.contains(*one)) {
         return Err(format!("`{text}`: no path has `{wrong}`; queries are not looked at"));
     }
-    if let Some(wrong) = part.chars().find(|one| !one.is_ascii_graphic()) {
-        return Err(format!("`{text}`: a path has `{}` in its encoded form only", wrong.escape_default()));
+    let decoded = decode(part).map_err(|why| format!("`{text}`: {why}"))?;
+    if decoded.chars().any(char::is_control) {
+        return Err(format!("`{text}` has a control character: a request with one is refused in any case"));
     }
     let segments: Vec<&str> = part.split('/').collect();
     // Where the text goes on, its first or its last segment does.
@@ -135,25 +131,31 @@ fn check_normal(text: &str, read: Star<'_>) -> Result<(), String> {
             "`{text}`: paths are compared after `//`, `/./` and `/../` are resolved, so that none would be like this"
         ));
     }
-    let mut rest = part;
-    while let Some((_, after)) = rest.split_once('%') {
-        let digits = after.get(..2).unwrap_or_default();
-        let is_pair = digits.len() == 2 && digits.bytes().all(|b| b.is_ascii_hexdigit());
-        let byte = u8::from_str_radix(digits, 16).ok().filter(|_| is_pair);
-        match byte {
-            None => return Err(format!("`{text}`: `%` stands before two hexadecimal digits")),
-            Some(b) if b.is_ascii_alphanumeric() || b"-._~/\\\0".contains(&b) => {
-                return Err(format!(
-                    "`{text}`: no path has `%{digits}` where it is compared; write the character itself"
-                ));
-            }
-            Some(_) if digits.bytes().any(|b| b.is_ascii_lowercase()) => {
-                return Err(format!("`{text}`: write `%{}`, in capitals", digits.to_ascii_uppercase()));
-            }
-            Some(_) => rest = after,
-        }
-    }
     Ok(())
+}
+
+/// Encoded characters are decoded before paths are compared, once; what nobody can tell then describes nothing.
+fn decode(part: &str) -> Result<String, String> {
+    let mut decoded = Vec::with_capacity(part.len());
+    let mut rest = part;
+    while let Some((before, after)) = rest.split_once('%') {
+        decoded.extend_from_slice(before.as_bytes());
+        let digits = after.get(..2).filter(|digits| digits.bytes().all(|b| b.is_ascii_hexdigit()));
+        let Some(byte) = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()) else {
+            return Err("`%` stands before two hexadecimal digits".to_owned());
+        };
+        rest = after.get(2..).unwrap_or_default();
+        let is_again = byte == b'%' && rest.bytes().take_while(u8::is_ascii_hexdigit).take(2).count() == 2;
+        if matches!(byte, b'/' | b'\\') || is_again {
+            return Err(
+                "a request whose path has an encoded slash, or is encoded twice, is refused in any case"
+                    .to_owned(),
+            );
+        }
+        decoded.push(byte);
+    }
+    decoded.extend_from_slice(rest.as_bytes());
+    String::from_utf8(decoded).map_err(|_| "decoded, it is not UTF-8".to_owned())
 }
 
 fn check_template(text: &str) -> Result<(), String> {
