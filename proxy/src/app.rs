@@ -40,6 +40,7 @@ use crate::endpoint::Endpoint;
 use crate::forward::{OwnEndpoints, Proxy, Settings};
 use crate::health::Prober;
 use crate::memory::{self, Tide};
+use crate::policy;
 use crate::runtime::{self, Listener, Workers};
 use crate::state::{ObjectName, Store, Want};
 use crate::telemetry::metrics::Direction;
@@ -594,6 +595,21 @@ impl AdminState for Admin {
             Some(creds) => admin::certs(creds, self.identity.renews_at(), SystemTime::now()),
             None => Value::Null,
         }
+    }
+
+    fn authz(&self, parameters: Vec<(String, String)>) -> Result<Value, String> {
+        let snapshot = self.proxy.store.load();
+        let Some(policy) = &snapshot.inbound else { return Ok(Value::Null) };
+        if parameters.is_empty() {
+            let mut shown = policy::in_force(policy);
+            let verdicts = self.telemetry.metrics.verdicts().into_iter().map(|([verdict, rule, reason], count)| {
+                json!({ "verdict": verdict, "rule": rule, "reason": reason, "count": count })
+            });
+            shown["verdicts"] = verdicts.collect();
+            return Ok(shown);
+        }
+        let domain = policy.spec().trust_domain.clone().unwrap_or_default();
+        Ok(policy::Question::read(parameters, &domain)?.answer(policy))
     }
 
     fn log_level(&self) -> Option<String> {

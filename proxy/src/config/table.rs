@@ -168,7 +168,7 @@ variables! {
         "How often the control plane is told what the proxy carries, for `tulle stat`, `edges` and `routes`.",
         |config, value| config.load_report_interval = parse::report_interval(value)?;
     "ADMIN_ADDRESS", "<ip>:<port> or `none`; a loopback address", Some("127.0.0.1:15000"),
-        "Where `/config_dump`, `/connections`, `/certs`, `/log-level`, `/drain` and `/shutdown` are served.",
+        "Where `/config_dump`, `/connections`, `/certs`, `/authz`, `/log-level`, `/drain` and `/shutdown` are served.",
         |config, value| config.admin_address = parse::address_or_none(value)?;
     "ADMIN_SOCKET", "a path", None,
         "A unix socket that serves the same.",
@@ -306,6 +306,7 @@ whose `Host` is not this host's loopback, gets 403.
 | `/config_dump` | GET, HEAD | All that the control plane has told, as JSON. Never a key. |
 | `/connections` | GET, HEAD | The open connections that policy judges, as JSON: those to the application, from other workloads and from outside the mesh, and those that leave the mesh (`outside`). The application's own connections to Services are not there: `tulle_connections_active` with `direction=\"outbound\"` counts them. |
 | `/certs` | GET, HEAD | The workload's certificate and the roots that it trusts, as JSON; `null` before the first certificate. |
+| `/authz` | GET, HEAD | The policies for what comes in that are in force, and how often each rule has decided, as JSON; `null` before the first. With parameters (`port`, `identity`, `client`, `method`, `path`, `host`, `header`, `claims`), what they would make of such a request; without `method` and `path`, of bytes that are no HTTP. `tulle authz` asks it. |
 | `/log-level` | GET, HEAD, PUT | What is logged; the body of PUT is a level, or directives as for `TULLE_PROXY_LOG_LEVEL`. |
 | `/drain` | POST | Begins to [drain](../resilience.md#a-proxy-that-ends), and goes on for as long as the application is there. |
 | `/shutdown` | POST | Begins to drain, and ends then. |

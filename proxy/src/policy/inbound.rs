@@ -216,12 +216,7 @@ impl Inbound {
 
     /// Whether policies at `port` look at the hosts of requests, so that a request must not name two.
     pub fn looks_at_hosts(&self, port: u16) -> bool {
-        self.access.port(port).looks_at_hosts
-    }
-
-    /// Whether policies at `port` look at requests.
-    pub fn looks_at_requests(&self, port: u16) -> bool {
-        self.access.port(port).looks_at_requests
+        self.access.port(port).in_force.at_hosts
     }
 
     /// When clients of the port outside the mesh are asked to open another connection; `None`: never.
@@ -291,12 +286,13 @@ impl Inbound {
             return Judged::denied(Denial::PolicyDenied, Some(Arc::clone(rule)));
         }
         let is_spoken_of = port.allow.speaker(&facts).is_some();
-        let verdict = match is_spoken_of {
-            true => match port.allow.find(&facts, false) {
-                Some(rule) => Verdict::Allow { rule: Arc::clone(rule) },
-                None => return Judged::denied(Denial::PolicyDenied, None),
-            },
-            false => self.unspoken(connection.client),
+        // Some request may be one that only a policy of its route speaks of.
+        let is_asked = is_spoken_of || matches!(what, What::Some);
+        let found = if is_asked { port.allow.find(&facts, false) } else { None };
+        let verdict = match found {
+            Some(rule) => Verdict::Allow { rule: Arc::clone(rule) },
+            None if is_spoken_of => return Judged::denied(Denial::PolicyDenied, None),
+            None => self.unspoken(connection.client),
         };
         if !verdict.is_allowed() || matches!(what, What::Some) {
             return Judged { verdict, would_deny: None };

@@ -15,6 +15,7 @@ mod host;
 mod inbound;
 mod path;
 mod rules;
+mod shown;
 mod text;
 
 pub use access::{
@@ -28,6 +29,7 @@ pub use inbound::{
 };
 pub use path::{InvalidTemplate, PathText, Template, Unclear};
 pub use rules::{Requested, Scope};
+pub use shown::{Question, in_force};
 pub use text::Text;
 
 #[cfg(test)]

@@ -57,7 +57,7 @@ pub(super) struct Facts<'a> {
     domain: Option<&'a TrustDomain>,
     client: IpAddr,
     what: What<'a>,
-    /// Of a request, where they are looked at.
+    /// Of a request, where they are looked at, and known.
     readings: Option<Readings<'a>>,
     host: Option<Host>,
 }
@@ -82,10 +82,17 @@ pub(super) struct Port {
     pub(super) dry_allow: Group,
     /// Some rule that allows asks for an identity.
     pub(super) names_identities: bool,
-    pub(super) looks_at_hosts: bool,
-    looks_at_paths: bool,
-    /// Some policy looks at more than the connection.
-    pub(super) looks_at_requests: bool,
+    /// What those that are in force look at.
+    pub(super) in_force: Looks,
+    /// What any does.
+    all: Looks,
+}
+
+/// At what of requests policies look.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Looks {
+    pub(super) at_hosts: bool,
+    pub(super) at_paths: bool,
 }
 
 /// Policies of one action, in their order.
@@ -202,20 +209,19 @@ impl Port {
 
     /// Takes in what a policy looks at.
     fn look(&mut self, policy: &Compiled<'_>) {
-        let scopes = &policy.said.routes;
-        self.looks_at_requests |= !scopes.is_empty();
-        self.looks_at_hosts |= scopes.iter().any(|scope| !scope.hostnames.is_empty());
-        self.looks_at_paths |= scopes.iter().flat_map(|scope| &scope.matches).any(looks_at_path);
-        for rule in &policy.said.rules {
-            let operations = || rule.to.iter();
-            self.looks_at_hosts |= operations().any(Operation::looks_at_hosts);
-            self.looks_at_paths |= operations().any(Operation::looks_at_paths);
-            self.looks_at_requests |= !rule.when.is_empty()
-                || operations().any(Operation::is_of_requests)
-                || rule.from.iter().any(Source::is_of_requests);
-            let allows = policy.said.action == AccessAction::Allow && !policy.said.dry_run;
-            self.names_identities |= allows && rule.from.iter().any(Source::names_identities);
+        let said = policy.said;
+        let operations = || said.rules.iter().flat_map(|rule| &rule.to);
+        let at_hosts = said.routes.iter().any(|scope| !scope.hostnames.is_empty())
+            || operations().any(Operation::looks_at_hosts);
+        let at_paths = said.routes.iter().flat_map(|scope| &scope.matches).any(looks_at_path)
+            || operations().any(Operation::looks_at_paths);
+        self.all.add(Looks { at_hosts, at_paths });
+        if !said.dry_run && said.action != AccessAction::Audit {
+            self.in_force.add(Looks { at_hosts, at_paths });
         }
+        let allows = said.action == AccessAction::Allow && !said.dry_run;
+        let mut sources = said.rules.iter().flat_map(|rule| &rule.from);
+        self.names_identities |= allows && sources.any(Source::names_identities);
     }
 
     /// Whether any policy is in force here, if only one that lets nobody in.
@@ -224,7 +230,7 @@ impl Port {
     }
 
     /// # Errors
-    /// Why nobody can tell what is asked, where policies look at it.
+    /// Why nobody can tell what is asked, where policies that are in force look at it.
     pub(super) fn facts<'a>(
         &self,
         (port, identity, client): (u16, Option<&'a SpiffeId>, IpAddr),
@@ -233,14 +239,29 @@ impl Port {
     ) -> Result<Facts<'a>, Unclear> {
         let (mut readings, mut host) = (None, None);
         if let What::Request(requested) = what {
-            if self.looks_at_paths {
-                readings = Some(Readings::of(requested.asked.path)?);
+            if self.all.at_paths {
+                readings = match Readings::of(requested.asked.path) {
+                    Err(unclear) if self.in_force.at_paths => return Err(unclear),
+                    read => read.ok(),
+                };
             }
-            if self.looks_at_hosts {
-                host = Host::of(requested.asked.authority)?;
+            if self.all.at_hosts {
+                host = match Host::of(requested.asked.authority) {
+                    Err(unclear) if self.in_force.at_hosts => return Err(unclear),
+                    read => read.ok().flatten(),
+                };
             }
         }
         Ok(Facts { port, identity, domain, client: client.to_canonical(), what, readings, host })
+    }
+}
+
+// === impl Looks ===
+
+impl Looks {
+    fn add(&mut self, other: Self) {
+        self.at_hosts |= other.at_hosts;
+        self.at_paths |= other.at_paths;
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod access_log;
 mod ages;
+mod authz_cases;
 mod bad_input;
 mod bad_policies;
 mod balance;

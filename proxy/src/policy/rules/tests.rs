@@ -360,6 +360,10 @@ fn what_nobody_can_tell_is_refused_only_where_paths_are_looked_at() {
     let judged = Ask::new("GET /a%2Fb").of(&inbound(vec![path(vec![])]), "web").verdict;
     assert_eq!(judged, Verdict::Deny { reason: Denial::Unclear(Unclear::Slash), rule: None });
     assert_eq!(ask(&inbound(vec![path(vec![81])]), "web", "GET /a%2Fb"), "allow default");
+    // What is not in force refuses nothing, and says that it might.
+    let dry = inbound(vec![AccessPolicy { dry_run: true, ..path(vec![]) }]);
+    let judged = Ask::new("GET /a%2Fb").of(&dry, "web");
+    assert_eq!((&*said(&judged.verdict), judged.would_deny.as_deref()), ("allow default", Some("d")));
 }
 
 #[test]
@@ -391,6 +395,10 @@ fn a_policy_of_a_route_speaks_of_its_requests_only() {
         assert_eq!(said(&allows.evaluate(it)), "allow default", "for other requests");
         assert_eq!(said(&allows.evaluate_bytes(it).verdict), "allow default");
     });
+    let networks = Unspoken { networks: vec!["192.0.2.0/24".parse().unwrap()], audited: false };
+    let spec = InboundSpec { unspoken: networks, ..allows.spec().clone() };
+    let allows = Inbound::new(spec, Instant::now());
+    with("web", |it| assert_eq!(said(&allows.evaluate(it)), "allow r", "for those of the route"));
     let denies = inbound(vec![scoped(AccessAction::Deny, "/admin", &["web"])]);
     assert_eq!(ask(&denies, "web", "GET /cart/../admin"), "policy_denied r");
     assert_eq!(ask(&denies, "web", "GET /cart"), "allow default");
