@@ -91,7 +91,8 @@ pub(super) fn judge_request(
 ) -> Result<(), Fault> {
     let snapshot = worker.proxy.store.load();
     let inbound = snapshot.inbound.as_deref();
-    let judged = judged(inbound, guard, request, claims)?;
+    let grpc = record.grpc;
+    let judged = judged(inbound, guard, request, (grpc, claims))?;
     if let Verdict::Deny { rule, reason } = &judged.verdict {
         if *reason != Denial::NoPolicy && is_probe(worker, guard.open(), request) {
             let excused = Judged { verdict: Verdict::Allow { rule: PROBE.clone() }, would_deny: None };
@@ -104,7 +105,7 @@ pub(super) fn judge_request(
     let Passed { rule, would_deny } = tell(worker, guard.open(), judged, Some(request))?;
     (record.rule, record.would_deny) = (Some(rule), would_deny);
     let generation = inbound.map_or(0, Inbound::generation);
-    record.under_way = Some(UnderWay { kept: kept(request, claims), generation });
+    record.under_way = Some(UnderWay { kept: kept(request, grpc, claims), generation });
     Ok(())
 }
 
@@ -114,12 +115,12 @@ fn judged(
     inbound: Option<&Inbound>,
     guard: &policy::Guard,
     request: &Request<Body>,
-    claims: Option<&Arc<Claims>>,
+    (grpc, claims): (bool, Option<&Arc<Claims>>),
 ) -> Result<Judged, Fault> {
     let Some(inbound) = inbound else { return Ok(Judged::denied(Denial::NoPolicy, None)) };
     let requested = Requested {
         asked: filters::asked(request),
-        grpc: headers::is_grpc(request.headers()),
+        grpc,
         claims: claims.map(|claims| &**claims),
         headless: false,
     };
@@ -130,12 +131,12 @@ fn judged(
     Ok(judged)
 }
 
-fn kept(request: &Request<Body>, claims: Option<&Arc<Claims>>) -> Kept {
+fn kept(request: &Request<Body>, grpc: bool, claims: Option<&Arc<Claims>>) -> Kept {
     Kept {
         method: request.method().clone(),
         target: request.uri().clone(),
         host: headers::needed_host(request).cloned(),
-        grpc: headers::is_grpc(request.headers()),
+        grpc,
         claims: claims.cloned(),
     }
 }
@@ -364,10 +365,11 @@ pub(super) async fn own(
         Some(request) => {
             let claims = authenticate::at(worker, request, open.port).await?;
             let request = &*request;
-            let guard = connections.register_request(open, kept(request, claims.as_ref()));
+            let grpc = headers::is_grpc(request.headers());
+            let guard = connections.register_request(open, kept(request, grpc, claims.as_ref()));
             let judged = {
                 let snapshot = worker.proxy.store.load();
-                judged(snapshot.inbound.as_deref(), &guard, request, claims.as_ref())?
+                judged(snapshot.inbound.as_deref(), &guard, request, (grpc, claims.as_ref()))?
             };
             let passed = tell(worker, guard.open(), judged, Some(request));
             let passed = passed.map_err(|fault| authenticate::judged(fault, claims.as_deref()))?;
