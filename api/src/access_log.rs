@@ -29,6 +29,7 @@ pub const ACCESS_LOG_FIELDS: &[&str] = &[
     "endpoint",
     "rule",
     "would_deny",
+    "issuer",
     "tls",
     "bytes_in",
     "bytes_out",

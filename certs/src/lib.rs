@@ -22,6 +22,8 @@
 //! | [`serving`] | a small authority for HTTPS servers of our own that others than the mesh call |
 //! | [`token`] | join tokens and the token file |
 //! | [`pod_token`] | the tokens of service accounts of Kubernetes, unverified |
+//! | [`jwt`] | the tokens of others that requests carry, and their signatures |
+//! | [`jwks`] | the sets of keys by which those are verified |
 #![warn(missing_docs)]
 
 pub mod alpn;
@@ -30,6 +32,8 @@ pub mod bundle;
 pub mod creds;
 pub mod id;
 pub mod issue;
+pub mod jwks;
+pub mod jwt;
 pub mod key;
 pub mod outside;
 pub mod pem;

@@ -9,6 +9,7 @@ mod external_authorization;
 mod fault;
 mod peer_authentication;
 mod rate_limit;
+mod request_authentication;
 mod status;
 mod target;
 mod telemetry;
@@ -31,6 +32,9 @@ pub use self::fault::{Abort, Delay, FaultPolicy, FaultPolicySpec, FaultRule};
 pub use self::peer_authentication::{PeerAuthentication, PeerAuthenticationSpec};
 pub use self::rate_limit::{
     CountBy, Direction, Rate, RateLimit, RateLimitPolicy, RateLimitPolicySpec, RateOverride,
+};
+pub use self::request_authentication::{
+    ClaimHeader, Jwks, JwksService, RequestAuthentication, RequestAuthenticationSpec, TokenIssuer, TokenPlace,
 };
 pub use self::status::{PolicyAncestorRef, PolicyAncestorStatus, PolicyStatus};
 pub use self::target::{AccessTargetRef, WorkloadSelector};
@@ -220,12 +224,13 @@ pub struct EgressRule {
 }
 
 /// Every kind that is ours, as a custom resource definition.
-pub fn definitions() -> [CustomResourceDefinition; 9] {
+pub fn definitions() -> [CustomResourceDefinition; 10] {
     [
         Mesh::crd(),
         AuthorizationPolicy::crd(),
         PeerAuthentication::crd(),
         ExternalAuthorization::crd(),
+        RequestAuthentication::crd(),
         EgressPolicy::crd(),
         TrafficPolicy::crd(),
         RateLimitPolicy::crd(),

@@ -31,6 +31,7 @@ use crate::control::channel;
 use crate::control::collector::Sender;
 use crate::control::gate::Gate;
 use crate::control::identity::{Identity, Source};
+use crate::control::jwks::Keeper;
 use crate::control::report::{Registered, Report};
 use crate::control::session::Session;
 use crate::dns;
@@ -108,6 +109,7 @@ async fn control(config: &Config, diagnostics: Option<Diagnostics>) -> anyhow::R
         move || balancers::counted(&store)
     });
     tokio::spawn(prober(&proxy).run());
+    tokio::spawn(keeper(&proxy).run());
     let (tracing_ends, stop_tracing) = oneshot::channel();
     let tracing = tokio::spawn(sender(config, &telemetry)?.keep(
         config.tracing.clone(),
@@ -395,6 +397,16 @@ fn prober(proxy: &Arc<Proxy>) -> Prober {
     };
     let (metrics, traces) = (proxy.telemetry.metrics.clone(), Arc::clone(&proxy.telemetry.traces));
     Prober::new(Arc::clone(&proxy.store), dial, own, tell, metrics, traces)
+}
+
+/// What fetches the keys of tokens' issuers, where policies say so.
+fn keeper(proxy: &Arc<Proxy>) -> Keeper {
+    let dial = proxy.dial(proxy.telemetry.metrics.unseen());
+    let own = {
+        let proxy = Arc::clone(proxy);
+        move |endpoint: &Endpoint| proxy.own_application(endpoint)
+    };
+    Keeper::new(Arc::clone(&proxy.store), dial, own, Arc::clone(proxy.telemetry.metrics.control()))
 }
 
 /// What is to be registered, and where it is told that it has been.

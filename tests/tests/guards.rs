@@ -18,13 +18,16 @@ const EDGES: &[(&str, &[&str])] = &[
     ("endpoint", &["accept", "balance", "drain", "limit", "tls", "wire"]),
     ("balance", &["endpoint"]),
     // route: host names mean the same in both.
-    ("policy", &["drain", "limit", "route"]),
+    ("policy", &["drain", "limit", "route", "token"]),
+    // policy: what a token says is judged there. route: requests of routes are told as these do.
+    ("token", &["policy", "route"]),
     // limit: what a rule says of its requests has their rates.
     ("route", &["limit"]),
     // route: headers are looked at as routes do.
     ("limit", &["route"]),
     ("wire", &["drain"]),
-    ("control", &["drain", "limit", "policy", "route", "balance", "endpoint", "tls"]),
+    // wire: keys of issuers in the mesh are fetched as requests are sent.
+    ("control", &["drain", "limit", "policy", "route", "balance", "endpoint", "tls", "token", "wire"]),
     ("health", &["endpoint", "wire"]),
     // accept: to listen as the proxy will.
     ("intercept", &["accept"]),
@@ -33,7 +36,10 @@ const EDGES: &[(&str, &[&str])] = &[
     ("admin", &["control", "drain", "policy"]),
     (
         "forward",
-        &["accept", "balance", "detect", "drain", "endpoint", "limit", "policy", "route", "tls", "wire"],
+        &[
+            "accept", "balance", "detect", "drain", "endpoint", "limit", "policy", "route", "tls", "token",
+            "wire",
+        ],
     ),
 ];
 
@@ -165,6 +171,7 @@ fn only_these_of_the_proxy_know_the_time_of_day() {
         &["admin/", "app", "control/apply", "control/identity", "dns/upstream", "telemetry/", "tls/"];
     const OF_FORWARD: &[&str] = &[
         "forward/again",
+        "forward/authenticate",
         "forward/external/question",
         "forward/pushback",
         "forward/record",

@@ -65,6 +65,7 @@ pub(super) const CONTROL_PLANE: &[Right] = &[
     cluster("watch", POLICY, "meshes"),
     cluster("watch", POLICY, "peerauthentications"),
     cluster("watch", POLICY, "ratelimitpolicies"),
+    cluster("watch", POLICY, "requestauthentications"),
     cluster("watch", POLICY, "telemetrypolicies"),
     cluster("watch", POLICY, "trafficpolicies"),
     cluster("patch", GATEWAY, "httproutes/status"),

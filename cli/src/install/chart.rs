@@ -22,6 +22,7 @@ const FILES: &[(&str, &str)] = files![
     "files/crds/meshes.yaml",
     "files/crds/peerauthentications.yaml",
     "files/crds/ratelimitpolicies.yaml",
+    "files/crds/requestauthentications.yaml",
     "files/crds/telemetrypolicies.yaml",
     "files/crds/trafficpolicies.yaml",
     "files/dashboards/tulle-control-plane.json",

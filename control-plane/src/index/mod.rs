@@ -291,7 +291,10 @@ impl Index {
                     self.touch_granted();
                 }
             }
-            Kind::AuthorizationPolicy | Kind::PeerAuthentication | Kind::ExternalAuthorization => {
+            Kind::AuthorizationPolicy
+            | Kind::PeerAuthentication
+            | Kind::ExternalAuthorization
+            | Kind::RequestAuthentication => {
                 self.touch_access(key);
                 if let Some(Stored { object, .. }) = self.access.remove(key) {
                     let targets = object.targets.iter().map(|target| &target.object);
@@ -419,9 +422,10 @@ impl Index {
                 self.routes.keys().filter(|key| key.kind == kind).count()
             }
             Kind::ReferenceGrant => self.grants.len(),
-            Kind::AuthorizationPolicy | Kind::PeerAuthentication | Kind::ExternalAuthorization => {
-                self.access.keys().filter(|key| key.kind == kind).count()
-            }
+            Kind::AuthorizationPolicy
+            | Kind::PeerAuthentication
+            | Kind::ExternalAuthorization
+            | Kind::RequestAuthentication => self.access.keys().filter(|key| key.kind == kind).count(),
             Kind::EgressPolicy => self.egress.len(),
             Kind::TrafficPolicy | Kind::RateLimitPolicy | Kind::FaultPolicy | Kind::TelemetryPolicy => {
                 self.resilience.keys().filter(|key| key.kind == kind).count()
@@ -441,9 +445,10 @@ impl Index {
                 self.routes.contains_key(key)
             }
             Kind::ReferenceGrant => self.grants.contains_key(&key.name),
-            Kind::AuthorizationPolicy | Kind::PeerAuthentication | Kind::ExternalAuthorization => {
-                self.access.contains_key(key)
-            }
+            Kind::AuthorizationPolicy
+            | Kind::PeerAuthentication
+            | Kind::ExternalAuthorization
+            | Kind::RequestAuthentication => self.access.contains_key(key),
             Kind::EgressPolicy => self.egress.contains_key(&key.name),
             Kind::TrafficPolicy | Kind::RateLimitPolicy | Kind::FaultPolicy | Kind::TelemetryPolicy => {
                 self.resilience.contains_key(key)

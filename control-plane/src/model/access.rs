@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 
 use tulle_api::v1;
 
+use super::authentication;
 use super::external;
 use super::modes;
 use super::policies::{AncestorRef, AncestorStatus, PolicyStatus};
@@ -124,6 +125,9 @@ pub(super) fn findings(index: &Index, policy: &Access, trust_domain: &str) -> No
     }
     if let Some(says) = policy.external() {
         external::findings(index, policy, says, &mut notes);
+    }
+    if let Some(says) = policy.authentication() {
+        authentication::findings(index, says, &mut notes);
     }
     notes
 }
@@ -269,6 +273,9 @@ impl Partly {
 fn instead(policy: &Access) -> &'static str {
     if policy.external().is_some() {
         return "the authorizer is asked about the others, too";
+    }
+    if policy.authentication().is_some() {
+        return "the others are asked for a token, too";
     }
     match policy.authorization().map(|says| (says.action, says.dry_run)) {
         Some((v1::AccessAction::Allow, false)) => "nobody is allowed by the policy there",

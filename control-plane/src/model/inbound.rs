@@ -83,6 +83,7 @@ impl Context<'_> {
             ports: ports.collect(),
             rules: told.rules,
             policies: told.policies,
+            authentications: self.authentications(name, serving),
             external: self.external(name, serving),
             default_networks: default.map(|default| self.default_networks(default)).unwrap_or_default(),
             default_audited: default == Some(DefaultInbound::Audit),

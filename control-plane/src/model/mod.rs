@@ -19,6 +19,7 @@
 //! 4. only then it accepts.
 
 mod access;
+mod authentication;
 mod authorization;
 mod build;
 mod egress;

@@ -5,6 +5,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use tulle_api::v1;
 
+use super::authentication::Authentication;
 use super::authorization::Authorization;
 use super::external::External;
 use super::route::created;
@@ -39,6 +40,8 @@ pub enum AccessSays {
     Mtls(v1::MtlsMode),
     /// An ExternalAuthorization: who else is asked.
     External(Box<External>),
+    /// A RequestAuthentication: whose tokens are taken.
+    Tokens(Authentication),
 }
 
 // === impl Access ===
@@ -64,6 +67,14 @@ impl Access {
             AccessSays::External(Box::new(External::read(name, &object.spec, notes)))
         };
         Self::read(Kind::ExternalAuthorization, &object.metadata, refs, Attachable::Routes, says, notes)
+    }
+
+    pub(super) fn read_tokens(object: &kinds::RequestAuthentication, notes: &mut Notes) -> Self {
+        let refs = &object.spec.target_refs;
+        let says = |name: &NamespacedName, notes: &mut Notes| {
+            AccessSays::Tokens(Authentication::read(name, &object.spec, notes))
+        };
+        Self::read(Kind::RequestAuthentication, &object.metadata, refs, Attachable::Routes, says, notes)
     }
 
     fn read(
@@ -129,7 +140,7 @@ impl Access {
     pub fn authorization(&self) -> Option<&Authorization> {
         match &self.says {
             AccessSays::Authorization(says) => Some(says),
-            AccessSays::Mtls(_) | AccessSays::External(_) => None,
+            AccessSays::Mtls(_) | AccessSays::Tokens(_) | AccessSays::External(_) => None,
         }
     }
 
@@ -137,7 +148,7 @@ impl Access {
     pub fn mtls(&self) -> Option<v1::MtlsMode> {
         match self.says {
             AccessSays::Mtls(mode) => Some(mode),
-            AccessSays::Authorization(_) | AccessSays::External(_) => None,
+            AccessSays::Authorization(_) | AccessSays::Tokens(_) | AccessSays::External(_) => None,
         }
     }
 
@@ -145,7 +156,15 @@ impl Access {
     pub fn external(&self) -> Option<&External> {
         match &self.says {
             AccessSays::External(says) => Some(says),
-            AccessSays::Authorization(_) | AccessSays::Mtls(_) => None,
+            AccessSays::Authorization(_) | AccessSays::Mtls(_) | AccessSays::Tokens(_) => None,
+        }
+    }
+
+    /// What it says, of a RequestAuthentication.
+    pub fn authentication(&self) -> Option<&Authentication> {
+        match &self.says {
+            AccessSays::Tokens(says) => Some(says),
+            AccessSays::Authorization(_) | AccessSays::Mtls(_) | AccessSays::External(_) => None,
         }
     }
 }

@@ -5,6 +5,7 @@
 //! together is decided in [`crate::model`]. Called by every source; does no I/O and never panics on input.
 
 mod access;
+mod authentication;
 mod authorization;
 mod default_inbound;
 mod egress;
@@ -32,6 +33,7 @@ use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 pub use self::access::{Access, AccessSays};
+pub use self::authentication::Authentication;
 pub use self::authorization::{Authorization, Rule as PolicyRule, Source, Subject};
 pub use self::default_inbound::{DEFAULT_INBOUND_POLICY, DefaultInbound, PRIVATE_NETWORKS};
 pub use self::egress::{Egress, EgressRule};
@@ -88,6 +90,8 @@ pub enum Kind {
     PeerAuthentication,
     /// `policy.tulle.dev/v1alpha1` ExternalAuthorization.
     ExternalAuthorization,
+    /// `policy.tulle.dev/v1alpha1` RequestAuthentication.
+    RequestAuthentication,
     /// `policy.tulle.dev/v1alpha1` EgressPolicy.
     EgressPolicy,
     /// `policy.tulle.dev/v1alpha1` TrafficPolicy.
@@ -128,7 +132,7 @@ pub enum Object {
     Route(Route),
     /// A ReferenceGrant.
     ReferenceGrant(Grant),
-    /// An AuthorizationPolicy, a PeerAuthentication or an ExternalAuthorization.
+    /// An AuthorizationPolicy, a PeerAuthentication, an ExternalAuthorization or a RequestAuthentication.
     Access(Access),
     /// An EgressPolicy.
     EgressPolicy(Egress),
@@ -175,7 +179,7 @@ impl fmt::Display for NamespacedName {
 
 impl Kind {
     /// Every kind that is read.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Service,
         Self::EndpointSlice,
         Self::HttpRoute,
@@ -186,6 +190,7 @@ impl Kind {
         Self::AuthorizationPolicy,
         Self::PeerAuthentication,
         Self::ExternalAuthorization,
+        Self::RequestAuthentication,
         Self::EgressPolicy,
         Self::TrafficPolicy,
         Self::RateLimitPolicy,
@@ -208,6 +213,7 @@ impl Kind {
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::PeerAuthentication => "PeerAuthentication",
             Self::ExternalAuthorization => "ExternalAuthorization",
+            Self::RequestAuthentication => "RequestAuthentication",
             Self::EgressPolicy => "EgressPolicy",
             Self::TrafficPolicy => "TrafficPolicy",
             Self::RateLimitPolicy => "RateLimitPolicy",
@@ -310,6 +316,12 @@ impl Object {
     /// Reads an ExternalAuthorization; none if it is refused.
     pub fn external_authorization(object: &kinds::ExternalAuthorization, notes: &mut Notes) -> Option<Self> {
         let read = Access::read_external(object, notes);
+        finish(Self::Access(read), &object.metadata, notes)
+    }
+
+    /// Reads a RequestAuthentication; none if it is refused.
+    pub fn request_authentication(object: &kinds::RequestAuthentication, notes: &mut Notes) -> Option<Self> {
+        let read = Access::read_tokens(object, notes);
         finish(Self::Access(read), &object.metadata, notes)
     }
 

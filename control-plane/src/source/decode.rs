@@ -13,11 +13,12 @@ use super::yaml::{self, Broken, Chunk, Document};
 use crate::finding::{Finding, Mark, Note, Notes, Origin, Severity, push_index, push_key};
 use crate::kinds::{
     AccessTargetRef, AuthorizationPolicy, EgressPolicy, ExternalAuthorization, FaultPolicy, Mesh,
-    PeerAuthentication, PolicyTargetRef, RateLimitPolicy, TelemetryPolicy, TrafficPolicy,
+    PeerAuthentication, PolicyTargetRef, RateLimitPolicy, RequestAuthentication, TelemetryPolicy,
+    TrafficPolicy,
 };
 use crate::object::{
-    Access, AccessSays, Authorization, DEFAULT_NAMESPACE, Egress, External, Kind, NamespacedName, Object,
-    ObjectKey, PodForm, foreign, is_label, is_subdomain,
+    Access, AccessSays, Authentication, Authorization, DEFAULT_NAMESPACE, Egress, External, Kind,
+    NamespacedName, Object, ObjectKey, PodForm, foreign, is_label, is_subdomain,
 };
 
 /// Lists within lists are not read.
@@ -359,6 +360,7 @@ pub(crate) fn versions(kind: Kind) -> &'static [&'static str] {
         Kind::AuthorizationPolicy
         | Kind::PeerAuthentication
         | Kind::ExternalAuthorization
+        | Kind::RequestAuthentication
         | Kind::EgressPolicy
         | Kind::TrafficPolicy
         | Kind::RateLimitPolicy
@@ -407,6 +409,8 @@ fn read(kind: Kind, key: &ObjectKey, mut value: Value) -> (Content, Notes) {
             .and_then(|v| Object::peer_authentication(&v, &mut notes)),
         Kind::ExternalAuthorization => typed::<ExternalAuthorization>(value, &mut notes)
             .and_then(|v| Object::external_authorization(&v, &mut notes)),
+        Kind::RequestAuthentication => typed::<RequestAuthentication>(value, &mut notes)
+            .and_then(|v| Object::request_authentication(&v, &mut notes)),
         Kind::EgressPolicy => {
             typed::<EgressPolicy>(value, &mut notes).and_then(|v| Object::egress_policy(&v, &mut notes))
         }
@@ -442,7 +446,10 @@ fn read(kind: Kind, key: &ObjectKey, mut value: Value) -> (Content, Notes) {
 /// What holds in place of a policy that cannot be read, as far as it says what it is attached to.
 fn closed(key: &ObjectKey, value: &Value) -> Option<Object> {
     match key.kind {
-        Kind::AuthorizationPolicy | Kind::PeerAuthentication | Kind::ExternalAuthorization => {
+        Kind::AuthorizationPolicy
+        | Kind::PeerAuthentication
+        | Kind::ExternalAuthorization
+        | Kind::RequestAuthentication => {
             let says = unreadable(key, value)?;
             let refs = own_refs(key, value, |one: &AccessTargetRef| one.namespace.as_deref())?;
             // Nobody wrote what it is attached to where there is no spec.
@@ -476,6 +483,9 @@ fn unreadable(key: &ObjectKey, value: &Value) -> Option<AccessSays> {
             let closed = External::closed(&key.name, text("mode", "Enforce"), text("failureMode", "Deny"))?;
             Some(AccessSays::External(Box::new(closed)))
         }
+        // Of one that is surely in dry run nothing holds.
+        Kind::RequestAuthentication if text("mode", "Enforce") == Some("DryRun") => None,
+        Kind::RequestAuthentication => Some(AccessSays::Tokens(Authentication::closed())),
         _ => None,
     }
 }
@@ -501,6 +511,12 @@ fn meanwhile(
     value: &Value,
 ) -> Option<(&'static str, &'static str)> {
     match (key.kind, fallback) {
+        (Kind::RequestAuthentication, None) if unreadable(key, value).is_none() => {
+            Some(("it tells of nothing, and it would have refused nothing", ""))
+        }
+        (Kind::RequestAuthentication, None) => {
+            Some(("it verifies nothing", "its targetRefs name nothing of its namespace"))
+        }
         (_, Some(Object::Access(policy))) => Some((
             match &policy.says {
                 AccessSays::Authorization(says) if says.action == v1::AccessAction::Deny => {
@@ -508,6 +524,7 @@ fn meanwhile(
                 }
                 AccessSays::Authorization(_) => "nobody is allowed to reach its targets",
                 AccessSays::Mtls(_) => "its targets take mutual TLS alone, as by `strict`",
+                AccessSays::Tokens(_) => "nobody's token is taken at its targets, and each request needs one",
                 AccessSays::External(_) => {
                     "every request to its targets is refused with 503 `authorizer_unavailable`"
                 }

@@ -45,7 +45,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 
 {{/* The kinds of policy.tulle.dev, by what they may be asked for. */}}
 {{- define "tulle.policies" -}}
-[authorizationpolicies, egresspolicies, externalauthorizations, faultpolicies, peerauthentications, ratelimitpolicies, telemetrypolicies, trafficpolicies]
+[authorizationpolicies, egresspolicies, externalauthorizations, faultpolicies, peerauthentications, ratelimitpolicies, requestauthentications, telemetrypolicies, trafficpolicies]
 {{- end }}
 
 {{/* The Mesh that the values describe; a Mesh in the cluster holds in its place. */}}

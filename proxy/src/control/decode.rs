@@ -8,6 +8,7 @@
 //! that has no last good version of them ([`rejections`]).
 
 mod access;
+mod authentication;
 mod balance;
 mod external;
 mod filter;
@@ -309,6 +310,7 @@ fn inbound_policy(message: v1::InboundPolicy, name: &str) -> Result<Decoded> {
         samplings,
         access_log: logged::said(message.access_log)?,
         sampling: logged::sampling(message.sampling, "sampling")?,
+        authentications: authentication::authentications(message.authentications, "authentications")?,
         external: external::external(message.external, "external")?,
     }))
 }

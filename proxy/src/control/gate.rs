@@ -99,6 +99,7 @@ mod tests {
             access_log: Default::default(),
             sampling: Default::default(),
             external: Vec::new(),
+            authentications: Vec::new(),
         }
     }
 

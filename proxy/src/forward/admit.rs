@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use http::{Method, Request};
 
+use super::authenticate;
 use super::context::Worker;
 use super::egress;
 use super::exchange::Failed;
@@ -35,6 +36,8 @@ pub(super) struct Own {
     pub application: Arc<Endpoint>,
     pub guard: Arc<policy::Guard>,
     pub passed: Passed,
+    /// What the request's token says, where one was verified.
+    pub claims: Option<Arc<Claims>>,
 }
 
 /// What may go on.
@@ -138,7 +141,8 @@ fn kept(request: &Request<Body>, grpc: bool, claims: Option<&Arc<Claims>>) -> Ke
     }
 }
 
-fn is_probe(worker: &Worker, open: &Open, request: &Request<Body>) -> bool {
+/// Whether it is a probe that the pod declares, from whoever has no identity.
+pub(super) fn is_probe(worker: &Worker, open: &Open, request: &Request<Body>) -> bool {
     let probes = &worker.proxy.settings.probes;
     open.tls == policy::TlsKind::None && probes.iter().any(|probe| probe.is(open.port, request))
 }
@@ -376,23 +380,29 @@ pub(super) async fn own(
         client: client.ip(),
         outside: None,
     };
-    let (guard, passed) = match request.map(|request| &*request) {
+    let (guard, passed, claims) = match request {
         Some(request) => {
+            let claims = authenticate::at(worker, request, open.port).await?;
+            let request = &*request;
             let grpc = headers::is_grpc(request.headers());
-            let guard = connections.register_request(open, kept(request, grpc, None));
-            let snapshot = worker.proxy.store.load();
-            let judged = judged(snapshot.inbound.as_deref(), &guard, request, (grpc, None))?;
-            let passed = tell(worker, &guard, judged, Some(request))?;
-            (guard, passed)
+            let guard = connections.register_request(open, kept(request, grpc, claims.as_ref()));
+            let judged = {
+                let snapshot = worker.proxy.store.load();
+                judged(snapshot.inbound.as_deref(), &guard, request, (grpc, claims.as_ref()))?
+            };
+            let passed = tell(worker, &guard, judged, Some(request));
+            let passed = passed.map_err(|fault| authenticate::judged(fault, claims.as_deref()))?;
+            (guard, passed, claims)
         }
         None => {
             let guard = connections.register(open);
             let passed = judge_bytes(worker, &guard)?;
-            (guard, passed)
+            authenticate::opaque(worker, &guard)?;
+            (guard, passed, None)
         }
     };
     let application = worker.loose_endpoint(application, &Peer::Plaintext);
-    Ok(Some(Own { application, guard: Arc::new(guard), passed }))
+    Ok(Some(Own { application, guard: Arc::new(guard), passed, claims }))
 }
 
 /// What `sent` comes to, unless a change of policy ends it first.

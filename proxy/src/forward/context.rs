@@ -23,6 +23,7 @@ use crate::policy;
 use crate::state::{AddressInfo, ObjectName, Peer, Protocol, ServiceState, Spoken, Store, Unanswered};
 use crate::telemetry::metrics::{Direction, DiscoveryResult, WorkerMetrics};
 use crate::telemetry::{AccessLog, Telemetry};
+use crate::token;
 use crate::wire::{h1, http2};
 
 /// What the configuration says about forwarding.
@@ -87,6 +88,8 @@ pub struct Worker {
     pub(super) mirrors: mirror::Places,
     /// What authorizers have answered.
     pub(super) external: external::Cache,
+    /// Tokens that were verified.
+    pub(super) tokens: Mutex<token::Cache>,
 }
 
 /// Loose endpoints that one worker remembers; those without connections go first.
@@ -217,9 +220,9 @@ impl Worker {
     pub fn new(index: usize, proxy: Arc<Proxy>) -> Arc<Self> {
         let telemetry = proxy.telemetry.worker(index);
         let (metrics, access) = (telemetry.metrics, telemetry.access);
-        let (loose, mirrors) = (Mutex::default(), mirror::Places::default());
+        let (loose, mirrors, tokens) = (Mutex::default(), mirror::Places::default(), Mutex::default());
         let external = external::Cache::default();
-        Arc::new(Self { index, proxy, metrics, access, loose, mirrors, external })
+        Arc::new(Self { index, proxy, metrics, access, loose, mirrors, external, tokens })
     }
 
     /// The drain, and how long whoever has not said what it speaks is still listened to then: as long as anybody who has begun.

@@ -61,10 +61,18 @@ pub(super) fn about(asker: Asker<'_>, request: &Request<Body>) -> Option<(Arc<Ex
     let externals = snapshot.inbound.as_ref()?.externals()?;
     let open = guard.open();
     let about = externals.about(open.port, &filters::asked(request));
-    if about.is_empty() || is_probe(asker, request) {
+    // A probe that the pod declares passes, as it passes the other policies (R25).
+    if about.is_empty() || admit::is_probe(worker, open, request) {
         return None;
     }
     Some((Arc::clone(externals), about))
+}
+
+/// Whether anybody is asked about requests to a port of the workload.
+pub(super) fn speaks(worker: &Worker, port: u16) -> bool {
+    let snapshot = worker.proxy.store.load();
+    let externals = snapshot.inbound.as_ref().and_then(|inbound| inbound.externals());
+    externals.is_some_and(|externals| externals.speak_of(port))
 }
 
 /// Refuses what is not HTTP at a port about whose requests somebody must be asked, unless it is declared not to be HTTP's: nobody gets around
@@ -84,14 +92,6 @@ pub(super) fn opaque(worker: &Worker, guard: &policy::Guard) -> Result<(), Fault
     let detail =
         format!("{name}: what came to port {port} is not HTTP, and the port is not declared to be opaque");
     Err(Fault::unsent(Reason::AuthorizerUnavailable, detail))
-}
-
-/// A probe that the pod declares passes, as it passes the other policies (R25).
-fn is_probe(asker: Asker<'_>, request: &Request<Body>) -> bool {
-    let Asker { worker, guard, .. } = asker;
-    let open = guard.open();
-    let probes = &worker.proxy.settings.probes;
-    open.tls == policy::TlsKind::None && probes.iter().any(|probe| probe.is(open.port, request))
 }
 
 /// Asks those, and changes the request as they say; what they say of its response.

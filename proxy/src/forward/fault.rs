@@ -9,6 +9,7 @@ use crate::limit::{Rate, Refused};
 use crate::route::Abort;
 use crate::telemetry::Reason;
 use crate::telemetry::metrics::Direction;
+use crate::token::Refusal;
 use crate::wire::{Body, Processed};
 
 /// A request's end that the proxy itself brings about. It never happens silently: the reason stands in the answer,
@@ -22,6 +23,8 @@ pub(super) struct Fault {
     pub detail: Box<str>,
     /// What is answered in place of what the reason says.
     pub answer: Option<InPlace>,
+    /// What is asked of the client, or said of its token.
+    pub challenge: Option<Challenge>,
 }
 
 /// What somebody has answered in a fault's place.
@@ -43,6 +46,17 @@ pub(super) struct Reply {
     pub body: String,
 }
 
+/// What `www-authenticate` says (RFC 6750 §3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Challenge {
+    /// A token is needed. Who has not shown any is not told of an error (RFC 6750 §3.1).
+    Token,
+    /// The one that came is not taken, since this.
+    Invalid(Refusal),
+    /// It is, and nothing that it says allows the request.
+    Scope,
+}
+
 /// Who speaks in `x-tulle-error-by`: `<namespace>/<workload>/<inbound|outbound>`.
 #[derive(Clone, Debug)]
 pub(super) struct Speaker(HeaderValue);
@@ -52,12 +66,17 @@ pub(super) struct Speaker(HeaderValue);
 impl Fault {
     /// A fault before anything was sent.
     pub(super) fn unsent(reason: Reason, detail: impl Into<Box<str>>) -> Self {
-        Self { reason, processed: Processed::No, detail: detail.into(), answer: None }
+        Self { reason, processed: Processed::No, detail: detail.into(), answer: None, challenge: None }
     }
 
     /// A fault after which nobody can say whether the request was acted on.
     pub(super) fn maybe(reason: Reason, detail: impl Into<Box<str>>) -> Self {
-        Self { reason, processed: Processed::Maybe, detail: detail.into(), answer: None }
+        Self { reason, processed: Processed::Maybe, detail: detail.into(), answer: None, challenge: None }
+    }
+
+    /// The same, with what its client is to hear of tokens.
+    pub(super) fn challenging(self, challenge: Challenge) -> Self {
+        Self { challenge: Some(challenge), ..self }
     }
 
     /// The same, answered so.
@@ -118,6 +137,9 @@ impl Fault {
             reply.write(response.headers_mut(), grpc);
         }
         self.mark(response.headers_mut(), speaker, to_mesh);
+        if let Some(challenge) = self.challenge {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge.value(speaker));
+        }
         response
     }
 
@@ -222,6 +244,27 @@ fn grpc_message(text: &str) -> HeaderValue {
     HeaderValue::from_str(&encoded).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
+// === impl Challenge ===
+
+impl Challenge {
+    /// The realm is the workload; the words are ours, so that nothing in them needs an escape.
+    fn value(self, speaker: &Speaker) -> HeaderValue {
+        let realm = speaker.as_str().rsplit_once('/').map_or("", |(workload, _)| workload);
+        let value = match self {
+            Self::Token => format!("Bearer realm=\"{realm}\""),
+            Self::Invalid(refusal) => {
+                // Of what RFC 6750 §3 allows: no quotation marks, which names of claims have in our words.
+                let description = refusal.to_string().replace('`', "");
+                format!(
+                    "Bearer realm=\"{realm}\", error=\"invalid_token\", error_description=\"{description}\""
+                )
+            }
+            Self::Scope => format!("Bearer realm=\"{realm}\", error=\"insufficient_scope\""),
+        };
+        HeaderValue::from_str(&value).unwrap_or_else(|_| HeaderValue::from_static("Bearer"))
+    }
+}
+
 // === impl Speaker ===
 
 impl Speaker {
@@ -281,6 +324,28 @@ mod tests {
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["grpc-status"], "8");
         assert_eq!(response.headers()["grpc-retry-pushback-ms"], "2");
+    }
+
+    #[test]
+    fn who_is_asked_for_a_token_is_told_what_was_wrong_with_it() {
+        let speaker = Speaker::new(Some("shop/web"), Direction::Inbound);
+        let of = |challenge, grpc| {
+            let fault = Fault::unsent(Reason::TokenInvalid, "shop/tokens").challenging(challenge);
+            let response = fault.response(&speaker, grpc, false);
+            let status = response.headers().get("grpc-status").cloned();
+            (
+                response.status().as_u16(),
+                status,
+                response.headers()["www-authenticate"].to_str().unwrap().to_owned(),
+            )
+        };
+        assert_eq!(of(Challenge::Token, false), (401, None, "Bearer realm=\"shop/web\"".to_owned()));
+        let invalid = "Bearer realm=\"shop/web\", error=\"invalid_token\", \
+            error_description=\"the token does not say when it expires (exp)\"";
+        assert_eq!(of(Challenge::Invalid(Refusal::Endless), false), (401, None, invalid.to_owned()));
+        let grpc = of(Challenge::Invalid(Refusal::Endless), true);
+        assert_eq!((grpc.0, grpc.1.unwrap()), (200, "16".parse::<HeaderValue>().unwrap()));
+        assert!(of(Challenge::Scope, false).2.ends_with("error=\"insufficient_scope\""));
     }
 
     #[test]

@@ -22,6 +22,7 @@ use tokio_util::task::TaskTracker;
 use self::arrival::{Arrived, Way, arrive, register};
 use super::admit::{self, Passed};
 use super::again;
+use super::authenticate;
 use super::context::Worker;
 use super::deadline;
 use super::exchange::{self, Answer, Fields, Leg, Tunnels};
@@ -110,6 +111,7 @@ async fn serve_one(
                 (passed, Some(server)) => (passed.and_then(Result::ok), server),
                 (passed, None) => (passed.and_then(Result::ok), open(worker, &way, &guard).await),
             };
+            let server = server.and_then(|server| authenticate::opaque(worker, &guard).map(|()| server));
             let rule = rule.map(|passed| passed.rule);
             relay(worker, io, &way, &guard, (detected, rule.as_deref().unwrap_or("")), server).await;
         }
@@ -316,7 +318,10 @@ impl Connection {
 
     async fn forward(&self, record: &mut Record, request: &mut Request<Body>) -> Result<Answer, Fault> {
         headers::check_host(request)?;
-        admit::judge_request(&self.worker, &self.guard, record, request, None)?;
+        let claims = authenticate::request(&self.worker, request, &self.guard).await?;
+        record.claims.clone_from(&claims);
+        let judged = admit::judge_request(&self.worker, &self.guard, record, request, claims.as_ref());
+        judged.map_err(|fault| authenticate::judged(fault, claims.as_deref()))?;
         limited::inbound(&self.worker, record, request, &self.guard)?;
         record.pass_on(request);
         let deadline =

@@ -20,6 +20,7 @@ use http::{Request, Response};
 use super::admit::{self, Own};
 use super::again::{self, Failing, Tries};
 use super::asked::Asked;
+use super::authenticate;
 use super::context::Worker;
 use super::deadline::{self, Deadline};
 use super::egress::{self, Out};
@@ -411,12 +412,19 @@ impl Connection {
         let How { limit, keep, fresh, until, out } = how;
         let application = self.worker.proxy.own_application(endpoint);
         record.sent_to(endpoint, application);
+        let port = endpoint.address.port();
+        let is_changed =
+            || authenticate::speaks(&self.worker, port).is_some() || external::speaks(&self.worker, port);
+        if application.is_some() && is_changed() {
+            lent.keep(request);
+        }
         let own = admit::own(&self.worker, endpoint, application, self.client, Some(&mut *request)).await;
         let own = own.map_err(|fault| Failed { fault, again: None, whole: false })?;
         let mut changes = Vec::new();
         if let Some(own) = &own {
             record.rule = Some(Arc::clone(&own.passed.rule));
             record.would_deny.clone_from(&own.passed.would_deny);
+            record.claims.clone_from(&own.claims);
             let refused = |fault| Failed { fault, again: None, whole: false };
             limited::inbound(&self.worker, record, request, &own.guard).map_err(refused)?;
             let asker = Asker {

@@ -25,7 +25,7 @@ use super::in_flight::InFlight;
 use crate::endpoint::Endpoint;
 use crate::io::Meter;
 use crate::limit::Refused;
-use crate::policy;
+use crate::policy::{self, Claims};
 use crate::state::Peer;
 use crate::telemetry::Reason;
 use crate::telemetry::access;
@@ -71,6 +71,8 @@ pub(super) struct Record {
     by: Option<HeaderValue>,
     detail: Box<str>,
     pub(super) rule: Option<Arc<str>>,
+    /// What its token says, where one was verified.
+    pub(super) claims: Option<Arc<Claims>>,
     /// The rule in dry run that would have refused it.
     pub(super) would_deny: Option<Arc<str>>,
     /// Inbound: what a change of policy judges it by, as long as nothing else waits for that.
@@ -160,6 +162,7 @@ impl Record {
             by: None,
             detail: Box::default(),
             rule: None,
+            claims: None,
             would_deny: None,
             under_way: None,
             limited: None,
@@ -477,6 +480,7 @@ impl Record {
             endpoint: self.endpoint,
             rule: text(&self.rule),
             would_deny: text(&self.would_deny),
+            issuer: self.claims.as_ref().map_or("", |claims| claims.issuer()),
             tls: self.tls,
             bytes_in,
             bytes_out,
@@ -751,6 +755,7 @@ impl<'a> ConnectionRecord<'a> {
             endpoint: self.endpoint,
             rule: self.rule,
             would_deny: "",
+            issuer: "",
             tls: self.tls,
             bytes_in: self.bytes.0,
             bytes_out: self.bytes.1,

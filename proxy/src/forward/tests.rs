@@ -184,6 +184,7 @@ fn lets_all_in(worker: &Worker) {
             access_log: Default::default(),
             sampling: Default::default(),
             external: Vec::new(),
+            authentications: Vec::new(),
         },
         Instant::now(),
     );

@@ -11,7 +11,9 @@ use http::{HeaderName, header};
 use smallvec::SmallVec;
 use tulle_api::is_protected_header;
 
-use super::scope::{Scope, ScopeSpec};
+use super::access::RouteScope;
+use super::rules::Scope;
+use super::text::Text;
 use crate::route::Asked;
 use crate::state::ObjectName;
 
@@ -25,7 +27,7 @@ pub struct ExternalSpec {
     /// Of those, not to these: an authorizer listens there, and must not be asked about being asked.
     pub not_ports: Vec<u16>,
     /// About what these match; empty: about every request.
-    pub routes: Vec<ScopeSpec>,
+    pub routes: Vec<RouteScope>,
     pub service: ObjectName,
     pub service_port: u16,
     /// Why nobody can be asked.
@@ -34,8 +36,8 @@ pub struct ExternalSpec {
     pub timeout: Duration,
     /// No answer lets in.
     pub failure_allows: bool,
-    /// Which headers it is told; empty: all.
-    pub headers: Vec<NameMatch>,
+    /// Which headers it is told, in lower case; empty: all.
+    pub headers: Vec<Text>,
     /// At most so many bytes of the body; 0: nothing of it.
     pub body_bytes: u32,
     /// Of a longer body, the first; else its request is refused.
@@ -52,19 +54,12 @@ pub struct ExternalSpec {
     pub allowed_headers: Vec<HeaderName>,
 }
 
-/// Names of headers, in lower case.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NameMatch {
-    Exact(Box<str>),
-    Prefix(Box<str>),
-    Suffix(Box<str>),
-}
-
 /// The same, compiled.
 #[derive(Debug)]
 pub struct External {
     spec: ExternalSpec,
-    scope: Scope,
+    /// `None`: every request.
+    scope: Option<Scope>,
 }
 
 /// All who are asked about a workload's requests.
@@ -77,23 +72,11 @@ pub struct Externals {
 /// Those that one request is about.
 pub type About = SmallVec<[Arc<External>; 2]>;
 
-// === impl NameMatch ===
-
-impl NameMatch {
-    fn takes(&self, name: &str) -> bool {
-        match self {
-            Self::Exact(exact) => name == &**exact,
-            Self::Prefix(prefix) => name.starts_with(&**prefix),
-            Self::Suffix(suffix) => name.ends_with(&**suffix),
-        }
-    }
-}
-
 // === impl External ===
 
 impl External {
     fn new(spec: ExternalSpec) -> Self {
-        Self { scope: Scope::new(&spec.routes), spec }
+        Self { scope: (!spec.routes.is_empty()).then(|| Scope::new(&spec.routes)), spec }
     }
 
     /// What this was compiled from.
@@ -106,13 +89,19 @@ impl External {
         (ports.is_empty() || ports.contains(&port)) && !not_ports.contains(&port)
     }
 
+    /// Whether a request to a port that it is about may be one of those that it is about, by any way to read its path: nobody gets around it by
+    /// writing a path otherwise.
+    fn is_about(&self, asked: &Asked<'_>) -> bool {
+        self.scope.as_ref().is_none_or(|scope| scope.may_have(asked))
+    }
+
     /// Whether it is told a header; never one that belongs to the hop, and not `host`, which is told otherwise.
     pub fn is_told(&self, name: &HeaderName) -> bool {
         // These are not the hop's, though nobody may change them.
         let passes =
             !is_protected_header(name.as_str()) || *name == header::CONTENT_LENGTH || *name == header::EXPECT;
         let headers = &self.spec.headers;
-        passes && (headers.is_empty() || headers.iter().any(|one| one.takes(name.as_str())))
+        passes && (headers.is_empty() || headers.iter().any(|one| one.is(name.as_str().as_bytes())))
     }
 
     /// Whether it may set or remove a header of the request.
@@ -152,11 +141,16 @@ impl Externals {
         let mut about = About::new();
         for one in self.all.iter().filter(|one| one.is_about_port(port)) {
             let is_new = about.iter().all(|known: &Arc<External>| known.spec.name != one.spec.name);
-            if is_new && one.scope.describes(asked) {
+            if is_new && one.is_about(asked) {
                 about.push(Arc::clone(one));
             }
         }
         about
+    }
+
+    /// Whether anybody is asked about requests to `port`.
+    pub fn speak_of(&self, port: u16) -> bool {
+        self.all.iter().any(|one| one.is_about_port(port))
     }
 
     /// One without whose answer no request to `port` is let in, as far as it is about it.
@@ -204,7 +198,7 @@ mod tests {
     #[test]
     fn who_is_asked_goes_by_port_and_by_what_the_routes_match() {
         let path = PathMatch::Prefix("/admin".into());
-        let admin = ScopeSpec { hostnames: Vec::new(), matches: vec![RequestMatch { path, when: None }] };
+        let admin = RouteScope { hostnames: Vec::new(), matches: vec![RequestMatch { path, when: None }] };
         let specs = [
             example("shop/all"),
             ExternalSpec { ports: vec![80], ..example("shop/port") },
@@ -220,6 +214,9 @@ mod tests {
         };
         assert_eq!(names(&about(80, "/")), ["shop/all", "shop/port", "shop/not"]);
         assert_eq!(names(&about(81, "/admin/x")), ["shop/all", "shop/not", "shop/admin"]);
+        for evasion in ["//admin", "/%61dmin", "/x/../admin", "/./admin", "/x/%2e%2e/admin"] {
+            assert_eq!(names(&about(81, evasion)), ["shop/all", "shop/not", "shop/admin"], "{evasion}");
+        }
         assert_eq!(names(&about(9191, "/")), ["shop/all"]);
         assert!(Externals::new(&[], Some(&externals)).is_none());
         let may = ExternalSpec { failure_allows: true, ..example("shop/may") };
@@ -246,9 +243,9 @@ mod tests {
     fn what_is_told_and_what_may_be_changed_are_told_apart() {
         let external = External::new(ExternalSpec {
             headers: vec![
-                NameMatch::Exact("authorization".into()),
-                NameMatch::Prefix("x-".into()),
-                NameMatch::Suffix("-id".into()),
+                Text::Exact("authorization".into()),
+                Text::Prefix("x-".into()),
+                Text::Suffix("-id".into()),
             ],
             allowed_headers: vec![header::COOKIE],
             ..example("shop/a")

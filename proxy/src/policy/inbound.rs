@@ -23,6 +23,7 @@ use crate::limit::{RateLimit, RateLimits};
 use crate::state::{Mode, ObjectName, Protocol};
 use crate::telemetry::access;
 use crate::telemetry::trace::Sampling;
+use crate::token::{AuthenticationSpec, Authentications};
 
 /// What a policy says, before it is compiled.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +53,8 @@ pub struct InboundSpec {
     pub access_log: Option<access::Said>,
     /// Which traces of it are recorded, likewise.
     pub sampling: Sampling,
+    /// Which tokens requests may carry.
+    pub authentications: Vec<AuthenticationSpec>,
     /// Who else is asked about requests, one after the other; all must agree.
     pub external: Vec<ExternalSpec>,
 }
@@ -149,6 +152,7 @@ pub struct Inbound {
     ports: HashMap<u16, PortPolicy, RandomState>,
     access: Access,
     rate_limits: Option<RateLimits>,
+    authentications: Option<Authentications>,
     externals: Option<Arc<Externals>>,
     generation: u64,
 }
@@ -169,12 +173,14 @@ impl Inbound {
         Self::after(None, spec, now)
     }
 
-    /// `spec` in place of `old`, whose limits go on counting where they stay.
+    /// `spec` in place of `old`, whose limits go on counting where they stay, and whose keys are kept.
     pub fn after(old: Option<&Self>, spec: InboundSpec, now: Instant) -> Self {
         let counted = old.and_then(|old| old.rate_limits.as_ref());
         let rate_limits = RateLimits::new(&spec.rate_limits, counted, now);
         let asked = old.and_then(|old| old.externals.as_deref());
         let externals = Externals::new(&spec.external, asked).map(Arc::new);
+        let known = old.and_then(|old| old.authentications.as_ref());
+        let authentications = Authentications::after(known, &spec.authentications);
         let ports = spec.ports.iter().copied().collect();
         let access = match &*spec.policies {
             [] => {
@@ -187,7 +193,7 @@ impl Inbound {
             policies => Access::new(policies, spec.trust_domain.as_ref()),
         };
         let generation = GENERATIONS.fetch_add(1, Ordering::Relaxed);
-        Self { spec, ports, access, rate_limits, externals, generation }
+        Self { spec, ports, access, rate_limits, authentications, externals, generation }
     }
 
     /// What this was compiled from.
@@ -249,6 +255,11 @@ impl Inbound {
     /// How often requests are let in; `None`: without limit.
     pub fn rate_limits(&self) -> Option<&RateLimits> {
         self.rate_limits.as_ref()
+    }
+
+    /// Which tokens requests may carry; `None`: nothing is said of any.
+    pub fn authentications(&self) -> Option<&Authentications> {
+        self.authentications.as_ref()
     }
 
     /// Who else is asked about requests; `None`: nobody.

@@ -17,7 +17,6 @@ mod host;
 mod inbound;
 mod path;
 mod rules;
-mod scope;
 mod shown;
 mod text;
 
@@ -29,14 +28,13 @@ pub use connections::{Connections, Guard, Kept, Open};
 pub use egress::{Action, Egress, EgressRule, EgressSpec, Name, Names, Outside};
 #[cfg(test)]
 pub(crate) use external::example as external_example;
-pub use external::{About, External, ExternalSpec, Externals, NameMatch};
+pub use external::{About, External, ExternalSpec, Externals};
 pub use inbound::{
     Allow, Connection, Denial, Inbound, InboundSpec, Judged, PortPolicy, TlsKind, Unspoken, Verdict,
     is_default,
 };
 pub use path::{InvalidTemplate, PathText, Template, Unclear};
-pub use rules::Requested;
-pub use scope::{Scope, ScopeSpec};
+pub use rules::{Requested, Scope};
 pub use shown::{Question, in_force};
 pub use text::Text;
 

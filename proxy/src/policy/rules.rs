@@ -117,9 +117,9 @@ struct Rule {
     said: Arc<AccessRule>,
 }
 
-/// The requests that a policy speaks of.
+/// The requests that a policy speaks of, which is attached to routes.
 #[derive(Debug)]
-struct Scope(Table);
+pub struct Scope(Table);
 
 /// The rules by whom they describe.
 #[derive(Debug, Default)]
@@ -356,7 +356,7 @@ impl Policy {
 // === impl Scope ===
 
 impl Scope {
-    fn new(scopes: &[RouteScope]) -> Self {
+    pub fn new(scopes: &[RouteScope]) -> Self {
         let name = ObjectName::new("", "");
         let rule = RoutedRule {
             name: "".into(),
@@ -378,6 +378,15 @@ impl Scope {
         });
         let routes = routes.collect();
         Self(Table::new(Routes { client_namespace: "".into(), service: name, routes, streams: Vec::new() }))
+    }
+
+    /// Whether a request may be one of these, by any way to read its path; where nobody can tell, it may.
+    pub fn may_have(&self, asked: &Asked<'_>) -> bool {
+        let requested = Requested { asked: *asked, grpc: false, claims: None, headless: false };
+        match Readings::of(asked.path) {
+            Ok(readings) => self.has(&requested, Some(&readings), false),
+            Err(_) => true,
+        }
     }
 
     /// Whether a request is one of these: by each way to read its path, if it must be for sure, else by any.

@@ -42,6 +42,7 @@ fn inbound(mode: Mode, ports: &[(u16, Mode)], rules: Vec<Allow>) -> Inbound {
             access_log: Default::default(),
             sampling: Default::default(),
             external: Vec::new(),
+            authentications: Vec::new(),
         },
         std::time::Instant::now(),
     )

@@ -97,6 +97,8 @@ pub struct Record<'a> {
     pub rule: &'a str,
     /// The rule in dry run that would have refused what was let in, or the policy where no rule of it would have let it in.
     pub would_deny: &'a str,
+    /// Whose token it brought, where that was taken.
+    pub issuer: &'a str,
     /// On the leg between workloads.
     pub tls: TlsKind,
     /// Body bytes (connections: all bytes) from the client.
@@ -190,6 +192,7 @@ impl Default for Record<'_> {
             endpoint: None,
             rule: "",
             would_deny: "",
+            issuer: "",
             tls: TlsKind::Unknown,
             bytes_in: 0,
             bytes_out: 0,
@@ -272,6 +275,7 @@ mod tests {
             endpoint: Some("[::1]:5000".parse().unwrap()),
             rule: "default/allow/web",
             would_deny: "default/trial/admin",
+            issuer: "https://issuer.example",
             tls: TlsKind::Mtls,
             bytes_in: 1,
             bytes_out: 2,
@@ -346,6 +350,7 @@ mod tests {
             endpoint: Some("10.1.0.7:8080".parse().unwrap()),
             rule: "",
             would_deny: "",
+            issuer: "",
             bytes_in: 12,
             bytes_out: 56,
             processing: Some(Duration::from_micros(40)),

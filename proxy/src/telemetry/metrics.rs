@@ -41,7 +41,7 @@ pub use self::labels::{
     CheckResult, ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, DnsResult,
     EarlyOpen, EgressLabels, EgressProtocol, ExternalLabels, FaultKind, LimitOutcome, Method, MirrorResult,
     Outcome, PoolClose, ReplayCause, RequestLabels, RetryCause, RetryOutcome, SessionResult, TlsKind,
-    Unretried, VerdictKind, VerdictLabels,
+    TokenResult, Unretried, VerdictKind, VerdictLabels,
 };
 pub use self::load::Load;
 pub use self::pools::{PoolCells, PooledConnection};
@@ -51,7 +51,7 @@ use super::tap::Taps;
 use super::trace::export::Counts;
 
 /// Lines that may be there beside histograms whatever happens: every value of every bounded label.
-const FIXED_LINES: usize = 383;
+const FIXED_LINES: usize = 430;
 /// Histograms that may be there whatever happens: handshakes and overflow by direction, detection, dials, discovery, lag, external
 /// checks. (Those of sizes are among the lines.)
 const FIXED_HISTOGRAMS: usize = 9;

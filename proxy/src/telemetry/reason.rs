@@ -18,6 +18,7 @@ mod grpc {
     pub(super) const UNIMPLEMENTED: u8 = 12;
     pub(super) const INTERNAL: u8 = 13;
     pub(super) const UNAVAILABLE: u8 = 14;
+    pub(super) const UNAUTHENTICATED: u8 = 16;
 }
 
 struct Entry {
@@ -158,6 +159,18 @@ reasons! {
         "the body is longer than the authorizer may be told"
         "An ExternalAuthorization has its authorizer told the request's body, which is longer than `body.maxBytes`."
         "Raise `body.maxBytes`, or have the authorizer told the beginning of longer bodies: `body.partial: true`.";
+    TokenRequired "token_required" 401 UNAUTHENTICATED
+        "the request needs a token and has none"
+        "A RequestAuthentication of the workload asks each request for a token (JWT), and where it looks for one there is none. The answer's `www-authenticate` asks for one."
+        "Send the token as `authorization: Bearer …`, or in the header that the policy names. Set `required: false` in the policy if requests without one should go on, to be judged by an AuthorizationPolicy.";
+    TokenInvalid "token_invalid" 401 UNAUTHENTICATED
+        "the request's token is not valid here"
+        "A RequestAuthentication of the workload does not take the token: it is malformed, has expired or is not valid yet, is from an issuer or for an audience that the policy does not name, is signed with an algorithm or a key that is not accepted, or there are two that differ. Which it was is in the message and in `error_description`."
+        "Get a new token for this audience. Compare the policy's `issuer` and `audiences` with the token's `iss` and `aud`, letter by letter, and the clocks; `tulle_tokens_total` counts what tokens were refused for.";
+    JwksUnavailable "jwks_unavailable" 503 UNAVAILABLE
+        "the keys of the token's issuer are not known yet"
+        "The RequestAuthentication names a URL for its issuer's keys, and they have not been fetched once since the proxy knows the policy. Nothing is let in on trust. Keys that were fetched before stay in use, however often a later fetch fails."
+        "See the proxy's log for why `jwks.url` could not be fetched: its name, its certificate and the roots, the time-out, or a redirect, which is not followed. `tulle_jwks_fetches_total` counts the tries.";
     DiscoveryUnavailable "discovery_unavailable" 503 UNAVAILABLE
         "the control plane did not say in time who lives at this address"
         "The address is within the mesh's networks, was used for the first time, and the control plane did not answer."

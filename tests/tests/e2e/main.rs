@@ -24,6 +24,7 @@ mod health;
 mod hostile;
 mod http1;
 mod http2;
+mod jwt;
 mod limits;
 mod live;
 mod memory;

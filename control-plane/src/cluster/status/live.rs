@@ -19,7 +19,7 @@ use crate::source::versions;
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
 /// Every kind of which something is said.
-pub(super) const KINDS: [Kind; 12] = [
+pub(super) const KINDS: [Kind; 13] = [
     Kind::HttpRoute,
     Kind::GrpcRoute,
     Kind::TlsRoute,
@@ -27,6 +27,7 @@ pub(super) const KINDS: [Kind; 12] = [
     Kind::AuthorizationPolicy,
     Kind::PeerAuthentication,
     Kind::ExternalAuthorization,
+    Kind::RequestAuthentication,
     Kind::EgressPolicy,
     Kind::TrafficPolicy,
     Kind::RateLimitPolicy,

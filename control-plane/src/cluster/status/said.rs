@@ -59,6 +59,7 @@ impl Form {
             Kind::AuthorizationPolicy
             | Kind::PeerAuthentication
             | Kind::ExternalAuthorization
+            | Kind::RequestAuthentication
             | Kind::EgressPolicy
             | Kind::TrafficPolicy
             | Kind::RateLimitPolicy

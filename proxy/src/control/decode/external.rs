@@ -5,9 +5,10 @@ use std::time::Duration;
 use http::HeaderName;
 use tulle_api::v1;
 
-use super::rule::{Patterns, header_name, matches};
-use super::{Result, duration, each, fault, hostname, object, port};
-use crate::policy::{ExternalSpec, NameMatch, ScopeSpec};
+use super::access::scopes;
+use super::rule::{Patterns, header_name};
+use super::{Result, duration, each, fault, object, port};
+use crate::policy::{ExternalSpec, Text};
 use crate::state::ObjectName;
 
 /// How long an answer may take where nothing is said.
@@ -36,12 +37,7 @@ fn one(message: v1::ExternalAuthorization, patterns: &mut Patterns, at: &str) ->
         name: message.name.into(),
         ports: each(message.ports, &format!("{at}.ports"), port)?,
         not_ports: each(message.not_ports, &format!("{at}.not_ports"), port)?,
-        routes: each(message.routes, &format!("{at}.routes"), |scope, at| {
-            Ok(ScopeSpec {
-                hostnames: each(scope.hostnames, &format!("{at}.hostnames"), hostname)?,
-                matches: matches(scope.matches, patterns, &format!("{at}.matches"))?,
-            })
-        })?,
+        routes: scopes(message.routes, patterns, &format!("{at}.routes"))?,
         service,
         service_port,
         invalid,
@@ -62,12 +58,12 @@ fn header(text: String, at: &str) -> Result<HeaderName> {
     header_name(&text, at)
 }
 
-fn name(message: v1::TextMatch, at: &str) -> Result<NameMatch> {
+fn name(message: v1::TextMatch, at: &str) -> Result<Text> {
     use v1::text_match::Match;
     Ok(match message.r#match.ok_or_else(|| fault(format!("{at}.match"), "is missing"))? {
-        Match::Exact(text) => NameMatch::Exact(text.into()),
-        Match::Prefix(text) => NameMatch::Prefix(text.into()),
-        Match::Suffix(text) => NameMatch::Suffix(text.into()),
+        Match::Exact(text) => Text::Exact(text.into()),
+        Match::Prefix(text) => Text::Prefix(text.into()),
+        Match::Suffix(text) => Text::Suffix(text.into()),
     })
 }
 
@@ -113,7 +109,7 @@ mod tests {
         assert_eq!((read.service.to_string(), read.service_port), ("shop/opa".to_owned(), 9191));
         assert_eq!((read.timeout, read.cache), (Duration::from_secs(2), Some(Duration::from_secs(30))));
         assert_eq!(read.routes[0].matches[0].path, PathMatch::Prefix("/admin".into()));
-        assert_eq!(read.headers, [NameMatch::Prefix("x-".into())]);
+        assert_eq!(read.headers, [Text::Prefix("x-".into())]);
         assert_eq!(read.context, [("tier".to_owned(), "gold".to_owned())]);
         assert_eq!(
             (&read.cache_headers[0], &read.allowed_headers[0]),

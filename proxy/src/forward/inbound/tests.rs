@@ -48,6 +48,7 @@ impl Scene {
                 access_log: Default::default(),
                 sampling: Default::default(),
                 external: Vec::new(),
+                authentications: Vec::new(),
             },
             Instant::now(),
         );

@@ -116,6 +116,12 @@ families! {
         "Requests and dials that wait for a place under it.";
     SESSIONS = Counter "tulle_sessions_total" ["result"]
         "Answered requests of rules with sessionPersistence: kept at their endpoint; new, without a token; moved to another endpoint; expired, their session's time being over; or invalid, with a token that none of the mesh's proxies made for the rule.";
+    TOKENS = Counter "tulle_tokens_total" ["result", "mode"]
+        "Requests of which a RequestAuthentication speaks, by what became of their token: verified, or cached (it was a moment ago); absent where none is needed, missing where one is; refused as several (that differ), too_long, malformed, algorithm, issuer, audience, expired, not_yet, key (none of the issuer's fits it), signature, claim (one cannot be a header's value), or no_keys (the issuer's are not there). Under mode dry_run: what policies in DryRun would have refused.";
+    JWKS_FETCHES = Counter "tulle_jwks_fetches_total" ["url", "result"]
+        "Sets of keys of issuers that were asked for; result is ok, or failed: then the last good ones stay.";
+    JWKS_FETCHED = Gauge "tulle_jwks_last_fetch_timestamp_seconds" ["url"]
+        "When keys were last fetched and good.";
     BALANCER_ENDPOINTS = Gauge "tulle_balancer_endpoints" ["service", "state", "overflow"]
         "Endpoints of services whose TrafficPolicy, or whose endpoints' weights, say how they are balanced: usable, warming (its share grows), probation (back from an ejection, and tried), ejected, unhealthy (by health checks), or unready.";
     BALANCER_EJECTIONS = Counter "tulle_balancer_ejections_total" ["service", "cause", "overflow"]

@@ -334,6 +334,44 @@ label_enum! {
 }
 
 label_enum! {
+    /// What became of a request's token, where a policy speaks of tokens.
+    TokenResult {
+        /// Its signature was verified, and its claims hold.
+        Verified = "verified",
+        /// It was verified a moment ago.
+        Cached = "cached",
+        /// There is none, and none is needed.
+        Absent = "absent",
+        /// There is none, and one is needed.
+        Missing = "missing",
+        /// There are several that differ.
+        Several = "several",
+        /// It is longer than is read.
+        TooLong = "too_long",
+        /// It is no token.
+        Malformed = "malformed",
+        /// Its algorithm is not accepted.
+        Algorithm = "algorithm",
+        /// Nobody's whose tokens are taken.
+        Issuer = "issuer",
+        /// For somebody else.
+        Audience = "audience",
+        /// Its time is over, or it does not say when that is.
+        Expired = "expired",
+        /// Its time has not begun.
+        NotYet = "not_yet",
+        /// None of its issuer's keys fits it.
+        Key = "key",
+        /// Those that fit have not signed it.
+        Signature = "signature",
+        /// A claim of it cannot be a header's value.
+        Claim = "claim",
+        /// Its issuer's keys are not there.
+        NoKeys = "no_keys",
+    }
+}
+
+label_enum! {
     /// Why a request was sent once more.
     ReplayCause {
         /// The first try was provably not processed.

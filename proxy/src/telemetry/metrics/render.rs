@@ -12,7 +12,7 @@ use super::families::{self, FAMILIES, Family, Kind};
 use super::labels::{
     ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, EarlyOpen, EgressLabels,
     ExternalLabels, FaultKind, MirrorResult, Outcome, PoolClose, ReplayCause, RequestLabels, RetryCause,
-    RetryOutcome, SessionResult, Unretried, VerdictLabels, values,
+    RetryOutcome, SessionResult, TokenResult, Unretried, VerdictLabels, values,
 };
 use super::pools::{PoolCells, Pooled};
 use super::table::Table;
@@ -319,6 +319,13 @@ fn bounded(scrape: &mut Scrape, metrics: &Metrics, workers: &[&WorkerCells]) {
     for result in SessionResult::ALL {
         let count = total(&|worker| worker.sessions[*result as usize].get());
         scrape.value(&families::SESSIONS, &[("result", result.as_str())], count as f64);
+    }
+    for (of, mode) in ["enforced", "dry_run"].into_iter().enumerate() {
+        for result in TokenResult::ALL {
+            let index = of * TokenResult::ALL.len() + *result as usize;
+            let count = total(&|worker| worker.tokens[index].get());
+            scrape.nonzero(&families::TOKENS, &[("result", result.as_str()), ("mode", mode)], count);
+        }
     }
     scrape.value(&families::POOL_REUSED, &[], total(&|worker| worker.pool_reused.get()) as f64);
     scrape.value(&families::ACCEPT_ERRORS, &[], total(&|worker| worker.accept_errors.get()) as f64);

@@ -10,7 +10,7 @@ use super::exemplars::Exemplar;
 use super::labels::{
     ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, EarlyOpen, EgressLabels,
     ExternalLabels, FaultKind, LimitOutcome, MirrorResult, ReplayCause, RequestLabels, RetryCause,
-    RetryOutcome, SessionResult, Unretried, VerdictLabels,
+    RetryOutcome, SessionResult, TokenResult, Unretried, VerdictLabels,
 };
 use super::pools::PoolCells;
 use super::table::Table;
@@ -74,6 +74,8 @@ pub(super) struct WorkerCells {
     pub(super) injected: Vec<Counter>,
     pub(super) mirrors: Vec<Counter>,
     pub(super) sessions: Vec<Counter>,
+    /// What was done, then what was only told.
+    pub(super) tokens: Vec<Counter>,
     pub(super) accept_errors: Counter,
     pub(super) handed_over: Counter,
 }
@@ -147,6 +149,7 @@ impl WorkerMetrics {
             injected: counters(FaultKind::ALL.len()),
             mirrors: counters(MirrorResult::ALL.len()),
             sessions: counters(SessionResult::ALL.len()),
+            tokens: counters(2 * TokenResult::ALL.len()),
             accept_errors: Counter::default(),
             handed_over: Counter::default(),
         }))
@@ -334,6 +337,12 @@ impl WorkerMetrics {
     /// A request of a rule with sessions was answered.
     pub fn session(&self, result: SessionResult) {
         self.0.sessions[result as usize].inc();
+    }
+
+    /// A request's token was looked at; `dry_run`: what it came to was only told.
+    pub fn token(&self, result: TokenResult, dry_run: bool) {
+        let of = if dry_run { TokenResult::ALL.len() } else { 0 };
+        self.0.tokens[of + result as usize].inc();
     }
 
     /// A copy of a request is over, or was not made.

@@ -246,6 +246,7 @@ fn ours(all: &mut Attributes, record: &Record<'_>) {
     all.word("tulle.verdict", verdict(record));
     all.text("tulle.rule", record.rule);
     all.text("tulle.would_deny", record.would_deny);
+    all.text("tulle.token.issuer", record.issuer);
     all.text("tulle.session", record.session);
     all.text("tulle.detected", record.detected);
     all.word("tulle.reason", record.reason.map_or("", Reason::code));
