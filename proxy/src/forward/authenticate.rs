@@ -150,10 +150,10 @@ async fn authenticate(
 }
 
 /// Tells what would become of a request if policies in dry run were in force too; the claims of a token that would be taken.
-async fn would_have(
+async fn would_have<'a>(
     worker: &Worker,
-    pool: &Pool<'_>,
-    found: Result<Option<Found<'_>>, Refusal>,
+    pool: &Pool<'a>,
+    found: Result<Option<Found<'a>>, Refusal>,
     about: &[&Authentication],
 ) -> Option<Arc<Claims>> {
     let (refusal, issuer) = match take(worker, pool, found).await {

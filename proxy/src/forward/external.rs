@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::{Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use http_body::Body as _;
 
 pub(super) use self::answer::Changes;
@@ -23,6 +23,7 @@ pub(super) use self::cache::Cache;
 
 use self::answer::Decision;
 use self::question::Question;
+use super::admit;
 use super::context::Worker;
 use super::fault::Fault;
 use super::filters;
@@ -123,7 +124,7 @@ pub(super) async fn ask(
                 if let Some(record) = record.as_deref_mut() {
                     record.waits(asker.worker.proxy.now());
                 }
-                let asked = decide(asker, external, &question, request).await;
+                let asked = decide(asker, external, &question, request.headers()).await;
                 if let Some(record) = record.as_deref_mut() {
                     record.waited(asker.worker.proxy.now());
                 }
@@ -189,7 +190,7 @@ async fn decide(
     asker: Asker<'_>,
     external: &External,
     question: &Question,
-    request: &Request<Body>,
+    headers: &HeaderMap,
 ) -> Asked {
     let (worker, spec) = (asker.worker, external.spec());
     if let Some(key) = &question.key
@@ -202,7 +203,7 @@ async fn decide(
     }
     let asked = Instant::now();
     let answered = {
-        let called = Box::pin(call::check(asker, spec, &question.message, request.headers()));
+        let called = Box::pin(call::check(asker, spec, &question.message, headers));
         match tokio::time::timeout(spec.timeout, called).await {
             Ok(answered) => {
                 answered.and_then(|answer| Decision::read(answer, external).map_err(Trouble::Other))

@@ -101,7 +101,7 @@ async fn send(
 ) -> Result<Result<CheckResponse, Trouble>, Failed> {
     let worker = asker.worker;
     let application = worker.proxy.own_application(endpoint);
-    let own = admit::own(worker, endpoint, application, asker.client).await;
+    let own = admit::own(worker, endpoint, application, asker.client, Some(&mut *request)).await;
     let own = own.map_err(|fault| Failed { fault, again: None, whole: false })?;
     let now = worker.proxy.now();
     let mut in_flight = InFlight::start(worker, endpoint, now);
