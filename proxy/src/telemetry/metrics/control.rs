@@ -140,9 +140,9 @@ impl ControlMetrics {
     pub fn jwks_ends(&self, url: &str) {
         let mut values = self.values.lock();
         values.remove(&key(&families::JWKS_FETCHED, &[url]));
-        ["ok", "failed"]
-            .iter()
-            .for_each(|result| drop(values.remove(&key(&families::JWKS_FETCHES, &[url, result]))));
+        for result in ["ok", "failed"] {
+            values.remove(&key(&families::JWKS_FETCHES, &[url, result]));
+        }
     }
 
     /// See [`Metrics::health_checked`](super::Metrics::health_checked); without room for its labels, in the overflow.
