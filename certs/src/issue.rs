@@ -177,6 +177,17 @@ pub fn split_chain<T: AsRef<str>>(
     texts: &[T],
     domain: &TrustDomain,
 ) -> Result<(Vec<CertificateDer<'static>>, TrustBundle), BundleError> {
+    split_chain_under(texts, domain, None)
+}
+
+/// As [`split_chain`]; where there is no root in the answer, the `given` ones hold.
+///
+/// Errors if there is no leaf, or no root anywhere ([`BundleError::Empty`]).
+pub fn split_chain_under<T: AsRef<str>>(
+    texts: &[T],
+    domain: &TrustDomain,
+    given: Option<&TrustBundle>,
+) -> Result<(Vec<CertificateDer<'static>>, TrustBundle), BundleError> {
     let text: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
     let ordered = pem::order_chain(pem::certificates(&text.join("\n"))?)?;
     let (roots, chain): (Vec<_>, Vec<_>) =
@@ -184,7 +195,10 @@ pub fn split_chain<T: AsRef<str>>(
     if chain.is_empty() {
         return Err(PemError::Chain("there is only a root, no leaf".into()).into());
     }
-    Ok((chain, TrustBundle::new(domain.clone(), roots)?))
+    match given {
+        Some(given) if roots.is_empty() => Ok((chain, given.clone())),
+        _ => Ok((chain, TrustBundle::new(domain.clone(), roots)?)),
+    }
 }
 
 /// The pin of the root that the stored issuer (PEM of key and certificates, as for [`Authority::from_pem`]) chains

@@ -52,4 +52,4 @@ pub use key::PrivateKey;
 pub use pod_token::PodToken;
 pub use refusal::{Refusal, refusal_of, refusal_of_io, refused_by_peer};
 pub use verify::peer_id;
-pub use x509::{Names, names, validity};
+pub use x509::{Names, der_certificates, names, validity};

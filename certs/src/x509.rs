@@ -70,6 +70,19 @@ pub fn validity(certificate: &CertificateDer<'_>) -> Result<(SystemTime, SystemT
     Ok((parsed.not_before(), parsed.not_after()))
 }
 
+/// The certificates in DER that stand one after the other, as the SPIFFE Workload API tells them; at least one. The error is a phrase.
+pub fn der_certificates(der: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    let mut found = Vec::new();
+    let mut rest = der;
+    while !rest.is_empty() {
+        let (after, _) = X509Certificate::from_der(rest)
+            .map_err(|error| format!("certificate {}: not an X.509 certificate: {error}", found.len() + 1))?;
+        found.push(CertificateDer::from(rest[..rest.len() - after.len()].to_vec()));
+        rest = after;
+    }
+    if found.is_empty() { Err("there is no certificate".to_owned()) } else { Ok(found) }
+}
+
 /// Who a certificate names, for people: nothing is decided by it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Names {
