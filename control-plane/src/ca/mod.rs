@@ -8,6 +8,7 @@
 //! merely asks for, and never for the control plane's own. Called by the server, which opens it once per
 //! [`Store`] (after locking the folder, where it is one) and mounts [`Ca::service`] on the TLS port.
 
+mod foreign;
 mod grants;
 mod review;
 mod service;
@@ -31,6 +32,7 @@ use tulle_certs::{Creds, Pin, PrivateKey, SpiffeId, TrustBundle, TrustDomain, co
 
 use crate::model::SessionKey;
 
+pub use foreign::{Foreign, NoCertificates};
 pub use grants::NotGranted;
 pub use review::{Bearer, ReviewError, Reviewer};
 pub use service::{Caller, CertificateService, Client, Outcome, Proof};

@@ -8,6 +8,7 @@ use tulle_certs::pem;
 
 use super::*;
 
+mod foreign;
 mod pods;
 
 const HOUR: Duration = Duration::from_secs(3600);
