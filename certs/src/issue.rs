@@ -19,6 +19,7 @@ use x509_parser::prelude::FromDer;
 use crate::bundle::{BundleError, Pin, TrustBundle};
 use crate::id::{SpiffeId, TrustDomain};
 use crate::key::{KeyError, MAX_PEM, PrivateKey};
+use crate::lineage::Lineage;
 use crate::pem::{self, PemError};
 use crate::refusal::Refused;
 use crate::verify::{Role, verify_peer};
@@ -372,12 +373,36 @@ impl Authority {
         self.sign(&requested_key(csr)?, id, lifetime, now)
     }
 
+    /// As [`issue`](Self::issue); the leaf says that it goes back to a join token.
+    pub fn issue_of(
+        &self,
+        csr: &str,
+        id: &SpiffeId,
+        lifetime: Duration,
+        now: SystemTime,
+        lineage: Option<Lineage>,
+    ) -> Result<Issued, IssueError> {
+        let serial = lineage.map_or_else(serial, Lineage::serial)?;
+        self.sign_as(&requested_key(csr)?, id, lifetime, now, serial)
+    }
+
     fn sign(
         &self,
         key: &impl PublicKeyData,
         id: &SpiffeId,
         lifetime: Duration,
         now: SystemTime,
+    ) -> Result<Issued, IssueError> {
+        self.sign_as(key, id, lifetime, now, serial()?)
+    }
+
+    fn sign_as(
+        &self,
+        key: &impl PublicKeyData,
+        id: &SpiffeId,
+        lifetime: Duration,
+        now: SystemTime,
+        serial: SerialNumber,
     ) -> Result<Issued, IssueError> {
         let domain = self.bundle.trust_domain();
         if id.trust_domain_str() != domain.as_str() {
@@ -401,7 +426,7 @@ impl Authority {
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
-        params.serial_number = Some(serial()?);
+        params.serial_number = Some(serial);
         params.not_before = not_before.into();
         params.not_after = not_after.into();
         let leaf = params.signed_by(key, &self.issuer).map_err(signing)?.der().clone();

@@ -53,6 +53,11 @@ impl Parsed<'_> {
         self.0.subject().as_raw() == self.0.issuer().as_raw()
     }
 
+    /// The serial number, as it is encoded.
+    pub(crate) fn serial(&self) -> &[u8] {
+        self.0.raw_serial()
+    }
+
     /// The SubjectPublicKeyInfo in DER, tag and length included.
     pub(crate) fn spki(&self) -> &[u8] {
         self.0.public_key().raw

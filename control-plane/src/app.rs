@@ -256,9 +256,10 @@ impl ControlPlane {
             (Some(replica), Some(ca)) => Some(replica.start(ca, &publisher, &registrations, &ending)),
             _ => None,
         };
-        if trust.ca().is_none() {
-            tasks.spawn(publish_roots(trust.clone(), Arc::clone(&publisher)));
-        }
+        match trust.ca() {
+            Some(ca) => tasks.spawn(ca.clone().keep_tokens()),
+            None => tasks.spawn(publish_roots(trust.clone(), Arc::clone(&publisher))),
+        };
         let serves = match (client, injector, &replica) {
             (Some(client), Some((listener, settings)), Some(replica)) => {
                 let (metrics, leads) = (metrics.clone(), replica.holder().watch());

@@ -114,12 +114,12 @@ impl Foreign {
 
     /// Whether what is kept lets `id` register as an endpoint of a service of its namespace.
     pub fn may_register(&self, id: &SpiffeId, service: &str) -> Result<(), NotGranted> {
-        self.0.grants.check(id, service)
+        self.0.grants.check(id, service, |_| false)
     }
 
     /// Whether anything is kept of it.
     pub fn has_joined(&self, id: &SpiffeId) -> bool {
-        self.0.grants.knows(id)
+        self.0.grants.knows(id, |_| false)
     }
 
     /// When the first of those that vouch for the control plane's certificate expires.
