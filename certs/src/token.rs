@@ -162,7 +162,8 @@ impl JoinTokens {
             services: services.to_vec(),
             exp: x509::seconds(now).saturating_add(lifetime.as_secs()),
             nbf: None,
-            jti: URL_SAFE_NO_PAD.encode(jti),
+            // Of letters and digits: people type it.
+            jti: jti.iter().map(|byte| format!("{byte:02x}")).collect(),
             aud: AUDIENCE.into(),
         };
         jsonwebtoken::encode(&Header::new(Algorithm::ES256), &claims, &self.encoding)

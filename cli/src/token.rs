@@ -40,7 +40,7 @@ Exit status:
 const REVOKE_EXAMPLES: &str = "\
 Examples:
   tulle token revoke --state-dir state orders.token
-  tulle token revoke --namespace tulle-system 9mZq1x0Tn4yq8ZpV2c1bWw
+  tulle token revoke --namespace tulle-system 6f1c2a7be09d4c5f8a3e21d07b94c6f8
 
 Nobody joins with it from then on, and no certificate that was obtained with it is
 renewed: peers take such a certificate until it has run out, which is when the
