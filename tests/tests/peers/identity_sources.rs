@@ -254,10 +254,10 @@ async fn a_mesh_of_files_and_a_certificate_service_as_strict_as_istio_csr() {
     })
     .await;
 
-    let state = state_folder(&folder, &["orders"]);
+    let state = state_folder(&folder, &[]);
     let own = write_files(&path(""), &authority, &issue(&authority, "control-plane"));
     let world = World::start_with(Mode::Strict, |program| {
-        let program = program.without("--state-dir").flag("--state-dir", state);
+        let program = program.without("--state-dir").flag("--state-dir", &state);
         FILE_FLAGS.iter().zip(&own).fold(program, |program, (flag, path)| program.flag(flag, path))
     })
     .await;
@@ -265,7 +265,13 @@ async fn a_mesh_of_files_and_a_certificate_service_as_strict_as_istio_csr() {
     let app = App::saying("hello").await;
     let first = issue(&authority, "orders");
     let files = write_files(&path(""), &authority, &first);
+    // What it may register for is said by a token, which is no identity here.
+    let token = Program::new("token", binary("tulle")).arg("token").arg("create");
+    let token = token.flag("--state-dir", &state).flag("--workload-identity", "default/orders");
+    let output = token.flag("--service", "orders").flag("--out", path("orders.token")).output();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let orders = world.workload("orders").serves("orders", app.address());
+    let orders = orders.setting("--register-token-file", path("orders.token").to_str().unwrap());
     let orders = FILE_FLAGS
         .iter()
         .zip(&files)
