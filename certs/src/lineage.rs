@@ -67,7 +67,7 @@ mod tests {
             let issue =
                 || authority.issue_of(&request, &id, hour, now, Some(lineage)).unwrap().chain.remove(0);
             let (first, second) = (issue(), issue());
-            assert_eq!([&first, &second].map(|one| Lineage::of_certificate(one)), [Some(lineage); 2]);
+            assert_eq!([&first, &second].map(Lineage::of_certificate), [Some(lineage); 2]);
             let serials = [&first, &second].map(|one| x509::names(one).unwrap().serial);
             assert_ne!(serials[0], serials[1]);
             assert_eq!(serials[0].split(':').count(), LENGTH);

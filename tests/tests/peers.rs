@@ -2,7 +2,7 @@
 //!
 //! They need Python. On a machine without it, each test says so loudly and passes; under `CI` it fails.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::large_futures, reason = "tests")]
 
 #[path = "peers/identity_sources.rs"]
 mod identity_sources;
