@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime};
 use arc_swap::{ArcSwapOption, Guard};
 use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tulle_certs::creds::CredsError;
 use tulle_certs::{Creds, TrustBundle, renewal};
 use tulle_identity::{Follower, SourceError};
@@ -53,6 +53,10 @@ pub struct Identity {
     source: OnceLock<String>,
     /// The roots come from where the certificate does: the control plane's are not taken.
     brings_roots: AtomicBool,
+    /// The control plane has told a root that the source had not brought.
+    lacks_root: AtomicBool,
+    /// The source has brought others since.
+    has_other_roots: Notify,
 }
 
 /// Publishes what a source tells.
@@ -73,6 +77,8 @@ impl Identity {
             renews_at: Mutex::new(None),
             source: OnceLock::new(),
             brings_roots: AtomicBool::new(false),
+            lacks_root: AtomicBool::new(false),
+            has_other_roots: Notify::new(),
         })
     }
 
@@ -140,15 +146,19 @@ impl Identity {
         }
         if self.brings_roots.load(Ordering::Relaxed) {
             let held = current.bundle().roots();
-            return match bundle.roots().iter().all(|root| held.contains(root)) {
-                true => Ok(()),
-                false => Err(BundleRefused::Lacks(self.source().to_owned())),
-            };
+            let lacks = !bundle.roots().iter().all(|root| held.contains(root));
+            self.lacks_root.store(lacks, Ordering::Relaxed);
+            return if lacks { Err(BundleRefused::Lacks(self.source().to_owned())) } else { Ok(()) };
         }
         let creds = current.with_bundle(Arc::new(bundle), now)?;
         tracing::info!(bundle = ?creds.bundle(), "the trust bundle has changed");
         self.publish(creds);
         Ok(())
+    }
+
+    /// Returns when the source has brought other roots since it lacked one that the control plane had told: what that says is to be looked at again.
+    pub async fn other_roots(&self) {
+        self.has_other_roots.notified().await;
     }
 
     fn publish(&self, creds: impl Into<Arc<Creds>>) {
@@ -239,8 +249,13 @@ impl Follower for Following {
         tracing::info!(?creds, "obtained a certificate");
         show_expiry(metrics, &creds);
         let _writing = identity.writing.lock();
+        let before = identity.current();
+        let differs = before.is_none_or(|before| before.bundle() != creds.bundle());
         identity.publish(creds);
         metrics.identity_renewed(true);
+        if differs && identity.lacks_root.swap(false, Ordering::Relaxed) {
+            identity.has_other_roots.notify_one();
+        }
     }
 
     fn failed(&mut self, error: &SourceError, failures: u32) {

@@ -344,5 +344,14 @@ async fn files_are_followed_and_say_whom_to_trust() {
     write(&second);
     changes.changed().await.unwrap();
     assert_eq!(identity.current().unwrap().chain(), second.chain());
+
+    // Once the files have it too, the control plane is to be asked again.
+    let mut asked = std::pin::pin!(identity.other_roots());
+    assert!(tokio::time::timeout(HOUR, &mut asked).await.is_err(), "the roots are the same");
+    let mut all = state.authority.bundle().clone();
+    all.merge(other.authority.bundle()).unwrap();
+    std::fs::write(path("roots"), all.to_pem()).unwrap();
+    asked.await;
+    identity.set_bundle(all, now()).unwrap();
     keeping.abort();
 }
