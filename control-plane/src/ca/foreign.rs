@@ -23,9 +23,10 @@ use tulle_certs::{Creds, SpiffeId, TrustBundle, TrustDomain, validity};
 use tulle_identity::{Follower, Given, SourceError};
 
 use super::grants::Grants;
+use super::joining::{self, GrantError, LOOK};
 use super::ledger::Revoked;
 use super::store::{self, GRANTS, TOKENS};
-use super::{CaError, GrantError, LOOK, NotGranted};
+use super::{CaError, NotGranted};
 use crate::model::SessionKey;
 
 /// The source, and what is kept beside it. Cheap to clone; the source is followed until the last one is dropped.
@@ -139,7 +140,7 @@ impl Foreign {
         now: SystemTime,
     ) -> Result<(), GrantError> {
         let Inner { tokens, revoked, grants, .. } = &*self.0;
-        super::grant_to(id, token, now, (tokens, revoked, grants)).await
+        joining::grant_to(id, token, now, (tokens, revoked, grants)).await
     }
 
     /// Looks again and again whether a join token was revoked. Runs until it is dropped.

@@ -5,6 +5,7 @@ use tulle_certs::issue::{Authority, ROOT_LIFETIME};
 use tulle_identity::{Files, Given};
 
 use super::*;
+use crate::ca::ledger::Ledger;
 
 /// What somebody else issues, in files.
 struct Place {

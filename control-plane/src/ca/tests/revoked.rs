@@ -1,6 +1,7 @@
 //! Join tokens that are revoked while certificates go back to them.
 
 use super::*;
+use crate::ca::ledger::Ledger;
 
 /// Joins by a token, and says what the control plane knows of who shows the certificate.
 fn join(ca: &Ca, token: &str) -> Result<Caller, Status> {
