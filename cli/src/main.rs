@@ -93,7 +93,7 @@ enum Verb {
     Identity(identity::IdentityArgs),
     /// Show which policies a running proxy has in force, or say whether they would let a request in.
     Authz(authz::AuthzArgs),
-    /// Make what workloads outside Kubernetes join with.
+    /// Make, list and revoke what workloads outside Kubernetes join with.
     #[command(subcommand)]
     Token(token::TokenCommand),
     /// Print the version.

@@ -367,6 +367,7 @@ fn start_control(
         store: Arc::clone(&proxy.store),
         registration: receiver,
         registered,
+        token_file: config.register_token_file.clone(),
         metrics: proxy.telemetry.metrics.clone(),
         load_interval: config.load_report_interval,
         taps: Arc::clone(&proxy.telemetry.taps),
@@ -592,7 +593,10 @@ impl AdminState for Admin {
 
     fn certs(&self) -> Value {
         match self.identity.load().as_deref() {
-            Some(creds) => admin::certs(creds, self.identity.renews_at(), SystemTime::now()),
+            Some(creds) => {
+                let Self { identity, .. } = self;
+                admin::certs(creds, identity.source(), identity.renews_at(), SystemTime::now())
+            }
             None => Value::Null,
         }
     }

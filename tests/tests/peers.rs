@@ -1,8 +1,12 @@
-//! Independent implementations at both ends of the mesh: grpcio and websockets, from PyPI; and an authorizer on the published protobufs.
+//! Independent implementations at both ends of the mesh, and of what gives identities: grpcio and websockets, from PyPI; and an authorizer on the published
+//! protobufs.
 //!
 //! They need Python. On a machine without it, each test says so loudly and passes; under `CI` it fails.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::large_futures, reason = "tests")]
+
+#[path = "peers/identity_sources.rs"]
+mod identity_sources;
 
 use std::net::SocketAddr;
 

@@ -8,7 +8,10 @@
 //! merely asks for, and never for the control plane's own. Called by the server, which opens it once per
 //! [`Store`] (after locking the folder, where it is one) and mounts [`Ca::service`] on the TLS port.
 
+mod foreign;
 mod grants;
+mod joining;
+pub mod ledger;
 mod review;
 mod service;
 mod store;
@@ -19,6 +22,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use self::grants::Grants;
+use self::ledger::Revoked;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -27,11 +31,15 @@ use tulle_certs::creds::CredsError;
 use tulle_certs::issue::{Authority, AuthorityError, DEFAULT_LIFETIME, IssueError, Issued};
 use tulle_certs::key::{KeyError, csr};
 use tulle_certs::token::{JoinTokens, TokenError};
-use tulle_certs::{Creds, Pin, PrivateKey, SpiffeId, TrustBundle, TrustDomain, control_plane_id, renewal};
+use tulle_certs::{
+    Creds, Lineage, Pin, PrivateKey, SpiffeId, TrustBundle, TrustDomain, control_plane_id, renewal,
+};
 
 use crate::model::SessionKey;
 
+pub use foreign::{Foreign, NoCertificates};
 pub use grants::NotGranted;
+pub use joining::{GrantError, change_ledger_in, change_ledger_of, stored_signer};
 pub use review::{Bearer, ReviewError, Reviewer};
 pub use service::{Caller, CertificateService, Client, Outcome, Proof};
 pub(crate) use store::{BESIDE_ISSUER, CA_CERTIFICATES, CA_KEY, ROOTS, complete_tokens};
@@ -121,6 +129,7 @@ struct Inner {
     bundle: watch::Sender<Arc<TrustBundle>>,
     session_key: SessionKey,
     grants: Grants,
+    revoked: Revoked,
     reviewer: Option<Arc<dyn Reviewer>>,
     lifetime: Duration,
     creds: ArcSwap<Creds>,
@@ -197,6 +206,8 @@ impl Ca {
         options: Options,
     ) -> Result<Self, CaError> {
         let grants = Grants::open(Arc::clone(&store), kept.get(store::GRANTS).map(|text| text.as_str()));
+        let tokens = kept.get(store::TOKENS).map(|text| text.as_str());
+        let revoked = Revoked::open(Arc::clone(&store), tokens, options.lifetime)?;
         let issuing = Issuing::read(kept, &*store, domain, now)?;
         let creds = own_creds(&issuing.authority, options.lifetime, now)?;
         let due = now + renewal::next(now, creds.not_after(), now, 0, 0.0);
@@ -208,6 +219,7 @@ impl Ca {
             session_key: SessionKey::derive(issuing.tokens.key().to_pem().as_bytes()),
             issuing: ArcSwap::from_pointee(issuing),
             grants,
+            revoked,
             reviewer: options.reviewer,
             lifetime: options.lifetime,
             creds: ArcSwap::from_pointee(creds),
@@ -226,6 +238,9 @@ impl Ca {
         let inner = &self.0;
         if let Some(grants) = written.get(store::GRANTS) {
             inner.grants.take_in(grants);
+        }
+        if let Some(tokens) = written.get(store::TOKENS) {
+            inner.revoked.take_in(tokens);
         }
         // Two Secrets may change at once, each of which tells half.
         let _turn = inner.taking.lock();
@@ -258,6 +273,7 @@ impl Ca {
     pub fn kept(&self) -> Kept {
         let mut kept = self.0.issuing.load().kept.clone();
         kept.extend(self.0.grants.text().map(|text| (store::GRANTS, text)));
+        kept.extend(self.0.revoked.text().map(|text| (store::TOKENS, text)));
         kept
     }
 
@@ -351,17 +367,12 @@ impl Ca {
 
     /// Whether a join token that `id` joined with lets it register as an endpoint of a service of its namespace.
     pub fn may_register(&self, id: &SpiffeId, service: &str) -> Result<(), NotGranted> {
-        self.0.grants.check(id, service)
+        self.0.grants.check(id, service, |jti| self.0.revoked.is_token(jti))
     }
 
     /// Whether it has joined with a join token.
     pub fn has_joined(&self, id: &SpiffeId) -> bool {
-        self.0.grants.knows(id)
-    }
-
-    /// Remembers what a verified join token grants.
-    pub(crate) async fn grant(&self, id: &SpiffeId, services: &[String]) -> Result<(), CaError> {
-        self.0.grants.add(id, services).await
+        self.0.grants.knows(id, |jti| self.0.revoked.is_token(jti))
     }
 
     /// Whom it issues for.
@@ -380,10 +391,11 @@ impl Ca {
         request: &str,
         id: &SpiffeId,
         wanted: Option<Duration>,
+        lineage: Option<Lineage>,
         now: SystemTime,
     ) -> Result<Issued, IssueError> {
         let lifetime = wanted.map_or(self.0.lifetime, |wanted| wanted.min(self.0.lifetime));
-        self.0.issuing.load().authority.issue(request, id, lifetime, now)
+        self.0.issuing.load().authority.issue_of(request, id, lifetime, now, lineage)
     }
 }
 

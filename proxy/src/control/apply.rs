@@ -109,6 +109,11 @@ impl Applier {
         [resource::<v1::InboundPolicy>(own.clone()), resource::<v1::EgressPolicy>(own)]
     }
 
+    /// The roots of `trust_domain`, which may have to be asked for again.
+    pub fn roots(&self, trust_domain: String) -> ResourceName {
+        resource::<v1::TrustBundle>(trust_domain)
+    }
+
     /// What a proxy of `trust_domain` subscribes to before anything is used.
     pub fn always(&self, trust_domain: String) -> Vec<ResourceName> {
         let own = self.workload.to_string();

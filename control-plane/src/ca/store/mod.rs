@@ -6,6 +6,7 @@
 //! | `ca.pem` | the issuing certificate, those above it, every root of the trust bundle |
 //! | `token-key.pem` | the key that signs join tokens |
 //! | `grants.json` | the services that identities may register for |
+//! | `tokens.json` | the join tokens that were made, and which of them are revoked |
 //! | `roots.json` | where somebody else makes the issuing certificate: the roots that it has had |
 //!
 //! Decides what is made where something is missing, and what half an authority is; where it is kept is a [`Store`]'s: files of the
@@ -28,12 +29,13 @@ pub(crate) const CA_KEY: &str = "ca-key.pem";
 pub(crate) const CA_CERTIFICATES: &str = "ca.pem";
 pub(super) const TOKEN_KEY: &str = "token-key.pem";
 pub(super) const GRANTS: &str = "grants.json";
+pub(super) const TOKENS: &str = "tokens.json";
 pub(crate) const ROOTS: &str = "roots.json";
 
 /// Everything that is kept where the authority is our own.
-pub const NAMES: [&str; 4] = [CA_KEY, CA_CERTIFICATES, TOKEN_KEY, GRANTS];
+pub const NAMES: [&str; 5] = [CA_KEY, CA_CERTIFICATES, TOKEN_KEY, GRANTS, TOKENS];
 /// What is kept beside an issuing certificate that somebody else makes.
-pub(crate) const BESIDE_ISSUER: [&str; 3] = [TOKEN_KEY, GRANTS, ROOTS];
+pub(crate) const BESIDE_ISSUER: [&str; 4] = [TOKEN_KEY, GRANTS, TOKENS, ROOTS];
 
 /// What is kept, by name; wiped when dropped.
 pub type Kept = BTreeMap<&'static str, Zeroizing<String>>;
@@ -50,6 +52,11 @@ pub trait Store: Send + Sync {
     /// Puts what `change` makes of it in the place of what is kept by `name`, whole or not at all. What somebody else has written
     /// meanwhile is not lost: `change` may be asked again.
     async fn change(&self, name: &'static str, change: &Change<'_>) -> Result<(), CaError>;
+
+    /// What is kept by `name` now, where others write it and nobody tells; `None`: nothing is, or [`Ca::take_in`](super::Ca::take_in) tells it.
+    async fn look(&self, _name: &'static str) -> Result<Option<String>, CaError> {
+        Ok(None)
+    }
 }
 
 /// Makes what is missing of `kept`, and says what that is, in the order in which it should be written.
