@@ -153,17 +153,25 @@ pub(super) struct Obtained {
 
 impl Obtained {
     pub(super) fn check(self, current: Option<&Creds>, now: SystemTime) -> Result<Creds, IdentityError> {
-        let mut bundle = self.bundle;
-        if let Some(current) = current.filter(|_| self.keep_roots) {
-            // What is trusted is the control plane's to say, by its bundle: a renewal only adds.
-            let mut merged = (**current.bundle()).clone();
-            merged
-                .merge(&bundle)
-                .map_err(|why| IdentityError::Bundle { whence: "the control plane's answer".into(), why })?;
-            bundle = merged;
-        }
-        let creds = Creds::new(self.chain, self.key, Arc::new(bundle), now)?;
-        match self.expected {
+        let Self { chain, key, mut bundle, expected, keep_roots } = self;
+        let current = current.filter(|_| keep_roots).map(Creds::bundle);
+        // What is trusted is the control plane's to say, by its bundle: a renewal only adds, and only where it needs that. The answer may be older than
+        // the bundle, and must not bring back a root that is trusted no more.
+        let as_it_is =
+            |roots: &Arc<TrustBundle>| Creds::new(chain.clone(), key.clone(), Arc::clone(roots), now).ok();
+        let creds = match current.and_then(as_it_is) {
+            Some(creds) => creds,
+            None => {
+                if let Some(current) = current {
+                    let whence = || "the control plane's answer".to_owned();
+                    let mut merged = (**current).clone();
+                    merged.merge(&bundle).map_err(|why| IdentityError::Bundle { whence: whence(), why })?;
+                    bundle = merged;
+                }
+                Creds::new(chain, key, Arc::new(bundle), now)?
+            }
+        };
+        match expected {
             Some(expected) if &expected != creds.id() => {
                 Err(IdentityError::OtherIdentity { expected, got: creds.id().clone() })
             }

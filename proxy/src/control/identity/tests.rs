@@ -303,6 +303,26 @@ async fn a_bundle_from_the_control_plane_replaces_the_roots_but_never_disowns_us
     assert!(Identity::new().set_bundle(new.authority.bundle().clone(), now()).is_ok());
 }
 
+#[test]
+fn a_renewal_adds_a_root_that_it_needs_and_brings_none_back_that_is_trusted_no_more() {
+    let (old, new) = (State::new(), State::new());
+    let mut both = new.authority.bundle().clone();
+    both.merge(old.authority.bundle()).unwrap();
+    let renewed = || {
+        let creds = new.creds(&web());
+        let (chain, key) = (creds.chain().to_vec(), creds.key().clone());
+        source::Obtained { chain, key, bundle: both.clone(), expected: Some(web()), keep_roots: true }
+    };
+    // The answer was on its way when the bundle came.
+    let current = new.creds(&web());
+    let creds = renewed().check(Some(&current), now()).unwrap();
+    assert_eq!(creds.bundle(), current.bundle());
+    // The bundle has not come yet.
+    let current = old.creds(&web());
+    let creds = renewed().check(Some(&current), now()).unwrap();
+    assert_eq!(creds.bundle().roots().len(), 2);
+}
+
 #[tokio::test]
 async fn files_are_taken_when_they_change_and_fit() {
     let dir = tempfile::tempdir().unwrap();
