@@ -11,6 +11,7 @@ use bytes::Bytes;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tonic::service::InterceptorLayer;
 use tonic::transport::Server;
@@ -18,10 +19,12 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tulle_api::discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use tulle_api::v1::proxy_server::ProxyServer;
+use tulle_certs::TrustBundle;
 
 use crate::admin::{self, Pages, Readiness};
 use crate::ads::{Ads, Nodes, Proxies, Standing};
 use crate::asking::Reporters;
+use crate::ca::rotation::{Keeper, Progress};
 use crate::ca::{self, Ca};
 use crate::cluster::{Holder, Replica, Running};
 use crate::config::{Config, LogFormat, SourceKind};
@@ -193,6 +196,7 @@ impl ControlPlane {
                 (opened, listener)
             }
         };
+        let bundles = ca.bundles();
         index.set_bundle(config.trust_domain.as_str(), authorities(&ca));
         let settings = Settings {
             trust_domain: Some(config.trust_domain.as_str().into()),
@@ -228,6 +232,7 @@ impl ControlPlane {
         let loads = Loads::default();
         let taps = Taps::new(Arc::clone(&publisher), metrics.clone(), ending.clone());
         let readiness = Arc::new(Readiness::default());
+        let rotation = Progress::default();
         let pages = Pages {
             metrics: metrics.clone(),
             publisher: Arc::clone(&publisher),
@@ -236,6 +241,7 @@ impl ControlPlane {
             loads: loads.clone(),
             taps: taps.clone(),
             ca: ca.clone(),
+            rotation: rotation.clone(),
             readiness: Arc::clone(&readiness),
         };
         tasks.spawn(admin::serve(metrics_listener, Arc::new(pages)));
@@ -250,6 +256,15 @@ impl ControlPlane {
         let source = unread.start(&publisher, &metrics).await?;
         let nodes = if replica.is_some() { nodes(&publisher, &ca) } else { Nodes::default() };
         let replica = replica.map(|replica| replica.start(&ca, &publisher, &registrations, &ending));
+        tasks.spawn(publish_roots(ca.clone(), bundles, Arc::clone(&publisher)));
+        let before = config.root_rotate_before;
+        let (told, connected) = (Arc::clone(&publisher), proxies.clone());
+        let keeper = Keeper::new(ca.clone(), told, connected, before, metrics.clone(), rotation);
+        let keeper = match &replica {
+            Some(replica) => keeper.beside(replica.others()),
+            None => keeper,
+        };
+        tasks.spawn(keeper.run());
         let serves = match (client, injector, &replica) {
             (Some(client), Some((listener, settings)), Some(replica)) => {
                 let (metrics, leads) = (metrics.clone(), replica.holder().watch());
@@ -489,7 +504,14 @@ fn authorities(ca: &Ca) -> Vec<Bytes> {
     ca.bundle().roots().iter().map(|root| Bytes::copy_from_slice(root)).collect()
 }
 
-async fn count_models(mut models: tokio::sync::watch::Receiver<Arc<crate::model::Model>>, metrics: Metrics) {
+/// Tells proxies of every new root.
+async fn publish_roots(ca: Ca, mut bundles: watch::Receiver<Arc<TrustBundle>>, publisher: Arc<Publisher>) {
+    while bundles.changed().await.is_ok() {
+        publisher.set_bundle(ca.trust_domain().as_str(), authorities(&ca));
+    }
+}
+
+async fn count_models(mut models: watch::Receiver<Arc<crate::model::Model>>, metrics: Metrics) {
     while models.changed().await.is_ok() {
         metrics.models.inc();
     }
