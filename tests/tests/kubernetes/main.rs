@@ -16,6 +16,7 @@ mod gateway;
 mod issuer;
 mod mesh;
 mod node;
+mod rotation;
 
 use std::fs;
 use std::path::{Path, PathBuf};
