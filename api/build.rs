@@ -12,6 +12,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             "tulle/v1/resources.proto",
             "tulle/v1/proxy.proto",
             "tulle/v1/view.proto",
+            "spiffe/workload.proto",
         ],
         [root],
     )?;

@@ -3,6 +3,7 @@
 //! - [`discovery`]: the delta ADS envelope, byte for byte that of xDS v3.
 //! - [`v1`]: our resources, and what proxies report.
 //! - [`ca`]: Istio's certificate service.
+//! - [`workload`]: the SPIFFE Workload API.
 //!
 //! And the few rules that both must read alike: [`log_filter`], [`openmetrics`], [`is_from_a_page`], [`port_range`], [`OPAQUE_PORTS`],
 //! [`PROXY_PORTS`].
@@ -31,6 +32,10 @@ mod generated {
             tonic::include_proto!("tulle.v1");
         }
     }
+    /// Of no package: prost calls that file `_.rs`.
+    pub mod workload {
+        tonic::include_proto!("_");
+    }
 }
 
 mod access_log;
@@ -52,6 +57,7 @@ pub use failure::request_failed;
 pub use generated::envoy::service::discovery::v3 as discovery;
 pub use generated::istio::v1::auth as ca;
 pub use generated::tulle::v1;
+pub use generated::workload;
 pub use latency::{LATENCY_BOUNDS, Latencies};
 pub use log::{InvalidLogLevel, log_filter};
 pub use page::is_from_a_page;

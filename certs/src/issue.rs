@@ -21,6 +21,7 @@ use x509_parser::prelude::FromDer;
 use crate::bundle::{BundleError, Pin, TrustBundle};
 use crate::id::{SpiffeId, TrustDomain};
 use crate::key::{KeyError, MAX_PEM, PrivateKey};
+use crate::lineage::Lineage;
 use crate::pem::{self, PemError};
 use crate::refusal::Refused;
 use crate::verify::{Role, verify_peer};
@@ -185,6 +186,17 @@ pub fn split_chain<T: AsRef<str>>(
     texts: &[T],
     domain: &TrustDomain,
 ) -> Result<(Vec<CertificateDer<'static>>, TrustBundle), BundleError> {
+    split_chain_under(texts, domain, None)
+}
+
+/// As [`split_chain`]; where there is no root in the answer, the `given` ones hold.
+///
+/// Errors if there is no leaf, or no root anywhere ([`BundleError::Empty`]).
+pub fn split_chain_under<T: AsRef<str>>(
+    texts: &[T],
+    domain: &TrustDomain,
+    given: Option<&TrustBundle>,
+) -> Result<(Vec<CertificateDer<'static>>, TrustBundle), BundleError> {
     let text: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
     let ordered = pem::order_chain(pem::certificates(&text.join("\n"))?)?;
     let (roots, chain): (Vec<_>, Vec<_>) =
@@ -192,7 +204,10 @@ pub fn split_chain<T: AsRef<str>>(
     if chain.is_empty() {
         return Err(PemError::Chain("there is only a root, no leaf".into()).into());
     }
-    Ok((chain, TrustBundle::new(domain.clone(), roots)?))
+    match given {
+        Some(given) if roots.is_empty() => Ok((chain, given.clone())),
+        _ => Ok((chain, TrustBundle::new(domain.clone(), roots)?)),
+    }
 }
 
 /// The pin of the root that the stored issuer (PEM of key and certificates, as for [`Authority::from_pem`]) chains
@@ -360,12 +375,36 @@ impl Authority {
         self.sign(&requested_key(csr)?, id, lifetime, now)
     }
 
+    /// As [`issue`](Self::issue); the leaf says that it goes back to a join token.
+    pub fn issue_of(
+        &self,
+        csr: &str,
+        id: &SpiffeId,
+        lifetime: Duration,
+        now: SystemTime,
+        lineage: Option<Lineage>,
+    ) -> Result<Issued, IssueError> {
+        let serial = lineage.map_or_else(serial, Lineage::serial)?;
+        self.sign_as(&requested_key(csr)?, id, lifetime, now, serial)
+    }
+
     fn sign(
         &self,
         key: &impl PublicKeyData,
         id: &SpiffeId,
         lifetime: Duration,
         now: SystemTime,
+    ) -> Result<Issued, IssueError> {
+        self.sign_as(key, id, lifetime, now, serial()?)
+    }
+
+    fn sign_as(
+        &self,
+        key: &impl PublicKeyData,
+        id: &SpiffeId,
+        lifetime: Duration,
+        now: SystemTime,
+        serial: SerialNumber,
     ) -> Result<Issued, IssueError> {
         let domain = self.bundle.trust_domain();
         if id.trust_domain_str() != domain.as_str() {
@@ -389,7 +428,7 @@ impl Authority {
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
-        params.serial_number = Some(serial()?);
+        params.serial_number = Some(serial);
         params.not_before = not_before.into();
         params.not_after = not_after.into();
         let leaf = params.signed_by(key, &self.issuer).map_err(signing)?.der().clone();

@@ -162,7 +162,8 @@ impl JoinTokens {
             services: services.to_vec(),
             exp: x509::seconds(now).saturating_add(lifetime.as_secs()),
             nbf: None,
-            jti: URL_SAFE_NO_PAD.encode(jti),
+            // Of letters and digits: people type it.
+            jti: jti.iter().map(|byte| format!("{byte:02x}")).collect(),
             aud: AUDIENCE.into(),
         };
         jsonwebtoken::encode(&Header::new(Algorithm::ES256), &claims, &self.encoding)
@@ -301,17 +302,22 @@ impl TokenFile {
         Zeroizing::new(format!("{}\n{}\n", self.token.as_str(), self.pin))
     }
 
-    /// What the token says, *not verified*: for a bearer to choose its own name by, and to see that the token is of no use
-    /// any more. Only the control plane's verification gives it any authority.
+    /// [`claims_of`] its token.
     pub fn claims(&self) -> Result<Claims, TokenError> {
-        let payload = self.token.split('.').nth(1).ok_or(TokenError::NoToken)?;
-        let json = URL_SAFE_NO_PAD
-            .decode(payload)
-            .map_err(|_| TokenError::Malformed("a part is not base64url".into()))?;
-        let claims: Wire = serde_json::from_slice(&json)
-            .map_err(|e| TokenError::Malformed(format!("JSON, column {}", e.column())))?;
-        claims.read()
+        claims_of(&self.token)
     }
+}
+
+/// What a join token says, *not verified*: for a bearer to choose its own name by, and to see that the token is of no use
+/// any more; for people to name it by. Only the control plane's verification gives it any authority.
+pub fn claims_of(token: &str) -> Result<Claims, TokenError> {
+    let payload = token.split('.').nth(1).ok_or(TokenError::NoToken)?;
+    let json = URL_SAFE_NO_PAD
+        .decode(payload)
+        .map_err(|_| TokenError::Malformed("a part is not base64url".into()))?;
+    let claims: Wire = serde_json::from_slice(&json)
+        .map_err(|e| TokenError::Malformed(format!("JSON, column {}", e.column())))?;
+    claims.read()
 }
 
 impl fmt::Debug for TokenFile {

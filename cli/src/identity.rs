@@ -90,7 +90,7 @@ async fn ask(admin: SocketAddr) -> Result<Value> {
     let certificates: Value = serde_json::from_str(&text).with_context(not_json)?;
     if certificates.is_null() {
         bail!(
-            "the proxy at {admin} has no certificate (yet): is its control plane there, its join token good?"
+            "the proxy at {admin} has no certificate (yet); its log says why: is its control plane there, its join token good, or its other source there?"
         );
     }
     Ok(certificates)
@@ -102,6 +102,7 @@ fn lines(certificates: &Value) -> String {
     let leaf = &certificates["chain"][0];
     let mut facts = vec![
         ("identity", text(&certificates["identity"])),
+        ("source", text(&certificates["source"])),
         ("issuer", text(&leaf["issuer"])),
         ("serial", text(&leaf["serial"])),
         ("valid from", text(&certificates["not_before"])),
@@ -125,7 +126,7 @@ fn lines(certificates: &Value) -> String {
 
 /// When the proxy asks for the next certificate.
 fn renewal(at: &Value, seconds: &Value) -> String {
-    let Some(at) = at.as_str() else { return "when its files change".to_owned() };
+    let Some(at) = at.as_str() else { return "when its source has a new one".to_owned() };
     match seconds.as_i64() {
         Some(seconds @ 1..) => format!("{at} (in {})", duration(seconds.unsigned_abs())),
         _ => format!("{at} (now)"),
@@ -158,6 +159,7 @@ mod tests {
         let root = json!({ "pin": "sha256:00", "not_after": "2036-11-19T00:00:00.000Z" });
         let certificates = json!({
             "identity": "spiffe://td/ns/a/sa/b",
+            "source": "the control plane at cp:15012",
             "not_before": "2026-11-21T00:00:00.000Z",
             "not_after": "2026-11-22T00:00:00.000Z",
             "expires_in_seconds": 86_100,
@@ -168,6 +170,7 @@ mod tests {
         });
         let expected = "\
 identity     spiffe://td/ns/a/sa/b
+source       the control plane at cp:15012
 issuer       CN=td root
 serial       01:02
 valid from   2026-11-21T00:00:00.000Z
@@ -182,7 +185,7 @@ trusts       td by sha256:00, valid until 2036-11-19T00:00:00.000Z";
     fn a_renewal_is_told_where_the_proxy_does_it() {
         assert_eq!(renewal(&json!("then"), &json!(3_599)), "then (in 59 min)");
         assert_eq!(renewal(&json!("then"), &json!(-3)), "then (now)");
-        assert_eq!(renewal(&Value::Null, &Value::Null), "when its files change");
+        assert_eq!(renewal(&Value::Null, &Value::Null), "when its source has a new one");
     }
 
     #[test]

@@ -90,7 +90,7 @@ enum Verb {
     Diagnostics(diagnostics::DiagnosticsCommand),
     /// Show the certificate of a running proxy, and when it is renewed.
     Identity(identity::IdentityArgs),
-    /// Make what workloads outside Kubernetes join with.
+    /// Make, list and revoke what workloads outside Kubernetes join with.
     #[command(subcommand)]
     Token(token::TokenCommand),
     /// Print the version.

@@ -12,7 +12,7 @@ use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
@@ -28,12 +28,12 @@ use tulle_api::{ResourceType, openmetrics, v1};
 
 use crate::ads::Proxies;
 use crate::asking::Reporters;
-use crate::ca::Ca;
 use crate::ca::rotation::Progress;
 use crate::load::Loads;
 use crate::metrics::{Gauges, Metrics};
 use crate::model::Publisher;
 use crate::tap::{Question, Refusal, Taps, Watching};
+use crate::trust::Trust;
 use crate::youngest::Youngest;
 
 /// Connections at a time. For one more the oldest is closed: who opens many and says nothing, or reads no answer, must not
@@ -66,8 +66,8 @@ pub struct Pages {
     /// Who looks on at requests.
     pub taps: Taps,
     /// Whose certificates expire.
-    pub ca: Ca,
-    /// How far a rotation of its root is.
+    pub trust: Trust,
+    /// How far a rotation of the root is.
     pub rotation: Progress,
     /// Shown by `/ready`.
     pub readiness: Arc<Readiness>,
@@ -268,14 +268,15 @@ impl Pages {
 
     fn metrics(&self) -> prometheus::Result<String> {
         let findings = self.publisher.findings().borrow().clone();
+        let (leaf_expires, issuer_expires, root_expires) = self.trust.expires();
         self.metrics.render(&Gauges {
             model: &self.publisher.model(),
             findings: &findings,
             objects: self.publisher.objects(),
             proxies: &self.proxies.list(),
-            leaf_expires: self.ca.creds_at(SystemTime::now()).not_after(),
-            issuer_expires: self.ca.not_after(),
-            root_expires: self.ca.root_validity().1,
+            leaf_expires,
+            issuer_expires,
+            root_expires,
         })
     }
 }

@@ -251,8 +251,13 @@ async fn a_registration_that_no_token_grants_is_refused_with_the_remedy() {
     assert!(refused.message().contains(remedy), "{refused}");
     assert!(world.refused("registration_not_granted").await);
 
-    let token =
-        world.control_plane.ca().tokens().mint(&web(), &["web".into()], HOUR, SystemTime::now()).unwrap();
+    let token = world
+        .control_plane
+        .ca()
+        .unwrap()
+        .tokens()
+        .mint(&web(), &["web".into()], HOUR, SystemTime::now())
+        .unwrap();
     let csr = csr(&PrivateKey::generate().unwrap(), None).unwrap();
     let mut join = Request::new(IstioCertificateRequest { csr, validity_duration: 0, metadata: None });
     join.metadata_mut().insert("authorization", format!("Bearer {}", &*token).parse().unwrap());
@@ -266,7 +271,7 @@ async fn a_registration_that_no_token_grants_is_refused_with_the_remedy() {
 async fn a_connection_without_a_certificate_is_not_kept_for_ever() {
     let world = World::start().await;
     let mut known = Stream::open(world.channel().await).await;
-    let pin = world.control_plane.ca().pin();
+    let pin = world.control_plane.ca().unwrap().pin();
     let tls = tulle_certs::bootstrap::pinned(pin, &TrustDomain::default()).unwrap();
     // An HTTP/2 client that answers pings, and asks for nothing.
     let stranger = channel(world.control_plane.grpc_address(), tls).await.unwrap();

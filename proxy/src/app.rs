@@ -579,7 +579,10 @@ impl AdminState for Admin {
 
     fn certs(&self) -> Value {
         match self.identity.load().as_deref() {
-            Some(creds) => admin::certs(creds, self.identity.renews_at(), SystemTime::now()),
+            Some(creds) => {
+                let Self { identity, .. } = self;
+                admin::certs(creds, identity.source(), identity.renews_at(), SystemTime::now())
+            }
             None => Value::Null,
         }
     }

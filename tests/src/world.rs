@@ -180,6 +180,12 @@ impl World {
         Identity::naming(&key, &certificates, uris)
     }
 
+    /// A certificate that the mesh's root signed for this URI, and for a key that is too weak.
+    pub fn certificate_of_a_weak_key(&self, uri: &str) -> Identity {
+        let (key, certificates) = self.authority_pem();
+        Identity::of_a_weak_key(&key, &certificates, uri)
+    }
+
     fn authority_pem(&self) -> (String, String) {
         let read = |name: &str| {
             fs::read_to_string(self.state_folder().join(name)).expect("a file of the state folder")

@@ -1,8 +1,11 @@
-//! Independent implementations at both ends of the mesh: grpcio and websockets, from PyPI.
+//! Independent implementations at both ends of the mesh, and of what gives identities: grpcio and websockets, from PyPI.
 //!
 //! They need Python. On a machine without it, each test says so loudly and passes; under `CI` it fails.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+#[path = "peers/identity_sources.rs"]
+mod identity_sources;
 
 use std::net::SocketAddr;
 

@@ -16,6 +16,9 @@ use super::{Pages, check_caller, json, text};
 use crate::ca::Ca;
 use crate::ca::rotation::{NotNow, Status, Wanted};
 
+/// Where there is no root of ours.
+const ELSEWHERE: &str = "identities come from elsewhere: their root is rotated where it was made\n";
+
 /// What a POST to `path` asks for.
 pub(super) fn wanted(path: &str) -> Option<Wanted> {
     match path {
@@ -28,13 +31,14 @@ pub(super) fn wanted(path: &str) -> Option<Wanted> {
 impl Pages {
     /// How it is.
     pub(super) fn identity(&self) -> Response<Full<Bytes>> {
+        let Some(ca) = self.trust.ca() else { return text(StatusCode::NOT_FOUND, ELSEWHERE) };
         let proxies = self.proxies.list().into_iter().map(|proxy| match proxy.node.is_empty() {
             true => proxy.identity,
             false => proxy.node,
         });
         let mut proxies: Vec<String> = proxies.collect();
         proxies.sort();
-        let status = Status::of(&self.ca, &self.rotation, &proxies, SystemTime::now());
+        let status = Status::of(ca, &self.rotation, &proxies, SystemTime::now());
         match serde_json::to_value(&status) {
             Ok(status) => json(&status),
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
@@ -56,12 +60,13 @@ impl Pages {
         if let Err(why) = check_caller(request, client) {
             return text(StatusCode::FORBIDDEN, why);
         }
+        let Some(ca) = self.trust.ca() else { return text(StatusCode::CONFLICT, ELSEWHERE) };
         let now = SystemTime::now();
-        if let Err(why) = check_proof(&self.ca, request.headers(), now) {
+        if let Err(why) = check_proof(ca, request.headers(), now) {
             tracing::warn!(%client, why, "refused what somebody asked of the root");
             return text(StatusCode::UNAUTHORIZED, format!("{why}\n"));
         }
-        match self.ca.want(wanted, now).await {
+        match ca.want(wanted, now).await {
             Ok(()) => {
                 tracing::info!(%client, ?wanted, "somebody asks something of the root");
                 let mut response = self.identity();

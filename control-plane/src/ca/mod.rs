@@ -8,7 +8,9 @@
 //! merely asks for, and never for the control plane's own. Called by the server, which opens it once per
 //! [`Store`] (after locking the folder, where it is one) and mounts [`Ca::service`] on the TLS port.
 
+mod foreign;
 mod grants;
+pub mod ledger;
 mod review;
 pub mod rotation;
 mod service;
@@ -20,25 +22,35 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use self::grants::Grants;
+use self::ledger::{Ledger, Revoked};
 use self::rotation::{InEffect, Record, Reports, Root};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tulle_api::ca::istio_certificate_service_server::IstioCertificateServiceServer;
 use tulle_certs::creds::CredsError;
 use tulle_certs::issue::{Authority, AuthorityError, DEFAULT_LIFETIME, IssueError, Issued};
 use tulle_certs::key::{KeyError, csr};
-use tulle_certs::token::{JoinTokens, TokenError};
-use tulle_certs::{Creds, Pin, PrivateKey, SpiffeId, TrustBundle, TrustDomain, control_plane_id, renewal};
+use tulle_certs::token::{Claims, JoinTokens, TokenError};
+use tulle_certs::{
+    Creds, Lineage, Pin, PrivateKey, SpiffeId, TrustBundle, TrustDomain, control_plane_id, renewal,
+};
 
 use crate::model::SessionKey;
 
+pub use foreign::{Foreign, NoCertificates};
 pub use grants::NotGranted;
 pub use review::{Bearer, ReviewError, Reviewer};
 pub use service::{Caller, CertificateService, Client, Outcome, Proof};
 pub(crate) use store::{BESIDE_ISSUER, CA_CERTIFICATES, CA_KEY, ROOTS, ROTATION, complete_tokens};
 pub use store::{Change, Kept, NAMES, Store, complete};
+
+/// How often it is looked whether a join token was revoked, where nobody tells it.
+const LOOK: Duration = Duration::from_secs(2);
+/// How often past join tokens are forgotten.
+const FORGET: Duration = Duration::from_secs(3600);
 
 /// Why the authority cannot start. Each message names the file and the remedy.
 #[derive(Debug, thiserror::Error)]
@@ -138,6 +150,7 @@ struct Inner {
     reports: Mutex<Arc<Reports>>,
     session_key: SessionKey,
     grants: Grants,
+    revoked: Revoked,
     reviewer: Option<Arc<dyn Reviewer>>,
     lifetime: Duration,
     creds: ArcSwap<Creds>,
@@ -222,6 +235,8 @@ impl Ca {
     ) -> Result<Self, CaError> {
         let grants = Grants::open(Arc::clone(&store), kept.get(store::GRANTS).map(|text| text.as_str()));
         let reports = Arc::new(rotation::reports(&kept));
+        let tokens = kept.get(store::TOKENS).map(|text| text.as_str());
+        let revoked = Revoked::open(Arc::clone(&store), tokens, options.lifetime)?;
         let issuing = Issuing::read(kept, &*store, domain, now)?;
         let creds = own_creds(&issuing, options.lifetime, now)?;
         let due = now + renewal::next(now, creds.not_after(), now, 0, 0.0);
@@ -235,6 +250,7 @@ impl Ca {
             session_key: SessionKey::derive(issuing.tokens.key().to_pem().as_bytes()),
             issuing: ArcSwap::from_pointee(issuing),
             grants,
+            revoked,
             reviewer: options.reviewer,
             lifetime: options.lifetime,
             creds: ArcSwap::from_pointee(creds),
@@ -256,6 +272,9 @@ impl Ca {
         }
         if written.contains_key(store::REPORTS) {
             *inner.reports.lock() = Arc::new(rotation::reports(&written));
+        }
+        if let Some(tokens) = written.get(store::TOKENS) {
+            inner.revoked.take_in(tokens);
         }
         // Two Secrets may change at once, each of which tells half.
         let _turn = inner.taking.lock();
@@ -295,6 +314,7 @@ impl Ca {
     pub fn kept(&self) -> Kept {
         let mut kept = self.0.issuing.load().kept.clone();
         kept.extend(self.0.grants.text().map(|text| (store::GRANTS, text)));
+        kept.extend(self.0.revoked.text().map(|text| (store::TOKENS, text)));
         kept
     }
 
@@ -390,17 +410,57 @@ impl Ca {
 
     /// Whether a join token that `id` joined with lets it register as an endpoint of a service of its namespace.
     pub fn may_register(&self, id: &SpiffeId, service: &str) -> Result<(), NotGranted> {
-        self.0.grants.check(id, service)
+        self.0.grants.check(id, service, |jti| self.0.revoked.is_token(jti))
     }
 
     /// Whether it has joined with a join token.
     pub fn has_joined(&self, id: &SpiffeId) -> bool {
-        self.0.grants.knows(id)
+        self.0.grants.knows(id, |jti| self.0.revoked.is_token(jti))
     }
 
     /// Remembers what a verified join token grants.
+    pub(crate) async fn grant_by(&self, token: &Claims) -> Result<(), CaError> {
+        self.0.grants.add(token).await
+    }
+
+    /// Remembers services, as if somebody had written them down.
+    #[cfg(test)]
     pub(crate) async fn grant(&self, id: &SpiffeId, services: &[String]) -> Result<(), CaError> {
-        self.0.grants.add(id, services).await
+        self.0.grants.add_services(id, services).await
+    }
+
+    /// Whether this join token was revoked.
+    pub fn is_revoked(&self, jti: &str) -> bool {
+        self.0.revoked.is_token(jti)
+    }
+
+    /// Whether the join token was revoked that a certificate goes back to.
+    pub fn is_revoked_lineage(&self, lineage: Lineage) -> bool {
+        self.0.revoked.is_lineage(lineage)
+    }
+
+    /// Looks whether a join token was revoked since, where nobody tells it.
+    pub(crate) async fn look_at_tokens(&self) {
+        if let Err(error) = self.0.revoked.look().await {
+            tracing::error!(%error, "cannot read which join tokens are revoked; what was known holds");
+        }
+    }
+
+    /// The same again and again, so that what a token has granted ends soon after it is revoked; and forgets tokens that are long past. Runs until it
+    /// is dropped.
+    pub(crate) async fn keep_tokens(self) {
+        let mut forgotten = Instant::now();
+        loop {
+            tokio::time::sleep(LOOK).await;
+            self.look_at_tokens().await;
+            if forgotten.elapsed() < FORGET {
+                continue;
+            }
+            forgotten = Instant::now();
+            if let Err(error) = self.0.revoked.forget(SystemTime::now()).await {
+                tracing::warn!(%error, "cannot take past join tokens out of the book");
+            }
+        }
     }
 
     /// Whom it issues for.
@@ -431,10 +491,11 @@ impl Ca {
         request: &str,
         id: &SpiffeId,
         wanted: Option<Duration>,
+        lineage: Option<Lineage>,
         now: SystemTime,
     ) -> Result<Issued, IssueError> {
         let lifetime = wanted.map_or(self.0.lifetime, |wanted| wanted.min(self.0.lifetime));
-        self.0.issuing.load().authority.issue(request, id, lifetime, now)
+        self.0.issuing.load().authority.issue_of(request, id, lifetime, now, lineage)
     }
 }
 
@@ -493,6 +554,37 @@ pub struct StoredTokens {
 pub fn stored_tokens(state_dir: &Path) -> Result<StoredTokens, CaError> {
     let folder = store::folder::Folder::new(state_dir);
     store::stored_tokens(&folder.read()?, &|name| folder.path_of(name))
+}
+
+/// Changes the book of join tokens of a state folder, beside a control plane that may be running; it takes the change up within seconds. `None` leaves it as it is. Says what the book was before.
+///
+/// # Errors
+/// When it cannot be read or written, or is damaged.
+pub async fn change_ledger_of(
+    state_dir: &Path,
+    change: impl Fn(Ledger) -> Option<Ledger> + Send + Sync,
+) -> Result<Ledger, CaError> {
+    change_ledger_in(&store::folder::Folder::new(state_dir), change).await
+}
+
+/// The same of a store, all of whose replicas take it up at once.
+///
+/// # Errors
+/// When it cannot be read or written, or is damaged.
+pub async fn change_ledger_in(
+    store: &dyn Store,
+    change: impl Fn(Ledger) -> Option<Ledger> + Send + Sync,
+) -> Result<Ledger, CaError> {
+    let before = Mutex::new(Ok(Ledger::default()));
+    let place = store.place(store::TOKENS);
+    let apply = |text: Option<&str>| {
+        let read = Ledger::read(text, &place);
+        let changed = read.as_ref().ok().and_then(|ledger| change(ledger.clone()));
+        *before.lock() = read;
+        changed.map(|ledger| ledger.to_text())
+    };
+    store.change(store::TOKENS, &apply).await?;
+    before.into_inner()
 }
 
 /// A key and certificate for the control plane itself, the root in the chain so that pins can be checked, and behind it what leads there from the pins

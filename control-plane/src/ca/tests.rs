@@ -8,7 +8,9 @@ use tulle_certs::pem;
 
 use super::*;
 
+mod foreign;
 mod pods;
+mod revoked;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -92,7 +94,7 @@ fn what_a_token_grants_adds_up_per_identity_and_survives_renewal_and_restart() {
     join(&ca, "web", &["api".into()]);
     join(&ca, "orders", &[]);
     let (mut ask, _) = request(0);
-    ask.extensions_mut().insert(Caller { id: id("web"), not_after: now() + HOUR });
+    ask.extensions_mut().insert(Caller { id: id("web"), not_after: now() + HOUR, lineage: None });
     certificate(&ca, &ask, now()).unwrap();
     drop(ca);
 
@@ -174,7 +176,7 @@ fn every_refusal_has_its_status_and_is_observed() {
 
     let (mut ask, _) = request(0);
     bearer(&mut ask, &mint(&id("web")));
-    ask.extensions_mut().insert(Caller { id: id("orders"), not_after: now() + HOUR });
+    ask.extensions_mut().insert(Caller { id: id("orders"), not_after: now() + HOUR, lineage: None });
     refuse(&ask, Code::PermissionDenied, Outcome::Denied, "sa/orders");
 
     let (mut ask, _) = request(-1);

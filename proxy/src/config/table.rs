@@ -53,17 +53,39 @@ variables! {
         |config, value| config.identity_token_file = Some(value.into());
     "IDENTITY_TRUST_BUNDLE_FILE", "a path", None,
         "PEM roots to know the control plane by, in place of the pin in the token file; read whenever it is dialled. Peers are judged \
-         by the roots that it tells. With a certificate of a file, the roots to trust peers by, looked at every 10 s.",
+         by the roots that it tells. With a certificate of a file, the roots to trust peers by, looked at every second. With another certificate service \
+         whose answer has no root, the roots that its certificates end in.",
         |config, value| config.identity_trust_bundle_file = Some(value.into());
     "IDENTITY_TRUST_DOMAIN", "a trust domain", None,
         "The mesh's trust domain, which a token of Kubernetes does not say. Not set: the one that the roots in the trust bundle name, else `cluster.local`.",
         |config, value| config.identity_trust_domain = Some(parse::trust_domain(value)?);
     "IDENTITY_CERT_FILE", "a path", None,
-        "A PEM certificate chain, leaf first, in place of one from the control plane. Needs the key and the trust bundle.",
+        "A PEM certificate chain, in place of one from the control plane; looked at every second, as are its key and the roots. Needs both.",
         |config, value| config.identity_cert_file = Some(value.into());
     "IDENTITY_KEY_FILE", "a path", None,
         "The PEM private key of the certificate; readable by its owner only.",
         |config, value| config.identity_key_file = Some(value.into());
+    "IDENTITY_WORKLOAD_API", "unix:///<path> or tcp://<ip>:<port>", None,
+        "A SPIFFE Workload API, such as that of SPIRE's agent, that gives the certificate and the roots to trust peers by, and tells every change of them. \
+         Not set, and no other source of an identity is: what the variable `SPIFFE_ENDPOINT_SOCKET` says ([sources](../identity-sources.md)).",
+        |config, value| config.identity_from.workload_api = Some(parse::workload_api(value)?);
+    "IDENTITY_CA_ADDRESS", "<host>:<port>", None,
+        "Another server of `istio.v1.auth.IstioCertificateService` than the control plane, such as cert-manager's istio-csr, that issues the certificate \
+         for the token in `IDENTITY_TOKEN_FILE`.",
+        |config, value| config.identity_from.ca_address = Some(parse::host_port(value)?);
+    "IDENTITY_CA_ROOTS_FILE", "a path", None,
+        "PEM roots to know that server by. Read whenever it is asked.",
+        |config, value| config.identity_from.ca_roots_file = Some(value.into());
+    "IDENTITY_CA_SERVER_NAME", "a host name or an IP address", None,
+        "What that server's certificate must be for. Not set: the host in its address.",
+        |config, value| config.identity_from.ca_server_name = Some(parse::server_name(value)?);
+    "IDENTITY_SPIFFE_ID", "spiffe://<trust domain>/ns/<namespace>/sa/<service account>", None,
+        "Who this workload is: of several identities of a Workload API this one is taken, the certificate service is asked for it, and another is refused. \
+         Not set: the first; the service account that the token names; whatever the certificate in the file says.",
+        |config, value| config.identity_from.spiffe_id = Some(parse::spiffe_id(value)?);
+    "IDENTITY_SVID_HINT", "a word", None,
+        "Of several identities of a Workload API the one with this hint is taken.",
+        |config, value| config.identity_from.svid_hint = Some(value.to_owned());
     "OUTBOUND_LISTEN", "<ip>:<port>[,…] or `none`", Some("[::]:15001"),
         "Where intercepted connections of the application arrive; their destination comes from the kernel.",
         |config, value| config.outbound_listen = parse::addresses(value)?;

@@ -214,6 +214,10 @@ reasons! {
         "the client's certificate names several URIs"
         "An X.509-SVID has exactly one URI (X509-SVID, section 2). The handshake was refused."
         "See who issued it.";
+    TlsWeakKey "tls_weak_key" none UNAVAILABLE
+        "the client's certificate has a weak key"
+        "The client's key, or that of a certificate above it, is too weak to prove anybody (RSA under 2048 bits, a curve other than P-256, P-384 and P-521), or one of the signatures is by way of SHA-1 or MD5. The handshake was refused."
+        "Have whoever issues such certificates use ECDSA on P-256 or P-384, Ed25519, or RSA of 2048 bits or more, with SHA-256 or better.";
     TlsBadSignature "tls_bad_signature" none UNAVAILABLE
         "the client could not prove that it holds its certificate's key"
         "The handshake's signature does not fit the certificate. The handshake was refused."
@@ -299,6 +303,7 @@ impl From<Refusal> for Reason {
             Refusal::WrongIdentity => Self::PeerIdentityMismatch,
             Refusal::NoSpiffeId => Self::TlsNoSpiffeId,
             Refusal::SeveralUris => Self::TlsSeveralUris,
+            Refusal::WeakKey => Self::TlsWeakKey,
             Refusal::Malformed => Self::TlsMalformed,
             Refusal::BadSignature => Self::TlsBadSignature,
         }

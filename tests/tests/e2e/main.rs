@@ -46,6 +46,7 @@ mod stale;
 mod start;
 mod stat;
 mod tap;
+mod tokens;
 mod traces;
 
 use tulle_tests::app::App;

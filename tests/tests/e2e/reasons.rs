@@ -131,6 +131,7 @@ const ELSEWHERE: &[(Reason, &str, &str)] = &[
     (Reason::TlsNotYetValid, "e2e/mtls.rs", "every_wrong_certificate_is_refused_with_a_reason_of_its_own"),
     (Reason::TlsNoSpiffeId, "e2e/mtls.rs", "every_wrong_certificate_is_refused_with_a_reason_of_its_own"),
     (Reason::TlsSeveralUris, "e2e/mtls.rs", "every_wrong_certificate_is_refused_with_a_reason_of_its_own"),
+    (Reason::TlsWeakKey, "e2e/mtls.rs", "every_wrong_certificate_is_refused_with_a_reason_of_its_own"),
     (Reason::TlsBadSignature, "e2e/mtls.rs", "every_wrong_certificate_is_refused_with_a_reason_of_its_own"),
     (Reason::TlsMalformed, "e2e/bad_input.rs", "garbage_in_place_of_tls_is_counted_and_closed"),
 ];

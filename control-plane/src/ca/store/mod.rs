@@ -8,6 +8,7 @@
 //! | `grants.json` | the services that identities may register for |
 //! | `rotation.json` | how far a rotation of the root is, and what it needs ([`super::rotation`]) |
 //! | `rotation-reports.json` | meanwhile, what each of several control planes says of itself |
+//! | `tokens.json` | the join tokens that were made, and which of them are revoked |
 //! | `roots.json` | where somebody else makes the issuing certificate: the roots that it has had |
 //!
 //! Decides what is made where something is missing, and what half an authority is; where it is kept is a [`Store`]'s: files of the
@@ -31,14 +32,15 @@ pub(crate) const CA_KEY: &str = "ca-key.pem";
 pub(crate) const CA_CERTIFICATES: &str = "ca.pem";
 pub(super) const TOKEN_KEY: &str = "token-key.pem";
 pub(super) const GRANTS: &str = "grants.json";
+pub(super) const TOKENS: &str = "tokens.json";
 pub(crate) const ROOTS: &str = "roots.json";
 pub(crate) const ROTATION: &str = "rotation.json";
 pub(crate) const REPORTS: &str = "rotation-reports.json";
 
 /// Everything that is kept where the authority is our own.
-pub const NAMES: [&str; 6] = [CA_KEY, CA_CERTIFICATES, TOKEN_KEY, GRANTS, ROTATION, REPORTS];
+pub const NAMES: [&str; 7] = [CA_KEY, CA_CERTIFICATES, TOKEN_KEY, GRANTS, TOKENS, ROTATION, REPORTS];
 /// What is kept beside an issuing certificate that somebody else makes.
-pub(crate) const BESIDE_ISSUER: [&str; 3] = [TOKEN_KEY, GRANTS, ROOTS];
+pub(crate) const BESIDE_ISSUER: [&str; 4] = [TOKEN_KEY, GRANTS, TOKENS, ROOTS];
 
 /// What is kept, by name; wiped when dropped.
 pub type Kept = BTreeMap<&'static str, Zeroizing<String>>;
@@ -65,6 +67,11 @@ pub trait Store: Send + Sync {
     /// cluster only who may forward ports to the control plane's pods gets there.
     fn is_guarded(&self) -> bool {
         false
+    }
+
+    /// What is kept by `name` now, where others write it and nobody tells; `None`: nothing is, or [`Ca::take_in`](super::Ca::take_in) tells it.
+    async fn look(&self, _name: &'static str) -> Result<Option<String>, CaError> {
+        Ok(None)
     }
 }
 
