@@ -160,30 +160,43 @@ pub(super) struct Obtained {
 
 impl Obtained {
     pub(super) fn check(self, current: Option<&Creds>, now: SystemTime) -> Result<Creds, IdentityError> {
-        let Self { chain, key, mut bundle, expected, keep_roots } = self;
-        let current = current.filter(|_| keep_roots).map(Creds::bundle);
-        // What is trusted is the control plane's to say, by its bundle: a renewal only adds, and only where it needs that. The answer may be older than
-        // the bundle, and must not bring back a root that is trusted no more.
-        let as_it_is =
-            |roots: &Arc<TrustBundle>| Creds::new(chain.clone(), key.clone(), Arc::clone(roots), now).ok();
-        let creds = match current.and_then(as_it_is) {
-            Some(creds) => creds,
-            None => {
-                if let Some(current) = current {
-                    let whence = || "the control plane's answer".to_owned();
-                    let mut merged = (**current).clone();
-                    merged.merge(&bundle).map_err(|why| IdentityError::Bundle { whence: whence(), why })?;
-                    bundle = merged;
-                }
-                Creds::new(chain, key, Arc::new(bundle), now)?
-            }
-        };
-        match expected {
+        let mut bundle = self.bundle;
+        if let Some(current) = current.filter(|_| self.keep_roots) {
+            // What is trusted is the control plane's to say, by its bundle: a renewal only adds.
+            let mut merged = (**current.bundle()).clone();
+            merged
+                .merge(&bundle)
+                .map_err(|why| IdentityError::Bundle { whence: "the control plane's answer".into(), why })?;
+            bundle = merged;
+        }
+        let creds = Creds::new(self.chain, self.key, Arc::new(bundle), now)?;
+        match self.expected {
             Some(expected) if &expected != creds.id() => {
                 Err(IdentityError::OtherIdentity { expected, got: creds.id().clone() })
             }
             _ => Ok(creds),
         }
+    }
+
+    /// As a renewal by the control plane, which adds the root that the leaf is under to what is trusted, and none of the others in the answer: while the root is
+    /// rotated that may hold one that the bundle, which may overtake it, has taken away.
+    pub(super) fn adding_its_own_root(self, now: SystemTime) -> Self {
+        let roots = self.bundle.roots();
+        let own = match roots {
+            [_] => None,
+            _ => roots.iter().find_map(|root| self.under(root, now)),
+        };
+        Self { keep_roots: true, bundle: own.unwrap_or(self.bundle), ..self }
+    }
+
+    /// This root alone, if the leaf is under it by itself, and not by the certificate of another root that it has signed.
+    fn under(&self, root: &CertificateDer<'static>, now: SystemTime) -> Option<TrustBundle> {
+        let pins = self.bundle.pins();
+        let is_bridge =
+            |certificate: &CertificateDer<'_>| Pin::of(certificate).is_ok_and(|pin| pins.contains(&pin));
+        let chain = self.chain.iter().filter(|certificate| !is_bridge(certificate)).cloned().collect();
+        let alone = TrustBundle::new(self.bundle.trust_domain().clone(), vec![root.clone()]).ok()?;
+        Creds::new(chain, self.key.clone(), Arc::new(alone.clone()), now).is_ok().then_some(alone)
     }
 }
 
@@ -316,7 +329,7 @@ async fn renew(
     };
     let token = token.as_ref().map(|token| token.as_str());
     let obtained = request(way, config, token, creds.id(), &domain).await?;
-    Ok(Obtained { keep_roots: true, ..obtained })
+    Ok(obtained.adding_its_own_root(SystemTime::now()))
 }
 
 /// What a workload without a certificate has to say for itself, and by what it knows the control plane.

@@ -310,14 +310,17 @@ async fn a_bundle_from_the_control_plane_replaces_the_roots_but_never_disowns_us
 }
 
 #[test]
-fn a_renewal_adds_a_root_that_it_needs_and_brings_none_back_that_is_trusted_no_more() {
+fn a_renewal_adds_the_root_that_it_is_under_and_brings_none_back_that_is_trusted_no_more() {
     let (old, new) = (State::new(), State::new());
-    let mut both = new.authority.bundle().clone();
-    both.merge(old.authority.bundle()).unwrap();
+    let bridge = old.authority.bridge_to(&new.authority, now()).unwrap();
+    let mut both = old.authority.bundle().clone();
+    both.merge(new.authority.bundle()).unwrap();
     let renewed = || {
-        let creds = new.creds(&web());
-        let (chain, key) = (creds.chain().to_vec(), creds.key().clone());
-        source::Obtained { chain, key, bundle: both.clone(), expected: Some(web()), keep_roots: true }
+        let key = PrivateKey::generate().unwrap();
+        let issued = new.authority.issue(&csr(&key, None).unwrap(), &web(), HOUR, now()).unwrap();
+        let chain = issued.chain.into_iter().chain([bridge.clone()]).collect();
+        let (bundle, expected) = (both.clone(), Some(web()));
+        source::Obtained { chain, key, bundle, expected, keep_roots: false }.adding_its_own_root(now())
     };
     // The answer was on its way when the bundle came.
     let current = new.creds(&web());
@@ -326,7 +329,7 @@ fn a_renewal_adds_a_root_that_it_needs_and_brings_none_back_that_is_trusted_no_m
     // The bundle has not come yet.
     let current = old.creds(&web());
     let creds = renewed().check(Some(&current), now()).unwrap();
-    assert_eq!(creds.bundle().roots().len(), 2);
+    assert_eq!(creds.bundle().roots(), both.roots());
 }
 
 #[tokio::test(start_paused = true)]
