@@ -93,7 +93,9 @@ pub(crate) fn uri_count(certificate: &CertificateDer<'_>) -> usize {
 pub(crate) fn weak_key(certificate: &CertificateDer<'_>) -> Option<String> {
     /// P-256, P-384 and P-521.
     const CURVES: [&str; 3] = ["1.2.840.10045.3.1.7", "1.3.132.0.34", "1.3.132.0.35"];
-    const ED25519: &str = "1.3.101.112";
+    /// Ed25519, and ML-DSA of its three sizes.
+    const OTHERS: [&str; 4] =
+        ["1.3.101.112", "2.16.840.1.101.3.4.3.17", "2.16.840.1.101.3.4.3.18", "2.16.840.1.101.3.4.3.19"];
     const LEAST_RSA: usize = 2048;
     let parsed = parse(certificate).ok()?;
     let spki = parsed.0.public_key();
@@ -108,7 +110,8 @@ pub(crate) fn weak_key(certificate: &CertificateDer<'_>) -> Option<String> {
         }
         _ => {
             let kind = spki.algorithm.algorithm.to_id_string();
-            (kind != ED25519).then(|| format!("a key of the kind {kind}; it must be ECDSA, Ed25519 or RSA"))
+            (!OTHERS.contains(&kind.as_str()))
+                .then(|| format!("a key of the kind {kind}; it must be ECDSA, Ed25519, ML-DSA or RSA"))
         }
     }
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context as _, Result, bail};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use tulle_certs::token::{Claims, TokenFile, claims_of};
-use tulle_certs::{SpiffeId, TrustDomain, pem};
+use tulle_certs::{Pin, SpiffeId, TrustDomain, pem};
 use tulle_control_plane::ca;
 use tulle_control_plane::ca::ledger::Ledger;
 use tulle_control_plane::cluster::Secret;
@@ -157,14 +157,14 @@ pub(crate) fn run(command: &TokenCommand) -> Result<()> {
 }
 
 fn make(arguments: &CreateArgs) -> Result<()> {
-    let file = create(&Request {
+    let (token, pin) = mint(&Request {
         state_dir: &arguments.state_dir,
         trust_domain: arguments.trust_domain.as_deref(),
         identity: &arguments.workload_identity,
         services: &arguments.services,
         lifetime: arguments.lifetime,
     })?;
-    let claims = file.claims()?;
+    let claims = claims_of(&token)?;
     let noting = ca::change_ledger_of(&arguments.state_dir, |ledger| {
         Some(ledger.with_made(&claims, SystemTime::now()))
     });
@@ -172,9 +172,14 @@ fn make(arguments: &CreateArgs) -> Result<()> {
     if let Err(error) = runtime()?.block_on(noting) {
         eprintln!("warning: `tulle token list` will not know this token: {error}");
     }
+    // Where nothing is issued there is no root to pin: the token is shown beside a certificate from elsewhere.
+    let text = match pin {
+        Some(pin) => TokenFile::new(token, pin).to_text().to_string(),
+        None => token + "\n",
+    };
     match &arguments.out {
-        Some(path) => write(&file, path),
-        None => output::print(file.to_text().trim_end()),
+        Some(path) => write_text(&text, path),
+        None => output::print(text.trim_end()),
     }
 }
 
@@ -305,6 +310,14 @@ fn long(seconds: u64) -> String {
 /// # Errors
 /// No key there, or one that others may read; a name that is none; a trust domain that is not the root's.
 pub(crate) fn create(request: &Request<'_>) -> Result<TokenFile> {
+    let (token, pin) = mint(request)?;
+    let no_root =
+        || format!("{} is of a control plane that issues no certificates", request.state_dir.display());
+    Ok(TokenFile::new(token, pin.with_context(no_root)?))
+}
+
+/// A token, and the pin of the root that its bearer will know the control plane by, if that issues certificates.
+fn mint(request: &Request<'_>) -> Result<(String, Option<Pin>)> {
     let account = NamespacedName::parse(request.identity).with_context(|| {
         format!(
             "--workload-identity `{}`: expected <namespace>/<service account>, such as shop/orders, in lower-case letters, digits and `-`",
@@ -317,13 +330,20 @@ pub(crate) fn create(request: &Request<'_>) -> Result<TokenFile> {
         );
     }
     let asked = request.trust_domain.map(TrustDomain::new).transpose().context("--trust-domain")?;
-    let stored = ca::stored_tokens(request.state_dir).with_context(|| {
+    let unusable = || {
         format!(
             "no join token can be signed with {} (is it the control plane's state folder?)",
             request.state_dir.display()
         )
-    })?;
-    let domain = match (asked, stored.trust_domain) {
+    };
+    let (tokens, pin, made_for) = match ca::stored_signer(request.state_dir).with_context(unusable)? {
+        Some(tokens) => (tokens, None, None),
+        None => {
+            let stored = ca::stored_tokens(request.state_dir).with_context(unusable)?;
+            (stored.tokens, Some(stored.pin), stored.trust_domain)
+        }
+    };
+    let domain = match (asked, made_for) {
         (Some(asked), Some(made_for)) if asked != made_for => {
             bail!(
                 "--trust-domain `{asked}`: the control plane's root was made for `{made_for}`; leave the flag out"
@@ -333,8 +353,8 @@ pub(crate) fn create(request: &Request<'_>) -> Result<TokenFile> {
         (None, None) => TrustDomain::default(),
     };
     let id = SpiffeId::new(&domain, &account.namespace, &account.name).context("--workload-identity")?;
-    let token = stored.tokens.mint(&id, request.services, request.lifetime, SystemTime::now())?;
-    Ok(TokenFile::new(token, stored.pin))
+    let token = tokens.mint(&id, request.services, request.lifetime, SystemTime::now())?;
+    Ok((token, pin))
 }
 
 /// Writes the token file with mode 0600, in place of what was there.
@@ -342,6 +362,10 @@ pub(crate) fn create(request: &Request<'_>) -> Result<TokenFile> {
 /// # Errors
 /// Those of the file system.
 pub(crate) fn write(file: &TokenFile, path: &Path) -> Result<()> {
+    write_text(&file.to_text(), path)
+}
+
+fn write_text(text: &str, path: &Path) -> Result<()> {
     // A new file every time: an old one may be readable by others, or a link.
     match fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -355,7 +379,7 @@ pub(crate) fn write(file: &TokenFile, path: &Path) -> Result<()> {
         .mode(0o600)
         .open(path)
         .with_context(|| format!("cannot write {}", path.display()))?;
-    out.write_all(file.to_text().as_bytes()).with_context(|| format!("cannot write {}", path.display()))
+    out.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
 }
 
 #[cfg(test)]

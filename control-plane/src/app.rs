@@ -271,6 +271,9 @@ impl ControlPlane {
             tasks.spawn(keeper.run());
             tasks.spawn(ca.clone().keep_tokens());
         }
+        if let Trust::Foreign(foreign) = &trust {
+            tasks.spawn(foreign.clone().keep_tokens());
+        }
         tasks.spawn(publish_roots(trust.clone(), Arc::clone(&publisher)));
         let serves = match (client, injector, &replica) {
             (Some(client), Some((listener, settings)), Some(replica)) => {
@@ -295,7 +298,7 @@ impl ControlPlane {
             metrics.clone(),
             ending.clone(),
         );
-        let reports = reports.checking(nodes);
+        let reports = reports.checking(nodes).granting(trust.clone());
         let grpc = serve_grpc(grpc_listener, ads, reports, trust.clone(), metrics, ending);
         if let Some(serves) = serves {
             // Whom the API server cannot ask about a pod, it lets through without a proxy. But proxies must not wait for the webhook for ever.

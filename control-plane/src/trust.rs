@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use tokio::sync::watch;
 use tulle_certs::{Creds, SpiffeId, TrustBundle, TrustDomain};
 
-use crate::ca::{Ca, Foreign, NotGranted};
+use crate::ca::{Ca, Foreign, GrantError, NotGranted};
 use crate::model::SessionKey;
 
 /// Where identities come from. Cheap to clone.
@@ -85,6 +85,19 @@ impl Trust {
         match self {
             Self::Own(ca) => ca.may_register(id, service),
             Self::Foreign(foreign) => foreign.may_register(id, service),
+        }
+    }
+
+    /// Takes a join token for the services that it grants, from who has proved by a certificate to be `id`.
+    pub(crate) async fn grant_to(
+        &self,
+        id: &SpiffeId,
+        token: &str,
+        now: SystemTime,
+    ) -> Result<(), GrantError> {
+        match self {
+            Self::Own(ca) => ca.grant_to(id, token, now).await,
+            Self::Foreign(foreign) => foreign.grant_to(id, token, now).await,
         }
     }
 

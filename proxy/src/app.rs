@@ -364,6 +364,7 @@ fn start_control(
         store: Arc::clone(&proxy.store),
         registration: receiver,
         registered,
+        token_file: config.register_token_file.clone(),
         metrics: proxy.telemetry.metrics.clone(),
         load_interval: config.load_report_interval,
         taps: Arc::clone(&proxy.telemetry.taps),

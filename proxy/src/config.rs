@@ -75,6 +75,8 @@ pub struct Config {
     pub inbound_ports: Vec<InboundPort>,
     /// The address that other workloads dial. `None`: that of the inbound listener.
     pub register_address: Option<IpAddr>,
+    /// A join token that grants the registration, beside a certificate that is not the control plane's.
+    pub register_token_file: Option<PathBuf>,
     /// Where questions about names are answered.
     pub dns_listen: Vec<SocketAddr>,
     /// The unix socket of another network namespace ([`crate::accept::Namespace`]), in which applications connect.
@@ -446,6 +448,7 @@ impl Default for Config {
             inbound_listen: Vec::new(),
             inbound_ports: Vec::new(),
             register_address: None,
+            register_token_file: None,
             opaque_ports: PortSet::default(),
             intercept: Intercept::default(),
             workers: None,

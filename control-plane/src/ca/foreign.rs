@@ -1,7 +1,7 @@
 //! A mesh whose identities others issue: the control plane has its own certificate, and the roots, from files or a SPIFFE Workload API.
 //!
 //! Decides nothing about identities: whoever shows a certificate under the source's roots is who it says, and there is nothing to ask for here. What remains
-//! is the state folder's: what identities may register for, and the key of sessions. Its certificate must name the control plane's own
+//! is the state folder's: what identities may register for, by join tokens that grant just that, and the key of sessions. Its certificate must name the control plane's own
 //! identity, since that is whom proxies look for.
 
 use std::fmt;
@@ -17,12 +17,15 @@ use tulle_api::ca::istio_certificate_service_server::{
     IstioCertificateService, IstioCertificateServiceServer,
 };
 use tulle_api::ca::{IstioCertificateRequest, IstioCertificateResponse};
+use tulle_certs::issue::DEFAULT_LIFETIME;
+use tulle_certs::token::JoinTokens;
 use tulle_certs::{Creds, SpiffeId, TrustBundle, TrustDomain, validity};
 use tulle_identity::{Follower, Given, SourceError};
 
 use super::grants::Grants;
-use super::store::{self, GRANTS};
-use super::{CaError, NotGranted};
+use super::ledger::Revoked;
+use super::store::{self, GRANTS, TOKENS};
+use super::{CaError, GrantError, LOOK, NotGranted};
 use crate::model::SessionKey;
 
 /// The source, and what is kept beside it. Cheap to clone; the source is followed until the last one is dropped.
@@ -35,6 +38,8 @@ struct Inner {
     domain: TrustDomain,
     state: Arc<State>,
     session_key: SessionKey,
+    tokens: JoinTokens,
+    revoked: Revoked,
     grants: Grants,
     following: AbortHandle,
 }
@@ -70,7 +75,9 @@ impl Foreign {
         folder.write(&kept, &made)?;
         let tokens = store::tokens(&kept, &place)?;
         let session_key = SessionKey::derive(tokens.key().to_pem().as_bytes());
-        let grants = Grants::open(Arc::new(folder.clone()), kept.get(GRANTS).map(|text| text.as_str()));
+        let kept = |name: &str| kept.get(name).map(|text| text.as_str());
+        let revoked = Revoked::open(Arc::new(folder.clone()), kept(TOKENS), DEFAULT_LIFETIME)?;
+        let grants = Grants::open(Arc::new(folder.clone()), kept(GRANTS));
 
         let state = Arc::new(State { creds: ArcSwapOption::empty(), bundle: watch::Sender::new(None) });
         let (described, mut told) = (given.to_string(), state.bundle.subscribe());
@@ -83,6 +90,8 @@ impl Foreign {
             domain: domain.clone(),
             state,
             session_key,
+            tokens,
+            revoked,
             grants,
             following: task.abort_handle(),
         };
@@ -114,12 +123,33 @@ impl Foreign {
 
     /// Whether what is kept lets `id` register as an endpoint of a service of its namespace.
     pub fn may_register(&self, id: &SpiffeId, service: &str) -> Result<(), NotGranted> {
-        self.0.grants.check(id, service, |_| false)
+        self.0.grants.check(id, service, |jti| self.0.revoked.is_token(jti))
     }
 
     /// Whether anything is kept of it.
     pub fn has_joined(&self, id: &SpiffeId) -> bool {
-        self.0.grants.knows(id, |_| false)
+        self.0.grants.knows(id, |jti| self.0.revoked.is_token(jti))
+    }
+
+    /// Remembers what a join token grants to `id`, which has proved to be that.
+    pub(crate) async fn grant_to(
+        &self,
+        id: &SpiffeId,
+        token: &str,
+        now: SystemTime,
+    ) -> Result<(), GrantError> {
+        let Inner { tokens, revoked, grants, .. } = &*self.0;
+        super::grant_to(id, token, now, (tokens, revoked, grants)).await
+    }
+
+    /// Looks again and again whether a join token was revoked. Runs until it is dropped.
+    pub(crate) async fn keep_tokens(self) {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            if let Err(error) = self.0.revoked.look().await {
+                tracing::error!(%error, "cannot read which join tokens are revoked; what was known holds");
+            }
+        }
     }
 
     /// When the first of those that vouch for the control plane's certificate expires.

@@ -423,6 +423,17 @@ impl Ca {
         self.0.grants.add(token).await
     }
 
+    /// The same for who has proved by a certificate to be `id`.
+    pub(crate) async fn grant_to(
+        &self,
+        id: &SpiffeId,
+        token: &str,
+        now: SystemTime,
+    ) -> Result<(), GrantError> {
+        let tokens = self.tokens();
+        grant_to(id, token, now, (&tokens, &self.0.revoked, &self.0.grants)).await
+    }
+
     /// Remembers services, as if somebody had written them down.
     #[cfg(test)]
     pub(crate) async fn grant(&self, id: &SpiffeId, services: &[String]) -> Result<(), CaError> {
@@ -585,6 +596,59 @@ pub async fn change_ledger_in(
     };
     store.change(store::TOKENS, &apply).await?;
     before.into_inner()
+}
+
+/// What signs join tokens in the state folder of a control plane that issues no certificates; `None`: there is an authority, or no such key.
+///
+/// # Errors
+/// When it cannot be read or used.
+pub fn stored_signer(state_dir: &Path) -> Result<Option<JoinTokens>, CaError> {
+    let folder = store::folder::Folder::new(state_dir);
+    let kept = folder.read()?;
+    if Ca::is_begun(&kept) || !kept.contains_key(store::TOKEN_KEY) {
+        return Ok(None);
+    }
+    store::tokens(&kept, &|name| folder.path_of(name)).map(Some)
+}
+
+/// Why a join token grants its bearer nothing, though that one has proved by a certificate who it is.
+#[derive(Debug, thiserror::Error)]
+pub enum GrantError {
+    /// It is no good token.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// It was revoked.
+    #[error("the join token {0} is revoked; make another with `tulle token create`")]
+    Revoked(String),
+    /// It is another's.
+    #[error("the join token is for {of}, the certificate for {id}")]
+    Other {
+        /// Whose the token is.
+        of: SpiffeId,
+        /// Who shows it.
+        id: SpiffeId,
+    },
+    /// What it grants cannot be kept.
+    #[error("what the join token grants cannot be kept: {0}")]
+    Kept(#[from] CaError),
+}
+
+/// Remembers what a join token grants to `id`, which has proved to be that.
+async fn grant_to(
+    id: &SpiffeId,
+    token: &str,
+    now: SystemTime,
+    (tokens, revoked, grants): (&JoinTokens, &Revoked, &Grants),
+) -> Result<(), GrantError> {
+    revoked.look().await?;
+    let claims = tokens.verify(token, now)?;
+    if revoked.is_token(&claims.jti) {
+        return Err(GrantError::Revoked(claims.jti));
+    }
+    if claims.sub != *id {
+        return Err(GrantError::Other { of: claims.sub, id: id.clone() });
+    }
+    Ok(grants.add(&claims).await?)
 }
 
 /// A key and certificate for the control plane itself, the root in the chain so that pins can be checked, and behind it what leads there from the pins

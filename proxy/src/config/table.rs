@@ -102,6 +102,10 @@ variables! {
     "REGISTER_ADDRESS", "an IP address", None,
         "The address that other workloads dial. Not set: that of the inbound listener.",
         |config, value| config.register_address = Some(parse::ip(value)?);
+    "REGISTER_TOKEN_FILE", "a path", None,
+        "A join token of `tulle token create` for what is registered, where the certificate is not the control plane's and so grants nothing. Both must be of the same \
+         identity. Read anew for each stream of reports.",
+        |config, value| config.register_token_file = Some(value.into());
     "OPAQUE_PORTS", "<port>[-<port>][,…] or `none`", Some(OPAQUE_PORTS),
         "Destination ports whose bytes are relayed without waiting for, or looking at, the first of them.",
         |config, value| config.opaque_ports = parse::ports(value)?;

@@ -1,6 +1,6 @@
 //! Identities that others issue: a Workload API and a certificate service that are none of ours, and files. The control plane issues nothing in these meshes.
 
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -254,10 +254,10 @@ async fn a_mesh_of_files_and_a_certificate_service_as_strict_as_istio_csr() {
     })
     .await;
 
-    let state = state_folder(&folder, &["orders"]);
+    let state = state_folder(&folder, &[]);
     let own = write_files(&path(""), &authority, &issue(&authority, "control-plane"));
     let world = World::start_with(Mode::Strict, |program| {
-        let program = program.without("--state-dir").flag("--state-dir", state);
+        let program = program.without("--state-dir").flag("--state-dir", &state);
         FILE_FLAGS.iter().zip(&own).fold(program, |program, (flag, path)| program.flag(flag, path))
     })
     .await;
@@ -265,7 +265,13 @@ async fn a_mesh_of_files_and_a_certificate_service_as_strict_as_istio_csr() {
     let app = App::saying("hello").await;
     let first = issue(&authority, "orders");
     let files = write_files(&path(""), &authority, &first);
+    // What it may register for is said by a token, which is no identity here.
+    let token = Program::new("token", binary("tulle")).arg("token").arg("create");
+    let token = token.flag("--state-dir", &state).flag("--workload-identity", "default/orders");
+    let output = token.flag("--service", "orders").flag("--out", path("orders.token")).output();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let orders = world.workload("orders").serves("orders", app.address());
+    let orders = orders.setting("--register-token-file", path("orders.token").to_str().unwrap());
     let orders = FILE_FLAGS
         .iter()
         .zip(&files)
@@ -311,4 +317,92 @@ async fn a_mesh_of_files_and_a_certificate_service_as_strict_as_istio_csr() {
     within("the service ends", service.kill()).await;
     asks(&mut wire).await;
     web.reaches("orders").await;
+}
+
+/// As an operator does it, in a folder.
+fn openssl(folder: &Path, command: &str) {
+    let arguments = command.split_whitespace();
+    let output = std::process::Command::new("openssl").args(arguments).current_dir(folder).output().unwrap();
+    assert!(output.status.success(), "openssl {command}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A key, and the certificate of a root or of an intermediate under one, in a new state folder.
+fn made_by_openssl(folder: &Folder, own: &str, above: Option<&str>) -> PathBuf {
+    let state = folder.path("state");
+    std::fs::DirBuilder::new().mode(0o700).create(&state).unwrap();
+    let root = above.unwrap_or(own);
+    openssl(&state, &format!("genpkey {root} -out root-key.pem"));
+    let usage = "-addext keyUsage=critical,keyCertSign,cRLSign";
+    openssl(
+        &state,
+        &format!("req -x509 -new -key root-key.pem -subj /CN=Company -days 30 {usage} -out root.pem"),
+    );
+    if above.is_none() {
+        std::fs::rename(state.join("root-key.pem"), state.join("ca-key.pem")).unwrap();
+        std::fs::rename(state.join("root.pem"), state.join("ca.pem")).unwrap();
+    } else {
+        openssl(&state, &format!("genpkey {own} -out ca-key.pem"));
+        openssl(&state, "req -new -key ca-key.pem -subj /CN=Issuer -out issuer.csr");
+        let extensions = "basicConstraints=critical,CA:TRUE,pathlen:0\nkeyUsage=critical,keyCertSign\n";
+        std::fs::write(state.join("issuer.ext"), extensions).unwrap();
+        let by = "-CA root.pem -CAkey root-key.pem -CAcreateserial -days 20 -extfile issuer.ext";
+        openssl(&state, &format!("x509 -req -in issuer.csr {by} -out issuer.pem"));
+        let chain = ["issuer.pem", "root.pem"].map(|name| std::fs::read_to_string(state.join(name)).unwrap());
+        std::fs::write(state.join("ca.pem"), chain.concat()).unwrap();
+        std::fs::remove_file(state.join("root-key.pem")).unwrap();
+    }
+    let private = std::fs::Permissions::from_mode(0o600);
+    std::fs::set_permissions(state.join("ca-key.pem"), private).unwrap();
+    state
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mesh_under_roots_and_intermediates_that_openssl_made() {
+    const P256: &str = "-algorithm EC -pkeyopt ec_paramgen_curve:P-256";
+    const P384: &str = "-algorithm EC -pkeyopt ec_paramgen_curve:P-384";
+    const ED25519: &str = "-algorithm ED25519";
+    const RSA: &str = "-algorithm RSA -pkeyopt rsa_keygen_bits:3072";
+    if peer::python("certificate_service.py").is_none() {
+        return;
+    }
+    let kinds = [
+        (P256, None),
+        (P384, None),
+        (ED25519, None),
+        (P256, Some(RSA)),
+        (P384, Some(P256)),
+        (ED25519, Some(P384)),
+    ];
+    for (own, above) in kinds {
+        let folder = Folder::new();
+        let state = made_by_openssl(&folder, own, above);
+        let world = World::start_with(Mode::Strict, |program| {
+            program.without("--state-dir").flag("--state-dir", &state)
+        })
+        .await;
+        world.service("orders", "http");
+        let app = App::saying("hello").await;
+        let token = |name: &str, services: &[&str]| {
+            let path = folder.path(&format!("{name}.token"));
+            let program = Program::new("token", binary("tulle")).arg("token").arg("create");
+            let program = program.flag("--state-dir", &state).flag("--out", &path);
+            let program = program.flag("--workload-identity", format!("default/{name}"));
+            let program = services.iter().fold(program, |program, one| program.flag("--service", *one));
+            let output = program.output();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            path.to_str().unwrap().to_owned()
+        };
+        let orders = world.workload("orders").serves("orders", app.address());
+        let orders = orders.setting("--identity-token-file", &token("orders", &["orders"])).start().await;
+        let web = world.workload("web").calls("orders");
+        let web = web.setting("--identity-token-file", &token("web", &[])).start().await;
+        orders.counts("tulle_registered", &[], 1.0).await;
+        web.reaches("orders").await;
+        let record = orders.logs(&[("direction", json!("inbound")), ("status", json!(200))]).await;
+        assert_eq!(
+            (&record["tls"], &record["source"]),
+            (&json!("mtls"), &json!(web.identity())),
+            "{own} {above:?}"
+        );
+    }
 }

@@ -78,3 +78,36 @@ async fn grants_are_read_from_the_state_folder_which_gets_no_authority() {
     assert!(foreign.may_register(&id("web"), "orders").is_err() && !foreign.has_joined(&id("orders")));
     assert!(state.join("token-key.pem").exists() && !state.join("ca-key.pem").exists());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_join_token_grants_services_to_who_has_proved_its_identity_and_nothing_once_it_is_revoked() {
+    let place = Place::new();
+    place.write(&control_plane_id(&domain()));
+    let foreign = place.open().await;
+    let state = place.dir.path().join("state");
+    let tokens = stored_signer(&state).unwrap().expect("it issues nothing");
+    let mint =
+        |name: &str, service: &str| tokens.mint(&id(name), &[service.to_owned()], HOUR, now()).unwrap();
+    let good = mint("web", "web");
+    foreign.grant_to(&id("web"), &good, now()).await.unwrap();
+    assert_eq!(foreign.may_register(&id("web"), "web"), Ok(()));
+    let error = foreign.grant_to(&id("orders"), &good, now()).await.unwrap_err().to_string();
+    assert!(error.contains("sa/web") && error.contains("sa/orders"), "{error}");
+    assert!(foreign.may_register(&id("orders"), "web").is_err());
+    let stranger = JoinTokens::generate().unwrap().mint(&id("web"), &["api".into()], HOUR, now()).unwrap();
+    assert!(matches!(
+        foreign.grant_to(&id("web"), &stranger, now()).await,
+        Err(GrantError::Token(TokenError::Signature))
+    ));
+
+    let claims = tulle_certs::token::claims_of(&good).unwrap();
+    let change = |ledger: Ledger| Some(ledger.with_revoked(&claims.jti, Some(&claims), now()));
+    change_ledger_of(&state, change).await.unwrap();
+    assert!(matches!(foreign.grant_to(&id("web"), &good, now()).await, Err(GrantError::Revoked(_))));
+    assert!(foreign.may_register(&id("web"), "web").is_err(), "what it has granted counts no more");
+    // An authority of ours is none of these.
+    let ours = tempfile::tempdir().unwrap();
+    open(ours.path());
+    assert!(stored_signer(ours.path()).unwrap().is_none());
+    assert!(stored_signer(&ours.path().join("nowhere")).unwrap().is_none());
+}

@@ -24,7 +24,7 @@ use tulle_certs::token::{TokenError, TokenFile};
 use tulle_certs::{
     Alpn, Creds, Pin, PodToken, PrivateKey, SpiffeId, TrustBundle, TrustDomain, bootstrap, control_plane_id,
 };
-use tulle_identity::{Files, Given, SourceError, WorkloadApi};
+use tulle_identity::{Files, Given, WorkloadApi};
 use zeroize::Zeroizing;
 
 use super::files;
@@ -113,9 +113,6 @@ pub enum IdentityError {
         /// What it said, and what to look at.
         why: String,
     },
-    /// Files, or a Workload API.
-    #[error(transparent)]
-    Given(#[from] SourceError),
 }
 
 impl IdentityError {
