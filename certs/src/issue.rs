@@ -2,14 +2,16 @@
 //!
 //! The caller says who; the request only brings a public key and the proof that its sender holds the private
 //! one. Nothing else of a request is used, so no request can ask for more. Pure: time is passed in, and
-//! where keys are kept is the control plane's business.
+//! where keys are kept is the control plane's business. How one root follows another is `succession`'s.
+
+mod succession;
 
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, SignatureAlgorithm,
+    CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyUsagePurpose,
+    PublicKeyData, SanType, SerialNumber, SignatureAlgorithm,
 };
 use rustls_pki_types::{CertificateDer, UnixTime};
 use x509_parser::certification_request::X509CertificationRequest;
@@ -24,6 +26,8 @@ use crate::pem::{self, PemError};
 use crate::refusal::Refused;
 use crate::verify::{Role, verify_peer};
 use crate::{tls, x509};
+
+pub use succession::{roots_in, stored_roots};
 
 /// Leaves are valid from so long before they are issued, for peers whose clocks are behind.
 pub const BACKDATE: Duration = Duration::from_secs(5 * 60);
@@ -144,6 +148,8 @@ pub struct Issued {
     pub chain: Vec<CertificateDer<'static>>,
     /// The root that the chain ends in.
     pub root: CertificateDer<'static>,
+    /// The further roots of the trust bundle: peers' leaves may chain to these.
+    pub others: Vec<CertificateDer<'static>>,
     /// First valid moment of the leaf.
     pub not_before: SystemTime,
     /// Last valid moment of the leaf.
@@ -160,10 +166,12 @@ impl Issued {
         chain
     }
 
-    /// One PEM text a certificate, the leaf first, the root last: `IstioCertificateResponse.cert_chain`.
+    /// One PEM text a certificate, the leaf first, the root last: `IstioCertificateResponse.cert_chain`. Before the root come the further ones: who
+    /// joins while a root is rotated meets peers of both at once.
     pub fn to_pem(&self) -> Vec<String> {
         self.chain
             .iter()
+            .chain(&self.others)
             .chain([&self.root])
             .map(|certificate| pem::encode_certificate(certificate))
             .collect()
@@ -255,6 +263,8 @@ pub struct Authority {
     issuer: Issuer<'static, PrivateKey>,
     /// The issuing certificate and those above it, below the root; empty if the root issues.
     intermediates: Vec<CertificateDer<'static>>,
+    /// What is presented after those, for peers that know only a former root (`succession`).
+    bridges: Vec<CertificateDer<'static>>,
     root: CertificateDer<'static>,
     bundle: TrustBundle,
     not_before: SystemTime,
@@ -271,16 +281,7 @@ impl Authority {
         now: SystemTime,
     ) -> Result<Self, AuthorityError> {
         let key = PrivateKey::generate()?;
-        let mut params = CertificateParams::default();
-        let pin = Pin::of_spki(&key.public_key()).to_string();
-        let short = pin.trim_start_matches("sha256:").get(..8).unwrap_or_default().to_owned();
-        params.distinguished_name = DistinguishedName::new();
-        // The key is part of the name, so that the roots of a rotation are told apart.
-        params.distinguished_name.push(DnType::CommonName, format!("Tulle root {short}"));
-        params.subject_alt_names.push(uri(&domain.uri())?);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params.serial_number = Some(serial()?);
+        let mut params = succession::root_of(domain, &key)?;
         params.not_before = (now - ROOT_BACKDATE).into();
         params.not_after = (now + lifetime.min(ROOT_LIFETIME * 10)).into();
         let root = params.self_signed(&key).map_err(signing)?.der().clone();
@@ -336,6 +337,7 @@ impl Authority {
         let authority = Self {
             issuer: Issuer::from_ca_cert_der(path.issuer(), key).map_err(signing)?,
             intermediates: path.ordered[..path.end].to_vec(),
+            bridges: Vec::new(),
             root: path.root().clone(),
             bundle: TrustBundle::new(domain.clone(), path.roots())?,
             not_before,
@@ -431,8 +433,9 @@ impl Authority {
         params.not_after = not_after.into();
         let leaf = params.signed_by(key, &self.issuer).map_err(signing)?.der().clone();
         let mut chain = vec![leaf];
-        chain.extend(self.intermediates.iter().cloned());
-        Ok(Issued { chain, root: self.root.clone(), not_before, not_after })
+        chain.extend(self.intermediates.iter().chain(&self.bridges).cloned());
+        let others = self.bundle.roots().iter().filter(|root| **root != self.root).cloned().collect();
+        Ok(Issued { chain, root: self.root.clone(), others, not_before, not_after })
     }
 
     /// Whom it issues for.

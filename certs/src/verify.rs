@@ -253,8 +253,8 @@ impl ServerVerifier {
 fn other_root(pin: Pin, presented: &[CertificateDer<'_>]) -> String {
     const REMEDY: &str = "if the control plane has another root now, join by a new token file (`tulle token create`); if not, \
                           this is not the control plane that the token is for";
-    // The root comes last (RFC 8446 §4.4.2).
-    let root = presented.last().filter(|last| x509::is_root(last)).and_then(|root| Pin::of(root).ok());
+    // The root follows what it has issued (RFC 8446 §4.4.2), and former ones come behind it.
+    let root = presented.iter().find(|one| x509::is_root(one)).and_then(|root| Pin::of(root).ok());
     match root {
         Some(root) => format!(
             "the pin of the token file is {pin}, and that of the control plane's root is {root}: {REMEDY}"
@@ -279,8 +279,12 @@ fn pinned_root<'a>(
     }
     let now = x509::system_time(i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
     if parsed.not_after() < now {
-        let (at, clock) = (x509::show(parsed.not_after()), Refusal::Expired.clock());
-        return Err(Refused::new(Refusal::Expired, format!("the pinned root expired at {at}{clock}")));
+        let detail = format!(
+            "the root that the token file pins expired at {}: join by a new token file (`tulle token create`), once the control plane has another root (`tulle identity repair`){}",
+            x509::show(parsed.not_after()),
+            Refusal::Expired.clock()
+        );
+        return Err(Refused::new(Refusal::Expired, detail));
     }
     if now < parsed.not_before() {
         let (at, clock) = (x509::show(parsed.not_before()), Refusal::NotYetValid.clock());

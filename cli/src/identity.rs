@@ -1,6 +1,9 @@
-//! `tulle identity`: which certificate a running proxy has.
+//! `tulle identity`: which certificate a running proxy has; and the mesh's root, rotated (`rotate`) or repaired (`repair`).
 //!
 //! Asks the proxy's loopback admin listener; no private key is ever there to be shown.
+
+mod repair;
+mod rotate;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -18,6 +21,8 @@ const EXAMPLES: &str = "\
 Examples:
   tulle identity                             the proxy on this machine, at its usual port
   tulle identity --admin 127.0.0.1:40001 -o json
+  tulle identity rotate-root --dry-run       what a rotation of the mesh's root would take
+  tulle identity repair --state-dir state    a new root in the place of one that has expired
 
 Exit status:
   0  the proxy has a certificate
@@ -25,8 +30,24 @@ Exit status:
   2  wrong arguments";
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
 pub(crate) struct IdentityArgs {
+    #[command(subcommand)]
+    command: Option<IdentityCommand>,
+    #[command(flatten)]
+    show: ShowArgs,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum IdentityCommand {
+    /// Let a new root take the place of the mesh's present one, with no connection refused meanwhile.
+    RotateRoot(rotate::RotateArgs),
+    /// Put a new root in the place of one that has expired, at once: workloads have to join again.
+    Repair(repair::RepairArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct ShowArgs {
     /// The proxy's admin listener.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:15000")]
     admin: SocketAddr,
@@ -35,13 +56,22 @@ pub(crate) struct IdentityArgs {
     output: Format,
 }
 
-/// Asks and prints.
+/// The `identity` verb.
 ///
 /// # Errors
-/// No answer, or no certificate.
+/// No answer, or no certificate; of the subcommands their own.
 pub(crate) fn run(arguments: &IdentityArgs) -> Result<()> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("the runtime")?;
+    match &arguments.command {
+        None => show(&runtime, &arguments.show),
+        Some(IdentityCommand::RotateRoot(arguments)) => runtime.block_on(rotate::run(arguments)),
+        Some(IdentityCommand::Repair(arguments)) => runtime.block_on(repair::run(arguments)),
+    }
+}
+
+/// Asks and prints.
+fn show(runtime: &tokio::runtime::Runtime, arguments: &ShowArgs) -> Result<()> {
     let certificates = runtime.block_on(ask(arguments.admin))?;
     match arguments.output {
         Format::Json => output::print_json(&certificates),
@@ -110,7 +140,7 @@ fn left(seconds: &Value) -> String {
     if seconds < 0 { format!("expired {long} ago") } else { format!("{long} left") }
 }
 
-fn duration(seconds: u64) -> String {
+pub(super) fn duration(seconds: u64) -> String {
     let (hours, minutes) = (seconds / 3600, seconds / 60 % 60);
     match seconds {
         ..60 => format!("{seconds} s"),

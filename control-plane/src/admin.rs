@@ -1,9 +1,12 @@
-//! `/metrics`, `/ready` and `/live` over HTTP, and to callers on this host `/resources/TYPE/NAME`, `/endpoints`, `/load` and `/tap`; GET and
-//! HEAD only. Nothing here changes anything, but that proxies show requests for as long as somebody reads `/tap`.
+//! `/metrics`, `/ready` and `/live` over HTTP, and to callers on this host `/resources/TYPE/NAME`, `/endpoints`, `/load`, `/identity` and `/tap`; GET and
+//! HEAD only. None of these changes anything, but that proxies show requests for as long as somebody reads `/tap`. What does is [`identity`]'s: `POST`
+//! to `/identity/rotate-root` and `/identity/abort-rotation`.
 //!
 //! A resource says who may call whom and where everybody is, which is nobody's business who can merely reach this port: it is for
 //! whoever is on the control plane's host already, or is let there by `kubectl port-forward`. A page of a browser on that host
 //! is neither: what it asks for says that a page asks, or names another host than this one's loopback.
+
+mod identity;
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
@@ -25,6 +28,7 @@ use tulle_api::{ResourceType, openmetrics, v1};
 
 use crate::ads::Proxies;
 use crate::asking::Reporters;
+use crate::ca::rotation::Progress;
 use crate::load::Loads;
 use crate::metrics::{Gauges, Metrics};
 use crate::model::Publisher;
@@ -63,6 +67,8 @@ pub struct Pages {
     pub taps: Taps,
     /// Whose certificates expire.
     pub trust: Trust,
+    /// How far a rotation of the root is.
+    pub rotation: Progress,
     /// Shown by `/ready`.
     pub readiness: Arc<Readiness>,
 }
@@ -154,6 +160,9 @@ fn speech() -> http1::Builder {
 
 impl Pages {
     async fn answer(&self, request: &Request<Incoming>, client: SocketAddr) -> Response<Full<Bytes>> {
+        if let Some(wanted) = identity::wanted(request.uri().path()) {
+            return self.want(wanted, request, client).await;
+        }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
             response.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static("GET, HEAD"));
@@ -178,9 +187,15 @@ impl Pages {
                 text(status, body)
             }
             "/live" => text(StatusCode::OK, "live\n"),
-            path if path.starts_with("/resources/") || path.starts_with("/endpoints") || path == "/load" => {
+            path if path.starts_with("/resources/")
+                || path.starts_with("/endpoints")
+                || matches!(path, "/load" | "/identity") =>
+            {
                 if let Err(why) = check_caller(request, client) {
                     return text(StatusCode::FORBIDDEN, why);
+                }
+                if path == "/identity" {
+                    return self.identity();
                 }
                 if path == "/load" {
                     return json(&self.loads.seen(&self.publisher.model(), Instant::now()));
@@ -253,7 +268,7 @@ impl Pages {
 
     fn metrics(&self) -> prometheus::Result<String> {
         let findings = self.publisher.findings().borrow().clone();
-        let (leaf_expires, issuer_expires) = self.trust.expires();
+        let (leaf_expires, issuer_expires, root_expires) = self.trust.expires();
         self.metrics.render(&Gauges {
             model: &self.publisher.model(),
             findings: &findings,
@@ -261,6 +276,7 @@ impl Pages {
             proxies: &self.proxies.list(),
             leaf_expires,
             issuer_expires,
+            root_expires,
         })
     }
 }
@@ -320,7 +336,7 @@ fn lines(watching: Watching) -> Response<Lines> {
 }
 
 fn nothing_there() -> Response<Full<Bytes>> {
-    let there_are = "there are /metrics, /ready, /live, /resources/TYPE/NAME, /endpoints[/NAMESPACE/SERVICE], /load and /tap\n";
+    let there_are = "there are /metrics, /ready, /live, /resources/TYPE/NAME, /endpoints[/NAMESPACE/SERVICE], /load, /identity and /tap\n";
     text(StatusCode::NOT_FOUND, there_are)
 }
 

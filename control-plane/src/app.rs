@@ -11,6 +11,7 @@ use bytes::Bytes;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tonic::service::InterceptorLayer;
 use tonic::transport::Server;
@@ -23,6 +24,7 @@ use tulle_certs::TrustBundle;
 use crate::admin::{self, Pages, Readiness};
 use crate::ads::{Ads, Nodes, Proxies, Standing};
 use crate::asking::Reporters;
+use crate::ca::rotation::{Keeper, Progress};
 use crate::ca::{self, Ca, Foreign};
 use crate::cluster::{Holder, Replica, Running};
 use crate::config::{Config, LogFormat, SourceKind};
@@ -231,6 +233,7 @@ impl ControlPlane {
         let loads = Loads::default();
         let taps = Taps::new(Arc::clone(&publisher), metrics.clone(), ending.clone());
         let readiness = Arc::new(Readiness::default());
+        let rotation = Progress::default();
         let pages = Pages {
             metrics: metrics.clone(),
             publisher: Arc::clone(&publisher),
@@ -239,6 +242,7 @@ impl ControlPlane {
             loads: loads.clone(),
             taps: taps.clone(),
             trust: trust.clone(),
+            rotation: rotation.clone(),
             readiness: Arc::clone(&readiness),
         };
         tasks.spawn(admin::serve(metrics_listener, Arc::new(pages)));
@@ -256,13 +260,21 @@ impl ControlPlane {
             (Some(replica), Some(ca)) => Some(replica.start(ca, &publisher, &registrations, &ending)),
             _ => None,
         };
-        match trust.ca() {
-            Some(ca) => tasks.spawn(ca.clone().keep_tokens()),
-            None => tasks.spawn(publish_roots(trust.clone(), Arc::clone(&publisher))),
-        };
+        let before = config.root_rotate_before;
+        let (told, connected) = (Arc::clone(&publisher), proxies.clone());
+        if let Some(ca) = trust.ca() {
+            let keeper = Keeper::new(ca.clone(), told, connected, before, metrics.clone(), rotation);
+            let keeper = match &replica {
+                Some(replica) => keeper.beside(replica.others()),
+                None => keeper,
+            };
+            tasks.spawn(keeper.run());
+            tasks.spawn(ca.clone().keep_tokens());
+        }
         if let Trust::Foreign(foreign) = &trust {
             tasks.spawn(foreign.clone().keep_tokens());
         }
+        tasks.spawn(publish_roots(trust.clone(), Arc::clone(&publisher)));
         let serves = match (client, injector, &replica) {
             (Some(client), Some((listener, settings)), Some(replica)) => {
                 let (metrics, leads) = (metrics.clone(), replica.holder().watch());
@@ -514,7 +526,7 @@ fn roots(bundle: &TrustBundle) -> Vec<Bytes> {
     bundle.roots().iter().map(|root| Bytes::copy_from_slice(root)).collect()
 }
 
-/// Tells proxies of every new root of a source; a replica does so for the mesh's own authority.
+/// Tells proxies of every new root.
 async fn publish_roots(trust: Trust, publisher: Arc<Publisher>) {
     let mut bundles = trust.bundles();
     // One that was told since the start is not missed.
@@ -525,7 +537,7 @@ async fn publish_roots(trust: Trust, publisher: Arc<Publisher>) {
     }
 }
 
-async fn count_models(mut models: tokio::sync::watch::Receiver<Arc<crate::model::Model>>, metrics: Metrics) {
+async fn count_models(mut models: watch::Receiver<Arc<crate::model::Model>>, metrics: Metrics) {
     while models.changed().await.is_ok() {
         metrics.models.inc();
     }

@@ -106,7 +106,7 @@ pub struct Config {
         default_value = "[::]:15012"
     )]
     pub grpc_address: SocketAddr,
-    /// The HTTP port of /metrics, /ready, /live and, on this host, /resources, /endpoints, /load and /tap.
+    /// The HTTP port of /metrics, /ready, /live and, on this host, /resources, /endpoints, /load, /identity and /tap.
     #[arg(
         long,
         env = "TULLE_CONTROL_PLANE_METRICS_ADDRESS",
@@ -131,6 +131,10 @@ pub struct Config {
     /// How long leaf certificates live.
     #[arg(long, env = "TULLE_CONTROL_PLANE_LEAF_LIFETIME", value_name = "DURATION", default_value = "24h", value_parser = lifetime)]
     pub leaf_lifetime: Duration,
+    /// A root of the control plane's own making that ends within this is rotated by itself (docs/identity.md), or once there is a third of its life left, if that is shorter; `0s`:
+    /// only when somebody asks.
+    #[arg(long, env = "TULLE_CONTROL_PLANE_ROOT_ROTATE_BEFORE", value_name = "DURATION", default_value = "90d", value_parser = duration)]
+    pub root_rotate_before: Duration,
     /// After a restart or a standstill, how long known registrations are served before their workloads must have come back.
     #[arg(long, env = "TULLE_CONTROL_PLANE_REGISTRATION_GRACE", value_name = "DURATION", default_value = "30s", value_parser = duration)]
     pub registration_grace: Duration,

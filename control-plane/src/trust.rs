@@ -109,14 +109,20 @@ impl Trust {
         }
     }
 
-    /// When the control plane's own certificate expires, and when that which stands above it does.
-    pub fn expires(&self) -> (SystemTime, SystemTime) {
+    /// When the control plane's own certificate expires, when that does which stands above it, and when the root.
+    pub fn expires(&self) -> (SystemTime, SystemTime, SystemTime) {
         let leaf = self.creds().map_or(SystemTime::UNIX_EPOCH, |creds| creds.not_after());
-        let issuer = match self {
-            Self::Own(ca) => ca.not_after(),
-            Self::Foreign(foreign) => foreign.not_after().unwrap_or(SystemTime::UNIX_EPOCH),
+        let (issuer, root) = match self {
+            Self::Own(ca) => (ca.not_after(), ca.root_validity().1),
+            Self::Foreign(foreign) => {
+                let ends = |root| tulle_certs::validity(root).ok().map(|(_, until)| until);
+                let bundle = self.bundle();
+                let root = bundle.and_then(|bundle| bundle.roots().iter().filter_map(ends).min());
+                let none = SystemTime::UNIX_EPOCH;
+                (foreign.not_after().unwrap_or(none), root.unwrap_or(none))
+            }
         };
-        (leaf, issuer)
+        (leaf, issuer, root)
     }
 }
 

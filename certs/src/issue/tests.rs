@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use rcgen::{CertificateSigningRequest, KeyPair, KeyUsagePurpose as Usage};
+use rcgen::{BasicConstraints, CertificateSigningRequest, DnType, KeyPair, KeyUsagePurpose as Usage};
 use x509_parser::extensions::GeneralName;
 
 use super::*;

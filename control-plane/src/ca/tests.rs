@@ -284,6 +284,20 @@ fn an_expired_root_keeps_the_old_certificate_and_does_not_try_all_the_time() {
 }
 
 #[test]
+fn pem_is_taken_as_people_have_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let pin = open(dir.path()).pin();
+    for file in ["ca-key.pem", "ca.pem"] {
+        let path = dir.path().join(file);
+        let text = fs::read_to_string(&path).unwrap();
+        // In place, so that it stays readable by us alone.
+        fs::write(&path, format!("Subject: somebody\n{text}\n \nnotes\n").replace('\n', "\r\n")).unwrap();
+    }
+    assert_eq!(open(dir.path()).pin(), pin);
+    assert_eq!(stored_tokens(dir.path()).unwrap().pin, pin);
+}
+
+#[test]
 fn debug_shows_no_key() {
     let dir = tempfile::tempdir().unwrap();
     let ca = open(dir.path());

@@ -173,6 +173,7 @@ of: {{ or (kindIs "invalid" $value) (eq (toString $value) "") | ternary "null" (
 - --injection-file=/etc/tulle/injection.json
 - --trust-domain={{ .Values.identity.trustDomain }}
 - --leaf-lifetime={{ .Values.identity.leafLifetime }}
+- --root-rotate-before={{ .Values.identity.rotateRootBefore }}
 {{- if eq .Values.identity.issuer "cert-manager" }}
 - --issuer-secret={{ include "tulle.issuerSecret" . }}
 {{- end }}

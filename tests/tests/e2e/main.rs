@@ -40,6 +40,7 @@ mod records;
 mod replay;
 mod requests;
 mod rolling;
+mod rotation;
 mod routing;
 mod routing_cases;
 mod routing_kinds;

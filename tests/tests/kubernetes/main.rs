@@ -19,6 +19,7 @@ mod mesh;
 mod node;
 mod outside;
 mod release;
+mod rotation;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -55,9 +55,8 @@ impl Folder {
         }
         for name in names {
             let path = self.dir.join(name);
-            let mode = if *name == CA_CERTIFICATES { 0o644 } else { 0o600 };
             if let Some(text) = kept.get(name) {
-                write(&path, text.as_bytes(), mode)?;
+                write(&path, text.as_bytes(), mode(name))?;
             }
             if *name == CA_CERTIFICATES {
                 tracing::info!(path = %path.display(), "made a new root");
@@ -90,7 +89,12 @@ impl Store for Folder {
         let before = on_disk(&path, move || read_lossy(&reading)).await?;
         let Some(text) = change(before.as_deref()) else { return Ok(()) };
         let writing = path.clone();
-        on_disk(&path, move || write(&writing, text.as_bytes(), 0o600)).await
+        let text = Zeroizing::new(text);
+        on_disk(&path, move || write(&writing, text.as_bytes(), mode(name))).await
+    }
+
+    fn is_guarded(&self) -> bool {
+        true
     }
 
     async fn look(&self, name: &'static str) -> Result<Option<String>, CaError> {
@@ -159,6 +163,11 @@ fn read_key(path: &Path) -> Result<Option<Zeroizing<String>>, CaError> {
     Ok(Some(text))
 }
 
+/// Certificates are no secret.
+fn mode(name: &str) -> u32 {
+    if name == CA_CERTIFICATES { 0o644 } else { 0o600 }
+}
+
 fn make_dir(dir: &Path) -> Result<(), CaError> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io(dir))
 }
@@ -176,7 +185,10 @@ fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), CaError> {
         OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside).map_err(io(&beside))?;
     file.write_all(content).and_then(|()| file.sync_all()).map_err(io(&beside))?;
     own(&file, path).map_err(io(&beside))?;
-    fs::rename(&beside, path).map_err(io(path))
+    fs::rename(&beside, path).map_err(io(path))?;
+    // What is written next may rest on this, also after the power has failed.
+    let folder = path.parent().unwrap_or(path);
+    fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(io(folder))
 }
 
 /// What somebody else writes here, as root may, is the folder's owner's: a control plane must be able to read it.

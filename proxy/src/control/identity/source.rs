@@ -174,6 +174,27 @@ impl Obtained {
             _ => Ok(creds),
         }
     }
+
+    /// As a renewal by the control plane, which adds the root that the leaf is under to what is trusted, and none of the others in the answer: while the root is
+    /// rotated that may hold one that the bundle, which may overtake it, has taken away.
+    pub(super) fn adding_its_own_root(self, now: SystemTime) -> Self {
+        let roots = self.bundle.roots();
+        let own = match roots {
+            [_] => None,
+            _ => roots.iter().find_map(|root| self.under(root, now)),
+        };
+        Self { keep_roots: true, bundle: own.unwrap_or(self.bundle), ..self }
+    }
+
+    /// This root alone, if the leaf is under it by itself, and not by the certificate of another root that it has signed.
+    fn under(&self, root: &CertificateDer<'static>, now: SystemTime) -> Option<TrustBundle> {
+        let pins = self.bundle.pins();
+        let is_bridge =
+            |certificate: &CertificateDer<'_>| Pin::of(certificate).is_ok_and(|pin| pins.contains(&pin));
+        let chain = self.chain.iter().filter(|certificate| !is_bridge(certificate)).cloned().collect();
+        let alone = TrustBundle::new(self.bundle.trust_domain().clone(), vec![root.clone()]).ok()?;
+        Creds::new(chain, self.key.clone(), Arc::new(alone.clone()), now).is_ok().then_some(alone)
+    }
 }
 
 // === impl Source ===
@@ -305,7 +326,7 @@ async fn renew(
     };
     let token = token.as_ref().map(|token| token.as_str());
     let obtained = request(way, config, token, creds.id(), &domain).await?;
-    Ok(Obtained { keep_roots: true, ..obtained })
+    Ok(obtained.adding_its_own_root(SystemTime::now()))
 }
 
 /// What a workload without a certificate has to say for itself, and by what it knows the control plane.

@@ -309,6 +309,29 @@ async fn a_bundle_from_the_control_plane_replaces_the_roots_but_never_disowns_us
     assert!(Identity::new().set_bundle(new.authority.bundle().clone(), now()).is_ok());
 }
 
+#[test]
+fn a_renewal_adds_the_root_that_it_is_under_and_brings_none_back_that_is_trusted_no_more() {
+    let (old, new) = (State::new(), State::new());
+    let bridge = old.authority.bridge_to(&new.authority, now()).unwrap();
+    let mut both = old.authority.bundle().clone();
+    both.merge(new.authority.bundle()).unwrap();
+    let renewed = || {
+        let key = PrivateKey::generate().unwrap();
+        let issued = new.authority.issue(&csr(&key, None).unwrap(), &web(), HOUR, now()).unwrap();
+        let chain = issued.chain.into_iter().chain([bridge.clone()]).collect();
+        let (bundle, expected) = (both.clone(), Some(web()));
+        source::Obtained { chain, key, bundle, expected, keep_roots: false }.adding_its_own_root(now())
+    };
+    // The answer was on its way when the bundle came.
+    let current = new.creds(&web());
+    let creds = renewed().check(Some(&current), now()).unwrap();
+    assert_eq!(creds.bundle(), current.bundle());
+    // The bundle has not come yet.
+    let current = old.creds(&web());
+    let creds = renewed().check(Some(&current), now()).unwrap();
+    assert_eq!(creds.bundle().roots(), both.roots());
+}
+
 #[tokio::test(start_paused = true)]
 async fn files_are_followed_and_say_whom_to_trust() {
     let dir = tempfile::tempdir().unwrap();
