@@ -117,7 +117,7 @@ impl Trust {
             Self::Foreign(foreign) => {
                 let ends = |root| tulle_certs::validity(root).ok().map(|(_, until)| until);
                 let bundle = self.bundle();
-                let root = bundle.and_then(|bundle| bundle.roots().iter().filter_map(ends).min());
+                let root = bundle.as_ref().and_then(|bundle| bundle.roots().iter().filter_map(ends).min());
                 let none = SystemTime::UNIX_EPOCH;
                 (foreign.not_after().unwrap_or(none), root.unwrap_or(none))
             }

@@ -45,8 +45,8 @@ impl Replicas for Others {
     }
 
     async fn running(&self) -> Result<Vec<String>, String> {
-        let listed = self.pods.list(&ListParams::default().labels(SELECTOR));
-        let pods = asked(listed).await.map_err(|error| error.to_string())?;
+        let params = ListParams::default().labels(SELECTOR);
+        let pods = asked(self.pods.list(&params)).await.map_err(|error| error.to_string())?;
         Ok(pods.items.into_iter().filter(runs).filter_map(|pod| pod.metadata.name).collect())
     }
 }
