@@ -86,7 +86,7 @@ fn check(rejection: &v1::Rejection, name: &str) {
 fn use_it(resource_type: ResourceType, decoded: Decoded, choice: usize) {
     match (resource_type, decoded) {
         (ResourceType::Routes, Decoded::Routes(routes)) => route(routes, choice),
-        (ResourceType::InboundPolicy, Decoded::InboundPolicy(spec)) => judge(spec, choice),
+        (ResourceType::InboundPolicy, Decoded::InboundPolicy(spec)) => judge(*spec, choice),
         (ResourceType::EgressPolicy, Decoded::EgressPolicy { spec, .. }) => let_out(spec, choice),
         (ResourceType::Endpoints, Decoded::Endpoints(info)) => {
             for endpoint in &info.endpoints {

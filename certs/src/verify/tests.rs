@@ -231,7 +231,7 @@ fn every_bad_certificate_is_refused_for_its_reason() {
 fn a_signature_by_a_hash_that_can_be_forged_is_told() {
     let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_RSA_SHA256).unwrap();
     let own = ca("Company").self_signed(&key).unwrap().der().clone();
-    let below = rcgen::Issuer::from_ca_cert_der(&own, key).unwrap();
+    let below = Issuer::from_ca_cert_der(&own, key).unwrap();
     let issuing = ca("Issuing").signed_by(&PrivateKey::generate().unwrap(), &below).unwrap().der().clone();
     // sha256WithRSAEncryption and sha1WithRSAEncryption; the last one is outside of what is signed.
     let (sha256, sha1) = (

@@ -89,7 +89,7 @@ impl Ledger {
         if let Some(claims) = claims {
             entry.tell(claims);
         }
-        entry.revoked.get_or_insert(seconds(now));
+        entry.revoked.get_or_insert_with(|| seconds(now));
         self
     }
 

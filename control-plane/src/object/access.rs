@@ -123,7 +123,7 @@ impl Access {
                 targets
             }
         };
-        (!targets.is_empty()).then(|| Self { kind, created: None, generation: None, targets, says, name })
+        (!targets.is_empty()).then_some(Self { kind, created: None, generation: None, targets, says, name })
     }
 
     /// Which object it is.

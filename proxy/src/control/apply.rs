@@ -295,7 +295,7 @@ impl Applier {
                 }
                 spec.trust_domain = self.identity.load().as_ref().map(|creds| creds.id().trust_domain());
                 let old = store.load().inbound.clone();
-                let inbound = Arc::new(policy::Inbound::after(old.as_deref(), spec, Instant::now()));
+                let inbound = Arc::new(policy::Inbound::after(old.as_deref(), *spec, Instant::now()));
                 store.update(|snapshot| snapshot.inbound = Some(Arc::clone(&inbound)));
                 let cut = self.connections.rejudge(&inbound);
                 if cut > 0 {

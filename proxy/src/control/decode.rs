@@ -48,7 +48,7 @@ pub enum Decoded {
     Endpoints(EndpointsInfo),
     Routes(Routes),
     Workload(WorkloadInfo),
-    InboundPolicy(InboundSpec),
+    InboundPolicy(Box<InboundSpec>),
     EgressPolicy {
         spec: EgressSpec,
         /// Whether it is what holds for this workload once that is registered.
@@ -296,7 +296,7 @@ fn inbound_policy(message: v1::InboundPolicy, name: &str) -> Result<Decoded> {
     let mut patterns = rule::Patterns::default();
     let rate_limits = rate::rate_limits(message.rate_limits, &mut patterns, "rate_limits")?;
     let policies = access::policies(message.policies, &mut patterns, "policies")?;
-    Ok(Decoded::InboundPolicy(InboundSpec {
+    Ok(Decoded::InboundPolicy(Box::new(InboundSpec {
         workload,
         mode: default,
         ports,
@@ -312,7 +312,7 @@ fn inbound_policy(message: v1::InboundPolicy, name: &str) -> Result<Decoded> {
         sampling: logged::sampling(message.sampling, "sampling")?,
         authentications: authentication::authentications(message.authentications, "authentications")?,
         external: external::external(message.external, "external")?,
-    }))
+    })))
 }
 
 fn egress_policy(message: v1::EgressPolicy, name: &str) -> Result<Decoded> {

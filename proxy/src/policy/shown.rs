@@ -316,6 +316,8 @@ mod tests {
                 samplings: Vec::new(),
                 access_log: None,
                 sampling: Default::default(),
+                authentications: Vec::new(),
+                external: Vec::new(),
             },
             Instant::now(),
         )

@@ -374,7 +374,7 @@ impl Keeper {
 
 /// Says what a step has come to.
 fn tell(before: &Record, after: &Record, event: Event) {
-    let change = after.change().or(before.change());
+    let change = after.change().or_else(|| before.change());
     let (from, to) =
         change.map(|change| (change.from.as_str(), change.next.pin.as_str())).unwrap_or_default();
     match event {

@@ -70,7 +70,7 @@ pub(super) enum Step {
     /// Make a new root, and keep [`Record::published`] of it.
     Begin(Why),
     /// Keep this, and go by it.
-    Keep(Record, Event),
+    Keep(Box<Record>, Event),
     /// Put the new root in the old one's place, then keep [`Record::completed`].
     Replace,
 }
@@ -96,6 +96,14 @@ pub enum Event {
     Lifetime,
 }
 
+// === impl Step ===
+
+impl Step {
+    fn keep(record: Record, event: Event) -> Self {
+        Self::Keep(Box::new(record), event)
+    }
+}
+
 // === impl Machine ===
 
 impl Machine {
@@ -112,16 +120,16 @@ impl Machine {
             self.agreed = None;
         }
         if seen.void && !record.is_idle() {
-            return Step::Keep(record.abandoned(), Event::Void);
+            return Step::keep(record.abandoned(), Event::Void);
         }
         if let State::Draining { change, until } = &record.state
             && set != 0
         {
             let state = State::Draining { change: change.clone(), until: until.saturating_add_signed(set) };
-            return Step::Keep(Record { state, ..record.clone() }, Event::ClockSet);
+            return Step::keep(Record { state, ..record.clone() }, Event::ClockSet);
         }
         if let Some(next) = lifetimes(record, seen, now) {
-            return Step::Keep(next, Event::Lifetime);
+            return Step::keep(next, Event::Lifetime);
         }
         match &record.state {
             State::Idle => self.idle(record, seen, now, tick),
@@ -130,13 +138,13 @@ impl Machine {
             State::Switched(change) => {
                 let until = drained(record, seen, now);
                 let state = State::Draining { change: change.at(now), until: seconds(until) };
-                Step::Keep(Record { state, wanted: None, ..record.clone() }, Event::Draining)
+                Step::keep(Record { state, wanted: None, ..record.clone() }, Event::Draining)
             }
             State::Draining { until, .. } if seconds(now) < *until => refused(record),
             State::Draining { change, .. } => {
                 let state = State::Retired(change.at(now));
                 let record = record.with_former(seen.root.validity.1, now);
-                Step::Keep(Record { state, wanted: None, ..record }, Event::Retired)
+                Step::keep(Record { state, wanted: None, ..record }, Event::Retired)
             }
             State::Retired(_) => Step::Replace,
         }
@@ -148,7 +156,7 @@ impl Machine {
                 self.agreed = None;
                 return Step::Begin(Why::Asked);
             }
-            Some(_) => return Step::Keep(record.abandoned(), Event::Refused),
+            Some(_) => return Step::keep(record.abandoned(), Event::Refused),
             None => {}
         }
         let due = seen.root.can_follow && seen.root.ours && is_due(&seen.root, seen.before, now);
@@ -168,7 +176,7 @@ impl Machine {
         tick: Instant,
     ) -> Step {
         if record.wanted == Some(Wanted::Abort) {
-            return Step::Keep(record.abandoned(), Event::Aborted);
+            return Step::keep(record.abandoned(), Event::Aborted);
         }
         // Nothing can be issued under the old one any more: nobody is helped by waiting.
         let over = seen.root.validity.1 <= now;
@@ -177,7 +185,7 @@ impl Machine {
         }
         self.agreed = None;
         let state = State::Switched(change.at(now));
-        Step::Keep(Record { state, wanted: None, ..record.clone() }, Event::Switched)
+        Step::keep(Record { state, wanted: None, ..record.clone() }, Event::Switched)
     }
 
     /// Whether something has been so for as long as this, without a break that was seen.
@@ -222,7 +230,7 @@ impl Event {
 /// What is asked for in a state in which it cannot be done is forgotten.
 fn refused(record: &Record) -> Step {
     match record.wanted {
-        Some(_) => Step::Keep(Record { wanted: None, ..record.clone() }, Event::Refused),
+        Some(_) => Step::keep(Record { wanted: None, ..record.clone() }, Event::Refused),
         None => Step::Wait,
     }
 }

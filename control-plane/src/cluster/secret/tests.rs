@@ -178,7 +178,7 @@ async fn a_join_token_that_is_revoked_in_the_secret_is_so_for_every_replica() {
     // What others keep there is as it was; who starts later knows it too.
     assert!(server.object(PATH).unwrap()["data"]["grants.json"].is_string());
     assert!(ca(&server).await.is_revoked("stolen"));
-    watching.each_ref().map(tokio::task::JoinHandle::abort);
+    watching.iter().for_each(tokio::task::JoinHandle::abort);
 }
 
 #[tokio::test]

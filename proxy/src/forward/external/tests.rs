@@ -73,6 +73,8 @@ impl Scene {
             mode: Mode::Permissive,
             ports: vec![(80, PortPolicy { protocol: Protocol::Http, mode: Mode::Permissive })],
             rules: Vec::new(),
+            policies: Vec::new(),
+            trust_domain: None,
             unspoken: Default::default(),
             rate_limits: Vec::new(),
             connection_ages: Vec::new(),
@@ -80,6 +82,7 @@ impl Scene {
             samplings: Vec::new(),
             access_log: Default::default(),
             sampling: Default::default(),
+            authentications: Vec::new(),
             external: vec![spec],
         };
         let inbound = Arc::new(Inbound::after(old.as_deref(), spec, Instant::now()));

@@ -54,6 +54,8 @@ fn inbound(policies: Vec<AccessPolicy>) -> Inbound {
             samplings: Vec::new(),
             access_log: None,
             sampling: Default::default(),
+            authentications: Vec::new(),
+            external: Vec::new(),
         },
         Instant::now(),
     )
@@ -458,7 +460,7 @@ fn of_many_rules_the_first_is_found_and_nothing_is_allocated() {
             let path = format!("/{path}/x");
             let asked = format!("GET {path}");
             let mut one_by_one = said.rules.iter().filter(|rule| {
-                let only = super::only(rule, Some(&domain));
+                let only = only(rule, Some(&domain));
                 let names = only.is_none_or(|only| only.contains(&id(&account)));
                 names && rule.to[0].paths[0] == PathText::prefix(&format!("{}/", &path[..path.len() - 2]))
             });

@@ -4,6 +4,7 @@ use rustls::pki_types::ServerName;
 use tulle_certs::alpn;
 use tulle_certs::serving::ServingAuthority;
 
+use super::super::service::Service;
 use super::*;
 
 /// What a pod of `shop/web` is given.
