@@ -294,6 +294,13 @@ mod tests {
                 "spec.targetRefs[1]",
             ),
             ("[{kind: Service, selector: {matchLabels: {a: b}}}]".to_owned(), "spec.targetRefs[0].selector"),
+            (workload("name: a, namespace: billing"), "spec.targetRefs[0].namespace"),
+            (workload("selector: {matchLabels: {a: b}}, namespace: billing"), "spec.targetRefs[0].namespace"),
+            (
+                "[{group: gateway.networking.k8s.io, kind: HTTPRoute, name: r, namespace: billing}]"
+                    .to_owned(),
+                "spec.targetRefs[0].namespace",
+            ),
             (workload("name: a, sectionName: b"), "spec.targetRefs[0].sectionName"),
             (workload("name: a, selector: {matchLabels: {a: b}}"), "spec.targetRefs[0].selector"),
             (workload("selector: {matchLabels: {}}"), "spec.targetRefs[0].selector.matchLabels"),
