@@ -592,6 +592,8 @@ pub(super) struct ConnectionRecord<'a> {
     pub backend: &'a str,
     /// The rule that let it through.
     pub rule: &'a str,
+    /// That in dry run which would not.
+    pub would_deny: &'a str,
     pub endpoint: Option<SocketAddr>,
     /// How it was found that it is not HTTP.
     pub detected: Option<DetectResult>,
@@ -663,6 +665,7 @@ impl<'a> ConnectionRecord<'a> {
             route: "",
             backend: "",
             rule: "",
+            would_deny: "",
             endpoint: None,
             detected: None,
             tls: TlsKind::Unknown,
@@ -743,7 +746,7 @@ impl<'a> ConnectionRecord<'a> {
             detected: self.detected.map_or("", DetectResult::as_str),
             endpoint: self.endpoint,
             rule: self.rule,
-            would_deny: "",
+            would_deny: self.would_deny,
             tls: self.tls,
             bytes_in: self.bytes.0,
             bytes_out: self.bytes.1,
