@@ -217,7 +217,7 @@ async fn relay(
     let record = registered(worker, guard, way.client, way.at);
     let record = ConnectionRecord {
         detected: Some(detected),
-        rule: passed.map_or("", |passed| &passed.rule),
+        rule: passed.map_or("", |passed| &*passed.rule),
         would_deny: passed.and_then(|passed| passed.would_deny.as_deref()).unwrap_or(""),
         ..record
     };
