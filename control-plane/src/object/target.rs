@@ -16,7 +16,7 @@ const GATEWAY: &str = "gateway.networking.k8s.io";
 const OWN: &str = "policy.tulle.dev";
 
 /// The object, the labels, and the section of a target.
-pub type Place<'a> = (&'a ObjectKey, &'a [(Box<str>, Box<str>)], Option<&'a str>);
+pub(crate) type Place<'a> = (&'a ObjectKey, &'a [(Box<str>, Box<str>)], Option<&'a str>);
 
 /// What a policy is attached to; it may not be there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,7 +75,7 @@ impl AccessTarget {
     }
 
     /// Two of the same place are the same target.
-    pub fn place(&self) -> Place<'_> {
+    pub(crate) fn place(&self) -> Place<'_> {
         (&self.object, &self.labels, self.section.as_deref())
     }
 }
