@@ -5,6 +5,7 @@ use tulle_certs::alpn;
 use tulle_certs::serving::ServingAuthority;
 
 use super::*;
+use crate::control::identity::Service;
 
 /// What a pod of `shop/web` is given.
 fn pod_token() -> String {
