@@ -120,12 +120,12 @@ fn a_damaged_book_keeps_an_authority_from_starting_and_a_running_one_as_it_was()
 #[test]
 fn those_who_write_the_book_at_once_lose_nothing() {
     let dir = tempfile::tempdir().unwrap();
+    let path = dir.path();
     on_runtime(async {
-        let writes = (0..20).map(async |number| {
+        let writes = (0..20).map(|number| async move {
             let jti = format!("t{number}");
-            change_ledger_of(dir.path(), |ledger| Some(ledger.with_revoked(&jti, None, now())))
-                .await
-                .unwrap();
+            let change = |ledger: Ledger| Some(ledger.with_revoked(&jti, None, now()));
+            change_ledger_of(path, change).await.unwrap();
         });
         futures_util::future::join_all(writes).await;
     });

@@ -6,6 +6,7 @@ use tulle_certs::serving::ServingAuthority;
 
 use super::super::service::Service;
 use super::*;
+use crate::control::identity::Service;
 
 /// What a pod of `shop/web` is given.
 fn pod_token() -> String {
