@@ -316,6 +316,7 @@ mod tests {
                 samplings: Vec::new(),
                 access_log: None,
                 sampling: Default::default(),
+                authentications: Vec::new(),
             },
             Instant::now(),
         )

@@ -54,6 +54,7 @@ fn inbound(policies: Vec<AccessPolicy>) -> Inbound {
             samplings: Vec::new(),
             access_log: None,
             sampling: Default::default(),
+            authentications: Vec::new(),
         },
         Instant::now(),
     )
