@@ -29,16 +29,17 @@ impl Index {
         policies.filter_map(move |key| self.access_policy(key))
     }
 
-    /// Those of a kind that may speak of a workload of `namespace` that is called `workload` and serves `services`, by name.
+    /// Those of a kind, or of each, that may speak of a workload that serves `services`, by kind and name.
     pub fn access_to<'a>(
         &'a self,
-        kind: Kind,
+        kind: Option<Kind>,
         workload: &NamespacedName,
         services: &BTreeSet<&NamespacedName>,
     ) -> Vec<&'a Access> {
         let mut keys: BTreeSet<&ObjectKey> = BTreeSet::new();
         let mut take = |object: &ObjectKey| {
-            keys.extend(linked(&self.links.access, object).filter(|key| key.kind == kind));
+            let linked = linked(&self.links.access, object);
+            keys.extend(linked.filter(|key| kind.is_none_or(|kind| key.kind == kind)));
         };
         take(&ObjectKey { kind: Kind::Namespace, name: NamespacedName::new("", workload.namespace.clone()) });
         take(&ObjectKey { kind: Kind::Workload, name: workload.clone() });

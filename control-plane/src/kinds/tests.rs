@@ -218,7 +218,10 @@ fn specimen(kind: &str, spec: &str) -> Value {
 
 /// Whether it is read, by the code that reads folders.
 fn is_taken(object: &Value) -> bool {
-    !read_text(&object.to_string()).changes.is_empty()
+    let read = read_text(&object.to_string());
+    // What is refused may have something in its place.
+    let is_refused = read.findings.iter().any(|one| one.message.starts_with("until it is mended"));
+    !read.changes.is_empty() && !is_refused
 }
 
 /// What an API server refuses in a schema that is to be structural (KEP-1693 and the API reference of `JSONSchemaProps`), at `path`.

@@ -5,13 +5,13 @@
 
 use std::collections::BTreeSet;
 
-use tulle_api::v1;
+use tulle_api::{PATTERNS, v1};
 
 use super::authentication;
 use super::modes;
 use super::policies::{AncestorRef, AncestorStatus, PolicyStatus};
 use super::status::Condition;
-use super::targets::arriving;
+use super::targets::{arriving, without_room};
 use crate::finding::Notes;
 use crate::index::Index;
 use crate::object::{
@@ -113,6 +113,18 @@ pub(super) fn findings(index: &Index, policy: &Access, trust_domain: &str) -> No
                 "in a folder, name workloads or Services",
             );
         }
+    }
+    if let [first, rest @ ..] = &without_room(index, policy)[..] {
+        let others = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
+        notes.error(
+            "spec.targetRefs",
+            format!(
+                "at {first}{others} there is no room for the regular expressions of the routes, of which a proxy takes {PATTERNS}: requests \
+                 are judged without them; {}",
+                instead(policy)
+            ),
+            "use exact values and prefixes in the routes where they serve",
+        );
     }
     if let Some(says) = policy.authorization() {
         ports(index, policy, says, &mut notes);

@@ -71,7 +71,7 @@ impl Context<'_> {
                 put(&mut policies, policy);
             }
         }
-        let served = serving.iter().map(|one| one.port).collect();
+        let served: BTreeSet<u16> = serving.iter().map(|one| one.port).collect();
         let mut rules = older.rules(&served);
         if is_plain {
             policies.clear();

@@ -10,17 +10,23 @@
 //! look **on arrival**: with the rewritten path where it rewrites the path. Where it changes a header that it matches, or rewrites the host and
 //! matches that, its requests cannot be told from others on arrival; the scope is then what is left of the match, and
 //! [`Spoken::is_blurred`] says that it is wider than what the rule takes. Each kind must then do what is never looser.
+//!
+//! A proxy refuses a policy with more regular expressions than it bears ([`PATTERNS`](tulle_api::PATTERNS)), and with it all that holds for its
+//! workload. Those of the requests that it counts come first, then those of these policies, by kind and name; a target for whose there is no room
+//! is left without any, and blurred.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use tulle_api::v1;
 
-use super::build::Serving;
+use super::build::{Serving, serving_of};
+use super::patterns::Room;
+use super::resilience::inbound;
 use super::routes::attach;
 use super::wire;
 use crate::index::Index;
 use crate::object::{
-    Access, AccessTarget, Effect, Filter, HeaderModifier, Kind, Match, NamespacedName, PathMatch,
+    Access, AccessTarget, Effect, Filter, HeaderModifier, Kind, Match, NamespacedName, ObjectKey, PathMatch,
     PathModifier, Rewrite, Route, Rule, ValueMatch,
 };
 
@@ -37,6 +43,8 @@ pub(super) struct Spoken<'i> {
     pub(super) routes: Vec<v1::RouteScope>,
     /// The requests are more than those that the target means.
     pub(super) is_blurred: bool,
+    /// That, for want of room for its regular expressions.
+    pub(super) is_beyond: bool,
 }
 
 /// A rule of a route, as its requests look where they arrive.
@@ -72,6 +80,36 @@ impl Spoken<'_> {
             }
         }
     }
+
+    /// The regular expressions of its requests.
+    fn patterns(&self) -> impl Iterator<Item = &str> {
+        let matches = self.routes.iter().flat_map(|scope| &scope.matches);
+        matches.flat_map(|one| {
+            let path = match &one.path {
+                Some(v1::http_match::Path::Regex(regex)) => Some(regex.as_str()),
+                _ => None,
+            };
+            let values = one.headers.iter().chain(&one.query).filter_map(|value| match &value.value {
+                Some(v1::value_match::Value::Regex(regex)) => Some(regex.as_str()),
+                _ => None,
+            });
+            path.into_iter().chain(values)
+        })
+    }
+
+    /// Without any: wider.
+    fn blur(&mut self) {
+        let is_exact =
+            |value: &v1::ValueMatch| !matches!(value.value, Some(v1::value_match::Value::Regex(_)));
+        for one in self.routes.iter_mut().flat_map(|scope| &mut scope.matches) {
+            if matches!(one.path, Some(v1::http_match::Path::Regex(_))) {
+                one.path = Some(v1::http_match::Path::Prefix("/".to_owned()));
+            }
+            one.headers.retain(is_exact);
+            one.query.retain(is_exact);
+        }
+        (self.is_blurred, self.is_beyond) = (true, true);
+    }
 }
 
 /// Where the policies of a kind speak of a workload, by name, and by the order of their targets. `serving` is what the workload serves.
@@ -84,12 +122,54 @@ pub(super) fn spoken<'i>(
     if !index.has_access(kind) {
         return Vec::new();
     }
+    let mut spoken = of_kind(index, workload, serving, Some(kind));
+    // Almost never is there any.
+    if spoken.iter().any(|one| one.patterns().next().is_some()) {
+        let beyond = beyond(index, workload, serving);
+        let is_beyond = |one: &Spoken<'_>| beyond.contains(&(one.policy.key(), one.target.index));
+        spoken.iter_mut().filter(|one| is_beyond(one)).for_each(Spoken::blur);
+    }
+    spoken
+}
+
+/// Of one kind, or of each.
+fn of_kind<'i>(
+    index: &'i Index,
+    workload: &NamespacedName,
+    serving: &[Serving],
+    kind: Option<Kind>,
+) -> Vec<Spoken<'i>> {
     let own = serving.iter().filter(|one| one.service.namespace == workload.namespace);
     let services: BTreeSet<&NamespacedName> = own.map(|one| &one.service).collect();
     let policies = index.access_to(kind, workload, &services).into_iter();
     let policies = policies.filter(|policy| policy.name.namespace == workload.namespace);
     let targets = policies.flat_map(|policy| policy.targets.iter().map(move |target| (policy, target)));
     targets.flat_map(|(policy, target)| at(index, workload, serving, policy, target)).collect()
+}
+
+/// The targets, by their places, for whose regular expressions there is no room at a workload.
+fn beyond(index: &Index, workload: &NamespacedName, serving: &[Serving]) -> BTreeSet<(ObjectKey, usize)> {
+    let all = of_kind(index, workload, serving, None);
+    let mut room = Room::default().with(serving.iter().filter_map(|one| inbound(index, one)));
+    let beyond = all.iter().filter(|one| !room.take(one.patterns()));
+    beyond.map(|one| (one.policy.key(), one.target.index)).collect()
+}
+
+/// The workloads at which there is no room for all of a policy's regular expressions.
+pub(super) fn without_room(index: &Index, policy: &Access) -> Vec<NamespacedName> {
+    let routes = policy.targets.iter().filter_map(|target| index.route(&target.object));
+    let matches = routes.flat_map(|route| &route.rules).flat_map(|rule| &rule.matches);
+    if matches.flat_map(Match::patterns).next().is_none() {
+        return Vec::new();
+    }
+    let workloads = index.workloads().into_iter();
+    let own = workloads.filter(|workload| workload.namespace == policy.name.namespace);
+    let without = own.filter(|workload| {
+        let serving = serving_of(index, workload).unwrap_or_default();
+        let spoken = spoken(index, workload, &serving, policy.kind);
+        spoken.iter().any(|one| one.is_beyond && one.policy.name == policy.name)
+    });
+    without.collect()
 }
 
 fn at<'i>(
@@ -107,6 +187,7 @@ fn at<'i>(
             numbers: None,
             routes: Vec::new(),
             is_blurred: false,
+            is_beyond: false,
         });
         all.into_iter().collect::<Vec<_>>()
     };
@@ -130,6 +211,7 @@ fn at<'i>(
                 numbers: Some(numbers),
                 routes: Vec::new(),
                 is_blurred: false,
+                is_beyond: false,
             });
             spoken.into_iter().collect()
         }
@@ -180,6 +262,7 @@ fn by_route<'i>(
             numbers: Some(numbers),
             routes,
             is_blurred,
+            is_beyond: false,
         })
         .collect()
 }

@@ -97,7 +97,8 @@ impl Access {
                 let mut targets = read_targets(&name, refs, Attachable::Routes, &mut notes);
                 // Whose labels cannot be read may be anybody.
                 let is_lost = |one: &AccessTargetRef| {
-                    one.selector.is_some()
+                    one.kind == "Workload"
+                        && one.selector.is_some()
                         && read_targets(
                             &name,
                             std::slice::from_ref(one),

@@ -130,8 +130,8 @@ fn read_target(
             "remove it, or attach the policy to a Service's port",
         );
     }
-    match (&written.selector, kind) {
-        (Some(_), _) if kind != Kind::Workload => {
+    if let Some(selector) = &written.selector {
+        if kind != Kind::Workload {
             notes.refuse(
                 format!("{at}.selector"),
                 format!("a {kind} has a name, and is not selected by labels"),
@@ -139,7 +139,7 @@ fn read_target(
             );
             return None;
         }
-        (Some(_), _) if !written.name.is_empty() => {
+        if !written.name.is_empty() {
             notes.refuse(
                 format!("{at}.selector"),
                 "a workload is meant by its name or by its labels, not by both",
@@ -147,11 +147,8 @@ fn read_target(
             );
             return None;
         }
-        (Some(selector), _) => {
-            let labels = read_labels(&at, selector, notes)?;
-            return Some(AccessTarget { labels, index, ..AccessTarget::namespace(policy) });
-        }
-        (None, _) => {}
+        let labels = read_labels(&at, selector, notes)?;
+        return Some(AccessTarget { labels, index, ..AccessTarget::namespace(policy) });
     }
     let is_name = if kind == Kind::Service { is_label } else { is_subdomain };
     if !is_name(&written.name) {
@@ -297,6 +294,13 @@ mod tests {
                 "spec.targetRefs[1]",
             ),
             ("[{kind: Service, selector: {matchLabels: {a: b}}}]".to_owned(), "spec.targetRefs[0].selector"),
+            (workload("name: a, namespace: billing"), "spec.targetRefs[0].namespace"),
+            (workload("selector: {matchLabels: {a: b}}, namespace: billing"), "spec.targetRefs[0].namespace"),
+            (
+                "[{group: gateway.networking.k8s.io, kind: HTTPRoute, name: r, namespace: billing}]"
+                    .to_owned(),
+                "spec.targetRefs[0].namespace",
+            ),
             (workload("name: a, sectionName: b"), "spec.targetRefs[0].sectionName"),
             (workload("name: a, selector: {matchLabels: {a: b}}"), "spec.targetRefs[0].selector"),
             (workload("selector: {matchLabels: {}}"), "spec.targetRefs[0].selector.matchLabels"),

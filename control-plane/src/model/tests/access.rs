@@ -306,6 +306,39 @@ fn requests_that_cannot_be_told_on_arrival_are_never_judged_more_loosely() {
 }
 
 #[test]
+fn more_regular_expressions_than_a_proxy_takes_make_a_policy_wider_and_not_refused() {
+    let routed = |name: &str| {
+        let matches =
+            (0..60).map(|one| format!("{{path: {{type: RegularExpression, value: /{name}/{one}}}}}"));
+        let matches = matches.collect::<Vec<_>>().join(", ");
+        route(
+            "default",
+            name,
+            "",
+            &format!("[{{matches: [{matches}], backendRefs: [{{name: orders, port: 80}}]}}]"),
+        )
+    };
+    let target = |name: &str| format!("{{group: gateway.networking.k8s.io, kind: HTTPRoute, name: {name}}}");
+    let names = ["ra", "rb", "rc"];
+    let routes: String = names.into_iter().map(routed).collect();
+    let targets = names.map(target).join(", ");
+    for (action, left) in [("DENY", 1), ("ALLOW", 0)] {
+        let spec = format!("targetRefs: [{targets}], action: {action}, rules: [{{{WEB}}}]");
+        let (mut index, _) = index(&format!("{ORDERS}{routes}{}", policy("default", "p", &spec)));
+        register(&mut index, registration("o", "10.0.0.1", &[("orders", 80, 8080), ("orders", 81, 8081)]));
+        let judged: v1::InboundPolicy = get(&Model::build(&index, Settings::default()), "default/o").unwrap();
+        let shown: Vec<_> =
+            judged.policies.iter().map(|one| (paths(one)[0].clone(), one.rules.len())).collect();
+        let regex = |path: &str| format!("Regex({path:?}) 0");
+        let expected = [(regex("/ra/0"), 1), (regex("/rb/0"), 1), (r#"Prefix("/") 0"#.to_owned(), left)];
+        assert_eq!(shown, expected, "{action}");
+        let told = findings(&index, &Settings::default());
+        let told = told.into_iter().map(|one| one.message).filter(|one| one.contains("there is no room"));
+        assert!(told.collect::<String>().starts_with("at default/o there is no room"), "{action}");
+    }
+}
+
+#[test]
 fn nobody_changes_what_another_namespaces_workloads_let_in() {
     // A consumer's route, and a policy on it.
     let consumer = format!(
