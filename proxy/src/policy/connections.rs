@@ -69,7 +69,7 @@ type Shard = HashMap<u64, Arc<Registered>, RandomState>;
 struct Registered {
     open: Open,
     /// `None`: it is a connection.
-    request: Option<Kept>,
+    request: Option<Box<Kept>>,
     /// It is a connection that carries no HTTP.
     is_relayed: AtomicBool,
     revoked: CancellationToken,
@@ -100,10 +100,10 @@ impl Connections {
 
     /// Registers one request on a connection, which a change of policy may reach by itself.
     pub fn register_request(&self, open: Open, request: Kept) -> Guard {
-        self.add(open, Some(request))
+        self.add(open, Some(Box::new(request)))
     }
 
-    fn add(&self, open: Open, request: Option<Kept>) -> Guard {
+    fn add(&self, open: Open, request: Option<Box<Kept>>) -> Guard {
         let id = self.shared.next.fetch_add(1, Ordering::Relaxed);
         let registered = Arc::new(Registered {
             open,
