@@ -255,7 +255,8 @@ pub(super) async fn no_longer(worker: &Worker, guard: &policy::Guard, under_way:
         // There before policy is looked at, so that no change slips between.
         let next = worker.proxy.connections.changed(worker.index).notified();
         if let Some(fault) = judge_again(worker, guard, under_way, &mut judged) {
-            tokio::time::sleep(REVOKED).await;
+            // In a box, since every request has room for this.
+            Box::pin(tokio::time::sleep(REVOKED)).await;
             return fault;
         }
         next.await;

@@ -19,7 +19,7 @@ use http::{Request, Response};
 use tokio_util::task::TaskTracker;
 
 use self::arrival::{Arrived, Way, arrive, register};
-use super::admit;
+use super::admit::{self, Passed};
 use super::again;
 use super::authenticate;
 use super::context::Worker;
@@ -64,7 +64,7 @@ pub async fn serve(worker: &Arc<Worker>, accepted: Accepted) {
         Destination::Service { .. } => return,
     };
     let known = worker.proxy.store.inbound().await.map(|inbound| inbound.port(port));
-    // Without a policy it is read only to be refused in its own language, by `judge`.
+    // Without a policy it is read only to be refused in its own language, by `admit`.
     let policy = known.unwrap_or(PortPolicy { protocol: Protocol::Detect, mode: Mode::Permissive });
     let policy = PortPolicy { protocol: worker.proxy.settings.protocol(policy.protocol, port), ..policy };
     let application = worker.loose_endpoint(application, &Peer::Plaintext);
@@ -100,18 +100,23 @@ async fn serve_one(
         }
         None => {
             // What was opened to find out was not judged as what it is now known to be.
-            let passed = match &server {
+            let judged = match &server {
                 Some(Err(_)) => None,
                 Some(Ok(_)) | None => Some(admit::judge_bytes(worker, &guard)),
             };
-            let (rule, server) = match (passed, server) {
+            let (passed, server) = match (judged, server) {
                 (Some(Err(fault)), _) => (None, Err(fault)),
-                (passed, Some(server)) => (passed.and_then(Result::ok), server),
-                (passed, None) => (passed.and_then(Result::ok), open(worker, &way, &guard).await),
+                (judged, server) => {
+                    let passed = judged.and_then(Result::ok);
+                    let server = match server {
+                        Some(server) => server,
+                        None => open(worker, &way, &guard).await,
+                    };
+                    (passed, server)
+                }
             };
             let server = server.and_then(|server| authenticate::opaque(worker, &guard).map(|()| server));
-            let rule = rule.map(|passed| passed.rule);
-            relay(worker, io, &way, &guard, (detected, rule.as_deref().unwrap_or("")), server).await;
+            relay(worker, io, &way, &guard, (detected, passed.as_ref()), server).await;
         }
     }
 }
@@ -202,17 +207,22 @@ async fn open(worker: &Worker, way: &Way, guard: &policy::Guard) -> Result<Io, F
     opened.map_err(|error| exchange::connect_fault(&error))
 }
 
-/// Relays opaque bytes to the application, if they were let in, by the `rule`, and it could be reached.
+/// Relays opaque bytes to the application, if they have `passed` policy and it could be reached.
 async fn relay(
     worker: &Arc<Worker>,
     io: Io,
     way: &Way,
     guard: &policy::Guard,
-    (detected, rule): (DetectResult, &str),
+    (detected, passed): (DetectResult, Option<&Passed>),
     server: Result<Io, Fault>,
 ) {
     let record = registered(worker, guard, way.client, way.at);
-    let record = ConnectionRecord { detected: Some(detected), rule, ..record };
+    let record = ConnectionRecord {
+        detected: Some(detected),
+        rule: passed.map_or("", |passed| &*passed.rule),
+        would_deny: passed.and_then(|passed| passed.would_deny.as_deref()).unwrap_or(""),
+        ..record
+    };
     let server = match server {
         Ok(server) => server,
         Err(fault) => {

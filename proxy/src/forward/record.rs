@@ -596,6 +596,8 @@ pub(super) struct ConnectionRecord<'a> {
     pub backend: &'a str,
     /// The rule that let it through.
     pub rule: &'a str,
+    /// That in dry run which would not.
+    pub would_deny: &'a str,
     pub endpoint: Option<SocketAddr>,
     /// How it was found that it is not HTTP.
     pub detected: Option<DetectResult>,
@@ -667,6 +669,7 @@ impl<'a> ConnectionRecord<'a> {
             route: "",
             backend: "",
             rule: "",
+            would_deny: "",
             endpoint: None,
             detected: None,
             tls: TlsKind::Unknown,
@@ -747,7 +750,7 @@ impl<'a> ConnectionRecord<'a> {
             detected: self.detected.map_or("", DetectResult::as_str),
             endpoint: self.endpoint,
             rule: self.rule,
-            would_deny: "",
+            would_deny: self.would_deny,
             issuer: "",
             tls: self.tls,
             bytes_in: self.bytes.0,
