@@ -152,6 +152,7 @@ fn the_documents_examples_are_read_without_a_complaint() {
         include_str!("../../../docs/reference/policies.md"),
         include_str!("../../../docs/resilience.md"),
         include_str!("../../../docs/authorization.md"),
+        include_str!("../../../docs/jwt.md"),
     ];
     let blocks = pages.iter().flat_map(|page| page.split("```yaml\n").skip(1));
     let examples: Vec<&str> = blocks.filter_map(|rest| Some(rest.split_once("```")?.0)).collect();

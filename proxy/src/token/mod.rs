@@ -105,7 +105,7 @@ impl Authentications {
 
     /// Those of them that speak of what is asked there.
     pub fn about<'a>(&'a self, port: u16, asked: &Asked<'_>) -> impl Iterator<Item = &'a Authentication> {
-        self.at(port).filter(|one| one.is_about(asked))
+        self.at(port).filter(move |one| one.is_about(asked))
     }
 
     /// Where keys are fetched from, each once.

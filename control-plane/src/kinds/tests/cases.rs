@@ -35,6 +35,17 @@ rules: [{from: [{identities: [a/b]}], to: [{methods: [GET]}], when: [{header: a,
     ),
     ("PeerAuthentication", "mtls: strict"),
     ("ExternalAuthorization", "service: {name: a, port: 1}\ntimeout: 1m\ncache: {for: 1ms, headers: [a]}"),
+    (
+        "RequestAuthentication",
+        "
+issuers:
+- issuer: a
+  audiences: [b]
+  jwks: {url: 'https://a/keys', refresh: 1m, timeout: 1s}
+  claimsToHeaders: [{header: x-a, claim: sub}]
+  leeway: 1s
+",
+    ),
 ];
 
 /// A change of the good object: the kind (none: each), where, what stands there then, and the rules that refuse it.
@@ -70,7 +81,79 @@ const SOURCE: &str = "spec.rules[].from[]: a source says who";
 const OPERATION: &str = "spec.rules[].to[]: an operation says what";
 const CONDITION: &str = "spec.rules[].when[]: exactly one of header, claim and claimPath";
 
+const KEYS: &str = "spec.issuers[].jwks: exactly one of inline and url";
+const FETCHED: &str =
+    "spec.issuers[].jwks: inline keys are not fetched: refresh, timeout, service and roots are for a url";
+const HTTPS: &str = "spec.issuers[].jwks: https://; http:// with a service, which is asked through the mesh";
+const ROOTS: &str = "spec.issuers[].jwks: a service is known by its identity, not by roots";
+const CLAIM: &str = "spec.issuers[].claimsToHeaders[]: exactly one of claim and claimPath";
+
 pub(crate) const CASES: &[Case] = &[
+    ("RequestAuthentication", "/spec/targetRefs", "[]", &[]),
+    ("RequestAuthentication", "/spec/targetRefs/0/group", r#""apps""#, &[ANY_TARGET]),
+    ("RequestAuthentication", "/spec/targetRefs/0/name", r#""""#, &[NAMED]),
+    (
+        "RequestAuthentication",
+        "/spec/targetRefs/0",
+        r#"{"group": "policy.tulle.dev", "kind": "Workload", "name": "a", "sectionName": "b"}"#,
+        &[WHOLE],
+    ),
+    ("RequestAuthentication", "/spec/issuers/0/leeway", r#""5m""#, &[]),
+    ("RequestAuthentication", "/spec/issuers/0/leeway", r#""301s""#, &["spec.issuers[].leeway: 5m or less"]),
+    ("RequestAuthentication", "/spec/issuers/0/jwks/refresh", r#""10s""#, &[]),
+    (
+        "RequestAuthentication",
+        "/spec/issuers/0/jwks/refresh",
+        r#""9s""#,
+        &["spec.issuers[].jwks.refresh: 10s or more"],
+    ),
+    (
+        "RequestAuthentication",
+        "/spec/issuers/0/jwks/timeout",
+        r#""0s""#,
+        &["spec.issuers[].jwks.timeout: more than 0s"],
+    ),
+    (
+        "RequestAuthentication",
+        "/spec/issuers/0/jwks/timeout",
+        r#""31s""#,
+        &["spec.issuers[].jwks.timeout: 30s or less"],
+    ),
+    ("RequestAuthentication", "/spec/issuers/0/jwks", "{}", &[KEYS]),
+    (
+        "RequestAuthentication",
+        "/spec/issuers/0/jwks",
+        r#"{"inline": "{\"keys\":[{\"kty\":\"OKP\",\"crv\":\"Ed25519\",\"x\":\"AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE\"}]}"}"#,
+        &[],
+    ),
+    (
+        "RequestAuthentication",
+        "/spec/issuers/0/jwks",
+        r#"{"refresh": "1m", "inline": "{\"keys\":[{\"kty\":\"OKP\",\"crv\":\"Ed25519\",\"x\":\"AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE\"}]}"}"#,
+        &[FETCHED],
+    ),
+    ("RequestAuthentication", "/spec/issuers/0/jwks/url", r#""http://a/keys""#, &[HTTPS]),
+    ("RequestAuthentication", "/spec/issuers/0/jwks/service", r#"{"name": "a", "port": 80}"#, &[HTTPS]),
+    (
+        "RequestAuthentication",
+        "/spec/issuers/0/jwks",
+        r#"{"url": "http://a/keys", "service": {"namespace": "b", "name": "a", "port": 80}}"#,
+        &[],
+    ),
+    (
+        "RequestAuthentication",
+        "/spec/issuers/0/jwks",
+        r#"{"url": "http://a/keys", "service": {"name": "a", "port": 80}, "roots": "a"}"#,
+        &[ROOTS],
+    ),
+    ("RequestAuthentication", "/spec/issuers/0/claimsToHeaders/0/claim", "null", &[CLAIM]),
+    ("RequestAuthentication", "/spec/issuers/0/claimsToHeaders/0/claimPath", r#"["a.b"]"#, &[CLAIM]),
+    (
+        "RequestAuthentication",
+        "/spec/issuers/0/claimsToHeaders/0",
+        r#"{"header": "x-a", "claimPath": ["a.b"]}"#,
+        &[],
+    ),
     ("AuthorizationPolicy", "/spec/targetRefs", "[]", &[]),
     ("AuthorizationPolicy", "/spec/targetRefs/0/group", r#""apps""#, &[ANY_TARGET]),
     ("AuthorizationPolicy", "/spec/targetRefs/0/name", r#""""#, &[NAMED]),
@@ -383,6 +466,10 @@ retryBudget: {percent: 5, minimumRetryRate: {count: 5}}
     ("AuthorizationPolicy", "rules: [{from: [{networks: [10.0.0.1]}], toPorts: [5], to: [{ports: [5], notPorts: [5]}]}]"),
     ("ExternalAuthorization", "service: {name: a, port: 5}\nbody: {maxBytes: 5}"),
     ("TelemetryPolicy", "accessLog: {format: json, statuses: [5xx], samplePercent: 5}\ntracing: {sampling: {percent: 5}}"),
+    (
+        "RequestAuthentication",
+        "issuers: [{issuer: a, audiences: [b], jwks: {url: 'http://a/keys', service: {name: a, port: 80}}}]",
+    ),
 ];
 
 /// Where numbers have bounds, by the path through the schema, and what they are.

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use prost::{Message, Name};
 
 mod access;
+mod authentication;
 mod conflicts;
 mod cost;
 mod egress;

@@ -199,6 +199,27 @@ fn a_peer_authentication_that_never_could_be_read_is_strict() {
 }
 
 #[test]
+fn a_request_authentication_that_never_could_be_read_takes_nobodys_token() {
+    let policy = "apiVersion: policy.tulle.dev/v1alpha1\nkind: RequestAuthentication\nmetadata: {name: p}\nspec:\n  required: false\n  issuers: [{issuer: 'https://a', audiences: [b], jwks: {url: 'https://a/keys'}}]\n";
+    let held = |world: &World| -> Vec<(usize, bool)> {
+        let says = world.index.access_policies().filter_map(|stored| stored.object.authentication());
+        says.map(|one| (one.issuers.len(), one.required)).collect()
+    };
+    let broken = policy.replace("https://a/keys", "ftp://a/keys");
+    let (mut world, found) = World::new(&[("conf/a.yaml", &broken)]);
+    let said = "nobody's token is taken at its targets, and each request needs one";
+    assert!(found.iter().any(|one| one.message.ends_with(said)), "{found:#?}");
+    assert_eq!(held(&world), [(0, true)]);
+    world.write("conf/a.yaml", policy);
+    assert_eq!(held(&world), [(1, false)]);
+    world.write("conf/a.yaml", &broken);
+    assert_eq!(held(&world), [(1, false)], "as it last was");
+    // What is surely in dry run would have refused nothing.
+    let (world, _) = World::new(&[("conf/a.yaml", &broken.replace("required: false", "mode: DryRun"))]);
+    assert_eq!(held(&world), []);
+}
+
+#[test]
 fn a_policy_about_traffic_that_is_broken_holds_as_it_last_was_and_without_that_not_at_all() {
     let policy = |kind: &str, says: &str| {
         format!(
