@@ -1,7 +1,8 @@
 # One image for everything in a cluster: proxy, control plane and command, static, and nothing else.
-#   docker build -t REGISTRY/tulle:0.1.0 --build-arg REVISION="$(git rev-parse HEAD)" .
-# Or without Docker, from binaries that are built already: .ci/image.
-FROM rust:1-bookworm AS build
+#   version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
+#   docker build -t "REGISTRY/tulle:$version" --build-arg VERSION="$version" --build-arg REVISION="$(git rev-parse HEAD)" .
+# Or without Docker, from binaries that are built already: .ci/image, which reads here what is in the image and what it says of itself.
+FROM rust:1.95-bookworm AS build
 WORKDIR /src
 COPY . .
 # Naming the target keeps the flags away from build scripts and macros, which must be dynamic.
@@ -15,10 +16,11 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,targe
     && printf 'root:x:0:\ntulle:x:1337:\n' >/out/etc/group
 
 FROM scratch
+ARG VERSION=unknown
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="tulle" \
       org.opencontainers.image.description="A service mesh at the weight of a library" \
-      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.url="https://tulle.dev"

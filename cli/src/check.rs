@@ -6,9 +6,9 @@
 mod catalogue;
 mod folder;
 mod judge;
-mod read;
+pub(crate) mod read;
 mod rights;
-mod seen;
+pub(crate) mod seen;
 mod text;
 mod version;
 

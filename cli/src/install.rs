@@ -2,10 +2,14 @@
 //!
 //! The user's own `helm` renders and applies it. There is no engine for Go's templates outside Go that could be trusted to make the same
 //! of a chart, and a release that Helm has not recorded is one that nobody's tools know of. So what these verbs add is the chart of the
-//! very version, the values for production, and what an upgrade would change before it does.
+//! very version, the values for production, and what an upgrade would change before it does: of the objects, as Helm remembers them
+//! (`difference`) and as they are in the cluster (`drift`), and of the proxies that run (`restart`).
 
 mod chart;
 mod difference;
+mod drift;
+mod live;
+mod restart;
 
 use std::ffi::OsString;
 use std::io::ErrorKind;
@@ -35,7 +39,7 @@ Exit status: 0 done; 1 failed, standard error says why; 2 wrong arguments.";
 
 const UPGRADE_EXAMPLES: &str = "\
 Examples:
-  tulle upgrade --dry-run                  what would change, object by object
+  tulle upgrade --dry-run                  what would change, object by object and pod by pod
   tulle upgrade --wait
   tulle upgrade --set mesh.mtls=strict
 
@@ -115,7 +119,7 @@ pub(crate) struct UpgradeArgs {
     /// Wait until the new control plane runs, for five minutes at most.
     #[arg(long)]
     wait: bool,
-    /// Say what would change, object by object, and do nothing.
+    /// Say what would change, and what somebody changed in the cluster since, and do nothing.
     #[arg(long)]
     dry_run: bool,
 }
@@ -181,8 +185,9 @@ pub(crate) fn uninstall(arguments: &UninstallArgs) -> Result<ExitCode> {
     if status == ExitCode::SUCCESS {
         let namespace = &arguments.cluster.namespace;
         output::print(&format!(
-            "{} definitions stay, with every policy, and the Secrets tulle-identity and tulle-webhook. To be rid of all:\n  \
-             kubectl delete crd -l app.kubernetes.io/part-of=tulle\n  kubectl delete namespace {namespace}",
+            "{} definitions stay, with every policy, the Secrets tulle-identity and tulle-webhook, and in every namespace of the mesh the ConfigMap \
+             tulle-trust-bundle. To be rid of all:\n  kubectl delete crd -l app.kubernetes.io/part-of=tulle\n  kubectl delete configmap \
+             tulle-trust-bundle -n <each of those namespaces>\n  kubectl delete namespace {namespace}",
             kept.len()
         ))?;
     }
@@ -223,8 +228,25 @@ fn apply(
         .context("what Helm said of the release is not the JSON that is expected of it")?;
     let before = helm.manifest()?.unwrap_or_default();
     let difference = difference::between(&before, &release.manifest);
-    output::print(&format!("{}{}", difference.text, difference.summary()))?;
+    let found = look(&live::Asked {
+        context: cluster.context.as_deref(),
+        kubeconfig: cluster.kubeconfig.as_deref(),
+        namespace: &cluster.namespace,
+        before: &before,
+        after: &release.manifest,
+    })?;
+    output::print(&format!("{}{found}{}", difference.text, difference.summary()))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the cluster itself says.
+fn look(asked: &live::Asked<'_>) -> Result<String> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("the runtime")?;
+    let found = runtime.block_on(live::read(asked));
+    // A connection that never came about must not keep the command from ending.
+    runtime.shutdown_background();
+    Ok(found)
 }
 
 /// What Helm says of a release.

@@ -20,6 +20,7 @@ use kube::{CustomResource, CustomResourceExt as _};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use self::attached::rule;
 pub use self::attached::{Duration, GrpcCode, HeaderMatch, MatchType, Present, SectionTargetRef};
 pub use self::authorization::{
     AuthorizationPolicy, AuthorizationPolicySpec, PolicyAction, PolicyCondition, PolicyMode, PolicyOperation,
@@ -54,6 +55,7 @@ pub use self::traffic::{
     version = "v1alpha1",
     kind = "Mesh",
     plural = "meshes",
+    validation = Rule::new("self.metadata.name == 'mesh'").message("there is one Mesh, named mesh"),
     derive = "PartialEq"
 )]
 #[serde(rename_all = "camelCase")]
@@ -190,6 +192,10 @@ pub struct EgressPolicySpec {
     /// Services in the policy's own namespace (GEP-713): the policy is for the workloads behind them. None: for every
     /// workload of the namespace.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[schemars(extend("x-kubernetes-validations" = [
+        rule("self.all(t, t.group == '' && t.kind == 'Service')", "Services of the group \"\"")
+    ]))]
     pub target_refs: Vec<PolicyTargetRef>,
     /// What becomes of destinations that no rule describes. Of several policies the strictest holds; where none says
     /// it, the Mesh's `egress`.
@@ -197,15 +203,24 @@ pub struct EgressPolicySpec {
     pub action: Option<EgressAction>,
     /// What becomes of the destinations that they describe.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 128))]
+    #[schemars(extend("x-kubernetes-validations" = [
+        rule("self.all(a, !has(a.name) || self.exists_one(b, has(b.name) && b.name == a.name))", "rules have different names")
+    ]))]
     pub rules: Vec<EgressRule>,
 }
 
 /// Describes destinations by all of the fields that are written, and by any value of each.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [
+    rule("[has(self.cidrs) && self.cidrs.size() > 0, has(self.ports) && self.ports.size() > 0, has(self.sni) && self.sni.size() > 0, has(self.hosts) && self.hosts.size() > 0].exists(one, one)", "at least one of cidrs, ports, sni and hosts"),
+    rule("!(has(self.sni) && self.sni.size() > 0 && has(self.hosts) && self.hosts.size() > 0)", "not both sni and hosts")
+]))]
 pub struct EgressRule {
     /// Shown in logs and metrics; the rule's index by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
     pub name: Option<String>,
     /// What becomes of them.
     pub action: EgressAction,

@@ -44,7 +44,7 @@ mod world;
 pub use self::binaries::{binary, copy_executable};
 pub use self::metrics::Metrics;
 pub use self::process::{Folder, Process, Program};
-pub use self::wait::{DEADLINE, eventually, within};
+pub use self::wait::{DEADLINE, eventually, eventually_within, within};
 pub use self::wire::{Head, Wire, chunked};
 pub use self::workload::{Workload, WorkloadBuilder};
 pub use self::world::{Mode, NAMESPACE, World, scrape};

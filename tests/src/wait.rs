@@ -14,7 +14,17 @@ const POLL: Duration = Duration::from_millis(10);
 /// # Panics
 /// After [`DEADLINE`], with `what` and the last error.
 #[track_caller]
-pub fn eventually<T>(
+pub fn eventually<T>(what: &str, check: impl AsyncFnMut() -> Result<T, String>) -> impl Future<Output = T> {
+    eventually_within(DEADLINE, what, check)
+}
+
+/// As [`eventually`], for what takes long by itself: such as the end of a lease.
+///
+/// # Panics
+/// After `limit`, with `what` and the last error.
+#[track_caller]
+pub fn eventually_within<T>(
+    limit: Duration,
     what: &str,
     mut check: impl AsyncFnMut() -> Result<T, String>,
 ) -> impl Future<Output = T> {
@@ -25,8 +35,8 @@ pub fn eventually<T>(
         loop {
             match check().await {
                 Ok(value) => return value,
-                Err(error) if begun.elapsed() > DEADLINE => {
-                    panic!("{caller}: {what}: not within {DEADLINE:?}; at last: {error}")
+                Err(error) if begun.elapsed() > limit => {
+                    panic!("{caller}: {what}: not within {limit:?}; at last: {error}")
                 }
                 Err(_) => tokio::time::sleep(POLL).await,
             }

@@ -286,6 +286,22 @@ fn the_fuzz_targets_are_built_with_the_workspaces_versions() {
     assert!(other.is_empty(), "fuzz/Cargo.lock differs; `{remedy}` mends it:\n{other:#?}");
 }
 
+#[test]
+fn the_images_are_built_by_a_rust_that_is_named_and_not_older_than_the_workspaces() {
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let number = |text: &str| -> Vec<u32> { text.split('.').map(|part| part.parse().unwrap()).collect() };
+    let least = manifest.lines().find_map(|line| line.strip_prefix("rust-version = ")).unwrap();
+    let least = number(least.trim_matches('"'));
+    for path in ["Dockerfile", "docs/examples/compose/Dockerfile"] {
+        let text = fs::read_to_string(root().join(path)).unwrap();
+        let tag = text.lines().find_map(|line| line.strip_prefix("FROM rust:")?.strip_suffix(" AS build"));
+        let (version, system) =
+            tag.and_then(|tag| tag.split_once('-')).unwrap_or_else(|| panic!("{path}: no tag"));
+        assert!(version.contains('.') && !system.is_empty(), "{path}: whichever Rust there is: {version}");
+        assert!(number(version) >= least, "{path}: {version} is older than {least:?}");
+    }
+}
+
 /// The metrics of the proxy and of the control plane with their labels, from the references, which are made from what is registered.
 fn metrics() -> BTreeMap<String, BTreeSet<String>> {
     let mut all = BTreeMap::<String, BTreeSet<String>>::new();

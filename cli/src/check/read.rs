@@ -3,7 +3,7 @@
 //! Decides nothing but what there is to be asked. A part that cannot be read is [`Unread`], and the others are read all the same. Secrets are
 //! never read. What is created are reviews, which nobody keeps, and one Pod as a dry run.
 
-mod api;
+pub(crate) mod api;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -11,11 +11,11 @@ use super::rights::Right;
 use crate::demo::scrape::Line;
 
 /// One part of it.
-pub(super) type Part<T> = Result<T, Unread>;
+pub(crate) type Part<T> = Result<T, Unread>;
 
 /// Why a part is not there.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Unread {
+pub(crate) enum Unread {
     /// The user may not; what it would take.
     Forbidden(String),
     /// There was no answer, or one that says nothing.
@@ -157,7 +157,7 @@ impl Seen {
 }
 
 /// What an object of Kubernetes says there; empty if it says nothing.
-pub(super) fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
+pub(crate) fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
     value.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
@@ -166,7 +166,7 @@ pub(super) fn list<'a>(value: &'a Value, pointer: &str) -> &'a [Value] {
     value.pointer(pointer).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
 }
 
-pub(super) fn name(object: &Value) -> &str {
+pub(crate) fn name(object: &Value) -> &str {
     text(object, "/metadata/name")
 }
 
@@ -181,7 +181,7 @@ pub(super) fn said<'a>(object: &'a Value, of: &str, key: &str) -> &'a str {
 }
 
 /// As the injector looks at it.
-pub(super) fn namespace(object: &Value) -> Namespace {
+pub(crate) fn namespace(object: &Value) -> Namespace {
     let texts = |of: &str| {
         let all = object.get("metadata").and_then(|metadata| metadata.get(of)?.as_object());
         let pairs = all.into_iter().flatten();

@@ -112,6 +112,7 @@ impl Bundles {
             tokio::select! {
                 Some(event) = namespaces.next() => match event {
                     Ok(event) => {
+                        refused.0.heard(&event);
                         known.namespaces.take_in(event, |namespace| {
                             let lives = namespace.metadata.deletion_timestamp.is_none();
                             (namespace.metadata.name.unwrap_or_default(), lives.then_some(()))
@@ -121,6 +122,7 @@ impl Bundles {
                 },
                 Some(event) = copies.next() => match event {
                     Ok(event) => {
+                        refused.1.heard(&event);
                         known.copies.take_in(event, read);
                     }
                     Err(error) => refused.1.tell(&error),

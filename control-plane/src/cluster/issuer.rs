@@ -105,9 +105,9 @@ impl Issuer {
         if !before.is_empty() && !before.know(&material.roots) {
             tracing::warn!(
                 secret = %self.place_of(ROOT),
-                "its root is one that proxies have never been told: it was changed while no control plane ran. Certificates are issued under it at once, and \
-                 until a proxy has learnt it (ConfigMap tulle-trust-bundle, within some minutes), it refuses them and the control plane's own; change roots while a \
-                 control plane runs, which tells the new one first"
+                "its root is not yet one that proxies have been told of. Certificates are issued under it at once, and until a proxy has learnt it (ConfigMap \
+                 tulle-trust-bundle, within some minutes), it refuses them and the control plane's own; change roots while a control plane runs, which tells \
+                 the new one first"
             );
         }
         let roots = self.remember(&material, &before, SystemTime::now()).await?;
@@ -240,19 +240,25 @@ impl Issuer {
         loop {
             tokio::select! {
                 next = seen.next() => match next {
-                    Some(Ok(Some(secret))) => match self.read(&secret, ca.trust_domain(), SystemTime::now()) {
-                        Ok(material) => {
-                            good = Some(material);
-                            due = Instant::now();
+                    Some(Ok(Some(secret))) => {
+                        refused.worked();
+                        match self.read(&secret, ca.trust_domain(), SystemTime::now()) {
+                            Ok(material) => {
+                                good = Some(material);
+                                due = Instant::now();
+                            }
+                            Err(error) => {
+                                tracing::error!(%error, "the issuing certificate cannot be used; what is in use stays");
+                            }
                         }
-                        Err(error) => {
-                            tracing::error!(%error, "the issuing certificate cannot be used; what is in use stays");
-                        }
-                    },
-                    Some(Ok(None)) => tracing::error!(
-                        secret = %self.place_of(""),
-                        "the Secret with the issuing certificate is gone; what is in use stays, and cert-manager makes another while there is a Certificate for it"
-                    ),
+                    }
+                    Some(Ok(None)) => {
+                        refused.worked();
+                        tracing::error!(
+                            secret = %self.place_of(""),
+                            "the Secret with the issuing certificate is gone; what is in use stays, and cert-manager makes another while there is a Certificate for it"
+                        );
+                    }
                     Some(Err(error)) => refused.tell(&error),
                     None => return,
                 },

@@ -138,7 +138,7 @@ pub(crate) async fn asked<T>(request: impl Future<Output = kube::Result<T>>) -> 
 pub(crate) struct WatchFailures {
     /// What is watched.
     what: String,
-    /// When it was last told that it may not be.
+    /// When it was last told that it may not be; none since it has worked.
     told: Option<Instant>,
 }
 
@@ -148,6 +148,18 @@ impl WatchFailures {
     /// Of a watch of `what`.
     pub(crate) fn of(what: impl Into<String>) -> Self {
         Self { what: what.into(), told: None }
+    }
+
+    /// The watch works: that it is forbidden would be told at once.
+    pub(crate) fn worked(&mut self) {
+        self.told = None;
+    }
+
+    /// As [`Self::worked`], unless the event says nothing of it: [`watcher::Event::Init`] comes before each try to list.
+    pub(crate) fn heard<K>(&mut self, event: &watcher::Event<K>) {
+        if !matches!(event, watcher::Event::Init) {
+            self.worked();
+        }
     }
 
     /// Tells of one: that it is forbidden once, and while it stays so each minute.
@@ -250,5 +262,15 @@ mod tests {
         let (mut failures, begun) = (WatchFailures::of("namespaces"), Instant::now());
         let told = (0..150).filter(|second| failures.is_due(begun + Duration::from_secs(*second))).count();
         assert_eq!(told, 3, "at once, after one minute and after two");
+    }
+
+    #[test]
+    fn that_a_watch_is_forbidden_is_told_at_once_if_it_has_worked_in_between() {
+        let (mut failures, now) = (WatchFailures::of("namespaces"), Instant::now());
+        assert!(failures.is_due(now));
+        failures.heard(&watcher::Event::<core::Secret>::Init);
+        assert!(!failures.is_due(now), "nothing has been listed yet");
+        failures.heard(&watcher::Event::<core::Secret>::InitDone);
+        assert!(failures.is_due(now));
     }
 }

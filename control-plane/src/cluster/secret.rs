@@ -191,6 +191,7 @@ impl Secret {
             tokio::select! {
                 next = seen.next() => match next {
                     Some(Ok(Some(secret))) => {
+                        failures.worked();
                         let read = self.read(&secret);
                         lost = None;
                         if read.as_ref().is_ok_and(|kept| ca.restored(kept, self.names).is_some()) {
@@ -206,6 +207,7 @@ impl Secret {
                         }
                     }
                     Some(Ok(None)) => {
+                        failures.worked();
                         lost = Some(None);
                         tracing::error!(
                             secret = %self.place(""),

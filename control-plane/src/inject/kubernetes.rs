@@ -189,10 +189,12 @@ impl Known {
             let (mut told, mut failures) = (std::pin::pin!(told), WatchFailures::of("namespaces"));
             while let Some(event) = told.next().await {
                 match event {
-                    Ok(watcher::Event::InitDone) => {
-                        is_listed.send_replace(true);
+                    Ok(event) => {
+                        failures.heard(&event);
+                        if matches!(event, watcher::Event::InitDone) {
+                            is_listed.send_replace(true);
+                        }
                     }
-                    Ok(_) => {}
                     Err(error) => failures.tell(&error),
                 }
             }

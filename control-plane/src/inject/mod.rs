@@ -31,6 +31,7 @@ use serde_json::{Map, Value, json};
 use self::annotations::{Asked, Effective};
 pub use self::annotations::{KEYS, Key, reference};
 pub use self::patch::patch;
+pub use self::quantity::same as same_amount;
 pub use self::settings::{Resources, Settings, SettingsError};
 pub use self::undo::uninject;
 pub use crate::object::INJECT;

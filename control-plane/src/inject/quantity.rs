@@ -88,7 +88,7 @@ impl Quantity {
 }
 
 /// Whether two amounts are the same; what cannot be read is the same as its own text.
-pub(super) fn same(one: &Value, other: &Value) -> bool {
+pub fn same(one: &Value, other: &Value) -> bool {
     match (Quantity::of(one), Quantity::of(other)) {
         (Some(one), Some(other)) => one == other,
         _ => one == other,

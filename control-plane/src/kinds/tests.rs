@@ -7,14 +7,57 @@ use std::path::Path;
 use serde_json::Value;
 
 use self::cases::{SPECIMENS, bounds};
-use crate::source::read_text;
+use crate::source::{parse_one, read_text};
 
 mod cases;
 mod cel;
 
-/// As JSON.
+/// As JSON, each with the example that the reference shows first.
 fn definitions() -> Vec<Value> {
-    super::definitions().iter().map(|definition| serde_json::to_value(definition).unwrap()).collect()
+    let shown = shown();
+    let mut all: Vec<Value> =
+        super::definitions().iter().map(|definition| serde_json::to_value(definition).unwrap()).collect();
+    for definition in &mut all {
+        let kind = definition["spec"]["names"]["kind"].as_str().unwrap().to_owned();
+        let example = parse_one(example(&shown, &kind))["spec"].take();
+        let schema = &mut definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+        schema["properties"]["spec"]["example"] = example;
+    }
+    all
+}
+
+/// Every document of YAML that a page shows, the reference first.
+fn shown() -> Vec<String> {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+    let mut found = Vec::new();
+    for folder in [docs.join("reference"), docs] {
+        let entries = std::fs::read_dir(folder).unwrap();
+        let mut pages: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+        pages.retain(|page| page.extension().is_some_and(|extension| extension == "md"));
+        pages.sort();
+        for page in pages {
+            let text = std::fs::read_to_string(page).unwrap();
+            let blocks = text.split("```yaml\n").skip(1).filter_map(|rest| Some(rest.split_once("```")?.0));
+            found.extend(blocks.flat_map(|block| block.split("---\n")).map(str::to_owned));
+        }
+    }
+    found
+}
+
+/// The first whole object of this kind.
+fn example<'a>(shown: &'a [String], kind: &str) -> &'a str {
+    let begin = format!("apiVersion: policy.tulle.dev/v1alpha1\nkind: {kind}\n");
+    let found = shown.iter().find(|document| document.starts_with(&begin));
+    found.unwrap_or_else(|| panic!("no page shows a whole {kind}: its definition needs an example"))
+}
+
+#[test]
+fn every_definitions_example_is_read_without_a_complaint() {
+    let shown = shown();
+    for definition in super::definitions() {
+        let read = read_text(example(&shown, &definition.spec.names.kind));
+        assert_eq!((read.findings, read.changes.len()), (Vec::new(), 1), "{}", definition.spec.names.kind);
+    }
 }
 
 /// A value in YAML's block style, after its key or dash.
@@ -214,7 +257,7 @@ fn what_the_schema_bounds_is_refused_beyond_and_taken_at_its_bounds() {
 }
 
 fn specimen(kind: &str, spec: &str) -> Value {
-    crate::source::parse_one(&cases::text(kind, spec))
+    parse_one(&cases::text(kind, spec))
 }
 
 /// Whether it is read, by the code that reads folders.
@@ -227,11 +270,12 @@ fn is_taken(object: &Value) -> bool {
 
 /// What an API server refuses in a schema that is to be structural (KEP-1693 and the API reference of `JSONSchemaProps`), at `path`.
 fn unstructural(schema: &Value, path: &str, wrong: &mut Vec<String>) {
-    const KNOWN: [&str; 25] = [
+    const KNOWN: [&str; 26] = [
         "additionalProperties",
         "default",
         "description",
         "enum",
+        "example",
         "exclusiveMaximum",
         "exclusiveMinimum",
         "format",
@@ -269,7 +313,12 @@ fn unstructural(schema: &Value, path: &str, wrong: &mut Vec<String>) {
     if schema["type"].is_null() {
         wrong.push(format!("{path}: no type"));
     }
-    let values = schema["enum"].as_array().into_iter().flatten().chain(fields.get("default"));
+    let values = schema["enum"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .chain(fields.get("default"))
+        .chain(fields.get("example"));
     wrong.extend(
         values
             .filter(|value| !is_of(value) && (!value.is_null() || schema["nullable"] != true))
@@ -287,8 +336,11 @@ fn unstructural(schema: &Value, path: &str, wrong: &mut Vec<String>) {
         let named =
             text.split("self.").skip(1).filter_map(|rest| rest.split(|c: char| !c.is_alphanumeric()).next());
         let macros = ["all", "exists", "size"];
+        // Of an object as a whole, rules may look at the name.
+        let is_whole = !path.contains('.');
         let missing = named.filter(|name| {
-            !macros.contains(name) && properties.is_none_or(|fields| !fields.contains_key(*name))
+            !(macros.contains(name) || is_whole && *name == "metadata")
+                && properties.is_none_or(|fields| !fields.contains_key(*name))
         });
         wrong.extend(missing.map(|name| format!("{path}: a rule is about `{name}`")));
         assert!(rule["message"].as_str().is_some_and(|message| !message.is_empty()), "{path}: {rule}");

@@ -7,9 +7,14 @@ use ipnet::IpNet;
 use super::NamespacedName;
 use super::mesh::read_networks;
 use super::policy::{PolicyTarget, read_name, read_ports, read_targets};
+use super::resilience::at_most;
 use super::route::read_hostnames;
 use crate::finding::Notes;
 use crate::kinds::{self, EgressAction, PolicyTargetRef};
+
+/// How many Services an API server takes, and how many rules.
+const MAX_TARGETS: usize = 16;
+const MAX_RULES: usize = 128;
 
 /// An EgressPolicy, read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +61,8 @@ impl Egress {
                 "write `action: allow`, `audit` or `deny`, or rules",
             );
         }
+        at_most(MAX_TARGETS, spec.target_refs.len(), "spec.targetRefs", notes);
+        at_most(MAX_RULES, spec.rules.len(), "spec.rules", notes);
         Self {
             targets: read_targets(&name, &spec.target_refs, notes),
             action: spec.action,

@@ -296,7 +296,7 @@ fn read_targets(policy: &NamespacedName, refs: Refs<'_>, notes: &mut Notes) -> V
 // What every kind has. `field` is always the whole path.
 
 /// Refuses a list that is longer than the schema allows.
-fn at_most(max: usize, length: usize, field: &str, notes: &mut Notes) {
+pub(super) fn at_most(max: usize, length: usize, field: &str, notes: &mut Notes) {
     if length > max {
         let hint = "leave some out, or write several policies on targets of their own";
         notes.refuse(field, format!("{length} entries: more than the {max} that are allowed"), hint);

@@ -1,8 +1,8 @@
 //! Which `InboundPolicy` and `EgressPolicy` may be put in force: the rule that leaves no hole while a workload becomes known.
 //!
-//! Rules for a workload exist from its registration on; before, the control plane answers with the mesh's mode and no
-//! rules, which would let everybody in, and with what holds for the namespace, which may let everything out. So while there
-//! is something to register, a policy counts only if
+//! Rules for a workload exist from its registration on. Before, the control plane answers with the mesh's mode, with no rules where it reads a
+//! folder, which would let everybody in, or in a cluster with one that lets nobody in, until it knows the Pod; and with what holds for the
+//! namespace, which may let everything out. So while there is something to register, a policy counts only if
 //! - this process has registered: what was known of the workload before may be another's, or an older life's; and
 //! - it names every port that was registered, or says that it is for a workload that is registered: a policy from before the
 //!   registration, or from after its loss, does not.

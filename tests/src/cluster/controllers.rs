@@ -6,7 +6,7 @@ use super::ApiServer;
 
 impl ApiServer {
     /// Writes the EndpointSlices of a Service, as the API server has it, whose endpoints are these pods; a pod that is not ready is said not
-    /// to be.
+    /// to be, and one that is being deleted to be terminating.
     pub async fn endpoints(&self, service: &Value, pods: &[&Value]) {
         for slice in slices(service, pods) {
             self.administrator().apply(&slice).await.expect("an EndpointSlice");
@@ -32,13 +32,16 @@ fn slices(service: &Value, pods: &[&Value]) -> Vec<Value> {
             let ready = array(&pod["status"]["conditions"])
                 .iter()
                 .any(|condition| condition["type"] == "Ready" && condition["status"] == "True");
+            let terminating = pod["metadata"]["deletionTimestamp"].is_string();
+            let conditions =
+                json!({"ready": ready && !terminating, "serving": ready, "terminating": terminating});
             let reference = json!({
                 "kind": "Pod", "name": pod["metadata"]["name"], "namespace": pod["metadata"]["namespace"],
                 "uid": pod["metadata"]["uid"],
             });
             ips.filter(|ip| ip.contains(*separator)).map(move |ip| {
                 json!({
-                    "addresses": [ip], "conditions": {"ready": ready, "serving": ready, "terminating": false},
+                    "addresses": [ip], "conditions": conditions,
                     "targetRef": reference,
                 })
             })

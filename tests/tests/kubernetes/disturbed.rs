@@ -245,7 +245,7 @@ async fn set_failure_policy(mesh: &Mesh, policy: &str) {
 }
 
 /// Waits until an event of this reason about this object says this.
-async fn is_told(mesh: &Mesh, namespace: &str, name: &str, reason: &str, says: &[&str]) {
+pub(crate) async fn is_told(mesh: &Mesh, namespace: &str, name: &str, reason: &str, says: &[&str]) {
     eventually(&format!("an event says {reason} of {name}"), async || {
         let events = mesh.server.administrator().get(&format!("/api/v1/namespaces/{namespace}/events")).await;
         let events = events.map_err(|refused| refused.to_string())?;

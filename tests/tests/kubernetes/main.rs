@@ -20,6 +20,7 @@ mod node;
 mod outside;
 mod release;
 mod rotation;
+mod services;
 
 use std::fs;
 use std::path::{Path, PathBuf};

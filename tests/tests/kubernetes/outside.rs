@@ -5,6 +5,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -13,13 +14,15 @@ use serde_json::{Value, json};
 use tulle_tests::app::{App, full};
 use tulle_tests::netns::in_a_node;
 use tulle_tests::pod::Pod;
-use tulle_tests::{Process, Program, binary, eventually};
+use tulle_tests::{DEADLINE, Process, Program, binary, eventually, eventually_within};
 
 use crate::chart::SYSTEM;
 use crate::mesh::{Mesh, SHOP};
 
 /// The Service that it registers for, and its service account.
 const LEDGER: &str = "ledger";
+/// A lease (30 s), and how long it is over before it is taken away: passes before anything can happen.
+const LEASE: Duration = Duration::from_secs(62);
 /// Where its proxy is dialled.
 const PORT: u16 = 9080;
 
@@ -157,7 +160,7 @@ fn what_is_registered_outside_the_cluster_is_reached_from_it_for_as_long_as_its_
         mesh.replicas.remove(0);
         mesh.announce().await;
         assert_eq!(slices(&mesh).await.len(), 1, "nobody has taken it away");
-        eventually("no proxy is told of it any more", async || {
+        eventually_within(DEADLINE + LEASE, "no proxy is told of it any more", async || {
             let mut wire = web.pod.connect(to);
             wire.send("GET / HTTP/1.1\r\nhost: ledger\r\nconnection: close\r\n\r\n").await;
             let head = wire.response().await.0;

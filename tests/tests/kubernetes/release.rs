@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
+use tulle_control_plane::inject::{Decision, INJECT, Namespace, Settings, inject};
 use tulle_tests::cluster::{ApiServer, Caller};
 use tulle_tests::peer::python;
 use tulle_tests::{Program, binary, eventually};
@@ -113,6 +114,64 @@ async fn write_bundle(caller: &Caller, bundle: &str) {
     caller.apply(&written).await.unwrap();
 }
 
+/// A dry run tells of an object that was changed by hand, of a pod with an older proxy, and of one that should have a proxy.
+async fn tells_what_is_otherwise_in_the_cluster(server: &ApiServer, helm: &Helm) {
+    let caller = server.administrator();
+    let mut changed = deployment();
+    let part_of = |whose: &str| json!({"app.kubernetes.io/part-of": whose});
+    changed["metadata"]["labels"] = part_of("another");
+    caller.apply(&changed).await.unwrap();
+
+    // Its pods are from before it asked: no webhook is called here.
+    server.namespace("shop", json!({})).await;
+    let pod = |name: &str| {
+        json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "shop"},
+            "spec": {"containers": [{"name": "app", "image": "app"}]},
+        })
+    };
+    let asks = Namespace {
+        name: "shop".to_owned(),
+        labels: [(INJECT.to_owned(), "enabled".to_owned())].into(),
+        ..Namespace::default()
+    };
+    let older = Settings {
+        namespace: SYSTEM.to_owned(),
+        image_repository: IMAGE.to_owned(),
+        image_tag: "0.0.9".to_owned(),
+        ..Settings::default()
+    };
+    let Decision::Inject { pod: orders, .. } = inject(&pod("orders"), &asks, &older) else {
+        panic!("is injected")
+    };
+    caller.create(&orders).await.unwrap();
+    caller.create(&pod("teller")).await.unwrap();
+    server.namespace("shop", json!({(INJECT): "enabled"})).await;
+
+    let said = helm.tulle("upgrade", &["--dry-run"]);
+    let drift = format!("! Deployment {SYSTEM}/{CONTROL_PLANE}: drift: changed since it was put there");
+    let place =
+        "    metadata.labels.app.kubernetes.io/part-of: another in the cluster, tulle as it was put there";
+    let has = |line: &str| said.lines().filter(|found| *found == line).count();
+    assert_eq!((has(&drift), has(place)), (1, 1), "{said}");
+    assert_eq!(said.lines().filter(|line| line.starts_with(['!', '?'])).count(), 1, "{said}");
+    let of = |pod: &str| {
+        let start = format!("  shop/Pod/{pod} ");
+        said.lines().find(|line| line.starts_with(&start)).unwrap_or_else(|| panic!("{pod}: {said}"))
+    };
+    let image = format!("image {IMAGE}:0.0.9 → {IMAGE}:{}", env!("CARGO_PKG_VERSION"));
+    assert!(of("orders").contains(&image), "{said}");
+    assert!(of("teller").contains("gets a proxy"), "{said}");
+
+    changed["metadata"]["labels"] = part_of("tulle");
+    caller.apply(&changed).await.unwrap();
+    for name in ["orders", "teller"] {
+        caller.delete(&pod(name)).await.unwrap();
+    }
+    let said = helm.tulle("upgrade", &["--dry-run"]);
+    assert_eq!(said.lines().count(), 1, "all is as it was: {said}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs kube-apiserver and etcd; `.ci/run kubernetes` builds and installs them"]
 async fn helm_installs_upgrades_rolls_back_and_uninstalls_what_the_command_says() {
@@ -150,6 +209,8 @@ async fn helm_installs_upgrades_rolls_back_and_uninstalls_what_the_command_says(
         caller.apply(&mesh).await.map(drop).map_err(|refused| refused.to_string())
     })
     .await;
+
+    tells_what_is_otherwise_in_the_cluster(&server, &helm).await;
 
     let two = ["--set", "controlPlane.replicas=2"];
     let said = helm.tulle("upgrade", &["--dry-run", two[0], two[1]]);

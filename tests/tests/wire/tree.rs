@@ -129,6 +129,22 @@ impl Tree {
         Self { descriptor: self.descriptor.clone(), fields: new().chain(fields).chain(new()).collect() }
     }
 
+    /// Without these fields, by their full names, however deep: as a version says it, or reads it, that does not know them.
+    pub(crate) fn without(&self, names: &[&str]) -> Self {
+        let is_known = |number: u32| {
+            let field = self.descriptor.get_field(number);
+            field.is_none_or(|field| !names.contains(&field.full_name()))
+        };
+        let fields = self.fields.iter().filter(|(number, _)| is_known(*number)).map(|(number, value)| {
+            let value = match value {
+                Value::Message(message) => Value::Message(Box::new(message.without(names))),
+                other => other.clone(),
+            };
+            (*number, value)
+        });
+        Self { descriptor: self.descriptor.clone(), fields: fields.collect() }
+    }
+
     /// One for each `oneof` that says something, in which a member that nobody knows yet says it; and one for each enum, with a value that
     /// nobody knows yet.
     pub(crate) fn newer(&self) -> Vec<Newer> {

@@ -12,7 +12,7 @@ use tulle_control_plane::source::kubernetes::configuration;
 use super::super::seen::{Part, Unread};
 
 /// An API server, as somebody.
-pub(super) struct Api {
+pub(crate) struct Api {
     client: Client,
     server: String,
     patience: Duration,
@@ -29,7 +29,7 @@ const PAGE: usize = 250;
 ///
 /// # Errors
 /// What is wrong with the kubeconfig, with the remedy.
-pub(super) async fn connect(context: Option<&str>, file: Option<&Path>) -> Result<Api, String> {
+pub(crate) async fn connect(context: Option<&str>, file: Option<&Path>) -> Result<Api, String> {
     let (client, server) = client(context, file).await?;
     Ok(Api::new(client, server, PATIENCE))
 }
@@ -60,7 +60,7 @@ pub(crate) async fn client(context: Option<&str>, file: Option<&Path>) -> Result
 }
 
 /// A part of a path. Names of Kubernetes need nothing of it; what somebody typed might.
-pub(super) fn segment(name: &str) -> String {
+pub(crate) fn segment(name: &str) -> String {
     let safe = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
     name.bytes()
         .map(|byte| if safe(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
@@ -70,7 +70,7 @@ pub(super) fn segment(name: &str) -> String {
 // === impl Api ===
 
 impl Api {
-    pub(super) fn new(client: Client, server: String, patience: Duration) -> Self {
+    pub(crate) fn new(client: Client, server: String, patience: Duration) -> Self {
         Self { client, server, patience }
     }
 
@@ -80,13 +80,13 @@ impl Api {
     }
 
     /// What is there. `needs`: what may be missing, as `kubectl auth can-i` has it.
-    pub(super) async fn get(&self, path: &str, needs: &str) -> Part<Value> {
+    pub(crate) async fn get(&self, path: &str, needs: &str) -> Part<Value> {
         let text = self.ask(Method::GET, path, None).await.map_err(|refused| self.unread(refused, needs))?;
         self.json(&text, path)
     }
 
     /// The same; `None` if there is no such object.
-    pub(super) async fn find(&self, path: &str, needs: &str) -> Part<Option<Value>> {
+    pub(crate) async fn find(&self, path: &str, needs: &str) -> Part<Option<Value>> {
         match self.ask(Method::GET, path, None).await {
             Ok(text) => self.json(&text, path).map(Some),
             Err(Refused::Said { code: 404, .. }) => Ok(None),
@@ -95,12 +95,12 @@ impl Api {
     }
 
     /// What is kept of each object of a list, which is read in pages.
-    pub(super) async fn list(
+    pub(crate) async fn list<T>(
         &self,
         path: &str,
         needs: &str,
-        keep: impl Fn(Value) -> Option<Value>,
-    ) -> Part<Vec<Value>> {
+        keep: impl Fn(Value) -> Option<T>,
+    ) -> Part<Vec<T>> {
         let separator = if path.contains('?') { '&' } else { '?' };
         let (mut kept, mut token) = (Vec::new(), String::new());
         loop {

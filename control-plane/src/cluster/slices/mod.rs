@@ -117,7 +117,10 @@ impl Slices {
         let (mut listed, mut failures) = (None, WatchFailures::of("EndpointSlices of ours"));
         while let Some(event) = events.next().await {
             match event {
-                Ok(event) => self.happened(event, &mut listed),
+                Ok(event) => {
+                    failures.heard(&event);
+                    self.happened(event, &mut listed);
+                }
                 Err(error) => failures.tell(&error),
             }
         }

@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 /// An object of each kind that every rule is about, and that all of them take.
-pub(crate) const GOOD: [(&str, &str); 7] = [
+pub(crate) const GOOD: [(&str, &str); 10] = [
     (
         "TrafficPolicy",
         "
@@ -46,9 +46,17 @@ issuers:
   leeway: 1s
 ",
     ),
+    (
+        "EgressPolicy",
+        "
+action: audit
+rules: [{name: a, action: allow, sni: [a.example], ports: [443]}, {name: b, action: deny, hosts: [b.example]}]
+",
+    ),
+    ("Mesh", "mtls: strict"),
 ];
 
-/// A change of the good object: the kind (none: each), where, what stands there then, and the rules that refuse it.
+/// A change of the good object: the kind (none: each whose targets have sections), where, what stands there then, and the rules that refuse it.
 pub(crate) type Case = (&'static str, &'static str, &'static str, &'static [&'static str]);
 
 const ONCE: &str = "spec.targetRefs: each target once";
@@ -72,6 +80,12 @@ const RATE: &str = "spec.limits[].rate: at most one request each nanosecond of p
 const OTHER_RATE: &str = "spec.limits[].overrides[].rate: at most one request each nanosecond of per";
 const FAULT: &str = "spec.rules[]: at least one of delay and abort";
 const ABORT: &str = "spec.rules[].abort: exactly one of httpStatus and grpcStatus";
+const SERVICES: &str = "spec.targetRefs: Services of the group \"\"";
+const NAMES: &str = "spec.rules: rules have different names";
+const DESTINATION: &str = "spec.rules[]: at least one of cidrs, ports, sni and hosts";
+const HOST: &str = "spec.rules[]: not both sni and hosts";
+/// Of the object as a whole.
+const ONLY: &str = ": there is one Mesh, named mesh";
 
 const NAMED: &str = "spec.targetRefs[]: a name; of a Workload, a name or a selector";
 const NO_ROUTES: &str = "spec.targetRefs: a Service or a Workload: who a client is shows before what it asks";
@@ -428,10 +442,37 @@ pub(crate) const CASES: &[Case] = &[
     ("FaultPolicy", "/spec/rules/0/abort", "{}", &[ABORT]),
     ("FaultPolicy", "/spec/rules/0/abort", r#"{"httpStatus": 503, "grpcStatus": "UNAVAILABLE"}"#, &[ABORT]),
     ("FaultPolicy", "/spec/rules/0/abort", r#"{"grpcStatus": "UNAVAILABLE"}"#, &[]),
+    ("EgressPolicy", "/spec/targetRefs", "[]", &[]),
+    ("EgressPolicy", "/spec/targetRefs/0/kind", r#""Workload""#, &[SERVICES]),
+    ("EgressPolicy", "/spec/targetRefs/0/group", r#""core""#, &[SERVICES]),
+    ("EgressPolicy", "/spec/rules", "[]", &[]),
+    ("EgressPolicy", "/spec/rules/1/name", "null", &[]),
+    ("EgressPolicy", "/spec/rules/1/name", r#""a""#, &[NAMES]),
+    ("EgressPolicy", "/spec/rules/0", r#"{"action": "allow"}"#, &[DESTINATION]),
+    (
+        "EgressPolicy",
+        "/spec/rules/0",
+        r#"{"action": "allow", "cidrs": [], "ports": [], "sni": [], "hosts": []}"#,
+        &[DESTINATION],
+    ),
+    ("EgressPolicy", "/spec/rules/0", r#"{"action": "allow", "ports": [443]}"#, &[]),
+    ("EgressPolicy", "/spec/rules/0/cidrs", r#"["192.0.2.0/24"]"#, &[]),
+    ("EgressPolicy", "/spec/rules/0/hosts", "[]", &[]),
+    ("EgressPolicy", "/spec/rules/0/hosts", r#"["a.example"]"#, &[HOST]),
+    ("Mesh", "/spec/egress", r#""deny""#, &[]),
+    ("Mesh", "/metadata/name", r#""other""#, &[ONLY]),
 ];
 
+/// Those of the good object of this kind.
+pub(crate) fn changes(kind: &str) -> impl Iterator<Item = &'static Case> {
+    CASES.iter().filter(move |(of, ..)| match *of {
+        "" => !["EgressPolicy", "Mesh"].contains(&kind),
+        of => of == kind,
+    })
+}
+
 /// Objects in which every field with bounds is written somewhere.
-pub(crate) const SPECIMENS: [(&str, &str); 8] = [
+pub(crate) const SPECIMENS: [(&str, &str); 9] = [
     (
         "TrafficPolicy",
         "

@@ -116,11 +116,11 @@ mod tests {
             files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>()
         };
         for (kubeconfig, home, expected) in [
-            (Some("/a"), Some("/home/me"), &["/a"][..]),
-            (Some(":/a::b:"), Some("/home/me"), &["/a", "b"]),
-            (Some(""), Some("/home/me"), &["/home/me/.kube/config"]),
-            (Some(":"), Some("/home/me"), &["/home/me/.kube/config"]),
-            (None, Some("/home/me"), &["/home/me/.kube/config"]),
+            (Some("/a"), Some("/me"), &["/a"][..]),
+            (Some(":/a::b:"), Some("/me"), &["/a", "b"]),
+            (Some(""), Some("/me"), &["/me/.kube/config"]),
+            (Some(":"), Some("/me"), &["/me/.kube/config"]),
+            (None, Some("/me"), &["/me/.kube/config"]),
             (Some("/a"), None, &["/a"]),
             (None, Some(""), &[]),
             (None, None, &[]),

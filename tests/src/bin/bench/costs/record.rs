@@ -189,13 +189,15 @@ impl Record {
     }
 }
 
-/// How to put new figures on record.
-const RECORD: &str = "cargo run --release -p tulle-tests --bin bench -- costs --record";
+/// How to put new figures on record, of binaries that are linked as those of the guard are.
+const RECORD: &str = "`.ci/run costs-record`";
 
 fn taken_with(tools: &str) -> String {
     let rustc = Command::new("rustc").arg("--version").output().ok();
     let rustc = rustc.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
-    format!("{}, {tools}, {}", rustc.unwrap_or_default(), machine::describe())
+    // This program is built together with those that it counts.
+    let linked = if cfg!(target_feature = "crt-static") { "statically" } else { "dynamically" };
+    format!("{}, linked {linked}, {tools}, {}", rustc.unwrap_or_default(), machine::describe())
 }
 
 /// Instructions as whole numbers, system calls with their fractions.
