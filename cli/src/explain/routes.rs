@@ -440,13 +440,14 @@ impl Asking {
             let percent = f64::from(backend.weight) * 100.0 / total;
             let empty = || Share::empty(&backend.service, backend.port, percent);
             let mut share = match (&backend.invalid, self.sent(found, backend)) {
-                (Some(why), _) => {
-                    Share { fails: Some(Failure::new(Reason::BackendNotFound, &**why)), ..empty() }
-                }
-                (None, Err(failure)) => Share { fails: Some(failure), ..empty() },
-                (None, Ok(sent)) => {
-                    let asked = asked(&sent);
-                    let share = self.share(mesh, &backend.service, backend.port, percent, &asked)?;
+                (_, Err(failure)) => Share { fails: Some(failure), ..empty() },
+                (invalid, Ok(sent)) => {
+                    let share = match invalid {
+                        None => self.share(mesh, &backend.service, backend.port, percent, &asked(&sent))?,
+                        Some(why) => {
+                            Share { fails: Some(Failure::new(Reason::BackendNotFound, &**why)), ..empty() }
+                        }
+                    };
                     let (before, after) = (shown(&self.whole()), shown(&sent));
                     Share { sees: (after != before).then_some(after), ..share }
                 }

@@ -25,10 +25,8 @@ pub(super) struct Context<'a> {
 /// What tells endpoints apart: the address, and each service port with the port to dial.
 type EndpointKey = (IpAddr, Vec<(u16, u16)>);
 
-/// Why nobody is let in to a workload of a cluster that is no Pod and has not registered: what its Pod says of who may come is not known.
-pub(super) const UNKNOWN_POD: &str = "control-plane:unknown-pod/nobody";
-/// Why nobody is let in to a Pod that is known to have no proxy, or none of the injector's: the mesh calls it in plain text.
-pub(super) const BARE_POD: &str = "control-plane:pod-without-proxy/nobody";
+/// Why nobody is let in to a workload of a cluster that is no Pod with a proxy, and has not registered: what holds for it is not known.
+pub(super) const NO_POD: &str = "control-plane:no-pod-with-a-proxy/nobody";
 
 /// What a Pod says of the zone that it is in, where no slice does.
 const ZONE: &str = "topology.kubernetes.io/zone";

@@ -7,7 +7,7 @@ use tulle_api::{ResourceType, v1};
 
 use super::Encoded;
 use super::authorization::Told;
-use super::build::{BARE_POD, Context, Serving, UNKNOWN_POD, encode, nobody, object_name, serving_of};
+use super::build::{Context, NO_POD, Serving, encode, nobody, object_name, serving_of};
 use crate::object::{DefaultInbound, NamespacedName, PRIVATE_NETWORKS, Telemetry};
 
 // === impl Context ===
@@ -34,7 +34,7 @@ impl Context<'_> {
         // No workload is called so, so that only what is for all of them holds.
         let unnamed = NamespacedName::new(namespace, "");
         let policy = self.judging(&unnamed, &[]);
-        let closed = self.closed(&unnamed).map(|why| nobody(namespace, why));
+        let closed = (!self.is_there(&unnamed)).then(|| nobody(namespace, NO_POD));
         let unsaid = v1::InboundPolicy {
             mode: self.mode.into(),
             rules: closed.into_iter().collect(),
@@ -48,9 +48,10 @@ impl Context<'_> {
         let pod = self.index.pod(name);
         let default = pod.and_then(|pod| pod.default_inbound);
         let modes = self.modes(name, serving);
-        let told = match self.closed(name) {
-            Some(why) => Told { policies: Vec::new(), rules: vec![nobody(&name.namespace, why)] },
-            None => self.authorization(name, serving, default == Some(DefaultInbound::Deny)),
+        let told = if self.is_there(name) {
+            self.authorization(name, serving, default == Some(DefaultInbound::Deny))
+        } else {
+            Told { policies: Vec::new(), rules: vec![nobody(&name.namespace, NO_POD)] }
         };
         let mut ports: BTreeMap<u16, v1::Protocol> = BTreeMap::new();
         for one in serving {
@@ -91,16 +92,11 @@ impl Context<'_> {
         }
     }
 
-    /// Why nobody is let in to a workload, whatever policies say: in a cluster it is a Pod with a proxy, or has registered. That a slice names it
-    /// says nothing of who may come.
-    fn closed(&self, workload: &NamespacedName) -> Option<&'static str> {
+    /// Whether a workload is what it must be in a cluster: a Pod with a proxy, or registered. That a slice names it says nothing of who may come.
+    fn is_there(&self, workload: &NamespacedName) -> bool {
+        let is_meshed = || self.index.pod(workload).is_some_and(|pod| pod.meshed);
         let has_registered = || self.index.registrations_of_workload(workload).next().is_some();
-        match self.index.pod(workload) {
-            Some(pod) if pod.meshed => None,
-            _ if !self.index.knows_pods() || has_registered() => None,
-            Some(_) => Some(BARE_POD),
-            None => Some(UNKNOWN_POD),
-        }
+        !self.index.knows_pods() || is_meshed() || has_registered()
     }
 
     /// From where clients are let in; none: from everywhere.

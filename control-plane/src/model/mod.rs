@@ -354,7 +354,7 @@ impl Model {
     fn unknown_inbound(&self, name: &str) -> Option<Arc<Encoded>> {
         let name = NamespacedName::parse(name)?;
         let said = self.telemetry.get(&name.namespace);
-        let closed = self.knows_pods.then(|| build::nobody(&name.namespace, build::UNKNOWN_POD));
+        let closed = self.knows_pods.then(|| build::nobody(&name.namespace, build::NO_POD));
         let unsaid = || v1::InboundPolicy {
             mode: self.mode.into(),
             rules: closed.into_iter().collect(),

@@ -588,7 +588,11 @@ async fn open(
     endpoint: &Arc<Endpoint>,
 ) -> Result<(Box<InFlight>, Option<Own>, Io), Failed> {
     let application = worker.proxy.own_application(endpoint);
-    let own = admit::own(worker, endpoint, application, client, None).await;
+    let own = match application {
+        // Apart: most go elsewhere.
+        Some(_) => Box::pin(admit::own(worker, endpoint, application, client, None)).await,
+        None => Ok(None),
+    };
     let own = own.map_err(|fault| Failed { fault, again: None, whole: true })?;
     if let Some(own) = &own {
         external::opaque(worker, &own.guard).map_err(|fault| Failed { fault, again: None, whole: true })?;

@@ -129,7 +129,7 @@ fn what_is_denied_is_not_allowed_by_another_and_what_nobody_speaks_of_is() {
     );
     // One that allows, and has no rules, lets nobody in.
     let nobody = inbound(vec![policy(AccessAction::Allow, Vec::new())]);
-    assert_eq!(ask(&nobody, "web", "GET /"), "policy_denied -");
+    assert_eq!(ask(&nobody, "web", "GET /"), "policy_denied shop/p");
 }
 
 #[test]

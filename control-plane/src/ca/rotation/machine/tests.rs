@@ -330,6 +330,7 @@ fn the_longest_life_of_any_leaf_is_waited_out() {
     stage.seen.before = Duration::ZERO;
     stage.seen.root.validity.1 = time(START + 100);
     stage.want(Wanted::Rotation);
+    stage.until("published", 1);
     stage.until("idle", 600 + HOUR / 4);
     assert!(seconds(stage.now) >= START + 100);
 }
