@@ -112,6 +112,9 @@ async fn send(
         Target::Service(service, mirror.port).pick(worker, &[], &asked)?
     };
     let application = worker.proxy.own_application(&endpoint);
+    if application.is_some() {
+        headers::take_claims(request.headers_mut(), None);
+    }
     let own = admit::own(worker, &endpoint, application, client).await?;
     let mut in_flight = InFlight::start(worker, &endpoint, worker.proxy.now());
     let (to, guard) = match &own {
