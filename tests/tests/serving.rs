@@ -95,6 +95,7 @@ impl Served {
             injection_file: None,
             trust_domain: TrustDomain::default(),
             leaf_lifetime: Duration::from_secs(3600),
+            root_rotate_before: Duration::ZERO,
             registration_grace: Duration::from_secs(30),
             addresses_file: None,
             log_level: tulle_api::log_filter("off").unwrap(),

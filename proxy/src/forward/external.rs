@@ -186,12 +186,7 @@ struct Asked {
 }
 
 /// What it said to the same question, or says now.
-async fn decide(
-    asker: Asker<'_>,
-    external: &External,
-    question: &Question,
-    headers: &HeaderMap,
-) -> Asked {
+async fn decide(asker: Asker<'_>, external: &External, question: &Question, headers: &HeaderMap) -> Asked {
     let (worker, spec) = (asker.worker, external.spec());
     if let Some(key) = &question.key
         && let Some(decision) = worker.external.get(key, question.generation, Instant::now())

@@ -181,7 +181,7 @@ async fn http<S: AsyncRead + AsyncWrite + Unpin>(mut wire: Wire<S>, asked: &str)
 fn fits(answer: &str, expected: &str) -> bool {
     let mut words = expected.splitn(3, ' ');
     let (first, second, rest) = (words.next().unwrap(), words.next(), words.next().unwrap_or(""));
-    let start = second.map_or(first.to_owned(), |second| format!("{first} {second}"));
+    let start = second.map_or_else(|| first.to_owned(), |second| format!("{first} {second}"));
     answer.starts_with(&start) && answer.contains(rest)
 }
 

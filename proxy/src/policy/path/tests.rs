@@ -183,7 +183,8 @@ fn no_spelling_goes_around_a_denial() {
     seeds(20_000, |_, mut rng: Rng| {
         let mut path = "/".to_owned();
         for _ in 0..rng.below(9) {
-            path.push_str(rng.choose(&parts[..]));
+            let part = *rng.choose(&parts);
+            path.push_str(part);
         }
         let Ok(readings) = Readings::of(&path) else { return };
         let denied = describe(&deny, &readings, false);

@@ -4,7 +4,6 @@ use rustls::pki_types::ServerName;
 use tulle_certs::alpn;
 use tulle_certs::serving::ServingAuthority;
 
-use super::super::service::Service;
 use super::*;
 use crate::control::identity::Service;
 
