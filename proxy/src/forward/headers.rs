@@ -48,18 +48,30 @@ pub(super) fn client_cert(own: &SpiffeId, client: &SpiffeId, certificate: &[u8])
     HeaderValue::try_from(told).ok()
 }
 
+/// Removes every field that some server takes for the one that is called so.
+pub(super) fn strip_named(fields: &mut HeaderMap, called: &HeaderName) {
+    while let Some(name) = fields.keys().find(|name| means(name, called)).cloned() {
+        fields.remove(name);
+    }
+}
+
 fn is_ours(name: &HeaderName) -> bool {
     begins(name, "x-tulle-")
 }
 
 fn is_client_cert(name: &HeaderName) -> bool {
-    name.as_str().len() == CLIENT_CERT.as_str().len() && begins(name, CLIENT_CERT.as_str())
+    means(name, &CLIENT_CERT)
+}
+
+fn means(name: &HeaderName, called: &HeaderName) -> bool {
+    name.as_str().len() == called.as_str().len() && begins(name, called.as_str())
 }
 
 /// To servers too that take `_` for `-`, as CGI has them (RFC 3875 §4.1.18).
 fn begins(name: &HeaderName, prefix: &str) -> bool {
     let name = name.as_str().as_bytes();
-    let same = |(byte, wanted): (&u8, &u8)| byte == wanted || (*byte == b'_' && *wanted == b'-');
+    let is_dash = |byte: u8| matches!(byte, b'-' | b'_');
+    let same = |(byte, wanted): (&u8, &u8)| byte == wanted || (is_dash(*byte) && is_dash(*wanted));
     name.len() >= prefix.len() && name.iter().zip(prefix.as_bytes()).all(same)
 }
 
