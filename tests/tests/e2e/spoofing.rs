@@ -1,12 +1,19 @@
 //! What clients say of themselves is not believed, and what is secret is shown to nobody.
 
+use std::convert::Infallible;
 use std::fs;
 
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::json;
+use tokio::net::TcpStream;
 use tulle_certs::alpn::HTTP1;
-use tulle_tests::app::App;
+use tulle_tests::app::{App, full};
 use tulle_tests::identity::{self, Identity};
-use tulle_tests::{Head, Mode, Wire, World, eventually};
+use tulle_tests::{Head, Mode, Wire, World, eventually, within};
 
 use super::Pair;
 
@@ -66,6 +73,37 @@ async fn who_a_client_says_it_is_never_reaches_an_application() {
         .await;
     let (head, body) = direct.response().await;
     assert_eq!(saw(&head, &body), [""; 0], "in trailers");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nor_does_it_over_http_2() {
+    let app = App::http2(async move |request: Request<Incoming>| {
+        let (head, body) = request.into_parts();
+        let trailers = body.collect().await.unwrap().trailers().cloned().unwrap_or_default();
+        let names = head.headers.keys().chain(trailers.keys()).map(HeaderName::as_str);
+        let told: Vec<&str> = names.filter(|name| name.starts_with('x')).collect();
+        Response::new(full(told.join(",")))
+    })
+    .await;
+    let pair = Pair::start(app, "kubernetes.io/h2c").await;
+    let stream = TcpStream::connect(pair.web.outbound("orders")).await.unwrap();
+    let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+    let (mut sender, connection) = within("an HTTP/2 handshake", handshake).await.unwrap();
+    tokio::spawn(connection);
+    let mut claims = HeaderMap::new();
+    for name in
+        ["x-forwarded-client-cert", "x_forwarded_client_cert", "x-tulle-peer", "x_tulle_peer", "x-kept"]
+    {
+        claims.insert(HeaderName::from_static(name), HeaderValue::from_static("admin"));
+    }
+    let body = [Frame::data(Bytes::from_static(b"a")), Frame::trailers(claims.clone())];
+    let body = StreamBody::new(tokio_stream::iter(body.map(Ok::<_, Infallible>)));
+    let mut request = Request::post("http://orders/").body(body).unwrap();
+    request.headers_mut().extend(claims);
+    let answer = within("an answer", sender.send_request(request)).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    let told = answer.into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(told, "x-kept,x-kept", "once in its fields, once in its trailers");
 }
 
 #[tokio::test(flavor = "multi_thread")]
