@@ -331,6 +331,12 @@ async fn neither_a_certificate_nor_a_token_obtains_what_is_anothers() {
     let both = certificate(&as_web, Some(&token), &orders).await.unwrap_err();
     assert_eq!(both.code(), Code::PermissionDenied, "{both}");
 
+    // Without a certificate there is no stream.
+    let (_requests, outgoing) = mpsc::channel(1);
+    let mut client = AggregatedDiscoveryServiceClient::new(joining);
+    let nobody = client.delta_aggregated_resources(ReceiverStream::new(outgoing)).await.unwrap_err();
+    assert_eq!(nobody.code(), Code::Unauthenticated, "{nobody}");
+
     // Nobody speaks for a workload of another namespace, and what is for another workload is as if it were not there.
     let (requests, outgoing) = mpsc::channel(1);
     let node = Node { id: "bank/web".into(), ..Node::default() };
