@@ -332,7 +332,7 @@ async fn neither_a_certificate_nor_a_token_obtains_what_is_anothers() {
     assert_eq!(both.code(), Code::PermissionDenied, "{both}");
 
     // Without a certificate there is no stream.
-    let (_requests, outgoing) = mpsc::channel(1);
+    let (_requests, outgoing) = mpsc::channel::<DeltaDiscoveryRequest>(1);
     let mut client = AggregatedDiscoveryServiceClient::new(joining);
     let nobody = client.delta_aggregated_resources(ReceiverStream::new(outgoing)).await.unwrap_err();
     assert_eq!(nobody.code(), Code::Unauthenticated, "{nobody}");
