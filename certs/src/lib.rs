@@ -45,6 +45,8 @@ pub mod renewal;
 pub mod serving;
 pub mod token;
 
+#[cfg(test)]
+mod hygiene;
 mod tls;
 mod verified;
 mod verify;

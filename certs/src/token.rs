@@ -8,6 +8,7 @@ use std::fmt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use aws_lc_rs::constant_time;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::errors::ErrorKind;
@@ -267,7 +268,7 @@ fn refused(error: jsonwebtoken::errors::Error) -> TokenError {
 }
 
 /// What a workload is given to join with: line 1 the token, line 2 the pin of the control plane's root.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct TokenFile {
     /// The compact JWT; wiped when dropped.
     pub token: Zeroizing<String>,
@@ -327,6 +328,16 @@ impl fmt::Debug for TokenFile {
         f.debug_struct("TokenFile").field("pin", &self.pin).finish_non_exhaustive()
     }
 }
+
+impl PartialEq for TokenFile {
+    /// In constant time for tokens of one length.
+    fn eq(&self, other: &Self) -> bool {
+        let same = constant_time::verify_slices_are_equal(self.token.as_bytes(), other.token.as_bytes());
+        same.is_ok() && self.pin == other.pin
+    }
+}
+
+impl Eq for TokenFile {}
 
 #[cfg(test)]
 mod tests;

@@ -178,6 +178,7 @@ fn settings(config: &Config) -> Settings {
         mark: config.intercept.proxy_mark,
         namespace: namespace(config),
         probes: config.probes.allowed.clone(),
+        client_cert: config.inbound_client_cert_header,
     }
 }
 

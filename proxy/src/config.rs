@@ -73,6 +73,8 @@ pub struct Config {
     pub inbound_listen: Vec<SocketAddr>,
     /// Listeners that each lead to one address of the application.
     pub inbound_ports: Vec<InboundPort>,
+    /// What becomes of `x-forwarded-client-cert` in requests to the application.
+    pub inbound_client_cert_header: ClientCert,
     /// The address that other workloads dial. `None`: that of the inbound listener.
     pub register_address: Option<IpAddr>,
     /// A join token that grants the registration, beside a certificate that is not the control plane's.
@@ -194,6 +196,15 @@ pub struct ServicePort {
 /// A list of ports and ranges of ports.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PortSet(Vec<std::ops::RangeInclusive<u16>>);
+
+/// What becomes of `x-forwarded-client-cert`, which applications believe. What a client says there never arrives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientCert {
+    /// The application is told nothing.
+    Remove,
+    /// It is told who a client of the mesh has proven to be.
+    Set,
+}
 
 /// How diagnostics are written to standard output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -447,6 +458,7 @@ impl Default for Config {
             outbound_services: Vec::new(),
             inbound_listen: Vec::new(),
             inbound_ports: Vec::new(),
+            inbound_client_cert_header: ClientCert::Remove,
             register_address: None,
             register_token_file: None,
             opaque_ports: PortSet::default(),

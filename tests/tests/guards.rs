@@ -370,6 +370,41 @@ fn each_mechanism_of_resilience_says_how_to_see_and_how_to_choose_it() {
     assert!(count >= 8, "{count}");
 }
 
+/// A claim whose test was renamed or removed is nobody's any more.
+#[test]
+fn each_claim_of_the_security_page_names_tests_that_are_there() {
+    let page = fs::read_to_string(root().join("docs/security.md")).unwrap();
+    let (mut wrong, mut count) = (Vec::new(), 0);
+    for row in page.lines().filter_map(|line| line.strip_prefix("| S")) {
+        count += 1;
+        let cells: Vec<&str> = row.trim_end_matches('|').split(" | ").map(str::trim).collect();
+        let [number, _, proof] = cells[..] else {
+            wrong.push(format!("| S{row}: it has not three cells"));
+            continue;
+        };
+        if number != count.to_string() {
+            wrong.push(format!("S{number} stands where S{count} should"));
+        }
+        let tests: Vec<&str> = proof.split('`').skip(1).step_by(2).collect();
+        if tests.is_empty() && !proof.starts_with("not testable: ") {
+            wrong.push(format!("S{number} names no test, and not why"));
+        }
+        let gone = tests.into_iter().filter(|test| !is_there(test));
+        wrong.extend(gone.map(|test| format!("S{number}: there is no test {test}")));
+    }
+    assert!(count >= 50, "{count} claims");
+    assert_eq!(wrong, [""; 0]);
+}
+
+/// Whether `<file>::<function>` is a test.
+fn is_there(test: &str) -> bool {
+    let Some((file, name)) = test.split_once("::") else { return false };
+    let Ok(text) = fs::read_to_string(root().join(file)) else { return false };
+    let Some(at) = text.find(&format!("fn {name}()")) else { return false };
+    let before = text[..at].rsplit("\n\n").next().unwrap_or_default();
+    before.contains("#[test]") || before.contains("#[tokio::test")
+}
+
 /// A test with a longer form that CI never runs in that form is one that nobody runs.
 #[test]
 fn the_deep_stage_runs_every_module_that_has_a_longer_form() {

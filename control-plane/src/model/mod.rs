@@ -43,10 +43,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
-use aws_lc_rs::{digest, hmac};
+use aws_lc_rs::{constant_time, digest, hmac};
 use bytes::Bytes;
 use prost::Message;
 use tulle_api::{MESH, ResourceType, v1};
+use zeroize::Zeroizing;
 
 pub use self::access::access_statuses;
 pub use self::findings::findings;
@@ -79,9 +80,9 @@ pub struct Settings {
     pub session_key: Option<SessionKey>,
 }
 
-/// 32 bytes that only the mesh's proxies are told.
-#[derive(Clone, PartialEq, Eq)]
-pub struct SessionKey([u8; 32]);
+/// 32 bytes that only the mesh's proxies are told; wiped when dropped, and compared in constant time.
+#[derive(Clone)]
+pub struct SessionKey(Zeroizing<[u8; 32]>);
 
 /// Every resource, at one moment.
 #[derive(Debug, Clone)]
@@ -142,9 +143,17 @@ impl SessionKey {
     pub fn derive(secret: &[u8]) -> Self {
         let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
         let tag = hmac::sign(&key, b"tulle session persistence");
-        Self(tag.as_ref().first_chunk().copied().unwrap_or_default())
+        Self(Zeroizing::new(tag.as_ref().first_chunk().copied().unwrap_or_default()))
     }
 }
+
+impl PartialEq for SessionKey {
+    fn eq(&self, other: &Self) -> bool {
+        constant_time::verify_slices_are_equal(&self.0[..], &other.0[..]).is_ok()
+    }
+}
+
+impl Eq for SessionKey {}
 
 impl fmt::Debug for SessionKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Config, LogFormat, OTEL_PREFIX, OTEL_VARIABLES, PREFIX, parse, probes};
+use super::{ClientCert, Config, LogFormat, OTEL_PREFIX, OTEL_VARIABLES, PREFIX, parse, probes};
 use crate::telemetry::access::Errors;
 
 /// One setting.
@@ -99,6 +99,10 @@ variables! {
         "Listeners that each lead to one address of the application, for places without interception. What follows the \
          address are the services of the workload's namespace, and their ports, that the listener is registered for.",
         |config, value| config.inbound_ports = parse::list(value, parse::inbound_port)?;
+    "INBOUND_CLIENT_CERT_HEADER", "`remove` or `set`", Some("remove"),
+        "What becomes of `x-forwarded-client-cert` in requests to the application. What a client says there never arrives. Set: the application is told, in Envoy's form, \
+         who a client of the mesh has proven to be ([HTTP](http.md#who-the-client-is)).",
+        |config, value| config.inbound_client_cert_header = parse::choice(value, &[("remove", ClientCert::Remove), ("set", ClientCert::Set)])?;
     "REGISTER_ADDRESS", "an IP address", None,
         "The address that other workloads dial. Not set: that of the inbound listener.",
         |config, value| config.register_address = Some(parse::ip(value)?);

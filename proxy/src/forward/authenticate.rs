@@ -17,6 +17,7 @@ use super::admit;
 use super::context::Worker;
 use super::fault::{Challenge, Fault};
 use super::filters;
+use super::headers;
 use crate::policy::{self, Claims, Inbound};
 use crate::telemetry::Reason;
 use crate::telemetry::metrics::TokenResult;
@@ -115,7 +116,7 @@ async fn authenticate(
     let found = in_force.find(request.headers());
     // Also of requests that no policy is about: the application knows of the port's policies, and not of their routes.
     for name in all.at(port).filter(|one| !one.dry_run).flat_map(|one| &one.headers) {
-        request.headers_mut().remove(name);
+        headers::strip_named(request.headers_mut(), name);
     }
     let known = if about.iter().any(|one| one.dry_run) {
         let dry = Pool::of(about.iter().copied());

@@ -16,7 +16,7 @@ use super::fault::Speaker;
 use super::mirror;
 use super::queue;
 use crate::accept::Namespace;
-use crate::config::AllowedProbe;
+use crate::config::{AllowedProbe, ClientCert};
 use crate::drain;
 use crate::endpoint::{Dial, Endpoint};
 use crate::policy;
@@ -43,6 +43,8 @@ pub struct Settings {
     pub namespace: Option<Namespace>,
     /// What is let in without an identity ([`admit::judge_request`](super::admit)).
     pub probes: Vec<AllowedProbe>,
+    /// Whether the application is told who its clients have proven to be.
+    pub client_cert: ClientCert,
 }
 
 /// Where this very workload is an endpoint. Addresses alone do not tell: on one machine many workloads may share one.

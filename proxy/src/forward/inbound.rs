@@ -12,11 +12,11 @@ mod arrival;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response};
 use tokio_util::task::TaskTracker;
 
 use self::arrival::{Arrived, Way, arrive, register};
@@ -55,6 +55,8 @@ struct Connection {
     framing: Framing,
     guard: Arc<policy::Guard>,
     tunnels: Tunnels,
+    /// What the application is told of who the client has proven to be.
+    proven: Option<HeaderValue>,
 }
 
 /// Serves one connection to the application until it ends.
@@ -71,7 +73,7 @@ pub async fn serve(worker: &Arc<Worker>, accepted: Accepted) {
     let policy = PortPolicy { protocol: worker.proxy.settings.protocol(policy.protocol, port), ..policy };
     let application = worker.loose_endpoint(application, &Peer::Plaintext);
     // Apart, since it is handed on from future to future, each of which has room for it.
-    let way = Box::new(Way { client, at, application, port, policy });
+    let way = Box::new(Way { client, at, application, port, policy, proven: OnceLock::new() });
     let Some(arrived) = arrive(worker, stream, &way).await else { return };
     if arrived.is_shared {
         Box::pin(serve_streams(worker, arrived, way)).await;
@@ -95,8 +97,10 @@ async fn serve_one(
         Some(framing) => {
             let id = worker.proxy.connection_id();
             let (worker, tunnels) = (Arc::clone(worker), Tunnels::default());
-            let Way { client, at, application, .. } = *way;
-            let connection = Connection { worker, id, client, at, application, framing, guard, tunnels };
+            let Way { client, at, application, proven, .. } = *way;
+            let proven = proven.into_inner();
+            let connection =
+                Connection { worker, id, client, at, application, framing, guard, tunnels, proven };
             // Apart, so that the task of an opaque connection is small.
             Box::pin(Arc::new(connection).serve(io)).await;
         }
@@ -319,7 +323,7 @@ impl Connection {
     /// One request to the application: its whole life.
     async fn request(self: Arc<Self>, mut request: Request<Body>) -> Response<Tracked> {
         let mut record = self.record(&mut request);
-        headers::strip_ours(request.headers_mut());
+        headers::take_claims(request.headers_mut(), self.proven.as_ref());
         match self.forward(&mut record, &mut request).await {
             Ok(answer) => record.answer(answer),
             Err(fault) => record.fault(&fault),

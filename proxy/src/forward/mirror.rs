@@ -113,6 +113,9 @@ async fn send(
         Target::Service(service, mirror.port).pick(worker, &[], &asked)?
     };
     let application = worker.proxy.own_application(&endpoint);
+    if application.is_some() {
+        headers::take_claims(request.headers_mut(), None);
+    }
     let own = admit::own(worker, &endpoint, application, client, Some(&mut request)).await?;
     if let Some(own) = &own {
         let (guard, application) = (&*own.guard, own.application.address);

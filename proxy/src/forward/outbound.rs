@@ -411,6 +411,9 @@ impl Connection {
     ) -> Result<Answer, Failed> {
         let How { limit, keep, fresh, until, out } = how;
         let application = self.worker.proxy.own_application(endpoint);
+        if application.is_some() {
+            headers::take_claims(request.headers_mut(), None);
+        }
         record.sent_to(endpoint, application);
         let port = endpoint.address.port();
         let is_changed =

@@ -116,7 +116,7 @@ impl Record {
         let uploaded = (!request.body().is_end_stream()).then(|| {
             let uploaded = Arc::new(Transfer::default());
             let body = std::mem::take(request.body_mut());
-            *request.body_mut() = body.counted(Arc::clone(&uploaded)).trimmed(headers::strip_ours);
+            *request.body_mut() = body.counted(Arc::clone(&uploaded)).trimmed(headers::strip_claims);
             uploaded
         });
         let tracer = worker.proxy.telemetry.traces.get();

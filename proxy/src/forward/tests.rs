@@ -52,6 +52,7 @@ pub(super) fn worker(authority: &Authority, account: &str, access: Option<LineOu
         mark: None,
         namespace: None,
         probes: Vec::new(),
+        client_cert: config.inbound_client_cert_header,
     };
     let (store, _questions) = Store::new(Duration::from_secs(1));
     let telemetry = Telemetry::with_access_output(&config, 1, None, access);

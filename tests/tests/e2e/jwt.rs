@@ -122,7 +122,8 @@ async fn r17_a_token_is_taken_told_on_and_taken_out_and_all_others_are_refused()
     assert_eq!(head.get("x-tulle-error-by"), Some("default/orders/inbound"));
 
     let token = key.sign(&good());
-    let (head, told) = ask(&shop.web, &format!("{}x-user: eve\r\nX-Roles: root\r\n", bearer(&token))).await;
+    let claimed = "x-user: eve\r\nX_User: eve\r\nX-Roles: root\r\nx_roles: root\r\n";
+    let (head, told) = ask(&shop.web, &format!("{}{claimed}", bearer(&token))).await;
     assert_eq!(head.status(), 200, "{head:?} {told}");
     // base64 of `["admin"]`.
     assert!(told.contains("x-user: zebulon\n") && told.contains("x-roles: WyJhZG1pbiJd\n"), "{told}");

@@ -46,6 +46,7 @@ mod routing_cases;
 mod routing_kinds;
 mod scripted;
 mod shared;
+mod spoofing;
 mod stale;
 mod start;
 mod stat;
