@@ -7,11 +7,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
     let files = protox::compile(
         [
+            "envoy/service/auth/v3/external_auth.proto",
             "envoy/service/discovery/v3/discovery.proto",
             "istio/v1/auth/ca.proto",
             "tulle/v1/resources.proto",
+            "tulle/v1/policy.proto",
             "tulle/v1/proxy.proto",
             "tulle/v1/view.proto",
+            "spiffe/workload.proto",
         ],
         [root],
     )?;

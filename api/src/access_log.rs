@@ -28,6 +28,8 @@ pub const ACCESS_LOG_FIELDS: &[&str] = &[
     "detected",
     "endpoint",
     "rule",
+    "would_deny",
+    "issuer",
     "tls",
     "bytes_in",
     "bytes_out",

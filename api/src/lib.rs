@@ -1,8 +1,10 @@
 //! The protobufs that Tulle's halves speak, generated at build time without `protoc`.
 //!
 //! - [`discovery`]: the delta ADS envelope, byte for byte that of xDS v3.
+//! - [`ext_authz`]: the question whether a request is let in, byte for byte that of Envoy's external authorization.
 //! - [`v1`]: our resources, and what proxies report.
 //! - [`ca`]: Istio's certificate service.
+//! - [`workload`]: the SPIFFE Workload API.
 //!
 //! And the few rules that both must read alike: [`log_filter`], [`openmetrics`], [`is_from_a_page`], [`port_range`], [`OPAQUE_PORTS`],
 //! [`PROXY_PORTS`].
@@ -12,6 +14,11 @@
 mod generated {
     pub mod envoy {
         pub mod service {
+            pub mod auth {
+                pub mod v3 {
+                    tonic::include_proto!("envoy.service.auth.v3");
+                }
+            }
             pub mod discovery {
                 pub mod v3 {
                     tonic::include_proto!("envoy.service.discovery.v3");
@@ -31,6 +38,10 @@ mod generated {
             tonic::include_proto!("tulle.v1");
         }
     }
+    /// Of no package: prost calls that file `_.rs`.
+    pub mod workload {
+        tonic::include_proto!("_");
+    }
 }
 
 mod access_log;
@@ -49,9 +60,11 @@ pub use access_log::{
 };
 pub use digest::Digest;
 pub use failure::request_failed;
+pub use generated::envoy::service::auth::v3 as ext_authz;
 pub use generated::envoy::service::discovery::v3 as discovery;
 pub use generated::istio::v1::auth as ca;
 pub use generated::tulle::v1;
+pub use generated::workload;
 pub use latency::{LATENCY_BOUNDS, Latencies};
 pub use log::{InvalidLogLevel, log_filter};
 pub use page::is_from_a_page;

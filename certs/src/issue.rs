@@ -2,14 +2,16 @@
 //!
 //! The caller says who; the request only brings a public key and the proof that its sender holds the private
 //! one. Nothing else of a request is used, so no request can ask for more. Pure: time is passed in, and
-//! where keys are kept is the control plane's business.
+//! where keys are kept is the control plane's business. How one root follows another is `succession`'s.
+
+mod succession;
 
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, SignatureAlgorithm,
+    CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyUsagePurpose,
+    PublicKeyData, SanType, SerialNumber, SignatureAlgorithm,
 };
 use rustls_pki_types::{CertificateDer, UnixTime};
 use x509_parser::certification_request::X509CertificationRequest;
@@ -19,10 +21,13 @@ use x509_parser::prelude::FromDer;
 use crate::bundle::{BundleError, Pin, TrustBundle};
 use crate::id::{SpiffeId, TrustDomain};
 use crate::key::{KeyError, MAX_PEM, PrivateKey};
+use crate::lineage::Lineage;
 use crate::pem::{self, PemError};
 use crate::refusal::Refused;
 use crate::verify::{Role, verify_peer};
 use crate::{tls, x509};
+
+pub use succession::{roots_in, stored_roots};
 
 /// Leaves are valid from so long before they are issued, for peers whose clocks are behind.
 pub const BACKDATE: Duration = Duration::from_secs(5 * 60);
@@ -143,6 +148,8 @@ pub struct Issued {
     pub chain: Vec<CertificateDer<'static>>,
     /// The root that the chain ends in.
     pub root: CertificateDer<'static>,
+    /// The further roots of the trust bundle: peers' leaves may chain to these.
+    pub others: Vec<CertificateDer<'static>>,
     /// First valid moment of the leaf.
     pub not_before: SystemTime,
     /// Last valid moment of the leaf.
@@ -159,10 +166,12 @@ impl Issued {
         chain
     }
 
-    /// One PEM text a certificate, the leaf first, the root last: `IstioCertificateResponse.cert_chain`.
+    /// One PEM text a certificate, the leaf first, the root last: `IstioCertificateResponse.cert_chain`. Before the root come the further ones: who
+    /// joins while a root is rotated meets peers of both at once.
     pub fn to_pem(&self) -> Vec<String> {
         self.chain
             .iter()
+            .chain(&self.others)
             .chain([&self.root])
             .map(|certificate| pem::encode_certificate(certificate))
             .collect()
@@ -177,6 +186,17 @@ pub fn split_chain<T: AsRef<str>>(
     texts: &[T],
     domain: &TrustDomain,
 ) -> Result<(Vec<CertificateDer<'static>>, TrustBundle), BundleError> {
+    split_chain_under(texts, domain, None)
+}
+
+/// As [`split_chain`]; where there is no root in the answer, the `given` ones hold.
+///
+/// Errors if there is no leaf, or no root anywhere ([`BundleError::Empty`]).
+pub fn split_chain_under<T: AsRef<str>>(
+    texts: &[T],
+    domain: &TrustDomain,
+    given: Option<&TrustBundle>,
+) -> Result<(Vec<CertificateDer<'static>>, TrustBundle), BundleError> {
     let text: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
     let ordered = pem::order_chain(pem::certificates(&text.join("\n"))?)?;
     let (roots, chain): (Vec<_>, Vec<_>) =
@@ -184,7 +204,10 @@ pub fn split_chain<T: AsRef<str>>(
     if chain.is_empty() {
         return Err(PemError::Chain("there is only a root, no leaf".into()).into());
     }
-    Ok((chain, TrustBundle::new(domain.clone(), roots)?))
+    match given {
+        Some(given) if roots.is_empty() => Ok((chain, given.clone())),
+        _ => Ok((chain, TrustBundle::new(domain.clone(), roots)?)),
+    }
 }
 
 /// The pin of the root that the stored issuer (PEM of key and certificates, as for [`Authority::from_pem`]) chains
@@ -240,6 +263,8 @@ pub struct Authority {
     issuer: Issuer<'static, PrivateKey>,
     /// The issuing certificate and those above it, below the root; empty if the root issues.
     intermediates: Vec<CertificateDer<'static>>,
+    /// What is presented after those, for peers that know only a former root (`succession`).
+    bridges: Vec<CertificateDer<'static>>,
     root: CertificateDer<'static>,
     bundle: TrustBundle,
     not_before: SystemTime,
@@ -256,16 +281,7 @@ impl Authority {
         now: SystemTime,
     ) -> Result<Self, AuthorityError> {
         let key = PrivateKey::generate()?;
-        let mut params = CertificateParams::default();
-        let pin = Pin::of_spki(&key.public_key()).to_string();
-        let short = pin.trim_start_matches("sha256:").get(..8).unwrap_or_default().to_owned();
-        params.distinguished_name = DistinguishedName::new();
-        // The key is part of the name, so that the roots of a rotation are told apart.
-        params.distinguished_name.push(DnType::CommonName, format!("Tulle root {short}"));
-        params.subject_alt_names.push(uri(&domain.uri())?);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params.serial_number = Some(serial()?);
+        let mut params = succession::root_of(domain, &key)?;
         params.not_before = (now - ROOT_BACKDATE).into();
         params.not_after = (now + lifetime.min(ROOT_LIFETIME * 10)).into();
         let root = params.self_signed(&key).map_err(signing)?.der().clone();
@@ -321,6 +337,7 @@ impl Authority {
         let authority = Self {
             issuer: Issuer::from_ca_cert_der(path.issuer(), key).map_err(signing)?,
             intermediates: path.ordered[..path.end].to_vec(),
+            bridges: Vec::new(),
             root: path.root().clone(),
             bundle: TrustBundle::new(domain.clone(), path.roots())?,
             not_before,
@@ -358,12 +375,36 @@ impl Authority {
         self.sign(&requested_key(csr)?, id, lifetime, now)
     }
 
+    /// As [`issue`](Self::issue); the leaf says that it goes back to a join token.
+    pub fn issue_of(
+        &self,
+        csr: &str,
+        id: &SpiffeId,
+        lifetime: Duration,
+        now: SystemTime,
+        lineage: Option<Lineage>,
+    ) -> Result<Issued, IssueError> {
+        let serial = lineage.map_or_else(serial, Lineage::serial)?;
+        self.sign_as(&requested_key(csr)?, id, lifetime, now, serial)
+    }
+
     fn sign(
         &self,
         key: &impl PublicKeyData,
         id: &SpiffeId,
         lifetime: Duration,
         now: SystemTime,
+    ) -> Result<Issued, IssueError> {
+        self.sign_as(key, id, lifetime, now, serial()?)
+    }
+
+    fn sign_as(
+        &self,
+        key: &impl PublicKeyData,
+        id: &SpiffeId,
+        lifetime: Duration,
+        now: SystemTime,
+        serial: SerialNumber,
     ) -> Result<Issued, IssueError> {
         let domain = self.bundle.trust_domain();
         if id.trust_domain_str() != domain.as_str() {
@@ -387,13 +428,14 @@ impl Authority {
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
-        params.serial_number = Some(serial()?);
+        params.serial_number = Some(serial);
         params.not_before = not_before.into();
         params.not_after = not_after.into();
         let leaf = params.signed_by(key, &self.issuer).map_err(signing)?.der().clone();
         let mut chain = vec![leaf];
-        chain.extend(self.intermediates.iter().cloned());
-        Ok(Issued { chain, root: self.root.clone(), not_before, not_after })
+        chain.extend(self.intermediates.iter().chain(&self.bridges).cloned());
+        let others = self.bundle.roots().iter().filter(|root| **root != self.root).cloned().collect();
+        Ok(Issued { chain, root: self.root.clone(), others, not_before, not_after })
     }
 
     /// Whom it issues for.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{
-    ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair, KeyPair,
+    ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair,
 };
 use rcgen::{CertificateParams, DistinguishedName, PublicKeyData, SanType, SignatureAlgorithm};
 use rustls::sign::SigningKey;
@@ -30,7 +30,7 @@ pub enum KeyError {
     Pem(#[from] PemError),
     /// A kind of key that is not supported.
     #[error(
-        "private key: {0} is not supported; use an ECDSA key on P-256 or P-384, unencrypted PKCS#8 or SEC1"
+        "private key: {0} is not supported; use an ECDSA key on P-256 or P-384, or Ed25519, unencrypted PKCS#8 or SEC1"
     )]
     Unsupported(&'static str),
     /// The random number generator or the library refused.
@@ -38,12 +38,17 @@ pub enum KeyError {
     Crypto(&'static str),
 }
 
-/// An ECDSA private key on P-256 (what we make) or P-384 (what may be given). Cheap to clone.
+/// An ECDSA private key on P-256 (what we make) or P-384, or one of Ed25519 (what may be given). Cheap to clone.
 #[derive(Clone)]
 pub struct PrivateKey(Arc<Inner>);
 
+enum Pair {
+    Ecdsa(EcdsaKeyPair),
+    Ed25519(Ed25519KeyPair),
+}
+
 struct Inner {
-    pair: EcdsaKeyPair,
+    pair: Pair,
     pkcs8: Zeroizing<Vec<u8>>,
     algorithm: &'static SignatureAlgorithm,
 }
@@ -80,13 +85,22 @@ impl PrivateKey {
         if let Ok(pair) = EcdsaKeyPair::from_private_key_der(&ECDSA_P384_SHA384_ASN1_SIGNING, der) {
             return Self::from_pair(pair, &rcgen::PKCS_ECDSA_P384_SHA384);
         }
+        if let Ok(pair) = Ed25519KeyPair::from_pkcs8(der) {
+            let document = pair.to_pkcs8v1().map_err(|_| KeyError::Crypto("encoding the key failed"))?;
+            let pkcs8 = Zeroizing::new(document.as_ref().to_vec());
+            return Ok(Self(Arc::new(Inner {
+                pair: Pair::Ed25519(pair),
+                pkcs8,
+                algorithm: &rcgen::PKCS_ED25519,
+            })));
+        }
         Err(KeyError::Unsupported("this key"))
     }
 
     fn from_pair(pair: EcdsaKeyPair, algorithm: &'static SignatureAlgorithm) -> Result<Self, KeyError> {
         let document = pair.to_pkcs8v1().map_err(|_| KeyError::Crypto("encoding the key failed"))?;
         let pkcs8 = Zeroizing::new(document.as_ref().to_vec());
-        Ok(Self(Arc::new(Inner { pair, pkcs8, algorithm })))
+        Ok(Self(Arc::new(Inner { pair: Pair::Ecdsa(pair), pkcs8, algorithm })))
     }
 
     /// PKCS#8 PEM, to store it in a file of mode 0600. Wiped when dropped.
@@ -99,9 +113,12 @@ impl PrivateKey {
         self.subject_public_key_info()
     }
 
-    /// The public half as an uncompressed point.
+    /// The public half: of ECDSA as an uncompressed point.
     pub(crate) fn point(&self) -> &[u8] {
-        self.0.pair.public_key().as_ref()
+        match &self.0.pair {
+            Pair::Ecdsa(pair) => pair.public_key().as_ref(),
+            Pair::Ed25519(pair) => pair.public_key().as_ref(),
+        }
     }
 
     /// PKCS#8 DER.
@@ -116,14 +133,18 @@ impl PrivateKey {
     /// The key as rustls signs with it.
     pub(crate) fn signer(&self) -> Result<Arc<dyn SigningKey>, rustls::Error> {
         let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.0.pkcs8.as_slice()));
-        rustls::crypto::aws_lc_rs::sign::any_ecdsa_type(&der)
+        rustls::crypto::aws_lc_rs::sign::any_supported_type(&der)
     }
 }
 
 impl fmt::Debug for PrivateKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let curve = if self.is_p256() { "P-256" } else { "P-384" };
-        write!(f, "PrivateKey({curve}, public key {})", Pin::of_spki(&self.public_key()))
+        let kind = match &self.0.pair {
+            Pair::Ecdsa(_) if self.is_p256() => "P-256",
+            Pair::Ecdsa(_) => "P-384",
+            Pair::Ed25519(_) => "Ed25519",
+        };
+        write!(f, "PrivateKey({kind}, public key {})", Pin::of_spki(&self.public_key()))
     }
 }
 
@@ -139,7 +160,10 @@ impl PublicKeyData for PrivateKey {
 
 impl rcgen::SigningKey for PrivateKey {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
-        let signature = self.0.pair.sign(&SystemRandom::new(), message);
+        let signature = match &self.0.pair {
+            Pair::Ecdsa(pair) => pair.sign(&SystemRandom::new(), message),
+            Pair::Ed25519(pair) => pair.try_sign(message),
+        };
         Ok(signature.map_err(|_| rcgen::Error::RemoteKeyError)?.as_ref().to_vec())
     }
 }
@@ -203,6 +227,39 @@ Q8ePCIwlVsa3a9K04zjJ/e7b//bctVy3Mg==
     #[test]
     fn sec1_is_read() {
         assert!(PrivateKey::from_pem(SEC1).unwrap().is_p256());
+    }
+
+    #[test]
+    fn p384_and_ed25519_are_read_and_sign() {
+        for (algorithm, kind) in
+            [(&rcgen::PKCS_ECDSA_P384_SHA384, "P-384"), (&rcgen::PKCS_ED25519, "Ed25519")]
+        {
+            let given = rcgen::KeyPair::generate_for(algorithm).unwrap();
+            let key = PrivateKey::from_pem(&given.serialize_pem()).unwrap();
+            assert_eq!(key.public_key(), given.subject_public_key_info(), "{kind}");
+            assert!(format!("{key:?}").contains(kind) && !key.is_p256() && key.signer().is_ok());
+            let again = PrivateKey::from_pem(&key.to_pem()).unwrap();
+            assert_eq!(again.public_key(), key.public_key());
+            assert!(csr(&key, None).is_ok());
+        }
+    }
+
+    /// What cert-manager's istio-csr asks for: the caller's URI, and nothing else but the key.
+    #[test]
+    fn a_request_names_the_identity_and_nothing_else() {
+        use x509_parser::certification_request::X509CertificationRequest;
+        use x509_parser::extensions::{GeneralName, ParsedExtension};
+        use x509_parser::prelude::FromDer;
+        let id = SpiffeId::parse("spiffe://cluster.local/ns/shop/sa/web").unwrap();
+        let text = csr(&PrivateKey::generate().unwrap(), Some(&id)).unwrap();
+        let der = pem::blocks(&text).unwrap().remove(0).der;
+        let (_, request) = X509CertificationRequest::from_der(&der).unwrap();
+        assert_eq!(request.certification_request_info.subject.iter().count(), 0);
+        let extensions: Vec<_> = request.requested_extensions().unwrap().collect();
+        let [ParsedExtension::SubjectAlternativeName(names)] = extensions.as_slice() else {
+            panic!("{extensions:?}")
+        };
+        assert_eq!(names.general_names, [GeneralName::URI(id.as_str())]);
     }
 
     #[test]

@@ -13,6 +13,7 @@
 //! | [`pem`] | tolerant PEM reading, chain order |
 //! | [`bundle`] | the roots of a trust domain, and pins of a root's public key |
 //! | [`issue`] | the certificate authority |
+//! | [`lineage`] | which join token a certificate goes back to |
 //! | [`creds`] | one identity's certificate, key and bundle as checked TLS configurations |
 //! | [`bootstrap`] | TLS to the control plane before there is an identity |
 //! | [`outside`] | TLS to servers outside the mesh |
@@ -22,6 +23,8 @@
 //! | [`serving`] | a small authority for HTTPS servers of our own that others than the mesh call |
 //! | [`token`] | join tokens and the token file |
 //! | [`pod_token`] | the tokens of service accounts of Kubernetes, unverified |
+//! | [`jwt`] | the tokens of others that requests carry, and their signatures |
+//! | [`jwks`] | the sets of keys by which those are verified |
 #![warn(missing_docs)]
 
 pub mod alpn;
@@ -30,7 +33,10 @@ pub mod bundle;
 pub mod creds;
 pub mod id;
 pub mod issue;
+pub mod jwks;
+pub mod jwt;
 pub mod key;
+pub mod lineage;
 pub mod outside;
 pub mod pem;
 pub mod pod_token;
@@ -39,6 +45,8 @@ pub mod renewal;
 pub mod serving;
 pub mod token;
 
+#[cfg(test)]
+mod hygiene;
 mod tls;
 mod verified;
 mod verify;
@@ -49,7 +57,8 @@ pub use bundle::{Pin, TrustBundle};
 pub use creds::Creds;
 pub use id::{SpiffeId, TrustDomain, control_plane_id};
 pub use key::PrivateKey;
+pub use lineage::Lineage;
 pub use pod_token::PodToken;
 pub use refusal::{Refusal, refusal_of, refusal_of_io, refused_by_peer};
 pub use verify::peer_id;
-pub use x509::{Names, names, validity};
+pub use x509::{Names, der_certificates, names, validity};

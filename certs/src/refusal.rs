@@ -28,6 +28,8 @@ pub enum Refusal {
     NoSpiffeId,
     /// The certificate carries several URIs, which an X.509-SVID must not (X509-SVID §2).
     SeveralUris,
+    /// Its key, or that of one above it, is too weak, or a signature is by way of a hash that can be forged (RSA under 2048 bits, P-192, SHA-1).
+    WeakKey,
     /// It cannot be read, or may not be used for this (a CA, other key usage, bad constraints).
     Malformed,
     /// The peer could not prove that it holds the certificate's key.
@@ -36,7 +38,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// Every reason, for registering metrics.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::NoCertificate,
         Self::UnknownRoot,
         Self::OtherTrustDomain,
@@ -45,6 +47,7 @@ impl Refusal {
         Self::WrongIdentity,
         Self::NoSpiffeId,
         Self::SeveralUris,
+        Self::WeakKey,
         Self::Malformed,
         Self::BadSignature,
     ];
@@ -60,6 +63,7 @@ impl Refusal {
             Self::WrongIdentity => "tls_wrong_identity",
             Self::NoSpiffeId => "tls_no_spiffe_id",
             Self::SeveralUris => "tls_several_uris",
+            Self::WeakKey => "tls_weak_key",
             Self::Malformed => "tls_malformed",
             Self::BadSignature => "tls_bad_signature",
         }

@@ -8,6 +8,7 @@ use std::fmt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use aws_lc_rs::constant_time;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::errors::ErrorKind;
@@ -164,7 +165,8 @@ impl JoinTokens {
             services: services.to_vec(),
             exp: x509::seconds(now).saturating_add(lifetime.as_secs()),
             nbf: None,
-            jti: URL_SAFE_NO_PAD.encode(jti),
+            // Of letters and digits: people type it.
+            jti: jti.iter().map(|byte| format!("{byte:02x}")).collect(),
             aud: AUDIENCE.into(),
         };
         jsonwebtoken::encode(&Header::new(Algorithm::ES256), &claims, &self.encoding)
@@ -266,7 +268,7 @@ fn refused(error: jsonwebtoken::errors::Error) -> TokenError {
 }
 
 /// What a workload is given to join with: line 1 the token, line 2 the pin of the control plane's root.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct TokenFile {
     /// The compact JWT; wiped when dropped.
     pub token: Zeroizing<String>,
@@ -303,17 +305,22 @@ impl TokenFile {
         Zeroizing::new(format!("{}\n{}\n", self.token.as_str(), self.pin))
     }
 
-    /// What the token says, *not verified*: for a bearer to choose its own name by, and to see that the token is of no use
-    /// any more. Only the control plane's verification gives it any authority.
+    /// [`claims_of`] its token.
     pub fn claims(&self) -> Result<Claims, TokenError> {
-        let payload = self.token.split('.').nth(1).ok_or(TokenError::NoToken)?;
-        let json = URL_SAFE_NO_PAD
-            .decode(payload)
-            .map_err(|_| TokenError::Malformed("a part is not base64url".into()))?;
-        let claims: Wire = serde_json::from_slice(&json)
-            .map_err(|e| TokenError::Malformed(format!("JSON, column {}", e.column())))?;
-        claims.read()
+        claims_of(&self.token)
     }
+}
+
+/// What a join token says, *not verified*: for a bearer to choose its own name by, and to see that the token is of no use
+/// any more; for people to name it by. Only the control plane's verification gives it any authority.
+pub fn claims_of(token: &str) -> Result<Claims, TokenError> {
+    let payload = token.split('.').nth(1).ok_or(TokenError::NoToken)?;
+    let json = URL_SAFE_NO_PAD
+        .decode(payload)
+        .map_err(|_| TokenError::Malformed("a part is not base64url".into()))?;
+    let claims: Wire = serde_json::from_slice(&json)
+        .map_err(|e| TokenError::Malformed(format!("JSON, column {}", e.column())))?;
+    claims.read()
 }
 
 impl fmt::Debug for TokenFile {
@@ -321,6 +328,16 @@ impl fmt::Debug for TokenFile {
         f.debug_struct("TokenFile").field("pin", &self.pin).finish_non_exhaustive()
     }
 }
+
+impl PartialEq for TokenFile {
+    /// In constant time for tokens of one length.
+    fn eq(&self, other: &Self) -> bool {
+        let same = constant_time::verify_slices_are_equal(self.token.as_bytes(), other.token.as_bytes());
+        same.is_ok() && self.pin == other.pin
+    }
+}
+
+impl Eq for TokenFile {}
 
 #[cfg(test)]
 mod tests;

@@ -47,6 +47,38 @@ pub(crate) enum Role {
     Server,
 }
 
+/// What the library does not look at: URIs that are no text, and whether the leaf's own key proves anything.
+fn check_leaf(leaf: &CertificateDer<'_>) -> Result<(), Refused> {
+    match x509::uri_count(leaf) {
+        0 | 1 => {}
+        count => {
+            return Err(Refused::new(
+                Refusal::SeveralUris,
+                format!("the certificate carries {count} URIs, some of which are no text"),
+            ));
+        }
+    }
+    match x509::weak_key(leaf) {
+        Some(why) => Err(Refused::new(Refusal::WeakKey, format!("the certificate has {why}"))),
+        None => Ok(()),
+    }
+}
+
+/// Whether what the library refuses is refused for a key or a hash of those above the leaf.
+fn weak_above(presented: &[CertificateDer<'_>]) -> Option<Refused> {
+    presented.iter().find_map(|certificate| {
+        let subject = || x509::parse(certificate).map(|parsed| parsed.subject()).unwrap_or_default();
+        let why = match x509::weak_key(certificate) {
+            Some(why) => why,
+            None if x509::has_weak_signature(certificate) && !x509::is_root(certificate) => {
+                "a signature by MD5 or SHA-1".to_owned()
+            }
+            None => return None,
+        };
+        Some(Refused::new(Refusal::WeakKey, format!("the certificate of {} has {why}", subject())))
+    })
+}
+
 /// Reads the leaf, its ID, and verifies the chain up to one of `anchors`.
 fn verify_chain(
     leaf: &EndEntityCert<'_>,
@@ -62,7 +94,7 @@ fn verify_chain(
     };
     leaf.verify_for_usage(algorithms.all, anchors, intermediates, now, usage, None, None)
         .map(|_| ())
-        .map_err(refused_by_webpki)
+        .map_err(|error| weak_above(intermediates).unwrap_or_else(|| refused_by_webpki(error)))
 }
 
 /// Verifies a peer of the bundle's trust domain and says who it is.
@@ -79,6 +111,7 @@ pub(crate) fn verify_peer(
     }
     let leaf = EndEntityCert::try_from(end_entity).map_err(refused_by_webpki)?;
     let id = id_of(&leaf)?;
+    check_leaf(end_entity)?;
     same_domain(&id, bundle.trust_domain())?;
     verify_chain(&leaf, intermediates, bundle.anchors(), role, algorithms, now)?;
     bundle.verified().add(end_entity, intermediates, role, &id);
@@ -207,6 +240,7 @@ impl ServerVerifier {
     ) -> Result<(), Refused> {
         let leaf = EndEntityCert::try_from(end_entity).map_err(refused_by_webpki)?;
         let id = id_of(&leaf)?;
+        check_leaf(end_entity)?;
         same_domain(&id, domain)?;
         let root = pinned_root(pin, intermediates, now)?;
         let anchor = webpki::anchor_from_trusted_cert(root).map_err(refused_by_webpki)?;
@@ -219,8 +253,8 @@ impl ServerVerifier {
 fn other_root(pin: Pin, presented: &[CertificateDer<'_>]) -> String {
     const REMEDY: &str = "if the control plane has another root now, join by a new token file (`tulle token create`); if not, \
                           this is not the control plane that the token is for";
-    // The root comes last (RFC 8446 §4.4.2).
-    let root = presented.last().filter(|last| x509::is_root(last)).and_then(|root| Pin::of(root).ok());
+    // The root follows what it has issued (RFC 8446 §4.4.2), and former ones come behind it.
+    let root = presented.iter().find(|one| x509::is_root(one)).and_then(|root| Pin::of(root).ok());
     match root {
         Some(root) => format!(
             "the pin of the token file is {pin}, and that of the control plane's root is {root}: {REMEDY}"
@@ -245,8 +279,12 @@ fn pinned_root<'a>(
     }
     let now = x509::system_time(i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
     if parsed.not_after() < now {
-        let (at, clock) = (x509::show(parsed.not_after()), Refusal::Expired.clock());
-        return Err(Refused::new(Refusal::Expired, format!("the pinned root expired at {at}{clock}")));
+        let detail = format!(
+            "the root that the token file pins expired at {}: join by a new token file (`tulle token create`), once the control plane has another root (`tulle identity repair`){}",
+            x509::show(parsed.not_after()),
+            Refusal::Expired.clock()
+        );
+        return Err(Refused::new(Refusal::Expired, detail));
     }
     if now < parsed.not_before() {
         let (at, clock) = (x509::show(parsed.not_before()), Refusal::NotYetValid.clock());
@@ -297,3 +335,6 @@ impl ServerCertVerifier for ServerVerifier {
         self.algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,7 @@ use rustls_pki_types::CertificateDer;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
+use x509_parser::public_key::PublicKey;
 
 use crate::id::TrustDomain;
 
@@ -53,6 +54,11 @@ impl Parsed<'_> {
         self.0.subject().as_raw() == self.0.issuer().as_raw()
     }
 
+    /// The serial number, as it is encoded.
+    pub(crate) fn serial(&self) -> &[u8] {
+        self.0.raw_serial()
+    }
+
     /// The SubjectPublicKeyInfo in DER, tag and length included.
     pub(crate) fn spki(&self) -> &[u8] {
         self.0.public_key().raw
@@ -68,6 +74,69 @@ impl Parsed<'_> {
 pub fn validity(certificate: &CertificateDer<'_>) -> Result<(SystemTime, SystemTime), String> {
     let parsed = parse(certificate)?;
     Ok((parsed.not_before(), parsed.not_after()))
+}
+
+/// How many URIs a certificate carries, readable or not: who reads only those that are text would take several for one.
+pub(crate) fn uri_count(certificate: &CertificateDer<'_>) -> usize {
+    let Ok(parsed) = parse(certificate) else { return 0 };
+    let Ok(Some(names)) = parsed.0.subject_alternative_name() else { return 0 };
+    let is_uri = |name: &&GeneralName<'_>| match name {
+        GeneralName::URI(_) => true,
+        // RFC 5280 §4.2.1.6: uniformResourceIdentifier [6], in bytes that are no text.
+        GeneralName::Invalid(tag, _) => tag.0 == 6,
+        _ => false,
+    };
+    names.value.general_names.iter().filter(is_uri).count()
+}
+
+/// What makes a certificate's key too weak to prove anybody by, in words; `None`: nothing, or it cannot be read.
+pub(crate) fn weak_key(certificate: &CertificateDer<'_>) -> Option<String> {
+    /// P-256, P-384 and P-521.
+    const CURVES: [&str; 3] = ["1.2.840.10045.3.1.7", "1.3.132.0.34", "1.3.132.0.35"];
+    /// Ed25519, and ML-DSA of its three sizes.
+    const OTHERS: [&str; 4] =
+        ["1.3.101.112", "2.16.840.1.101.3.4.3.17", "2.16.840.1.101.3.4.3.18", "2.16.840.1.101.3.4.3.19"];
+    const LEAST_RSA: usize = 2048;
+    let parsed = parse(certificate).ok()?;
+    let spki = parsed.0.public_key();
+    match spki.parsed() {
+        Ok(PublicKey::RSA(key)) => (key.key_size() < LEAST_RSA)
+            .then(|| format!("an RSA key of {} bits; it needs {LEAST_RSA} at least", key.key_size())),
+        Ok(PublicKey::EC(_)) => {
+            let curve = spki.algorithm.parameters.as_ref().and_then(|parameters| parameters.as_oid().ok());
+            let curve = curve.map(|curve| curve.to_id_string()).unwrap_or_default();
+            (!CURVES.contains(&curve.as_str()))
+                .then(|| format!("a key on the curve {curve}; it must be P-256, P-384 or P-521"))
+        }
+        _ => {
+            let kind = spki.algorithm.algorithm.to_id_string();
+            (!OTHERS.contains(&kind.as_str()))
+                .then(|| format!("a key of the kind {kind}; it must be ECDSA, Ed25519, ML-DSA or RSA"))
+        }
+    }
+}
+
+/// Whether a certificate is signed by way of a hash that can be forged: MD5, SHA-1.
+pub(crate) fn has_weak_signature(certificate: &CertificateDer<'_>) -> bool {
+    /// RSA with MD5 and SHA-1, ECDSA with SHA-1, DSA with SHA-1.
+    const FORGEABLE: [&str; 4] =
+        ["1.2.840.113549.1.1.4", "1.2.840.113549.1.1.5", "1.2.840.10045.4.1", "1.2.840.10040.4.3"];
+    parse(certificate).is_ok_and(|parsed| {
+        FORGEABLE.contains(&parsed.0.signature_algorithm.algorithm.to_id_string().as_str())
+    })
+}
+
+/// The certificates in DER that stand one after the other, as the SPIFFE Workload API tells them; at least one. The error is a phrase.
+pub fn der_certificates(der: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    let mut found = Vec::new();
+    let mut rest = der;
+    while !rest.is_empty() {
+        let (after, _) = X509Certificate::from_der(rest)
+            .map_err(|error| format!("certificate {}: not an X.509 certificate: {error}", found.len() + 1))?;
+        found.push(CertificateDer::from(rest[..rest.len() - after.len()].to_vec()));
+        rest = after;
+    }
+    if found.is_empty() { Err("there is no certificate".to_owned()) } else { Ok(found) }
 }
 
 /// Who a certificate names, for people: nothing is decided by it.

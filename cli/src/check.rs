@@ -20,6 +20,7 @@ use serde::Serialize;
 
 use self::judge::{Check, Level};
 use self::read::Asked;
+pub(crate) use self::read::client;
 use self::seen::Stage;
 use crate::output::{self, Format};
 

@@ -1,4 +1,4 @@
-//! The smallest HTTP/1.1 client that the command needs: GET, a small answer or one that comes line by line, connections kept for the next request.
+//! The smallest HTTP/1.1 client that the command needs: GET (and a POST without a body), a small answer or one that comes line by line, connections kept for the next request.
 //!
 //! Used by the demo's services and its driver, to read `/metrics` and `/ready`, and by the verbs that ask a control plane or a proxy. Plain HTTP
 //! on purpose: certificates are the proxies' business, and what a demo's service says to its proxy is not encrypted.
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{SendRequest, handshake};
@@ -63,9 +63,32 @@ impl Origin {
         headers: &HeaderMap,
         timeout: Duration,
     ) -> Result<Response<Bytes>> {
-        match tokio::time::timeout(timeout, self.attempt(path, headers)).await {
-            Ok(answer) => answer.with_context(|| format!("GET http://{}{path}", self.address)),
-            Err(_) => bail!("GET http://{}{path}: no answer within {timeout:?}", self.address),
+        self.ask(&Method::GET, path, headers, timeout).await
+    }
+
+    /// POST to `path`, without a body, over a connection of its own: it is sent once.
+    ///
+    /// # Errors
+    /// As [`Origin::get`].
+    pub(crate) async fn post(
+        &self,
+        path: &str,
+        headers: &HeaderMap,
+        timeout: Duration,
+    ) -> Result<Response<Bytes>> {
+        self.ask(&Method::POST, path, headers, timeout).await
+    }
+
+    async fn ask(
+        &self,
+        method: &Method,
+        path: &str,
+        headers: &HeaderMap,
+        timeout: Duration,
+    ) -> Result<Response<Bytes>> {
+        match tokio::time::timeout(timeout, self.attempt(method, path, headers)).await {
+            Ok(answer) => answer.with_context(|| format!("{method} http://{}{path}", self.address)),
+            Err(_) => bail!("{method} http://{}{path}: no answer within {timeout:?}", self.address),
         }
     }
 
@@ -86,13 +109,15 @@ impl Origin {
         }
     }
 
-    async fn attempt(&self, path: &str, headers: &HeaderMap) -> Result<Response<Bytes>> {
+    async fn attempt(&self, method: &Method, path: &str, headers: &HeaderMap) -> Result<Response<Bytes>> {
         loop {
-            let (mut sender, reused) = match self.kept() {
+            let kept = if *method == Method::GET { self.kept() } else { None };
+            let (mut sender, reused) = match kept {
                 Some(sender) => (sender, true),
                 None => (self.connect().await?, false),
             };
-            let mut request = Request::get(path).body(Empty::new()).context("the path")?;
+            let request = Request::builder().method(method).uri(path);
+            let mut request = request.body(Empty::new()).context("the path")?;
             *request.headers_mut() = headers.clone();
             request.headers_mut().insert(header::HOST, self.host.clone());
             if sender.ready().await.is_err() {

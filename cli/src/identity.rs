@@ -1,6 +1,9 @@
-//! `tulle identity`: which certificate a running proxy has.
+//! `tulle identity`: which certificate a running proxy has; and the mesh's root, rotated (`rotate`) or repaired (`repair`).
 //!
 //! Asks the proxy's loopback admin listener; no private key is ever there to be shown.
+
+mod repair;
+mod rotate;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -18,6 +21,8 @@ const EXAMPLES: &str = "\
 Examples:
   tulle identity                             the proxy on this machine, at its usual port
   tulle identity --admin 127.0.0.1:40001 -o json
+  tulle identity rotate-root --dry-run       what a rotation of the mesh's root would take
+  tulle identity repair --state-dir state    a new root in the place of one that has expired
 
 Exit status:
   0  the proxy has a certificate
@@ -25,8 +30,24 @@ Exit status:
   2  wrong arguments";
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
 pub(crate) struct IdentityArgs {
+    #[command(subcommand)]
+    command: Option<IdentityCommand>,
+    #[command(flatten)]
+    show: ShowArgs,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum IdentityCommand {
+    /// Let a new root take the place of the mesh's present one, with no connection refused meanwhile.
+    RotateRoot(rotate::RotateArgs),
+    /// Put a new root in the place of one that has expired, at once: workloads have to join again.
+    Repair(repair::RepairArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct ShowArgs {
     /// The proxy's admin listener.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:15000")]
     admin: SocketAddr,
@@ -35,13 +56,22 @@ pub(crate) struct IdentityArgs {
     output: Format,
 }
 
-/// Asks and prints.
+/// The `identity` verb.
 ///
 /// # Errors
-/// No answer, or no certificate.
+/// No answer, or no certificate; of the subcommands their own.
 pub(crate) fn run(arguments: &IdentityArgs) -> Result<()> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("the runtime")?;
+    match &arguments.command {
+        None => show(&runtime, &arguments.show),
+        Some(IdentityCommand::RotateRoot(arguments)) => runtime.block_on(rotate::run(arguments)),
+        Some(IdentityCommand::Repair(arguments)) => runtime.block_on(repair::run(arguments)),
+    }
+}
+
+/// Asks and prints.
+fn show(runtime: &tokio::runtime::Runtime, arguments: &ShowArgs) -> Result<()> {
     let certificates = runtime.block_on(ask(arguments.admin))?;
     match arguments.output {
         Format::Json => output::print_json(&certificates),
@@ -60,7 +90,7 @@ async fn ask(admin: SocketAddr) -> Result<Value> {
     let certificates: Value = serde_json::from_str(&text).with_context(not_json)?;
     if certificates.is_null() {
         bail!(
-            "the proxy at {admin} has no certificate (yet): is its control plane there, its join token good?"
+            "the proxy at {admin} has no certificate (yet); its log says why: is its control plane there, its join token good, or its other source there?"
         );
     }
     Ok(certificates)
@@ -72,6 +102,7 @@ fn lines(certificates: &Value) -> String {
     let leaf = &certificates["chain"][0];
     let mut facts = vec![
         ("identity", text(&certificates["identity"])),
+        ("source", text(&certificates["source"])),
         ("issuer", text(&leaf["issuer"])),
         ("serial", text(&leaf["serial"])),
         ("valid from", text(&certificates["not_before"])),
@@ -95,7 +126,7 @@ fn lines(certificates: &Value) -> String {
 
 /// When the proxy asks for the next certificate.
 fn renewal(at: &Value, seconds: &Value) -> String {
-    let Some(at) = at.as_str() else { return "when its files change".to_owned() };
+    let Some(at) = at.as_str() else { return "when its source has a new one".to_owned() };
     match seconds.as_i64() {
         Some(seconds @ 1..) => format!("{at} (in {})", duration(seconds.unsigned_abs())),
         _ => format!("{at} (now)"),
@@ -109,7 +140,7 @@ fn left(seconds: &Value) -> String {
     if seconds < 0 { format!("expired {long} ago") } else { format!("{long} left") }
 }
 
-fn duration(seconds: u64) -> String {
+pub(super) fn duration(seconds: u64) -> String {
     let (hours, minutes) = (seconds / 3600, seconds / 60 % 60);
     match seconds {
         ..60 => format!("{seconds} s"),
@@ -128,6 +159,7 @@ mod tests {
         let root = json!({ "pin": "sha256:00", "not_after": "2036-11-19T00:00:00.000Z" });
         let certificates = json!({
             "identity": "spiffe://td/ns/a/sa/b",
+            "source": "the control plane at cp:15012",
             "not_before": "2026-11-21T00:00:00.000Z",
             "not_after": "2026-11-22T00:00:00.000Z",
             "expires_in_seconds": 86_100,
@@ -138,6 +170,7 @@ mod tests {
         });
         let expected = "\
 identity     spiffe://td/ns/a/sa/b
+source       the control plane at cp:15012
 issuer       CN=td root
 serial       01:02
 valid from   2026-11-21T00:00:00.000Z
@@ -152,7 +185,7 @@ trusts       td by sha256:00, valid until 2036-11-19T00:00:00.000Z";
     fn a_renewal_is_told_where_the_proxy_does_it() {
         assert_eq!(renewal(&json!("then"), &json!(3_599)), "then (in 59 min)");
         assert_eq!(renewal(&json!("then"), &json!(-3)), "then (now)");
-        assert_eq!(renewal(&Value::Null, &Value::Null), "when its files change");
+        assert_eq!(renewal(&Value::Null, &Value::Null), "when its source has a new one");
     }
 
     #[test]

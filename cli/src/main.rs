@@ -3,6 +3,7 @@
 //! Decides nothing about the mesh: each verb is a module that asks the libraries (`tulle-certs`, `tulle-control-plane`,
 //! `tulle-proxy`) or a running proxy. Exit status: 0 done, 1 failed or found something wrong, 2 wrong arguments.
 
+mod authz;
 mod check;
 mod demo;
 mod diagnostics;
@@ -90,7 +91,9 @@ enum Verb {
     Diagnostics(diagnostics::DiagnosticsCommand),
     /// Show the certificate of a running proxy, and when it is renewed.
     Identity(identity::IdentityArgs),
-    /// Make what workloads outside Kubernetes join with.
+    /// Show which policies a running proxy has in force, or say whether they would let a request in.
+    Authz(authz::AuthzArgs),
+    /// Make, list and revoke what workloads outside Kubernetes join with.
     #[command(subcommand)]
     Token(token::TokenCommand),
     /// Print the version.
@@ -139,6 +142,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Uninstall(arguments) => install::uninstall(&arguments),
         Verb::Diagnostics(command) => diagnostics::run(&command),
         Verb::Identity(arguments) => identity::run(&arguments).map(done),
+        Verb::Authz(arguments) => authz::run(&arguments),
         Verb::Token(command) => token::run(&command).map(done),
         Verb::Version(arguments) => version::run(&arguments).map(done),
         Verb::Completion { shell } => completion(shell).map(done),

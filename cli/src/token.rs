@@ -1,7 +1,8 @@
-//! `tulle token create`: what a workload outside Kubernetes joins the mesh with.
+//! `tulle token create | list | revoke`: what a workload outside Kubernetes joins the mesh with.
 //!
-//! Signs with the control plane's own key, read from its state folder: who may read that key may let workloads in. Makes
-//! nothing in the folder. The demo mints its workloads' tokens here too.
+//! Signs with the control plane's own key, read from its state folder: who may read that key may let workloads in. What was made, and what is
+//! revoked, is kept in a book beside the key, which a running control plane reads; in a cluster it is in the Secret that all replicas share. The demo
+//! mints its workloads' tokens here too, and these are in no book.
 
 use std::fs;
 use std::io::Write as _;
@@ -10,11 +11,15 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, bail};
-use tulle_certs::token::TokenFile;
-use tulle_certs::{SpiffeId, TrustDomain};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use tulle_certs::token::{Claims, TokenFile, claims_of};
+use tulle_certs::{Pin, SpiffeId, TrustDomain, pem};
 use tulle_control_plane::ca;
+use tulle_control_plane::ca::ledger::Ledger;
+use tulle_control_plane::cluster::Secret;
 use tulle_control_plane::object::{NamespacedName, is_label};
 
+use crate::output::Format;
 use crate::{duration, output};
 
 const EXAMPLES: &str = "\
@@ -32,11 +37,77 @@ Exit status:
   1  the state folder, the identity or the file cannot be used; standard error says why
   2  wrong arguments";
 
+const REVOKE_EXAMPLES: &str = "\
+Examples:
+  tulle token revoke --state-dir state orders.token
+  tulle token revoke --namespace tulle-system 6f1c2a7be09d4c5f8a3e21d07b94c6f8
+
+Nobody joins with it from then on, and no certificate that was obtained with it is
+renewed: peers take such a certificate until it has run out, which is when the
+workload is out of the mesh. What it alone has granted cannot be registered any
+more. The control plane takes it up within seconds, all replicas do.
+
+Exit status:
+  0  it is revoked
+  1  it is not, or the book cannot be read or written; standard error says why
+  2  wrong arguments";
+
+const LIST_EXAMPLES: &str = "\
+Examples:
+  tulle token list --state-dir state
+  tulle token list -o json
+
+Tokens that `tulle token create` made, for 30 days after they have expired, and
+those that are revoked, for as long as it matters.
+
+Exit status: 0 listed; 1 the book cannot be read, standard error says why; 2 wrong arguments";
+
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum TokenCommand {
     /// Make a join token.
     #[command(after_help = EXAMPLES)]
     Create(CreateArgs),
+    /// List join tokens, and say which are revoked.
+    #[command(after_help = LIST_EXAMPLES)]
+    List(ListArgs),
+    /// Let nobody join with a token any more, nor stay in the mesh for longer than the certificate lasts.
+    #[command(after_help = REVOKE_EXAMPLES)]
+    Revoke(RevokeArgs),
+}
+
+/// Where the control plane keeps what it must not lose.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Kept {
+    /// The control plane's state folder. Not said: the Secret of a control plane in a Kubernetes cluster.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["namespace", "context", "kubeconfig"])]
+    state_dir: Option<PathBuf>,
+    /// The control plane's namespace.
+    #[arg(long, short, value_name = "NAME", default_value = "tulle-system")]
+    namespace: String,
+    /// The context of the kubeconfig. By default the current one.
+    #[arg(long, value_name = "NAME")]
+    context: Option<String>,
+    /// The kubeconfig. By default as kubectl finds it.
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ListArgs {
+    #[command(flatten)]
+    kept: Kept,
+    /// How to print it.
+    #[arg(long, short, value_enum, default_value = "table")]
+    output: Format,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct RevokeArgs {
+    #[command(flatten)]
+    kept: Kept,
+    /// The token's file, the token itself, or its ID, which `tulle token list` says.
+    #[arg(value_name = "TOKEN")]
+    token: String,
 }
 
 #[derive(Debug, clap::Args)]
@@ -76,19 +147,161 @@ pub(crate) struct Request<'a> {
 /// The `token` verb.
 ///
 /// # Errors
-/// As [`create()`] and [`write()`].
+/// As [`create()`] and [`write()`]; a book that cannot be read or written.
 pub(crate) fn run(command: &TokenCommand) -> Result<()> {
-    let TokenCommand::Create(arguments) = command;
-    let file = create(&Request {
+    match command {
+        TokenCommand::Create(arguments) => make(arguments),
+        TokenCommand::List(arguments) => list(arguments),
+        TokenCommand::Revoke(arguments) => revoke(arguments),
+    }
+}
+
+fn make(arguments: &CreateArgs) -> Result<()> {
+    let (token, pin) = mint(&Request {
         state_dir: &arguments.state_dir,
         trust_domain: arguments.trust_domain.as_deref(),
         identity: &arguments.workload_identity,
         services: &arguments.services,
         lifetime: arguments.lifetime,
     })?;
+    let claims = claims_of(&token)?;
+    let noting = ca::change_ledger_of(&arguments.state_dir, |ledger| {
+        Some(ledger.with_made(&claims, SystemTime::now()))
+    });
+    // The token is good all the same, and can be revoked by its file.
+    if let Err(error) = runtime()?.block_on(noting) {
+        eprintln!("warning: `tulle token list` will not know this token: {error}");
+    }
+    // Where nothing is issued there is no root to pin: the token is shown beside a certificate from elsewhere.
+    let text = match pin {
+        Some(pin) => TokenFile::new(token, pin).to_text().to_string(),
+        None => token + "\n",
+    };
     match &arguments.out {
-        Some(path) => write(&file, path),
-        None => output::print(file.to_text().trim_end()),
+        Some(path) => write_text(&text, path),
+        None => output::print(text.trim_end()),
+    }
+}
+
+fn list(arguments: &ListArgs) -> Result<()> {
+    let ledger = runtime()?.block_on(arguments.kept.change(|_| None))?;
+    match arguments.output {
+        Format::Json => output::print_json(&ledger),
+        Format::Table => output::print(&table(&ledger, SystemTime::now())),
+    }
+}
+
+fn revoke(arguments: &RevokeArgs) -> Result<()> {
+    let (jti, claims) = named(&arguments.token)?;
+    let now = SystemTime::now();
+    let change = |ledger: Ledger| Some(ledger.with_revoked(&jti, claims.as_ref(), now));
+    let before = runtime()?.block_on(arguments.kept.change(change))?;
+    let found = before.entries().find(|(known, _)| *known == jti).map(|(_, entry)| entry);
+    let whose = match (&claims, found) {
+        (Some(claims), _) => format!(" of {}", claims.sub),
+        (None, Some(entry)) if !entry.identity.is_empty() => format!(" of {}", entry.identity),
+        (None, Some(_)) => String::new(),
+        (None, None) => {
+            ", of which nothing else is known: it stays in the book until somebody takes it out".to_owned()
+        }
+    };
+    match found.and_then(|entry| entry.revoked) {
+        Some(_) => output::print(&format!("the join token {jti}{whose} was revoked before")),
+        None => output::print(&format!("revoked the join token {jti}{whose}")),
+    }
+}
+
+/// The ID of a token that is told by its file, by itself or by its ID, and what it says, where that is known.
+fn named(token: &str) -> Result<(String, Option<Claims>)> {
+    let path = Path::new(token);
+    let text = match path.is_file() {
+        true => pem::read_file(path).with_context(|| format!("cannot read {}", path.display()))?.to_string(),
+        false => token.to_owned(),
+    };
+    let text = text.trim();
+    if !text.contains('.') {
+        let is_id =
+            !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'));
+        if !is_id || path.is_file() {
+            bail!(
+                "`{token}` is neither the file of a join token, nor one, nor the ID of one (`tulle token list`)"
+            );
+        }
+        return Ok((text.to_owned(), None));
+    }
+    let first = text.lines().map(str::trim).find(|line| !line.is_empty() && !line.starts_with('#'));
+    let claims = claims_of(first.unwrap_or_default()).with_context(
+        || "what was given is no join token; give its file, the token, or its ID (`tulle token list`)",
+    )?;
+    Ok((claims.jti.clone(), Some(claims)))
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("the runtime")
+}
+
+// === impl Kept ===
+
+impl Kept {
+    /// Changes the book, and says what it was.
+    async fn change(&self, change: impl Fn(Ledger) -> Option<Ledger> + Send + Sync) -> Result<Ledger> {
+        if let Some(state_dir) = &self.state_dir {
+            return Ok(ca::change_ledger_of(state_dir, change).await?);
+        }
+        let client = self.client().await?;
+        Ok(ca::change_ledger_in(&Secret::new(client, &self.namespace), change).await?)
+    }
+
+    async fn client(&self) -> Result<kube::Client> {
+        let options = KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };
+        let config = match (&self.kubeconfig, &self.context) {
+            (Some(file), _) => {
+                let read = Kubeconfig::read_from(file).context("--kubeconfig")?;
+                kube::Config::from_custom_kubeconfig(read, &options).await.context("--kubeconfig")?
+            }
+            (None, Some(_)) => kube::Config::from_kubeconfig(&options).await.context("--context")?,
+            (None, None) => kube::Config::infer()
+                .await
+                .context("no --state-dir is given, and there is no cluster to ask either")?,
+        };
+        kube::Client::try_from(config).context("what the kubeconfig says cannot be used")
+    }
+}
+
+/// A line for each token.
+fn table(ledger: &Ledger, now: SystemTime) -> String {
+    let now = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let mut rows = vec![["ID", "IDENTITY", "SERVICES", "EXPIRES", "STATE"].map(str::to_owned)];
+    for (jti, entry) in ledger.entries() {
+        let expires = match entry.expires {
+            Some(expires) if expires > now => format!("in {}", long(expires - now)),
+            Some(expires) => format!("{} ago", long(now - expires)),
+            None => "unknown".to_owned(),
+        };
+        let state = match (entry.revoked, entry.expires) {
+            (Some(revoked), _) => format!("revoked {} ago", long(now.saturating_sub(revoked))),
+            (None, Some(expires)) if expires <= now => "expired".to_owned(),
+            (None, _) => "valid".to_owned(),
+        };
+        let or = |text: String| if text.is_empty() { "-".to_owned() } else { text };
+        rows.push([jti.to_owned(), or(entry.identity.clone()), or(entry.services.join(",")), expires, state]);
+    }
+    let widths: Vec<usize> =
+        (0..5).map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)).collect();
+    let line = |row: &[String; 5]| {
+        let cells = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// In the largest unit that matters.
+fn long(seconds: u64) -> String {
+    match seconds {
+        ..60 => format!("{seconds} s"),
+        60..3_600 => format!("{} min", seconds / 60),
+        3_600..172_800 => format!("{} h", seconds / 3_600),
+        _ => format!("{} d", seconds / 86_400),
     }
 }
 
@@ -97,6 +310,14 @@ pub(crate) fn run(command: &TokenCommand) -> Result<()> {
 /// # Errors
 /// No key there, or one that others may read; a name that is none; a trust domain that is not the root's.
 pub(crate) fn create(request: &Request<'_>) -> Result<TokenFile> {
+    let (token, pin) = mint(request)?;
+    let no_root =
+        || format!("{} is of a control plane that issues no certificates", request.state_dir.display());
+    Ok(TokenFile::new(token, pin.with_context(no_root)?))
+}
+
+/// A token, and the pin of the root that its bearer will know the control plane by, if that issues certificates.
+fn mint(request: &Request<'_>) -> Result<(String, Option<Pin>)> {
     let account = NamespacedName::parse(request.identity).with_context(|| {
         format!(
             "--workload-identity `{}`: expected <namespace>/<service account>, such as shop/orders, in lower-case letters, digits and `-`",
@@ -109,13 +330,20 @@ pub(crate) fn create(request: &Request<'_>) -> Result<TokenFile> {
         );
     }
     let asked = request.trust_domain.map(TrustDomain::new).transpose().context("--trust-domain")?;
-    let stored = ca::stored_tokens(request.state_dir).with_context(|| {
+    let unusable = || {
         format!(
             "no join token can be signed with {} (is it the control plane's state folder?)",
             request.state_dir.display()
         )
-    })?;
-    let domain = match (asked, stored.trust_domain) {
+    };
+    let (tokens, pin, made_for) = match ca::stored_signer(request.state_dir).with_context(unusable)? {
+        Some(tokens) => (tokens, None, None),
+        None => {
+            let stored = ca::stored_tokens(request.state_dir).with_context(unusable)?;
+            (stored.tokens, Some(stored.pin), stored.trust_domain)
+        }
+    };
+    let domain = match (asked, made_for) {
         (Some(asked), Some(made_for)) if asked != made_for => {
             bail!(
                 "--trust-domain `{asked}`: the control plane's root was made for `{made_for}`; leave the flag out"
@@ -125,8 +353,8 @@ pub(crate) fn create(request: &Request<'_>) -> Result<TokenFile> {
         (None, None) => TrustDomain::default(),
     };
     let id = SpiffeId::new(&domain, &account.namespace, &account.name).context("--workload-identity")?;
-    let token = stored.tokens.mint(&id, request.services, request.lifetime, SystemTime::now())?;
-    Ok(TokenFile::new(token, stored.pin))
+    let token = tokens.mint(&id, request.services, request.lifetime, SystemTime::now())?;
+    Ok((token, pin))
 }
 
 /// Writes the token file with mode 0600, in place of what was there.
@@ -134,6 +362,10 @@ pub(crate) fn create(request: &Request<'_>) -> Result<TokenFile> {
 /// # Errors
 /// Those of the file system.
 pub(crate) fn write(file: &TokenFile, path: &Path) -> Result<()> {
+    write_text(&file.to_text(), path)
+}
+
+fn write_text(text: &str, path: &Path) -> Result<()> {
     // A new file every time: an old one may be readable by others, or a link.
     match fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -147,5 +379,59 @@ pub(crate) fn write(file: &TokenFile, path: &Path) -> Result<()> {
         .mode(0o600)
         .open(path)
         .with_context(|| format!("cannot write {}", path.display()))?;
-    out.write_all(file.to_text().as_bytes()).with_context(|| format!("cannot write {}", path.display()))
+    out.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use tulle_certs::token::JoinTokens;
+
+    use super::*;
+
+    fn claims(jti: &str, expires: u64) -> Claims {
+        let sub = SpiffeId::new(&TrustDomain::default(), "shop", "web").unwrap();
+        let exp = UNIX_EPOCH + Duration::from_secs(expires);
+        Claims { sub, services: vec!["web".into(), "api".into()], exp, jti: jti.into() }
+    }
+
+    #[test]
+    fn a_token_is_named_by_its_file_by_itself_or_by_its_id() {
+        let folder = tempfile::tempdir().unwrap();
+        let id = SpiffeId::new(&TrustDomain::default(), "shop", "web").unwrap();
+        let minted = JoinTokens::generate().unwrap();
+        let minted = minted.mint(&id, &[], Duration::from_secs(60), SystemTime::now()).unwrap();
+        let file = folder.path().join("a.token");
+        fs::write(&file, format!("# of web\n{minted}\nsha256:00\n")).unwrap();
+        let (by_file, claims) = named(file.to_str().unwrap()).unwrap();
+        assert_eq!(claims.unwrap().sub, id);
+        let (by_token, claims) = named(&minted).unwrap();
+        assert_eq!((&by_token, claims.unwrap().jti), (&by_file, by_file.clone()));
+        assert_eq!(named(&by_file).unwrap(), (by_file, None));
+        fs::write(&file, "nothing").unwrap();
+        for bad in ["", "a b", "a.b.c", "../x", file.to_str().unwrap()] {
+            let error = format!("{:#}", named(bad).unwrap_err());
+            assert!(error.contains("token list"), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_line_for_each_token() {
+        let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
+        let ledger = Ledger::default()
+            .with_made(&claims("a", 100_000), at(0))
+            .with_made(&claims("b", 900), at(0))
+            .with_revoked("c", None, at(940));
+        let expected = "\
+ID IDENTITY SERVICES EXPIRES STATE
+a spiffe://cluster.local/ns/shop/sa/web web,api in 27 h valid
+b spiffe://cluster.local/ns/shop/sa/web web,api 1 min ago expired
+c - - unknown revoked 1 min ago";
+        let shown = table(&ledger, at(1000));
+        let squeezed = shown.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
+        assert_eq!(squeezed.collect::<Vec<_>>().join("\n"), expected);
+        let column = shown.find("IDENTITY").unwrap();
+        assert!(shown.lines().skip(1).all(|line| line.as_bytes()[column - 1] == b' '), "{shown}");
+    }
 }

@@ -106,7 +106,14 @@ fn wrong_arguments_are_2_and_say_what_is_meant() {
 #[test]
 fn help_has_examples_and_exit_status_and_hides_the_internals() {
     assert!(!stdout(&tulle(&["--help"])).contains("internal"));
-    for verb in [&["demo"][..], &["check"], &["identity"], &["token", "create"]] {
+    for verb in [
+        &["demo"][..],
+        &["check"],
+        &["identity"],
+        &["token", "create"],
+        &["token", "list"],
+        &["token", "revoke"],
+    ] {
         let help = stdout(&tulle(&[verb, &["--help"]].concat()));
         assert!(help.contains("Examples:") && help.contains("Exit status:"), "{verb:?}: {help}");
     }
@@ -586,6 +593,40 @@ fn a_token_that_cannot_be_made_says_why_and_leaves_nothing() {
         assert_eq!(stderr(&output).lines().count(), 1, "{output:?}");
     }
     assert_eq!(fs::read_dir(state.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn tokens_are_listed_and_revoked_once() {
+    let state = tempfile::tempdir().unwrap();
+    let folder = state.path().to_str().unwrap();
+    Ca::open(state.path(), &TrustDomain::default(), SystemTime::now()).unwrap();
+    let out = state.path().join("orders.token");
+    let out = out.to_str().unwrap();
+    let created = token_create(state.path(), &["--workload-identity", "shop/orders", "--out", out]);
+    assert_eq!(status(&created), 0, "{}", stderr(&created));
+    let list = || tulle(&["token", "list", "--state-dir", folder]);
+    let listed = stdout(&list());
+    let line = listed.lines().find(|line| line.contains("shop/sa/orders")).unwrap_or_default();
+    assert!(line.ends_with("valid"), "{listed}");
+    let id = line.split(' ').next().unwrap();
+
+    let revoke = |token: &str| tulle(&["token", "revoke", "--state-dir", folder, token]);
+    for (token, expected) in [(out, "revoked the join token"), (id, "was revoked before")] {
+        let output = revoke(token);
+        assert_eq!(status(&output), 0, "{}", stderr(&output));
+        let said = stdout(&output);
+        assert!(said.contains(expected) && said.contains(id) && said.contains("shop/sa/orders"), "{said}");
+    }
+    assert!(stdout(&list()).contains("revoked"));
+    let mode = fs::metadata(state.path().join("tokens.json")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+
+    let nothing = revoke("not a token");
+    assert_eq!(status(&nothing), 1);
+    assert!(stderr(&nothing).contains("tulle token list"), "{}", stderr(&nothing));
+    let missing = tulle(&["token", "list", "--state-dir", "/no/such/folder"]);
+    assert_eq!(status(&missing), 1);
+    assert!(stderr(&missing).contains("/no/such/folder"), "{}", stderr(&missing));
 }
 
 #[test]

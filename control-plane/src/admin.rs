@@ -1,15 +1,18 @@
-//! `/metrics`, `/ready` and `/live` over HTTP, and to callers on this host `/resources/TYPE/NAME`, `/endpoints`, `/load` and `/tap`; GET and
-//! HEAD only. Nothing here changes anything, but that proxies show requests for as long as somebody reads `/tap`.
+//! `/metrics`, `/ready` and `/live` over HTTP, and to callers on this host `/resources/TYPE/NAME`, `/endpoints`, `/load`, `/identity` and `/tap`; GET and
+//! HEAD only. None of these changes anything, but that proxies show requests for as long as somebody reads `/tap`. What does is [`identity`]'s: `POST`
+//! to `/identity/rotate-root` and `/identity/abort-rotation`.
 //!
 //! A resource says who may call whom and where everybody is, which is nobody's business who can merely reach this port: it is for
 //! whoever is on the control plane's host already, or is let there by `kubectl port-forward`. A page of a browser on that host
 //! is neither: what it asks for says that a page asks, or names another host than this one's loopback.
 
+mod identity;
+
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
@@ -25,11 +28,12 @@ use tulle_api::{ResourceType, openmetrics, v1};
 
 use crate::ads::Proxies;
 use crate::asking::Reporters;
-use crate::ca::Ca;
+use crate::ca::rotation::Progress;
 use crate::load::Loads;
 use crate::metrics::{Gauges, Metrics};
 use crate::model::Publisher;
 use crate::tap::{Question, Refusal, Taps, Watching};
+use crate::trust::Trust;
 use crate::youngest::Youngest;
 
 /// Connections at a time. For one more the oldest is closed: who opens many and says nothing, or reads no answer, must not
@@ -62,7 +66,9 @@ pub struct Pages {
     /// Who looks on at requests.
     pub taps: Taps,
     /// Whose certificates expire.
-    pub ca: Ca,
+    pub trust: Trust,
+    /// How far a rotation of the root is.
+    pub rotation: Progress,
     /// Shown by `/ready`.
     pub readiness: Arc<Readiness>,
 }
@@ -154,6 +160,9 @@ fn speech() -> http1::Builder {
 
 impl Pages {
     async fn answer(&self, request: &Request<Incoming>, client: SocketAddr) -> Response<Full<Bytes>> {
+        if let Some(wanted) = identity::wanted(request.uri().path()) {
+            return self.want(wanted, request, client).await;
+        }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
             response.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static("GET, HEAD"));
@@ -178,9 +187,15 @@ impl Pages {
                 text(status, body)
             }
             "/live" => text(StatusCode::OK, "live\n"),
-            path if path.starts_with("/resources/") || path.starts_with("/endpoints") || path == "/load" => {
+            path if path.starts_with("/resources/")
+                || path.starts_with("/endpoints")
+                || matches!(path, "/load" | "/identity") =>
+            {
                 if let Err(why) = check_caller(request, client) {
                     return text(StatusCode::FORBIDDEN, why);
+                }
+                if path == "/identity" {
+                    return self.identity();
                 }
                 if path == "/load" {
                     return json(&self.loads.seen(&self.publisher.model(), Instant::now()));
@@ -253,13 +268,15 @@ impl Pages {
 
     fn metrics(&self) -> prometheus::Result<String> {
         let findings = self.publisher.findings().borrow().clone();
+        let (leaf_expires, issuer_expires, root_expires) = self.trust.expires();
         self.metrics.render(&Gauges {
             model: &self.publisher.model(),
             findings: &findings,
             objects: self.publisher.objects(),
             proxies: &self.proxies.list(),
-            leaf_expires: self.ca.creds_at(SystemTime::now()).not_after(),
-            issuer_expires: self.ca.not_after(),
+            leaf_expires,
+            issuer_expires,
+            root_expires,
         })
     }
 }
@@ -319,7 +336,7 @@ fn lines(watching: Watching) -> Response<Lines> {
 }
 
 fn nothing_there() -> Response<Full<Bytes>> {
-    let there_are = "there are /metrics, /ready, /live, /resources/TYPE/NAME, /endpoints[/NAMESPACE/SERVICE], /load and /tap\n";
+    let there_are = "there are /metrics, /ready, /live, /resources/TYPE/NAME, /endpoints[/NAMESPACE/SERVICE], /load, /identity and /tap\n";
     text(StatusCode::NOT_FOUND, there_are)
 }
 

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tonic::service::InterceptorLayer;
 use tonic::transport::Server;
@@ -18,11 +19,13 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tulle_api::discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use tulle_api::v1::proxy_server::ProxyServer;
+use tulle_certs::TrustBundle;
 
 use crate::admin::{self, Pages, Readiness};
 use crate::ads::{Ads, Nodes, Proxies, Standing};
 use crate::asking::Reporters;
-use crate::ca::{self, Ca};
+use crate::ca::rotation::{Keeper, Progress};
+use crate::ca::{self, Ca, Foreign};
 use crate::cluster::{Holder, Replica, Running};
 use crate::config::{Config, LogFormat, SourceKind};
 use crate::ending::{self, End, Ending};
@@ -40,6 +43,7 @@ use crate::source::kubernetes::{self, Cluster, Pace};
 use crate::source::{self, Folder, Read, Source, Watch};
 use crate::state_dir::StateDir;
 use crate::tap::Taps;
+use crate::trust::Trust;
 
 /// A dead proxy's connection is noticed within these two together.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
@@ -62,7 +66,7 @@ pub struct ControlPlane {
     metrics_address: SocketAddr,
     publisher: Arc<Publisher>,
     proxies: Proxies,
-    ca: Ca,
+    trust: Trust,
     registrations: Arc<Registrations>,
     readiness: Arc<Readiness>,
     end: End,
@@ -179,12 +183,13 @@ impl ControlPlane {
             let issuer = config.issuer_secret.as_deref();
             replica.in_pod(config.pod.clone()).issued_by(issuer, config.leaf_lifetime)
         });
-        let opening = open_ca(config, replica.as_ref(), &metrics);
-        let ((ca, state_dir), metrics_listener) = match &replica {
+        let opening = open_trust(config, replica.as_ref(), &metrics);
+        let may_wait = replica.is_some() || config.identity().is_some();
+        let ((trust, state_dir), metrics_listener) = match may_wait {
             // A folder that another has locked is told of before its ports are.
-            None => (opening.await?, listen(config.metrics_address, "metrics").await?),
+            false => (opening.await?, listen(config.metrics_address, "metrics").await?),
             // It may have to be waited for, and who asks meanwhile whether we live must hear that.
-            Some(_) => {
+            true => {
                 let listener = listen(config.metrics_address, "metrics").await?;
                 let opened = tokio::select! {
                     opened = opening => opened?,
@@ -193,13 +198,13 @@ impl ControlPlane {
                 (opened, listener)
             }
         };
-        index.set_bundle(config.trust_domain.as_str(), authorities(&ca));
+        index.set_bundle(config.trust_domain.as_str(), authorities(&trust));
         let settings = Settings {
             trust_domain: Some(config.trust_domain.as_str().into()),
-            session_key: Some(ca.session_key()),
+            session_key: Some(trust.session_key()),
         };
         let publisher = Publisher::new(index, settings, found);
-        let granting = ca.clone();
+        let granting = trust.clone();
         let registrations = Registrations::open(
             Arc::clone(&publisher),
             Box::new(move |id, service| granting.may_register(id, service)),
@@ -228,6 +233,7 @@ impl ControlPlane {
         let loads = Loads::default();
         let taps = Taps::new(Arc::clone(&publisher), metrics.clone(), ending.clone());
         let readiness = Arc::new(Readiness::default());
+        let rotation = Progress::default();
         let pages = Pages {
             metrics: metrics.clone(),
             publisher: Arc::clone(&publisher),
@@ -235,7 +241,8 @@ impl ControlPlane {
             reporters: reporters.clone(),
             loads: loads.clone(),
             taps: taps.clone(),
-            ca: ca.clone(),
+            trust: trust.clone(),
+            rotation: rotation.clone(),
             readiness: Arc::clone(&readiness),
         };
         tasks.spawn(admin::serve(metrics_listener, Arc::new(pages)));
@@ -248,8 +255,26 @@ impl ControlPlane {
         }
         let client = unread.client();
         let source = unread.start(&publisher, &metrics).await?;
-        let nodes = if replica.is_some() { nodes(&publisher, &ca) } else { Nodes::default() };
-        let replica = replica.map(|replica| replica.start(&ca, &publisher, &registrations, &ending));
+        let nodes = if replica.is_some() { nodes(&publisher, &trust) } else { Nodes::default() };
+        let replica = match (replica, trust.ca()) {
+            (Some(replica), Some(ca)) => Some(replica.start(ca, &publisher, &registrations, &ending)),
+            _ => None,
+        };
+        let before = config.root_rotate_before;
+        let (told, connected) = (Arc::clone(&publisher), proxies.clone());
+        if let Some(ca) = trust.ca() {
+            let keeper = Keeper::new(ca.clone(), told, connected, before, metrics.clone(), rotation);
+            let keeper = match &replica {
+                Some(replica) => keeper.beside(replica.others()),
+                None => keeper,
+            };
+            tasks.spawn(keeper.run());
+            tasks.spawn(ca.clone().keep_tokens());
+        }
+        if let Trust::Foreign(foreign) = &trust {
+            tasks.spawn(foreign.clone().keep_tokens());
+        }
+        tasks.spawn(publish_roots(trust.clone(), Arc::clone(&publisher)));
         let serves = match (client, injector, &replica) {
             (Some(client), Some((listener, settings)), Some(replica)) => {
                 let (metrics, leads) = (metrics.clone(), replica.holder().watch());
@@ -273,8 +298,8 @@ impl ControlPlane {
             metrics.clone(),
             ending.clone(),
         );
-        let reports = reports.checking(nodes);
-        let grpc = serve_grpc(grpc_listener, ads, reports, ca.clone(), metrics, ending);
+        let reports = reports.checking(nodes).granting(trust.clone());
+        let grpc = serve_grpc(grpc_listener, ads, reports, trust.clone(), metrics, ending);
         if let Some(serves) = serves {
             // Whom the API server cannot ask about a pod, it lets through without a proxy. But proxies must not wait for the webhook for ever.
             if tokio::time::timeout(WEBHOOK_PATIENCE, serves).await.is_err() {
@@ -291,7 +316,7 @@ impl ControlPlane {
             metrics_address,
             publisher,
             proxies,
-            ca,
+            trust,
             registrations,
             readiness,
             end,
@@ -328,9 +353,9 @@ impl ControlPlane {
         self.replica.as_ref().map(Running::holder)
     }
 
-    /// The authority.
-    pub fn ca(&self) -> &Ca {
-        &self.ca
+    /// The authority; `None` where identities come from elsewhere.
+    pub fn ca(&self) -> Option<&Ca> {
+        self.trust.ca()
     }
 
     /// Returns only if it cannot go on.
@@ -424,7 +449,7 @@ fn serve_grpc(
     listener: TcpListener,
     ads: Ads,
     reports: Reports,
-    ca: Ca,
+    trust: Trust,
     metrics: Metrics,
     mut ending: Ending,
 ) -> JoinHandle<Result<(), tonic::transport::Error>> {
@@ -435,18 +460,22 @@ fn serve_grpc(
         .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
         .layer(InterceptorLayer::new(server::identify))
         .add_service(ads)
-        .add_service(reports)
-        .add_service(ca.service());
-    let incoming = server::incoming(listener, ca, metrics);
+        .add_service(reports);
+    let router = match &trust {
+        Trust::Own(ca) => router.add_service(ca.service()),
+        Trust::Foreign(foreign) => router.add_service(foreign.service()),
+    };
+    let incoming = server::incoming(listener, trust, metrics);
     tokio::spawn(async move { router.serve_with_incoming_shutdown(incoming, ending.wait()).await })
 }
 
-/// The authority, with its keys in the state folder, or in the Secret that it shares with other control planes.
-async fn open_ca(
+/// The authority, with its keys in the state folder, or in the Secret that it shares with other control planes; or where identities come from
+/// in its place, which may have to be waited for.
+async fn open_trust(
     config: &Config,
     replica: Option<&Replica>,
     metrics: &Metrics,
-) -> anyhow::Result<(Ca, Option<Arc<StateDir>>)> {
+) -> anyhow::Result<(Trust, Option<Arc<StateDir>>)> {
     let certificates = metrics.certificates.clone();
     let options = ca::Options {
         lifetime: config.leaf_lifetime,
@@ -454,12 +483,16 @@ async fn open_ca(
         reviewer: None,
     };
     if let Some(replica) = replica {
-        return Ok((replica.authority(&config.trust_domain, options).await?, None));
+        return Ok((Trust::Own(replica.authority(&config.trust_domain, options).await?), None));
     }
     let path = config.state_dir.as_ref().context("a state folder is needed (--state-dir)")?;
     let state_dir = Arc::new(StateDir::open(path)?);
+    if let Some(given) = config.identity() {
+        let foreign = Foreign::open(state_dir.path(), given, &config.trust_domain).await?;
+        return Ok((Trust::Foreign(foreign), Some(state_dir)));
+    }
     let ca = Ca::open_with(state_dir.path(), &config.trust_domain, SystemTime::now(), options)?;
-    Ok((ca, Some(state_dir)))
+    Ok((Trust::Own(ca), Some(state_dir)))
 }
 
 /// Where the API server asks about new pods, and what these are like with a proxy. Whose control plane it is, is said once.
@@ -475,21 +508,36 @@ async fn open_injector(config: &Config) -> anyhow::Result<(TcpListener, inject::
 }
 
 /// A node of a cluster is a pod of its service account; one that is no pod has joined by a token that grants it services.
-fn nodes(publisher: &Arc<Publisher>, ca: &Ca) -> Nodes {
-    let (publisher, ca) = (Arc::clone(publisher), ca.clone());
+fn nodes(publisher: &Arc<Publisher>, trust: &Trust) -> Nodes {
+    let (publisher, trust) = (Arc::clone(publisher), trust.clone());
     Nodes::by(move |id, node| match publisher.service_account_of(node) {
         Some(account) if account == id.service_account() => Standing::Own,
         Some(account) => Standing::Other(account),
-        None if ca.has_joined(id) => Standing::Own,
+        None if trust.has_joined(id) => Standing::Own,
         None => Standing::Unknown,
     })
 }
 
-fn authorities(ca: &Ca) -> Vec<Bytes> {
-    ca.bundle().roots().iter().map(|root| Bytes::copy_from_slice(root)).collect()
+fn authorities(trust: &Trust) -> Vec<Bytes> {
+    trust.bundle().map(|bundle| roots(&bundle)).unwrap_or_default()
 }
 
-async fn count_models(mut models: tokio::sync::watch::Receiver<Arc<crate::model::Model>>, metrics: Metrics) {
+fn roots(bundle: &TrustBundle) -> Vec<Bytes> {
+    bundle.roots().iter().map(|root| Bytes::copy_from_slice(root)).collect()
+}
+
+/// Tells proxies of every new root.
+async fn publish_roots(trust: Trust, publisher: Arc<Publisher>) {
+    let mut bundles = trust.bundles();
+    // One that was told since the start is not missed.
+    let mut next = trust.bundle();
+    while let Some(bundle) = next {
+        publisher.set_bundle(trust.trust_domain().as_str(), roots(&bundle));
+        next = bundles.next().await;
+    }
+}
+
+async fn count_models(mut models: watch::Receiver<Arc<crate::model::Model>>, metrics: Metrics) {
     while models.changed().await.is_ok() {
         metrics.models.inc();
     }

@@ -10,7 +10,8 @@ use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, FromArgMatches, Parser};
 use tracing_subscriber::filter::Targets;
-use tulle_certs::TrustDomain;
+use tulle_certs::{TrustDomain, control_plane_id};
+use tulle_identity::{Address, AddressError, Files, Given, WorkloadApi};
 
 use crate::cluster::SECRET;
 use crate::inject::keys;
@@ -55,6 +56,45 @@ pub struct Config {
         value_parser = issuer_secret
     )]
     pub issuer_secret: Option<String>,
+    /// A SPIFFE Workload API, such as that of SPIRE's agent (`unix:///path` or `tcp://ip:port`), for a mesh whose identities come from there: it gives the control plane's own
+    /// certificate and the roots that all trust. Then nothing is issued here. Only with a state folder.
+    #[arg(
+        long,
+        env = "TULLE_CONTROL_PLANE_IDENTITY_WORKLOAD_API",
+        value_name = "ADDRESS",
+        conflicts_with_all = ["issuer_secret", "identity_cert_file"],
+        requires = "state_dir",
+        value_parser = workload_api
+    )]
+    pub identity_workload_api: Option<Address>,
+    /// The control plane's own PEM certificate chain, for a mesh whose identities others issue, such as cert-manager; looked at every second, as are its key and the
+    /// roots. Then nothing is issued here. Needs both, and a state folder.
+    #[arg(
+        long,
+        env = "TULLE_CONTROL_PLANE_IDENTITY_CERT_FILE",
+        value_name = "FILE",
+        conflicts_with = "issuer_secret",
+        requires = "state_dir",
+        requires = "identity_key_file",
+        requires = "identity_trust_bundle_file"
+    )]
+    pub identity_cert_file: Option<PathBuf>,
+    /// The PEM private key of that certificate.
+    #[arg(
+        long,
+        env = "TULLE_CONTROL_PLANE_IDENTITY_KEY_FILE",
+        value_name = "FILE",
+        requires = "identity_cert_file"
+    )]
+    pub identity_key_file: Option<PathBuf>,
+    /// The PEM roots that all of the mesh trust, beside that certificate.
+    #[arg(
+        long,
+        env = "TULLE_CONTROL_PLANE_IDENTITY_TRUST_BUNDLE_FILE",
+        value_name = "FILE",
+        requires = "identity_cert_file"
+    )]
+    pub identity_trust_bundle_file: Option<PathBuf>,
     /// A file with the Mesh that holds for as long as the source has none: what the Helm chart's values say.
     #[arg(long, env = "TULLE_CONTROL_PLANE_MESH_FILE", value_name = "FILE")]
     pub mesh_file: Option<PathBuf>,
@@ -66,7 +106,7 @@ pub struct Config {
         default_value = "[::]:15012"
     )]
     pub grpc_address: SocketAddr,
-    /// The HTTP port of /metrics, /ready, /live and, on this host, /resources, /endpoints, /load and /tap.
+    /// The HTTP port of /metrics, /ready, /live and, on this host, /resources, /endpoints, /load, /identity and /tap.
     #[arg(
         long,
         env = "TULLE_CONTROL_PLANE_METRICS_ADDRESS",
@@ -85,12 +125,16 @@ pub struct Config {
     /// A file of JSON that says what injected proxies are like; what it leaves out has its default, and so has everything without it.
     #[arg(long, env = "TULLE_CONTROL_PLANE_INJECTION_FILE", value_name = "FILE")]
     pub injection_file: Option<PathBuf>,
-    /// The trust domain of every identity that the built-in CA issues.
+    /// The trust domain of every identity of the mesh.
     #[arg(long, env = "TULLE_CONTROL_PLANE_TRUST_DOMAIN", value_name = "NAME", default_value = "cluster.local", value_parser = trust_domain)]
     pub trust_domain: TrustDomain,
     /// How long leaf certificates live.
     #[arg(long, env = "TULLE_CONTROL_PLANE_LEAF_LIFETIME", value_name = "DURATION", default_value = "24h", value_parser = lifetime)]
     pub leaf_lifetime: Duration,
+    /// A root of the control plane's own making that ends within this is rotated by itself (docs/identity.md), or once there is a third of its life left, if that is shorter; `0s`:
+    /// only when somebody asks.
+    #[arg(long, env = "TULLE_CONTROL_PLANE_ROOT_ROTATE_BEFORE", value_name = "DURATION", default_value = "90d", value_parser = duration)]
+    pub root_rotate_before: Duration,
     /// After a restart or a standstill, how long known registrations are served before their workloads must have come back.
     #[arg(long, env = "TULLE_CONTROL_PLANE_REGISTRATION_GRACE", value_name = "DURATION", default_value = "30s", value_parser = duration)]
     pub registration_grace: Duration,
@@ -135,6 +179,17 @@ struct Command {
 }
 
 impl Config {
+    /// Where identities come from, if not from here. The control plane's own must be of the name that proxies look for.
+    pub fn identity(&self) -> Option<Given> {
+        let wanted = Some(control_plane_id(&self.trust_domain));
+        if let Some(address) = self.identity_workload_api.clone() {
+            return Some(Given::WorkloadApi(WorkloadApi { address, wanted, hint: None }));
+        }
+        let (cert, key) = (self.identity_cert_file.clone()?, self.identity_key_file.clone()?);
+        let bundle = self.identity_trust_bundle_file.clone()?;
+        Some(Given::Files(Files { cert, key, bundle, wanted }))
+    }
+
     /// Of flags (the program's name first) and the environment.
     ///
     /// # Errors
@@ -244,6 +299,10 @@ fn issuer_secret(text: &str) -> Result<String, String> {
     }
 }
 
+fn workload_api(text: &str) -> Result<Address, String> {
+    text.parse().map_err(|error: AddressError| format!("{error}; expected {}", Address::FORM))
+}
+
 fn trust_domain(text: &str) -> Result<TrustDomain, String> {
     TrustDomain::new(text).map_err(|error| error.to_string())
 }
@@ -328,6 +387,28 @@ mod tests {
             let error = load(arguments).unwrap_err().to_string();
             let named = ["--issuer-secret", "TULLE_CONTROL_PLANE_ISSUER_SECRET", remedy];
             assert!(named.iter().all(|name| error.contains(name)), "{error}");
+        }
+    }
+
+    #[test]
+    fn identities_come_from_one_place_that_is_told_whole() {
+        let id = |config: Config| config.identity().map(|given| given.to_string());
+        assert_eq!(id(load(&[]).unwrap()), None);
+        let api = load(&["--identity-workload-api", "unix:///run/agent.sock"]).unwrap();
+        assert_eq!(id(api).as_deref(), Some("the Workload API at unix:///run/agent.sock"));
+        let files = ["--identity-cert-file", "c", "--identity-key-file", "k"];
+        let bundle = ["--identity-trust-bundle-file", "r"];
+        let all = load(&[&files[..], &bundle].concat()).unwrap();
+        assert_eq!(id(all).as_deref(), Some("the files c, k and r"));
+        let both = [&files[..], &bundle, &["--identity-workload-api", "unix:///a"]].concat();
+        for (arguments, word) in [
+            (&files[..], "--identity-trust-bundle-file"),
+            (&bundle[..], "--identity-cert-file"),
+            (&both[..], "--identity-workload-api"),
+            (&["--identity-workload-api", "/run/agent.sock"][..], "unix:///<path>"),
+        ] {
+            let error = load(arguments).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
         }
     }
 

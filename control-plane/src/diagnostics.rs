@@ -158,6 +158,7 @@ mod tests {
             node: node.to_owned(),
             identity: "i".to_owned(),
             since: std::time::SystemTime::UNIX_EPOCH,
+            bundle: None,
             rejected: Vec::new(),
         };
         let model = Model::build(&crate::index::Index::default(), crate::model::Settings::default());

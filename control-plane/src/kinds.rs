@@ -4,9 +4,14 @@
 //! fields mean to a proxy is decided in [`crate::object`] and [`crate::model`].
 
 mod attached;
+mod authorization;
+mod external_authorization;
 mod fault;
+mod peer_authentication;
 mod rate_limit;
+mod request_authentication;
 mod status;
+mod target;
 mod telemetry;
 mod traffic;
 
@@ -17,11 +22,23 @@ use serde::{Deserialize, Serialize};
 
 use self::attached::rule;
 pub use self::attached::{Duration, GrpcCode, HeaderMatch, MatchType, Present, SectionTargetRef};
+pub use self::authorization::{
+    AuthorizationPolicy, AuthorizationPolicySpec, PolicyAction, PolicyCondition, PolicyMode, PolicyOperation,
+    PolicyRule, PolicySource,
+};
+pub use self::external_authorization::{
+    AnswerCache, AuthorizerRef, ExternalAuthorization, ExternalAuthorizationSpec, FailureMode, ToldBody,
+};
 pub use self::fault::{Abort, Delay, FaultPolicy, FaultPolicySpec, FaultRule};
+pub use self::peer_authentication::{PeerAuthentication, PeerAuthenticationSpec};
 pub use self::rate_limit::{
     CountBy, Direction, Rate, RateLimit, RateLimitPolicy, RateLimitPolicySpec, RateOverride,
 };
+pub use self::request_authentication::{
+    ClaimHeader, Jwks, JwksService, RequestAuthentication, RequestAuthenticationSpec, TokenIssuer, TokenPlace,
+};
 pub use self::status::{PolicyAncestorRef, PolicyAncestorStatus, PolicyStatus};
+pub use self::target::{AccessTargetRef, WorkloadSelector};
 pub use self::telemetry::{
     AccessLog, LoggedErrors, RequestSampling, RequestTracing, TelemetryPolicy, TelemetryPolicySpec,
 };
@@ -140,31 +157,6 @@ pub enum Mtls {
     Off,
 }
 
-/// Who may connect to the workloads behind a Service. Once any rule speaks of a port, whatever no rule allows is
-/// refused there.
-#[derive(CustomResource, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
-#[kube(
-    group = "policy.tulle.dev",
-    version = "v1alpha1",
-    kind = "AuthorizationPolicy",
-    plural = "authorizationpolicies",
-    namespaced,
-    status = "PolicyStatus",
-    label("gateway.networking.k8s.io/policy", "Inherited"),
-    derive = "PartialEq"
-)]
-#[serde(rename_all = "camelCase")]
-pub struct AuthorizationPolicySpec {
-    /// Services in the policy's own namespace (GEP-713).
-    pub target_refs: Vec<PolicyTargetRef>,
-    /// `ALLOW`, the only one so far.
-    #[serde(default)]
-    pub action: PolicyAction,
-    /// Any of them allows; none at all allows nobody.
-    #[serde(default)]
-    pub rules: Vec<PolicyRule>,
-}
-
 /// What a policy is attached to.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -180,37 +172,6 @@ pub struct PolicyTargetRef {
     #[serde(default, skip_serializing)]
     #[schemars(skip)]
     pub namespace: Option<String>,
-}
-
-/// What a policy does to what its rules describe.
-#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum PolicyAction {
-    /// Lets through what a rule describes.
-    #[default]
-    Allow,
-}
-
-/// One thing that is allowed.
-#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct PolicyRule {
-    /// Shown in logs and metrics; the rule's index by default.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
-    /// Any of these sources. Required: a rule without sources would allow nobody.
-    pub from: Vec<PolicySource>,
-    /// Ports of the targeted Services, by number; every port by default.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub to_ports: Vec<i32>,
-}
-
-/// Who is allowed.
-#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct PolicySource {
-    /// Each a SPIFFE ID, or `<namespace>/<service account>` in the mesh's own trust domain.
-    pub identities: Vec<String>,
 }
 
 /// What workloads may reach outside the mesh. Of several rules that describe a destination, whichever policy they are
@@ -278,10 +239,13 @@ pub struct EgressRule {
 }
 
 /// Every kind that is ours, as a custom resource definition.
-pub fn definitions() -> [CustomResourceDefinition; 7] {
+pub fn definitions() -> [CustomResourceDefinition; 10] {
     [
         Mesh::crd(),
         AuthorizationPolicy::crd(),
+        PeerAuthentication::crd(),
+        ExternalAuthorization::crd(),
+        RequestAuthentication::crd(),
         EgressPolicy::crd(),
         TrafficPolicy::crd(),
         RateLimitPolicy::crd(),

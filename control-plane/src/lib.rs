@@ -30,4 +30,5 @@ pub mod tap;
 #[cfg(test)]
 #[path = "../../tests/allocations.rs"]
 mod testing;
+pub mod trust;
 mod youngest;

@@ -11,6 +11,7 @@ use prometheus::{
 use tulle_api::ResourceType;
 
 use crate::ads::Connected;
+use crate::ca::rotation::{State, Waited};
 use crate::finding::{Finding, Severity};
 use crate::model::Model;
 use crate::object::Kind;
@@ -81,6 +82,12 @@ pub struct Metrics {
     resources: IntGaugeVec,
     /// When a certificate expires, in seconds of Unix time, by kind.
     expiration: IntGaugeVec,
+    /// How far a rotation of the root is, by phase.
+    rotation: IntGaugeVec,
+    /// Who is waited for, by kind.
+    rotation_waits: IntGaugeVec,
+    /// Steps of rotations that this control plane has taken.
+    pub rotation_steps: IntCounterVec,
 }
 
 /// What is read when metrics are asked for.
@@ -97,6 +104,8 @@ pub struct Gauges<'a> {
     pub leaf_expires: SystemTime,
     /// When the issuing chain expires.
     pub issuer_expires: SystemTime,
+    /// When the root expires that it ends in.
+    pub root_expires: SystemTime,
 }
 
 /// Registers families, and remembers what each is for the reference page.
@@ -230,7 +239,7 @@ impl Metrics {
             certificates: f.counters(
                 "tulle_control_plane_certificate_requests_total",
                 "outcome",
-                "Requests for certificates: `issued_by_token`, `issued_by_service_account`, `issued_by_certificate`, `unauthenticated`, `denied`, `bad_request`, `failed`",
+                "Requests for certificates: `issued_by_token`, `issued_by_service_account`, `issued_by_certificate`, `unauthenticated`, `denied`, `revoked`, `bad_request`, `failed`",
             )?,
             lease_held: f.gauge(
                 "tulle_control_plane_lease_held",
@@ -320,7 +329,22 @@ impl Metrics {
             expiration: f.gauges(
                 "tulle_identity_cert_expiration_timestamp_seconds",
                 &["kind"],
-                "When a certificate in use expires: `leaf` (the control plane's own), `issuer`",
+                "When a certificate in use expires: `leaf` (the control plane's own), `issuer` (and what is above it), `root`",
+            )?,
+            rotation: f.gauges(
+                "tulle_identity_root_rotation",
+                &["phase"],
+                "How far a rotation of the root is: 1 for the phase that it is in, of `idle`, `published`, `switched`, `draining` and `retired` (identity.md), else 0",
+            )?,
+            rotation_waits: f.gauges(
+                "tulle_identity_root_rotation_waits",
+                &["for"],
+                "Who keeps a rotation of the root from going on, as far as this replica knows: `replicas`, `proxies`",
+            )?,
+            rotation_steps: f.counters(
+                "tulle_identity_root_rotation_steps_total",
+                "step",
+                "Steps of rotations of the root that this replica has taken: `published`, `switched`, `draining`, `retired`, `completed`; `aborted`, `refused` (what was asked for cannot be done), `void` (somebody has put another root there), `clock_set`",
             )?,
             registry: f.registry.clone(),
         };
@@ -343,6 +367,10 @@ impl Metrics {
         ] {
             metrics.certificates.with_label_values(&[outcome]);
         }
+        for step in ["published", "switched", "draining", "retired", "completed", "aborted"] {
+            metrics.rotation_steps.with_label_values(&[step]);
+        }
+        metrics.show_rotation(State::default().word(), &[]);
         for result in ["equal", "different"] {
             metrics.comparisons.with_label_values(&[result]);
         }
@@ -355,6 +383,16 @@ impl Metrics {
             // Fails where there is no such series.
             let _none = family.remove_label_values(&[kind]);
         }
+    }
+
+    /// How far a rotation of the root is, and who is waited for.
+    pub fn show_rotation(&self, phase: &str, waits_for: &[Waited]) {
+        for word in State::WORDS {
+            set(&self.rotation, word, usize::from(word == phase));
+        }
+        let proxies: usize = waits_for.iter().map(|waited| waited.proxies.len() + waited.more).sum();
+        set(&self.rotation_waits, "proxies", proxies);
+        set(&self.rotation_waits, "replicas", waits_for.len());
     }
 
     /// In the Prometheus text format.
@@ -379,7 +417,8 @@ impl Metrics {
             set(&self.rejected, resource_type.as_str(), rejected);
             set(&self.resources, resource_type.as_str(), now.model.names(resource_type).len());
         }
-        for (kind, expires) in [("leaf", now.leaf_expires), ("issuer", now.issuer_expires)] {
+        let (leaf, issuer, root) = (now.leaf_expires, now.issuer_expires, now.root_expires);
+        for (kind, expires) in [("leaf", leaf), ("issuer", issuer), ("root", root)] {
             let seconds = expires.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
             self.expiration.with_label_values(&[kind]).set(i64::try_from(seconds).unwrap_or(i64::MAX));
         }

@@ -16,6 +16,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tulle_api::v1::proxy_server::Proxy;
 use tulle_api::v1::{self, ReportRequest, ReportResponse, report_request, report_response};
 use tulle_certs::SpiffeId;
+use zeroize::Zeroizing;
 
 use crate::ads::session::Refusal as NodeRefusal;
 use crate::ads::{Caller, Nodes};
@@ -29,6 +30,7 @@ use crate::model::Publisher;
 use crate::registration::{Refusal, Registrations};
 use crate::server;
 use crate::tap::{self, Taps};
+use crate::trust::Trust;
 
 /// The service; cheap to clone.
 #[derive(Clone)]
@@ -40,6 +42,8 @@ pub struct Reports {
     taps: Taps,
     metrics: Metrics,
     nodes: Nodes,
+    /// Where join tokens count, beside certificates.
+    trust: Option<Trust>,
     ending: Ending,
 }
 
@@ -110,7 +114,12 @@ impl Reports {
         ending: Ending,
     ) -> Self {
         let nodes = Nodes::default();
-        Self { registrations, publisher, reporters, loads, taps, metrics, nodes, ending }
+        Self { registrations, publisher, reporters, loads, taps, metrics, nodes, trust: None, ending }
+    }
+
+    /// Takes join tokens for what they grant, beside certificates.
+    pub fn granting(self, trust: Trust) -> Self {
+        Self { trust: Some(trust), ..self }
     }
 
     /// Serves only those whose nodes are theirs.
@@ -131,6 +140,17 @@ impl Proxy for Reports {
             self.metrics.refused.with_label_values(&["no_identity"]).inc();
             return Err(Status::unauthenticated("Report needs a client certificate of the mesh"));
         };
+        let token = request.metadata().get("authorization").map(|value| {
+            let value = value.to_str().unwrap_or_default();
+            Zeroizing::new(value.split_once(' ').map_or("", |(_, token)| token).to_owned())
+        });
+        if let (Some(trust), Some(token)) = (&self.trust, token)
+            && let Err(error) = trust.grant_to(&caller.id, &token, SystemTime::now()).await
+        {
+            self.metrics.refused.with_label_values(&["registration_not_granted"]).inc();
+            tracing::warn!(caller = %caller.id, %error, "a join token grants nothing");
+            return Err(Status::permission_denied(error.to_string()));
+        }
         let (responses, outgoing) = mpsc::channel(4);
         let stream = ReportStream {
             reports: self.clone(),

@@ -23,8 +23,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 use tulle_certs::refusal_of_io;
 
-use crate::ca::{self, Ca};
+use crate::ca;
 use crate::metrics::Metrics;
+use crate::trust::Trust;
 use crate::youngest::Youngest;
 
 /// How long a handshake may take.
@@ -56,17 +57,17 @@ struct Counted(IntGauge);
 /// Accepts connections and does their handshakes, each in a task of its own: one that stalls holds up no other.
 pub fn incoming(
     listener: TcpListener,
-    ca: Ca,
+    trust: Trust,
     metrics: Metrics,
 ) -> impl Stream<Item = Result<Secured, io::Error>> {
     let (secured, stream) = mpsc::channel(64);
-    tokio::spawn(accept(listener, ca, metrics, secured));
+    tokio::spawn(accept(listener, trust, metrics, secured));
     ReceiverStream::new(stream)
 }
 
 async fn accept(
     listener: TcpListener,
-    ca: Ca,
+    trust: Trust,
     metrics: Metrics,
     secured: mpsc::Sender<Result<Secured, io::Error>>,
 ) {
@@ -91,9 +92,9 @@ async fn accept(
                 continue;
             }
         };
-        let (ca, counted, secured) = (ca.clone(), metrics.clone(), secured.clone());
+        let (trust, counted, secured) = (trust.clone(), metrics.clone(), secured.clone());
         handshakes.spawn(async move {
-            if let Some(connection) = handshake(socket, client, &ca, &counted).await {
+            if let Some(connection) = handshake(socket, client, &trust, &counted).await {
                 // Closed: the control plane ends.
                 let _closed = secured.send(Ok(connection)).await;
             }
@@ -102,12 +103,17 @@ async fn accept(
 }
 
 /// `None`: refused, counted and logged.
-async fn handshake(socket: TcpStream, client: SocketAddr, ca: &Ca, metrics: &Metrics) -> Option<Secured> {
+async fn handshake(
+    socket: TcpStream,
+    client: SocketAddr,
+    trust: &Trust,
+    metrics: &Metrics,
+) -> Option<Secured> {
     let refused = |reason: &str, error: &dyn std::fmt::Display| {
         metrics.refused.with_label_values(&[reason]).inc();
         tracing::warn!(%client, reason, %error, "refused a connection");
     };
-    match tokio::time::timeout(HANDSHAKE, secure(socket, ca, metrics)).await {
+    match tokio::time::timeout(HANDSHAKE, secure(socket, trust, metrics)).await {
         Ok(Ok(connection)) => return Some(connection),
         // Who only looks whether the port is open is not worth a warning.
         Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
@@ -134,10 +140,11 @@ fn reason(error: &io::Error) -> &'static str {
 #[error("the client offers no protocol by ALPN; this port speaks gRPC (`h2`) only")]
 struct NoProtocol;
 
-async fn secure(socket: TcpStream, ca: &Ca, metrics: &Metrics) -> io::Result<Secured> {
+async fn secure(socket: TcpStream, trust: &Trust, metrics: &Metrics) -> io::Result<Secured> {
     socket.set_nodelay(true)?;
     let client = socket.peer_addr()?.ip().to_canonical();
-    let stream = TlsAcceptor::from(ca.creds().control_plane()).accept(socket).await?;
+    let own = trust.creds().ok_or_else(|| io::Error::other("the control plane has no certificate yet"))?;
+    let stream = TlsAcceptor::from(own.control_plane()).accept(socket).await?;
     let (_, session) = stream.get_ref();
     if session.alpn_protocol().is_none() {
         return Err(io::Error::new(io::ErrorKind::InvalidData, NoProtocol));

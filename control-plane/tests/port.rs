@@ -21,9 +21,12 @@ use tulle_api::discovery::aggregated_discovery_service_client::AggregatedDiscove
 use tulle_api::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node};
 use tulle_api::v1::proxy_client::ProxyClient;
 use tulle_api::v1::{self, RegisteredPort, RegisteredService, Registration, ReportRequest, report_request};
-use tulle_certs::issue::{Authority, ROOT_LIFETIME};
+use tulle_certs::issue::{Authority, ROOT_LIFETIME, split_chain};
 use tulle_certs::key::csr;
-use tulle_certs::{Alpn, Creds, PrivateKey, SpiffeId, TrustBundle, TrustDomain, control_plane_id};
+use tulle_certs::token::JoinTokens;
+use tulle_certs::{
+    Alpn, Creds, Pin, PrivateKey, SpiffeId, TrustBundle, TrustDomain, control_plane_id, peer_id,
+};
 use tulle_control_plane::app::ControlPlane;
 use tulle_control_plane::config::Config;
 
@@ -33,7 +36,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 struct World {
     control_plane: ControlPlane,
     authority: Authority,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 fn web() -> SpiffeId {
@@ -74,7 +77,7 @@ impl World {
         let (key, certificates) = (read("ca-key.pem"), read("ca.pem"));
         let authority =
             Authority::from_pem(&key, &certificates, &TrustDomain::default(), SystemTime::now()).unwrap();
-        Self { control_plane, authority, _folder: folder }
+        Self { control_plane, authority, folder }
     }
 
     fn tls(&self) -> ClientConfig {
@@ -251,8 +254,13 @@ async fn a_registration_that_no_token_grants_is_refused_with_the_remedy() {
     assert!(refused.message().contains(remedy), "{refused}");
     assert!(world.refused("registration_not_granted").await);
 
-    let token =
-        world.control_plane.ca().tokens().mint(&web(), &["web".into()], HOUR, SystemTime::now()).unwrap();
+    let token = world
+        .control_plane
+        .ca()
+        .unwrap()
+        .tokens()
+        .mint(&web(), &["web".into()], HOUR, SystemTime::now())
+        .unwrap();
     let csr = csr(&PrivateKey::generate().unwrap(), None).unwrap();
     let mut join = Request::new(IstioCertificateRequest { csr, validity_duration: 0, metadata: None });
     join.metadata_mut().insert("authorization", format!("Bearer {}", &*token).parse().unwrap());
@@ -266,7 +274,7 @@ async fn a_registration_that_no_token_grants_is_refused_with_the_remedy() {
 async fn a_connection_without_a_certificate_is_not_kept_for_ever() {
     let world = World::start().await;
     let mut known = Stream::open(world.channel().await).await;
-    let pin = world.control_plane.ca().pin();
+    let pin = world.control_plane.ca().unwrap().pin();
     let tls = tulle_certs::bootstrap::pinned(pin, &TrustDomain::default()).unwrap();
     // An HTTP/2 client that answers pings, and asks for nothing.
     let stranger = channel(world.control_plane.grpc_address(), tls).await.unwrap();
@@ -288,5 +296,67 @@ async fn a_connection_without_a_certificate_is_not_kept_for_ever() {
     tokio::time::resume();
     assert_eq!(world.connections().await, 1);
     known.works().await;
+    world.control_plane.stop().await;
+}
+
+#[tokio::test]
+async fn neither_a_certificate_nor_a_token_obtains_what_is_anothers() {
+    let world = World::start().await;
+    let domain = TrustDomain::default();
+    let orders = SpiffeId::new(&domain, "default", "orders").unwrap();
+    let certificate = async |channel: &Channel, bearer: Option<&str>, wanted: &SpiffeId| {
+        let csr = csr(&PrivateKey::generate().unwrap(), Some(wanted)).unwrap();
+        let mut request = Request::new(IstioCertificateRequest { csr, validity_duration: 0, metadata: None });
+        if let Some(token) = bearer {
+            let bearer = format!("Bearer {token}").parse().unwrap();
+            request.metadata_mut().insert("authorization", bearer);
+        }
+        let mut client = IstioCertificateServiceClient::new(channel.clone());
+        let answer = client.create_certificate(request).await?.into_inner();
+        let (chain, _) = split_chain(&answer.cert_chain, &TrustDomain::default()).unwrap();
+        Ok::<_, tonic::Status>(peer_id(&chain).unwrap())
+    };
+    let key = std::fs::read_to_string(world.folder.path().join("state/token-key.pem")).unwrap();
+    let tokens = JoinTokens::from_pem(&key).unwrap();
+    let token = tokens.mint(&orders, &["orders".into()], HOUR, SystemTime::now()).unwrap();
+
+    // Whatever is asked for: by a certificate, that of its holder; by a token, that of the token.
+    let as_web = world.channel().await;
+    assert_eq!(certificate(&as_web, None, &orders).await.unwrap(), web());
+    let pin = Pin::of(&world.authority.bundle().roots()[0]).unwrap();
+    let joining = tulle_certs::bootstrap::pinned(pin, &domain).unwrap();
+    let joining = channel(world.control_plane.grpc_address(), joining).await.unwrap();
+    assert_eq!(certificate(&joining, Some(&token), &web()).await.unwrap(), orders);
+    assert_eq!(certificate(&joining, None, &web()).await.unwrap_err().code(), Code::Unauthenticated);
+    let both = certificate(&as_web, Some(&token), &orders).await.unwrap_err();
+    assert_eq!(both.code(), Code::PermissionDenied, "{both}");
+
+    // Without a certificate there is no stream.
+    let (_requests, outgoing) = mpsc::channel::<DeltaDiscoveryRequest>(1);
+    let mut client = AggregatedDiscoveryServiceClient::new(joining);
+    let nobody = client.delta_aggregated_resources(ReceiverStream::new(outgoing)).await.unwrap_err();
+    assert_eq!(nobody.code(), Code::Unauthenticated, "{nobody}");
+
+    // Nobody speaks for a workload of another namespace, and what is for another workload is as if it were not there.
+    let (requests, outgoing) = mpsc::channel(1);
+    let node = Node { id: "bank/web".into(), ..Node::default() };
+    requests.send(DeltaDiscoveryRequest { node: Some(node), ..ask("mesh") }).await.unwrap();
+    let mut client = AggregatedDiscoveryServiceClient::new(as_web.clone());
+    let foreign = match client.delta_aggregated_resources(ReceiverStream::new(outgoing)).await {
+        Ok(call) => call.into_inner().message().await.unwrap_err(),
+        Err(refused) => refused,
+    };
+    assert_eq!(foreign.code(), Code::PermissionDenied, "{foreign}");
+    let mut stream = Stream::open(as_web).await;
+    for (type_url, name) in [
+        (v1::InboundPolicy::type_url(), "default/orders"),
+        (v1::Workload::type_url(), "default/orders"),
+        (v1::EgressPolicy::type_url(), "default/orders"),
+        (v1::Routes::type_url(), "bank/default/orders"),
+    ] {
+        let wanted = DeltaDiscoveryRequest { type_url, ..ask(name) };
+        stream.requests.send(wanted).await.unwrap();
+        assert_eq!(stream.told().await.removed_resources, [name]);
+    }
     world.control_plane.stop().await;
 }

@@ -13,7 +13,8 @@ use tulle_certs::SpiffeId;
 use tulle_fuzz::Reader;
 use tulle_proxy::control::decode::{Decoded, any, decode};
 use tulle_proxy::policy::{
-    Action, Connection, Egress, EgressSpec, Inbound, InboundSpec, Name, Names, Outside, TlsKind, Verdict,
+    Action, Connection, Egress, EgressSpec, Inbound, InboundSpec, Name, Names, Outside, Requested, TlsKind,
+    Verdict,
 };
 use tulle_proxy::route::{Asked, Found, Match, Routes, Table, pick};
 
@@ -85,7 +86,7 @@ fn check(rejection: &v1::Rejection, name: &str) {
 fn use_it(resource_type: ResourceType, decoded: Decoded, choice: usize) {
     match (resource_type, decoded) {
         (ResourceType::Routes, Decoded::Routes(routes)) => route(routes, choice),
-        (ResourceType::InboundPolicy, Decoded::InboundPolicy(spec)) => judge(spec, choice),
+        (ResourceType::InboundPolicy, Decoded::InboundPolicy(spec)) => judge(*spec, choice),
         (ResourceType::EgressPolicy, Decoded::EgressPolicy { spec, .. }) => let_out(spec, choice),
         (ResourceType::Endpoints, Decoded::Endpoints(info)) => {
             for endpoint in &info.endpoints {
@@ -176,7 +177,36 @@ fn let_out(spec: EgressSpec, choice: usize) {
     }
 }
 
+/// Whoever lets in a request, or bytes, lets in their connection; and what nobody can tell is let in by nothing that looks at it.
+fn judge_requests(spec: InboundSpec, choice: usize) {
+    let paths = ["/", "*", "", "/a/b", "//a", "/a/../b;c", "/%61", "/a%2fb", "/shop.Orders/Place"];
+    let hosts = ["", "orders", "a@b", "[::1]:80", "A.example.com."];
+    let stranger = SpiffeId::parse("spiffe://elsewhere/ns/a/sa/b").expect("is one");
+    let peer = [None, Some(&stranger)][choice % 2];
+    let tls = if peer.is_some() { TlsKind::Mesh } else { TlsKind::None };
+    let (host, grpc, client) = (hosts[choice % hosts.len()], choice % 3 == 0, IpAddr::from([10, 0, 0, 1]));
+    let ports = spec.policies.iter().flat_map(|policy| policy.ports.clone()).chain([80]);
+    let ports: Vec<u16> = ports.collect();
+    let inbound = Inbound::new(spec, std::time::Instant::now());
+    let headers = http::HeaderMap::from_iter([(http::header::ACCEPT, http::HeaderValue::from_static("a"))]);
+    for port in ports {
+        let connection = Connection { port, peer, tls, client };
+        let stays = inbound.evaluate(&connection).is_allowed();
+        assert!(stays || !inbound.evaluate_bytes(&connection).verdict.is_allowed());
+        for path in paths {
+            let method = &http::Method::GET;
+            let asked = Asked { method, authority: host, path, query: "", headers: &headers };
+            let requested = Requested { asked, grpc, claims: None, headless: choice % 5 == 0 };
+            let judged = inbound.evaluate_request(&connection, &requested);
+            assert!(stays || !judged.verdict.is_allowed(), "{connection:?} {requested:?}");
+        }
+    }
+}
+
 fn judge(spec: InboundSpec, choice: usize) {
+    if !spec.policies.is_empty() {
+        return judge_requests(spec, choice);
+    }
     let ids: Vec<SpiffeId> = spec.rules.iter().flat_map(|rule| rule.identities.clone()).collect();
     let stranger = SpiffeId::parse("spiffe://elsewhere/ns/a/sa/b").expect("is one");
     let peers: Vec<Option<&SpiffeId>> = ids.iter().map(Some).chain([None, Some(&stranger)]).collect();

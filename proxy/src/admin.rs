@@ -2,7 +2,7 @@
 //!
 //! - [`Face::Public`], on every address: `/metrics`, `/ready`, `/live`, and `/probe/…` as it is declared ([`probe`]); GET and HEAD only. Nothing
 //!   here changes anything.
-//! - [`Face::Local`], on loopback or a unix socket only: what is held, and `/log-level`, `/drain`, `/shutdown`. Never keys.
+//! - [`Face::Local`], on loopback or a unix socket only: what is held, what policy says, and `/log-level`, `/drain`, `/shutdown`. Never keys.
 //!
 //! A browser on this host can be made to send requests to loopback by any page that it visits. So the local face takes
 //! only a Host that is this host, by name or address (DNS rebinding), and nothing that says that a page of elsewhere
@@ -54,6 +54,12 @@ pub trait AdminState: Send + Sync + 'static {
     /// This workload's certificate and whom it trusts: [`certs()`], or null where there is none yet.
     fn certs(&self) -> Value;
 
+    /// The policies for what comes in and what they have said; null where there is none yet. With `parameters`, what they would say of that.
+    ///
+    /// # Errors
+    /// Which parameter is wrong, and why.
+    fn authz(&self, parameters: Vec<(String, String)>) -> Result<Value, String>;
+
     /// What is logged; `None` where it cannot be changed.
     fn log_level(&self) -> Option<String>;
 
@@ -95,6 +101,7 @@ enum Page {
     ConfigDump,
     Connections,
     Certs,
+    Authz,
     LogLevel,
     Drain,
     Shutdown,
@@ -117,6 +124,7 @@ const LOCAL: &[Path] = &[
     Path { path: "/config_dump", page: Page::ConfigDump, methods: "GET, HEAD" },
     Path { path: "/connections", page: Page::Connections, methods: "GET, HEAD" },
     Path { path: "/certs", page: Page::Certs, methods: "GET, HEAD" },
+    Path { path: "/authz", page: Page::Authz, methods: "GET, HEAD" },
     Path { path: "/log-level", page: Page::LogLevel, methods: "GET, HEAD, PUT" },
     Path { path: "/drain", page: Page::Drain, methods: "POST" },
     Path { path: "/shutdown", page: Page::Shutdown, methods: "POST" },
@@ -172,6 +180,10 @@ fn page(page: Page, request: &Request<Bytes>, state: &dyn AdminState) -> Answer 
         Page::ConfigDump => json(&state.config_dump()),
         Page::Connections => json(&state.connections()),
         Page::Certs => json(&state.certs()),
+        Page::Authz => match state.authz(parameters(request.uri().query().unwrap_or(""))) {
+            Ok(value) => json(&value),
+            Err(problem) => text(StatusCode::BAD_REQUEST, format!("{problem}\n")),
+        },
         Page::LogLevel if request.method() == Method::PUT => set_log_level(request.body(), state),
         Page::LogLevel => match state.log_level() {
             Some(level) => text(StatusCode::OK, level + "\n"),
@@ -186,6 +198,33 @@ fn page(page: Page, request: &Request<Bytes>, state: &dyn AdminState) -> Answer 
             text(StatusCode::ACCEPTED, "draining, then ending\n")
         }
     }
+}
+
+/// The names and values of a query, decoded (WHATWG URL, "application/x-www-form-urlencoded parsing").
+fn parameters(query: &str) -> Vec<(String, String)> {
+    let pairs = query.split('&').filter(|pair| !pair.is_empty());
+    let pairs = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    pairs.map(|(name, value)| (decoded(name), decoded(value))).collect()
+}
+
+/// What is meant by `text`; a `%` without two digits means itself.
+fn decoded(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, after @ ..] = rest {
+        let digit = |at: usize| after.get(at).and_then(|byte| char::from(*byte).to_digit(16));
+        match (first, digit(0), digit(1)) {
+            (b'%', Some(high), Some(low)) => {
+                bytes.push((high << 4 | low) as u8);
+                rest = &after[2..];
+            }
+            (first, ..) => {
+                bytes.push(if *first == b'+' { b' ' } else { *first });
+                rest = after;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// In the form that is asked for.

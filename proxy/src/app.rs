@@ -31,6 +31,7 @@ use crate::control::channel;
 use crate::control::collector::Sender;
 use crate::control::gate::Gate;
 use crate::control::identity::{Identity, Source};
+use crate::control::jwks::Keeper;
 use crate::control::report::{Registered, Report};
 use crate::control::session::Session;
 use crate::dns;
@@ -39,6 +40,7 @@ use crate::endpoint::Endpoint;
 use crate::forward::{OwnEndpoints, Proxy, Settings};
 use crate::health::Prober;
 use crate::memory::{self, Tide};
+use crate::policy;
 use crate::runtime::{self, Listener, Workers};
 use crate::state::{ObjectName, Store, Want};
 use crate::telemetry::metrics::Direction;
@@ -107,6 +109,7 @@ async fn control(config: &Config, diagnostics: Option<Diagnostics>) -> anyhow::R
         move || balancers::counted(&store)
     });
     tokio::spawn(prober(&proxy).run());
+    tokio::spawn(keeper(&proxy).run());
     let (tracing_ends, stop_tracing) = oneshot::channel();
     let tracing = tokio::spawn(sender(config, &telemetry)?.keep(
         config.tracing.clone(),
@@ -175,6 +178,7 @@ fn settings(config: &Config) -> Settings {
         mark: config.intercept.proxy_mark,
         namespace: namespace(config),
         probes: config.probes.allowed.clone(),
+        client_cert: config.inbound_client_cert_header,
     }
 }
 
@@ -364,6 +368,7 @@ fn start_control(
         store: Arc::clone(&proxy.store),
         registration: receiver,
         registered,
+        token_file: config.register_token_file.clone(),
         metrics: proxy.telemetry.metrics.clone(),
         load_interval: config.load_report_interval,
         taps: Arc::clone(&proxy.telemetry.taps),
@@ -394,6 +399,16 @@ fn prober(proxy: &Arc<Proxy>) -> Prober {
     };
     let (metrics, traces) = (proxy.telemetry.metrics.clone(), Arc::clone(&proxy.telemetry.traces));
     Prober::new(Arc::clone(&proxy.store), dial, own, tell, metrics, traces)
+}
+
+/// What fetches the keys of tokens' issuers, where policies say so.
+fn keeper(proxy: &Arc<Proxy>) -> Keeper {
+    let dial = proxy.dial(proxy.telemetry.metrics.unseen());
+    let own = {
+        let proxy = Arc::clone(proxy);
+        move |endpoint: &Endpoint| proxy.own_application(endpoint)
+    };
+    Keeper::new(Arc::clone(&proxy.store), dial, own, Arc::clone(proxy.telemetry.metrics.control()))
 }
 
 /// What is to be registered, and where it is told that it has been.
@@ -579,9 +594,27 @@ impl AdminState for Admin {
 
     fn certs(&self) -> Value {
         match self.identity.load().as_deref() {
-            Some(creds) => admin::certs(creds, self.identity.renews_at(), SystemTime::now()),
+            Some(creds) => {
+                let Self { identity, .. } = self;
+                admin::certs(creds, identity.source(), identity.renews_at(), SystemTime::now())
+            }
             None => Value::Null,
         }
+    }
+
+    fn authz(&self, parameters: Vec<(String, String)>) -> Result<Value, String> {
+        let snapshot = self.proxy.store.load();
+        let Some(policy) = &snapshot.inbound else { return Ok(Value::Null) };
+        if parameters.is_empty() {
+            let mut shown = policy::in_force(policy);
+            let verdicts = self.telemetry.metrics.verdicts().into_iter().map(|([verdict, rule, reason], count)| {
+                json!({ "verdict": verdict, "rule": rule, "reason": reason, "count": count })
+            });
+            shown["verdicts"] = verdicts.collect();
+            return Ok(shown);
+        }
+        let domain = policy.spec().trust_domain.clone().unwrap_or_default();
+        Ok(policy::Question::read(parameters, &domain)?.answer(policy))
     }
 
     fn log_level(&self) -> Option<String> {

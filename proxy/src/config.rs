@@ -8,6 +8,7 @@
 //! `docs/reference/proxy.md` is made from the table ([`reference()`]), and a test compares the two.
 
 mod addresses;
+mod identity;
 mod intercept;
 pub mod otel;
 mod parse;
@@ -24,6 +25,7 @@ use std::time::Duration;
 use tulle_certs::TrustDomain;
 
 pub use self::addresses::BoundAddresses;
+pub use self::identity::IdentityFrom;
 pub use self::intercept::{DNS_PORT, Intercept};
 pub use self::otel::{OTEL_VARIABLES, Tracing};
 pub use self::probes::{AllowedProbe, Hook, MadeProbe, ProbeQuestion, Probes};
@@ -61,6 +63,8 @@ pub struct Config {
     pub identity_cert_file: Option<PathBuf>,
     /// PEM private key of [`Config::identity_cert_file`].
     pub identity_key_file: Option<PathBuf>,
+    /// Other sources of an identity, and what they are asked for.
+    pub identity_from: IdentityFrom,
     /// Intercepting listeners: the destination comes from the kernel.
     pub outbound_listen: Vec<SocketAddr>,
     /// Listeners that each lead to one port of one service.
@@ -69,8 +73,12 @@ pub struct Config {
     pub inbound_listen: Vec<SocketAddr>,
     /// Listeners that each lead to one address of the application.
     pub inbound_ports: Vec<InboundPort>,
+    /// What becomes of `x-forwarded-client-cert` in requests to the application.
+    pub inbound_client_cert_header: ClientCert,
     /// The address that other workloads dial. `None`: that of the inbound listener.
     pub register_address: Option<IpAddr>,
+    /// A join token that grants the registration, beside a certificate that is not the control plane's.
+    pub register_token_file: Option<PathBuf>,
     /// Where questions about names are answered.
     pub dns_listen: Vec<SocketAddr>,
     /// The unix socket of another network namespace ([`crate::accept::Namespace`]), in which applications connect.
@@ -188,6 +196,15 @@ pub struct ServicePort {
 /// A list of ports and ranges of ports.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PortSet(Vec<std::ops::RangeInclusive<u16>>);
+
+/// What becomes of `x-forwarded-client-cert`, which applications believe. What a client says there never arrives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientCert {
+    /// The application is told nothing.
+    Remove,
+    /// It is told who a client of the mesh has proven to be.
+    Set,
+}
 
 /// How diagnostics are written to standard output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -314,7 +331,8 @@ pub fn from_matches(
     matches: &clap::ArgMatches,
     environment: impl IntoIterator<Item = (std::ffi::OsString, std::ffi::OsString)>,
 ) -> Result<Loaded, ConfigError> {
-    let loaded = read(matches, environment, |flag| flag)?;
+    let mut loaded = read(matches, environment, |flag| flag)?;
+    loaded.config.take_endpoint_socket()?;
     loaded.config.validate()?;
     Ok(loaded)
 }
@@ -357,9 +375,13 @@ fn read(
     let mut warnings = Vec::new();
     let mut from_environment: Vec<Option<String>> = vec![None; VARIABLES.len()];
     let mut of_otel: Vec<Option<String>> = vec![None; OTEL_VARIABLES.len()];
+    let mut endpoint_socket = None;
     for (name, value) in environment {
         if let Some(index) = OTEL_VARIABLES.iter().position(|variable| name == variable.name) {
             of_otel[index] = Some(value.to_string_lossy().into_owned());
+        }
+        if name == tulle_identity::ENDPOINT_VARIABLE {
+            endpoint_socket = Some(value.to_string_lossy().into_owned());
         }
         let Some(name) = name.to_str().and_then(|name| name.strip_prefix(PREFIX)) else { continue };
         match VARIABLES.iter().position(|variable| variable.name == name) {
@@ -368,6 +390,7 @@ fn read(
         }
     }
     let mut config = Config::default();
+    config.identity_from.endpoint_socket = endpoint_socket;
     for (variable, from_environment) in VARIABLES.iter().zip(from_environment) {
         // A subcommand has only some of the flags.
         let (setting, value) = match matches.try_get_one::<String>(variable.name).ok().flatten() {
@@ -426,6 +449,7 @@ impl Default for Config {
             identity_trust_domain: None,
             identity_cert_file: None,
             identity_key_file: None,
+            identity_from: IdentityFrom::default(),
             outbound_listen: Vec::new(),
             dns_listen: Vec::new(),
             namespace_socket: None,
@@ -434,7 +458,9 @@ impl Default for Config {
             outbound_services: Vec::new(),
             inbound_listen: Vec::new(),
             inbound_ports: Vec::new(),
+            inbound_client_cert_header: ClientCert::Remove,
             register_address: None,
+            register_token_file: None,
             opaque_ports: PortSet::default(),
             intercept: Intercept::default(),
             workers: None,
@@ -483,29 +509,7 @@ impl Config {
                 "{PREFIX}WORKLOAD is not set; with a control plane it must be, as <namespace>/<name>"
             ));
         }
-        if self.identity_cert_file.is_some() != self.identity_key_file.is_some() {
-            return conflict(format!(
-                "{PREFIX}IDENTITY_CERT_FILE and {PREFIX}IDENTITY_KEY_FILE go together; set both or none"
-            ));
-        }
-        if self.identity_cert_file.is_some() && self.identity_trust_bundle_file.is_none() {
-            return conflict(format!(
-                "{PREFIX}IDENTITY_CERT_FILE needs {PREFIX}IDENTITY_TRUST_BUNDLE_FILE, the roots to trust peers by"
-            ));
-        }
-        if self.identity_cert_file.is_some() && self.identity_token_file.is_some() {
-            return conflict(format!(
-                "{PREFIX}IDENTITY_CERT_FILE and {PREFIX}IDENTITY_TOKEN_FILE are two sources of one identity; set one of them"
-            ));
-        }
-        if self.control_plane_address.is_some()
-            && self.identity_cert_file.is_none()
-            && self.identity_token_file.is_none()
-        {
-            return conflict(format!(
-                "no identity: set {PREFIX}IDENTITY_TOKEN_FILE (a token of `tulle token create`), or {PREFIX}IDENTITY_CERT_FILE"
-            ));
-        }
+        self.validate_identity()?;
         self.intercept.validate()?;
         self.validate_listeners()
     }

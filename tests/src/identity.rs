@@ -75,6 +75,17 @@ impl Identity {
         Self { chain: vec![certificate.der().clone()], key }
     }
 
+    /// Signed by the authority of this key and certificate, for a client whose key is of RSA with 1024 bits, which nobody has.
+    pub fn of_a_weak_key(authority_key: &str, authority: &str, uri: &str) -> Self {
+        let signer = rcgen::KeyPair::from_pem(authority_key).expect("the authority's key");
+        let issuer = rcgen::Issuer::from_ca_cert_pem(authority, signer).expect("the authority's certificate");
+        let mut params = rcgen::CertificateParams::default();
+        params.subject_alt_names = vec![rcgen::SanType::URI(uri.try_into().expect("a URI"))];
+        params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+        let certificate = params.signed_by(&WeakKey::new(), &issuer).expect("a certificate");
+        Self { chain: vec![certificate.der().clone()], key: PrivateKey::generate().expect("a key") }
+    }
+
     fn key_der(&self) -> PrivateKeyDer<'static> {
         let pem = self.key.to_pem();
         let block = tulle_certs::pem::blocks(&pem).expect("PEM").remove(0);
@@ -119,6 +130,27 @@ impl Identity {
         let key = Self { key: thief, ..self.clone() }.key_der();
         let key = aws_lc_rs::sign::any_supported_type(&key).expect("a key that signs");
         CertifiedKey::new(self.chain.clone(), key)
+    }
+}
+
+/// An RSA key of 1024 bits, the public half.
+struct WeakKey(Vec<u8>);
+
+impl WeakKey {
+    /// RSAPublicKey (RFC 8017 §A.1.1): the modulus, and 65537.
+    fn new() -> Self {
+        let modulus = [&[0x02, 0x81, 0x81, 0x00][..], &[0xc3; 128]].concat();
+        Self([&[0x30, 0x81, 0x89][..], &modulus, &[0x02, 0x03, 0x01, 0x00, 0x01]].concat())
+    }
+}
+
+impl rcgen::PublicKeyData for WeakKey {
+    fn der_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
+        &rcgen::PKCS_RSA_SHA256
     }
 }
 

@@ -34,6 +34,7 @@ pub mod pod;
 mod process;
 pub mod rates;
 pub mod script;
+pub mod tokens;
 pub mod usage;
 mod wait;
 mod wire;

@@ -147,7 +147,9 @@ impl<'a> WorkloadBuilder<'a> {
             ("--log-format", "text".to_owned()),
         ];
         defaults.retain(|(flag, _)| !has(flag));
-        let token = (!has("--identity-cert-file") && !has("--identity-token-file")).then(|| {
+        let sources = ["--identity-cert-file", "--identity-token-file", "--identity-workload-api"];
+        let told = program.environment.iter().any(|(name, _)| name == "SPIFFE_ENDPOINT_SOCKET");
+        let token = (!told && !sources.into_iter().any(has)).then(|| {
             let services = applications.iter().flat_map(|(_, services)| services);
             let names: BTreeSet<_> =
                 services.filter_map(|one| Some(one.split_once(':')?.0.to_owned())).collect();

@@ -180,6 +180,12 @@ impl World {
         Identity::naming(&key, &certificates, uris)
     }
 
+    /// A certificate that the mesh's root signed for this URI, and for a key that is too weak.
+    pub fn certificate_of_a_weak_key(&self, uri: &str) -> Identity {
+        let (key, certificates) = self.authority_pem();
+        Identity::of_a_weak_key(&key, &certificates, uri)
+    }
+
     fn authority_pem(&self) -> (String, String) {
         let read = |name: &str| {
             fs::read_to_string(self.state_folder().join(name)).expect("a file of the state folder")
@@ -194,7 +200,12 @@ impl World {
 
     /// Starts the control plane again, on the same ports and folders, and waits until it is ready.
     pub async fn restart_control_plane(&mut self) {
-        let program = control_plane(&self.folder, self.grpc, self.metrics);
+        self.restart_control_plane_with(|program| program).await;
+    }
+
+    /// As [`World::restart_control_plane`], with settings of the test's own.
+    pub async fn restart_control_plane_with(&mut self, settings: impl FnOnce(Program) -> Program) {
+        let program = settings(control_plane(&self.folder, self.grpc, self.metrics));
         self.control_plane = Process::start(program, &self.folder);
         ready(&mut self.control_plane, self.metrics).await;
     }

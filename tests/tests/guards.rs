@@ -18,13 +18,16 @@ const EDGES: &[(&str, &[&str])] = &[
     ("endpoint", &["accept", "balance", "drain", "limit", "tls", "wire"]),
     ("balance", &["endpoint"]),
     // route: host names mean the same in both.
-    ("policy", &["drain", "limit", "route"]),
+    ("policy", &["drain", "limit", "route", "token"]),
+    // policy: what a token says is judged there. route: requests of routes are told as these do.
+    ("token", &["policy", "route"]),
     // limit: what a rule says of its requests has their rates.
     ("route", &["limit"]),
     // route: headers are looked at as routes do.
     ("limit", &["route"]),
     ("wire", &["drain"]),
-    ("control", &["drain", "limit", "policy", "route", "balance", "endpoint", "tls"]),
+    // wire: keys of issuers in the mesh are fetched as requests are sent.
+    ("control", &["drain", "limit", "policy", "route", "balance", "endpoint", "tls", "token", "wire"]),
     ("health", &["endpoint", "wire"]),
     // accept: to listen as the proxy will.
     ("intercept", &["accept"]),
@@ -33,7 +36,10 @@ const EDGES: &[(&str, &[&str])] = &[
     ("admin", &["control", "drain", "policy"]),
     (
         "forward",
-        &["accept", "balance", "detect", "drain", "endpoint", "limit", "policy", "route", "tls", "wire"],
+        &[
+            "accept", "balance", "detect", "drain", "endpoint", "limit", "policy", "route", "tls", "token",
+            "wire",
+        ],
     ),
 ];
 
@@ -163,7 +169,14 @@ fn the_proxy_does_not_know_kubernetes() {
 fn only_these_of_the_proxy_know_the_time_of_day() {
     const KNOW: &[&str] =
         &["admin/", "app", "control/apply", "control/identity", "dns/upstream", "telemetry/", "tls/"];
-    const OF_FORWARD: &[&str] = &["forward/again", "forward/pushback", "forward/record", "forward/session"];
+    const OF_FORWARD: &[&str] = &[
+        "forward/again",
+        "forward/authenticate",
+        "forward/external/question",
+        "forward/pushback",
+        "forward/record",
+        "forward/session",
+    ];
     let proxy = root().join("proxy/src");
     let mut wrong = Vec::new();
     for path in files(&["rs"]).iter().filter(|path| path.starts_with(&proxy) && !is_test(path)) {
@@ -355,6 +368,41 @@ fn each_mechanism_of_resilience_says_how_to_see_and_how_to_choose_it() {
         count += 1;
     }
     assert!(count >= 8, "{count}");
+}
+
+/// A claim whose test was renamed or removed is nobody's any more.
+#[test]
+fn each_claim_of_the_security_page_names_tests_that_are_there() {
+    let page = fs::read_to_string(root().join("docs/security.md")).unwrap();
+    let (mut wrong, mut count) = (Vec::new(), 0);
+    for row in page.lines().filter_map(|line| line.strip_prefix("| S")) {
+        count += 1;
+        let cells: Vec<&str> = row.trim_end_matches('|').split(" | ").map(str::trim).collect();
+        let [number, _, proof] = cells[..] else {
+            wrong.push(format!("| S{row}: it has not three cells"));
+            continue;
+        };
+        if number != count.to_string() {
+            wrong.push(format!("S{number} stands where S{count} should"));
+        }
+        let tests: Vec<&str> = proof.split('`').skip(1).step_by(2).collect();
+        if tests.is_empty() && !proof.starts_with("not testable: ") {
+            wrong.push(format!("S{number} names no test, and not why"));
+        }
+        let gone = tests.into_iter().filter(|test| !is_there(test));
+        wrong.extend(gone.map(|test| format!("S{number}: there is no test {test}")));
+    }
+    assert!(count >= 50, "{count} claims");
+    assert_eq!(wrong, [""; 0]);
+}
+
+/// Whether `<file>::<function>` is a test.
+fn is_there(test: &str) -> bool {
+    let Some((file, name)) = test.split_once("::") else { return false };
+    let Ok(text) = fs::read_to_string(root().join(file)) else { return false };
+    let Some(at) = text.find(&format!("fn {name}()")) else { return false };
+    let before = text[..at].rsplit("\n\n").next().unwrap_or_default();
+    before.contains("#[test]") || before.contains("#[tokio::test")
 }
 
 /// A test with a longer form that CI never runs in that form is one that nobody runs.

@@ -83,6 +83,10 @@ impl Served {
             state_dir: Some(folder.path().join("state")),
             namespace: "tulle-system".to_owned(),
             issuer_secret: None,
+            identity_workload_api: None,
+            identity_cert_file: None,
+            identity_key_file: None,
+            identity_trust_bundle_file: None,
             mesh_file: None,
             grpc_address: any,
             metrics_address: any,
@@ -91,6 +95,7 @@ impl Served {
             injection_file: None,
             trust_domain: TrustDomain::default(),
             leaf_lifetime: Duration::from_secs(3600),
+            root_rotate_before: Duration::ZERO,
             registration_grace: Duration::from_secs(30),
             addresses_file: None,
             log_level: tulle_api::log_filter("off").unwrap(),
@@ -129,7 +134,7 @@ impl Served {
 
     /// The way of a caller without a certificate.
     fn stranger(&self) -> Channel {
-        let tls = bootstrap::pinned(self.running().ca().pin(), &TrustDomain::default()).unwrap();
+        let tls = bootstrap::pinned(self.running().ca().unwrap().pin(), &TrustDomain::default()).unwrap();
         self.channel(tls)
     }
 
@@ -144,7 +149,7 @@ impl Served {
         let domain = TrustDomain::default();
         let id = SpiffeId::new(&domain, namespace, account).unwrap();
         let services: Vec<String> = services.iter().map(|name| (*name).to_owned()).collect();
-        let ca = self.running().ca();
+        let ca = self.running().ca().unwrap();
         let token = ca.tokens().mint(&id, &services, Duration::from_secs(60), SystemTime::now()).unwrap();
         let key = PrivateKey::generate().unwrap();
         let request = IstioCertificateRequest { csr: csr(&key, None).unwrap(), ..Default::default() };

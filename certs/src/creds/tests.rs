@@ -179,6 +179,22 @@ fn proxies_meet_in_tls13_with_the_post_quantum_group() {
 }
 
 #[test]
+fn a_pin_of_any_former_root_finds_the_control_plane() {
+    let (a, b, c) = (authority(), authority(), authority());
+    let (to_b, to_c) = (a.bridge_to(&b, now()).unwrap(), b.bridge_to(&c, now()).unwrap());
+    let (issued, key) = issue(&c, &control_plane_id(&domain()));
+    let mut chain = issued.chain_with_root();
+    chain.extend([to_c, b.root().clone(), to_b, a.root().clone()]);
+    let bundle = Arc::new(c.bundle().clone());
+    let server = Creds::with_clock(chain, key, bundle, now(), Arc::new(Clock(now()))).unwrap();
+    for (root, known) in [(&a, true), (&b, true), (&c, true), (&authority(), false)] {
+        let client = pinned(root.pin().unwrap(), &domain(), now());
+        let ended = handshake(client, server.control_plane());
+        assert_eq!(ended.client_error.is_none(), known, "{:?}", ended.client_error);
+    }
+}
+
+#[test]
 fn nothing_is_resumed() {
     let ca = authority();
     let (web, orders) = (creds(&ca, "web"), creds(&ca, "orders"));

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use rcgen::{CertificateSigningRequest, KeyPair, KeyUsagePurpose as Usage};
+use rcgen::{BasicConstraints, CertificateSigningRequest, DnType, KeyPair, KeyUsagePurpose as Usage};
 use x509_parser::extensions::GeneralName;
 
 use super::*;
@@ -210,7 +210,7 @@ fn a_given_intermediate_issues_chains_up_to_its_root() {
         assert!(Creds::new(issued.chain.clone(), leaf, Arc::new(root.bundle().clone()), now()).is_ok());
         assert_eq!(stored_root(&key.to_pem(), &certificates).unwrap(), (root.pin().unwrap(), None));
         let (chain, bundle) = split_chain(&issued.to_pem(), &domain()).unwrap();
-        assert_eq!((chain, &bundle), (issued.chain, root.bundle()));
+        assert_eq!((chain, &bundle), (issued.chain, ca.bundle()), "with whoever else is trusted");
         let stored = Authority::from_pem(&key.to_pem(), &ca.to_pem(), &domain(), now()).unwrap();
         assert_eq!(stored.bundle(), ca.bundle());
     }
@@ -274,15 +274,48 @@ fn unusable_authorities_are_refused_at_the_start() {
 }
 
 #[test]
-fn a_p384_root_serves() {
-    let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
-    let mut params = CertificateParams::default();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let root = params.self_signed(&key).unwrap().pem();
-    let ca = Authority::from_pem(&key.serialize_pem(), &root, &domain(), now()).unwrap();
-    let (request, leaf) = own_csr();
-    let issued = ca.issue(&request, &web(), HOUR, now()).unwrap();
-    assert!(Creds::new(issued.chain, leaf, Arc::new(ca.bundle().clone()), now()).is_ok());
+fn a_root_of_another_kind_of_key_serves() {
+    for algorithm in [&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_ED25519] {
+        let key = KeyPair::generate_for(algorithm).unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let root = params.self_signed(&key).unwrap().pem();
+        let ca = Authority::from_pem(&key.serialize_pem(), &root, &domain(), now()).unwrap();
+        let (request, leaf) = own_csr();
+        let issued = ca.issue(&request, &web(), HOUR, now()).unwrap();
+        assert!(
+            Creds::new(issued.chain, leaf, Arc::new(ca.bundle().clone()), now()).is_ok(),
+            "{algorithm:?}"
+        );
+        let again = Authority::from_pem(&ca.key().to_pem(), &ca.to_pem(), &domain(), now()).unwrap();
+        assert_eq!(again.bundle(), ca.bundle());
+    }
+}
+
+#[test]
+fn an_intermediate_under_a_companys_root_of_another_kind_serves() {
+    for above in [&rcgen::PKCS_RSA_SHA256, &rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_ED25519] {
+        for below in [&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_ED25519] {
+            let (root_key, key) =
+                (KeyPair::generate_for(above).unwrap(), KeyPair::generate_for(below).unwrap());
+            let ca = |name: &str| {
+                let mut params = CertificateParams::default();
+                params.distinguished_name = DistinguishedName::new();
+                params.distinguished_name.push(DnType::CommonName, name);
+                params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+                params
+            };
+            let root = ca("Company").self_signed(&root_key).unwrap();
+            let issuer = Issuer::from_ca_cert_der(root.der(), root_key).unwrap();
+            let intermediate = ca("Issuing").signed_by(&key, &issuer).unwrap();
+            let certificates = intermediate.pem() + &root.pem();
+            let ca = Authority::from_pem(&key.serialize_pem(), &certificates, &domain(), now()).unwrap();
+            let (request, leaf) = own_csr();
+            let issued = ca.issue(&request, &web(), HOUR, now()).unwrap();
+            let creds = Creds::new(issued.chain, leaf, Arc::new(ca.bundle().clone()), now());
+            assert!(creds.is_ok(), "{above:?} {below:?}: {creds:?}");
+        }
+    }
 }
 
 #[test]

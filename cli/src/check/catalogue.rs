@@ -82,8 +82,12 @@ checks! {
         "Whether the API server believes the webhook: its `caBundle` is written and lasts, and a pod that asks for a proxy, made as a dry run, comes back with one.",
         "Let the control plane write `caBundle` again: it does so once a minute, if its role lets it and a replica holds the lease. The API server's log says why a call fails.";
     "certificates" AFTER, control_plane::certificates,
-        "How long the mesh's root and its issuer are good for: a warning with 60 days left, an error with 7. Where several roots are trusted, the one that lasts longest counts.",
-        "Put a new root beside the old one before it expires: docs/kubernetes.md, \"The mesh's root\".";
+        "How long the mesh's root and its issuer are good for: a warning with 60 days left, more urgent with 30, an error with 7; and the control plane's own leaf, which is an error only once it \
+         has expired. Where several roots are trusted, the one that lasts longest counts.",
+        "`tulle identity rotate-root` rotates a root of the control plane's own before it expires, `tulle identity repair` replaces one that has: docs/identity.md.";
+    "root-rotation" AFTER, control_plane::rotation,
+        "How far a rotation of the mesh's root is (`tulle_identity_root_rotation`): a warning where it waits for replicas, or for proxies that have not taken the new root. Both roots are trusted meanwhile.",
+        "`tulle identity rotate-root` says whom it waits for; the control plane's log says what a proxy has rejected.";
     "trust-bundle" AFTER, mesh::bundles,
         "Whether each namespace that asks for proxies, or has pods with one, has the ConfigMap `tulle-trust-bundle` with the mesh's roots. A pod with a proxy does not start without.",
         "See that a replica holds the lease, and may write ConfigMaps of this name: it writes them within seconds.";

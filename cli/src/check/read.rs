@@ -15,6 +15,7 @@ use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 use tulle_control_plane::inject::{INJECT, Settings, is_injected};
 
+pub(crate) use self::api::client;
 use self::api::{Api, connect, segment};
 use super::judge::{control_plane, mesh};
 use super::rights::{CONTROL_PLANE, ESCALATE, INSTALL, Right};

@@ -95,7 +95,7 @@ impl Mesh {
         let decoded = self.get(ResourceType::InboundPolicy, &workload.to_string())?;
         Ok(decoded.and_then(|decoded| {
             if let Decoded::InboundPolicy(it) = decoded {
-                Some(Inbound::new(it, Instant::now()))
+                Some(Inbound::new(*it, Instant::now()))
             } else {
                 None
             }

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use http::Request;
 use http::uri::PathAndQuery;
 use tulle_proxy::forward::{is_grpc, refusal};
-use tulle_proxy::policy::{Connection, Denial, Inbound, TlsKind, Verdict};
+use tulle_proxy::policy::{Connection, Denial, Inbound, Requested, TlsKind, Verdict};
 use tulle_proxy::route::{
     Abort, Asked, Backend, Conditions, Cors, FaultRule, Filters, Found, HeaderModifier, Hostname, MILLION,
     Match, PathMatch, PathModifier, RequestMatch, Requests, Route, RouteKind, RouteRule, Routes, Rule, Table,
@@ -76,7 +76,7 @@ pub(super) fn explain(mesh: &Mesh, asking: &Asking, info: &ServiceInfo, to: To) 
     let rules = || table.into_iter().flat_map(|table| &table.routes().routes).flat_map(numbered);
     match found {
         Match::NoRoutes => {
-            answer.backends.push(asking.share(mesh, service, port, 100.0)?);
+            answer.backends.push(asking.share(mesh, service, port, 100.0, &question.asked)?);
         }
         Match::TooLong(what) => answer.fails = Some(Failure::new(Reason::HeadTooLarge, what.to_string())),
         Match::NotFound => {
@@ -381,6 +381,26 @@ fn modifier(of: &str, modifier: &HeaderModifier, said: &mut Vec<String>) {
     said.extend(add.iter().map(|(name, value)| format!("adds the {of} header {name}: {}", text(value))));
 }
 
+/// The target and host of a request.
+fn shown(request: &Request<()>) -> String {
+    let host = request.headers().get(http::header::HOST).map(|host| host.as_bytes().to_vec());
+    let host = String::from_utf8_lossy(&host.unwrap_or_default()).into_owned();
+    format!("{} {} of {host}", request.method(), request.uri())
+}
+
+/// What routes and policies look at of a request.
+fn asked(request: &Request<()>) -> Asked<'_> {
+    let host = request.headers().get(http::header::HOST).and_then(|host| host.to_str().ok());
+    let named = request.uri().authority().map(|authority| authority.as_str());
+    Asked {
+        method: request.method(),
+        authority: named.or(host).unwrap_or_default(),
+        path: request.uri().path(),
+        query: request.uri().query().unwrap_or(""),
+        headers: request.headers(),
+    }
+}
+
 // === impl Asking ===
 
 impl Asking {
@@ -418,54 +438,65 @@ impl Asking {
         let served = found.rule.backends.iter().filter(|backend| backend.weight > 0);
         let share = |backend: &Backend| {
             let percent = f64::from(backend.weight) * 100.0 / total;
-            let mut share = match &backend.invalid {
-                None => self.share(mesh, &backend.service, backend.port, percent)?,
-                Some(why) => Share {
-                    fails: Some(Failure::new(Reason::BackendNotFound, &**why)),
-                    ..Share::empty(&backend.service, backend.port, percent)
-                },
+            let empty = || Share::empty(&backend.service, backend.port, percent);
+            let mut share = match (&backend.invalid, self.sent(found, backend)) {
+                (_, Err(failure)) => Share { fails: Some(failure), ..empty() },
+                (invalid, Ok(sent)) => {
+                    let share = match invalid {
+                        None => self.share(mesh, &backend.service, backend.port, percent, &asked(&sent))?,
+                        Some(why) => {
+                            Share { fails: Some(Failure::new(Reason::BackendNotFound, &**why)), ..empty() }
+                        }
+                    };
+                    let (before, after) = (shown(&self.whole()), shown(&sent));
+                    Share { sees: (after != before).then_some(after), ..share }
+                }
             };
             share.filters = backend.filters.as_deref().map_or_else(Vec::new, said);
-            match self.seen(found, backend) {
-                Ok(seen) => share.sees = seen,
-                Err(failure) => share.fails = Some(failure),
-            }
             Ok(share)
         };
         served.map(share).collect()
     }
 
-    /// The target and host as the backend sees them, where they are changed.
-    fn seen(&self, found: Found<'_>, backend: &Backend) -> Result<Option<String>, Failure> {
-        let malformed = |error: http::Error| Failure::new(Reason::MalformedRequest, error.to_string());
+    /// The request as the client sends it.
+    fn whole(&self) -> Request<()> {
+        let mut request = Request::new(());
+        *request.method_mut() = self.method.clone();
         let query = self.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
-        let request =
-            Request::builder().method(self.method.clone()).uri(format!("{}{query}", self.uri.path()));
-        let mut request = request.body(()).map_err(malformed)?;
+        // It has been read as a target before.
+        *request.uri_mut() = format!("{}{query}", self.uri.path()).parse().unwrap_or_default();
         *request.headers_mut() = self.headers.clone();
-        let of = |request: &Request<()>| {
-            let host = request.headers().get(http::header::HOST).map(|host| host.as_bytes().to_vec());
-            let host = String::from_utf8_lossy(&host.unwrap_or_default()).into_owned();
-            format!("{} {} of {host}", request.method(), request.uri())
-        };
-        let before = of(&request);
+        request
+    }
+
+    /// The same as the backend gets it.
+    fn sent(&self, found: Found<'_>, backend: &Backend) -> Result<Request<()>, Failure> {
+        let mut request = self.whole();
         for filters in [&found.rule.filters, &backend.filters].into_iter().flatten() {
+            filters.request.apply(request.headers_mut());
             if let Some(rewrite) = &filters.rewrite {
                 let rewritten = rewrite.apply(&mut request, found.prefix);
                 rewritten
                     .map_err(|error| Failure::new(Reason::HeadTooLarge, format!("rewritten: {error}")))?;
             }
         }
-        let after = of(&request);
-        Ok((after != before).then_some(after))
+        Ok(request)
     }
 
     /// A Service's endpoints, each with what it says to the client.
-    fn share(&self, mesh: &Mesh, service: &ObjectName, port: u16, percent: f64) -> Result<Share> {
+    fn share(
+        &self,
+        mesh: &Mesh,
+        service: &ObjectName,
+        port: u16,
+        percent: f64,
+        asked: &Asked<'_>,
+    ) -> Result<Share> {
         let mut share = Share::empty(service, port, percent);
         let mut all = mesh.endpoints(service)?;
         all.retain(|endpoint| endpoint.service_port == port);
-        share.endpoints = all.iter().map(|endpoint| self.endpoint(mesh, endpoint)).collect::<Result<_>>()?;
+        share.endpoints =
+            all.iter().map(|endpoint| self.endpoint(mesh, endpoint, asked)).collect::<Result<_>>()?;
         let refused = share.picked().find_map(|endpoint| endpoint.refusal());
         share.fails = match refused {
             _ if share.endpoints.is_empty() => {
@@ -483,7 +514,7 @@ impl Asking {
         Ok(share)
     }
 
-    fn endpoint(&self, mesh: &Mesh, endpoint: &EndpointInfo) -> Result<Endpoint> {
+    fn endpoint(&self, mesh: &Mesh, endpoint: &EndpointInfo, asked: &Asked<'_>) -> Result<Endpoint> {
         let (tls, identity) = match &endpoint.peer {
             Peer::Mesh(id) => (TlsKind::Mesh, Some(id)),
             Peer::Plaintext => (TlsKind::None, None),
@@ -503,7 +534,12 @@ impl Asking {
             let peer = peer.or(identity);
             // Where that is looked at, nobody can tell: `judged`.
             let client = std::net::Ipv4Addr::UNSPECIFIED.into();
-            judged(policy.evaluate(&Connection { port, peer, tls, client }), tls)
+            let connection = Connection { port, peer, tls, client };
+            let grpc = is_grpc(asked.headers);
+            // What a token would say, nobody knows.
+            let requested = Requested { asked: *asked, grpc, claims: None, headless: false };
+            let verdict = policy.evaluate_request(&connection, &requested).verdict;
+            judged(verdict, tls != TlsKind::Mesh && policy.names_identities(port))
         });
         Ok(Endpoint {
             address: endpoint.addr.to_string(),
@@ -515,7 +551,8 @@ impl Asking {
     }
 }
 
-fn judged(verdict: Verdict, tls: TlsKind) -> Judged {
+/// `asks`: the rules that allow ask for an identity, and the client has none.
+fn judged(verdict: Verdict, asks: bool) -> Judged {
     match verdict {
         Verdict::Allow { rule } | Verdict::Audit { rule } => {
             Judged { allowed: Some(true), rule: Some(rule.to_string()), reason: None }
@@ -526,10 +563,7 @@ fn judged(verdict: Verdict, tls: TlsKind) -> Judged {
         }
         Verdict::Deny { reason, rule } => {
             let reason = match reason {
-                // Where a rule is named, it lets nobody in, whoever it is.
-                Denial::PolicyDenied if tls != TlsKind::Mesh && rule.is_none() => {
-                    Reason::IdentityRequired.code()
-                }
+                Denial::PolicyDenied if asks && rule.is_none() => Reason::IdentityRequired.code(),
                 reason => reason.as_str(),
             };
             Judged { allowed: Some(false), rule: rule.map(|rule| rule.to_string()), reason: Some(reason) }

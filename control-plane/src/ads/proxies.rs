@@ -29,6 +29,8 @@ pub struct Connected {
     pub identity: String,
     /// When its stream began.
     pub since: SystemTime,
+    /// The version of its trust domain's roots that it has last accepted.
+    pub bundle: Option<Arc<str>>,
     /// What it has refused and not accepted since.
     pub rejected: Vec<RejectedResource>,
 }
@@ -54,6 +56,7 @@ pub(super) struct Place {
     proxies: Proxies,
     id: u64,
     rejects: bool,
+    bundle: Option<Arc<str>>,
 }
 
 // === impl Proxies ===
@@ -80,10 +83,11 @@ impl Proxies {
             node: String::new(),
             identity: identity.to_owned(),
             since: SystemTime::now(),
+            bundle: None,
             rejected: Vec::new(),
         };
         self.0.connected.lock().insert(id, connected);
-        Place { proxies: self.clone(), id, rejects: false }
+        Place { proxies: self.clone(), id, rejects: false, bundle: None }
     }
 }
 
@@ -94,6 +98,17 @@ impl Place {
     pub(super) fn introduce(&self, node: &str) {
         if let Some(connected) = self.proxies.0.connected.lock().get_mut(&self.id) {
             node.clone_into(&mut connected.node);
+        }
+    }
+
+    /// Takes over which version of the roots it has accepted.
+    pub(super) fn note_bundle(&mut self, accepted: Option<&Arc<str>>) {
+        if self.bundle.as_ref() == accepted {
+            return;
+        }
+        self.bundle = accepted.cloned();
+        if let Some(connected) = self.proxies.0.connected.lock().get_mut(&self.id) {
+            connected.bundle.clone_from(&self.bundle);
         }
     }
 

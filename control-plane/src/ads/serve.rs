@@ -219,6 +219,8 @@ impl ServedStream {
             Verdict::None => {}
         }
         self.place.note(&self.session, verdict == Verdict::Nack);
+        let roots = self.session.accepted(ResourceType::TrustBundle, self.id.trust_domain_str());
+        self.place.note_bundle(roots);
         self.log_refused(kind, &refused);
         Ok(())
     }

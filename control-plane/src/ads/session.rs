@@ -378,6 +378,11 @@ impl Session {
         })
     }
 
+    /// The version of a resource that the client last accepted.
+    pub fn accepted(&self, resource_type: ResourceType, name: &str) -> Option<&Arc<str>> {
+        self.channels.get(&resource_type)?.subscriptions.get(name)?.acked.as_ref()
+    }
+
     /// Whether a response of that type waits for its answer.
     pub fn awaits_answer_of(&self, resource_type: ResourceType) -> bool {
         self.channels.get(&resource_type).is_some_and(|channel| channel.in_flight.is_some())

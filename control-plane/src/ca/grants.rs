@@ -2,20 +2,60 @@
 //!
 //! The claim is seen only when a token is shown, while the certificate lives on and renews itself without one; so it is
 //! kept, in the [`Store`], before the certificate is handed out. Several workloads may share an
-//! identity, and each has its token: their grants add up, also those that several control planes have seen. Asked by [`crate::report`].
+//! identity, and each has its token: their grants add up, also those that several control planes have seen. By which token something was granted is kept with
+//! it: what a token that is revoked since has granted, and no other has, counts no more. Asked by [`crate::report`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use tulle_certs::SpiffeId;
+use tulle_certs::token::Claims;
 use zeroize::Zeroizing;
 
 use super::CaError;
 use super::store::{GRANTS, Store};
 
-/// Services by SPIFFE ID.
-type Granted = BTreeMap<String, BTreeSet<String>>;
+/// So many tokens of one identity are told apart; of those beyond, what they granted stays.
+const TOKENS_EACH: usize = 64;
+
+/// By SPIFFE ID.
+type Granted = BTreeMap<String, Grant>;
+
+/// What one identity may register for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Written", into = "Written")]
+struct Grant {
+    /// Written by hand, or by a version that did not keep tokens apart.
+    services: BTreeSet<String>,
+    /// By the IDs of the tokens that it joined with.
+    tokens: BTreeMap<String, ByToken>,
+}
+
+/// What one token has granted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct ByToken {
+    #[serde(default)]
+    services: BTreeSet<String>,
+    /// When it ends, in seconds since the epoch.
+    #[serde(default)]
+    expires: u64,
+}
+
+/// A grant as JSON: a list of services where no token is known.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Services(BTreeSet<String>),
+    Whole {
+        #[serde(default)]
+        services: BTreeSet<String>,
+        #[serde(default)]
+        tokens: BTreeMap<String, ByToken>,
+    },
+}
 
 /// The grants of one authority.
 pub(super) struct Grants {
@@ -28,7 +68,7 @@ struct State {
     store: Arc<dyn Store>,
     kept: Mutex<Granted>,
     /// To be written.
-    staged: Mutex<Vec<(SpiffeId, Vec<String>)>>,
+    staged: Mutex<Vec<(SpiffeId, Grant)>>,
 }
 
 /// A service that no join token of the identity names.
@@ -67,18 +107,32 @@ impl Grants {
     }
 
     /// Adds what a token grants. It is kept before it counts; those who join at once are written together.
-    pub(super) async fn add(&self, id: &SpiffeId, services: &[String]) -> Result<(), CaError> {
-        if self.state.holds(id, services) {
+    pub(super) async fn add(&self, claims: &Claims) -> Result<(), CaError> {
+        let expires = claims.exp.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let services = claims.services.iter().cloned().collect();
+        let tokens = BTreeMap::from([(claims.jti.clone(), ByToken { services, expires })]);
+        self.add_grant(&claims.sub, Grant { tokens, ..Grant::default() }).await
+    }
+
+    /// Adds services that no token is known of.
+    #[cfg(test)]
+    pub(super) async fn add_services(&self, id: &SpiffeId, services: &[String]) -> Result<(), CaError> {
+        let services = services.iter().cloned().collect();
+        self.add_grant(id, Grant { services, ..Grant::default() }).await
+    }
+
+    async fn add_grant(&self, id: &SpiffeId, grant: Grant) -> Result<(), CaError> {
+        if self.state.holds(id, &grant) {
             return Ok(());
         }
-        let (id, services) = (id.clone(), services.to_vec());
-        self.state.staged.lock().push((id.clone(), services.clone()));
+        let id = id.clone();
+        self.state.staged.lock().push((id.clone(), grant.clone()));
         let turn = Arc::clone(&self.turn).lock_owned().await;
         let state = Arc::clone(&self.state);
         // With its turn: a caller that goes away meanwhile must not let another write beside it.
         let written = tokio::spawn(async move {
             let _turn = turn;
-            state.write(id, services).await
+            state.write(id, grant).await
         });
         let place = || self.state.store.place(GRANTS);
         written
@@ -86,17 +140,77 @@ impl Grants {
             .unwrap_or_else(|panicked| Err(CaError::Store { place: place(), why: panicked.to_string() }))
     }
 
-    pub(super) fn check(&self, id: &SpiffeId, service: &str) -> Result<(), NotGranted> {
+    pub(super) fn check(
+        &self,
+        id: &SpiffeId,
+        service: &str,
+        is_revoked: impl Fn(&str) -> bool,
+    ) -> Result<(), NotGranted> {
         let kept = self.state.kept.lock();
-        if kept.get(id.as_str()).is_some_and(|services| services.contains(service)) {
+        if kept.get(id.as_str()).is_some_and(|grant| grant.names(service, is_revoked)) {
             return Ok(());
         }
         Err(NotGranted { id: id.clone(), service: service.to_owned() })
     }
 
-    /// Whether it has joined with a join token, be it one that grants nothing.
-    pub(super) fn knows(&self, id: &SpiffeId) -> bool {
-        self.state.kept.lock().contains_key(id.as_str())
+    /// Whether it has joined with a join token that still counts, be it one that grants nothing.
+    pub(super) fn knows(&self, id: &SpiffeId, is_revoked: impl Fn(&str) -> bool) -> bool {
+        self.state.kept.lock().get(id.as_str()).is_some_and(|grant| grant.counts(is_revoked))
+    }
+}
+
+// === impl Grant ===
+
+impl Grant {
+    fn names(&self, service: &str, is_revoked: impl Fn(&str) -> bool) -> bool {
+        let by_token = |(jti, by): (&String, &ByToken)| by.services.contains(service) && !is_revoked(jti);
+        self.services.contains(service) || self.tokens.iter().any(by_token)
+    }
+
+    fn counts(&self, is_revoked: impl Fn(&str) -> bool) -> bool {
+        let by_hand = self.tokens.is_empty() || !self.services.is_empty();
+        by_hand || self.tokens.keys().any(|jti| !is_revoked(jti))
+    }
+
+    fn holds(&self, other: &Self) -> bool {
+        let held = |(jti, by): (&String, &ByToken)| {
+            self.tokens.get(jti).is_some_and(|own| own.services.is_superset(&by.services))
+        };
+        self.services.is_superset(&other.services) && other.tokens.iter().all(held)
+    }
+
+    fn add(&mut self, more: Self) {
+        self.services.extend(more.services);
+        for (jti, by) in more.tokens {
+            let own = self.tokens.entry(jti).or_default();
+            own.services.extend(by.services);
+            own.expires = own.expires.max(by.expires);
+        }
+        while self.tokens.len() > TOKENS_EACH {
+            let Some(first) = self.tokens.iter().min_by_key(|(_, by)| by.expires).map(|(jti, _)| jti.clone())
+            else {
+                return;
+            };
+            self.services.extend(self.tokens.remove(&first).unwrap_or_default().services);
+        }
+    }
+}
+
+impl From<Written> for Grant {
+    fn from(written: Written) -> Self {
+        match written {
+            Written::Services(services) => Self { services, ..Self::default() },
+            Written::Whole { services, tokens } => Self { services, tokens },
+        }
+    }
+}
+
+impl From<Grant> for Written {
+    fn from(Grant { services, tokens }: Grant) -> Self {
+        match tokens.is_empty() {
+            true => Self::Services(services),
+            false => Self::Whole { services, tokens },
+        }
     }
 }
 
@@ -104,14 +218,14 @@ impl Grants {
 
 impl State {
     /// Writes what is staged and this; nothing, if somebody before has written this already.
-    async fn write(&self, id: SpiffeId, services: Vec<String>) -> Result<(), CaError> {
-        if self.holds(&id, &services) {
+    async fn write(&self, id: SpiffeId, grant: Grant) -> Result<(), CaError> {
+        if self.holds(&id, &grant) {
             return Ok(());
         }
         let mut next = self.kept.lock().clone();
         let staged = std::mem::take(&mut *self.staged.lock());
-        for (id, services) in staged.into_iter().chain([(id, services)]) {
-            next.entry(id.to_string()).or_default().extend(services);
+        for (id, grant) in staged.into_iter().chain([(id, grant)]) {
+            next.entry(id.to_string()).or_default().add(grant);
         }
         let merged = Mutex::new(Granted::new());
         let change = |before: Option<&str>| {
@@ -127,16 +241,14 @@ impl State {
         Ok(())
     }
 
-    fn holds(&self, id: &SpiffeId, services: &[String]) -> bool {
-        let kept = self.kept.lock();
-        let known = kept.get(id.as_str());
-        known.is_some_and(|known| services.iter().all(|service| known.contains(service)))
+    fn holds(&self, id: &SpiffeId, grant: &Grant) -> bool {
+        self.kept.lock().get(id.as_str()).is_some_and(|known| known.holds(grant))
     }
 }
 
 fn add_up(into: &mut Granted, more: Granted) {
-    for (id, services) in more {
-        into.entry(id).or_default().extend(services);
+    for (id, grant) in more {
+        into.entry(id).or_default().add(grant);
     }
 }
 
@@ -146,4 +258,53 @@ fn read(text: &str, store: &dyn Store) -> Granted {
         tracing::error!(place, %error, "what is kept is damaged; workloads must join again with their tokens before they can register");
         Granted::new()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn by(services: &[&str], expires: u64) -> ByToken {
+        ByToken { services: services.iter().map(|one| (*one).to_owned()).collect(), expires }
+    }
+
+    #[test]
+    fn grants_are_read_as_older_versions_and_people_write_them() {
+        let text = r#"{"a": ["x"], "b": {"services": ["y"], "tokens": {"t": {"services": ["z"], "expires": 5}}}, "c": []}"#;
+        let read: Granted = serde_json::from_str(text).unwrap();
+        assert_eq!(read["a"].services, BTreeSet::from(["x".to_owned()]));
+        assert_eq!(read["b"].tokens["t"], by(&["z"], 5));
+        let again: Granted = serde_json::from_str(&serde_json::to_string(&read).unwrap()).unwrap();
+        assert_eq!(again, read);
+        assert!(serde_json::to_string(&read).unwrap().contains(r#""a":["x"]"#), "a list, as before");
+        assert!(read["c"].counts(|_| true), "it has joined, with nothing granted");
+    }
+
+    #[test]
+    fn what_a_revoked_token_alone_has_granted_counts_no_more() {
+        let mut grant = Grant::default();
+        for (jti, services) in [("a", &["x", "y"][..]), ("b", &["y"][..])] {
+            grant.add(Grant {
+                tokens: BTreeMap::from([(jti.to_owned(), by(services, 1))]),
+                ..Grant::default()
+            });
+        }
+        let names = |service, revoked: &[&str]| grant.names(service, |jti| revoked.contains(&jti));
+        assert!(names("x", &[]) && names("y", &[]) && !names("z", &[]));
+        assert!(!names("x", &["a"]) && names("y", &["a"]) && !names("y", &["a", "b"]));
+        assert!(grant.counts(|jti| jti == "a") && !grant.counts(|_| true));
+    }
+
+    #[test]
+    fn the_tokens_that_end_first_are_those_that_are_not_told_apart() {
+        let mut grant = Grant::default();
+        for number in 0..TOKENS_EACH as u64 + 2 {
+            let tokens =
+                BTreeMap::from([(format!("t{number}"), by(&[&format!("s{number}")], 1000 - number))]);
+            grant.add(Grant { tokens, ..Grant::default() });
+        }
+        assert_eq!(grant.tokens.len(), TOKENS_EACH);
+        assert_eq!(grant.services.len(), 2);
+        assert!(grant.names(&format!("s{}", TOKENS_EACH + 1), |_| true), "its services stay");
+    }
 }

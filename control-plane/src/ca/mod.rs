@@ -8,8 +8,12 @@
 //! merely asks for, and never for the control plane's own. Called by the server, which opens it once per
 //! [`Store`] (after locking the folder, where it is one) and mounts [`Ca::service`] on the TLS port.
 
+mod foreign;
 mod grants;
+mod joining;
+pub mod ledger;
 mod review;
+pub mod rotation;
 mod service;
 mod store;
 
@@ -19,22 +23,29 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use self::grants::Grants;
+use self::ledger::Revoked;
+use self::rotation::{InEffect, Record, Reports, Root};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 use tulle_api::ca::istio_certificate_service_server::IstioCertificateServiceServer;
 use tulle_certs::creds::CredsError;
 use tulle_certs::issue::{Authority, AuthorityError, DEFAULT_LIFETIME, IssueError, Issued};
 use tulle_certs::key::{KeyError, csr};
 use tulle_certs::token::{JoinTokens, TokenError};
-use tulle_certs::{Creds, Pin, PrivateKey, SpiffeId, TrustBundle, TrustDomain, control_plane_id, renewal};
+use tulle_certs::{
+    Creds, Lineage, Pin, PrivateKey, SpiffeId, TrustBundle, TrustDomain, control_plane_id, renewal,
+};
 
 use crate::model::SessionKey;
 
+pub use foreign::{Foreign, NoCertificates};
 pub use grants::NotGranted;
+pub use joining::{GrantError, change_ledger_in, change_ledger_of, stored_signer};
 pub use review::{Bearer, ReviewError, Reviewer};
 pub use service::{Caller, CertificateService, Client, Outcome, Proof};
-pub(crate) use store::{BESIDE_ISSUER, CA_CERTIFICATES, CA_KEY, ROOTS, complete_tokens};
+pub(crate) use store::{BESIDE_ISSUER, CA_CERTIFICATES, CA_KEY, ROOTS, ROTATION, complete_tokens};
 pub use store::{Change, Kept, NAMES, Store, complete};
 
 /// Why the authority cannot start. Each message names the file and the remedy.
@@ -90,6 +101,16 @@ pub enum CaError {
         /// Why.
         why: AuthorityError,
     },
+    /// The stored authority is over, or not valid yet.
+    #[error(
+        "{place}: {why}. `tulle identity repair` makes a new root in the place of one of the control plane's own that has expired (docs/identity.md)"
+    )]
+    Expired {
+        /// Where the certificates are.
+        place: String,
+        /// Which one, and its times.
+        why: AuthorityError,
+    },
     /// The stored token key cannot be used.
     #[error("{place}: {why}")]
     Tokens {
@@ -119,8 +140,13 @@ struct Inner {
     issuing: ArcSwap<Issuing>,
     /// Told of every change.
     bundle: watch::Sender<Arc<TrustBundle>>,
+    /// How far a rotation of the root is; told of every change.
+    record: watch::Sender<Arc<Record>>,
+    /// What each of several control planes says of itself meanwhile.
+    reports: Mutex<Arc<Reports>>,
     session_key: SessionKey,
     grants: Grants,
+    revoked: Revoked,
     reviewer: Option<Arc<dyn Reviewer>>,
     lifetime: Duration,
     creds: ArcSwap<Creds>,
@@ -136,6 +162,13 @@ struct Issuing {
     authority: Authority,
     pin: Pin,
     tokens: Arc<JoinTokens>,
+    record: Arc<Record>,
+    /// The record is of another root.
+    void: bool,
+    /// The root that a rotation follows, or would.
+    root: Root,
+    /// What is shown behind the control plane's own root.
+    shown: Vec<CertificateDer<'static>>,
 }
 
 /// Told of every request's outcome, for metrics.
@@ -197,17 +230,23 @@ impl Ca {
         options: Options,
     ) -> Result<Self, CaError> {
         let grants = Grants::open(Arc::clone(&store), kept.get(store::GRANTS).map(|text| text.as_str()));
+        let reports = Arc::new(rotation::reports(&kept));
+        let tokens = kept.get(store::TOKENS).map(|text| text.as_str());
+        let revoked = Revoked::open(Arc::clone(&store), tokens, options.lifetime)?;
         let issuing = Issuing::read(kept, &*store, domain, now)?;
-        let creds = own_creds(&issuing.authority, options.lifetime, now)?;
+        let creds = own_creds(&issuing, options.lifetime, now)?;
         let due = now + renewal::next(now, creds.not_after(), now, 0, 0.0);
         tracing::info!(trust_domain = %domain, root = %issuing.pin, kept = store.place(CA_KEY), "certificate authority open");
         Ok(Self(Arc::new(Inner {
             domain: domain.clone(),
             store,
             bundle: watch::Sender::new(Arc::new(issuing.authority.bundle().clone())),
+            record: watch::Sender::new(Arc::clone(&issuing.record)),
+            reports: Mutex::new(reports),
             session_key: SessionKey::derive(issuing.tokens.key().to_pem().as_bytes()),
             issuing: ArcSwap::from_pointee(issuing),
             grants,
+            revoked,
             reviewer: options.reviewer,
             lifetime: options.lifetime,
             creds: ArcSwap::from_pointee(creds),
@@ -227,6 +266,12 @@ impl Ca {
         if let Some(grants) = written.get(store::GRANTS) {
             inner.grants.take_in(grants);
         }
+        if written.contains_key(store::REPORTS) {
+            *inner.reports.lock() = Arc::new(rotation::reports(&written));
+        }
+        if let Some(tokens) = written.get(store::TOKENS) {
+            inner.revoked.take_in(tokens);
+        }
         // Two Secrets may change at once, each of which tells half.
         let _turn = inner.taking.lock();
         let current = inner.issuing.load();
@@ -234,11 +279,17 @@ impl Ca {
         kept.retain(|name, _| !names.contains(name));
         kept.extend(written);
         let differs = |name: &str| kept.get(name) != current.kept.get(name);
-        if ![CA_KEY, CA_CERTIFICATES, store::TOKEN_KEY].into_iter().any(differs) {
+        if ![CA_KEY, CA_CERTIFICATES, store::TOKEN_KEY, ROTATION].into_iter().any(differs) {
             return Ok(());
         }
         let issuing = Issuing::read(kept, &*inner.store, &inner.domain, now)?;
-        let creds = own_creds(&issuing.authority, inner.lifetime, now)?;
+        let record = Arc::clone(&issuing.record);
+        if issuing.is_as(&current) {
+            inner.issuing.store(Arc::new(issuing));
+            inner.tell(record);
+            return Ok(());
+        }
+        let creds = own_creds(&issuing, inner.lifetime, now)?;
         let due = now + renewal::next(now, creds.not_after(), now, 0, 0.0);
         let bundle = Arc::new(issuing.authority.bundle().clone());
         tracing::info!(root = %issuing.pin, ?bundle, "the certificate authority has changed");
@@ -251,6 +302,7 @@ impl Ca {
         inner.issuing.store(Arc::new(issuing));
         *inner.renewal.lock() = Renewal { failures: 0, due };
         inner.creds.store(Arc::new(creds));
+        inner.tell(record);
         Ok(())
     }
 
@@ -258,6 +310,7 @@ impl Ca {
     pub fn kept(&self) -> Kept {
         let mut kept = self.0.issuing.load().kept.clone();
         kept.extend(self.0.grants.text().map(|text| (store::GRANTS, text)));
+        kept.extend(self.0.revoked.text().map(|text| (store::TOKENS, text)));
         kept
     }
 
@@ -268,10 +321,12 @@ impl Ca {
 
     /// What is to be written where somebody has taken something away of what is kept by these `names`: `kept` with what is missing of it. `None` if
     /// nothing is, or if half of an authority is there that is not in use. Beside a whole one, ours or somebody's new root, the key of join tokens and
-    /// the grants stay: they are of no root.
+    /// the grants stay: they are of no root. So does a rotation that is under way: without its record its keys would be lost.
     pub fn restored(&self, kept: &Kept, names: &[&'static str]) -> Option<Kept> {
         let authority = [CA_KEY, CA_CERTIFICATES];
-        let needed = authority.into_iter().chain([store::TOKEN_KEY]).filter(|name| names.contains(name));
+        let rotation = (!self.record().is_idle()).then_some(ROTATION);
+        let needed = authority.into_iter().chain([store::TOKEN_KEY]).chain(rotation);
+        let needed = needed.filter(|name| names.contains(name));
         let mut all = self.kept();
         all.retain(|name, _| names.contains(name));
         let is_ours = |name: &str| kept.get(name).is_none_or(|text| all.get(name) == Some(text));
@@ -307,7 +362,7 @@ impl Ca {
         if let Some(mut renewal) = inner.renewal.try_lock()
             && renewal.due <= now
         {
-            match own_creds(&inner.issuing.load().authority, inner.lifetime, now) {
+            match own_creds(&inner.issuing.load(), inner.lifetime, now) {
                 Ok(creds) => {
                     let wait = renewal::next(now, creds.not_after(), now, 0, 0.0);
                     *renewal = Renewal { failures: 0, due: now + wait.max(Duration::from_secs(1)) };
@@ -351,17 +406,12 @@ impl Ca {
 
     /// Whether a join token that `id` joined with lets it register as an endpoint of a service of its namespace.
     pub fn may_register(&self, id: &SpiffeId, service: &str) -> Result<(), NotGranted> {
-        self.0.grants.check(id, service)
+        self.0.grants.check(id, service, |jti| self.0.revoked.is_token(jti))
     }
 
     /// Whether it has joined with a join token.
     pub fn has_joined(&self, id: &SpiffeId) -> bool {
-        self.0.grants.knows(id)
-    }
-
-    /// Remembers what a verified join token grants.
-    pub(crate) async fn grant(&self, id: &SpiffeId, services: &[String]) -> Result<(), CaError> {
-        self.0.grants.add(id, services).await
+        self.0.grants.knows(id, |jti| self.0.revoked.is_token(jti))
     }
 
     /// Whom it issues for.
@@ -369,9 +419,21 @@ impl Ca {
         &self.0.domain
     }
 
-    /// When the issuing chain expires, for warnings and the expiry metric.
+    /// When the issuing chain expires, for the expiry metric.
     pub fn not_after(&self) -> SystemTime {
-        self.0.issuing.load().authority.not_after()
+        self.validity().1
+    }
+
+    /// First and last valid moment of the issuing chain, for warnings.
+    pub fn validity(&self) -> (SystemTime, SystemTime) {
+        self.0.issuing.load().authority.validity()
+    }
+
+    /// The same of the root that it ends in.
+    pub fn root_validity(&self) -> (SystemTime, SystemTime) {
+        let issuing = self.0.issuing.load();
+        // It was read when it was taken in.
+        issuing.authority.root_validity().unwrap_or_else(|_| issuing.authority.validity())
     }
 
     /// Issues for an identity that the caller has authenticated; never longer than the configured lifetime.
@@ -380,10 +442,11 @@ impl Ca {
         request: &str,
         id: &SpiffeId,
         wanted: Option<Duration>,
+        lineage: Option<Lineage>,
         now: SystemTime,
     ) -> Result<Issued, IssueError> {
         let lifetime = wanted.map_or(self.0.lifetime, |wanted| wanted.min(self.0.lifetime));
-        self.0.issuing.load().authority.issue(request, id, lifetime, now)
+        self.0.issuing.load().authority.issue_of(request, id, lifetime, now, lineage)
     }
 }
 
@@ -392,10 +455,31 @@ impl Ca {
 impl Issuing {
     fn read(kept: Kept, store: &dyn Store, domain: &TrustDomain, now: SystemTime) -> Result<Self, CaError> {
         let place = |name: &str| store.place(name);
-        let authority = store::authority(&kept, &place, domain, now)?;
+        let InEffect { authority, record, void, root, shown } =
+            rotation::in_effect(&kept, &place, domain, now)?;
         let tokens = Arc::new(store::tokens(&kept, &place)?);
         let pin = authority.pin().map_err(|why| store::in_authority(&place, why))?;
-        Ok(Self { kept, authority, pin, tokens })
+        Ok(Self { kept, authority, pin, tokens, record: Arc::new(record), void, root, shown })
+    }
+
+    /// Whether both issue, trust and show the same.
+    fn is_as(&self, other: &Self) -> bool {
+        let keys = [CA_KEY, CA_CERTIFICATES, store::TOKEN_KEY];
+        keys.into_iter().all(|name| self.kept.get(name) == other.kept.get(name))
+            && self.record.state.word() == other.record.state.word()
+            && self.authority.bundle() == other.authority.bundle()
+            && self.pin == other.pin
+            && self.shown == other.shown
+    }
+}
+
+impl Inner {
+    fn tell(&self, record: Arc<Record>) {
+        self.record.send_if_modified(|before| {
+            let differs = *before != record;
+            *before = record;
+            differs
+        });
     }
 }
 
@@ -423,13 +507,19 @@ pub fn stored_tokens(state_dir: &Path) -> Result<StoredTokens, CaError> {
     store::stored_tokens(&folder.read()?, &|name| folder.path_of(name))
 }
 
-/// A key and certificate for the control plane itself, the root in the chain so that pins can be checked.
-fn own_creds(authority: &Authority, lifetime: Duration, now: SystemTime) -> Result<Creds, CaError> {
+/// A key and certificate for the control plane itself, the root in the chain so that pins can be checked, and behind it what leads there from the pins
+/// of former roots.
+fn own_creds(issuing: &Issuing, lifetime: Duration, now: SystemTime) -> Result<Creds, CaError> {
+    let (authority, shown) = (&issuing.authority, &issuing.shown);
     let key = PrivateKey::generate()?;
     let request = csr(&key, None)?;
     let id = control_plane_id(authority.trust_domain());
     let issued = authority.issue(&request, &id, lifetime, now)?;
-    Ok(Creds::new(issued.chain_with_root(), key, Arc::new(authority.bundle().clone()), now)?)
+    let mut chain = issued.chain_with_root();
+    // A bridge has the root's own key, and ends sooner: who looks for that key finds the root first.
+    chain.retain(|certificate| !shown.contains(certificate));
+    chain.extend(shown.iter().cloned());
+    Ok(Creds::new(chain, key, Arc::new(authority.bundle().clone()), now)?)
 }
 
 #[cfg(test)]

@@ -13,7 +13,8 @@ use tulle_api::ca::istio_certificate_service_server::IstioCertificateService;
 use tulle_api::ca::{IstioCertificateRequest, IstioCertificateResponse};
 use tulle_certs::id::{CONTROL_PLANE_NAMESPACE, CONTROL_PLANE_SERVICE_ACCOUNT};
 use tulle_certs::issue::IssueError;
-use tulle_certs::{Refusal, SpiffeId, peer_id, validity};
+use tulle_certs::token::Claims;
+use tulle_certs::{Lineage, Refusal, SpiffeId, peer_id, validity};
 
 use super::{Bearer, Ca, ReviewError};
 use crate::cluster::is_of_kubernetes;
@@ -26,6 +27,8 @@ pub struct Caller {
     pub id: SpiffeId,
     /// When its certificate expires: a connection may live longer.
     pub not_after: SystemTime,
+    /// The join token that its certificate goes back to, if it does to one.
+    pub lineage: Option<Lineage>,
 }
 
 /// Where a request comes from. The server puts it into the extensions of every request.
@@ -40,7 +43,7 @@ impl Caller {
         let Some(leaf) = certificates.and_then(<[_]>::first) else { return Ok(None) };
         let id = peer_id(std::slice::from_ref(leaf))?;
         let (_, not_after) = validity(leaf).map_err(|_| Refusal::Malformed)?;
-        Ok(Some(Self { id, not_after }))
+        Ok(Some(Self { id, not_after, lineage: Lineage::of_certificate(leaf) }))
     }
 }
 
@@ -55,6 +58,19 @@ pub enum Proof {
     Certificate,
 }
 
+/// Who asks, and what of it goes into the certificate.
+struct Proven {
+    id: SpiffeId,
+    proof: Proof,
+    /// What a join token says.
+    token: Option<Claims>,
+    lineage: Option<Lineage>,
+}
+
+fn revoked(why: String) -> (Status, Outcome) {
+    (Status::unauthenticated(why), Outcome::Revoked)
+}
+
 /// How a request for a certificate ended; the words are metric labels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Outcome {
@@ -64,6 +80,8 @@ pub enum Outcome {
     Unauthenticated,
     /// A proof of something else than what is asked for.
     Denied,
+    /// A join token that was revoked, or a certificate that goes back to one.
+    Revoked,
     /// The signing request is bad.
     BadRequest,
     /// The authority could not issue.
@@ -79,6 +97,7 @@ impl Outcome {
             Self::Issued(Proof::Certificate) => "issued_by_certificate",
             Self::Unauthenticated => "unauthenticated",
             Self::Denied => "denied",
+            Self::Revoked => "revoked",
             Self::BadRequest => "bad_request",
             Self::Failed => "failed",
         }
@@ -121,7 +140,8 @@ impl CertificateService {
         request: &Request<IstioCertificateRequest>,
         now: SystemTime,
     ) -> Result<(IstioCertificateResponse, Outcome), (Status, Outcome)> {
-        let (id, proof, services) = self.authenticate(request, now).await?;
+        self.ca.look_at_tokens().await;
+        let Proven { id, proof, token, lineage } = self.authenticate(request, now).await?;
         self.permit(&id)?;
         let body = request.get_ref();
         let wanted = match body.validity_duration {
@@ -130,7 +150,7 @@ impl CertificateService {
                 (Status::invalid_argument("validity_duration is negative"), Outcome::BadRequest)
             })?)),
         };
-        let issued = self.ca.issue(&body.csr, &id, wanted, now).map_err(|error| {
+        let issued = self.ca.issue(&body.csr, &id, wanted, lineage, now).map_err(|error| {
             if error.is_callers_fault() {
                 (Status::invalid_argument(error.to_string()), Outcome::BadRequest)
             } else {
@@ -139,8 +159,8 @@ impl CertificateService {
             }
         })?;
         // Before the certificate is used: whoever has it registers at once.
-        if proof == Proof::Token {
-            self.ca.grant(&id, &services).await.map_err(|error| {
+        if let Some(token) = &token {
+            self.ca.grant_by(token).await.map_err(|error| {
                 tracing::error!(%error, "cannot keep what a join token grants");
                 (Status::unavailable(error.to_string()), Outcome::Failed)
             })?;
@@ -149,12 +169,12 @@ impl CertificateService {
         Ok((IstioCertificateResponse { cert_chain: issued.to_pem() }, Outcome::Issued(proof)))
     }
 
-    /// Who is asking, how that is known, and for which services a token lets it register.
+    /// Who is asking, and how that is known.
     async fn authenticate(
         &self,
         request: &Request<IstioCertificateRequest>,
         now: SystemTime,
-    ) -> Result<(SpiffeId, Proof, Vec<String>), (Status, Outcome)> {
+    ) -> Result<Proven, (Status, Outcome)> {
         let unauthenticated = |why: String| (Status::unauthenticated(why), Outcome::Unauthenticated);
         let caller = request.extensions().get::<Caller>();
         let Some(authorization) = request.metadata().get("authorization") else {
@@ -176,7 +196,14 @@ impl CertificateService {
                     caller.id
                 )));
             }
-            return Ok((caller.id.clone(), Proof::Certificate, Vec::new()));
+            if caller.lineage.is_some_and(|lineage| self.ca.is_revoked_lineage(lineage)) {
+                return Err(revoked(format!(
+                    "the certificate of {} was obtained with a join token that is revoked since; join by another",
+                    caller.id
+                )));
+            }
+            let (id, proof) = (caller.id.clone(), Proof::Certificate);
+            return Ok(Proven { id, proof, token: None, lineage: caller.lineage });
         };
         let token = authorization
             .to_str()
@@ -185,22 +212,28 @@ impl CertificateService {
             .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
             .map(|(_, token)| token)
             .ok_or_else(|| unauthenticated("the authorization is not of the form Bearer <token>".into()))?;
-        let (id, proof, services) = if is_of_kubernetes(token) {
+        let proven = if is_of_kubernetes(token) {
             let client = request.extensions().get::<Client>().map(|client| client.0);
-            (self.review(token, client).await?, Proof::ServiceAccount, Vec::new())
+            let id = self.review(token, client).await?;
+            Proven { id, proof: Proof::ServiceAccount, token: None, lineage: None }
         } else {
             let claims = self.ca.tokens().verify(token, now).map_err(|e| unauthenticated(e.to_string()))?;
-            (claims.sub, Proof::Token, claims.services)
+            if self.ca.is_revoked(&claims.jti) {
+                let (jti, id) = (&claims.jti, &claims.sub);
+                return Err(revoked(format!("the join token {jti} of {id} is revoked; join by another")));
+            }
+            let lineage = Some(Lineage::of_token(&claims.jti));
+            Proven { id: claims.sub.clone(), proof: Proof::Token, token: Some(claims), lineage }
         };
         match caller {
-            Some(caller) if caller.id != id => Err((
+            Some(caller) if caller.id != proven.id => Err((
                 Status::permission_denied(format!(
-                    "the token is for {id}, the client certificate for {}",
-                    caller.id
+                    "the token is for {}, the client certificate for {}",
+                    proven.id, caller.id
                 )),
                 Outcome::Denied,
             )),
-            _ => Ok((id, proof, services)),
+            _ => Ok(proven),
         }
     }
 

@@ -8,7 +8,9 @@ use tulle_certs::pem;
 
 use super::*;
 
+mod foreign;
 mod pods;
+mod revoked;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -92,7 +94,7 @@ fn what_a_token_grants_adds_up_per_identity_and_survives_renewal_and_restart() {
     join(&ca, "web", &["api".into()]);
     join(&ca, "orders", &[]);
     let (mut ask, _) = request(0);
-    ask.extensions_mut().insert(Caller { id: id("web"), not_after: now() + HOUR });
+    ask.extensions_mut().insert(Caller { id: id("web"), not_after: now() + HOUR, lineage: None });
     certificate(&ca, &ask, now()).unwrap();
     drop(ca);
 
@@ -174,7 +176,7 @@ fn every_refusal_has_its_status_and_is_observed() {
 
     let (mut ask, _) = request(0);
     bearer(&mut ask, &mint(&id("web")));
-    ask.extensions_mut().insert(Caller { id: id("orders"), not_after: now() + HOUR });
+    ask.extensions_mut().insert(Caller { id: id("orders"), not_after: now() + HOUR, lineage: None });
     refuse(&ask, Code::PermissionDenied, Outcome::Denied, "sa/orders");
 
     let (mut ask, _) = request(-1);
@@ -279,6 +281,20 @@ fn an_expired_root_keeps_the_old_certificate_and_does_not_try_all_the_time() {
         assert!(Arc::ptr_eq(&held, &ca.creds_at(end + Duration::from_millis(second * 100))));
     }
     assert_eq!(ca.0.renewal.lock().failures, 1);
+}
+
+#[test]
+fn pem_is_taken_as_people_have_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let pin = open(dir.path()).pin();
+    for file in ["ca-key.pem", "ca.pem"] {
+        let path = dir.path().join(file);
+        let text = fs::read_to_string(&path).unwrap();
+        // In place, so that it stays readable by us alone.
+        fs::write(&path, format!("Subject: somebody\n{text}\n \nnotes\n").replace('\n', "\r\n")).unwrap();
+    }
+    assert_eq!(open(dir.path()).pin(), pin);
+    assert_eq!(stored_tokens(dir.path()).unwrap().pin, pin);
 }
 
 #[test]

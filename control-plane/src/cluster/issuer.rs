@@ -329,6 +329,14 @@ impl Store for Issuer {
     async fn change(&self, name: &'static str, change: &Change<'_>) -> Result<(), CaError> {
         self.beside.change(name, change).await
     }
+
+    fn rotates(&self) -> Result<(), String> {
+        Err(format!(
+            "cert-manager makes the issuing certificate, in the {}: change the root at its issuer, and both are trusted for as long as certificates under the old one live \
+             (docs/kubernetes.md, \"An issuing certificate from cert-manager\")",
+            self.place_of("")
+        ))
+    }
 }
 
 // === impl Material ===

@@ -7,6 +7,7 @@
 //! - `review`: whom a pod's token is of (`TokenReview`);
 //! - `status`: what has become of routes and policies, in their `status`;
 //! - `slices`: what is registered here, where the other replicas see it (`EndpointSlice`), and what they have registered;
+//! - `others`: the other replicas, as a rotation of the root sees them;
 //! - `replica`: all of these together, as `app` starts them.
 //!
 //! What is decided is decided without I/O and told by the modules' own documentation; here is what they share. A running mesh
@@ -15,6 +16,7 @@
 mod bundle;
 mod issuer;
 mod lease;
+mod others;
 mod replica;
 mod review;
 mod secret;
@@ -39,6 +41,7 @@ use tokio::time::Instant;
 pub use self::bundle::{BUNDLE, Bundles};
 pub use self::issuer::Issuer;
 pub use self::lease::{Holder, LEASE, campaign};
+pub use self::others::Others;
 pub use self::replica::{Replica, Running};
 pub use self::review::{Reviews, is_of_kubernetes};
 pub use self::secret::{SECRET, Secret};

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tulle_certs::TrustDomain;
 
-use super::{Bundles, Holder, Issuer, Reviews, Secret, Slices, Statuses, campaign, chance};
+use super::{Bundles, Holder, Issuer, Others, Reviews, Secret, Slices, Statuses, campaign, chance};
 use crate::ca::{self, Ca, CaError, Kept, Store};
 use crate::ending::Ending;
 use crate::metrics::Metrics;
@@ -30,6 +30,7 @@ pub struct Replica {
 /// A replica at work.
 pub struct Running {
     holder: Holder,
+    others: Arc<Others>,
     campaign: JoinHandle<()>,
     /// Whether it is known what is registered at the other replicas.
     registered: watch::Receiver<bool>,
@@ -89,6 +90,7 @@ impl Replica {
         let Self { client, namespace, pod, issuer, metrics } = self;
         let (held, receiver) = watch::channel(false);
         let holder = Holder::of(receiver);
+        let others = Arc::new(Others::new(client.clone(), &namespace, pod.as_deref(), holder.clone()));
         let name = name(pod);
         let mut tasks = JoinSet::new();
         let secret = match &issuer {
@@ -113,10 +115,9 @@ impl Replica {
         );
         let registered = slices.read();
         tasks.spawn(slices.keep(holder.clone(), ending.clone()));
-        tasks.spawn(publish_roots(ca.clone(), Arc::clone(publisher)));
         tasks.spawn(show(holder.clone(), metrics));
         let campaign = tokio::spawn(campaign(client, namespace, name, held, ending.clone()));
-        Running { holder, campaign, registered, _tasks: tasks }
+        Running { holder, others, campaign, registered, _tasks: tasks }
     }
 }
 
@@ -126,6 +127,11 @@ impl Running {
     /// Whether this replica holds the lease.
     pub fn holder(&self) -> &Holder {
         &self.holder
+    }
+
+    /// The other replicas, as a rotation of the root sees them.
+    pub fn others(&self) -> Arc<Others> {
+        Arc::clone(&self.others)
     }
 
     /// Returns once it is known what is registered at the other replicas: before, nobody may be told that it is not there.
@@ -148,16 +154,6 @@ impl Running {
 fn name(pod: Option<String>) -> String {
     let host = || std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     format!("{}_{:08x}", pod.unwrap_or_else(host).trim(), chance())
-}
-
-/// Tells proxies of every new root.
-async fn publish_roots(ca: Ca, publisher: Arc<Publisher>) {
-    let mut bundles = ca.bundles();
-    while bundles.changed().await.is_ok() {
-        let bundle = bundles.borrow_and_update().clone();
-        let roots = bundle.roots().iter().map(|root| bytes::Bytes::copy_from_slice(root)).collect();
-        publisher.set_bundle(ca.trust_domain().as_str(), roots);
-    }
 }
 
 async fn show(mut holder: Holder, metrics: Metrics) {

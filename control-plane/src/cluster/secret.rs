@@ -21,6 +21,7 @@ use zeroize::Zeroizing;
 use super::bundle::{BUNDLE, KEY};
 use super::lease::Holder;
 use super::{ApiError, WatchFailures, asked, backoff, maker, put_secret};
+use crate::ca::rotation::{self, Anew, RepairError, Repaired};
 use crate::ca::{
     BESIDE_ISSUER, CA_CERTIFICATES, CA_KEY, Ca, CaError, Change, Kept, NAMES, ROOTS, Store, complete,
     complete_tokens,
@@ -243,6 +244,39 @@ impl Secret {
         }
     }
 
+    /// A new root in the place of one that has ended, for every replica at once: what is written is taken up by those that run. `domain`: of the new root, where the old
+    /// one does not say it. `insists`: also where it is good, or could be mended otherwise.
+    ///
+    /// # Errors
+    /// Why nothing was done.
+    pub async fn repair(
+        &self,
+        domain: Option<&TrustDomain>,
+        insists: bool,
+        now: SystemTime,
+    ) -> Result<Repaired, RepairError> {
+        let place = |name: &str| self.place(name);
+        for _ in 0..TRIES {
+            let found = asked(self.secrets.get_opt(SECRET)).await.map_err(|error| self.failed(&error))?;
+            let mut kept = found.as_ref().map(|found| self.read(found)).transpose()?.unwrap_or_default();
+            let domain = domain.cloned().or_else(|| rotation::domain_of(&kept)).unwrap_or_default();
+            rotation::admit(rotation::need(&kept, &place, &domain, now), self.place(""), insists)?;
+            let Anew { done, steps } = rotation::made_anew(&kept, &place, &domain, now)?;
+            // At once: of what comes twice, the last.
+            kept.extend(steps);
+            match self.put(found, &kept).await {
+                Ok(()) => return Ok(done),
+                Err(error) if error.is_conflict() => {}
+                Err(error) => return Err(self.failed(&error).into()),
+            }
+        }
+        Err(self.busy("").into())
+    }
+
+    fn busy(&self, name: &str) -> CaError {
+        CaError::Store { place: self.place(name), why: "others write it all the time".to_owned() }
+    }
+
     fn failed(&self, error: &ApiError) -> CaError {
         CaError::Store { place: format!("Secret {}/{SECRET}", self.namespace), why: error.to_string() }
     }
@@ -267,7 +301,7 @@ impl Store for Secret {
                 Err(error) => return Err(self.failed(&error)),
             }
         }
-        Err(CaError::Store { place: self.place(name), why: "others write it all the time".to_owned() })
+        Err(self.busy(name))
     }
 }
 

@@ -5,6 +5,7 @@
 //! It decides which resources must be looked at again ([`Dirty`]), always too many rather than too few; whether
 //! anything is really different, the model decides by comparing bytes.
 
+mod access;
 mod pods;
 mod registration;
 mod touch;
@@ -21,7 +22,7 @@ pub use self::registration::{Registration, RegistrationError, RegistrationId};
 pub use self::virtual_ip::NETWORKS as VIRTUAL_NETWORKS;
 use crate::finding::Origin;
 use crate::object::{
-    Egress, Grant, Kind, Mesh, NamespacedName, Object, ObjectKey, Pod, Policy, Resilience, Route, RouteKind,
+    Access, Egress, Grant, Kind, Mesh, NamespacedName, Object, ObjectKey, Pod, Resilience, Route, RouteKind,
     Service, Slice,
 };
 
@@ -54,7 +55,8 @@ pub struct Index {
     /// By kind too: routes of different kinds may have the same name.
     routes: BTreeMap<ObjectKey, Stored<Route>>,
     grants: Objects<Grant>,
-    policies: Objects<Policy>,
+    /// What is about what comes in at workloads. By kind too: policies of different kinds may have the same name.
+    access: BTreeMap<ObjectKey, Stored<Access>>,
     egress: Objects<Egress>,
     /// By kind too: policies of different kinds may have the same name.
     resilience: BTreeMap<ObjectKey, Stored<Resilience>>,
@@ -85,8 +87,8 @@ struct IndexLinks {
     routes: Links<NamespacedName, ObjectKey>,
     /// Service → routes that send requests to it.
     backends: Links<NamespacedName, ObjectKey>,
-    /// Service → policies attached to it.
-    policies: Links<NamespacedName>,
+    /// Service, route, workload or namespace → policies attached to it that are about what comes in.
+    access: Links<ObjectKey, ObjectKey>,
     /// Service → EgressPolicies attached to it.
     egress: Links<NamespacedName>,
     /// Service, route, workload or namespace → what is attached to it.
@@ -202,14 +204,13 @@ impl Index {
             }
             Object::ReferenceGrant(object) => {
                 self.grants.insert(object.name.clone(), Stored { object, origin });
-                self.touch_all_routes();
+                self.touch_granted();
             }
-            Object::AuthorizationPolicy(object) => {
-                let name = object.name.clone();
-                let targets = object.targets.iter().map(|target| &target.service);
-                link(&mut self.links.policies, targets, &name);
-                self.policies.insert(name.clone(), Stored { object, origin });
-                self.touch_policy(&name);
+            Object::Access(object) => {
+                let key = object.key();
+                link(&mut self.links.access, object.targets.iter().map(|target| &target.object), &key);
+                self.access.insert(key.clone(), Stored { object, origin });
+                self.touch_access(&key);
             }
             Object::EgressPolicy(object) => {
                 let name = object.name.clone();
@@ -250,7 +251,7 @@ impl Index {
             Object::EndpointSlice(object) => same(self.slices.get(&object.name), object),
             Object::Route(object) => same(self.routes.get(&object.key()), object),
             Object::ReferenceGrant(object) => same(self.grants.get(&object.name), object),
-            Object::AuthorizationPolicy(object) => same(self.policies.get(&object.name), object),
+            Object::Access(object) => same(self.access.get(&object.key()), object),
             Object::EgressPolicy(object) => same(self.egress.get(&object.name), object),
             Object::Resilience(object) => same(self.resilience.get(&object.key()), object),
             Object::Mesh(object) => same(self.mesh.as_ref(), object),
@@ -287,14 +288,17 @@ impl Index {
             }
             Kind::ReferenceGrant => {
                 if self.grants.remove(name).is_some() {
-                    self.touch_all_routes();
+                    self.touch_granted();
                 }
             }
-            Kind::AuthorizationPolicy => {
-                self.touch_policy(name);
-                if let Some(Stored { object, .. }) = self.policies.remove(name) {
-                    let targets = object.targets.iter().map(|target| &target.service);
-                    unlink(&mut self.links.policies, targets, name);
+            Kind::AuthorizationPolicy
+            | Kind::PeerAuthentication
+            | Kind::ExternalAuthorization
+            | Kind::RequestAuthentication => {
+                self.touch_access(key);
+                if let Some(Stored { object, .. }) = self.access.remove(key) {
+                    let targets = object.targets.iter().map(|target| &target.object);
+                    unlink(&mut self.links.access, targets, key);
                 }
             }
             Kind::EgressPolicy => {
@@ -373,6 +377,7 @@ impl Index {
     /// What may have changed since this was last asked.
     pub fn take_dirty(&mut self) -> Dirty {
         self.assign_virtual_ips();
+        self.touch_clients();
         std::mem::take(&mut self.dirty)
     }
 
@@ -417,7 +422,10 @@ impl Index {
                 self.routes.keys().filter(|key| key.kind == kind).count()
             }
             Kind::ReferenceGrant => self.grants.len(),
-            Kind::AuthorizationPolicy => self.policies.len(),
+            Kind::AuthorizationPolicy
+            | Kind::PeerAuthentication
+            | Kind::ExternalAuthorization
+            | Kind::RequestAuthentication => self.access.keys().filter(|key| key.kind == kind).count(),
             Kind::EgressPolicy => self.egress.len(),
             Kind::TrafficPolicy | Kind::RateLimitPolicy | Kind::FaultPolicy | Kind::TelemetryPolicy => {
                 self.resilience.keys().filter(|key| key.kind == kind).count()
@@ -437,7 +445,10 @@ impl Index {
                 self.routes.contains_key(key)
             }
             Kind::ReferenceGrant => self.grants.contains_key(&key.name),
-            Kind::AuthorizationPolicy => self.policies.contains_key(&key.name),
+            Kind::AuthorizationPolicy
+            | Kind::PeerAuthentication
+            | Kind::ExternalAuthorization
+            | Kind::RequestAuthentication => self.access.contains_key(key),
             Kind::EgressPolicy => self.egress.contains_key(&key.name),
             Kind::TrafficPolicy | Kind::RateLimitPolicy | Kind::FaultPolicy | Kind::TelemetryPolicy => {
                 self.resilience.contains_key(key)
@@ -475,11 +486,6 @@ impl Index {
         self.routes.values()
     }
 
-    /// Every AuthorizationPolicy.
-    pub fn policies(&self) -> impl Iterator<Item = &Stored<Policy>> {
-        self.policies.values()
-    }
-
     /// Every EgressPolicy.
     pub fn egress_policies(&self) -> impl Iterator<Item = &Stored<Egress>> {
         self.egress.values()
@@ -508,16 +514,17 @@ impl Index {
         self.resilience.values()
     }
 
-    /// The workloads that policies name, known or not; or the namespaces to whose workloads policies are attached, as the names.
+    /// The workloads that policies name, known or not; or the namespaces to whose workloads policies are attached, as the names. One may
+    /// come twice.
     pub fn attached_to(&self, kind: Kind) -> impl Iterator<Item = &NamespacedName> {
-        let objects = self.links.resilience.keys().filter(move |object| object.kind == kind);
-        objects.map(|object| &object.name)
+        let objects = self.links.resilience.keys().chain(self.links.access.keys());
+        objects.filter(move |object| object.kind == kind).map(|object| &object.name)
     }
 
     /// Whether a policy names a workload.
     pub fn names_workload(&self, name: &NamespacedName) -> bool {
         let object = ObjectKey { kind: Kind::Workload, name: name.clone() };
-        self.links.resilience.contains_key(&object)
+        self.links.resilience.contains_key(&object) || self.links.access.contains_key(&object)
     }
 
     /// The policies of these with a target in a Service, route, workload or namespace, in order of precedence.
@@ -593,12 +600,6 @@ impl Index {
         routes
     }
 
-    /// The policies attached to a service, by name.
-    pub fn policies_of<'a>(&'a self, service: &NamespacedName) -> impl Iterator<Item = &'a Policy> + use<'a> {
-        let policies = linked(&self.links.policies, service);
-        policies.filter_map(|name| Some(&self.policies.get(name)?.object))
-    }
-
     /// The services with this virtual IP, by name.
     pub fn services_at(&self, address: IpAddr) -> impl Iterator<Item = &Service> {
         let services = linked(&self.links.services_at, &address);
@@ -651,8 +652,9 @@ impl Index {
         named.chain(meshed).chain(self.links.registrations_of_workload.keys()).cloned().collect()
     }
 
-    /// Whether a route of this kind in `namespace` may send requests to a service of another namespace.
-    pub fn is_granted(&self, kind: RouteKind, namespace: &str, service: &NamespacedName) -> bool {
+    /// Whether a route of this kind in `namespace` may send requests to a service of another namespace, or a policy have it asked.
+    pub fn is_granted(&self, kind: impl Into<Kind>, namespace: &str, service: &NamespacedName) -> bool {
+        let kind = kind.into();
         let mut grants = self.grants.values();
         grants.any(|grant| grant.object.allows(kind, namespace, service))
     }

@@ -35,6 +35,7 @@ impl Index {
         for route in routes.filter_map(|route| self.routes.get(route)) {
             dirty.routes.extend(route.object.services().cloned());
         }
+        self.touch_asking(name);
     }
 
     pub(super) fn touch_slice(&mut self, name: &NamespacedName) {
@@ -49,21 +50,16 @@ impl Index {
         if let Some(Stored { object, .. }) = self.routes.get(key) {
             self.dirty.routes.extend(object.services().cloned());
         }
-    }
-
-    pub(super) fn touch_all_routes(&mut self) {
-        self.dirty.routes.extend(self.links.routes.keys().cloned());
-    }
-
-    pub(super) fn touch_policy(&mut self, name: &NamespacedName) {
-        let Some(Stored { object, .. }) = self.policies.get(name) else {
-            return;
-        };
-        let services: Vec<NamespacedName> =
-            object.targets.iter().map(|target| target.service.clone()).collect();
-        for service in &services {
-            self.touch_workloads(service);
+        if self.links.access.contains_key(key) {
+            self.touch_route_ends(key);
         }
+    }
+
+    /// A ReferenceGrant has come or gone.
+    pub(super) fn touch_granted(&mut self) {
+        self.dirty.routes.extend(self.links.routes.keys().cloned());
+        // Who may be asked about requests, and about what nobody is asked then.
+        self.dirty.all |= self.has_access(Kind::ExternalAuthorization);
     }
 
     pub(super) fn touch_resilience(&mut self, key: &ObjectKey) {
@@ -130,7 +126,7 @@ impl Index {
     }
 
     /// The workloads behind a service.
-    fn touch_workloads(&mut self, service: &NamespacedName) {
+    pub(super) fn touch_workloads(&mut self, service: &NamespacedName) {
         for slice in linked(&self.links.slices, service).filter_map(|name| self.slices.get(name)) {
             self.dirty.workloads.extend(slice.object.workloads().cloned());
         }

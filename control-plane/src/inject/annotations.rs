@@ -31,6 +31,8 @@ pub(super) struct Effective {
     pub(super) image: Option<String>,
     /// In place of 15020.
     pub(super) metrics_port: u16,
+    /// What becomes of `x-forwarded-client-cert`.
+    pub(super) client_cert_header: Option<String>,
     /// Who is let in where no policy says it.
     default_inbound: Option<String>,
     /// What others read of the Pod's annotations, and it does not say itself.
@@ -118,6 +120,9 @@ keys! {
     "metrics-port", "a port",
         "Where the proxy serves `/metrics`, `/ready` and probes, in place of 15020.",
         |effective, value| effective.metrics_port = metrics_port(value)?;
+    "client-cert-header", "`remove` or `set`",
+        "What becomes of `x-forwarded-client-cert` in requests to the application: removed, or set to who a client of the mesh has proven to be. What a client says there never arrives.",
+        |effective, value| { client_cert_header(value)?; effective.client_cert_header = Some(value.to_owned()) };
 }
 
 /// Keys under [`CONFIG`] that others than the injector read: Services have them.
@@ -211,6 +216,7 @@ impl Effective {
             settings: as_the_proxy_takes_them(settings),
             image: None,
             metrics_port: METRICS_PORT,
+            client_cert_header: None,
             default_inbound: None,
             inherited: BTreeMap::new(),
         };
@@ -390,6 +396,10 @@ fn one_of(value: &str, choices: &[&str]) -> Result<(), String> {
         true => Ok(()),
         false => Err("it is none of the choices".to_owned()),
     }
+}
+
+fn client_cert_header(value: &str) -> Result<(), String> {
+    one_of(value, &["remove", "set"])
 }
 
 pub(super) fn access_log(value: &str) -> Result<(), String> {

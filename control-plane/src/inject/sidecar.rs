@@ -155,6 +155,7 @@ fn environment(pod: &Value, effective: &Effective, probes: &Probes) -> Environme
     env.given("TULLE_PROXY_OPAQUE_PORTS", settings.opaque_ports.clone());
     env.given("OTEL_SERVICE_NAME", service_name(pod).map(|name| literal(&name)));
     env.given("TULLE_PROXY_DNS_LISTEN", settings.dns.then(|| "[::]:15053".to_owned()));
+    env.given("TULLE_PROXY_INBOUND_CLIENT_CERT_HEADER", effective.client_cert_header.clone());
     let port = effective.metrics_port;
     env.given("TULLE_PROXY_METRICS_ADDRESS", (port != METRICS_PORT).then(|| format!("[::]:{port}")));
     if let Some(declared) = probes.declared() {

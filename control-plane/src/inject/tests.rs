@@ -271,6 +271,7 @@ fn what_is_told_to_the_proxy_is_what_the_pod_says() {
     pod["spec"]["containers"][0]["livenessProbe"] =
         json!({"tcpSocket": {"port": "http"}, "timeoutSeconds": 3});
     pod["spec"]["containers"][0]["readinessProbe"] = json!({"httpGet": {"port": 8080, "path": "/ready?a=b"}});
+    pod["metadata"]["annotations"]["config.tulle.dev/client-cert-header"] = json!("set");
     let with_proxy = injected(&pod);
     let proxy = &with_proxy["spec"]["initContainers"][1];
     let variable = |name: &str| {
@@ -280,6 +281,7 @@ fn what_is_told_to_the_proxy_is_what_the_pod_says() {
     let declared: Value = serde_json::from_str(&variable("TULLE_PROXY_PROBES")).unwrap();
     let made = json!([{"container": "web", "kind": "liveness", "port": 8080, "tcp": {}, "timeout": 3}]);
     assert_eq!(declared, json!({"made": made, "allowed": [{"port": 8080, "path": "/ready?a=b"}]}));
+    assert_eq!(variable("TULLE_PROXY_INBOUND_CLIENT_CERT_HEADER"), "set");
     assert_eq!(variable("TULLE_PROXY_WORKLOAD"), "$(TULLE_POD_NAMESPACE)/$(TULLE_POD_NAME)");
     assert_eq!(proxy["restartPolicy"], "Always");
     let web = &with_proxy["spec"]["containers"][0];

@@ -148,6 +148,7 @@ fn values(schema: &Value) -> String {
         ("integer" | "number", Some(least), Some(most)) => format!("{least}–{most}"),
         ("integer" | "number", Some(least), None) => format!("{least} or more"),
         ("object", ..) if schema["properties"].is_object() => "mapping".to_owned(),
+        ("object", ..) if schema["additionalProperties"].is_object() => "names and texts".to_owned(),
         ("object", ..) => "`{}`".to_owned(),
         (other, ..) => other.to_owned(),
     }
@@ -175,21 +176,35 @@ fn the_reference_names_every_field() {
     } else {
         assert_eq!(written, page, "run `TULLE_UPDATE_DOCS=1 cargo test -p tulle-control-plane`");
     }
-    for kind in ["TrafficPolicy", "RateLimitPolicy", "FaultPolicy", "TelemetryPolicy"] {
+    for kind in [
+        "TrafficPolicy",
+        "RateLimitPolicy",
+        "FaultPolicy",
+        "TelemetryPolicy",
+        "AuthorizationPolicy",
+        "PeerAuthentication",
+        "ExternalAuthorization",
+    ] {
         assert!(page.contains(&format!("<!-- end of {kind} -->")), "{kind}");
     }
 }
 
 #[test]
 fn the_documents_examples_are_read_without_a_complaint() {
-    let pages =
-        [include_str!("../../../docs/reference/policies.md"), include_str!("../../../docs/resilience.md")];
+    let pages = [
+        include_str!("../../../docs/reference/policies.md"),
+        include_str!("../../../docs/resilience.md"),
+        include_str!("../../../docs/authorization.md"),
+        include_str!("../../../docs/jwt.md"),
+    ];
     let blocks = pages.iter().flat_map(|page| page.split("```yaml\n").skip(1));
     let examples: Vec<&str> = blocks.filter_map(|rest| Some(rest.split_once("```")?.0)).collect();
     assert!(examples.len() > pages.len());
     for example in examples {
         // Where only the spec is shown, its fields tell the kind.
         let kind = match example {
+            _ if example.contains("action:") || example.contains("from:") => "AuthorizationPolicy",
+            _ if example.contains("mtls:") => "PeerAuthentication",
             _ if example.contains("rate:") => "RateLimitPolicy",
             _ if example.contains("rules:") => "FaultPolicy",
             _ if example.contains("accessLog:") || example.contains("sampling:") => "TelemetryPolicy",
@@ -255,7 +270,8 @@ fn is_taken(object: &Value) -> bool {
 
 /// What an API server refuses in a schema that is to be structural (KEP-1693 and the API reference of `JSONSchemaProps`), at `path`.
 fn unstructural(schema: &Value, path: &str, wrong: &mut Vec<String>) {
-    const KNOWN: [&str; 23] = [
+    const KNOWN: [&str; 26] = [
+        "additionalProperties",
         "default",
         "description",
         "enum",
@@ -266,9 +282,11 @@ fn unstructural(schema: &Value, path: &str, wrong: &mut Vec<String>) {
         "items",
         "maxItems",
         "maxLength",
+        "maxProperties",
         "maximum",
         "minItems",
         "minLength",
+        "minProperties",
         "minimum",
         "nullable",
         "pattern",
@@ -329,6 +347,12 @@ fn unstructural(schema: &Value, path: &str, wrong: &mut Vec<String>) {
     }
     for (name, field) in properties.into_iter().flatten() {
         unstructural(field, &format!("{path}.{name}"), wrong);
+    }
+    if schema["additionalProperties"].is_object() {
+        unstructural(&schema["additionalProperties"], &format!("{path}.*"), wrong);
+        if properties.is_some() {
+            wrong.push(format!("{path}: has names of its own, and any name"));
+        }
     }
     match (schema["type"].as_str(), &schema["items"]) {
         (Some("array"), Value::Object(_)) => unstructural(&schema["items"], &format!("{path}[]"), wrong),

@@ -7,14 +7,12 @@ use std::sync::Arc;
 
 use tulle_api::{ResourceType, v1};
 
+use super::modes::Modes;
 use super::patterns::room_of_service;
 use super::resilience::Attached;
 use super::{Encoded, SessionKey};
 use crate::index::{Behind, Index, VIRTUAL_NETWORKS};
-use crate::object::{
-    DefaultInbound, Mesh, NamespacedName, OWN_PORTS, PRIVATE_NETWORKS, Pod, Policy, Service, Slice,
-    SliceEndpoint, TargetPort, Telemetry,
-};
+use crate::object::{Mesh, NamespacedName, OWN_PORTS, Pod, Service, Slice, SliceEndpoint, TargetPort};
 
 /// What every resource is built from.
 pub(super) struct Context<'a> {
@@ -103,9 +101,10 @@ impl Context<'_> {
             if ports.is_empty() {
                 continue;
             }
+            let modes = self.dialled(Some(&registration.workload));
             let endpoint = v1::Endpoint {
                 address: registration.address.to_string(),
-                ports: self.endpoint_ports(&ports, |_| Some(registration.spiffe_id.to_string())),
+                ports: self.endpoint_ports(&ports, &modes, |_| Some(registration.spiffe_id.to_string())),
                 workload: registration.workload.to_string(),
                 locality: locality(&registration.region, &registration.zone),
                 ready: registration.ready || service.publish_not_ready,
@@ -147,10 +146,12 @@ impl Context<'_> {
             }
             // In plaintext one would talk to a Pod that may turn out to be in the mesh.
             let Some(behind) = self.known(one) else { continue };
+            let workload = behind.map(|pod| &pod.name).or(one.workload.as_ref());
+            let modes = self.dialled(workload);
             let endpoint = v1::Endpoint {
                 address: one.address.to_string(),
-                ports: self.endpoint_ports(&ports, |port| self.expected(slice, behind, port)),
-                workload: text(one.workload.as_ref().or_else(|| behind.map(|pod| &pod.name))),
+                ports: self.endpoint_ports(&ports, &modes, |port| self.expected(slice, behind, port)),
+                workload: text(one.workload.as_ref().or(workload)),
                 locality: locality("", &one.zone),
                 ready: one.ready || service.publish_not_ready,
                 weight: slice.weight,
@@ -185,10 +186,11 @@ impl Context<'_> {
         }
     }
 
-    /// `expected`: whom to expect at a port that is dialled.
+    /// `expected`: whom to expect at a port that is dialled, where it takes mutual TLS.
     fn endpoint_ports(
         &self,
         ports: &[(u16, u16)],
+        modes: &Modes,
         expected: impl Fn(u16) -> Option<String>,
     ) -> Vec<v1::EndpointPort> {
         let ports = ports.iter();
@@ -196,7 +198,7 @@ impl Context<'_> {
             .map(|(service_port, port)| v1::EndpointPort {
                 service_port: (*service_port).into(),
                 port: (*port).into(),
-                peer: Some(self.peer(expected(*port).as_deref())),
+                peer: Some(self.peer(expected(*port).as_deref(), modes.at(*port))),
             })
             .collect()
     }
@@ -215,10 +217,11 @@ impl Context<'_> {
         let mut ports: BTreeMap<u16, v1::HostPort> = BTreeMap::new();
         for registration in self.index.registrations_at(ip) {
             known = true;
+            let modes = self.dialled(Some(&registration.workload));
             for (service, number, port) in &registration.ports {
                 let serving = Serving { service: service.clone(), service_port: Some(*number), port: *port };
                 let workload = registration.workload.to_string();
-                let host_port = self.host_port(&serving, &workload, Some(&registration.spiffe_id));
+                let host_port = self.host_port(&serving, &workload, &modes, Some(&registration.spiffe_id));
                 merge(&mut ports, *port, host_port);
             }
         }
@@ -227,19 +230,22 @@ impl Context<'_> {
             let Some(behind) = endpoint.map_or(Some(None), |endpoint| self.known(endpoint)) else { continue };
             known = true;
             let workload = endpoint.and_then(|endpoint| endpoint.workload.as_ref());
+            let modes = self.dialled(behind.map(|pod| &pod.name).or(workload));
             let workload = text(workload.or_else(|| behind.map(|pod| &pod.name)));
             for serving in serving(self.index, slice) {
                 let identity = self.expected(slice, behind, serving.port);
-                merge(&mut ports, serving.port, self.host_port(&serving, &workload, identity.as_deref()));
+                let host_port = self.host_port(&serving, &workload, &modes, identity.as_deref());
+                merge(&mut ports, serving.port, host_port);
             }
         }
         let pod = self.index.pod_at(ip);
         if let Some(pod) = pod {
             known = true;
             let identity = pod.identity.spiffe_id(&self.trust_domain);
+            let modes = self.dialled(Some(&pod.name));
             for serving in selected(self.index, pod) {
                 let identity = Some(identity.as_str()).filter(|_| pod.is_meshed_at(serving.port));
-                let host_port = self.host_port(&serving, &pod.name.to_string(), identity);
+                let host_port = self.host_port(&serving, &pod.name.to_string(), &modes, identity);
                 merge(&mut ports, serving.port, host_port);
             }
             for (port, host_port) in &mut ports {
@@ -252,12 +258,18 @@ impl Context<'_> {
         known.then(|| v1::Host { ports: ports.into_values().collect(), other })
     }
 
-    fn host_port(&self, serving: &Serving, workload: &str, spiffe_id: Option<&str>) -> v1::HostPort {
+    fn host_port(
+        &self,
+        serving: &Serving,
+        workload: &str,
+        modes: &Modes,
+        spiffe_id: Option<&str>,
+    ) -> v1::HostPort {
         v1::HostPort {
             port: serving.port.into(),
             workload: workload.to_owned(),
             protocol: self.protocol(&serving.service, serving.service_port).into(),
-            peer: Some(self.peer(spiffe_id)),
+            peer: Some(self.peer(spiffe_id, modes.at(serving.port))),
         }
     }
 
@@ -269,7 +281,12 @@ impl Context<'_> {
         };
         v1::OtherPorts {
             workload: pod.name.to_string(),
-            peer: Some(self.peer(Some(&pod.identity.spiffe_id(&self.trust_domain)))),
+            peer: Some(
+                self.peer(
+                    Some(&pod.identity.spiffe_id(&self.trust_domain)),
+                    self.dialled(Some(&pod.name)).base,
+                ),
+            ),
             opaque: pod.opaque.iter().map(range).collect(),
             skipped: pod.skipped.iter().chain([&OWN_PORTS]).map(range).collect(),
         }
@@ -330,133 +347,7 @@ impl Context<'_> {
         encode(ResourceType::Workload, &message)
     }
 
-    /// `said`: what is said of all workloads of its namespace. None if nobody knows the workload, and no policy names it.
-    pub(super) fn inbound(&self, name: &NamespacedName, said: Option<&Telemetry>) -> Option<Arc<Encoded>> {
-        let serving = serving_of(self.index, name);
-        let serving = serving.or_else(|| self.index.names_workload(name).then(Vec::new))?;
-        let whole = self.workload_telemetry(name, said);
-        let mut ports: BTreeMap<u16, v1::Protocol> = BTreeMap::new();
-        for one in &serving {
-            let protocol = self.protocol(&one.service, one.service_port);
-            let slot = ports.entry(one.port).or_insert(protocol);
-            if *slot == v1::Protocol::Unspecified {
-                *slot = protocol;
-            }
-        }
-        let pod = self.index.pod(name);
-        if let Some(pod) = pod {
-            for (port, protocol) in &mut ports {
-                if pod.is_opaque_at(*port) {
-                    *protocol = v1::Protocol::Tcp;
-                }
-            }
-        }
-        let default = pod.and_then(|pod| pod.default_inbound);
-        let must_prove = default.is_some_and(DefaultInbound::is_authenticated);
-        let mode = if must_prove { v1::MtlsMode::Strict } else { self.mode };
-        let rules = if self.is_there(name) {
-            let mut rules = self.rules(&serving);
-            if default == Some(DefaultInbound::Deny) {
-                rules.push(nobody(&name.namespace, "annotation:default-inbound-policy/deny"));
-            }
-            rules
-        } else {
-            vec![nobody(&name.namespace, NO_POD)]
-        };
-        let ports = ports.into_iter().map(|(port, protocol)| {
-            let told = self.inbound_telemetry(&serving, port).unwrap_or_default();
-            v1::InboundPort {
-                port: port.into(),
-                protocol: protocol.into(),
-                mode: mode.into(),
-                maximum_connection_age: self.maximum_age(&serving, port),
-                access_log: told.logged(),
-                sampling: told.sampled(),
-            }
-        });
-        let message = v1::InboundPolicy {
-            workload: Some(object_name(name)),
-            mode: mode.into(),
-            ports: ports.collect(),
-            rules,
-            rate_limits: self.inbound_limits(&serving),
-            access_log: whole.logged(),
-            sampling: whole.sampled(),
-            default_networks: default.map(|default| self.default_networks(default)).unwrap_or_default(),
-            default_audited: default == Some(DefaultInbound::Audit),
-        };
-        encode(ResourceType::InboundPolicy, &message)
-    }
-
-    /// Whether a workload is what it must be in a cluster: a Pod with a proxy, or registered. That a slice names it says nothing of who may come.
-    fn is_there(&self, workload: &NamespacedName) -> bool {
-        let is_meshed = || self.index.pod(workload).is_some_and(|pod| pod.meshed);
-        let has_registered = || self.index.registrations_of_workload(workload).next().is_some();
-        !self.index.knows_pods() || is_meshed() || has_registered()
-    }
-
-    /// From where clients are let in; none: from everywhere.
-    fn default_networks(&self, default: DefaultInbound) -> Vec<String> {
-        if !default.is_of_cluster() {
-            return Vec::new();
-        }
-        let mesh = self.index.mesh();
-        let of_mesh = mesh.map(|mesh| mesh.object.networks.as_slice()).unwrap_or_default();
-        match of_mesh.is_empty() {
-            true => PRIVATE_NETWORKS.map(str::to_owned).to_vec(),
-            false => of_mesh.iter().map(ToString::to_string).collect(),
-        }
-    }
-
-    /// The rules of the policies attached to the services that a workload serves, on the ports that it serves them on.
-    fn rules(&self, serving: &[Serving]) -> Vec<v1::AllowRule> {
-        let mut rules: BTreeMap<String, (BTreeSet<u16>, BTreeSet<String>)> = BTreeMap::new();
-        let services: BTreeSet<&NamespacedName> = serving.iter().map(|one| &one.service).collect();
-        for service in services {
-            for policy in self.index.policies_of(service) {
-                for (name, to_ports, identities) in self.policy_rules(policy) {
-                    let spoken_of = serving.iter().filter(|one| {
-                        one.service == *service
-                            && (to_ports.is_empty()
-                                || one.service_port.is_some_and(|port| to_ports.contains(&port)))
-                    });
-                    let ports: BTreeSet<u16> = spoken_of.map(|one| one.port).collect();
-                    // A rule without ports would speak of every port.
-                    if !ports.is_empty() {
-                        let rule = rules.entry(name).or_default();
-                        rule.0.extend(ports);
-                        rule.1.extend(identities);
-                    }
-                }
-            }
-        }
-        let rules = rules.into_iter();
-        rules
-            .map(|(name, (ports, identities))| v1::AllowRule {
-                name,
-                ports: ports.into_iter().map(u32::from).collect(),
-                identities: identities.into_iter().collect(),
-            })
-            .collect()
-    }
-
-    /// (name, service ports, identities); a policy without rules allows nobody, which is a rule too.
-    fn policy_rules<'p>(&self, policy: &'p Policy) -> Vec<(String, &'p [u16], Vec<String>)> {
-        if policy.rules.is_empty() {
-            return vec![(format!("{}/none", policy.name), &[], Vec::new())];
-        }
-        let rules = policy.rules.iter();
-        rules
-            .map(|rule| {
-                let identities = rule.identities.iter();
-                let identities = identities.map(|who| who.spiffe_id(&self.trust_domain));
-                let name = format!("{}/{}", policy.name, rule.name);
-                (name, rule.ports.as_slice(), identities.collect())
-            })
-            .collect()
-    }
-
-    fn protocol(&self, service: &NamespacedName, port: Option<u16>) -> v1::Protocol {
+    pub(super) fn protocol(&self, service: &NamespacedName, port: Option<u16>) -> v1::Protocol {
         let service = self.index.service(service);
         service
             .and_then(|service| service.port(port?))
@@ -468,10 +359,10 @@ impl Context<'_> {
         Some(identity.spiffe_id(&self.trust_domain))
     }
 
-    /// Without mTLS in the mesh nobody is asked for an identity.
-    fn peer(&self, spiffe_id: Option<&str>) -> v1::Peer {
+    /// Without mTLS at a port nobody is asked for an identity there.
+    fn peer(&self, spiffe_id: Option<&str>, mode: v1::MtlsMode) -> v1::Peer {
         let peer = match spiffe_id {
-            Some(id) if self.mode != v1::MtlsMode::Off => v1::peer::Peer::SpiffeId(id.to_owned()),
+            Some(id) if mode != v1::MtlsMode::Off => v1::peer::Peer::SpiffeId(id.to_owned()),
             _ => v1::peer::Peer::Plaintext(v1::Plaintext {}),
         };
         v1::Peer { peer: Some(peer) }
@@ -505,6 +396,10 @@ pub(super) fn serving_of(index: &Index, workload: &NamespacedName) -> Option<Vec
     }
     for slice in index.slices_of_workload(workload) {
         known = true;
+        // Whoever may write a slice in another namespace has no say in what this one's workloads do.
+        if slice.name.namespace != workload.namespace {
+            continue;
+        }
         for one in serving(index, slice) {
             if !all.contains(&one) {
                 all.push(one);

@@ -7,12 +7,12 @@ use tulle_api::PATTERNS;
 
 use super::policies::Judge;
 use super::routes::{attach, beyond_patterns_of, clash, conflicts, resolve};
-use super::{Settings, policies};
+use super::{Settings, access, modes, policies};
 use crate::finding::{Finding, Notes, Origin};
 use crate::index::{Behind, Index, Stored};
 use crate::object::{
-    Filter, Identity, Kind, Mesh, NamespacedName, OWN_PORTS, ObjectKey, Policy, PolicyTarget, Route, Service,
-    Slice, SliceEndpoint,
+    Filter, Kind, Mesh, NamespacedName, OWN_PORTS, ObjectKey, PolicyTarget, Route, Service, Slice,
+    SliceEndpoint,
 };
 
 /// Everything that does not fit, sorted.
@@ -25,7 +25,7 @@ pub fn findings(index: &Index, settings: &Settings) -> Vec<Finding> {
     };
     let trust_domain = settings.trust_domain(index.mesh().map(|stored| &stored.object));
     if let Some(Stored { object, origin }) = index.mesh() {
-        let notes = mesh(object, settings);
+        let notes = mesh(index, object, settings);
         tell(Kind::Mesh, &object.name, origin.as_ref(), notes);
     }
     let mut virtual_ips = BTreeMap::new();
@@ -56,9 +56,9 @@ pub fn findings(index: &Index, settings: &Settings) -> Vec<Finding> {
         }
         tell(object.kind.into(), &object.name, origin.as_ref(), notes);
     }
-    for Stored { object, origin } in index.policies() {
-        let notes = policy(index, object, &trust_domain);
-        tell(Kind::AuthorizationPolicy, &object.name, origin.as_ref(), notes);
+    for Stored { object, origin } in index.access_policies() {
+        let notes = access::findings(index, object, &trust_domain);
+        tell(object.kind, &object.name, origin.as_ref(), notes);
     }
     for Stored { object, origin } in index.egress_policies() {
         let mut notes = Notes::default();
@@ -73,8 +73,9 @@ pub fn findings(index: &Index, settings: &Settings) -> Vec<Finding> {
     all
 }
 
-fn mesh(mesh: &Mesh, settings: &Settings) -> Notes {
+fn mesh(index: &Index, mesh: &Mesh, settings: &Settings) -> Notes {
     let mut notes = Notes::default();
+    modes::disagreements_with_mesh(index, mesh.mode(), &mut notes);
     if let (Some(running), Some(written)) = (&settings.trust_domain, &mesh.trust_domain)
         && **running != **written
     {
@@ -231,48 +232,13 @@ fn route(index: &Index, route: &Route) -> Notes {
     notes
 }
 
-fn policy(index: &Index, policy: &Policy, trust_domain: &str) -> Notes {
-    let mut notes = Notes::default();
-    let known = targets(index, &policy.targets, &mut notes);
-    for (at, rule) in policy.rules.iter().enumerate() {
-        for (index, port) in rule.ports.iter().enumerate() {
-            let served = known.iter().any(|service| service.port(*port).is_some());
-            if !known.is_empty() && !served {
-                notes.error(
-                    format!("spec.rules[{at}].toPorts[{index}]"),
-                    format!("no targeted Service has a port {port}"),
-                    "ports here are the Service's, not those that the program listens on",
-                );
-            }
-        }
-        let own = format!("spiffe://{trust_domain}/");
-        for who in &rule.identities {
-            if let Identity::Spiffe(id) = who
-                && !id.starts_with(&own)
-            {
-                notes.warn(
-                    format!("spec.rules[{at}].from"),
-                    format!("`{id}` is of another trust domain than `{trust_domain}`, so nobody can prove to be it"),
-                    "",
-                );
-            }
-        }
+/// What is not there of what an EgressPolicy is attached to.
+fn targets(index: &Index, targets: &[PolicyTarget], notes: &mut Notes) {
+    for target in targets.iter().filter(|target| index.service(&target.service).is_none()) {
+        notes.error(
+            format!("spec.targetRefs[{}].name", target.index),
+            format!("there is no Service {}; the policy is not attached there", target.service),
+            "write the Service, or correct the reference",
+        );
     }
-    notes
-}
-
-/// The Services that a policy is attached to, of those that there are.
-fn targets<'i>(index: &'i Index, targets: &[PolicyTarget], notes: &mut Notes) -> Vec<&'i Service> {
-    let mut known = Vec::new();
-    for target in targets {
-        match index.service(&target.service) {
-            Some(service) => known.push(service),
-            None => notes.error(
-                format!("spec.targetRefs[{}].name", target.index),
-                format!("there is no Service {}; the policy is not attached there", target.service),
-                "write the Service, or correct the reference",
-            ),
-        }
-    }
-    known
 }

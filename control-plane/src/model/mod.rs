@@ -8,8 +8,8 @@
 //! # A new workload, in order
 //!
 //! A proxy asks for its own `InboundPolicy` before anybody knows it, since it must be configured before it is ready.
-//! The answer is the mesh's mode, no ports and no rules, with what is told of all workloads of its namespace; and for its `EgressPolicy`, what holds for
-//! its whole namespace. In a cluster there is one rule, which lets nobody in, until its Pod is known or it has registered. Rules for it can exist as soon
+//! The answer is the mode and what is said of all workloads of its namespace, and no ports; and for its `EgressPolicy`, what holds for its whole
+//! namespace. In a cluster there is one rule, which lets nobody in, until its Pod is known or it has registered. Rules for it can exist as soon
 //! as it registers, so:
 //! 1. the proxy binds its inbound listeners and does not accept on them; connections wait in the backlog;
 //! 2. it registers; [`Publisher::register`] returns, and `Registered` is sent, only after a snapshot with the
@@ -19,10 +19,15 @@
 //! 4. only then it accepts.
 
 mod access;
+mod authentication;
+mod authorization;
 mod build;
 mod egress;
+mod external;
 mod findings;
 mod history;
+mod inbound;
+mod modes;
 mod patterns;
 mod policies;
 mod publish;
@@ -30,6 +35,7 @@ mod resilience;
 mod routes;
 mod status;
 mod table;
+mod targets;
 mod wire;
 
 use std::collections::BTreeSet;
@@ -37,10 +43,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
-use aws_lc_rs::{digest, hmac};
+use aws_lc_rs::{constant_time, digest, hmac};
 use bytes::Bytes;
 use prost::Message;
 use tulle_api::{MESH, ResourceType, v1};
+use zeroize::Zeroizing;
 
 pub use self::access::access_statuses;
 pub use self::findings::findings;
@@ -73,9 +80,9 @@ pub struct Settings {
     pub session_key: Option<SessionKey>,
 }
 
-/// 32 bytes that only the mesh's proxies are told.
-#[derive(Clone, PartialEq, Eq)]
-pub struct SessionKey([u8; 32]);
+/// 32 bytes that only the mesh's proxies are told; wiped when dropped, and compared in constant time.
+#[derive(Clone)]
+pub struct SessionKey(Zeroizing<[u8; 32]>);
 
 /// Every resource, at one moment.
 #[derive(Debug, Clone)]
@@ -95,6 +102,8 @@ pub struct Model {
     inbound: Table<Arc<Encoded>>,
     /// What is said of all workloads of a namespace.
     telemetry: Table<Telemetry>,
+    /// Who is let in at workloads of a namespace that nobody knows yet.
+    unknown: Table<Arc<v1::InboundPolicy>>,
     /// For workloads that none of the next two is for.
     egress: egress::Shared,
     egress_of_namespaces: Table<egress::Shared>,
@@ -134,9 +143,17 @@ impl SessionKey {
     pub fn derive(secret: &[u8]) -> Self {
         let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
         let tag = hmac::sign(&key, b"tulle session persistence");
-        Self(tag.as_ref().first_chunk().copied().unwrap_or_default())
+        Self(Zeroizing::new(tag.as_ref().first_chunk().copied().unwrap_or_default()))
     }
 }
+
+impl PartialEq for SessionKey {
+    fn eq(&self, other: &Self) -> bool {
+        constant_time::verify_slices_are_equal(&self.0[..], &other.0[..]).is_ok()
+    }
+}
+
+impl Eq for SessionKey {}
 
 impl fmt::Debug for SessionKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -177,6 +194,7 @@ impl Model {
             workloads: Table::default(),
             inbound: Table::default(),
             telemetry: Table::default(),
+            unknown: Table::default(),
             routes: Table::default(),
             history: History::default(),
             taken_in: None,
@@ -224,6 +242,7 @@ impl Model {
         };
         for namespace in &dirty.inbound {
             next.telemetry.set(namespace.to_string(), context.namespace_telemetry(namespace));
+            next.unknown.set(namespace.to_string(), context.inbound_of_namespace(namespace));
         }
         for name in &dirty.workloads {
             let text = name.to_string();
@@ -277,8 +296,11 @@ impl Model {
         let addresses = index.addresses().into_iter();
         self.addresses.replace(addresses.map(|ip| (ip.to_string(), context.address(ip))));
         self.workloads.replace(workloads.iter().map(|name| (name.to_string(), context.workload(name))));
-        let namespaces = index.attached_to(Kind::Namespace).map(|namespace| &namespace.name);
-        self.telemetry.replace(namespaces.map(|name| (name.to_string(), context.namespace_telemetry(name))));
+        let namespaces: BTreeSet<&Arc<str>> =
+            index.attached_to(Kind::Namespace).map(|namespace| &namespace.name).collect();
+        let each = || namespaces.iter().map(|name| name.to_string());
+        self.telemetry.replace(each().map(|name| (name.clone(), context.namespace_telemetry(&name))));
+        self.unknown.replace(each().map(|name| (name.clone(), context.inbound_of_namespace(&name))));
         let said = |workload: &NamespacedName| self.telemetry.get(&workload.namespace);
         let inbound = named(index).into_iter();
         self.inbound.replace(inbound.map(|name| (name.to_string(), context.inbound(&name, said(&name)))));
@@ -342,15 +364,17 @@ impl Model {
         let name = NamespacedName::parse(name)?;
         let said = self.telemetry.get(&name.namespace);
         let closed = self.knows_pods.then(|| build::nobody(&name.namespace, build::NO_POD));
+        let unsaid = || v1::InboundPolicy {
+            mode: self.mode.into(),
+            rules: closed.into_iter().collect(),
+            ..v1::InboundPolicy::default()
+        };
+        let judging = self.unknown.get(&name.namespace);
         let policy = v1::InboundPolicy {
             workload: Some(build::object_name(&name)),
-            mode: self.mode.into(),
-            ports: Vec::new(),
-            rules: closed.into_iter().collect(),
-            rate_limits: Vec::new(),
             access_log: said.and_then(Telemetry::logged),
             sampling: said.and_then(Telemetry::sampled),
-            ..v1::InboundPolicy::default()
+            ..judging.map_or_else(unsaid, |judging| v1::InboundPolicy::clone(judging))
         };
         Some(Arc::new(Encoded::new(ResourceType::InboundPolicy, &policy)))
     }
@@ -419,6 +443,7 @@ impl PartialEq for Model {
             && self.workloads == other.workloads
             && self.inbound == other.inbound
             && self.telemetry == other.telemetry
+            && self.unknown == other.unknown
             && self.egress == other.egress
             && self.egress_of_namespaces == other.egress_of_namespaces
             && self.egress_of_workloads == other.egress_of_workloads

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::finding::{Finding, Severity};
 use crate::index::{Change, Dirty, Index, Registration, RegistrationId};
-use crate::object::{Identity, Kind, NamespacedName, Object, ObjectKey, Pod};
+use crate::object::{AccessTarget, Identity, Kind, NamespacedName, Object, ObjectKey, Pod};
 
 /// The least time between two publications; what changes meanwhile is published together.
 const COALESCE: Duration = Duration::from_millis(5);
@@ -339,7 +339,11 @@ impl Publisher {
         state.waiting_since = None;
         let number = state.changes;
         // What policies come to depends on who is registered; nothing else that can be found wrong does.
-        let others = !dirty.workloads.is_empty() && state.index.resilience().next().is_some();
+        let depends = || {
+            let mut access = state.index.access_policies().flat_map(|stored| &stored.object.targets);
+            state.index.resilience().next().is_some() || access.any(AccessTarget::is_route)
+        };
+        let others = !dirty.workloads.is_empty() && depends();
         state.objects_changed |= others;
         let owed = state.rests_until.filter(|until| state.objects_changed && *until > Instant::now());
         if owed.is_none() && std::mem::take(&mut state.objects_changed) {

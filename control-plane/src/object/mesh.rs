@@ -4,6 +4,7 @@ use ipnet::IpNet;
 use tulle_api::{MESH, v1};
 
 use super::NamespacedName;
+use super::access::mode;
 use super::resilience::{access_log, millionths};
 use crate::finding::Notes;
 use crate::kinds::{self, EgressAction, Mtls};
@@ -76,11 +77,7 @@ impl Mesh {
 
     /// As a proxy is told.
     pub fn mode(&self) -> v1::MtlsMode {
-        match self.mtls {
-            Mtls::Permissive => v1::MtlsMode::Permissive,
-            Mtls::Strict => v1::MtlsMode::Strict,
-            Mtls::Off => v1::MtlsMode::Off,
-        }
+        mode(self.mtls)
     }
 }
 

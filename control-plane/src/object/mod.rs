@@ -4,8 +4,12 @@
 //! refuse is refused here too ([`Notes::refuse`]), and what this version cannot serve is told. How objects fit
 //! together is decided in [`crate::model`]. Called by every source; does no I/O and never panics on input.
 
+mod access;
+mod authentication;
+mod authorization;
 mod default_inbound;
 mod egress;
+mod external;
 mod mesh;
 mod pod;
 mod policy;
@@ -13,6 +17,7 @@ mod resilience;
 mod route;
 mod service;
 mod slice;
+mod target;
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -27,12 +32,16 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+pub use self::access::{Access, AccessSays};
+pub use self::authentication::Authentication;
+pub use self::authorization::{Authorization, Rule as PolicyRule, Source, Subject};
 pub use self::default_inbound::{DEFAULT_INBOUND_POLICY, DefaultInbound, PRIVATE_NETWORKS};
 pub use self::egress::{Egress, EgressRule};
+pub use self::external::External;
 pub use self::mesh::{DEFAULT_TRUST_DOMAIN, Mesh};
 pub use self::pod::{INJECT, INJECTED, PROXY_CONTAINER, Pod, PodForm, SKIP_INBOUND_PORTS};
 pub(crate) use self::policy::foreign;
-pub use self::policy::{Identity, Policy, PolicyTarget, Rule as PolicyRule};
+pub use self::policy::{Identity, PolicyTarget};
 pub use self::resilience::{Limit, Resilience, Says, Target, Telemetry, zones_by_default};
 pub use self::route::{
     Backend, Cors, Effect, Fault, Filter, Grant, GrantTarget, HeaderModifier, Match, Mirror, Parent,
@@ -41,6 +50,7 @@ pub use self::route::{
 };
 pub use self::service::{Port, Protocol, Service, TargetPort};
 pub use self::slice::{Slice, SliceEndpoint};
+pub use self::target::AccessTarget;
 
 use crate::finding::Notes;
 use crate::kinds;
@@ -76,6 +86,12 @@ pub enum Kind {
     ReferenceGrant,
     /// `policy.tulle.dev/v1alpha1` AuthorizationPolicy.
     AuthorizationPolicy,
+    /// `policy.tulle.dev/v1alpha1` PeerAuthentication.
+    PeerAuthentication,
+    /// `policy.tulle.dev/v1alpha1` ExternalAuthorization.
+    ExternalAuthorization,
+    /// `policy.tulle.dev/v1alpha1` RequestAuthentication.
+    RequestAuthentication,
     /// `policy.tulle.dev/v1alpha1` EgressPolicy.
     EgressPolicy,
     /// `policy.tulle.dev/v1alpha1` TrafficPolicy.
@@ -116,8 +132,8 @@ pub enum Object {
     Route(Route),
     /// A ReferenceGrant.
     ReferenceGrant(Grant),
-    /// An AuthorizationPolicy.
-    AuthorizationPolicy(Policy),
+    /// An AuthorizationPolicy, a PeerAuthentication, an ExternalAuthorization or a RequestAuthentication.
+    Access(Access),
     /// An EgressPolicy.
     EgressPolicy(Egress),
     /// A TrafficPolicy, RateLimitPolicy, FaultPolicy or TelemetryPolicy.
@@ -163,7 +179,7 @@ impl fmt::Display for NamespacedName {
 
 impl Kind {
     /// Every kind that is read.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 18] = [
         Self::Service,
         Self::EndpointSlice,
         Self::HttpRoute,
@@ -172,6 +188,9 @@ impl Kind {
         Self::TcpRoute,
         Self::ReferenceGrant,
         Self::AuthorizationPolicy,
+        Self::PeerAuthentication,
+        Self::ExternalAuthorization,
+        Self::RequestAuthentication,
         Self::EgressPolicy,
         Self::TrafficPolicy,
         Self::RateLimitPolicy,
@@ -192,6 +211,9 @@ impl Kind {
             Self::TcpRoute => "TCPRoute",
             Self::ReferenceGrant => "ReferenceGrant",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::PeerAuthentication => "PeerAuthentication",
+            Self::ExternalAuthorization => "ExternalAuthorization",
+            Self::RequestAuthentication => "RequestAuthentication",
             Self::EgressPolicy => "EgressPolicy",
             Self::TrafficPolicy => "TrafficPolicy",
             Self::RateLimitPolicy => "RateLimitPolicy",
@@ -215,8 +237,6 @@ impl fmt::Display for Kind {
         f.write_str(self.as_str())
     }
 }
-
-// === impl ObjectKey ===
 
 // === impl ObjectKey ===
 
@@ -283,8 +303,26 @@ impl Object {
 
     /// Reads an AuthorizationPolicy; none if it is refused.
     pub fn authorization_policy(object: &kinds::AuthorizationPolicy, notes: &mut Notes) -> Option<Self> {
-        let read = Policy::read(object, notes);
-        finish(Self::AuthorizationPolicy(read), &object.metadata, notes)
+        let read = Access::read_authorization(object, notes);
+        finish(Self::Access(read), &object.metadata, notes)
+    }
+
+    /// Reads a PeerAuthentication; none if it is refused.
+    pub fn peer_authentication(object: &kinds::PeerAuthentication, notes: &mut Notes) -> Option<Self> {
+        let read = Access::read_peers(object, notes);
+        finish(Self::Access(read), &object.metadata, notes)
+    }
+
+    /// Reads an ExternalAuthorization; none if it is refused.
+    pub fn external_authorization(object: &kinds::ExternalAuthorization, notes: &mut Notes) -> Option<Self> {
+        let read = Access::read_external(object, notes);
+        finish(Self::Access(read), &object.metadata, notes)
+    }
+
+    /// Reads a RequestAuthentication; none if it is refused.
+    pub fn request_authentication(object: &kinds::RequestAuthentication, notes: &mut Notes) -> Option<Self> {
+        let read = Access::read_tokens(object, notes);
+        finish(Self::Access(read), &object.metadata, notes)
     }
 
     /// Reads an EgressPolicy; none if it is refused.
@@ -335,7 +373,7 @@ impl Object {
             Self::EndpointSlice(object) => (Kind::EndpointSlice, &object.name),
             Self::Route(object) => (object.kind.into(), &object.name),
             Self::ReferenceGrant(object) => (Kind::ReferenceGrant, &object.name),
-            Self::AuthorizationPolicy(object) => (Kind::AuthorizationPolicy, &object.name),
+            Self::Access(object) => (object.kind, &object.name),
             Self::EgressPolicy(object) => (Kind::EgressPolicy, &object.name),
             Self::Resilience(object) => (object.kind, &object.name),
             Self::Mesh(object) => (Kind::Mesh, &object.name),

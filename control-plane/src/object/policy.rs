@@ -1,4 +1,4 @@
-//! AuthorizationPolicy: who may connect.
+//! What policies have in common: identities, the Services that an EgressPolicy is attached to, and the names of rules.
 
 use std::collections::BTreeSet;
 
@@ -6,20 +6,7 @@ use tulle_certs::SpiffeId;
 
 use super::{NamespacedName, is_label, is_subdomain, port};
 use crate::finding::Notes;
-use crate::kinds::{self, PolicyTargetRef};
-
-/// An AuthorizationPolicy, read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Policy {
-    /// Its own name; targets share its namespace.
-    pub name: NamespacedName,
-    /// Of the spec that this is, where an API server counts them.
-    pub generation: Option<i64>,
-    /// Names of Services in the policy's namespace, each once.
-    pub targets: Vec<PolicyTarget>,
-    /// None: nobody is allowed.
-    pub rules: Vec<Rule>,
-}
+use crate::kinds::PolicyTargetRef;
 
 /// A targeted Service.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,17 +15,6 @@ pub struct PolicyTarget {
     pub service: NamespacedName,
     /// Its place in `targetRefs`.
     pub index: usize,
-}
-
-/// One rule of a policy.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rule {
-    /// The rule's own name, or its index.
-    pub name: String,
-    /// Service ports; empty: every port.
-    pub ports: Vec<u16>,
-    /// Who is allowed.
-    pub identities: Vec<Identity>,
 }
 
 /// Who, as written.
@@ -83,38 +59,6 @@ impl Identity {
 /// What is said to do where an identity cannot be read.
 pub(super) const IDENTITY_HINT: &str = "write `<namespace>/<service account>`, such as `default/web`, or `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`";
 
-// === impl Policy ===
-
-impl Policy {
-    pub(super) fn read(object: &kinds::AuthorizationPolicy, notes: &mut Notes) -> Self {
-        let name = NamespacedName::of(&object.metadata);
-        if object.spec.target_refs.is_empty() {
-            notes.refuse(
-                "spec.targetRefs",
-                "the policy is attached to nothing",
-                "name at least one Service: `targetRefs: [{group: \"\", kind: Service, name: …}]`",
-            );
-        }
-        Self {
-            targets: read_targets(&name, &object.spec.target_refs, notes),
-            rules: read_rules(&object.spec.rules, notes),
-            generation: object.metadata.generation,
-            name,
-        }
-    }
-
-    /// A policy that allows nobody: in force in place of one that cannot be read and never could, since who was to
-    /// be kept out is not known.
-    pub fn closed(name: NamespacedName, target_refs: &[PolicyTargetRef]) -> Self {
-        Self {
-            targets: read_targets(&name, target_refs, &mut Notes::default()),
-            rules: vec![Rule { name: "unreadable".to_owned(), ports: Vec::new(), identities: Vec::new() }],
-            generation: None,
-            name,
-        }
-    }
-}
-
 /// The namespace that a target is said to be in, if that is another than its policy's.
 pub(crate) fn foreign<'n>(policy: &NamespacedName, namespace: Option<&'n str>) -> Option<&'n str> {
     namespace.filter(|namespace| *namespace != &*policy.namespace)
@@ -156,28 +100,6 @@ pub(super) fn read_targets(
     targets
 }
 
-fn read_rules(rules: &[kinds::PolicyRule], notes: &mut Notes) -> Vec<Rule> {
-    let mut names = BTreeSet::new();
-    let mut read = Vec::with_capacity(rules.len());
-    for (index, rule) in rules.iter().enumerate() {
-        let at = format!("spec.rules[{index}]");
-        let name = read_name(&at, index, rule.name.as_deref(), &mut names, notes);
-        if rule.from.iter().all(|source| source.identities.is_empty()) {
-            notes.refuse(
-                format!("{at}.from"),
-                "the rule names no identity, so it would allow nobody",
-                "list identities, or remove the rule",
-            );
-        }
-        read.push(Rule {
-            name,
-            ports: read_ports(&format!("{at}.toPorts"), &rule.to_ports, notes),
-            identities: read_identities(&at, &rule.from, notes),
-        });
-    }
-    read
-}
-
 /// The name of the rule at `at`, the `index`th: its own, or the index; not yet among `names`.
 pub(super) fn read_name(
     at: &str,
@@ -208,21 +130,4 @@ pub(super) fn read_name(
 pub(super) fn read_ports(field: &str, ports: &[i32], notes: &mut Notes) -> Vec<u16> {
     let ports = ports.iter().enumerate();
     ports.map(|(index, number)| port(*number, format!("{field}[{index}]"), notes)).collect()
-}
-
-fn read_identities(at: &str, from: &[kinds::PolicySource], notes: &mut Notes) -> Vec<Identity> {
-    let mut identities = Vec::new();
-    for (source_index, source) in from.iter().enumerate() {
-        for (index, text) in source.identities.iter().enumerate() {
-            match Identity::parse(text) {
-                Some(identity) => identities.push(identity),
-                None => notes.refuse(
-                    format!("{at}.from[{source_index}].identities[{index}]"),
-                    format!("`{text}` is not an identity"),
-                    IDENTITY_HINT,
-                ),
-            }
-        }
-    }
-    identities
 }

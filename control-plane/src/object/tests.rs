@@ -86,7 +86,7 @@ fn a_grant_is_for_the_kinds_that_it_names() {
             allowed,
             "{grant:?}"
         );
-        let is_for_grpc = grant.from.iter().any(|(kind, _)| *kind == RouteKind::Grpc);
+        let is_for_grpc = grant.from.iter().any(|(kind, _)| *kind == Kind::GrpcRoute);
         assert_eq!(grant.allows(RouteKind::Grpc, "shop", &NamespacedName::new("cafe", "cups")), is_for_grpc);
         assert!(!grant.allows(RouteKind::Http, "elsewhere", &NamespacedName::new("cafe", "cups")));
         assert!(!grant.allows(RouteKind::Http, "shop", &NamespacedName::new("bar", "cups")));

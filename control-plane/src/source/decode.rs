@@ -6,17 +6,19 @@ use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use tulle_api::v1;
 
 use super::strict;
 use super::yaml::{self, Broken, Chunk, Document};
 use crate::finding::{Finding, Mark, Note, Notes, Origin, Severity, push_index, push_key};
 use crate::kinds::{
-    AuthorizationPolicy, EgressPolicy, FaultPolicy, Mesh, PolicyTargetRef, RateLimitPolicy, TelemetryPolicy,
+    AccessTargetRef, AuthorizationPolicy, EgressPolicy, ExternalAuthorization, FaultPolicy, Mesh,
+    PeerAuthentication, PolicyTargetRef, RateLimitPolicy, RequestAuthentication, TelemetryPolicy,
     TrafficPolicy,
 };
 use crate::object::{
-    DEFAULT_NAMESPACE, Egress, Kind, NamespacedName, Object, ObjectKey, PodForm, Policy, foreign, is_label,
-    is_subdomain,
+    Access, AccessSays, Authentication, Authorization, DEFAULT_NAMESPACE, Egress, External, Kind,
+    NamespacedName, Object, ObjectKey, PodForm, foreign, is_label, is_subdomain,
 };
 
 /// Lists within lists are not read.
@@ -356,6 +358,9 @@ pub(crate) fn versions(kind: Kind) -> &'static [&'static str] {
         ],
         Kind::TcpRoute => &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1alpha2"],
         Kind::AuthorizationPolicy
+        | Kind::PeerAuthentication
+        | Kind::ExternalAuthorization
+        | Kind::RequestAuthentication
         | Kind::EgressPolicy
         | Kind::TrafficPolicy
         | Kind::RateLimitPolicy
@@ -387,7 +392,7 @@ fn read(kind: Kind, key: &ObjectKey, mut value: Value) -> (Content, Notes) {
         fields.remove("status");
     }
     let fallback = closed(key, &value);
-    let meanwhile = meanwhile(kind, fallback.as_ref());
+    let meanwhile = meanwhile(key, fallback.as_ref(), &value);
     let object = match kind {
         Kind::Service => typed(value, &mut notes).and_then(|v| Object::service(&v, &mut notes)),
         Kind::EndpointSlice => typed(value, &mut notes).and_then(|v| Object::endpoint_slice(&v, &mut notes)),
@@ -400,6 +405,12 @@ fn read(kind: Kind, key: &ObjectKey, mut value: Value) -> (Content, Notes) {
         }
         Kind::AuthorizationPolicy => typed::<AuthorizationPolicy>(value, &mut notes)
             .and_then(|v| Object::authorization_policy(&v, &mut notes)),
+        Kind::PeerAuthentication => typed::<PeerAuthentication>(value, &mut notes)
+            .and_then(|v| Object::peer_authentication(&v, &mut notes)),
+        Kind::ExternalAuthorization => typed::<ExternalAuthorization>(value, &mut notes)
+            .and_then(|v| Object::external_authorization(&v, &mut notes)),
+        Kind::RequestAuthentication => typed::<RequestAuthentication>(value, &mut notes)
+            .and_then(|v| Object::request_authentication(&v, &mut notes)),
         Kind::EgressPolicy => {
             typed::<EgressPolicy>(value, &mut notes).and_then(|v| Object::egress_policy(&v, &mut notes))
         }
@@ -434,31 +445,106 @@ fn read(kind: Kind, key: &ObjectKey, mut value: Value) -> (Content, Notes) {
 
 /// What holds in place of a policy that cannot be read, as far as it says what it is attached to.
 fn closed(key: &ObjectKey, value: &Value) -> Option<Object> {
-    let written = || value.get("spec")?.get("targetRefs")?.as_array();
-    let written = written().map(Vec::as_slice).unwrap_or_default();
-    let refs = written.iter().filter_map(|one| strict::read(one.clone()).0.ok());
-    let (abroad, refs): (Vec<PolicyTargetRef>, Vec<PolicyTargetRef>) =
-        refs.partition(|one: &PolicyTargetRef| foreign(&key.name, one.namespace.as_deref()).is_some());
-    // Nobody can close what is in another namespace, and whoever named nothing else did not mean their own.
-    if !abroad.is_empty() && abroad.len() == written.len() {
-        return None;
-    }
     match key.kind {
-        Kind::AuthorizationPolicy => {
-            let policy = Policy::closed(key.name.clone(), &refs);
-            (!policy.targets.is_empty()).then_some(Object::AuthorizationPolicy(policy))
+        Kind::AuthorizationPolicy
+        | Kind::PeerAuthentication
+        | Kind::ExternalAuthorization
+        | Kind::RequestAuthentication => {
+            let says = unreadable(key, value)?;
+            let refs = own_refs(key, value, |one: &AccessTargetRef| one.namespace.as_deref())?;
+            // Nobody wrote what it is attached to where there is no spec.
+            let written = &value.get("spec").filter(|spec| spec.is_object())?["targetRefs"];
+            let is_written = !written.is_null() && written.as_array().is_none_or(|refs| !refs.is_empty());
+            let closed = Access::closed(key.kind, key.name.clone(), &refs, is_written, says)?;
+            Some(Object::Access(closed))
         }
-        Kind::EgressPolicy => Some(Object::EgressPolicy(Egress::closed(key.name.clone(), &refs))),
+        Kind::EgressPolicy => {
+            let refs = own_refs(key, value, |one: &PolicyTargetRef| one.namespace.as_deref())?;
+            Some(Object::EgressPolicy(Egress::closed(key.name.clone(), &refs)))
+        }
         _ => None,
     }
 }
 
+/// What a policy says that cannot be read: what refuses most. None where it would have refused nothing.
+fn unreadable(key: &ObjectKey, value: &Value) -> Option<AccessSays> {
+    let spec = &value["spec"];
+    let text = |field: &str, default: &'static str| match &spec[field] {
+        Value::Null => Some(default),
+        other => other.as_str(),
+    };
+    match key.kind {
+        Kind::AuthorizationPolicy => {
+            let closed = Authorization::closed(text("action", "ALLOW"), text("mode", "Enforce"))?;
+            Some(AccessSays::Authorization(Box::new(closed)))
+        }
+        Kind::PeerAuthentication => Some(AccessSays::Mtls(v1::MtlsMode::Strict)),
+        Kind::ExternalAuthorization => {
+            let closed = External::closed(&key.name, text("mode", "Enforce"), text("failureMode", "Deny"))?;
+            Some(AccessSays::External(Box::new(closed)))
+        }
+        // Of one that is surely in dry run nothing holds.
+        Kind::RequestAuthentication if text("mode", "Enforce") == Some("DryRun") => None,
+        Kind::RequestAuthentication => Some(AccessSays::Tokens(Authentication::closed())),
+        _ => None,
+    }
+}
+
+/// The `targetRefs` that can be read and are in the policy's own namespace. None, if all that it names are in others.
+fn own_refs<T: DeserializeOwned>(
+    key: &ObjectKey,
+    value: &Value,
+    namespace: impl Fn(&T) -> Option<&str>,
+) -> Option<Vec<T>> {
+    let written = || value.get("spec")?.get("targetRefs")?.as_array();
+    let written = written().map(Vec::as_slice).unwrap_or_default();
+    let refs = written.iter().filter_map(|one| strict::read(one.clone()).0.ok());
+    let (abroad, own): (Vec<T>, Vec<T>) = refs.partition(|one| foreign(&key.name, namespace(one)).is_some());
+    // Nobody can close what is in another namespace, and whoever named nothing else did not mean their own.
+    (abroad.is_empty() || abroad.len() != written.len()).then_some(own)
+}
+
 /// What holds where a policy is refused and has no last good version, in words, and a hint; nothing for other kinds.
-fn meanwhile(kind: Kind, fallback: Option<&Object>) -> Option<(&'static str, &'static str)> {
-    match (kind, fallback) {
-        (_, Some(Object::AuthorizationPolicy(_))) => Some(("nobody is allowed to reach its targets", "")),
+fn meanwhile(
+    key: &ObjectKey,
+    fallback: Option<&Object>,
+    value: &Value,
+) -> Option<(&'static str, &'static str)> {
+    match (key.kind, fallback) {
+        (Kind::RequestAuthentication, None) if unreadable(key, value).is_none() => {
+            Some(("it tells of nothing, and it would have refused nothing", ""))
+        }
+        (Kind::RequestAuthentication, None) => {
+            Some(("it verifies nothing", "its targetRefs name nothing of its namespace"))
+        }
+        (_, Some(Object::Access(policy))) => Some((
+            match &policy.says {
+                AccessSays::Authorization(says) if says.action == v1::AccessAction::Deny => {
+                    "everything is denied at its targets"
+                }
+                AccessSays::Authorization(_) => "nobody is allowed to reach its targets",
+                AccessSays::Mtls(_) => "its targets take mutual TLS alone, as by `strict`",
+                AccessSays::Tokens(_) => "nobody's token is taken at its targets, and each request needs one",
+                AccessSays::External(_) => {
+                    "every request to its targets is refused with 503 `authorizer_unavailable`"
+                }
+            },
+            "",
+        )),
+        (Kind::ExternalAuthorization, _) if unreadable(key, value).is_none() => {
+            Some(("nobody is asked, and every request goes on", ""))
+        }
+        (Kind::ExternalAuthorization, _) => {
+            Some(("nobody is asked", "its targetRefs name nothing of its namespace"))
+        }
+        (Kind::AuthorizationPolicy, _) if unreadable(key, value).is_none() => {
+            Some(("it tells of nothing, and it would have refused nothing", ""))
+        }
         (Kind::AuthorizationPolicy, _) => {
-            Some(("it protects nothing", "its targetRefs name no Service of its namespace"))
+            Some(("it protects nothing", "its targetRefs name nothing of its namespace"))
+        }
+        (Kind::PeerAuthentication, _) => {
+            Some(("it changes nothing", "its targetRefs name nothing of its namespace"))
         }
         (_, Some(Object::EgressPolicy(policy))) if policy.targets.is_empty() => {
             Some(("no workload of its namespace reaches anything outside the mesh", ""))

@@ -26,7 +26,9 @@ pub use self::mesh_file::{MeshFileError, read_mesh};
 pub use self::watch::Watch;
 use crate::finding::{Finding, Severity};
 use crate::index::Index;
-use crate::model::{PolicyStatus, RouteStatus, Settings, findings, policy_statuses, route_statuses};
+use crate::model::{
+    PolicyStatus, RouteStatus, Settings, access_statuses, findings, policy_statuses, route_statuses,
+};
 
 /// A source that is read for as long as this lives.
 #[derive(Debug)]
@@ -44,7 +46,7 @@ pub struct Checked {
     pub findings: Vec<Finding>,
     /// The state of each route that is not refused.
     pub routes: Vec<RouteStatus>,
-    /// The state of each TrafficPolicy, RateLimitPolicy, FaultPolicy and TelemetryPolicy that is not refused.
+    /// The state of each policy that is not refused.
     pub policies: Vec<PolicyStatus>,
 }
 
@@ -73,7 +75,9 @@ pub fn check(dir: &Path) -> Result<Checked, FolderError> {
     all.extend(read.findings);
     all.sort();
     all.dedup();
-    Ok(Checked { findings: all, routes: route_statuses(&index), policies: policy_statuses(&index) })
+    let mut policies = policy_statuses(&index);
+    policies.extend(access_statuses(&index));
+    Ok(Checked { findings: all, routes: route_statuses(&index), policies })
 }
 
 /// What a folder with one file of this text would give.

@@ -45,7 +45,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 
 {{/* The kinds of policy.tulle.dev, by what they may be asked for. */}}
 {{- define "tulle.policies" -}}
-[authorizationpolicies, egresspolicies, faultpolicies, ratelimitpolicies, telemetrypolicies, trafficpolicies]
+[authorizationpolicies, egresspolicies, externalauthorizations, faultpolicies, peerauthentications, ratelimitpolicies, requestauthentications, telemetrypolicies, trafficpolicies]
 {{- end }}
 
 {{/* The Mesh that the values describe; a Mesh in the cluster holds in its place. */}}
@@ -173,6 +173,7 @@ of: {{ or (kindIs "invalid" $value) (eq (toString $value) "") | ternary "null" (
 - --injection-file=/etc/tulle/injection.json
 - --trust-domain={{ .Values.identity.trustDomain }}
 - --leaf-lifetime={{ .Values.identity.leafLifetime }}
+- --root-rotate-before={{ .Values.identity.rotateRootBefore }}
 {{- if eq .Values.identity.issuer "cert-manager" }}
 - --issuer-secret={{ include "tulle.issuerSecret" . }}
 {{- end }}

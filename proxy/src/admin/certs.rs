@@ -8,12 +8,13 @@ use tulle_certs::{Creds, Pin};
 use crate::telemetry::timestamp::rfc3339;
 
 /// The identity, its chain (leaf first) and the roots it trusts, each certificate by its names, the SHA-256 of its
-/// public key and its dates. `renews_at` is when the next one is asked for, null where others write the files that it is
-/// read from. `now` only tells how long that is: `expires_in_seconds` and `renews_in_seconds`, negative once past.
-pub fn certs(creds: &Creds, renews_at: Option<SystemTime>, now: SystemTime) -> Value {
+/// public key and its dates. `source` is where it comes from, for people. `renews_at` is when the next one is asked for, null where the source
+/// tells it by itself: files, a Workload API. `now` only tells how long that is: `expires_in_seconds` and `renews_in_seconds`, negative once past.
+pub fn certs(creds: &Creds, source: &str, renews_at: Option<SystemTime>, now: SystemTime) -> Value {
     let bundle = creds.bundle();
     json!({
         "identity": creds.id().to_string(),
+        "source": (!source.is_empty()).then_some(source),
         "not_before": rfc3339(creds.not_before()),
         "not_after": rfc3339(creds.not_after()),
         "expires_in_seconds": seconds_from(now, creds.not_after()),
@@ -71,8 +72,9 @@ mod tests {
         let key_pem = key.to_pem();
         let creds = Creds::new(issued.chain, key, Arc::new(authority.bundle().clone()), now).unwrap();
 
-        let shown = certs(&creds, Some(now + day / 2), now);
+        let shown = certs(&creds, "the control plane at cp:15012", Some(now + day / 2), now);
         assert_eq!(shown["identity"], "spiffe://cluster.local/ns/shop/sa/web");
+        assert_eq!(shown["source"], "the control plane at cp:15012");
         assert_eq!(shown["expires_in_seconds"], 86_400);
         assert!(shown["renews_at"].as_str().unwrap().starts_with("2027-01-15T20:00:00"), "{shown}");
         assert_eq!(shown["renews_in_seconds"], 43_200);
@@ -83,7 +85,8 @@ mod tests {
         assert!(shown["chain"][0]["serial"].as_str().unwrap().contains(':'), "{shown}");
         let text = shown.to_string();
         assert!(key_pem.lines().filter(|line| line.len() > 40).all(|line| !text.contains(line)));
-        let expired = certs(&creds, None, now + day * 2);
+        let expired = certs(&creds, "", None, now + day * 2);
+        assert_eq!(expired["source"], Value::Null);
         assert_eq!((&expired["expires_in_seconds"], &expired["renews_at"]), (&json!(-86_400), &Value::Null));
     }
 }

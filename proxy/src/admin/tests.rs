@@ -36,6 +36,9 @@ impl AdminState for Fake {
     fn certs(&self) -> Value {
         Value::Null
     }
+    fn authz(&self, parameters: Vec<(String, String)>) -> Result<Value, String> {
+        if parameters.is_empty() { Err("nothing is asked".to_owned()) } else { Ok(json!(parameters)) }
+    }
     fn log_level(&self) -> Option<String> {
         (!self.no_log).then(|| "info".to_owned())
     }
@@ -116,6 +119,18 @@ fn the_public_face_changes_nothing() {
         assert_eq!(get(Face::Public, path, &state).status(), 404, "{path}");
     }
     assert!(state.done.lock().is_empty());
+}
+
+#[tokio::test]
+async fn what_policy_is_asked_comes_decoded() {
+    let state = Fake::default();
+    let answer = get(Face::Local, "/authz?port=80&path=%2Fa%252F+b&x&=%zz", &state);
+    assert_eq!(answer.status(), 200);
+    let asked: Value = serde_json::from_str(&body(answer).await).unwrap();
+    assert_eq!(asked, json!([["port", "80"], ["path", "/a%2F b"], ["x", ""], ["", "%zz"]]));
+    let answer = get(Face::Local, "/authz", &state);
+    assert_eq!(answer.status(), 400);
+    assert_eq!(body(answer).await, "nothing is asked\n");
 }
 
 #[tokio::test]

@@ -4,8 +4,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use rustls::pki_types::ServerName;
 use tulle_api::{ACCESS_LOG_ALL, AccessLogFormat, InvalidAccessLog, access_log_statuses};
-use tulle_certs::TrustDomain;
+use tulle_certs::{SpiffeId, TrustDomain};
+use tulle_identity::{Address, AddressError};
 
 use super::table::MAX_DURATION;
 use super::{HostPort, InboundPort, Locality, OutboundService, PortSet, SeriesLabels, ServicePort};
@@ -37,6 +39,22 @@ fn label(value: &str) -> Parsed<()> {
 
 pub(super) fn trust_domain(value: &str) -> Parsed<TrustDomain> {
     TrustDomain::new(value).map_err(|error| error.to_string())
+}
+
+pub(super) fn spiffe_id(value: &str) -> Parsed<SpiffeId> {
+    SpiffeId::parse(value).map_err(|error| error.to_string())
+}
+
+pub(super) fn workload_api(value: &str) -> Parsed<Address> {
+    value.parse().map_err(|error: AddressError| error.to_string())
+}
+
+/// The name in a server's certificate, to be compared with it.
+pub(super) fn server_name(value: &str) -> Parsed<String> {
+    match ServerName::try_from(value) {
+        Ok(_) => Ok(value.to_owned()),
+        Err(_) => Err("neither a host name nor an IP address".to_owned()),
+    }
 }
 
 pub(super) fn locality(value: &str) -> Parsed<Locality> {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Config, LogFormat, OTEL_PREFIX, OTEL_VARIABLES, PREFIX, parse, probes};
+use super::{ClientCert, Config, LogFormat, OTEL_PREFIX, OTEL_VARIABLES, PREFIX, parse, probes};
 use crate::telemetry::access::Errors;
 
 /// One setting.
@@ -53,17 +53,39 @@ variables! {
         |config, value| config.identity_token_file = Some(value.into());
     "IDENTITY_TRUST_BUNDLE_FILE", "a path", None,
         "PEM roots to know the control plane by, in place of the pin in the token file; read whenever it is dialled. Peers are judged \
-         by the roots that it tells. With a certificate of a file, the roots to trust peers by, looked at every 10 s.",
+         by the roots that it tells. With a certificate of a file, the roots to trust peers by, looked at every second. With another certificate service \
+         whose answer has no root, the roots that its certificates end in.",
         |config, value| config.identity_trust_bundle_file = Some(value.into());
     "IDENTITY_TRUST_DOMAIN", "a trust domain", None,
         "The mesh's trust domain, which a token of Kubernetes does not say. Not set: the one that the roots in the trust bundle name, else `cluster.local`.",
         |config, value| config.identity_trust_domain = Some(parse::trust_domain(value)?);
     "IDENTITY_CERT_FILE", "a path", None,
-        "A PEM certificate chain, leaf first, in place of one from the control plane. Needs the key and the trust bundle.",
+        "A PEM certificate chain, in place of one from the control plane; looked at every second, as are its key and the roots. Needs both.",
         |config, value| config.identity_cert_file = Some(value.into());
     "IDENTITY_KEY_FILE", "a path", None,
         "The PEM private key of the certificate; readable by its owner only.",
         |config, value| config.identity_key_file = Some(value.into());
+    "IDENTITY_WORKLOAD_API", "unix:///<path> or tcp://<ip>:<port>", None,
+        "A SPIFFE Workload API, such as that of SPIRE's agent, that gives the certificate and the roots to trust peers by, and tells every change of them. \
+         Not set, and no other source of an identity is: what the variable `SPIFFE_ENDPOINT_SOCKET` says ([sources](../identity-sources.md)).",
+        |config, value| config.identity_from.workload_api = Some(parse::workload_api(value)?);
+    "IDENTITY_CA_ADDRESS", "<host>:<port>", None,
+        "Another server of `istio.v1.auth.IstioCertificateService` than the control plane, such as cert-manager's istio-csr, that issues the certificate \
+         for the token in `IDENTITY_TOKEN_FILE`.",
+        |config, value| config.identity_from.ca_address = Some(parse::host_port(value)?);
+    "IDENTITY_CA_ROOTS_FILE", "a path", None,
+        "PEM roots to know that server by. Read whenever it is asked.",
+        |config, value| config.identity_from.ca_roots_file = Some(value.into());
+    "IDENTITY_CA_SERVER_NAME", "a host name or an IP address", None,
+        "What that server's certificate must be for. Not set: the host in its address.",
+        |config, value| config.identity_from.ca_server_name = Some(parse::server_name(value)?);
+    "IDENTITY_SPIFFE_ID", "spiffe://<trust domain>/ns/<namespace>/sa/<service account>", None,
+        "Who this workload is: of several identities of a Workload API this one is taken, the certificate service is asked for it, and another is refused. \
+         Not set: the first; the service account that the token names; whatever the certificate in the file says.",
+        |config, value| config.identity_from.spiffe_id = Some(parse::spiffe_id(value)?);
+    "IDENTITY_SVID_HINT", "a word", None,
+        "Of several identities of a Workload API the one with this hint is taken.",
+        |config, value| config.identity_from.svid_hint = Some(value.to_owned());
     "OUTBOUND_LISTEN", "<ip>:<port>[,…] or `none`", Some("[::]:15001"),
         "Where intercepted connections of the application arrive; their destination comes from the kernel.",
         |config, value| config.outbound_listen = parse::addresses(value)?;
@@ -77,9 +99,17 @@ variables! {
         "Listeners that each lead to one address of the application, for places without interception. What follows the \
          address are the services of the workload's namespace, and their ports, that the listener is registered for.",
         |config, value| config.inbound_ports = parse::list(value, parse::inbound_port)?;
+    "INBOUND_CLIENT_CERT_HEADER", "`remove` or `set`", Some("remove"),
+        "What becomes of `x-forwarded-client-cert` in requests to the application. What a client says there never arrives. Set: the application is told, in Envoy's form, \
+         who a client of the mesh has proven to be ([HTTP](http.md#who-the-client-is)).",
+        |config, value| config.inbound_client_cert_header = parse::choice(value, &[("remove", ClientCert::Remove), ("set", ClientCert::Set)])?;
     "REGISTER_ADDRESS", "an IP address", None,
         "The address that other workloads dial. Not set: that of the inbound listener.",
         |config, value| config.register_address = Some(parse::ip(value)?);
+    "REGISTER_TOKEN_FILE", "a path", None,
+        "A join token of `tulle token create` for what is registered, where the certificate is not the control plane's and so grants nothing. Both must be of the same \
+         identity. Read anew for each stream of reports.",
+        |config, value| config.register_token_file = Some(value.into());
     "OPAQUE_PORTS", "<port>[-<port>][,…] or `none`", Some(OPAQUE_PORTS),
         "Destination ports whose bytes are relayed without waiting for, or looking at, the first of them.",
         |config, value| config.opaque_ports = parse::ports(value)?;
@@ -168,7 +198,7 @@ variables! {
         "How often the control plane is told what the proxy carries, for `tulle stat`, `edges` and `routes`.",
         |config, value| config.load_report_interval = parse::report_interval(value)?;
     "ADMIN_ADDRESS", "<ip>:<port> or `none`; a loopback address", Some("127.0.0.1:15000"),
-        "Where `/config_dump`, `/connections`, `/certs`, `/log-level`, `/drain` and `/shutdown` are served.",
+        "Where `/config_dump`, `/connections`, `/certs`, `/authz`, `/log-level`, `/drain` and `/shutdown` are served.",
         |config, value| config.admin_address = parse::address_or_none(value)?;
     "ADMIN_SOCKET", "a path", None,
         "A unix socket that serves the same.",
@@ -306,6 +336,7 @@ whose `Host` is not this host's loopback, gets 403.
 | `/config_dump` | GET, HEAD | All that the control plane has told, as JSON. Never a key. |
 | `/connections` | GET, HEAD | The open connections that policy judges, as JSON: those to the application, from other workloads and from outside the mesh, and those that leave the mesh (`outside`). The application's own connections to Services are not there: `tulle_connections_active` with `direction=\"outbound\"` counts them. |
 | `/certs` | GET, HEAD | The workload's certificate and the roots that it trusts, as JSON; `null` before the first certificate. |
+| `/authz` | GET, HEAD | The policies for what comes in that are in force, and how often each rule has decided, as JSON; `null` before the first. With parameters (`port`, `identity`, `client`, `method`, `path`, `host`, `header`, `claims`), what they would make of such a request; without `method` and `path`, of bytes that are no HTTP. `tulle authz` asks it. |
 | `/log-level` | GET, HEAD, PUT | What is logged; the body of PUT is a level, or directives as for `TULLE_PROXY_LOG_LEVEL`. |
 | `/drain` | POST | Begins to [drain](../resilience.md#a-proxy-that-ends), and goes on for as long as the application is there. |
 | `/shutdown` | POST | Begins to drain, and ends then. |

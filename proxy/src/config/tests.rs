@@ -178,6 +178,22 @@ fn settings_that_do_not_go_together_are_refused() {
             vec![("IDENTITY_CERT_FILE", "/c"), ("IDENTITY_KEY_FILE", "/k")],
             "TULLE_PROXY_IDENTITY_TRUST_BUNDLE_FILE",
         ),
+        (
+            vec![("IDENTITY_TOKEN_FILE", "/t"), ("IDENTITY_WORKLOAD_API", "unix:///agent.sock")],
+            "two sources of one identity",
+        ),
+        (vec![("IDENTITY_CA_ADDRESS", "csr:443")], "needs TULLE_PROXY_IDENTITY_CA_ROOTS_FILE"),
+        (
+            vec![("IDENTITY_CA_ADDRESS", "csr:443"), ("IDENTITY_CA_ROOTS_FILE", "/r")],
+            "needs TULLE_PROXY_IDENTITY_TOKEN_FILE",
+        ),
+        (
+            vec![("IDENTITY_TOKEN_FILE", "/t"), ("IDENTITY_SPIFFE_ID", "spiffe://td/ns/a/sa/b")],
+            "only beside TULLE_PROXY_IDENTITY_CA_ADDRESS or",
+        ),
+        (vec![("IDENTITY_SVID_HINT", "x")], "only beside TULLE_PROXY_IDENTITY_WORKLOAD_API"),
+        (vec![("IDENTITY_WORKLOAD_API", "/agent.sock")], "unix:///"),
+        (vec![("IDENTITY_SPIFFE_ID", "spiffe://td/web")], "/ns/<namespace>/sa/"),
         (vec![("ADMIN_ADDRESS", "0.0.0.0:15000")], "not a loopback address"),
         (vec![("INBOUND_PORTS", "0.0.0.0:0=127.0.0.1:80/web:80")], "TULLE_PROXY_REGISTER_ADDRESS"),
         (vec![("INBOUND_PORTS", "127.0.0.1:80=127.0.0.1:80")], "lead to itself"),
@@ -190,6 +206,21 @@ fn settings_that_do_not_go_together_are_refused() {
         let text = error(&[], &environment);
         assert!(text.contains(expected), "{settings:?}: {text}");
     }
+}
+
+#[test]
+fn the_endpoint_socket_of_spiffe_is_for_who_is_told_nothing_else() {
+    let socket = ("SPIFFE_ENDPOINT_SOCKET", "unix:///run/spire/agent.sock");
+    let address = |environment: &[(&str, &str)]| {
+        try_load(&[], environment).unwrap().config.identity_from.workload_api.map(|one| one.to_string())
+    };
+    assert_eq!(address(&[socket]).as_deref(), Some("unix:///run/spire/agent.sock"));
+    assert_eq!(address(&[socket, ("TULLE_PROXY_IDENTITY_TOKEN_FILE", "/t")]), None);
+    let other = ("TULLE_PROXY_IDENTITY_WORKLOAD_API", "tcp://127.0.0.1:8081");
+    assert_eq!(address(&[socket, other]).as_deref(), Some("tcp://127.0.0.1:8081"));
+    assert_eq!(address(&[("SPIFFE_ENDPOINT_SOCKET", "")]), None);
+    let text = error(&[], &[("SPIFFE_ENDPOINT_SOCKET", "agent.sock")]);
+    assert!(text.contains("SPIFFE_ENDPOINT_SOCKET") && text.contains("unix:///"), "{text}");
 }
 
 #[test]

@@ -173,6 +173,7 @@ impl Ads {
         failures: &mut u32,
     ) -> Ended {
         let mut forget = tokio::time::interval(FORGET);
+        let identity = Arc::clone(&self.identity);
         loop {
             for request in self.session.requests() {
                 if let Err(status) = say(requests, request).await {
@@ -210,6 +211,12 @@ impl Ads {
                 Ok(()) = self.registered.changed() => {
                     for again in self.applier.registered() {
                         self.session.subscribe_again(again);
+                    }
+                }
+                () = identity.other_roots() => {
+                    if let Some(creds) = identity.current() {
+                        let roots = self.applier.roots(creds.id().trust_domain().to_string());
+                        self.session.subscribe_again(roots);
                     }
                 }
                 _ = forget.tick() => self.forget(),

@@ -109,6 +109,11 @@ impl Applier {
         [resource::<v1::InboundPolicy>(own.clone()), resource::<v1::EgressPolicy>(own)]
     }
 
+    /// The roots of `trust_domain`, which may have to be asked for again.
+    pub fn roots(&self, trust_domain: String) -> ResourceName {
+        resource::<v1::TrustBundle>(trust_domain)
+    }
+
     /// What a proxy of `trust_domain` subscribes to before anything is used.
     pub fn always(&self, trust_domain: String) -> Vec<ResourceName> {
         let own = self.workload.to_string();
@@ -277,13 +282,20 @@ impl Applier {
                 let services: Vec<_> = store.load().services.values().cloned().collect();
                 services.iter().for_each(|service| self.rebalance(service));
             }
-            Decoded::InboundPolicy(spec) => {
+            Decoded::InboundPolicy(mut spec) => {
                 if let Err(why) = self.gate.check(&spec) {
                     held_back("InboundPolicy", &why);
                     return Ok(());
                 }
+                // Known when the first request comes that they are asked about.
+                let authorizers = spec.external.iter().filter(|one| one.invalid.is_none());
+                let authorizers: Vec<_> = authorizers.map(|one| one.service.clone()).collect();
+                for service in authorizers {
+                    wanted.extend(self.want(&Want::Service(service)));
+                }
+                spec.trust_domain = self.identity.load().as_ref().map(|creds| creds.id().trust_domain());
                 let old = store.load().inbound.clone();
-                let inbound = Arc::new(policy::Inbound::after(old.as_deref(), spec, Instant::now()));
+                let inbound = Arc::new(policy::Inbound::after(old.as_deref(), *spec, Instant::now()));
                 store.update(|snapshot| snapshot.inbound = Some(Arc::clone(&inbound)));
                 let cut = self.connections.rejudge(&inbound);
                 if cut > 0 {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use hickory_resolver::Resolver;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 use tokio_rustls::TlsConnector;
@@ -46,13 +47,13 @@ pub struct Way {
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
     /// The name leads nowhere.
-    #[error("the name {0} of the control plane cannot be resolved: {1}")]
+    #[error("the name of {0} cannot be resolved: {1}")]
     Resolve(String, String),
     /// No address answers.
-    #[error("the control plane at {0} cannot be reached: {1}")]
+    #[error("{0} cannot be reached: {1}")]
     Connect(String, #[source] io::Error),
     /// It is someone else, or it refuses us.
-    #[error("TLS with the control plane at {0} failed: {why}", why = refusal::describe_io(.1))]
+    #[error("TLS with {0} failed: {why}", why = refusal::describe_io(.1))]
     Tls(String, #[source] io::Error),
     /// There is no certificate to show yet.
     #[error("there is no identity yet")]
@@ -77,6 +78,19 @@ pub fn lazy<F>(way: &Way, tls: F) -> Result<Channel, tonic::transport::Error>
 where
     F: Fn() -> Option<Arc<ClientConfig>> + Clone + Send + Sync + 'static,
 {
+    named(way, "the control plane", creds::server_name(), tls)
+}
+
+/// A channel of the same kind to `called`, for messages, whose certificate is for `name`.
+pub(super) fn named<F>(
+    way: &Way,
+    called: &'static str,
+    name: ServerName<'static>,
+    tls: F,
+) -> Result<Channel, tonic::transport::Error>
+where
+    F: Fn() -> Option<Arc<ClientConfig>> + Clone + Send + Sync + 'static,
+{
     let Way { address, .. } = way;
     let host = if address.host.contains(':') { format!("[{}]", address.host) } else { address.host.clone() };
     // The scheme is http because the connector does TLS itself.
@@ -87,34 +101,39 @@ where
         .keep_alive_while_idle(true);
     let way = way.clone();
     Ok(endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
-        let (way, tls) = (way.clone(), tls.clone());
+        let (way, tls, name) = (way.clone(), tls.clone(), name.clone());
         async move {
             let config = tls().ok_or(DialError::NoIdentity)?;
-            dial(&way, config).await.map(TokioIo::new)
+            dial(&way, called, name, config).await.map(TokioIo::new)
         }
     })))
 }
 
 /// Dials every address of the name in turn, then does TLS.
-async fn dial(way: &Way, config: Arc<ClientConfig>) -> Result<TlsStream<TcpStream>, DialError> {
+async fn dial(
+    way: &Way,
+    called: &str,
+    name: ServerName<'static>,
+    config: Arc<ClientConfig>,
+) -> Result<TlsStream<TcpStream>, DialError> {
     let Way { address, mark } = way;
-    let name = format!("{}:{}", address.host, address.port);
+    let called = format!("{called} at {}:{}", address.host, address.port);
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     let resolved = resolve(&address.host, *mark).await;
-    for ip in resolved.map_err(|why| DialError::Resolve(address.host.clone(), why))? {
+    for ip in resolved.map_err(|why| DialError::Resolve(called.clone(), why))? {
         match crate::io::connect(SocketAddr::new(ip, address.port), *mark).await {
             Ok(stream) => {
                 // Small messages both ways: waiting to fill a segment only delays them.
-                stream.set_nodelay(true).map_err(|e| DialError::Connect(name.clone(), e))?;
+                stream.set_nodelay(true).map_err(|e| DialError::Connect(called.clone(), e))?;
                 return TlsConnector::from(config)
-                    .connect(creds::server_name(), stream)
+                    .connect(name, stream)
                     .await
-                    .map_err(|e| DialError::Tls(name, e));
+                    .map_err(|e| DialError::Tls(called, e));
             }
             Err(error) => last = error,
         }
     }
-    Err(DialError::Connect(name, last))
+    Err(DialError::Connect(called, last))
 }
 
 /// By our own resolver: a static binary cannot use that of glibc.

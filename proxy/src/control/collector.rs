@@ -199,7 +199,7 @@ fn connect(collector: &Collector, roots: Option<&Path>, mark: Option<u32>) -> Re
 }
 
 /// Dials every address of the name in turn.
-async fn reach(host: &str, port: u16, mark: Option<u32>) -> io::Result<TcpStream> {
+pub(super) async fn reach(host: &str, port: u16, mark: Option<u32>) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, format!("`{host}` has no address"));
     let resolved = channel::resolve(host, mark).await;
     for ip in resolved.map_err(|why| io::Error::other(format!("`{host}` cannot be resolved: {why}")))? {
@@ -221,10 +221,14 @@ fn refused(error: &io::Error, roots: &Path) -> io::Error {
 
 /// The file of the roots by which a collector is known: that which is named, else the system's.
 fn trusted(named: Option<&Path>) -> Result<PathBuf, String> {
-    let system = || SYSTEM_ROOTS.iter().map(PathBuf::from).find(|path| path.exists());
-    named.map(Path::to_path_buf).or_else(system).ok_or_else(|| {
+    named.map(Path::to_path_buf).or_else(system_roots).ok_or_else(|| {
         "the collector is reached by https, and this system has no roots to trust it by: set OTEL_EXPORTER_OTLP_CERTIFICATE".to_owned()
     })
+}
+
+/// The file of the roots that this system trusts.
+pub(super) fn system_roots() -> Option<PathBuf> {
+    SYSTEM_ROOTS.iter().map(PathBuf::from).find(|path| path.exists())
 }
 
 /// The roots by which a collector is known, as their file has them.

@@ -7,7 +7,10 @@
 //! A route's rule is the one part that is taken as [`Invalid`] instead, so that the other rules of a service hold, also for a proxy
 //! that has no last good version of them ([`rejections`]).
 
+mod access;
+mod authentication;
 mod balance;
+mod external;
 mod filter;
 mod health;
 mod limits;
@@ -45,7 +48,7 @@ pub enum Decoded {
     Endpoints(EndpointsInfo),
     Routes(Routes),
     Workload(WorkloadInfo),
-    InboundPolicy(InboundSpec),
+    InboundPolicy(Box<InboundSpec>),
     EgressPolicy {
         spec: EgressSpec,
         /// Whether it is what holds for this workload once that is registered.
@@ -290,12 +293,16 @@ fn inbound_policy(message: v1::InboundPolicy, name: &str) -> Result<Decoded> {
         networks: each(message.default_networks, "default_networks", network)?,
         audited: message.default_audited,
     };
-    let rate_limits = rate::rate_limits(message.rate_limits, &mut rule::Patterns::default(), "rate_limits")?;
-    Ok(Decoded::InboundPolicy(InboundSpec {
+    let mut patterns = rule::Patterns::default();
+    let rate_limits = rate::rate_limits(message.rate_limits, &mut patterns, "rate_limits")?;
+    let policies = access::policies(message.policies, &mut patterns, "policies")?;
+    Ok(Decoded::InboundPolicy(Box::new(InboundSpec {
         workload,
         mode: default,
         ports,
         rules,
+        policies,
+        trust_domain: None,
         unspoken,
         rate_limits,
         connection_ages,
@@ -303,7 +310,9 @@ fn inbound_policy(message: v1::InboundPolicy, name: &str) -> Result<Decoded> {
         samplings,
         access_log: logged::said(message.access_log)?,
         sampling: logged::sampling(message.sampling, "sampling")?,
-    }))
+        authentications: authentication::authentications(message.authentications, "authentications")?,
+        external: external::external(message.external, "external")?,
+    })))
 }
 
 fn egress_policy(message: v1::EgressPolicy, name: &str) -> Result<Decoded> {

@@ -89,6 +89,8 @@ mod tests {
             mode: Mode::Permissive,
             ports: ports.iter().map(|number| (*number, port)).collect(),
             rules: Vec::new(),
+            policies: Vec::new(),
+            trust_domain: None,
             unspoken: Default::default(),
             rate_limits: Vec::new(),
             connection_ages: Vec::new(),
@@ -96,6 +98,8 @@ mod tests {
             samplings: Vec::new(),
             access_log: Default::default(),
             sampling: Default::default(),
+            external: Vec::new(),
+            authentications: Vec::new(),
         }
     }
 

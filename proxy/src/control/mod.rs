@@ -2,7 +2,7 @@
 //!
 //! Runs on the control thread: the certificate ([`identity`]), the ADS stream ([`ads`] carries what [`session`] says,
 //! [`decode`] compiles what comes, [`apply`] puts it to use, as far as [`gate`] lets it), the registration ([`report`]), and where spans go, which
-//! the mesh may say ([`collector`]).
+//! the mesh may say ([`collector`]), and the keys of tokens' issuers ([`jwks`]).
 
 pub mod ads;
 pub mod apply;
@@ -12,6 +12,7 @@ pub mod collector;
 pub mod decode;
 pub mod gate;
 pub mod identity;
+pub mod jwks;
 mod load;
 pub mod report;
 pub mod session;

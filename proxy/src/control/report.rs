@@ -6,16 +6,19 @@
 //! once that policy is in force; and while it drains, that it is not. A lost stream is opened again, and the
 //! registration with it. When the proxy ends, it says what it has carried since the last report.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
 use tulle_api::discovery::Node;
 use tulle_api::v1::proxy_client::ProxyClient;
 use tulle_api::v1::{self, Registration, ReportRequest, report_request, report_response};
+use tulle_certs::pem;
 
 use super::ads::{STALLED, describe};
 use super::channel::reconnect_delay;
@@ -37,6 +40,8 @@ pub struct Report {
     pub registration: watch::Receiver<Option<Registration>>,
     /// What became of it.
     pub registered: watch::Sender<Registered>,
+    /// A join token that grants what is registered, beside a certificate from elsewhere.
+    pub token_file: Option<PathBuf>,
     pub metrics: Metrics,
     /// How often it is told what is carried; `None`: never.
     pub load_interval: Option<Duration>,
@@ -51,6 +56,27 @@ pub struct Registered {
     pub streams: u64,
     /// The services, or ports of them, that it is for and that no source has yet.
     pub pending: Vec<String>,
+}
+
+/// What a join token is shown as; read anew each time, since another may have been put there.
+fn join_token(path: &Path) -> Option<MetadataValue<Ascii>> {
+    let text = pem::read_file(path);
+    let shown = text.map_err(|error| error.to_string()).and_then(|text| {
+        let mut lines = text.lines().map(str::trim);
+        let token = lines.find(|line| !line.is_empty() && !line.starts_with('#'));
+        let token = token.ok_or_else(|| "there is no token in it".to_owned())?;
+        format!("Bearer {token}").parse::<MetadataValue<Ascii>>().map_err(|_| "it is not ASCII".to_owned())
+    });
+    match shown {
+        Ok(mut shown) => {
+            shown.set_sensitive(true);
+            Some(shown)
+        }
+        Err(error) => {
+            tracing::warn!(path = %path.display(), error, "the join token for the registration is not shown");
+            None
+        }
+    }
 }
 
 /// Endpoints that an answer names, at most: so it stays below a megabyte, whatever is in use.
@@ -99,7 +125,11 @@ impl Report {
         let report = registration.map(report_request::Report::Registration);
         drop(requests.send(ReportRequest { node: Some(self.node.clone()), report }).await);
         let mut client = ProxyClient::new(self.channel.clone());
-        let call = client.report(ReceiverStream::new(outgoing));
+        let mut call = tonic::Request::new(ReceiverStream::new(outgoing));
+        if let Some(token) = self.token_file.as_deref().and_then(join_token) {
+            call.metadata_mut().insert("authorization", token);
+        }
+        let call = client.report(call);
         let called = tokio::select! {
             called = tokio::time::timeout(STALLED, call) => called,
             _ = &mut *stop => return None,

@@ -11,17 +11,19 @@ use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 use tulle_certs::Creds;
 
+use super::external;
 use super::fault::Speaker;
 use super::mirror;
 use super::queue;
 use crate::accept::Namespace;
-use crate::config::AllowedProbe;
+use crate::config::{AllowedProbe, ClientCert};
 use crate::drain;
 use crate::endpoint::{Dial, Endpoint};
 use crate::policy;
 use crate::state::{AddressInfo, ObjectName, Peer, Protocol, ServiceState, Spoken, Store, Unanswered};
 use crate::telemetry::metrics::{Direction, DiscoveryResult, WorkerMetrics};
 use crate::telemetry::{AccessLog, Telemetry};
+use crate::token;
 use crate::wire::{h1, http2};
 
 /// What the configuration says about forwarding.
@@ -41,6 +43,8 @@ pub struct Settings {
     pub namespace: Option<Namespace>,
     /// What is let in without an identity ([`admit::judge_request`](super::admit)).
     pub probes: Vec<AllowedProbe>,
+    /// Whether the application is told who its clients have proven to be.
+    pub client_cert: ClientCert,
 }
 
 /// Where this very workload is an endpoint. Addresses alone do not tell: on one machine many workloads may share one.
@@ -84,6 +88,10 @@ pub struct Worker {
     loose: Mutex<HashMap<(SocketAddr, Peer), Arc<Endpoint>, RandomState>>,
     /// Room for copies of requests.
     pub(super) mirrors: mirror::Places,
+    /// What authorizers have answered.
+    pub(super) external: external::Cache,
+    /// Tokens that were verified.
+    pub(super) tokens: Mutex<token::Cache>,
 }
 
 /// Loose endpoints that one worker remembers; those without connections go first.
@@ -214,8 +222,9 @@ impl Worker {
     pub fn new(index: usize, proxy: Arc<Proxy>) -> Arc<Self> {
         let telemetry = proxy.telemetry.worker(index);
         let (metrics, access) = (telemetry.metrics, telemetry.access);
-        let (loose, mirrors) = (Mutex::default(), mirror::Places::default());
-        Arc::new(Self { index, proxy, metrics, access, loose, mirrors })
+        let (loose, mirrors, tokens) = (Mutex::default(), mirror::Places::default(), Mutex::default());
+        let external = external::Cache::default();
+        Arc::new(Self { index, proxy, metrics, access, loose, mirrors, external, tokens })
     }
 
     /// The drain, and how long whoever has not said what it speaks is still listened to then: as long as anybody who has begun.

@@ -37,7 +37,7 @@ enum By<'a> {
     Client,
 }
 
-const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+pub(super) const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 /// A number of more digits is not a time that anybody waits.
 const DIGITS: usize = 15;
 
@@ -146,7 +146,7 @@ fn number(digits: &[u8], most: usize) -> Option<u64> {
 }
 
 /// The same in the finest unit that has room for it, rounded down.
-fn as_grpc_timeout(left: Duration) -> String {
+pub(super) fn as_grpc_timeout(left: Duration) -> String {
     const ROOM: u128 = 99_999_999;
     let units = [(left.as_nanos(), 'n'), (left.as_micros(), 'u'), (left.as_millis(), 'm')];
     match units.into_iter().find(|(number, _)| *number <= ROOM) {

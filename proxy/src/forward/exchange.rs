@@ -6,7 +6,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
@@ -108,7 +108,11 @@ pub(super) fn dial(worker: &Worker) -> Dial {
 
 /// The fields of a request while somebody else has them: copied into a list, which is cheaper than another map.
 #[derive(Debug, Default)]
-pub(super) struct Fields(Vec<(HeaderName, HeaderValue)>);
+pub(super) struct Fields {
+    lent: Vec<(HeaderName, HeaderValue)>,
+    /// As they were before they were changed for one endpoint only.
+    before: Option<Box<HeaderMap>>,
+}
 
 /// Sends a request and returns its answer's head. What is left of `request` is [whole](Failed) where it failed so; its head is where it
 /// did, or where it is to be [kept](Leg), once what was `lent` of it is [back](Fields::give_back).
@@ -225,7 +229,7 @@ async fn send_http1(
                 _ => Reason::UpstreamReset,
             };
             let detail = format!("{}: {}", endpoint.address, Chain(&error.failure));
-            let fault = Fault { reason, processed, detail: detail.into(), answer: None };
+            let fault = Fault { reason, processed, detail: detail.into(), answer: None, challenge: None };
             let body = error.body.or_else(|| spare.and_then(Spare::body));
             let whole = body.map(|body| *request.body_mut() = body).is_some();
             Err(Failed { fault, again, whole })
@@ -292,7 +296,7 @@ async fn send_http2(
     let detail = format!("{}: {}", endpoint.address, Chain(&error.source));
     let given = error.request.map(|given| *request = *given).is_some();
     if given {
-        lent.0.clear();
+        lent.lent.clear();
     }
     let spared = if given { None } else { spare.and_then(Spare::body) };
     let whole = bodyless || given || spared.is_some();
@@ -306,7 +310,7 @@ async fn send_http2(
         Processed::Maybe if error.stale => Some(Cause::Stale),
         Processed::Maybe => Some(Cause::Broken),
     };
-    let fault = Fault { reason, processed, detail: detail.into(), answer: None };
+    let fault = Fault { reason, processed, detail: detail.into(), answer: None, challenge: None };
     Err(Failed { fault, again, whole })
 }
 
@@ -388,8 +392,8 @@ impl Fields {
     /// The same request, without a body and the fields.
     fn lend(&mut self, request: &Request<Body>) -> Request<Body> {
         let fields = request.headers();
-        self.0.reserve_exact(fields.len());
-        self.0.extend(fields.iter().map(|(name, value)| (name.clone(), value.clone())));
+        self.lent.reserve_exact(fields.len());
+        self.lent.extend(fields.iter().map(|(name, value)| (name.clone(), value.clone())));
         let mut rest = without_fields(request);
         *rest.uri_mut() = request.uri().clone();
         *rest.version_mut() = request.version();
@@ -401,9 +405,18 @@ impl Fields {
 
     /// Gives the request back what is not there any more.
     pub(super) fn give_back(&mut self, request: &mut Request<Body>) {
-        for (name, value) in self.0.drain(..) {
+        if let Some(before) = self.before.take() {
+            *request.headers_mut() = *before;
+            return self.lent.clear();
+        }
+        for (name, value) in self.lent.drain(..) {
             request.headers_mut().append(name, value);
         }
+    }
+
+    /// Whoever the request goes to next, if it is sent again, gets the fields as they are now.
+    pub(super) fn keep(&mut self, request: &Request<Body>) {
+        self.before = Some(Box::new(request.headers().clone()));
     }
 }
 

@@ -9,6 +9,7 @@ use crate::limit::{Rate, Refused};
 use crate::route::Abort;
 use crate::telemetry::Reason;
 use crate::telemetry::metrics::Direction;
+use crate::token::Refusal;
 use crate::wire::{Body, Processed};
 
 /// A request's end that the proxy itself brings about. It never happens silently: the reason stands in the answer,
@@ -20,8 +21,40 @@ pub(super) struct Fault {
     pub processed: Processed,
     /// What exactly went wrong, for people.
     pub detail: Box<str>,
-    /// What is answered in place of the reason's status.
-    pub answer: Option<Abort>,
+    /// What is answered in place of what the reason says.
+    pub answer: Option<InPlace>,
+    /// What is asked of the client, or said of its token.
+    pub challenge: Option<Challenge>,
+}
+
+/// What somebody has answered in a fault's place.
+#[derive(Clone, Debug)]
+pub(super) enum InPlace {
+    /// Its status.
+    Abort(Abort),
+    /// All of it.
+    Reply(Box<Reply>),
+}
+
+/// What an authorizer answers to the client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Reply {
+    pub status: StatusCode,
+    /// None that frames the message, belongs to the hop, or is under a name of ours.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// For a client of gRPC, its message. Empty: what is told of the fault.
+    pub body: String,
+}
+
+/// What `www-authenticate` says (RFC 6750 §3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Challenge {
+    /// A token is needed. Who has not shown any is not told of an error (RFC 6750 §3.1).
+    Token,
+    /// The one that came is not taken, since this.
+    Invalid(Refusal),
+    /// It is, and nothing that it says allows the request.
+    Scope,
 }
 
 /// Who speaks in `x-tulle-error-by`: `<namespace>/<workload>/<inbound|outbound>`.
@@ -33,17 +66,27 @@ pub(super) struct Speaker(HeaderValue);
 impl Fault {
     /// A fault before anything was sent.
     pub(super) fn unsent(reason: Reason, detail: impl Into<Box<str>>) -> Self {
-        Self { reason, processed: Processed::No, detail: detail.into(), answer: None }
+        Self { reason, processed: Processed::No, detail: detail.into(), answer: None, challenge: None }
     }
 
     /// A fault after which nobody can say whether the request was acted on.
     pub(super) fn maybe(reason: Reason, detail: impl Into<Box<str>>) -> Self {
-        Self { reason, processed: Processed::Maybe, detail: detail.into(), answer: None }
+        Self { reason, processed: Processed::Maybe, detail: detail.into(), answer: None, challenge: None }
+    }
+
+    /// The same, with what its client is to hear of tokens.
+    pub(super) fn challenging(self, challenge: Challenge) -> Self {
+        Self { challenge: Some(challenge), ..self }
     }
 
     /// The same, answered so.
     pub(super) fn answering(self, answer: Abort) -> Self {
-        Self { answer: Some(answer), ..self }
+        Self { answer: Some(InPlace::Abort(answer)), ..self }
+    }
+
+    /// The same, with all of this as its answer.
+    pub(super) fn replying(self, reply: Reply) -> Self {
+        Self { answer: Some(InPlace::Reply(Box::new(reply))), ..self }
     }
 
     /// Of a request that a rate limit has no room for.
@@ -57,13 +100,21 @@ impl Fault {
     /// The answer: plain text, or for gRPC a response of nothing but trailers (gRPC over HTTP/2, "Responses").
     /// `to_mesh` adds for the other proxy whether the request was processed.
     pub(super) fn response(&self, speaker: &Speaker, grpc: bool, to_mesh: bool) -> Response<Body> {
-        let text = format!("{}: {}", self.reason.message(), self.detail);
+        let reply = self.reply();
+        let said = reply.map(|reply| reply.body.as_str()).filter(|body| !body.is_empty());
+        let text = match said {
+            Some(body) => body.to_owned(),
+            None => format!("{}: {}", self.reason.message(), self.detail),
+        };
         let mut response = if grpc {
             let mut response = Response::new(Body::empty());
             let fields = response.headers_mut();
             fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-            let status = self.answer.map(|answer| answer.grpc().into());
-            let status: u16 = status.unwrap_or_else(|| self.reason.grpc_status().into());
+            let status: u16 = match &self.answer {
+                Some(InPlace::Abort(abort)) => abort.grpc().into(),
+                Some(InPlace::Reply(reply)) => Abort::Http(reply.status).grpc().into(),
+                None => self.reason.grpc_status().into(),
+            };
             fields.insert(GRPC_STATUS, HeaderValue::from(status));
             fields.insert(GRPC_MESSAGE, grpc_message(&text));
             response
@@ -71,20 +122,39 @@ impl Fault {
             let status = self.status();
             // Answers of these statuses have no content (RFC 9110 §15).
             let is_empty = [StatusCode::NO_CONTENT, StatusCode::RESET_CONTENT, StatusCode::NOT_MODIFIED];
-            let body = if is_empty.contains(&status) { String::new() } else { format!("{text}\n") };
+            let body = match said {
+                _ if is_empty.contains(&status) => String::new(),
+                Some(_) => text,
+                None => format!("{text}\n"),
+            };
             let mut response = Response::new(Body::full(body.into()));
             *response.status_mut() = status;
             let plain = HeaderValue::from_static("text/plain; charset=utf-8");
             response.headers_mut().insert(header::CONTENT_TYPE, plain);
             response
         };
+        if let Some(reply) = reply {
+            reply.write(response.headers_mut(), grpc);
+        }
         self.mark(response.headers_mut(), speaker, to_mesh);
+        if let Some(challenge) = self.challenge {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge.value(speaker));
+        }
         response
     }
 
+    fn reply(&self) -> Option<&Reply> {
+        match &self.answer {
+            Some(InPlace::Reply(reply)) => Some(reply),
+            Some(InPlace::Abort(_)) | None => None,
+        }
+    }
+
     fn status(&self) -> StatusCode {
-        if let Some(answer) = self.answer {
-            return answer.http();
+        match &self.answer {
+            Some(InPlace::Abort(abort)) => return abort.http(),
+            Some(InPlace::Reply(reply)) => return reply.status,
+            None => {}
         }
         let status = self.reason.status().and_then(|status| StatusCode::from_u16(status).ok());
         status.unwrap_or(StatusCode::SERVICE_UNAVAILABLE)
@@ -99,6 +169,24 @@ impl Fault {
                 Processed::Maybe => "maybe",
             };
             fields.insert(headers::PROCESSED, HeaderValue::from_static(processed));
+        }
+    }
+}
+
+// === impl Reply ===
+
+impl Reply {
+    /// Its headers, in place of those of the same name. What makes an answer gRPC's stays.
+    fn write(&self, fields: &mut HeaderMap, grpc: bool) {
+        let is_kept = |name: &HeaderName| {
+            grpc && (*name == header::CONTENT_TYPE || *name == GRPC_STATUS || *name == GRPC_MESSAGE)
+        };
+        let headers = || self.headers.iter().filter(|(name, _)| !is_kept(name));
+        for (name, _) in headers() {
+            fields.remove(name);
+        }
+        for (name, value) in headers() {
+            fields.append(name.clone(), value.clone());
         }
     }
 }
@@ -154,6 +242,27 @@ fn grpc_message(text: &str) -> HeaderValue {
         }
     }
     HeaderValue::from_str(&encoded).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+// === impl Challenge ===
+
+impl Challenge {
+    /// The realm is the workload; the words are ours, so that nothing in them needs an escape.
+    fn value(self, speaker: &Speaker) -> HeaderValue {
+        let realm = speaker.as_str().rsplit_once('/').map_or("", |(workload, _)| workload);
+        let value = match self {
+            Self::Token => format!("Bearer realm=\"{realm}\""),
+            Self::Invalid(refusal) => {
+                // Of what RFC 6750 §3 allows: no quotation marks, which names of claims have in our words.
+                let description = refusal.to_string().replace('`', "");
+                format!(
+                    "Bearer realm=\"{realm}\", error=\"invalid_token\", error_description=\"{description}\""
+                )
+            }
+            Self::Scope => format!("Bearer realm=\"{realm}\", error=\"insufficient_scope\""),
+        };
+        HeaderValue::from_str(&value).unwrap_or_else(|_| HeaderValue::from_static("Bearer"))
+    }
 }
 
 // === impl Speaker ===
@@ -218,6 +327,28 @@ mod tests {
     }
 
     #[test]
+    fn who_is_asked_for_a_token_is_told_what_was_wrong_with_it() {
+        let speaker = Speaker::new(Some("shop/web"), Direction::Inbound);
+        let of = |challenge, grpc| {
+            let fault = Fault::unsent(Reason::TokenInvalid, "shop/tokens").challenging(challenge);
+            let response = fault.response(&speaker, grpc, false);
+            let status = response.headers().get("grpc-status").cloned();
+            (
+                response.status().as_u16(),
+                status,
+                response.headers()["www-authenticate"].to_str().unwrap().to_owned(),
+            )
+        };
+        assert_eq!(of(Challenge::Token, false), (401, None, "Bearer realm=\"shop/web\"".to_owned()));
+        let invalid = "Bearer realm=\"shop/web\", error=\"invalid_token\", \
+            error_description=\"the token does not say when it expires (exp)\"";
+        assert_eq!(of(Challenge::Invalid(Refusal::Endless), false), (401, None, invalid.to_owned()));
+        let grpc = of(Challenge::Invalid(Refusal::Endless), true);
+        assert_eq!((grpc.0, grpc.1.unwrap()), (200, "16".parse::<HeaderValue>().unwrap()));
+        assert!(of(Challenge::Scope, false).2.ends_with("error=\"insufficient_scope\""));
+    }
+
+    #[test]
     fn an_injected_answer_has_the_status_of_its_kind() {
         let speaker = Speaker::new(None, Direction::Outbound);
         let of = |abort, grpc| {
@@ -234,6 +365,48 @@ mod tests {
         assert_eq!(of(status(503), true), (200, Some("14".to_owned()), true));
         assert_eq!(of(Abort::Grpc(8), true), (200, Some("8".to_owned()), true));
         assert_eq!(of(Abort::Grpc(8), false), (429, None, false));
+    }
+
+    #[test]
+    fn an_authorizers_answer_is_passed_on_and_marked() {
+        let speaker = Speaker::new(None, Direction::Inbound);
+        let field = |name: &'static str, value: &'static str| {
+            (HeaderName::from_static(name), HeaderValue::from_static(value))
+        };
+        let of = |status: u16, body: &str, grpc| {
+            let reply = Reply {
+                status: StatusCode::from_u16(status).unwrap(),
+                headers: vec![
+                    field("content-type", "text/html"),
+                    field("grpc-status", "0"),
+                    field("set-cookie", "a=1"),
+                    field("set-cookie", "b=2"),
+                ],
+                body: body.to_owned(),
+            };
+            let fault = Fault::unsent(Reason::DeniedExternally, "shop/opa").replying(reply);
+            let response = fault.response(&speaker, grpc, false);
+            assert_eq!(response.headers()["x-tulle-error"], "denied_externally");
+            assert_eq!(response.headers().get_all("set-cookie").iter().count(), 2);
+            response
+        };
+        let response = of(302, "<p>elsewhere", false);
+        assert_eq!(
+            (response.status().as_u16(), &response.headers()["content-type"]),
+            (302, &"text/html".parse().unwrap())
+        );
+        assert_eq!(http_body::Body::size_hint(response.body()).exact(), Some(12));
+        for (status, grpc) in [(401, "16"), (403, "7"), (404, "12"), (429, "14"), (418, "2")] {
+            let response = of(status, "no: 100%", true);
+            let fields = response.headers();
+            assert_eq!((response.status().as_u16(), &fields["grpc-status"]), (200, &grpc.parse().unwrap()));
+            assert_eq!(
+                (&fields["content-type"], &fields["grpc-message"]),
+                (&"application/grpc".parse().unwrap(), &"no: 100%25".parse().unwrap())
+            );
+        }
+        let said = of(403, "", true).headers()["grpc-message"].to_str().unwrap().to_owned();
+        assert!(said.contains("shop/opa"), "{said}");
     }
 
     #[test]

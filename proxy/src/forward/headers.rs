@@ -1,6 +1,9 @@
 //! Header fields of ours and of the hop.
 
+use std::fmt::Write as _;
+
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri, Version, header};
+use tulle_certs::SpiffeId;
 
 use super::fault::Fault;
 use crate::state::Peer;
@@ -9,6 +12,8 @@ use crate::telemetry::Reason;
 pub(super) const ERROR: HeaderName = HeaderName::from_static("x-tulle-error");
 pub(super) const ERROR_BY: HeaderName = HeaderName::from_static("x-tulle-error-by");
 pub(super) const PROCESSED: HeaderName = HeaderName::from_static("x-tulle-processed");
+/// Whose certificate a client has shown, as Envoy tells servers.
+pub(super) const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 
 /// Removes every field under a name of ours: nobody but a proxy of the mesh may say these things.
 pub(super) fn strip_ours(fields: &mut HeaderMap) {
@@ -17,8 +22,57 @@ pub(super) fn strip_ours(fields: &mut HeaderMap) {
     }
 }
 
+/// Removes from a request to the application what only its proxy may say: names of ours, and who its client is. `proven` is said in place of
+/// what came, where the application is to be told.
+pub(super) fn take_claims(fields: &mut HeaderMap, proven: Option<&HeaderValue>) {
+    strip_claims(fields);
+    if let Some(proven) = proven {
+        fields.insert(CLIENT_CERT, proven.clone());
+    }
+}
+
+/// Removes them, and says nothing: of trailers too, which some servers add to the fields.
+pub(super) fn strip_claims(fields: &mut HeaderMap) {
+    while let Some(name) = fields.keys().find(|name| is_ours(name) || is_client_cert(name)).cloned() {
+        fields.remove(name);
+    }
+}
+
+/// Who has proven to be the client, in Envoy's form; no SPIFFE ID has a character that would have to be quoted.
+pub(super) fn client_cert(own: &SpiffeId, client: &SpiffeId, certificate: &[u8]) -> Option<HeaderValue> {
+    let mut told = format!("By={own};Hash=");
+    for byte in certificate {
+        let _ = write!(told, "{byte:02x}");
+    }
+    let _ = write!(told, ";URI={client}");
+    HeaderValue::try_from(told).ok()
+}
+
+/// Removes every field that some server takes for the one that is called so.
+pub(super) fn strip_named(fields: &mut HeaderMap, called: &HeaderName) {
+    while let Some(name) = fields.keys().find(|name| means(name, called)).cloned() {
+        fields.remove(name);
+    }
+}
+
 fn is_ours(name: &HeaderName) -> bool {
-    name.as_str().starts_with("x-tulle-")
+    begins(name, "x-tulle-")
+}
+
+fn is_client_cert(name: &HeaderName) -> bool {
+    means(name, &CLIENT_CERT)
+}
+
+fn means(name: &HeaderName, called: &HeaderName) -> bool {
+    name.as_str().len() == called.as_str().len() && begins(name, called.as_str())
+}
+
+/// To servers too that take `_` for `-`, as CGI has them (RFC 3875 §4.1.18).
+fn begins(name: &HeaderName, prefix: &str) -> bool {
+    let name = name.as_str().as_bytes();
+    let is_dash = |byte: u8| matches!(byte, b'-' | b'_');
+    let same = |(byte, wanted): (&u8, &u8)| byte == wanted || (is_dash(*byte) && is_dash(*wanted));
+    name.len() >= prefix.len() && name.iter().zip(prefix.as_bytes()).all(same)
 }
 
 /// What a proxy says to another before it closes a connection that is idle: the answer to a request that has crossed this on
@@ -297,6 +351,38 @@ mod tests {
         let mut fields = fields(&[("x-tulle-error", "a"), ("x-tulle-error", "b"), ("x-tulle-x", "c")]);
         strip_ours(&mut fields);
         assert!(fields.is_empty());
+    }
+
+    #[test]
+    fn who_the_client_is_nobody_says_but_the_proxy_however_it_is_spelt() {
+        let claimed = [
+            ("x-forwarded-client-cert", "URI=spiffe://cluster.local/ns/default/sa/admin"),
+            ("X-Forwarded-Client-Cert", "URI=spiffe://cluster.local/ns/default/sa/root"),
+            ("x_forwarded_client_cert", "URI=spiffe://cluster.local/ns/default/sa/admin"),
+            ("x-forwarded_client-cert", "a"),
+            ("x_tulle_peer", "a"),
+            ("x-tulle-peer", "a"),
+        ];
+        let mut stripped = fields(&claimed);
+        take_claims(&mut stripped, None);
+        assert!(stripped.is_empty(), "{stripped:?}");
+
+        let id =
+            |name: &str| SpiffeId::parse(&format!("spiffe://cluster.local/ns/default/sa/{name}")).unwrap();
+        let proven = client_cert(&id("orders"), &id("web"), &[0x0f; 32]).unwrap();
+        let mut told = fields(&claimed);
+        take_claims(&mut told, Some(&proven));
+        assert_eq!(told.len(), 1, "{told:?}");
+        let expected = format!(
+            "By=spiffe://cluster.local/ns/default/sa/orders;Hash={};URI=spiffe://cluster.local/ns/default/sa/web",
+            "0f".repeat(32)
+        );
+        assert_eq!(told["x-forwarded-client-cert"], expected);
+
+        let near = [("x-forwarded-client-certs", "1"), ("x-forwarded-client", "1"), ("x-forwarded-for", "1")];
+        let mut others = fields(&near);
+        take_claims(&mut others, None);
+        assert_eq!(others.len(), near.len(), "names of others stay");
     }
 
     #[test]

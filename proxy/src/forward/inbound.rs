@@ -4,26 +4,29 @@
 //! there, and who the peer is known from then on. The connection is registered, *then* judged, so that no change of policy
 //! slips between; before it is judged, nothing is opened. Opaque bytes are relayed to the application; each HTTP request is judged again and sent
 //! ([`Connection::request`]). Nothing is let in before the workload's policy is known: a connection waits for it as long
-//! as for any answer of the control plane, then it is refused, in HTTP where it speaks that.
+//! as for any answer of the control plane, then it is refused, in HTTP where it speaks that. Where another program has its say too, it is asked
+//! about each request last of all ([`external`]).
 
 mod arrival;
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response};
 use tokio_util::task::TaskTracker;
 
 use self::arrival::{Arrived, Way, arrive, register};
-use super::admit;
+use super::admit::{self, Passed};
 use super::again;
+use super::authenticate;
 use super::context::Worker;
 use super::deadline;
 use super::exchange::{self, Answer, Fields, Leg, Tunnels};
+use super::external::{self, Asker};
 use super::fault::Fault;
 use super::headers::{self, Said};
 use super::in_flight::{Begun, InFlight};
@@ -52,6 +55,8 @@ struct Connection {
     framing: Framing,
     guard: Arc<policy::Guard>,
     tunnels: Tunnels,
+    /// What the application is told of who the client has proven to be.
+    proven: Option<HeaderValue>,
 }
 
 /// Serves one connection to the application until it ends.
@@ -63,12 +68,12 @@ pub async fn serve(worker: &Arc<Worker>, accepted: Accepted) {
         Destination::Service { .. } => return,
     };
     let known = worker.proxy.store.inbound().await.map(|inbound| inbound.port(port));
-    // Without a policy it is read only to be refused in its own language, by `judge`.
+    // Without a policy it is read only to be refused in its own language, by `admit`.
     let policy = known.unwrap_or(PortPolicy { protocol: Protocol::Detect, mode: Mode::Permissive });
     let policy = PortPolicy { protocol: worker.proxy.settings.protocol(policy.protocol, port), ..policy };
     let application = worker.loose_endpoint(application, &Peer::Plaintext);
     // Apart, since it is handed on from future to future, each of which has room for it.
-    let way = Box::new(Way { client, at, application, port, policy });
+    let way = Box::new(Way { client, at, application, port, policy, proven: OnceLock::new() });
     let Some(arrived) = arrive(worker, stream, &way).await else { return };
     if arrived.is_shared {
         Box::pin(serve_streams(worker, arrived, way)).await;
@@ -92,19 +97,41 @@ async fn serve_one(
         Some(framing) => {
             let id = worker.proxy.connection_id();
             let (worker, tunnels) = (Arc::clone(worker), Tunnels::default());
-            let Way { client, at, application, .. } = *way;
-            let connection = Connection { worker, id, client, at, application, framing, guard, tunnels };
+            let Way { client, at, application, proven, .. } = *way;
+            let proven = proven.into_inner();
+            let connection =
+                Connection { worker, id, client, at, application, framing, guard, tunnels, proven };
             // Apart, so that the task of an opaque connection is small.
             Box::pin(Arc::new(connection).serve(io)).await;
         }
         None => {
-            let server = match server {
-                Some(server) => server,
-                None => open(worker, &way, &guard).await,
+            // What was opened to find out was not judged as what it is now known to be.
+            let judged = match &server {
+                Some(Err(_)) => None,
+                Some(Ok(_)) | None => Some(judge_bytes(worker, &guard)),
             };
-            relay(worker, io, &way, &guard, detected, server).await;
+            let (passed, server) = match (judged, server) {
+                (Some(Err(fault)), _) => (None, Err(fault)),
+                (judged, server) => {
+                    let passed = judged.and_then(Result::ok);
+                    let server = match server {
+                        Some(server) => server,
+                        None => open(worker, &way, &guard).await,
+                    };
+                    (passed, server)
+                }
+            };
+            relay(worker, io, &way, &guard, (detected, passed.as_ref()), server).await;
         }
     }
+}
+
+/// Judges bytes that are no HTTP, which can have no token, and of which no authorizer can be told.
+fn judge_bytes(worker: &Worker, guard: &policy::Guard) -> Result<Passed, Fault> {
+    let passed = admit::judge_bytes(worker, guard)?;
+    authenticate::opaque(worker, guard)?;
+    external::opaque(worker, guard)?;
+    Ok(passed)
 }
 
 /// Serves each stream as a connection of its own, of the same peer, until the client is done; once the drain begins, until
@@ -186,24 +213,29 @@ fn labels(open: &Open) -> ConnectionLabels<'_> {
     }
 }
 
-/// A stream to the application for opaque bytes, once policy has let them in.
+/// A stream to the application for opaque bytes, unless policy lets in nothing of its client's.
 async fn open(worker: &Worker, way: &Way, guard: &policy::Guard) -> Result<Io, Fault> {
-    guard.let_in_by(&admit::judge(worker, guard)?);
+    admit::may_open(worker, guard)?;
     let opened = Box::pin(exchange::dial(worker).opaque(&way.application)).await;
     opened.map_err(|error| exchange::connect_fault(&error))
 }
 
-/// Relays opaque bytes to the application, if they were let in and it could be reached.
+/// Relays opaque bytes to the application, if they have `passed` policy and it could be reached.
 async fn relay(
     worker: &Arc<Worker>,
     io: Io,
     way: &Way,
     guard: &policy::Guard,
-    detected: DetectResult,
+    (detected, passed): (DetectResult, Option<&Passed>),
     server: Result<Io, Fault>,
 ) {
-    let record =
-        ConnectionRecord { detected: Some(detected), ..registered(worker, guard, way.client, way.at) };
+    let record = registered(worker, guard, way.client, way.at);
+    let record = ConnectionRecord {
+        detected: Some(detected),
+        rule: passed.map_or("", |passed| &*passed.rule),
+        would_deny: passed.and_then(|passed| passed.would_deny.as_deref()).unwrap_or(""),
+        ..record
+    };
     let server = match server {
         Ok(server) => server,
         Err(fault) => {
@@ -213,8 +245,7 @@ async fn relay(
     };
     let open = worker.metrics.connections(&labels(guard.open())).open();
     let meter = exchange::meter(&open);
-    let (endpoint, rule) = (Some(way.application.address), guard.rule().unwrap_or_default());
-    let record = ConnectionRecord { endpoint, rule, ..record };
+    let record = ConnectionRecord { endpoint: Some(way.application.address), ..record };
     let relayed = Relayed::new(worker, Arc::clone(&meter), record);
     let ended = opaque::relay(io.metered(meter), server, Some(guard)).await;
     let Some(record) = relayed.over() else { return };
@@ -265,8 +296,14 @@ impl Connection {
         Some(Box::pin(tokio::time::sleep(endpoint::jittered(age?))))
     }
 
-    fn leg<'a>(&'a self, fresh: Option<Instant>, begun: &'a Begun) -> Leg<'a> {
-        let (endpoint, tunnels, guard) = (&self.application, &self.tunnels, Some(&self.guard));
+    /// `tunnel`: what a request that asks for one is registered as.
+    fn leg<'a>(
+        &'a self,
+        fresh: Option<Instant>,
+        begun: &'a Begun,
+        tunnel: Option<&'a Arc<policy::Guard>>,
+    ) -> Leg<'a> {
+        let (endpoint, tunnels, guard) = (&self.application, &self.tunnels, tunnel.or(Some(&self.guard)));
         Leg { endpoint, framing: self.framing, limit: None, tunnels, fresh, keep: false, guard, begun }
     }
 
@@ -286,7 +323,7 @@ impl Connection {
     /// One request to the application: its whole life.
     async fn request(self: Arc<Self>, mut request: Request<Body>) -> Response<Tracked> {
         let mut record = self.record(&mut request);
-        headers::strip_ours(request.headers_mut());
+        headers::take_claims(request.headers_mut(), self.proven.as_ref());
         match self.forward(&mut record, &mut request).await {
             Ok(answer) => record.answer(answer),
             Err(fault) => record.fault(&fault),
@@ -295,12 +332,29 @@ impl Connection {
 
     async fn forward(&self, record: &mut Record, request: &mut Request<Body>) -> Result<Answer, Fault> {
         headers::check_host(request)?;
-        record.rule = Some(admit::judge_request(&self.worker, &self.guard, request)?);
+        let claims = authenticate::request(&self.worker, request, &self.guard).await?;
+        record.claims.clone_from(&claims);
+        let judged = admit::judge_request(&self.worker, &self.guard, record, request, claims.as_ref());
+        judged.map_err(|fault| authenticate::judged(fault, claims.as_deref()))?;
         limited::inbound(&self.worker, record, request, &self.guard)?;
         record.pass_on(request);
-        record.endpoint = Some(self.application.address);
         let deadline =
             deadline::find(&Requests::default(), None, record.started(), record.grpc, request.headers());
+        let asker = Asker {
+            worker: &self.worker,
+            guard: &self.guard,
+            client: self.client,
+            application: self.application.address,
+            framing: self.framing,
+        };
+        let changes = match external::about(asker, request) {
+            None => Vec::new(),
+            Some(about) => {
+                let mut asked = Box::pin(external::ask(asker, about, Some(&mut *record), request));
+                deadline::by(deadline, None, asked.as_mut()).await?
+            }
+        };
+        record.endpoint = Some(self.application.address);
         let send = pin!(async {
             let mut fresh = None;
             loop {
@@ -313,6 +367,7 @@ impl Connection {
             }
         });
         let mut answer = deadline::by(deadline, None, send).await?;
+        changes.iter().for_each(|changes| changes.answer(&mut answer.response));
         answer.bounds = deadline::bounds(deadline, None);
         Ok(answer)
     }
@@ -324,14 +379,18 @@ impl Connection {
         request: &mut Request<Body>,
         fresh: &mut Option<Instant>,
     ) -> Result<Option<Answer>, Fault> {
+        let tunnel = admit::tunnel(&self.worker, &self.guard, record.under_way.as_ref(), request)?;
         record.attempts += 1;
         let asked = self.worker.proxy.now();
         record.waits(asked);
         let in_flight = InFlight::start(&self.worker, &self.application, asked);
         let mut in_flight = in_flight.uploading(record.uploaded());
         let mut lent = Fields::default();
-        let leg = self.leg(*fresh, &in_flight.begun);
-        let sent = exchange::send(&self.worker, leg, &mut *request, &mut lent).await;
+        let leg = self.leg(*fresh, &in_flight.begun, tunnel.as_ref());
+        let sent = {
+            let sent = pin!(exchange::send(&self.worker, leg, &mut *request, &mut lent));
+            admit::unless_changed(&self.worker, &self.guard, record.under_way.as_ref(), sent).await
+        };
         let answered = self.worker.proxy.now();
         record.waited(answered);
         match sent {

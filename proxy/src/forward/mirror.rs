@@ -17,6 +17,7 @@ use super::admit;
 use super::asked::Asked;
 use super::context::Worker;
 use super::exchange::{self, Fields, Leg, Tunnels};
+use super::external::{self, Asker};
 use super::fault::Fault;
 use super::headers;
 use super::in_flight::InFlight;
@@ -112,7 +113,17 @@ async fn send(
         Target::Service(service, mirror.port).pick(worker, &[], &asked)?
     };
     let application = worker.proxy.own_application(&endpoint);
-    let own = admit::own(worker, &endpoint, application, client).await?;
+    if application.is_some() {
+        headers::take_claims(request.headers_mut(), None);
+    }
+    let own = admit::own(worker, &endpoint, application, client, Some(&mut request)).await?;
+    if let Some(own) = &own {
+        let (guard, application) = (&*own.guard, own.application.address);
+        let asker = Asker { worker, guard, client, application, framing };
+        if let Some(about) = external::about(asker, &request) {
+            Box::pin(external::ask(asker, about, None, &mut request)).await?;
+        }
+    }
     let mut in_flight = InFlight::start(worker, &endpoint, worker.proxy.now());
     let (to, guard) = match &own {
         Some(own) => (&own.application, Some(&own.guard)),

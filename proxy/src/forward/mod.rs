@@ -3,15 +3,17 @@
 //! Read [`outbound`] and [`inbound`] first: they call the rooms in order. What both share lies beside them: sending a
 //! request to an endpoint ([`exchange`]), finding out who speaks
 //! first ([`first`]), relaying opaque bytes ([`opaque`]), what is told about a request when it is
-//! over ([`record`]), copies for backends that nobody waits for ([`mirror`]), when a request must be over ([`deadline`], [`idle`]), faults on purpose ([`inject`]), sessions ([`session`]), and what the proxy answers itself ([`fault`]). Called by `runtime`; nothing imports this room.
+//! over ([`record`]), copies for backends that nobody waits for ([`mirror`]), when a request must be over ([`deadline`], [`idle`]), faults on purpose ([`inject`]), sessions ([`session`]), whose token a request carries ([`authenticate`]), programs that are asked whether a request is let in ([`external`]), and what the proxy answers itself ([`fault`]). Called by `runtime`; nothing imports this room.
 
 mod admit;
 mod again;
 mod asked;
+mod authenticate;
 mod context;
 mod deadline;
 mod egress;
 mod exchange;
+mod external;
 mod fault;
 mod filters;
 mod first;

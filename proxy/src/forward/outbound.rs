@@ -20,10 +20,12 @@ use http::{Request, Response};
 use super::admit::{self, Own};
 use super::again::{self, Failing, Tries};
 use super::asked::Asked;
+use super::authenticate;
 use super::context::Worker;
 use super::deadline::{self, Deadline};
 use super::egress::{self, Out};
 use super::exchange::{self, Answer, Failed, Fields, Leg, Tunnels};
+use super::external::{self, Asker};
 use super::fault::Fault;
 use super::filters;
 use super::first::{self, Opened, Times};
@@ -409,16 +411,36 @@ impl Connection {
     ) -> Result<Answer, Failed> {
         let How { limit, keep, fresh, until, out } = how;
         let application = self.worker.proxy.own_application(endpoint);
+        if application.is_some() {
+            headers::take_claims(request.headers_mut(), None);
+        }
         record.sent_to(endpoint, application);
-        let own = admit::own(&self.worker, endpoint, application, self.client).await;
+        let port = endpoint.address.port();
+        let is_changed =
+            || authenticate::speaks(&self.worker, port).is_some() || external::speaks(&self.worker, port);
+        if application.is_some() && is_changed() {
+            lent.keep(request);
+        }
+        let own = admit::own(&self.worker, endpoint, application, self.client, Some(&mut *request)).await;
         let own = own.map_err(|fault| Failed { fault, again: None, whole: false })?;
+        let mut changes = Vec::new();
         if let Some(own) = &own {
-            record.rule = Some(Arc::clone(&own.rule));
-            limited::inbound(&self.worker, record, request, &own.guard).map_err(|fault| Failed {
-                fault,
-                again: None,
-                whole: false,
-            })?;
+            record.rule = Some(Arc::clone(&own.passed.rule));
+            record.would_deny.clone_from(&own.passed.would_deny);
+            record.claims.clone_from(&own.claims);
+            let refused = |fault| Failed { fault, again: None, whole: false };
+            limited::inbound(&self.worker, record, request, &own.guard).map_err(refused)?;
+            let asker = Asker {
+                worker: &self.worker,
+                guard: &own.guard,
+                client: self.client,
+                application: own.application.address,
+                framing: self.framing,
+            };
+            if let Some(about) = external::about(asker, request) {
+                let asked = Box::pin(external::ask(asker, about, Some(&mut *record), request)).await;
+                changes = asked.map_err(refused)?;
+            }
         }
         let asked = self.worker.proxy.now();
         record.waits(asked);
@@ -449,6 +471,7 @@ impl Connection {
         in_flight.answered(!response.status().is_server_error(), answered);
         let said = headers::take_ours(response.headers_mut(), &endpoint.peer);
         in_flight.came_to(&response, record.grpc);
+        changes.iter().for_each(|changes| changes.answer(&mut response));
         let guard = own.map(|own| own.guard).or_else(|| out.cloned());
         Ok(Answer { response, in_flight: Some(in_flight), said, bounds: None, guard })
     }
@@ -568,8 +591,15 @@ async fn open(
     endpoint: &Arc<Endpoint>,
 ) -> Result<(Box<InFlight>, Option<Own>, Io), Failed> {
     let application = worker.proxy.own_application(endpoint);
-    let own = admit::own(worker, endpoint, application, client).await;
+    let own = match application {
+        // Apart: most go elsewhere.
+        Some(_) => Box::pin(admit::own(worker, endpoint, application, client, None)).await,
+        None => Ok(None),
+    };
     let own = own.map_err(|fault| Failed { fault, again: None, whole: true })?;
+    if let Some(own) = &own {
+        external::opaque(worker, &own.guard).map_err(|fault| Failed { fault, again: None, whole: true })?;
+    }
     let mut in_flight = Box::new(InFlight::start(worker, endpoint, worker.proxy.now()));
     let to = own.as_ref().map_or(endpoint, |own| &own.application);
     let dialled = exchange::dial(worker).opaque(to).await;
@@ -619,7 +649,7 @@ pub(super) async fn relay(
         worker.metrics.connections(&labels).open()
     };
     let meter = exchange::meter(&open);
-    let passed = own.as_ref().map(|own| (&*own.guard, &*own.rule));
+    let passed = own.as_ref().map(|own| (&*own.guard, &*own.passed.rule));
     let (guard, rule) = passed.or_else(|| out.as_ref().map(|out| (&*out.guard, &*out.rule))).unzip();
     let record = ConnectionRecord {
         tls,

@@ -15,7 +15,7 @@ use tulle_certs::SpiffeId;
 pub(super) use self::tracked::Tracked;
 
 use self::tracked::Until;
-use super::admit;
+use super::admit::{self, UnderWay};
 use super::context::Worker;
 use super::exchange::{Answer, Failed, Tunnelled};
 use super::fault::{self, Fault, GRPC_STATUS};
@@ -25,7 +25,7 @@ use super::in_flight::InFlight;
 use crate::endpoint::Endpoint;
 use crate::io::Meter;
 use crate::limit::Refused;
-use crate::policy;
+use crate::policy::{self, Claims};
 use crate::state::Peer;
 use crate::telemetry::Reason;
 use crate::telemetry::access;
@@ -71,6 +71,12 @@ pub(super) struct Record {
     by: Option<HeaderValue>,
     detail: Box<str>,
     pub(super) rule: Option<Arc<str>>,
+    /// What its token says, where one was verified.
+    pub(super) claims: Option<Arc<Claims>>,
+    /// The rule in dry run that would have refused it.
+    pub(super) would_deny: Option<Arc<str>>,
+    /// Inbound: what a change of policy judges it by, as long as nothing else waits for that.
+    pub(super) under_way: Option<UnderWay>,
     /// The rate limit that has no room for it.
     pub(super) limited: Option<Box<Refused>>,
     /// A change of policy that revokes it ends the request.
@@ -110,7 +116,7 @@ impl Record {
         let uploaded = (!request.body().is_end_stream()).then(|| {
             let uploaded = Arc::new(Transfer::default());
             let body = std::mem::take(request.body_mut());
-            *request.body_mut() = body.counted(Arc::clone(&uploaded)).trimmed(headers::strip_ours);
+            *request.body_mut() = body.counted(Arc::clone(&uploaded)).trimmed(headers::strip_claims);
             uploaded
         });
         let tracer = worker.proxy.telemetry.traces.get();
@@ -156,6 +162,9 @@ impl Record {
             by: None,
             detail: Box::default(),
             rule: None,
+            claims: None,
+            would_deny: None,
+            under_way: None,
             limited: None,
             guard: None,
             port: 0,
@@ -185,6 +194,13 @@ impl Record {
         if let Some(tracing) = &self.tracing {
             let version = request.version();
             tracing.pass_on(request.headers_mut(), version);
+        }
+    }
+
+    /// Something has happened to it, which its span tells.
+    pub(super) fn happened(&mut self, name: &'static str, attributes: impl FnOnce() -> Vec<KeyValue>) {
+        if let Some(tracing) = &mut self.tracing {
+            tracing.event(name, attributes);
         }
     }
 
@@ -301,7 +317,8 @@ impl Record {
         if self.target.is_some() {
             self.came();
         }
-        let until = Until::new(&self.worker, bounds, guard);
+        let under_way = if bounds.is_some() || guard.is_some() { self.lasts() } else { None };
+        let until = Until::new(&self.worker, bounds, guard, under_way);
         self.track(response, in_flight, until)
     }
 
@@ -355,6 +372,11 @@ impl Record {
     /// What passes of its body, if it has one.
     pub(super) fn uploaded(&self) -> Option<Arc<Transfer>> {
         self.uploaded.clone()
+    }
+
+    /// What a change of policy judges it by from now on, on which connection.
+    fn lasts(&mut self) -> Option<(Arc<policy::Guard>, UnderWay)> {
+        Some((self.guard.clone()?, self.under_way.take()?))
     }
 
     /// Why it ends when nobody wants the answer any more.
@@ -457,6 +479,8 @@ impl Record {
             detected: "",
             endpoint: self.endpoint,
             rule: text(&self.rule),
+            would_deny: text(&self.would_deny),
+            issuer: self.claims.as_ref().map_or("", |claims| claims.issuer()),
             tls: self.tls,
             bytes_in,
             bytes_out,
@@ -579,6 +603,8 @@ pub(super) struct ConnectionRecord<'a> {
     pub backend: &'a str,
     /// The rule that let it through.
     pub rule: &'a str,
+    /// That in dry run which would not.
+    pub would_deny: &'a str,
     pub endpoint: Option<SocketAddr>,
     /// How it was found that it is not HTTP.
     pub detected: Option<DetectResult>,
@@ -650,6 +676,7 @@ impl<'a> ConnectionRecord<'a> {
             route: "",
             backend: "",
             rule: "",
+            would_deny: "",
             endpoint: None,
             detected: None,
             tls: TlsKind::Unknown,
@@ -730,6 +757,8 @@ impl<'a> ConnectionRecord<'a> {
             detected: self.detected.map_or("", DetectResult::as_str),
             endpoint: self.endpoint,
             rule: self.rule,
+            would_deny: self.would_deny,
+            issuer: "",
             tls: self.tls,
             bytes_in: self.bytes.0,
             bytes_out: self.bytes.1,

@@ -52,6 +52,7 @@ pub(super) fn worker(authority: &Authority, account: &str, access: Option<LineOu
         mark: None,
         namespace: None,
         probes: Vec::new(),
+        client_cert: config.inbound_client_cert_header,
     };
     let (store, _questions) = Store::new(Duration::from_secs(1));
     let telemetry = Telemetry::with_access_output(&config, 1, None, access);
@@ -174,6 +175,8 @@ fn lets_all_in(worker: &Worker) {
             mode: Mode::Strict,
             ports: vec![(80, PortPolicy { protocol: Protocol::Http, mode: Mode::Strict })],
             rules: Vec::new(),
+            policies: Vec::new(),
+            trust_domain: None,
             unspoken: Default::default(),
             rate_limits: Vec::new(),
             connection_ages: Vec::new(),
@@ -181,6 +184,8 @@ fn lets_all_in(worker: &Worker) {
             samplings: Vec::new(),
             access_log: Default::default(),
             sampling: Default::default(),
+            external: Vec::new(),
+            authentications: Vec::new(),
         },
         Instant::now(),
     );

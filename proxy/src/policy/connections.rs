@@ -3,15 +3,18 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, OnceLock};
 
 use foldhash::fast::RandomState;
+use http::{HeaderMap, HeaderValue, Method, Uri};
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 use tulle_certs::SpiffeId;
 
-use super::{Connection, Denial, Egress, Inbound, Outside, TlsKind, Verdict};
+use super::{Claims, Connection, Denial, Egress, Inbound, Judged, Outside, Requested, TlsKind, Verdict};
+use crate::route::Asked;
 
 /// Connections are spread over this many locks, so that workers seldom meet.
 const SHARDS: usize = 16;
@@ -25,6 +28,17 @@ pub struct Open {
     pub client: IpAddr,
     /// Where it goes outside the mesh: then [`Egress`] judges it, else [`Inbound`].
     pub outside: Option<Box<Outside>>,
+}
+
+/// What is kept of a request that is under way, to judge it once more: all that policies look at but its headers.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    pub method: Method,
+    pub target: Uri,
+    /// Where the target does not name it.
+    pub host: Option<HeaderValue>,
+    pub grpc: bool,
+    pub claims: Option<Arc<Claims>>,
 }
 
 /// The open connections of this proxy that policy judges. Cheap to clone.
@@ -45,6 +59,8 @@ pub struct Connections {
 struct Shared {
     next: AtomicU64,
     shards: [Mutex<Shard>; SHARDS],
+    /// Told of each change of the policy for what comes in; several, so that who waits for it seldom meets others.
+    changed: [Notify; SHARDS],
 }
 
 type Shard = HashMap<u64, Arc<Registered>, RandomState>;
@@ -52,11 +68,15 @@ type Shard = HashMap<u64, Arc<Registered>, RandomState>;
 #[derive(Debug)]
 struct Registered {
     open: Open,
+    /// `None`: it is a connection.
+    request: Option<Box<Kept>>,
+    /// It is a connection that carries no HTTP.
+    is_relayed: AtomicBool,
+    /// It was told of as audited.
+    is_audited: AtomicBool,
     revoked: CancellationToken,
     /// Why it was revoked; set before the token fires.
     verdict: OnceLock<Verdict>,
-    /// What let it in first, where that is told of the connection.
-    rule: OnceLock<Arc<str>>,
 }
 
 /// Keeps a connection registered; dropping it ends that.
@@ -77,39 +97,63 @@ impl Connections {
 
     /// Registers a connection. Only after this may the policy that judges it be loaded.
     pub fn register(&self, open: Open) -> Guard {
+        self.add(open, None)
+    }
+
+    /// Registers one request on a connection, which a change of policy may reach by itself.
+    pub fn register_request(&self, open: Open, request: Kept) -> Guard {
+        self.add(open, Some(Box::new(request)))
+    }
+
+    fn add(&self, open: Open, request: Option<Box<Kept>>) -> Guard {
         let id = self.shared.next.fetch_add(1, Ordering::Relaxed);
-        let (revoked, verdict, rule) = (CancellationToken::new(), OnceLock::new(), OnceLock::new());
-        let registered = Arc::new(Registered { open, revoked, verdict, rule });
+        let registered = Arc::new(Registered {
+            open,
+            request,
+            is_relayed: AtomicBool::new(false),
+            is_audited: AtomicBool::new(false),
+            revoked: CancellationToken::new(),
+            verdict: OnceLock::new(),
+        });
         self.shared.shard(id).lock().insert(id, registered.clone());
         Guard { id, registered, shared: self.shared.clone() }
     }
 
     /// Judges every registered connection by `policy`, which is already published, and revokes those that it no
-    /// longer allows. Returns how many.
+    /// longer allows. Returns how many. Whoever waits for a [change](Self::changed) is told then.
     pub fn rejudge(&self, policy: &Inbound) -> usize {
-        self.rejudge_with(|open| open.outside.is_none().then(|| policy.evaluate(&open.as_connection())))
+        let of = |it: &Registered| it.open.outside.is_none().then(|| it.evaluate(policy));
+        let revoked = self.rejudge_with(of);
+        self.shared.changed.iter().for_each(Notify::notify_waiters);
+        revoked
+    }
+
+    /// Where each change of the policy for what comes in is told, after it is published and connections were judged by it. Workers wait at
+    /// places of their own.
+    pub fn changed(&self, worker: usize) -> &Notify {
+        &self.shared.changed[worker % SHARDS]
     }
 
     /// As [`Connections::rejudge`], for what goes out of the mesh.
     pub fn rejudge_egress(&self, policy: &Egress) -> usize {
-        self.rejudge_with(|open| open.outside.as_ref().map(|outside| policy.evaluate(outside)))
+        self.rejudge_with(|it| it.open.outside.as_ref().map(|outside| policy.evaluate(outside)))
     }
 
     /// Revokes every registered inbound connection, for there is no policy any more; that is already published. Returns
     /// how many.
     pub fn revoke_all(&self) -> usize {
         let verdict = Verdict::Deny { reason: Denial::NoPolicy, rule: None };
-        self.rejudge_with(|open| open.outside.is_none().then(|| verdict.clone()))
+        self.rejudge_with(|it| it.open.outside.is_none().then(|| verdict.clone()))
     }
 
     /// `judge` gives none for what is not its business.
-    fn rejudge_with(&self, judge: impl Fn(&Open) -> Option<Verdict>) -> usize {
+    fn rejudge_with(&self, judge: impl Fn(&Registered) -> Option<Verdict>) -> usize {
         let mut revoked = 0;
         for shard in &self.shared.shards {
             // Wakers run outside the lock.
             let all: Vec<_> = shard.lock().values().cloned().collect();
             for registered in all {
-                let verdict = judge(&registered.open).filter(|verdict| !verdict.is_allowed());
+                let verdict = judge(&registered).filter(|verdict| !verdict.is_allowed());
                 if verdict.is_some_and(|verdict| registered.revoke(verdict)) {
                     revoked += 1;
                 }
@@ -127,11 +171,13 @@ impl Connections {
         self.len() == 0
     }
 
-    /// The open connections, oldest first.
+    /// The open connections, oldest first, without what is registered of requests.
     pub fn list(&self) -> Vec<Open> {
         let mut all = Vec::new();
         for shard in &self.shared.shards {
-            all.extend(shard.lock().iter().map(|(id, registered)| (*id, registered.open.clone())));
+            let shard = shard.lock();
+            let connections = shard.iter().filter(|(_, registered)| registered.request.is_none());
+            all.extend(connections.map(|(id, registered)| (*id, registered.open.clone())));
         }
         all.sort_unstable_by_key(|(id, _)| *id);
         all.into_iter().map(|(_, open)| open).collect()
@@ -154,9 +200,40 @@ impl Open {
     }
 }
 
+// === impl Kept ===
+
+impl Kept {
+    /// As it is judged.
+    pub fn requested(&self) -> Requested<'_> {
+        static NONE: LazyLock<HeaderMap> = LazyLock::new(HeaderMap::new);
+        let authority = match (self.target.authority(), &self.host) {
+            (Some(authority), _) => authority.as_str(),
+            (None, Some(host)) => host.to_str().unwrap_or(""),
+            (None, None) => "",
+        };
+        let asked = Asked {
+            method: &self.method,
+            authority,
+            path: self.target.path(),
+            query: self.target.query().unwrap_or(""),
+            headers: &NONE,
+        };
+        Requested { asked, grpc: self.grpc, claims: self.claims.as_deref(), headless: true }
+    }
+}
+
 // === impl Registered ===
 
 impl Registered {
+    fn evaluate(&self, policy: &Inbound) -> Verdict {
+        let connection = self.open.as_connection();
+        match &self.request {
+            Some(request) => policy.evaluate_request(&connection, &request.requested()).verdict,
+            None if self.is_relayed.load(Ordering::Relaxed) => policy.evaluate_bytes(&connection).verdict,
+            None => policy.evaluate(&connection),
+        }
+    }
+
     /// Whether this was the first to revoke it.
     fn revoke(&self, verdict: Verdict) -> bool {
         let first = self.verdict.set(verdict).is_ok();
@@ -177,7 +254,24 @@ impl Guard {
     /// Asked for each request anew, so that a connection that was revoked and is allowed again serves again. What is
     /// judged once and then relayed ends by [`Guard::revoked`], also when that came before the verdict.
     pub fn judge(&self, policy: &Inbound) -> Verdict {
-        policy.evaluate(&self.open().as_connection())
+        self.registered.evaluate(policy)
+    }
+
+    /// From now on it is known to carry no HTTP, and judged so. Only after this may the policy that judges it so be loaded.
+    pub fn relays(&self) {
+        // The lock is what orders it with a change: who judges all either finds this, or has published before it was set.
+        let _shard = self.shared.shard(self.id).lock();
+        self.registered.is_relayed.store(true, Ordering::Relaxed);
+    }
+
+    /// As [`Guard::judge`], of bytes that are no HTTP.
+    pub fn judge_bytes(&self, policy: &Inbound) -> Judged {
+        policy.evaluate_bytes(&self.open().as_connection())
+    }
+
+    /// As [`Guard::judge`], of a request on it.
+    pub fn judge_request(&self, policy: &Inbound, requested: &Requested<'_>) -> Judged {
+        policy.evaluate_request(&self.open().as_connection(), requested)
     }
 
     /// As [`Guard::judge`], for what goes out of the mesh.
@@ -189,14 +283,9 @@ impl Guard {
         }
     }
 
-    /// Keeps the rule that has let the connection in, unless one is kept already. Whether it is the first.
-    pub fn let_in_by(&self, rule: &Arc<str>) -> bool {
-        self.registered.rule.get().is_none() && self.registered.rule.set(Arc::clone(rule)).is_ok()
-    }
-
-    /// The rule that was [kept](Self::let_in_by).
-    pub fn rule(&self) -> Option<&str> {
-        self.registered.rule.get().map(|rule| &**rule)
+    /// Whether this is asked for the first time: what is audited is told of once.
+    pub fn is_first_audit(&self) -> bool {
+        !self.registered.is_audited.swap(true, Ordering::Relaxed)
     }
 
     /// Resolves when a change of policy no longer allows the connection.

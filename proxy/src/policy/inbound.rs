@@ -1,19 +1,29 @@
 //! The compiled inbound policy of one workload.
+//!
+//! What it says is asked thrice: whether a connection may stay, that is, whether there could be a request that passes
+//! ([`Inbound::evaluate`]); of each request ([`Inbound::evaluate_request`]); and of a connection that turns out to carry none
+//! ([`Inbound::evaluate_bytes`]).
 
 use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
 use ipnet::IpNet;
-use tulle_certs::SpiffeId;
+use tulle_certs::{SpiffeId, TrustDomain};
 
+use super::access::AccessPolicy;
+use super::external::{ExternalSpec, Externals};
+use super::path::Unclear;
+use super::rules::{Access, Requested, What};
 use crate::limit::{RateLimit, RateLimits};
 use crate::state::{Mode, ObjectName, Protocol};
 use crate::telemetry::access;
 use crate::telemetry::trace::Sampling;
+use crate::token::{AuthenticationSpec, Authentications};
 
 /// What a policy says, before it is compiled.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,8 +32,13 @@ pub struct InboundSpec {
     /// For ports that `ports` does not name.
     pub mode: Mode,
     pub ports: Vec<(u16, PortPolicy)>,
-    /// Of several that let a connection in, the first is named.
+    /// Of several that let a connection in, the first is named. Not looked at where there are `policies`.
     pub rules: Vec<Allow>,
+    /// Of several that say the same, the first is named.
+    pub policies: Vec<AccessPolicy>,
+    /// The mesh's, in which namespaces and service accounts are named. `None`: that of whoever has proven an identity, which is no
+    /// other as long as there is one mesh.
+    pub trust_domain: Option<TrustDomain>,
     /// What holds at ports of which no rule speaks.
     pub unspoken: Unspoken,
     /// All of them hold.
@@ -38,6 +53,10 @@ pub struct InboundSpec {
     pub access_log: Option<access::Said>,
     /// Which traces of it are recorded, likewise.
     pub sampling: Sampling,
+    /// Which tokens requests may carry.
+    pub authentications: Vec<AuthenticationSpec>,
+    /// Who else is asked about requests, one after the other; all must agree.
+    pub external: Vec<ExternalSpec>,
 }
 
 /// What holds, after the mode, at ports of which no rule speaks.
@@ -89,25 +108,35 @@ pub enum TlsKind {
     ApplicationTls,
 }
 
-/// What becomes of a connection.
+/// What becomes of a connection or request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// `rule` is the one that let it in, or `default` where no rule speaks of the port.
     Allow { rule: Arc<str> },
     /// As `Allow`, and it is to be told.
     Audit { rule: Arc<str> },
-    /// `rule` is the one that refused it, where there is such a rule; rules that only allow refuse nobody by name, unless they
+    /// `rule` is the one that denies it, where there is such a rule; rules that only allow refuse nobody by name, unless they
     /// let nobody in at all.
     Deny { reason: Denial, rule: Option<Arc<str>> },
 }
 
-/// Why a connection is refused.
+/// What becomes of a connection or request, and what else is to be told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Judged {
+    pub verdict: Verdict,
+    /// Of what may go on, the rule in dry run that would have refused it; or the policy, which only allows, and not this.
+    pub would_deny: Option<Arc<str>>,
+}
+
+/// Why a connection or request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Denial {
     /// The port takes only the mesh's mutual TLS.
     MtlsRequired,
-    /// There are rules for the port, and none lets this client in.
+    /// A rule denies it; or there are rules for the port that allow, and none describes it.
     PolicyDenied,
+    /// Policies look at what nobody can tell of the request.
+    Unclear(Unclear),
     /// No rule speaks of the port, and the client is in none of the networks that may reach such ports.
     NetworkDenied,
     /// There is no policy (any more).
@@ -121,24 +150,20 @@ pub enum Denial {
 pub struct Inbound {
     spec: InboundSpec,
     ports: HashMap<u16, PortPolicy, RandomState>,
-    /// The rules of ports that some rule names, those of every port included.
-    named: HashMap<u16, Rules, RandomState>,
-    /// The rules of all other ports.
-    every: Rules,
+    access: Access,
     rate_limits: Option<RateLimits>,
-}
-
-/// The rules of one port.
-#[derive(Debug, Default)]
-struct Rules {
-    /// The first one's name, if there is any, if only one that lets nobody in.
-    first: Option<Arc<str>>,
-    /// Who is let in, and by which rule.
-    identities: HashMap<SpiffeId, Arc<str>, RandomState>,
+    authentications: Option<Authentications>,
+    externals: Option<Arc<Externals>>,
+    generation: u64,
 }
 
 /// The name in place of a rule's where no rule speaks of the port.
 static DEFAULT: LazyLock<Arc<str>> = LazyLock::new(|| Arc::from("default"));
+
+/// Whether it is the name in place of a rule's.
+pub fn is_default(rule: &str) -> bool {
+    *rule == **DEFAULT
+}
 
 // === impl Inbound ===
 
@@ -148,19 +173,27 @@ impl Inbound {
         Self::after(None, spec, now)
     }
 
-    /// `spec` in place of `old`, whose limits go on counting where they stay.
+    /// `spec` in place of `old`, whose limits go on counting where they stay, and whose keys are kept.
     pub fn after(old: Option<&Self>, spec: InboundSpec, now: Instant) -> Self {
         let counted = old.and_then(|old| old.rate_limits.as_ref());
         let rate_limits = RateLimits::new(&spec.rate_limits, counted, now);
+        let asked = old.and_then(|old| old.externals.as_deref());
+        let externals = Externals::new(&spec.external, asked).map(Arc::new);
+        let known = old.and_then(|old| old.authentications.as_ref());
+        let authentications = Authentications::after(known, &spec.authentications);
         let ports = spec.ports.iter().copied().collect();
-        let every = Rules::new(&spec.rules, |rule| rule.ports.is_empty());
-        let mut named: HashMap<u16, Rules, RandomState> = HashMap::default();
-        for port in spec.rules.iter().flat_map(|rule| &rule.ports) {
-            named.entry(*port).or_insert_with(|| {
-                Rules::new(&spec.rules, |rule| rule.ports.is_empty() || rule.ports.contains(port))
-            });
-        }
-        Self { spec, ports, named, every, rate_limits }
+        let access = match &*spec.policies {
+            [] => {
+                let rules = spec.rules.iter();
+                let policies: Vec<_> = rules
+                    .map(|rule| AccessPolicy::allowing(&rule.name, &rule.ports, &rule.identities))
+                    .collect();
+                Access::new(&policies, spec.trust_domain.as_ref())
+            }
+            policies => Access::new(policies, spec.trust_domain.as_ref()),
+        };
+        let generation = GENERATIONS.fetch_add(1, Ordering::Relaxed);
+        Self { spec, ports, access, rate_limits, authentications, externals, generation }
     }
 
     /// What this was compiled from.
@@ -178,9 +211,29 @@ impl Inbound {
         self.ports.get(&port).copied().unwrap_or(unnamed)
     }
 
-    /// Whether any rule speaks of `port`.
+    /// Tells it from every other: what was judged by it need not be judged by it again.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Whether any policy speaks of `port`.
     pub fn has_rules(&self, port: u16) -> bool {
-        self.rules(port).first.is_some()
+        self.access.port(port).speaks()
+    }
+
+    /// The first of the policies that allow at `port`, where there are some and they let nobody in, whoever it is.
+    pub fn letting_nobody_in(&self, port: u16) -> Option<&str> {
+        self.access.port(port).allow.letting_nobody_in().map(|name| &**name)
+    }
+
+    /// Whether some rule that allows at `port` asks for an identity.
+    pub fn names_identities(&self, port: u16) -> bool {
+        self.access.port(port).names_identities
+    }
+
+    /// Whether policies at `port` look at the hosts of requests, so that a request must not name two.
+    pub fn looks_at_hosts(&self, port: u16) -> bool {
+        self.access.port(port).in_force.at_hosts
     }
 
     /// When clients of the port outside the mesh are asked to open another connection; `None`: never.
@@ -204,64 +257,102 @@ impl Inbound {
         self.rate_limits.as_ref()
     }
 
-    /// Judges a connection.
+    /// Which tokens requests may carry; `None`: nothing is said of any.
+    pub fn authentications(&self) -> Option<&Authentications> {
+        self.authentications.as_ref()
+    }
+
+    /// Who else is asked about requests; `None`: nobody.
+    pub fn externals(&self) -> Option<&Arc<Externals>> {
+        self.externals.as_ref()
+    }
+
+    /// Judges a connection that may carry requests, each of which is judged again: whether any of them could be let in.
     ///
-    /// Where rules speak of the port and let nobody in, whoever it is, the first of them refuses by its name: nobody is asked for an identity in vain. Else
-    /// first the port's mode: `strict` refuses all but the mesh's mutual TLS with a proven identity. Then the rules: if
-    /// none speaks of the port, whoever got this far is let in, from the networks of [`Unspoken`]; else only identities that a rule names.
+    /// Where policies that allow speak of the port and let nobody in, whoever it is, the first of them refuses by its name: nobody is asked for an identity
+    /// in vain. Else first the port's mode: `strict` refuses all but the mesh's mutual TLS with a proven identity. Then the policies: what one denies is
+    /// refused; where none that allows speaks of what is asked, whoever got this far is let in, from the networks of [`Unspoken`]; else
+    /// only what one of these describes.
     pub fn evaluate(&self, connection: &Connection<'_>) -> Verdict {
+        self.judge(connection, What::Some).verdict
+    }
+
+    /// Judges a connection that carries no HTTP.
+    pub fn evaluate_bytes(&self, connection: &Connection<'_>) -> Judged {
+        self.judge(connection, What::Bytes)
+    }
+
+    /// Judges a request on a connection, by all that is said of both.
+    pub fn evaluate_request(&self, connection: &Connection<'_>, requested: &Requested<'_>) -> Judged {
+        self.judge(connection, What::Request(requested))
+    }
+
+    fn judge(&self, connection: &Connection<'_>, what: What<'_>) -> Judged {
         let identity = match connection.tls {
             TlsKind::Mesh => connection.peer,
             // Nothing was proven, whatever the caller believes.
             TlsKind::None | TlsKind::ApplicationTls => None,
         };
-        let rules = self.rules(connection.port);
-        if let Some(rule) = rules.letting_nobody_in() {
-            return Verdict::Deny { reason: Denial::PolicyDenied, rule: Some(rule.clone()) };
+        let port = self.access.port(connection.port);
+        if let Some(rule) = port.allow.letting_nobody_in() {
+            return Judged::denied(Denial::PolicyDenied, Some(Arc::clone(rule)));
         }
         let mode = self.port(connection.port).mode;
         // Mesh TLS without an identity cannot be; were it to, it would not be let in.
         let proven = connection.tls != TlsKind::Mesh || identity.is_some();
         if !proven || (mode == Mode::Strict && identity.is_none()) {
-            return Verdict::Deny { reason: Denial::MtlsRequired, rule: None };
+            return Judged::denied(Denial::MtlsRequired, None);
         }
-        if rules.first.is_none() {
-            let Unspoken { networks, audited } = &self.spec.unspoken;
-            let client = connection.client.to_canonical();
-            if !networks.is_empty() && !networks.iter().any(|network| network.contains(&client)) {
-                return Verdict::Deny { reason: Denial::NetworkDenied, rule: None };
-            }
-            let rule = DEFAULT.clone();
-            return if *audited { Verdict::Audit { rule } } else { Verdict::Allow { rule } };
+        let domain = self.spec.trust_domain.as_ref();
+        let facts = match port.facts((connection.port, identity, connection.client), domain, what) {
+            Ok(facts) => facts,
+            Err(unclear) => return Judged::denied(Denial::Unclear(unclear), None),
+        };
+        if let Some(rule) = port.deny.find(&facts, true) {
+            return Judged::denied(Denial::PolicyDenied, Some(Arc::clone(rule)));
         }
-        match identity.and_then(|id| rules.identities.get(id)) {
-            Some(rule) => Verdict::Allow { rule: rule.clone() },
-            None => Verdict::Deny { reason: Denial::PolicyDenied, rule: None },
+        let is_spoken_of = port.allow.speaker(&facts).is_some();
+        // Some request may be one that only a policy of its route speaks of.
+        let is_asked = is_spoken_of || matches!(what, What::Some);
+        let found = if is_asked { port.allow.find(&facts, false) } else { None };
+        let verdict = match found {
+            Some(rule) => Verdict::Allow { rule: Arc::clone(rule) },
+            None if is_spoken_of => return Judged::denied(Denial::PolicyDenied, None),
+            None => self.unspoken(connection.client),
+        };
+        if !verdict.is_allowed() || matches!(what, What::Some) {
+            return Judged { verdict, would_deny: None };
         }
+        let audited = port.audit.find(&facts, true).map(|rule| Verdict::Audit { rule: Arc::clone(rule) });
+        let would_deny = port.dry_deny.find(&facts, true).or_else(|| {
+            // Where one that is in force has let it in, another that allows besides would refuse nothing.
+            let speaker = if is_spoken_of { None } else { port.dry_allow.speaker(&facts) };
+            speaker.filter(|_| port.dry_allow.find(&facts, false).is_none())
+        });
+        Judged { verdict: audited.unwrap_or(verdict), would_deny: would_deny.cloned() }
     }
 
-    fn rules(&self, port: u16) -> &Rules {
-        self.named.get(&port).unwrap_or(&self.every)
+    /// What holds where no policy that allows speaks of what is asked.
+    fn unspoken(&self, client: IpAddr) -> Verdict {
+        let Unspoken { networks, audited } = &self.spec.unspoken;
+        let client = client.to_canonical();
+        if !networks.is_empty() && !networks.iter().any(|network| network.contains(&client)) {
+            return Verdict::Deny { reason: Denial::NetworkDenied, rule: None };
+        }
+        let rule = DEFAULT.clone();
+        if *audited { Verdict::Audit { rule } } else { Verdict::Allow { rule } }
     }
 }
 
-// === impl Rules ===
+/// How many there have been.
+static GENERATIONS: AtomicU64 = AtomicU64::new(1);
 
-impl Rules {
-    fn new(rules: &[Allow], speaks: impl Fn(&Allow) -> bool) -> Self {
-        let mut compiled = Self::default();
-        for rule in rules.iter().filter(|rule| speaks(rule)) {
-            compiled.first.get_or_insert_with(|| rule.name.clone());
-            for identity in &rule.identities {
-                compiled.identities.entry(identity.clone()).or_insert_with(|| rule.name.clone());
-            }
-        }
-        compiled
-    }
+// === impl Judged ===
 
-    /// The first rule, where none of them lets anybody in.
-    fn letting_nobody_in(&self) -> Option<&Arc<str>> {
-        self.first.as_ref().filter(|_| self.identities.is_empty())
+impl Judged {
+    /// It may not go on, for this reason and by that rule, if it is one's.
+    pub fn denied(reason: Denial, rule: Option<Arc<str>>) -> Self {
+        Self { verdict: Verdict::Deny { reason, rule }, would_deny: None }
     }
 }
 
@@ -283,6 +374,7 @@ impl Denial {
             Self::PolicyDenied | Self::NetworkDenied => "policy_denied",
             Self::NoPolicy => "policy_unavailable",
             Self::EgressDenied => "egress_denied",
+            Self::Unclear(_) => "malformed_request",
         }
     }
 }

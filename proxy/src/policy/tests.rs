@@ -32,6 +32,8 @@ fn inbound(mode: Mode, ports: &[(u16, Mode)], rules: Vec<Allow>) -> Inbound {
                 .map(|(port, mode)| (*port, PortPolicy { protocol: Protocol::Http, mode: *mode }))
                 .collect(),
             rules,
+            policies: Vec::new(),
+            trust_domain: None,
             unspoken: Default::default(),
             rate_limits: Vec::new(),
             connection_ages: Vec::new(),
@@ -39,6 +41,8 @@ fn inbound(mode: Mode, ports: &[(u16, Mode)], rules: Vec<Allow>) -> Inbound {
             samplings: Vec::new(),
             access_log: Default::default(),
             sampling: Default::default(),
+            external: Vec::new(),
+            authentications: Vec::new(),
         },
         std::time::Instant::now(),
     )
@@ -234,12 +238,9 @@ fn a_change_revokes_what_it_no_longer_allows_and_nothing_else() {
 }
 
 #[test]
-fn what_is_told_of_a_connection_once_is_the_rule_that_let_it_in_first() {
+fn a_connection_is_told_of_as_audited_once() {
     let web = Connections::new().register(open("web"));
-    let (first, second): (Arc<str>, Arc<str>) = ("default".into(), "shop/p/web".into());
-    assert_eq!(web.rule(), None);
-    assert!(web.let_in_by(&first) && !web.let_in_by(&first) && !web.let_in_by(&second));
-    assert_eq!(web.rule(), Some("default"));
+    assert!(web.is_first_audit() && !web.is_first_audit() && !web.is_first_audit());
 }
 
 #[tokio::test]

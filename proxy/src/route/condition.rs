@@ -149,6 +149,12 @@ pub(super) fn header_len(asked: &Asked<'_>, name: &HeaderName) -> usize {
     values.sum::<usize>().saturating_sub(1)
 }
 
+/// Whether one of a query's parameters, as it is written, is of this name.
+pub fn is_parameter(written: &str, name: &str) -> bool {
+    let key = written.split_once('=').map_or(written, |(key, _)| key);
+    !written.is_empty() && if is_coded(key) { decoded(key).eq(name.bytes()) } else { key == name }
+}
+
 /// How long a query parameter is.
 pub(super) fn parameter_len(query: &str, name: &str) -> usize {
     let mut scratch = Scratch::new();

@@ -35,7 +35,7 @@ mod table;
 mod token;
 
 pub use budget::{Budget, BudgetSpec};
-pub use condition::{Asked, Conditions, HeaderMatch, QueryMatch, ValueMatch};
+pub use condition::{Asked, Conditions, HeaderMatch, QueryMatch, ValueMatch, is_parameter};
 pub use cors::{AllowedOrigin, Cors, CorsRequest, InPlace as CorsInPlace, InvalidOrigin, Listed};
 pub use filter::{Filters, HeaderModifier, InvalidTarget, Mirror, PathModifier, Redirect, Rewrite, Scheme};
 pub use host::{Hostname, InvalidHostname};

@@ -10,9 +10,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use aws_lc_rs::aead::{AES_256_GCM_SIV, Aad, LessSafeKey, Nonce, UnboundKey};
-use aws_lc_rs::digest;
+use aws_lc_rs::{constant_time, digest};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
+use zeroize::Zeroizing;
 
 /// Where a session goes, and since when. Times are milliseconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,10 +28,10 @@ pub struct Token {
     pub seen: u64,
 }
 
-/// Seals tokens. Cheap to clone.
+/// Seals tokens. Cheap to clone; wiped when dropped, and compared in constant time.
 #[derive(Clone)]
 pub struct SessionKey {
-    secret: [u8; SECRET],
+    secret: Zeroizing<[u8; SECRET]>,
     key: Arc<LessSafeKey>,
 }
 
@@ -53,8 +54,8 @@ pub fn backend_id(label: &str) -> u32 {
 impl SessionKey {
     /// `None`: a key is 32 bytes.
     pub fn new(secret: &[u8]) -> Option<Self> {
-        let secret: [u8; SECRET] = secret.try_into().ok()?;
-        let key = UnboundKey::new(&AES_256_GCM_SIV, &secret).ok()?;
+        let secret = Zeroizing::new(<[u8; SECRET]>::try_from(secret).ok()?);
+        let key = UnboundKey::new(&AES_256_GCM_SIV, &secret[..]).ok()?;
         Some(Self { secret, key: Arc::new(LessSafeKey::new(key)) })
     }
 
@@ -85,7 +86,7 @@ fn nonce() -> Nonce {
 
 impl PartialEq for SessionKey {
     fn eq(&self, other: &Self) -> bool {
-        self.secret == other.secret
+        constant_time::verify_slices_are_equal(&self.secret[..], &other.secret[..]).is_ok()
     }
 }
 
@@ -152,6 +153,8 @@ mod tests {
             assert_eq!(same.seal("a", &token(address)), Some(text));
         }
         assert!(SessionKey::new(&[7; 31]).is_none());
+        assert_eq!(key, same);
+        assert_ne!(key, other);
         assert_eq!(format!("{key:?}"), "SessionKey");
     }
 

@@ -95,6 +95,10 @@ pub struct Record<'a> {
     pub endpoint: Option<SocketAddr>,
     /// The rule that decided, `<namespace>/<policy>/<rule>`.
     pub rule: &'a str,
+    /// The rule in dry run that would have refused what was let in, or the policy where no rule of it would have let it in.
+    pub would_deny: &'a str,
+    /// Whose token it brought, where that was taken.
+    pub issuer: &'a str,
     /// On the leg between workloads.
     pub tls: TlsKind,
     /// Body bytes (connections: all bytes) from the client.
@@ -187,6 +191,8 @@ impl Default for Record<'_> {
             detected: "",
             endpoint: None,
             rule: "",
+            would_deny: "",
+            issuer: "",
             tls: TlsKind::Unknown,
             bytes_in: 0,
             bytes_out: 0,
@@ -268,6 +274,8 @@ mod tests {
             detected: "server_first",
             endpoint: Some("[::1]:5000".parse().unwrap()),
             rule: "default/allow/web",
+            would_deny: "default/trial/admin",
+            issuer: "https://issuer.example",
             tls: TlsKind::Mtls,
             bytes_in: 1,
             bytes_out: 2,
@@ -341,6 +349,8 @@ mod tests {
             detected: "",
             endpoint: Some("10.1.0.7:8080".parse().unwrap()),
             rule: "",
+            would_deny: "",
+            issuer: "",
             bytes_in: 12,
             bytes_out: 56,
             processing: Some(Duration::from_micros(40)),

@@ -22,6 +22,8 @@ mod tests;
 mod uses;
 mod worker;
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -36,10 +38,10 @@ pub use self::cells::{ConnectionCells, Counter, Histogram, OpenConnection, Reque
 pub use self::control::{CertKind, ControlMetrics};
 pub use self::families::{Family, Kind, reference};
 pub use self::labels::{
-    ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, DnsResult, EarlyOpen,
-    EgressLabels, EgressProtocol, FaultKind, LimitOutcome, Method, MirrorResult, Outcome, PoolClose,
-    ReplayCause, RequestLabels, RetryCause, RetryOutcome, SessionResult, TlsKind, Unretried, VerdictKind,
-    VerdictLabels,
+    CheckResult, ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, DnsResult,
+    EarlyOpen, EgressLabels, EgressProtocol, ExternalLabels, FaultKind, LimitOutcome, Method, MirrorResult,
+    Outcome, PoolClose, ReplayCause, RequestLabels, RetryCause, RetryOutcome, SessionResult, TlsKind,
+    TokenResult, Unretried, VerdictKind, VerdictLabels,
 };
 pub use self::load::Load;
 pub use self::pools::{PoolCells, PooledConnection};
@@ -49,10 +51,10 @@ use super::tap::Taps;
 use super::trace::export::Counts;
 
 /// Lines that may be there beside histograms whatever happens: every value of every bounded label.
-const FIXED_LINES: usize = 368;
-/// Histograms that may be there whatever happens: handshakes and overflow by direction, detection, dials, discovery, lag. (Those of
-/// sizes are among the lines.)
-const FIXED_HISTOGRAMS: usize = 8;
+const FIXED_LINES: usize = 430;
+/// Histograms that may be there whatever happens: handshakes and overflow by direction, detection, dials, discovery, lag, external
+/// checks. (Those of sizes are among the lines.)
+const FIXED_HISTOGRAMS: usize = 9;
 
 /// Everything that is measured. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -159,6 +161,20 @@ impl Metrics {
     pub fn untold(&self) -> Vec<String> {
         let labels = SeriesLabels::NAMES.into_iter().zip(self.shown.0);
         labels.filter(|(_, is_shown)| !is_shown).map(|(name, _)| name.to_owned()).collect()
+    }
+
+    /// What policy has said so far: verdict, rule and reason, each empty where there is none, and how often.
+    pub fn verdicts(&self) -> Vec<([String; 3], u64)> {
+        let mut sums: BTreeMap<Box<[u8]>, u64> = BTreeMap::new();
+        for worker in &self.workers {
+            let cells = worker.cells();
+            cells.verdicts.each(|key, counter| *sums.entry(key.into()).or_default() += counter.get());
+        }
+        let told = |(key, count): (Box<[u8]>, u64)| {
+            let mut values = labels::values(&key).map(Cow::into_owned);
+            ([(); 3].map(|()| values.next().unwrap_or_default()), count)
+        };
+        sums.into_iter().map(told).collect()
     }
 
     /// What requests and connections came to until now, for reports of what they come to since.

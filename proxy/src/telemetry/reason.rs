@@ -18,6 +18,7 @@ mod grpc {
     pub(super) const UNIMPLEMENTED: u8 = 12;
     pub(super) const INTERNAL: u8 = 13;
     pub(super) const UNAVAILABLE: u8 = 14;
+    pub(super) const UNAUTHENTICATED: u8 = 16;
 }
 
 struct Entry {
@@ -56,7 +57,7 @@ macro_rules! reasons {
 reasons! {
     MalformedRequest "malformed_request" 400 INTERNAL
         "the request's head is malformed or ambiguous"
-        "The client sent a head that RFC 9112 or RFC 9113 forbids, or whose length can be read in two ways (conflicting Content-Length and Transfer-Encoding, obsolete line folding, space before a colon, bare CR, NUL)."
+        "The client sent a head that RFC 9112 or RFC 9113 forbids, or whose length can be read in two ways (conflicting Content-Length and Transfer-Encoding, obsolete line folding, space before a colon, bare CR, NUL). Or a policy looks at paths or hosts, and nobody can tell which path or host an application would take the request for: its path has an encoded slash or backslash, an encoded control character, a `%` without two digits, is encoded twice or not UTF-8, or has `..` beside empty segments or `;parameters`; it names two hosts, or none that is a name or an address."
         "Mend the client. If the port does not speak HTTP, declare it opaque.";
     RouteNotFound "route_not_found" 404 UNIMPLEMENTED
         "no route matches the request"
@@ -131,9 +132,9 @@ reasons! {
         "A FaultPolicy answers some of the requests in their backend's place; which one is in the message. The status is the policy's."
         "Delete the FaultPolicy when the experiment is over.";
     PolicyDenied "policy_denied" 403 PERMISSION_DENIED
-        "policy does not allow this client"
-        "The workload has AuthorizationPolicies for this port, and none of them allows the client's identity; or there are none, and the pod's `config.tulle.dev/default-inbound-policy` lets in others only. Where nobody is let in, whoever it is, the message names the rule; `…/control-plane:no-pod-with-a-proxy/nobody` is in force where the control plane knows of no such pod: once the pod is gone; on a machine outside the cluster until it registers; and in a pod whose proxy is not the injector's, or whose annotation `tulle.dev/status` was taken away, until it is made anew."
-        "Allow the identity that the access log shows as `source`, if it should be allowed.";
+        "policy does not allow this client, or what it asks"
+        "The workload has AuthorizationPolicies for this port: one denies what is asked, which is named in the message; or some allow, and none of these describes the client and what it asks. Or there are none, and the pod's `config.tulle.dev/default-inbound-policy` lets in others only. Where nobody is let in, whoever it is, the message names the rule; `…/control-plane:no-pod-with-a-proxy/nobody` is in force where the control plane knows of no such pod: once the pod is gone; on a machine outside the cluster until it registers; and in a pod whose proxy is not the injector's, or whose annotation `tulle.dev/status` was taken away, until it is made anew."
+        "Allow the identity that the access log shows as `source`, and what it asks, if that should be allowed; no rule helps against one that denies. `tulle authz check` says what a proxy would make of a request, and by which rule.";
     EgressDenied "egress_denied" 403 PERMISSION_DENIED
         "policy does not allow this destination outside the mesh"
         "The destination belongs to no Service and no workload of the mesh, and an EgressPolicy of the namespace, or the Mesh's `egress`, denies it; which one is in the message. A connection that is not HTTP is reset."
@@ -144,8 +145,32 @@ reasons! {
         "Give the client a proxy, or set the mode to permissive while clients are being moved.";
     IdentityRequired "identity_required" 403 PERMISSION_DENIED
         "policy asks for an identity and the client has none"
-        "The workload has AuthorizationPolicies for this port, and the connection came without a certificate of the mesh (permissive mode)."
+        "The workload has AuthorizationPolicies for this port that allow identities, and the connection came without a certificate of the mesh (permissive mode)."
         "Give the client a proxy.";
+    DeniedExternally "denied_externally" 403 PERMISSION_DENIED
+        "the authorizer that is asked does not allow the request"
+        "An ExternalAuthorization has the Service that it names asked about the request, and that said no; which one is in the message. Status, headers and body are the authorizer's, where it gives any, and so is the gRPC status that is made of its HTTP status."
+        "See the authorizer's own log. What it was told of the request is in docs/external-authorization.md.";
+    AuthorizerUnavailable "authorizer_unavailable" 503 UNAVAILABLE
+        "the authorizer that must be asked gave no answer"
+        "An ExternalAuthorization has the Service that it names asked about the request, and there was no answer within its `timeout`, or none that can be read: why is in the message. Its `failureMode` is `Deny`."
+        "See whether the authorizer runs, is ready and speaks Envoy's gRPC Check on that port; raise `timeout` if it is slow. `failureMode: Allow` lets in whatever cannot be asked about.";
+    BodyTooLarge "body_too_large" 413 RESOURCE_EXHAUSTED
+        "the body is longer than the authorizer may be told"
+        "An ExternalAuthorization has its authorizer told the request's body, which is longer than `body.maxBytes`."
+        "Raise `body.maxBytes`, or have the authorizer told the beginning of longer bodies: `body.partial: true`.";
+    TokenRequired "token_required" 401 UNAUTHENTICATED
+        "the request needs a token and has none"
+        "A RequestAuthentication of the workload asks each request for a token (JWT), and where it looks for one there is none. The answer's `www-authenticate` asks for one."
+        "Send the token as `authorization: Bearer …`, or in the header that the policy names. Set `required: false` in the policy if requests without one should go on, to be judged by an AuthorizationPolicy.";
+    TokenInvalid "token_invalid" 401 UNAUTHENTICATED
+        "the request's token is not valid here"
+        "A RequestAuthentication of the workload does not take the token: it is malformed, has expired or is not valid yet, is from an issuer or for an audience that the policy does not name, is signed with an algorithm or a key that is not accepted, or there are two that differ. Which it was is in the message and in `error_description`."
+        "Get a new token for this audience. Compare the policy's `issuer` and `audiences` with the token's `iss` and `aud`, letter by letter, and the clocks; `tulle_tokens_total` counts what tokens were refused for.";
+    JwksUnavailable "jwks_unavailable" 503 UNAVAILABLE
+        "the keys of the token's issuer are not known yet"
+        "The RequestAuthentication names a URL for its issuer's keys, and they have not been fetched once since the proxy knows the policy. Nothing is let in on trust. Keys that were fetched before stay in use, however often a later fetch fails."
+        "See the proxy's log for why `jwks.url` could not be fetched: its name, its certificate and the roots, the time-out, or a redirect, which is not followed. `tulle_jwks_fetches_total` counts the tries.";
     DiscoveryUnavailable "discovery_unavailable" 503 UNAVAILABLE
         "the control plane did not say in time who lives at this address"
         "The address is within the mesh's networks, was used for the first time, and the control plane did not answer."
@@ -214,6 +239,10 @@ reasons! {
         "the client's certificate names several URIs"
         "An X.509-SVID has exactly one URI (X509-SVID, section 2). The handshake was refused."
         "See who issued it.";
+    TlsWeakKey "tls_weak_key" none UNAVAILABLE
+        "the client's certificate has a weak key"
+        "The client's key, or that of a certificate above it, is too weak to prove anybody (RSA under 2048 bits, a curve other than P-256, P-384 and P-521), or one of the signatures is by way of SHA-1 or MD5. The handshake was refused."
+        "Have whoever issues such certificates use ECDSA on P-256 or P-384, Ed25519, or RSA of 2048 bits or more, with SHA-256 or better.";
     TlsBadSignature "tls_bad_signature" none UNAVAILABLE
         "the client could not prove that it holds its certificate's key"
         "The handshake's signature does not fit the certificate. The handshake was refused."
@@ -299,6 +328,7 @@ impl From<Refusal> for Reason {
             Refusal::WrongIdentity => Self::PeerIdentityMismatch,
             Refusal::NoSpiffeId => Self::TlsNoSpiffeId,
             Refusal::SeveralUris => Self::TlsSeveralUris,
+            Refusal::WeakKey => Self::TlsWeakKey,
             Refusal::Malformed => Self::TlsMalformed,
             Refusal::BadSignature => Self::TlsBadSignature,
         }

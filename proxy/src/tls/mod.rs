@@ -6,6 +6,7 @@
 use std::io;
 use std::time::SystemTime;
 
+use aws_lc_rs::digest;
 use tokio::net::TcpStream;
 use tulle_certs::{Alpn, Creds, Refusal, SpiffeId, creds, refusal};
 
@@ -16,6 +17,8 @@ use crate::io::{Io, Replay, TlsStream};
 pub struct Terminated {
     pub io: Io,
     pub peer: SpiffeId,
+    /// SHA-256 of its certificate.
+    pub certificate: [u8; 32],
     pub alpn: Alpn,
 }
 
@@ -56,11 +59,17 @@ pub async fn accept(stream: Replay<TcpStream>, creds: &Creds) -> Result<Terminat
     })?;
     let alpn =
         stream.alpn().and_then(Alpn::of).filter(|alpn| alpn.is_mesh()).ok_or(AcceptError::NoProtocol)?;
-    let peer = tulle_certs::peer_id(stream.peer_certificates()).map_err(|refusal| AcceptError::Refused {
+    let certificates = stream.peer_certificates();
+    let certificate = certificates
+        .first()
+        .map(|leaf| digest::digest(&digest::SHA256, leaf))
+        .and_then(|digest| digest.as_ref().first_chunk().copied())
+        .unwrap_or_default();
+    let peer = tulle_certs::peer_id(certificates).map_err(|refusal| AcceptError::Refused {
         refusal,
         source: io::Error::new(io::ErrorKind::InvalidData, refusal.reason()),
     })?;
-    Ok(Terminated { io: Io::tls(stream), peer, alpn })
+    Ok(Terminated { io: Io::tls(stream), peer, certificate, alpn })
 }
 
 /// Opens TLS to an endpoint that must prove to be `expected`.

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Frame, SizeHint};
 
+use super::ahead::{self, Ahead, Beginning};
 use super::h1;
 use super::http2::Incoming;
 use super::kept::{Reader, Spare};
@@ -39,6 +40,7 @@ pub(super) enum Kind {
     Kept(Reader),
     Copied(Box<Copied>),
     Copy(Box<Copy>),
+    Ahead(Box<Ahead>),
 }
 
 /// What has passed of a body so far, readable while it passes.
@@ -148,6 +150,16 @@ impl Body {
         (Self::of(Kind::Copied(Box::new(body))), Self::of(Kind::Copy(Box::new(copy))))
     }
 
+    /// The first `limit` bytes of the body, which passes whole all the same. The client is waited for, however long it takes.
+    ///
+    /// # Errors
+    /// When it broke off before; then there is no body any more.
+    pub async fn read_ahead(&mut self, limit: usize) -> Result<Beginning, BodyError> {
+        let (body, beginning) = ahead::read(std::mem::take(self), limit).await?;
+        *self = Self::of(Kind::Ahead(Box::new(body)));
+        Ok(beginning)
+    }
+
     pub(super) fn reader(reader: Reader) -> Self {
         Self::of(Kind::Kept(reader))
     }
@@ -173,6 +185,7 @@ impl Body {
             Kind::Kept(reader) => ready!(reader.poll_frame(cx)),
             Kind::Copied(copied) => ready!(copied.poll_frame(cx)),
             Kind::Copy(copy) => ready!(copy.poll_frame(cx)),
+            Kind::Ahead(ahead) => ready!(ahead.poll_frame(cx)),
         })
     }
 
@@ -228,6 +241,7 @@ impl http_body::Body for Body {
             Kind::Kept(reader) => reader.is_end_stream(),
             Kind::Copied(copied) => copied.is_end_stream(),
             Kind::Copy(copy) => copy.is_end_stream(),
+            Kind::Ahead(ahead) => ahead.is_end_stream(),
         }
     }
 
@@ -240,6 +254,7 @@ impl http_body::Body for Body {
             Kind::Kept(reader) => reader.size_hint(),
             Kind::Copied(copied) => copied.size_hint(),
             Kind::Copy(copy) => copy.size_hint(),
+            Kind::Ahead(ahead) => ahead.size_hint(),
         }
     }
 }

@@ -3,6 +3,7 @@
 //! The seam behind which HTTP/1 (ours, in `h1`) and HTTP/2 (over `h2`, in [`http2`]) stand. It decides nothing about
 //! where a request goes; `forward` calls it on both sides and sees only [`http`] types and [`Body`].
 
+mod ahead;
 mod body;
 pub mod h1;
 pub mod http2;
@@ -10,6 +11,7 @@ mod kept;
 mod tee;
 mod upgrade;
 
+pub use ahead::Beginning;
 pub use body::{Body, BodyError, Transfer};
 pub use kept::Spare;
 pub use upgrade::{Upgrade, tunnel};

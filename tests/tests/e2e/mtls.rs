@@ -90,6 +90,11 @@ async fn every_wrong_certificate_is_refused_with_a_reason_of_its_own() {
     let both = pair.world.certificate_naming(&[&pair.web.identity(), &admin]);
     refused(&pair, Some(&both), "tls_several_uris").await;
 
+    // Nobody has its key, and so it must be looked at before what the client proves.
+    let weak = pair.world.certificate_of_a_weak_key(&pair.web.identity());
+    let weak = identity::connect_as_a_thief(pair.orders.inbound(), &weak, &[HTTP1]).await;
+    refused_as(&pair, weak, "tls_weak_key").await;
+
     let web = Identity::issue(&mesh, "web");
     let thief = identity::connect_as_a_thief(pair.orders.inbound(), &web, &[HTTP1]).await;
     refused_as(&pair, thief, "tls_bad_signature").await;

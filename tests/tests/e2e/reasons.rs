@@ -32,6 +32,13 @@ struct Case {
 }
 
 const CALL: &str = "POST /shop.Orders/Place";
+
+/// A token of `https://issuer.example` that is valid until 2100, but for its signature.
+macro_rules! unsigned {
+    () => {
+        "eyJhbGciOiJFUzI1NiJ9.eyJpc3MiOiJodHRwczovL2lzc3Vlci5leGFtcGxlIiwiZXhwIjo0MTAyNDQ0ODAwfQ.AA"
+    };
+}
 const WEB: &str = "default/web/outbound";
 const BACK: &str = "default/back/inbound";
 
@@ -61,6 +68,19 @@ const CASES: &[Case] = &[
     },
     Case { reason: Reason::FaultInjected, by: WEB, http: GET, grpc: CALL },
     Case { reason: Reason::PolicyDenied, by: BACK, http: GET, grpc: CALL },
+    Case { reason: Reason::TokenRequired, by: BACK, http: GET, grpc: CALL },
+    Case {
+        reason: Reason::TokenInvalid,
+        by: BACK,
+        http: "GET /cart HTTP/1.1\r\nhost: orders\r\nx-token: nonsense\r\n\r\n",
+        grpc: "POST /shop.Orders/Place x-token:nonsense",
+    },
+    Case {
+        reason: Reason::JwksUnavailable,
+        by: BACK,
+        http: concat!("GET /cart HTTP/1.1\r\nhost: orders\r\nx-token: ", unsigned!(), "\r\n\r\n"),
+        grpc: concat!("POST /shop.Orders/Place x-token:", unsigned!()),
+    },
     Case { reason: Reason::RateLimited, by: WEB, http: GET, grpc: CALL },
 ];
 
@@ -90,6 +110,17 @@ const ELSEWHERE: &[(Reason, &str, &str)] = &[
         Reason::IdentityRequired,
         "e2e/reasons.rs",
         "whoever_has_no_identity_is_told_so_where_policy_asks_for_one",
+    ),
+    (
+        Reason::DeniedExternally,
+        "e2e/ext_authz.rs",
+        "an_authorizer_lets_in_changes_and_denies_in_its_own_words",
+    ),
+    (Reason::AuthorizerUnavailable, "e2e/ext_authz.rs", "without_an_answer_the_failure_mode_decides"),
+    (
+        Reason::BodyTooLarge,
+        "e2e/ext_authz.rs",
+        "a_body_is_told_as_far_as_it_may_be_and_reaches_the_application_whole",
     ),
     (
         Reason::DiscoveryUnavailable,
@@ -131,6 +162,7 @@ const ELSEWHERE: &[(Reason, &str, &str)] = &[
     (Reason::TlsNotYetValid, "e2e/mtls.rs", "every_wrong_certificate_is_refused_with_a_reason_of_its_own"),
     (Reason::TlsNoSpiffeId, "e2e/mtls.rs", "every_wrong_certificate_is_refused_with_a_reason_of_its_own"),
     (Reason::TlsSeveralUris, "e2e/mtls.rs", "every_wrong_certificate_is_refused_with_a_reason_of_its_own"),
+    (Reason::TlsWeakKey, "e2e/mtls.rs", "every_wrong_certificate_is_refused_with_a_reason_of_its_own"),
     (Reason::TlsBadSignature, "e2e/mtls.rs", "every_wrong_certificate_is_refused_with_a_reason_of_its_own"),
     (Reason::TlsMalformed, "e2e/bad_input.rs", "garbage_in_place_of_tls_is_counted_and_closed"),
 ];
@@ -223,6 +255,27 @@ spec:
   rules: [{from: [{identities: [default/other]}]}]
 ---
 apiVersion: policy.tulle.dev/v1alpha1
+kind: RequestAuthentication
+metadata: {name: token-required}
+spec:
+  targetRefs: [{group: '', kind: Service, name: token-required}, {group: '', kind: Service, name: token-invalid}]
+  issuers:
+  - issuer: https://issuer.example
+    audiences: [orders]
+    jwks: {inline: '{\"keys\":[{\"kty\":\"OKP\",\"crv\":\"Ed25519\",\"x\":\"AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE\"}]}'}
+    from: [{header: x-token}]
+---
+apiVersion: policy.tulle.dev/v1alpha1
+kind: RequestAuthentication
+metadata: {name: jwks-unavailable}
+spec:
+  targetRefs: [{group: '', kind: Service, name: jwks-unavailable}]
+  issuers:
+  - issuer: https://issuer.example
+    jwks: {url: 'https://127.0.0.1:9/keys'}
+    from: [{header: x-token}]
+---
+apiVersion: policy.tulle.dev/v1alpha1
 kind: RateLimitPolicy
 metadata: {name: rate-limited}
 spec:
@@ -302,6 +355,9 @@ async fn r19_a_reason_is_told_in_the_answer_the_metric_and_the_log_to_http_and_t
         (Reason::DeadlineExceeded, silent.address()),
         (Reason::FaultInjected, closed()),
         (Reason::PolicyDenied, closed()),
+        (Reason::TokenRequired, closed()),
+        (Reason::TokenInvalid, closed()),
+        (Reason::JwksUnavailable, closed()),
         (Reason::RateLimited, closed()),
     ] {
         back = back.serves(&service_of(reason), application);

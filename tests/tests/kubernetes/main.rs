@@ -19,6 +19,7 @@ mod mesh;
 mod node;
 mod outside;
 mod release;
+mod rotation;
 mod services;
 
 use std::fs;

@@ -79,7 +79,7 @@ impl Served {
     /// Asks for a certificate by these bytes, with a token.
     pub(crate) async fn certify(&self, request: Vec<u8>) -> Result<IstioCertificateResponse, Status> {
         let id = SpiffeId::new(&TrustDomain::default(), "shop", "orders").unwrap();
-        let ca = self.control_plane.ca();
+        let ca = self.control_plane.ca().unwrap();
         let services = ["orders".to_owned()];
         let token = ca.tokens().mint(&id, &services, Duration::from_secs(60), SystemTime::now()).unwrap();
         let tls = bootstrap::pinned(ca.pin(), &TrustDomain::default()).unwrap();

@@ -45,6 +45,7 @@ pub(crate) fn descriptors() -> DescriptorPool {
         "envoy/service/discovery/v3/discovery.proto",
         "istio/v1/auth/ca.proto",
         "tulle/v1/resources.proto",
+        "tulle/v1/policy.proto",
         "tulle/v1/proxy.proto",
         "tulle/v1/view.proto",
     ];

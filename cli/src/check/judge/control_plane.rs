@@ -19,6 +19,9 @@ const SOON: Duration = Duration::from_secs(30 * DAY);
 /// … and now it is an emergency.
 const NOW: Duration = Duration::from_secs(7 * DAY);
 
+/// What the control plane's own certificate is called.
+const LEAF: &str = "leaf of the control plane";
+
 pub(crate) fn ready(seen: &Seen) -> Judged {
     let Some(deployment) = seen.deployment.as_ref()? else {
         let hint = "`tulle install` installs it; --namespace says where it is, if it is elsewhere";
@@ -183,11 +186,11 @@ pub(crate) fn certificates(seen: &Seen) -> Judged {
     }
     let pages = pages(seen);
     if let Ok(Some(pages)) = &pages {
-        for (_, _, value) in values(pages, "tulle_identity_cert_expiration_timestamp_seconds", "kind")
-            .filter(|(_, kind, _)| *kind == "issuer")
-        {
+        let told = values(pages, "tulle_identity_cert_expiration_timestamp_seconds", "kind");
+        for (_, kind, value) in told.filter(|(_, kind, _)| matches!(*kind, "issuer" | "leaf")) {
             let until = SystemTime::UNIX_EPOCH + Duration::from_secs(value.clamp(0.0, 1e11) as u64);
-            let first = lives.entry("issuer").or_insert(until);
+            let kind = if kind == "leaf" { LEAF } else { "issuer" };
+            let first = lives.entry(kind).or_insert(until);
             *first = (*first).min(until);
         }
     }
@@ -210,6 +213,11 @@ fn life(what: &str, until: SystemTime, now: SystemTime) -> (Level, String) {
     let Ok(left) = until.duration_since(now) else {
         return (Level::Error, format!("the {what} has expired"));
     };
+    // A leaf lives for a day or so, and is renewed by itself.
+    if what == LEAF {
+        let hours = usize::try_from(left.as_secs() / 3600).unwrap_or(usize::MAX);
+        return (Level::Ok, format!("the {what} is good for {}", count(hours, "hour")));
+    }
     let days = left.as_secs() / DAY;
     let level = match left {
         left if left < NOW => Level::Error,
@@ -224,6 +232,38 @@ fn life(what: &str, until: SystemTime, now: SystemTime) -> (Level, String) {
             count(usize::try_from(days).unwrap_or(usize::MAX), "day")
         ),
     )
+}
+
+/// How far a rotation of the root is. While one goes on, that it waits for somebody is told.
+pub(crate) fn rotation(seen: &Seen) -> Judged {
+    let Some(pages) = pages(seen)? else { return Ok(None) };
+    // Of replicas that differ for a moment, one that has gone further is right.
+    let phases = ["retired", "draining", "switched", "published"];
+    let now: Vec<&str> = values(&pages, "tulle_identity_root_rotation", "phase")
+        .filter(|(_, _, value)| *value > 0.0)
+        .map(|(_, phase, _)| phase)
+        .collect();
+    let Some(phase) = phases.into_iter().find(|phase| now.contains(phase)) else {
+        return match now.is_empty() {
+            // An older version, which rotates nothing.
+            true => Ok(None),
+            false => ok("no rotation of the root is under way").some(),
+        };
+    };
+    let waits = |kind: &str| {
+        let all = values(&pages, "tulle_identity_root_rotation_waits", "for");
+        all.filter(|(_, of, _)| *of == kind).map(|(_, _, value)| value).fold(0.0, f64::max)
+    };
+    let (replicas, proxies) = (waits("replicas"), waits("proxies"));
+    if replicas > 0.0 {
+        let message = format!(
+            "a rotation of the root is {phase}, and waits for {} with {}",
+            count(replicas as usize, "replica"),
+            count(proxies as usize, "proxy")
+        );
+        return warning(message).some();
+    }
+    ok(format!("a rotation of the root is {phase}")).some()
 }
 
 pub(crate) fn configuration(seen: &Seen) -> Judged {

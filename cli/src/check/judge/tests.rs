@@ -81,6 +81,8 @@ tulle_control_plane_watch_connected{{kind=\"Pod\"}} 1
 tulle_control_plane_findings{{severity=\"error\"}} 0
 tulle_control_plane_findings{{severity=\"warning\"}} 0
 tulle_identity_cert_expiration_timestamp_seconds{{kind=\"issuer\"}} {until}
+tulle_identity_root_rotation{{phase=\"idle\"}} 1
+tulle_identity_root_rotation{{phase=\"published\"}} 0
 tulle_build_info{{component=\"control-plane\",version=\"{OWN}\"}} 1
 "
     )
@@ -263,7 +265,7 @@ fn definitions_of_our_kinds() {
         })
     };
     is(&with(Stage::After, &|one| *one = None), Level::Error, name);
-    is(&with(Stage::Before, &|one| *one = None), Level::Ok, "6 from before");
+    is(&with(Stage::Before, &|one| *one = None), Level::Ok, "9 from before");
     let fields = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties";
     let older = with(Stage::After, &|one| {
         let fields = one.as_mut().unwrap().pointer_mut(fields).unwrap().as_object_mut().unwrap();
@@ -462,6 +464,29 @@ fn certificates_that_end() {
     is(&check, Level::Error, "the issuer is good for");
     let check = after("certificates", &[], |seen| drop(seen.bundles.as_mut().unwrap().remove(0)));
     is(&check, Level::Error, "no ConfigMap tulle-trust-bundle");
+}
+
+#[test]
+fn a_rotation_of_the_root_that_waits_for_somebody() {
+    let rotation = |pages: [&str; 2]| {
+        after("root-rotation", &[], |seen| {
+            for (name, text) in ["a", "b"].into_iter().zip(pages) {
+                let text =
+                    counted(1, 3650, seen.now).replace("tulle_identity_root_rotation{", "before{") + text;
+                seen.pages.insert(name.to_owned(), page(&text));
+            }
+        })
+    };
+    let idle = "tulle_identity_root_rotation{phase=\"idle\"} 1\n";
+    is(&rotation([idle, idle]), Level::Ok, "no rotation");
+    let published = "tulle_identity_root_rotation{phase=\"published\"} 1\n";
+    is(&rotation([idle, published]), Level::Ok, "is published");
+    let waits = format!(
+        "{published}tulle_identity_root_rotation_waits{{for=\"replicas\"}} 1\ntulle_identity_root_rotation_waits{{for=\"proxies\"}} 7\n"
+    );
+    is(&rotation([published, &waits]), Level::Warning, "waits for 1 replica with 7 proxies");
+    let draining = "tulle_identity_root_rotation{phase=\"draining\"} 1\n";
+    is(&rotation([draining, published]), Level::Ok, "is draining");
 }
 
 #[test]

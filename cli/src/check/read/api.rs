@@ -30,6 +30,15 @@ const PAGE: usize = 250;
 /// # Errors
 /// What is wrong with the kubeconfig, with the remedy.
 pub(crate) async fn connect(context: Option<&str>, file: Option<&Path>) -> Result<Api, String> {
+    let (client, server) = client(context, file).await?;
+    Ok(Api::new(client, server, PATIENCE))
+}
+
+/// The client of a context, and where its API server is.
+///
+/// # Errors
+/// As [`connect`].
+pub(crate) async fn client(context: Option<&str>, file: Option<&Path>) -> Result<(Client, String), String> {
     let config = match file {
         Some(file) => match Kubeconfig::read_from(file) {
             Ok(read) => {
@@ -47,7 +56,7 @@ pub(crate) async fn connect(context: Option<&str>, file: Option<&Path>) -> Resul
     let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
     let client = Client::try_from(config)
         .map_err(|error| format!("what the kubeconfig says of {server} cannot be used: {error}"))?;
-    Ok(Api::new(client, server, PATIENCE))
+    Ok((client, server))
 }
 
 /// A part of a path. Names of Kubernetes need nothing of it; what somebody typed might.

@@ -170,7 +170,7 @@ async fn a_part_that_may_not_be_read_ends_nothing() {
     assert_eq!(seen.nodes, Err(Unread::Forbidden("list nodes".to_owned())));
     assert_eq!((seen.cilium, seen.deployment), (Ok(None), Ok(None)));
     assert_eq!(seen.rights.unwrap().iter().filter(|(_, may)| *may).count(), INSTALL.len() + 1);
-    assert_eq!(seen.definitions.unwrap().values().filter(|one| one.is_none()).count(), 12);
+    assert_eq!(seen.definitions.unwrap().values().filter(|one| one.is_none()).count(), 15);
 }
 
 #[tokio::test]

@@ -1,17 +1,23 @@
 //! The authority's files in the state folder.
 //!
 //! Keys are never written but with mode 0600 from the first byte on, and never read with more. The folder is locked by whoever opens it,
-//! so that nobody else writes.
+//! so that nobody else writes; but for the book of join tokens, which `tulle token` writes beside a running control plane, and which is locked for each change.
 
 use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use zeroize::Zeroizing;
 
-use super::{CA_CERTIFICATES, Change, GRANTS, Kept, NAMES, Store};
+use super::{CA_CERTIFICATES, Change, GRANTS, Kept, NAMES, Store, TOKENS};
 use crate::ca::CaError;
+
+/// How often who waits for the book of join tokens tries again.
+const LOCK_AGAIN: Duration = Duration::from_millis(20);
 
 /// The folder.
 #[derive(Debug, Clone)]
@@ -32,8 +38,8 @@ impl Folder {
         for name in NAMES {
             let path = self.dir.join(name);
             let text = match name {
-                // Its damage costs what was granted, not the start.
-                GRANTS => read_lossy(&path)?.map(Zeroizing::new),
+                // Its damage costs what was granted, not the start; that of the book of tokens is told by who reads it.
+                GRANTS | TOKENS => read_lossy(&path)?.map(Zeroizing::new),
                 CA_CERTIFICATES => read(&path)?.map(Zeroizing::new),
                 _ => read_key(&path)?,
             };
@@ -49,9 +55,8 @@ impl Folder {
         }
         for name in names {
             let path = self.dir.join(name);
-            let mode = if *name == CA_CERTIFICATES { 0o644 } else { 0o600 };
             if let Some(text) = kept.get(name) {
-                write(&path, text.as_bytes(), mode)?;
+                write(&path, text.as_bytes(), mode(name))?;
             }
             if *name == CA_CERTIFICATES {
                 tracing::info!(path = %path.display(), "made a new root");
@@ -74,12 +79,42 @@ impl Store for Folder {
 
     async fn change(&self, name: &'static str, change: &Change<'_>) -> Result<(), CaError> {
         let path = self.dir.join(name);
+        // Held until it is written.
+        let _turn = match name {
+            TOKENS => Some(lock(&self.dir).await?),
+            _ => None,
+        };
         let reading = path.clone();
         // The disk must not keep anybody else waiting.
         let before = on_disk(&path, move || read_lossy(&reading)).await?;
         let Some(text) = change(before.as_deref()) else { return Ok(()) };
         let writing = path.clone();
-        on_disk(&path, move || write(&writing, text.as_bytes(), 0o600)).await
+        let text = Zeroizing::new(text);
+        on_disk(&path, move || write(&writing, text.as_bytes(), mode(name))).await
+    }
+
+    fn is_guarded(&self) -> bool {
+        true
+    }
+
+    async fn look(&self, name: &'static str) -> Result<Option<String>, CaError> {
+        let path = self.dir.join(name);
+        let reading = path.clone();
+        on_disk(&path, move || read_lossy(&reading)).await
+    }
+}
+
+/// Waits until nobody else changes what several may; until what is returned is dropped.
+async fn lock(dir: &Path) -> Result<fs::File, CaError> {
+    let opening = dir.to_owned();
+    let folder = on_disk(dir, move || fs::File::open(&opening).map_err(io(&opening))).await?;
+    loop {
+        // Not waited for in a thread: those who wait must not take the threads that who has it needs.
+        match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(folder),
+            Err(Errno::WOULDBLOCK | Errno::INTR) => tokio::time::sleep(LOCK_AGAIN).await,
+            Err(error) => return Err(io(dir)(error.into())),
+        }
     }
 }
 
@@ -128,6 +163,11 @@ fn read_key(path: &Path) -> Result<Option<Zeroizing<String>>, CaError> {
     Ok(Some(text))
 }
 
+/// Certificates are no secret.
+fn mode(name: &str) -> u32 {
+    if name == CA_CERTIFICATES { 0o644 } else { 0o600 }
+}
+
 fn make_dir(dir: &Path) -> Result<(), CaError> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io(dir))
 }
@@ -144,5 +184,19 @@ fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), CaError> {
     let mut file =
         OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside).map_err(io(&beside))?;
     file.write_all(content).and_then(|()| file.sync_all()).map_err(io(&beside))?;
-    fs::rename(&beside, path).map_err(io(path))
+    own(&file, path).map_err(io(&beside))?;
+    fs::rename(&beside, path).map_err(io(path))?;
+    // What is written next may rest on this, also after the power has failed.
+    let folder = path.parent().unwrap_or(path);
+    fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(io(folder))
+}
+
+/// What somebody else writes here, as root may, is the folder's owner's: a control plane must be able to read it.
+fn own(file: &fs::File, path: &Path) -> std::io::Result<()> {
+    let Some(folder) = path.parent() else { return Ok(()) };
+    let (folder, own) = (fs::metadata(folder)?, file.metadata()?);
+    if folder.uid() == own.uid() {
+        return Ok(());
+    }
+    std::os::unix::fs::fchown(file, Some(folder.uid()), Some(folder.gid()))
 }

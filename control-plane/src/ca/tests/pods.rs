@@ -45,7 +45,7 @@ fn a_pod_is_given_the_identity_that_the_api_server_says_and_no_other() {
 
     let (mut ask, _) = request(0);
     bearer(&mut ask, &token());
-    ask.extensions_mut().insert(Caller { id: id("web"), not_after: now() + HOUR });
+    ask.extensions_mut().insert(Caller { id: id("web"), not_after: now() + HOUR, lineage: None });
     let status = certificate(&ca, &ask, now()).unwrap_err();
     assert_eq!(status.code(), Code::PermissionDenied, "{status}");
 }
@@ -84,7 +84,7 @@ fn without_an_api_server_a_pods_token_is_told_as_what_it_is() {
 fn a_pods_certificate_is_not_renewed_without_its_token() {
     let dir = tempfile::tempdir().unwrap();
     let ca = reviewed(dir.path(), Ok(bearer_of("shop", "web")));
-    let caller = |account: &str| Caller { id: id(account), not_after: now() + HOUR };
+    let caller = |account: &str| Caller { id: id(account), not_after: now() + HOUR, lineage: None };
     let (mut ask, _) = request(0);
     ask.extensions_mut().insert(caller("web"));
     let status = certificate(&ca, &ask, now()).unwrap_err();

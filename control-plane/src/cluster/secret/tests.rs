@@ -7,7 +7,8 @@ use tokio::sync::watch;
 use tulle_certs::SpiffeId;
 
 use super::*;
-use crate::ca::Options;
+use crate::ca::ledger::Ledger;
+use crate::ca::{Options, change_ledger_in};
 use crate::cluster::testing::{ApiServer, Failure};
 
 const PATH: &str = "/api/v1/namespaces/tulle-system/secrets/tulle-identity";
@@ -158,6 +159,26 @@ async fn a_new_root_without_a_key_of_join_tokens_gets_the_one_in_use() {
         assert_eq!(after["data"][key], before["data"][key], "{key}");
     }
     watching.abort();
+}
+
+#[tokio::test]
+async fn a_join_token_that_is_revoked_in_the_secret_is_so_for_every_replica() {
+    let server = ApiServer::start();
+    let replicas = [ca(&server).await, ca(&server).await];
+    replicas[0].grant(&id("web"), &["web".into()]).await.unwrap();
+    let (_sender, holder) = held(false);
+    let watching = replicas.each_ref().map(|ca| {
+        let (ca, holder) = (ca.clone(), holder.clone());
+        tokio::spawn(secret(&server).watch(ca, holder))
+    });
+    let revoked = |ledger: Ledger| Some(ledger.with_revoked("stolen", None, SystemTime::now()));
+    let before = change_ledger_in(&secret(&server), revoked).await.unwrap();
+    assert_eq!(before, Ledger::default());
+    soon("all know it", || replicas.iter().all(|ca| ca.is_revoked("stolen"))).await;
+    // What others keep there is as it was; who starts later knows it too.
+    assert!(server.object(PATH).unwrap()["data"]["grants.json"].is_string());
+    assert!(ca(&server).await.is_revoked("stolen"));
+    watching.iter().for_each(tokio::task::JoinHandle::abort);
 }
 
 #[tokio::test]

@@ -19,12 +19,15 @@ use crate::source::versions;
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
 /// Every kind of which something is said.
-pub(super) const KINDS: [Kind; 10] = [
+pub(super) const KINDS: [Kind; 13] = [
     Kind::HttpRoute,
     Kind::GrpcRoute,
     Kind::TlsRoute,
     Kind::TcpRoute,
     Kind::AuthorizationPolicy,
+    Kind::PeerAuthentication,
+    Kind::ExternalAuthorization,
+    Kind::RequestAuthentication,
     Kind::EgressPolicy,
     Kind::TrafficPolicy,
     Kind::RateLimitPolicy,

@@ -57,6 +57,9 @@ impl Form {
                 Some(Self { list: "parents", about: "parentRef", refs: "parentRefs", most: 32 })
             }
             Kind::AuthorizationPolicy
+            | Kind::PeerAuthentication
+            | Kind::ExternalAuthorization
+            | Kind::RequestAuthentication
             | Kind::EgressPolicy
             | Kind::TrafficPolicy
             | Kind::RateLimitPolicy

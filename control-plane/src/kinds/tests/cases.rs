@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 /// An object of each kind that every rule is about, and that all of them take.
-pub(crate) const GOOD: [(&str, &str); 6] = [
+pub(crate) const GOOD: [(&str, &str); 10] = [
     (
         "TrafficPolicy",
         "
@@ -26,6 +26,26 @@ limits: [{by: {header: a}, rate: {requests: 5, per: 1ms}, overrides: [{values: [
     ),
     ("FaultPolicy", "rules: [{delay: {duration: 1ms}, abort: {httpStatus: 503}}]"),
     ("TelemetryPolicy", "accessLog: {format: json}"),
+    (
+        "AuthorizationPolicy",
+        "
+action: ALLOW
+rules: [{from: [{identities: [a/b]}], to: [{methods: [GET]}], when: [{header: a, values: [b]}]}]
+",
+    ),
+    ("PeerAuthentication", "mtls: strict"),
+    ("ExternalAuthorization", "service: {name: a, port: 1}\ntimeout: 1m\ncache: {for: 1ms, headers: [a]}"),
+    (
+        "RequestAuthentication",
+        "
+issuers:
+- issuer: a
+  audiences: [b]
+  jwks: {url: 'https://a/keys', refresh: 1m, timeout: 1s}
+  claimsToHeaders: [{header: x-a, claim: sub}]
+  leeway: 1s
+",
+    ),
     (
         "EgressPolicy",
         "
@@ -67,7 +87,165 @@ const HOST: &str = "spec.rules[]: not both sni and hosts";
 /// Of the object as a whole.
 const ONLY: &str = ": there is one Mesh, named mesh";
 
+const NAMED: &str = "spec.targetRefs[]: a name; of a Workload, a name or a selector";
+const NO_ROUTES: &str = "spec.targetRefs: a Service or a Workload: who a client is shows before what it asks";
+const EVERYBODY: &str =
+    "spec: a rule that allows says who, what or when; everybody is from: [{networks: [0.0.0.0/0, '::/0']}]";
+const SOURCE: &str = "spec.rules[].from[]: a source says who";
+const OPERATION: &str = "spec.rules[].to[]: an operation says what";
+const CONDITION: &str = "spec.rules[].when[]: exactly one of header, claim and claimPath";
+
+const KEYS: &str = "spec.issuers[].jwks: exactly one of inline and url";
+const FETCHED: &str =
+    "spec.issuers[].jwks: inline keys are not fetched: refresh, timeout, service and roots are for a url";
+const HTTPS: &str = "spec.issuers[].jwks: https://; http:// with a service, which is asked through the mesh";
+const ROOTS: &str = "spec.issuers[].jwks: a service is known by its identity, not by roots";
+const CLAIM: &str = "spec.issuers[].claimsToHeaders[]: exactly one of claim and claimPath";
+
 pub(crate) const CASES: &[Case] = &[
+    ("RequestAuthentication", "/spec/targetRefs", "[]", &[]),
+    ("RequestAuthentication", "/spec/targetRefs/0/group", r#""apps""#, &[ANY_TARGET]),
+    ("RequestAuthentication", "/spec/targetRefs/0/name", r#""""#, &[NAMED]),
+    (
+        "RequestAuthentication",
+        "/spec/targetRefs/0",
+        r#"{"group": "policy.tulle.dev", "kind": "Workload", "name": "a", "sectionName": "b"}"#,
+        &[WHOLE],
+    ),
+    ("RequestAuthentication", "/spec/issuers/0/leeway", r#""5m""#, &[]),
+    ("RequestAuthentication", "/spec/issuers/0/leeway", r#""301s""#, &["spec.issuers[].leeway: 5m or less"]),
+    ("RequestAuthentication", "/spec/issuers/0/jwks/refresh", r#""10s""#, &[]),
+    (
+        "RequestAuthentication",
+        "/spec/issuers/0/jwks/refresh",
+        r#""9s""#,
+        &["spec.issuers[].jwks.refresh: 10s or more"],
+    ),
+    (
+        "RequestAuthentication",
+        "/spec/issuers/0/jwks/timeout",
+        r#""0s""#,
+        &["spec.issuers[].jwks.timeout: more than 0s"],
+    ),
+    (
+        "RequestAuthentication",
+        "/spec/issuers/0/jwks/timeout",
+        r#""31s""#,
+        &["spec.issuers[].jwks.timeout: 30s or less"],
+    ),
+    ("RequestAuthentication", "/spec/issuers/0/jwks", "{}", &[KEYS]),
+    (
+        "RequestAuthentication",
+        "/spec/issuers/0/jwks",
+        r#"{"inline": "{\"keys\":[{\"kty\":\"OKP\",\"crv\":\"Ed25519\",\"x\":\"AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE\"}]}"}"#,
+        &[],
+    ),
+    (
+        "RequestAuthentication",
+        "/spec/issuers/0/jwks",
+        r#"{"refresh": "1m", "inline": "{\"keys\":[{\"kty\":\"OKP\",\"crv\":\"Ed25519\",\"x\":\"AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE\"}]}"}"#,
+        &[FETCHED],
+    ),
+    ("RequestAuthentication", "/spec/issuers/0/jwks/url", r#""http://a/keys""#, &[HTTPS]),
+    ("RequestAuthentication", "/spec/issuers/0/jwks/service", r#"{"name": "a", "port": 80}"#, &[HTTPS]),
+    (
+        "RequestAuthentication",
+        "/spec/issuers/0/jwks",
+        r#"{"url": "http://a/keys", "service": {"namespace": "b", "name": "a", "port": 80}}"#,
+        &[],
+    ),
+    (
+        "RequestAuthentication",
+        "/spec/issuers/0/jwks",
+        r#"{"url": "http://a/keys", "service": {"name": "a", "port": 80}, "roots": "a"}"#,
+        &[ROOTS],
+    ),
+    ("RequestAuthentication", "/spec/issuers/0/claimsToHeaders/0/claim", "null", &[CLAIM]),
+    ("RequestAuthentication", "/spec/issuers/0/claimsToHeaders/0/claimPath", r#"["a.b"]"#, &[CLAIM]),
+    (
+        "RequestAuthentication",
+        "/spec/issuers/0/claimsToHeaders/0",
+        r#"{"header": "x-a", "claimPath": ["a.b"]}"#,
+        &[],
+    ),
+    ("AuthorizationPolicy", "/spec/targetRefs", "[]", &[]),
+    ("AuthorizationPolicy", "/spec/targetRefs/0/group", r#""apps""#, &[ANY_TARGET]),
+    ("AuthorizationPolicy", "/spec/targetRefs/0/name", r#""""#, &[NAMED]),
+    (
+        "AuthorizationPolicy",
+        "/spec/targetRefs/0",
+        r#"{"group": "policy.tulle.dev", "kind": "Workload", "selector": {"matchLabels": {"app": "a"}}}"#,
+        &[],
+    ),
+    (
+        "AuthorizationPolicy",
+        "/spec/targetRefs/0",
+        r#"{"group": "policy.tulle.dev", "kind": "Workload", "name": "a", "selector": {"matchLabels": {"app": "a"}}}"#,
+        &[NAMED],
+    ),
+    (
+        "AuthorizationPolicy",
+        "/spec/targetRefs/0",
+        r#"{"kind": "Service", "name": "a", "selector": {"matchLabels": {"app": "a"}}}"#,
+        &[NAMED],
+    ),
+    (
+        "AuthorizationPolicy",
+        "/spec/targetRefs/0",
+        r#"{"group": "policy.tulle.dev", "kind": "Workload", "name": "a", "sectionName": "b"}"#,
+        &[WHOLE],
+    ),
+    (
+        "AuthorizationPolicy",
+        "/spec/targetRefs/0",
+        r#"{"group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "name": "a", "sectionName": "b"}"#,
+        &[],
+    ),
+    ("AuthorizationPolicy", "/spec/rules", "[]", &[]),
+    ("AuthorizationPolicy", "/spec/rules/0", "{}", &[EVERYBODY]),
+    ("AuthorizationPolicy", "/spec/rules/0", r#"{"when": []}"#, &[EVERYBODY]),
+    ("AuthorizationPolicy", "/spec/rules/0", r#"{"when": [{"header": "a"}]}"#, &[]),
+    ("AuthorizationPolicy", "/spec/rules/0", r#"{"to": [{"notPaths": ["/a"]}]}"#, &[]),
+    ("AuthorizationPolicy", "/spec/rules/0/from/0", "{}", &[SOURCE]),
+    ("AuthorizationPolicy", "/spec/rules/0/from/0", r#"{"notNetworks": ["10.0.0.1"]}"#, &[]),
+    ("AuthorizationPolicy", "/spec/rules/0/to/0", "{}", &[OPERATION]),
+    ("AuthorizationPolicy", "/spec/rules/0/to/0", r#"{"notPorts": [1]}"#, &[]),
+    ("AuthorizationPolicy", "/spec/rules/0/when/0", r#"{"header": "a", "claim": "b"}"#, &[CONDITION]),
+    ("AuthorizationPolicy", "/spec/rules/0/when/0", r#"{"values": ["b"]}"#, &[CONDITION]),
+    ("AuthorizationPolicy", "/spec/rules/0/when/0", r#"{"claimPath": ["a.b", "c"]}"#, &[]),
+    ("ExternalAuthorization", "/spec/targetRefs", "[]", &[]),
+    ("ExternalAuthorization", "/spec/targetRefs/0/group", r#""apps""#, &[ANY_TARGET]),
+    ("ExternalAuthorization", "/spec/targetRefs/0/name", r#""""#, &[NAMED]),
+    (
+        "ExternalAuthorization",
+        "/spec/targetRefs/0",
+        r#"{"group": "policy.tulle.dev", "kind": "Workload", "name": "a", "sectionName": "b"}"#,
+        &[WHOLE],
+    ),
+    (
+        "ExternalAuthorization",
+        "/spec/targetRefs/0",
+        r#"{"group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "name": "a", "sectionName": "b"}"#,
+        &[],
+    ),
+    ("ExternalAuthorization", "/spec/timeout", r#""0s""#, &["spec.timeout: more than 0s"]),
+    ("ExternalAuthorization", "/spec/timeout", r#""1m1ms""#, &["spec.timeout: 1m at most"]),
+    ("ExternalAuthorization", "/spec/cache/for", r#""0ms""#, &["spec.cache.for: more than 0s"]),
+    ("PeerAuthentication", "/spec/targetRefs", "[]", &[]),
+    ("PeerAuthentication", "/spec/targetRefs/0/group", r#""apps""#, &[ANY_TARGET]),
+    ("PeerAuthentication", "/spec/targetRefs/0/name", r#""""#, &[NAMED]),
+    (
+        "PeerAuthentication",
+        "/spec/targetRefs/0",
+        r#"{"group": "policy.tulle.dev", "kind": "Workload", "name": "a", "sectionName": "b"}"#,
+        &[WHOLE],
+    ),
+    (
+        "PeerAuthentication",
+        "/spec/targetRefs/0",
+        r#"{"group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "name": "a"}"#,
+        &[NO_ROUTES],
+    ),
     (
         "",
         "/spec/targetRefs",
@@ -294,7 +472,7 @@ pub(crate) fn changes(kind: &str) -> impl Iterator<Item = &'static Case> {
 }
 
 /// Objects in which every field with bounds is written somewhere.
-pub(crate) const SPECIMENS: [(&str, &str); 6] = [
+pub(crate) const SPECIMENS: [(&str, &str); 9] = [
     (
         "TrafficPolicy",
         "
@@ -326,7 +504,13 @@ retryBudget: {percent: 5, minimumRetryRate: {count: 5}}
     ("FaultPolicy", "rules: [{delay: {duration: 1s, percent: 5}, abort: {httpStatus: 500, percent: 5}}]"),
     ("FaultPolicy", "rules: [{delay: {duration: 1s}}]"),
     ("Mesh", "tracing: {collector: 'http://a:4317', sampling: {percent: 5}}\naccessLog: {samplePercent: 5}"),
+    ("AuthorizationPolicy", "rules: [{from: [{networks: [10.0.0.1]}], toPorts: [5], to: [{ports: [5], notPorts: [5]}]}]"),
+    ("ExternalAuthorization", "service: {name: a, port: 5}\nbody: {maxBytes: 5}"),
     ("TelemetryPolicy", "accessLog: {format: json, statuses: [5xx], samplePercent: 5}\ntracing: {sampling: {percent: 5}}"),
+    (
+        "RequestAuthentication",
+        "issuers: [{issuer: a, audiences: [b], jwks: {url: 'http://a/keys', service: {name: a, port: 80}}}]",
+    ),
 ];
 
 /// Where numbers have bounds, by the path through the schema, and what they are.

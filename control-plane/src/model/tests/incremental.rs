@@ -90,9 +90,31 @@ fn random_object(random: &mut Random) -> String {
                 "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: r-{other}, namespace: {namespace}}}\nspec:\n  parentRefs: [{{group: '', kind: Service, name: {service}, namespace: {parent}}}{another}]\n  rules: [{{name: x, backendRefs: [{{name: {other}, namespace: {parent}, port: {port}}}]{session}}}]\n"
             )
         }
-        4 => format!(
-            "apiVersion: policy.tulle.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{name: p-{other}, namespace: {namespace}}}\nspec: {{targetRefs: [{{kind: Service, name: {service}}}], rules: [{{from: [{{identities: [x/{other}]}}], toPorts: [{port}]}}]}}\n"
-        ),
+        4 => {
+            let kind = random.pick(&["AuthorizationPolicy", "PeerAuthentication"]);
+            let target = match random.below(6) {
+                0 | 1 => format!("{{kind: Service, name: {service}}}"),
+                2 => format!("{{kind: Service, name: {service}, sectionName: '{named}'}}"),
+                3 => format!(
+                    "{{group: policy.tulle.dev, kind: Workload, {}}}",
+                    random.pick(&["name: w1", "name: pod-a", "selector: {matchLabels: {app: a}}"])
+                ),
+                4 if kind == "AuthorizationPolicy" => {
+                    format!("{{group: gateway.networking.k8s.io, kind: HTTPRoute, name: r-{service}}}")
+                }
+                _ => String::new(),
+            };
+            let says = match kind {
+                "AuthorizationPolicy" => format!(
+                    "action: {}, rules: [{{from: [{{identities: [x/{other}]}}], toPorts: [{port}]}}]",
+                    random.pick(&["ALLOW", "DENY", "AUDIT"])
+                ),
+                _ => format!("mtls: '{}'", random.pick(&["strict", "permissive", "off"])),
+            };
+            format!(
+                "apiVersion: policy.tulle.dev/v1alpha1\nkind: {kind}\nmetadata: {{name: p-{other}, namespace: {namespace}}}\nspec: {{targetRefs: [{target}], {says}}}\n"
+            )
+        }
         5 => {
             let targets = if random.below(2) == 0 {
                 String::new()

@@ -3,12 +3,16 @@ use std::net::IpAddr;
 
 use prost::{Message, Name};
 
+mod access;
+mod authentication;
 mod conflicts;
 mod cost;
 mod egress;
+mod external;
 mod filters;
 mod grpc;
 mod incremental;
+mod modes;
 mod patterns;
 mod pods;
 mod publish;
@@ -390,8 +394,9 @@ fn policies_speak_of_the_ports_that_clients_dial() {
         policy("q", ""),
     );
     let (mut index, found) = index(&text);
-    assert_eq!(found.len(), 1, "{found:#?}");
-    assert!(found[0].message.contains("another trust domain"));
+    assert_eq!(found.len(), 2, "{found:#?}");
+    assert!(found.iter().any(|one| one.message.contains("another trust domain")));
+    assert!(found.iter().any(|one| one.message == "the policy has no rule, so it allows nobody"));
     register(
         &mut index,
         registration("o", "127.0.0.1", &[("orders", 80, 40080), ("orders", 81, 40081), ("else", 81, 40082)]),
@@ -440,7 +445,9 @@ fn wrong_policies_are_refused_with_the_field() {
         ("  rules: [{from: [{identities: [a/b]}], toPorts: [0]}]", "spec.rules[0].toPorts[0]"),
         ("  rules: [{from: [{identities: [a/b]}], toPorts: [82]}]", "spec.rules[0].toPorts[0]"),
         ("  rules: [{name: a/b, from: [{identities: [a/b]}]}]", "spec.rules[0].name"),
-        ("  action: DENY", "spec.action"),
+        ("  action: REFUSE", "spec.action"),
+        ("  rules: [{}]", "spec.rules[0]"),
+        ("  action: DENY", "spec.rules"),
     ];
     for (rest, field) in cases {
         let (_, found) = index(&format!("{ORDERS}{}", policy("p", rest)));

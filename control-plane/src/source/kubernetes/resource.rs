@@ -35,6 +35,9 @@ impl Resource {
             Kind::TcpRoute => "tcproutes",
             Kind::ReferenceGrant => "referencegrants",
             Kind::AuthorizationPolicy => "authorizationpolicies",
+            Kind::PeerAuthentication => "peerauthentications",
+            Kind::ExternalAuthorization => "externalauthorizations",
+            Kind::RequestAuthentication => "requestauthentications",
             Kind::EgressPolicy => "egresspolicies",
             Kind::TrafficPolicy => "trafficpolicies",
             Kind::RateLimitPolicy => "ratelimitpolicies",
@@ -101,6 +104,9 @@ mod tests {
     fn each_kind_is_where_its_definition_says() {
         let ours = [
             (Kind::AuthorizationPolicy, kinds::AuthorizationPolicy::url_path(&(), None)),
+            (Kind::PeerAuthentication, kinds::PeerAuthentication::url_path(&(), None)),
+            (Kind::ExternalAuthorization, kinds::ExternalAuthorization::url_path(&(), None)),
+            (Kind::RequestAuthentication, kinds::RequestAuthentication::url_path(&(), None)),
             (Kind::EgressPolicy, kinds::EgressPolicy::url_path(&(), None)),
             (Kind::TrafficPolicy, kinds::TrafficPolicy::url_path(&(), None)),
             (Kind::RateLimitPolicy, kinds::RateLimitPolicy::url_path(&(), None)),

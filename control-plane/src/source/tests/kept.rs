@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::io;
 
+use tulle_api::v1;
+
 use super::*;
 use crate::finding::Severity;
-use crate::object::{Egress, Policy, PolicyTarget, Says};
+use crate::object::{Access, Egress, PolicyTarget, Says};
 
 #[test]
 fn a_broken_document_keeps_its_last_good_version_and_its_neighbours() {
@@ -145,25 +147,76 @@ fn a_policy_that_never_could_be_read_allows_nobody() {
     let broken = policy.replace("identities", "identity");
     let (mut world, found) = World::new(&[("conf/a.yaml", &broken)]);
     assert!(found.iter().any(|finding| finding.field.as_deref() == Some("spec.rules[0].from[0]")));
-    let rules = |world: &World| -> Vec<(String, usize)> {
-        let policies = world.index.policies();
-        policies
-            .flat_map(|stored| stored.object.rules.iter())
-            .map(|rule| (rule.name.clone(), rule.identities.len()))
-            .collect()
+    let rules = |world: &World| -> Vec<(v1::AccessAction, bool, usize)> {
+        let policies = world.index.access_policies().filter_map(|stored| stored.object.authorization());
+        policies.map(|says| (says.action, says.is_unreadable, says.rules.len())).collect()
     };
-    assert_eq!(rules(&world), [("unreadable".to_owned(), 0)]);
+    let (allow, deny) = (v1::AccessAction::Allow, v1::AccessAction::Deny);
+    assert_eq!(rules(&world), [(allow, true, 0)], "nobody is allowed");
     // Still broken, but attached elsewhere: that is what is closed now.
-    let target =
-        |world: &World| world.index.policies().next().unwrap().object.targets[0].service.name.to_string();
-    assert_eq!(target(&world), "web");
+    let target = |world: &World| {
+        let policy = world.index.access_policies().next().unwrap();
+        policy.object.targets[0].object.to_string()
+    };
+    assert_eq!(target(&world), "Service default/web");
     world.write("conf/a.yaml", &broken.replace("name: web", "name: api"));
-    assert_eq!(target(&world), "api");
+    assert_eq!(target(&world), "Service default/api");
+    // All that a policy is attached to that names nothing is its namespace.
+    world.write("conf/a.yaml", &broken.replace("  targetRefs: [{kind: Service, name: web}]\n", ""));
+    assert_eq!((target(&world), rules(&world)), ("Namespace default".to_owned(), vec![(allow, true, 0)]));
+    // What was to be denied is not known, nor what is to be done by an action that is none.
+    for action in ["DENY", "REFUSE"] {
+        world.write("conf/a.yaml", &broken.replace("spec:\n", &format!("spec:\n  action: {action}\n")));
+        assert_eq!(rules(&world), [(deny, true, 1)], "everything is denied: {action}");
+    }
+    for harmless in ["action: AUDIT", "action: DENY\n  mode: DryRun"] {
+        let text = broken.replace("spec:\n", &format!("spec:\n  {harmless}\n"));
+        let (fresh, found) = World::new(&[("conf/a.yaml", &text)]);
+        assert_eq!(rules(&fresh), [], "{harmless} would have refused nothing: {found:#?}");
+    }
     world.write("conf/a.yaml", policy);
-    assert_eq!(rules(&world), [("0".to_owned(), 1)]);
+    assert_eq!(rules(&world), [(allow, false, 1)]);
     // Broken again, but now there is a last good version.
     world.write("conf/a.yaml", &broken);
-    assert_eq!(rules(&world), [("0".to_owned(), 1)]);
+    assert_eq!(rules(&world), [(allow, false, 1)]);
+}
+
+#[test]
+fn a_peer_authentication_that_never_could_be_read_is_strict() {
+    let policy = "apiVersion: policy.tulle.dev/v1alpha1\nkind: PeerAuthentication\nmetadata: {name: p}\nspec:\n  mtls: 'off'\n";
+    let modes = |world: &World| -> Vec<(String, v1::MtlsMode)> {
+        let policies = world.index.access_policies().map(|stored| &stored.object);
+        policies.map(|one| (one.targets[0].object.to_string(), one.mtls().unwrap())).collect()
+    };
+    let everywhere = "Namespace default".to_owned();
+    let (mut world, found) = World::new(&[("conf/a.yaml", &policy.replace("off", "of"))]);
+    assert!(
+        found.iter().any(|one| one.message.ends_with("its targets take mutual TLS alone, as by `strict`"))
+    );
+    assert_eq!(modes(&world), [(everywhere.clone(), v1::MtlsMode::Strict)]);
+    world.write("conf/a.yaml", policy);
+    assert_eq!(modes(&world), [(everywhere, v1::MtlsMode::Off)]);
+}
+
+#[test]
+fn a_request_authentication_that_never_could_be_read_takes_nobodys_token() {
+    let policy = "apiVersion: policy.tulle.dev/v1alpha1\nkind: RequestAuthentication\nmetadata: {name: p}\nspec:\n  required: false\n  issuers: [{issuer: 'https://a', audiences: [b], jwks: {url: 'https://a/keys'}}]\n";
+    let held = |world: &World| -> Vec<(usize, bool)> {
+        let says = world.index.access_policies().filter_map(|stored| stored.object.authentication());
+        says.map(|one| (one.issuers.len(), one.required)).collect()
+    };
+    let broken = policy.replace("https://a/keys", "ftp://a/keys");
+    let (mut world, found) = World::new(&[("conf/a.yaml", &broken)]);
+    let said = "nobody's token is taken at its targets, and each request needs one";
+    assert!(found.iter().any(|one| one.message.ends_with(said)), "{found:#?}");
+    assert_eq!(held(&world), [(0, true)]);
+    world.write("conf/a.yaml", policy);
+    assert_eq!(held(&world), [(1, false)]);
+    world.write("conf/a.yaml", &broken);
+    assert_eq!(held(&world), [(1, false)], "as it last was");
+    // What is surely in dry run would have refused nothing.
+    let (world, _) = World::new(&[("conf/a.yaml", &broken.replace("required: false", "mode: DryRun"))]);
+    assert_eq!(held(&world), []);
 }
 
 #[test]
@@ -234,9 +287,13 @@ fn a_policy_that_is_meant_for_another_namespace_holds_in_none() {
     let closed = |world: &World, kind: &str| -> Vec<(Vec<String>, Vec<String>)> {
         let names = |targets: &[PolicyTarget]| targets.iter().map(|one| one.service.to_string()).collect();
         if kind == "AuthorizationPolicy" {
-            let policies = world.index.policies().map(|stored| &stored.object);
-            let rules = |one: &Policy| one.rules.iter().map(|rule| rule.name.clone()).collect();
-            policies.map(|one| (names(&one.targets), rules(one))).collect()
+            let policies = world.index.access_policies().map(|stored| &stored.object);
+            let names = |one: &Access| one.targets.iter().map(|one| one.object.name.to_string()).collect();
+            let rules = |one: &Access| {
+                let is_unreadable = one.authorization().unwrap().is_unreadable;
+                is_unreadable.then(|| "unreadable".to_owned()).into_iter().collect()
+            };
+            policies.map(|one| (names(one), rules(one))).collect()
         } else {
             let policies = world.index.egress_policies().map(|stored| &stored.object);
             let rules = |one: &Egress| one.rules.iter().map(|rule| rule.name.clone()).collect();

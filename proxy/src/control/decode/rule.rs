@@ -98,6 +98,18 @@ fn rule(message: v1::HttpRule, matches: &mut Matches<'_>, route: &ObjectName, at
     RouteRule { matches: read, rule: Arc::new(rule) }
 }
 
+/// Requests that are described for themselves, at `at`, and not for a rule: here what cannot be read is rejected.
+pub(super) fn matches(
+    messages: Vec<v1::HttpMatch>,
+    patterns: &mut Patterns,
+    at: &str,
+) -> Result<Vec<RequestMatch>> {
+    let mut matches = Matches { patterns, kind: RouteKind::Http, fault: None };
+    let read = messages.into_iter().enumerate();
+    let read: Vec<_> = read.map(|(i, one)| matches.one(one, &format!("{at}[{i}]"))).collect();
+    matches.fault.map_or(Ok(read), Err)
+}
+
 /// Backends by weight, of what is at `at`.
 pub(super) fn backends(backends: Vec<v1::WeightedBackend>, at: &str) -> Result<Box<[Backend]>> {
     Ok(each(backends, &format!("{at}.backends"), backend)?.into())

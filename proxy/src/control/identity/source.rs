@@ -1,5 +1,5 @@
-//! Where certificates come from: the control plane (a token first, after that the certificate itself, and in a pod its token each time) or
-//! files that something else keeps.
+//! Where certificates come from: the control plane (a token first, after that the certificate itself, and in a pod its token each time),
+//! another [certificate service](super::service), or what tells them by itself: files that something else keeps, a Workload API ([`Given`]).
 //!
 //! Peers are judged by the roots that the control plane tells, in its answer and in its bundle. Those of a file are what it is known by itself, and
 //! no more: in a pod the file is a ConfigMap of the namespace, and whoever may write that must not become everybody.
@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use rustls::ClientConfig;
 use rustls::pki_types::CertificateDer;
 use tonic::metadata::MetadataValue;
+use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 use tulle_api::ca::IstioCertificateRequest;
 use tulle_api::ca::istio_certificate_service_client::IstioCertificateServiceClient;
@@ -23,16 +24,16 @@ use tulle_certs::token::{TokenError, TokenFile};
 use tulle_certs::{
     Alpn, Creds, Pin, PodToken, PrivateKey, SpiffeId, TrustBundle, TrustDomain, bootstrap, control_plane_id,
 };
+use tulle_identity::{Files, Given, WorkloadApi};
 use zeroize::Zeroizing;
 
 use super::files;
+use super::service::Service;
 use crate::config::Config;
 use crate::control::channel::{self, DialError};
 
 /// How long one request for a certificate may take, dialling included.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often certificate files are looked at.
-const FILES_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Why there is no (new) certificate. Says what to look at; never shows the token or a key.
 #[derive(Debug, thiserror::Error)]
@@ -104,6 +105,14 @@ pub enum IdentityError {
     /// TLS.
     #[error("TLS configuration: {0}")]
     Tls(#[from] rustls::Error),
+    /// Another certificate service did not issue, or could not be asked.
+    #[error("the certificate service at {address}: {why}")]
+    Service {
+        /// Where it is.
+        address: String,
+        /// What it said, and what to look at.
+        why: String,
+    },
 }
 
 impl IdentityError {
@@ -127,15 +136,10 @@ pub enum Source {
         /// Of a pod's token, which does not say it.
         trust_domain: Option<TrustDomain>,
     },
-    /// Files that something else renews; looked at every 10 s.
-    Files {
-        /// PEM chain.
-        cert: PathBuf,
-        /// PEM key.
-        key: PathBuf,
-        /// PEM roots.
-        bundle: PathBuf,
-    },
+    /// Another certificate service.
+    Service(Box<Service>),
+    /// Files that something else keeps, or a Workload API: followed, and not asked.
+    Given(Given),
 }
 
 /// What a source gave, not yet checked as a whole.
@@ -170,6 +174,27 @@ impl Obtained {
             _ => Ok(creds),
         }
     }
+
+    /// As a renewal by the control plane, which adds the root that the leaf is under to what is trusted, and none of the others in the answer: while the root is
+    /// rotated that may hold one that the bundle, which may overtake it, has taken away.
+    pub(super) fn adding_its_own_root(self, now: SystemTime) -> Self {
+        let roots = self.bundle.roots();
+        let own = match roots {
+            [_] => None,
+            _ => roots.iter().find_map(|root| self.under(root, now)),
+        };
+        Self { keep_roots: true, bundle: own.unwrap_or(self.bundle), ..self }
+    }
+
+    /// This root alone, if the leaf is under it by itself, and not by the certificate of another root that it has signed.
+    fn under(&self, root: &CertificateDer<'static>, now: SystemTime) -> Option<TrustBundle> {
+        let pins = self.bundle.pins();
+        let is_bridge =
+            |certificate: &CertificateDer<'_>| Pin::of(certificate).is_ok_and(|pin| pins.contains(&pin));
+        let chain = self.chain.iter().filter(|certificate| !is_bridge(certificate)).cloned().collect();
+        let alone = TrustBundle::new(self.bundle.trust_domain().clone(), vec![root.clone()]).ok()?;
+        Creds::new(chain, self.key.clone(), Arc::new(alone.clone()), now).is_ok().then_some(alone)
+    }
 }
 
 // === impl Source ===
@@ -179,13 +204,22 @@ impl Source {
     ///
     /// Errors name the settings that are missing or do not go together.
     pub fn of(config: &Config) -> Result<Option<Self>, &'static str> {
+        let from = &config.identity_from;
         let bundle_file = config.identity_trust_bundle_file.clone();
+        if let Some(address) = from.workload_api.clone() {
+            let (wanted, hint) = (from.spiffe_id.clone(), from.svid_hint.clone());
+            return Ok(Some(Self::Given(Given::WorkloadApi(WorkloadApi { address, wanted, hint }))));
+        }
+        if from.ca_address.is_some() {
+            return Service::of(config).map(|service| Some(Self::Service(Box::new(service))));
+        }
         match (&config.identity_cert_file, &config.identity_key_file, &config.identity_token_file) {
-            (Some(cert), Some(key), _) => Ok(Some(Self::Files {
+            (Some(cert), Some(key), _) => Ok(Some(Self::Given(Given::Files(Files {
                 cert: cert.clone(),
                 key: key.clone(),
                 bundle: bundle_file.ok_or("IDENTITY_CERT_FILE needs IDENTITY_TRUST_BUNDLE_FILE")?,
-            })),
+                wanted: from.spiffe_id.clone(),
+            })))),
             (Some(_), None, _) => Err("IDENTITY_CERT_FILE needs IDENTITY_KEY_FILE"),
             (None, Some(_), _) => Err("IDENTITY_KEY_FILE needs IDENTITY_CERT_FILE"),
             (None, None, Some(token_file)) => Ok(Some(Self::ControlPlane {
@@ -201,7 +235,7 @@ impl Source {
                 trust_domain: config.identity_trust_domain.clone(),
             })),
             (None, None, None) if config.control_plane_address.is_some() => Err(
-                "CONTROL_PLANE_ADDRESS needs IDENTITY_TOKEN_FILE, or IDENTITY_CERT_FILE with its key and bundle",
+                "CONTROL_PLANE_ADDRESS needs IDENTITY_TOKEN_FILE, IDENTITY_CERT_FILE with its key and bundle, IDENTITY_WORKLOAD_API or IDENTITY_CA_ADDRESS",
             ),
             (None, None, None) => Ok(None),
         }
@@ -210,7 +244,12 @@ impl Source {
     /// With what the control plane is asked: `creds`, and the roots of the file beside those that it has told. Where it has another root since it
     /// was last connected, nothing but the file can tell.
     pub fn toward_control_plane(&self, creds: Arc<Creds>, now: SystemTime) -> Arc<Creds> {
-        let Self::ControlPlane { bundle_file: Some(path), .. } = self else { return creds };
+        let path = match self {
+            Self::ControlPlane { bundle_file, .. } => bundle_file.as_ref(),
+            Self::Service(service) => service.bundle_file.as_ref(),
+            Self::Given(_) => None,
+        };
+        let Some(path) = path else { return creds };
         let mut roots = (**creds.bundle()).clone();
         let read = files::bundle(path, &creds.id().trust_domain()).map_err(|error| error.to_string());
         let widened = read.and_then(|file| {
@@ -230,19 +269,24 @@ impl Source {
         }
     }
 
-    /// For a source that is looked at rather than asked when due.
-    pub(super) fn poll_interval(&self) -> Option<Duration> {
-        matches!(self, Self::Files { .. }).then_some(FILES_INTERVAL)
+    /// What people are told of it.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::ControlPlane { way, .. } => format!("the control plane at {}", way.address),
+            Self::Service(service) => format!("the certificate service at {}", service.way.address),
+            Self::Given(given) => given.to_string(),
+        }
     }
 
-    /// One try; `None` if there is nothing new.
+    /// One try; `None` of a source that tells by itself what is new.
     pub(super) async fn obtain(
         &self,
         current: Option<&Arc<Creds>>,
         now: SystemTime,
     ) -> Result<Option<Obtained>, IdentityError> {
         match self {
-            Self::Files { cert, key, bundle } => files::load(cert, key, bundle, current.map(Arc::as_ref)),
+            Self::Given(_) => Ok(None),
+            Self::Service(service) => service.obtain().await.map(Some),
             Self::ControlPlane { way, token_file, bundle_file, trust_domain } => {
                 if let Some(creds) = current.filter(|creds| !creds.is_expired(now)) {
                     let creds = self.toward_control_plane(Arc::clone(creds), now);
@@ -282,7 +326,7 @@ async fn renew(
     };
     let token = token.as_ref().map(|token| token.as_str());
     let obtained = request(way, config, token, creds.id(), &domain).await?;
-    Ok(Obtained { keep_roots: true, ..obtained })
+    Ok(obtained.adding_its_own_root(SystemTime::now()))
 }
 
 /// What a workload without a certificate has to say for itself, and by what it knows the control plane.
@@ -333,7 +377,7 @@ async fn join(way: &channel::Way, proof: Proof) -> Result<Obtained, IdentityErro
     request(way, config, Some(&token), &id, &domain).await
 }
 
-/// A new key, a request for it, and what was answered.
+/// Asks the control plane; by its answer, the roots too.
 async fn request(
     way: &channel::Way,
     config: Arc<ClientConfig>,
@@ -341,10 +385,31 @@ async fn request(
     id: &SpiffeId,
     domain: &TrustDomain,
 ) -> Result<Obtained, IdentityError> {
+    let channel = channel::lazy(way, move || Some(config.clone())).map_err(IdentityError::Address)?;
+    let Answer { key, texts } = ask(channel, token, id, 0, REQUEST_TIMEOUT).await?;
+    let (chain, bundle) = split_chain(&texts, domain)
+        .map_err(|why| IdentityError::Bundle { whence: "the control plane's answer".into(), why })?;
+    Ok(Obtained { chain, key, bundle, expected: Some(id.clone()), keep_roots: false })
+}
+
+/// A new key, and the certificates for it.
+pub(super) struct Answer {
+    pub(super) key: PrivateKey,
+    pub(super) texts: Vec<String>,
+}
+
+/// One request for a certificate that lives for `seconds` (0: as the authority likes), answered within `patience`.
+pub(super) async fn ask(
+    channel: Channel,
+    token: Option<&str>,
+    id: &SpiffeId,
+    seconds: i64,
+    patience: Duration,
+) -> Result<Answer, IdentityError> {
     let key = PrivateKey::generate()?;
     let mut request = Request::new(IstioCertificateRequest {
         csr: csr(&key, Some(id))?,
-        validity_duration: 0,
+        validity_duration: seconds,
         metadata: None,
     });
     if let Some(token) = token {
@@ -353,16 +418,13 @@ async fn request(
         value.set_sensitive(true);
         request.metadata_mut().insert("authorization", value);
     }
-    let channel = channel::lazy(way, move || Some(config.clone())).map_err(IdentityError::Address)?;
     let mut client = IstioCertificateServiceClient::new(channel);
-    let answer = tokio::time::timeout(REQUEST_TIMEOUT, client.create_certificate(request))
+    let answer = tokio::time::timeout(patience, client.create_certificate(request))
         .await
         .map_err(|_| IdentityError::TimedOut)?
         .map_err(|status| refused(&status))?
         .into_inner();
-    let (chain, bundle) = split_chain(&answer.cert_chain, domain)
-        .map_err(|why| IdentityError::Bundle { whence: "the control plane's answer".into(), why })?;
-    Ok(Obtained { chain, key, bundle, expected: Some(id.clone()), keep_roots: false })
+    Ok(Answer { key, texts: answer.cert_chain })
 }
 
 /// An answer of the authority, or no answer at all; the reason is at the end of the error's sources.

@@ -15,11 +15,13 @@ use tulle_certs::issue::{Authority, ROOT_LIFETIME};
 use tulle_certs::key::csr;
 use tulle_certs::token::{JoinTokens, TokenFile};
 use tulle_certs::{PodToken, PrivateKey, SpiffeId, TrustDomain, control_plane_id, peer_id, pem};
+use tulle_identity::{Files, Given};
 
 use super::*;
 use crate::config::HostPort;
 
 mod pods;
+mod service;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -119,9 +121,13 @@ impl ControlPlane {
     }
 
     async fn start_as(state: &Arc<State>, id: &SpiffeId) -> Self {
+        Self::start_behind(state, state.creds(id).control_plane()).await
+    }
+
+    async fn start_behind(state: &Arc<State>, tls: Arc<rustls::ServerConfig>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let acceptor = TlsAcceptor::from(state.creds(id).control_plane());
+        let acceptor = TlsAcceptor::from(tls);
         let (sender, asked) = tokio::sync::mpsc::unbounded_channel();
         let service = IstioCertificateServiceServer::new(Service { state: state.clone(), asked: sender });
         let (streams, incoming) = tokio::sync::mpsc::channel(1);
@@ -197,7 +203,7 @@ async fn a_short_life_is_not_over_at_once_because_leaves_are_backdated() {
     let keeping = tokio::spawn(identity.clone().keep(source.clone(), metrics));
     let creds = identity.ready().await;
     assert_eq!(cp.asked.recv().await, Some("token"));
-    let wait = identity.wait(&source, now(), 0);
+    let wait = identity.wait(now(), 0);
     assert!(wait > Duration::from_secs(6) && wait <= Duration::from_secs(9), "{wait:?}");
     assert!(!creds.is_expired(now()));
     // And that is what people are told.
@@ -222,10 +228,10 @@ async fn the_old_certificate_serves_on_while_the_control_plane_is_away() {
     let error = identity.obtain(&source).await.unwrap_err();
     assert!(matches!(error, IdentityError::Unreachable { .. } | IdentityError::TimedOut), "{error}");
     assert!(Arc::ptr_eq(&first, &identity.current().unwrap()));
-    let wait = |failures| identity.wait(&source, now(), failures);
+    let wait = |failures| identity.wait(now(), failures);
     assert_eq!(wait(1), LEAST_WAIT);
     assert!(wait(20) >= Duration::from_secs(30) && wait(20) <= Duration::from_secs(60));
-    let waits_less_without = Identity::new().wait(&source, now(), 20);
+    let waits_less_without = Identity::new().wait(now(), 20);
     assert!(waits_less_without <= Duration::from_secs(4), "{waits_less_without:?}");
 }
 
@@ -303,10 +309,33 @@ async fn a_bundle_from_the_control_plane_replaces_the_roots_but_never_disowns_us
     assert!(Identity::new().set_bundle(new.authority.bundle().clone(), now()).is_ok());
 }
 
-#[tokio::test]
-async fn files_are_taken_when_they_change_and_fit() {
+#[test]
+fn a_renewal_adds_the_root_that_it_is_under_and_brings_none_back_that_is_trusted_no_more() {
+    let (old, new) = (State::new(), State::new());
+    let bridge = old.authority.bridge_to(&new.authority, now()).unwrap();
+    let mut both = old.authority.bundle().clone();
+    both.merge(new.authority.bundle()).unwrap();
+    let renewed = || {
+        let key = PrivateKey::generate().unwrap();
+        let issued = new.authority.issue(&csr(&key, None).unwrap(), &web(), HOUR, now()).unwrap();
+        let chain = issued.chain.into_iter().chain([bridge.clone()]).collect();
+        let (bundle, expected) = (both.clone(), Some(web()));
+        source::Obtained { chain, key, bundle, expected, keep_roots: false }.adding_its_own_root(now())
+    };
+    // The answer was on its way when the bundle came.
+    let current = new.creds(&web());
+    let creds = renewed().check(Some(&current), now()).unwrap();
+    assert_eq!(creds.bundle(), current.bundle());
+    // The bundle has not come yet.
+    let current = old.creds(&web());
+    let creds = renewed().check(Some(&current), now()).unwrap();
+    assert_eq!(creds.bundle().roots(), both.roots());
+}
+
+#[tokio::test(start_paused = true)]
+async fn files_are_followed_and_say_whom_to_trust() {
     let dir = tempfile::tempdir().unwrap();
-    let state = State::new();
+    let (state, other) = (State::new(), State::new());
     let path = |name: &str| dir.path().join(name);
     let write = |creds: &Creds| {
         let chain: String = creds.chain().iter().rev().map(|der| pem::encode_certificate(der)).collect();
@@ -314,21 +343,38 @@ async fn files_are_taken_when_they_change_and_fit() {
         std::fs::write(path("key"), &*creds.key().to_pem()).unwrap();
         std::fs::write(path("roots"), creds.bundle().to_pem()).unwrap();
     };
-    let source = Source::Files { cert: path("cert"), key: path("key"), bundle: path("roots") };
-    let identity = Identity::new();
-    let error = identity.obtain(&source).await.unwrap_err().to_string();
-    assert!(error.contains("cert"), "{error}");
+    let files = Files { cert: path("cert"), key: path("key"), bundle: path("roots"), wanted: None };
+    let source = Source::Given(Given::Files(files));
     let first = state.creds(&web());
     write(&first);
-    assert!(identity.obtain(&source).await.unwrap());
-    assert!(!identity.obtain(&source).await.unwrap());
-    // Half of a renewal: the key is still the old one.
+    let identity = Identity::new();
+    let mut changes = identity.subscribe();
+    let keeping = tokio::spawn(identity.clone().keep(source, Arc::new(ControlMetrics::default())));
+    let taken = identity.ready().await;
+    assert_eq!(taken.chain(), first.chain());
+    assert!(identity.source().contains("cert") && identity.renews_at().is_none());
+
+    // The control plane's roots are not taken from here on; who lacks one of them says so.
+    assert!(identity.set_bundle(state.authority.bundle().clone(), now()).is_ok());
+    let mut both = state.authority.bundle().clone();
+    both.merge(other.authority.bundle()).unwrap();
+    let refused = identity.set_bundle(both, now()).unwrap_err().to_string();
+    assert!(refused.contains("cert") && refused.contains("add it there"), "{refused}");
+    assert!(Arc::ptr_eq(&taken, &identity.current().unwrap()));
+
+    changes.borrow_and_update();
     let second = state.creds(&web());
     write(&second);
-    std::fs::write(path("key"), &*first.key().to_pem()).unwrap();
-    assert!(identity.obtain(&source).await.is_err());
-    assert_eq!(identity.current().unwrap().chain(), first.chain());
-    write(&second);
-    assert!(identity.obtain(&source).await.unwrap());
+    changes.changed().await.unwrap();
     assert_eq!(identity.current().unwrap().chain(), second.chain());
+
+    // Once the files have it too, the control plane is to be asked again.
+    let mut asked = std::pin::pin!(identity.other_roots());
+    assert!(tokio::time::timeout(HOUR, &mut asked).await.is_err(), "the roots are the same");
+    let mut all = state.authority.bundle().clone();
+    all.merge(other.authority.bundle()).unwrap();
+    std::fs::write(path("roots"), all.to_pem()).unwrap();
+    asked.await;
+    identity.set_bundle(all, now()).unwrap();
+    keeping.abort();
 }

@@ -6,19 +6,22 @@
 //! where he must speak, or does not prove who he is, ends here. Called by `inbound`.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use http::HeaderValue;
 use tokio::io::AsyncRead;
 use tokio::net::TcpStream;
 use tulle_certs::{Alpn, SpiffeId};
 
 use super::{open, registered};
+use crate::config::ClientCert;
 use crate::detect::{self, Detection};
 use crate::endpoint::Endpoint;
 use crate::forward::context::Worker;
 use crate::forward::fault::Fault;
 use crate::forward::first::{self, Opened, Times};
+use crate::forward::headers;
 use crate::forward::record::ConnectionRecord;
 use crate::forward::sniff::{self, Sniffed, Tell};
 use crate::io::{Io, Replay};
@@ -39,6 +42,8 @@ pub(super) struct Way {
     /// That which the client dialled, by which policy is chosen.
     pub(super) port: u16,
     pub(super) policy: PortPolicy,
+    /// What the application is told of who the client has proven to be, where it is to be told.
+    pub(super) proven: OnceLock<HeaderValue>,
 }
 
 /// A stream whose protection is known, registered with policy, and what it seems to carry.
@@ -104,7 +109,7 @@ pub(super) async fn arrive(worker: &Worker, mut stream: TcpStream, way: &Way) ->
 /// Terminates the mesh's TLS. An opaque port's streams are opaque whatever protocol the peer names, and what a
 /// `tulle-tcp` stream carries to another port is told from its bytes: a peer does not choose by which rules it is judged.
 async fn terminate(worker: &Worker, stream: Replay<TcpStream>, way: &Way) -> Option<Arrived> {
-    let tls::Terminated { mut io, peer, alpn } = handshake(worker, stream, way).await?;
+    let tls::Terminated { mut io, peer, alpn, .. } = handshake(worker, stream, way).await?;
     let guard = register(worker, way, Some(peer), policy::TlsKind::Mesh);
     let detects = way.policy.protocol == Protocol::Detect;
     let framing = match alpn {
@@ -231,6 +236,12 @@ async fn handshake(worker: &Worker, stream: Replay<TcpStream>, way: &Way) -> Opt
     let (reason, detail) = match accepted {
         Ok(Ok(terminated)) => {
             worker.metrics.handshake(Direction::Inbound, Ok(()), started.elapsed());
+            if worker.proxy.settings.client_cert == ClientCert::Set {
+                let tls::Terminated { peer, certificate, .. } = &terminated;
+                let told = headers::client_cert(creds.id(), peer, certificate);
+                // Once for each connection: nothing is there before.
+                let _ = told.map(|told| way.proven.set(told));
+            }
             return Some(terminated);
         }
         Ok(Err(tls::AcceptError::Failed(error))) if has_left(&error) => return None,

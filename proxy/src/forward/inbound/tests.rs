@@ -38,6 +38,8 @@ impl Scene {
                 mode: Mode::Permissive,
                 ports: vec![(80, PortPolicy { protocol, mode: Mode::Permissive })],
                 rules: Vec::new(),
+                policies: Vec::new(),
+                trust_domain: None,
                 unspoken: Default::default(),
                 rate_limits,
                 connection_ages: Vec::new(),
@@ -45,6 +47,8 @@ impl Scene {
                 samplings: Vec::new(),
                 access_log: Default::default(),
                 sampling: Default::default(),
+                external: Vec::new(),
+                authentications: Vec::new(),
             },
             Instant::now(),
         );

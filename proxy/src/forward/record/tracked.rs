@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 
 use super::{Record, grpc_status};
-use crate::forward::admit;
+use crate::forward::admit::{self, UnderWay};
 use crate::forward::context::Worker;
 use crate::forward::exchange::Bounds;
 use crate::forward::fault;
@@ -37,13 +37,14 @@ pub(super) struct Until(Pin<Box<dyn Future<Output = Reason> + Send>>);
 // === impl Until ===
 
 impl Until {
-    /// `guard`: what it is registered as.
+    /// `guard`: what it is registered as; `under_way`: what it is judged by once more, and the connection that it came on.
     pub(super) fn new(
         worker: &Arc<Worker>,
         bounds: Option<Box<Bounds>>,
         guard: Option<Arc<policy::Guard>>,
+        under_way: Option<(Arc<policy::Guard>, UnderWay)>,
     ) -> Option<Self> {
-        if bounds.is_none() && guard.is_none() {
+        if bounds.is_none() && guard.is_none() && under_way.is_none() {
             return None;
         }
         let worker = Arc::clone(worker);
@@ -64,9 +65,16 @@ impl Until {
                     None => std::future::pending().await,
                 }
             };
+            let no_longer = async {
+                match &under_way {
+                    Some((guard, under_way)) => admit::no_longer(&worker, guard, under_way).await.reason,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 reason = late => reason,
                 reason = idle => reason,
+                reason = no_longer => reason,
                 fault = admit::revoked_for_long(&worker, guard.as_deref()) => fault.reason,
             }
         })))
@@ -105,6 +113,15 @@ impl Tracked {
         Poll::Ready(reason)
     }
 
+    /// It takes its time: from now on a change of policy may end it. Most are over before, and need not wait for that.
+    fn lasts(&mut self, cx: &Context<'_>) {
+        let Some(record) = &mut self.record else { return };
+        let Some(under_way) = record.lasts() else { return };
+        self.until = Until::new(&record.worker, None, None, Some(under_way));
+        // Once more, so that it is waited for.
+        cx.waker().wake_by_ref();
+    }
+
     fn end(&mut self, reason: Option<Reason>) {
         if let Some(mut record) = self.record.take() {
             if reason.is_none() {
@@ -137,6 +154,9 @@ impl http_body::Body for Tracked {
         }
         let polled = Pin::new(&mut self.body).poll_frame(cx);
         self.waits = polled.is_pending();
+        if self.waits && self.until.is_none() {
+            self.lasts(cx);
+        }
         let frame = ready!(polled);
         match &frame {
             Some(Ok(frame)) => {

@@ -168,6 +168,8 @@ impl Record<'_> {
         text(out, "session", self.session);
         text(out, "detected", self.detected);
         text(out, "rule", self.rule);
+        text(out, "would_deny", self.would_deny);
+        text(out, "issuer", self.issuer);
         text(out, "tls", self.tls.as_str());
         number(out, "processing_ns", self.processing.map(nanos));
         number(out, "attempts", Some(self.attempts.into()));
@@ -431,7 +433,8 @@ mod tests {
                     "source": "spiffe://cluster.local/ns/default/sa/orders",
                     "destination": "spiffe://cluster.local/ns/default/sa/payments", "service": "default/payments:80",
                     "route": "default/split", "backend": "default/payments-v1:80", "session": "kept",
-                    "detected": "server_first", "rule": "default/allow/web", "tls": "mtls", "processing_ns": 4000,
+                    "detected": "server_first", "rule": "default/allow/web",
+                    "would_deny": "default/trial/admin", "issuer": "https://issuer.example", "tls": "mtls", "processing_ns": 4000,
                     "attempts": 1, "connection": 7,
                 },
             })

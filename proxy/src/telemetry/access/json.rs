@@ -51,6 +51,8 @@ impl Record<'_> {
         id(out, quoted!("span_id"), self.span_id.map(Digits::from));
         address(out, quoted!("client"), self.client);
         ways.write(self, out);
+        text(out, quoted!("would_deny"), self.would_deny);
+        text(out, quoted!("issuer"), self.issuer);
         number(out, named!("bytes_in"), Some(self.bytes_in));
         number(out, named!("bytes_out"), Some(self.bytes_out));
         number(out, named!("duration_ns"), Some(nanos(self.duration)));
@@ -200,7 +202,7 @@ mod tests {
                 "client": "127.0.0.1:4000", "source": "spiffe://cluster.local/ns/default/sa/orders",
                 "destination": "spiffe://cluster.local/ns/default/sa/payments", "service": "default/payments:80",
                 "route": "default/split", "backend": "default/payments-v1:80", "session": "kept", "detected": "server_first", "endpoint": "[::1]:5000",
-                "rule": "default/allow/web", "tls": "mtls", "bytes_in": 1, "bytes_out": 2, "duration_ns": 3_000_000,
+                "rule": "default/allow/web", "would_deny": "default/trial/admin", "issuer": "https://issuer.example", "tls": "mtls", "bytes_in": 1, "bytes_out": 2, "duration_ns": 3_000_000,
                 "processing_ns": 4000, "attempts": 1, "connection": 7,
             })
         );

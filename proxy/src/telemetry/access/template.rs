@@ -43,6 +43,8 @@ const FIELDS: &[(&str, Write)] = &[
     ("detected", |record, out| text(out, record.detected)),
     ("endpoint", |record, out| address(out, record.endpoint)),
     ("rule", |record, out| text(out, record.rule)),
+    ("would_deny", |record, out| text(out, record.would_deny)),
+    ("issuer", |record, out| text(out, record.issuer)),
     ("tls", |record, out| text(out, record.tls.as_str())),
     ("bytes_in", |record, out| number(out, Some(record.bytes_in))),
     ("bytes_out", |record, out| number(out, Some(record.bytes_out))),

@@ -23,6 +23,7 @@ pub(super) enum Group {
     /// See [`Balancer`](super::Balancer).
     Balancers,
     RateLimits,
+    Externals,
     Limits,
     /// What is taken of them.
     LimitUses,
@@ -67,6 +68,7 @@ impl Budget {
             | Group::Verdicts
             | Group::Egress
             | Group::RateLimits
+            | Group::Externals
             | Group::Limits
             | Group::HealthChecks => (1, self.lines),
             Group::Pools | Group::LimitUses => (2, self.lines),

@@ -123,6 +123,28 @@ impl ControlMetrics {
         self.add(&families::DNS_QUERIES, &[result.as_str()], 1.0);
     }
 
+    /// Keys will be fetched from there: both results are shown, though they be 0.
+    pub fn jwks_begins(&self, url: &str) {
+        ["ok", "failed"].iter().for_each(|result| self.add(&families::JWKS_FETCHES, &[url, result], 0.0));
+    }
+
+    /// Keys were asked for there.
+    pub fn jwks_fetched(&self, url: &str, good: bool) {
+        self.add(&families::JWKS_FETCHES, &[url, if good { "ok" } else { "failed" }], 1.0);
+        if good {
+            self.set(&families::JWKS_FETCHED, &[url], seconds(SystemTime::now()));
+        }
+    }
+
+    /// No keys are fetched from there any more.
+    pub fn jwks_ends(&self, url: &str) {
+        let mut values = self.values.lock();
+        values.remove(&key(&families::JWKS_FETCHED, &[url]));
+        for result in ["ok", "failed"] {
+            values.remove(&key(&families::JWKS_FETCHES, &[url, result]));
+        }
+    }
+
     /// See [`Metrics::health_checked`](super::Metrics::health_checked); without room for its labels, in the overflow.
     pub(super) fn health_checked(&self, labels: Option<[&str; 2]>) {
         let labels = labels.map_or(["", "", "true"], |[service, outcome]| [service, outcome, ""]);

@@ -104,6 +104,10 @@ families! {
         "Copies of requests that RequestMirror asks for; result is answered, failed, timed_out, or dropped where too many were under way.";
     RATE_LIMITS = Counter "tulle_rate_limit_requests_total" ["limit", "outcome", "overflow"]
         "Requests that rate limits speak of, by the limit's name; outcome is allowed, by all of them, or refused, by this one.";
+    EXTERNAL_CHECKS = Counter "tulle_external_checks_total" ["policy", "result", "cached", "enforced", "overflow"]
+        "Requests that an ExternalAuthorization is about, by what came of asking: allowed, denied, failed (no answer, or none that can be read), timed_out, or too_large (its body, so that nobody was asked); cached is true where the answer to the same question was at hand, enforced is false in a dry run.";
+    EXTERNAL_CHECK_DURATION = Histogram "tulle_external_check_duration_seconds" []
+        "How long authorizers were waited for, connecting included, also in vain.";
     LIMITS = Counter "tulle_limit_reached_total" ["service", "limit", "outcome", "overflow"]
         "Requests and connections that found no place under a limit of a TrafficPolicy: waited, let through after a while, or refused. Those that nobody wants any more before either are not counted.";
     LIMIT_USED = Gauge "tulle_limit_used" ["service", "limit", "overflow"]
@@ -112,6 +116,12 @@ families! {
         "Requests and dials that wait for a place under it.";
     SESSIONS = Counter "tulle_sessions_total" ["result"]
         "Answered requests of rules with sessionPersistence: kept at their endpoint; new, without a token; moved to another endpoint; expired, their session's time being over; or invalid, with a token that none of the mesh's proxies made for the rule.";
+    TOKENS = Counter "tulle_tokens_total" ["result", "mode"]
+        "Requests of which a RequestAuthentication speaks, by what became of their token: verified, or cached (it was a moment ago); absent where none is needed, missing where one is; refused as several (that differ), too_long, malformed, algorithm, issuer, audience, expired, not_yet, key (none of the issuer's fits it), signature, claim (one cannot be a header's value), or no_keys (the issuer's are not there). Under mode dry_run: what policies in DryRun would have refused.";
+    JWKS_FETCHES = Counter "tulle_jwks_fetches_total" ["url", "result"]
+        "Sets of keys of issuers that were asked for; result is ok, or failed: then the last good ones stay.";
+    JWKS_FETCHED = Gauge "tulle_jwks_last_fetch_timestamp_seconds" ["url"]
+        "When keys were last fetched and good.";
     BALANCER_ENDPOINTS = Gauge "tulle_balancer_endpoints" ["service", "state", "overflow"]
         "Endpoints of services whose TrafficPolicy, or whose endpoints' weights, say how they are balanced: usable, warming (its share grows), probation (back from an ejection, and tried), ejected, unhealthy (by health checks), or unready.";
     BALANCER_EJECTIONS = Counter "tulle_balancer_ejections_total" ["service", "cause", "overflow"]
@@ -241,7 +251,7 @@ A label whose value is empty is left out.
 | `grpc_status` | the number of gRPC's status, from trailers or head; `_OTHER` if it is not one |
 | `reason` | a reason of [errors.md](errors.md), if the proxy made the answer, refused or gave up |
 | `reason_by` | with `reason`: `self`, this proxy; `peer`, that of the other workload, as its answer says (`x-tulle-error`) |
-| `verdict` | `allow`; `audit`, let through and logged; `deny` |
+| `verdict` | `allow`; `audit`, let through and logged; `deny`; `would_deny`, let through, and refused if the policies in dry run were in force: counted besides what was said of it |
 | `name` | of `tulle_egress_total`: the request's host or TLS's server name, as the client gives it; `_OTHER` beyond the first 100 |
 | `limit` | the name of a limit: `<namespace>/<policy>/<limit>` of a RateLimitPolicy; of `tulle_limit_…`: `connections`, `connections_per_endpoint`, `requests`, `requests_per_endpoint` or `pending` |
 | `cause` | of `tulle_pool_closed_total`: `idle`, it had idled for too long; `peer`, the server closed it while it was idle (a shared HTTP/2 connection: at any time); `ended`, its exchange was the last, since it failed, was given up or upgraded, or the answer forbids another; `retired`, its endpoint went away; `limit`, it was idle, and another was needed that the limit on connections leaves no room for; `age`, it had reached its maximum age |

@@ -38,6 +38,8 @@ pub enum VerdictKind {
     Audit,
     /// It may not.
     Deny,
+    /// It may, and would not if what is in dry run were in force.
+    WouldDeny,
 }
 
 /// What goes out of the mesh.
@@ -105,6 +107,34 @@ pub struct EgressLabels<'a> {
     pub protocol: EgressProtocol,
     /// Whom the client says that it wants to reach; empty if it does not.
     pub name: &'a str,
+}
+
+/// What came of asking an authorizer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CheckResult {
+    /// It lets the request in.
+    Allowed,
+    /// It does not.
+    Denied,
+    /// There was no answer, or none that can be read.
+    Failed,
+    /// There was none in time.
+    TimedOut,
+    /// Nobody was asked: the body is longer than may be told.
+    TooLarge,
+}
+
+/// What came of asking an authorizer about a request.
+#[derive(Clone, Copy, Debug)]
+pub struct ExternalLabels<'a> {
+    /// `<namespace>/<name>` of the ExternalAuthorization.
+    pub policy: &'a str,
+    /// What it said.
+    pub result: CheckResult,
+    /// To the same question, before.
+    pub cached: bool,
+    /// That holds.
+    pub enforced: bool,
 }
 
 /// What became of somebody who met a limit.
@@ -304,6 +334,44 @@ label_enum! {
 }
 
 label_enum! {
+    /// What became of a request's token, where a policy speaks of tokens.
+    TokenResult {
+        /// Its signature was verified, and its claims hold.
+        Verified = "verified",
+        /// It was verified a moment ago.
+        Cached = "cached",
+        /// There is none, and none is needed.
+        Absent = "absent",
+        /// There is none, and one is needed.
+        Missing = "missing",
+        /// There are several that differ.
+        Several = "several",
+        /// It is longer than is read.
+        TooLong = "too_long",
+        /// It is no token.
+        Malformed = "malformed",
+        /// Its algorithm is not accepted.
+        Algorithm = "algorithm",
+        /// Nobody's whose tokens are taken.
+        Issuer = "issuer",
+        /// For somebody else.
+        Audience = "audience",
+        /// Its time is over, or it does not say when that is.
+        Expired = "expired",
+        /// Its time has not begun.
+        NotYet = "not_yet",
+        /// None of its issuer's keys fits it.
+        Key = "key",
+        /// Those that fit have not signed it.
+        Signature = "signature",
+        /// A claim of it cannot be a header's value.
+        Claim = "claim",
+        /// Its issuer's keys are not there.
+        NoKeys = "no_keys",
+    }
+}
+
+label_enum! {
     /// Why a request was sent once more.
     ReplayCause {
         /// The first try was provably not processed.
@@ -405,6 +473,22 @@ impl VerdictKind {
             Self::Allow => "allow",
             Self::Audit => "audit",
             Self::Deny => "deny",
+            Self::WouldDeny => "would_deny",
+        }
+    }
+}
+
+// === impl CheckResult ===
+
+impl CheckResult {
+    /// The label's value.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Allowed => "allowed",
+            Self::Denied => "denied",
+            Self::Failed => "failed",
+            Self::TimedOut => "timed_out",
+            Self::TooLarge => "too_large",
         }
     }
 }
@@ -528,6 +612,15 @@ impl EgressLabels<'_> {
 
     pub(super) fn values(&self) -> [&str; 3] {
         [self.verdict.as_str(), self.protocol.as_str(), self.name]
+    }
+}
+
+impl ExternalLabels<'_> {
+    pub(super) const NAMES: [&'static str; 4] = ["policy", "result", "cached", "enforced"];
+
+    pub(super) fn values(&self) -> [&str; 4] {
+        let text = |is: bool| if is { "true" } else { "false" };
+        [self.policy, self.result.as_str(), text(self.cached), text(self.enforced)]
     }
 }
 

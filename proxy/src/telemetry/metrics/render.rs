@@ -11,8 +11,8 @@ use super::exemplars::{Exemplar, Exemplars};
 use super::families::{self, FAMILIES, Family, Kind};
 use super::labels::{
     ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, EarlyOpen, EgressLabels,
-    FaultKind, MirrorResult, Outcome, PoolClose, ReplayCause, RequestLabels, RetryCause, RetryOutcome,
-    SessionResult, Unretried, VerdictLabels, values,
+    ExternalLabels, FaultKind, MirrorResult, Outcome, PoolClose, ReplayCause, RequestLabels, RetryCause,
+    RetryOutcome, SessionResult, TokenResult, Unretried, VerdictLabels, values,
 };
 use super::pools::{PoolCells, Pooled};
 use super::table::Table;
@@ -60,6 +60,7 @@ fn scrape(metrics: &Metrics, mut scrape: Scrape) -> Scrape {
         | verdicts(&mut scrape, &workers)
         | egress(&mut scrape, &workers)
         | rate_limits(&mut scrape, &workers)
+        | externals(&mut scrape, &workers)
         | limits(&mut scrape, &workers)
         | pools(&mut scrape, &workers);
     let unchecked = |(labels, _): &(Vec<String>, f64)| labels.iter().all(|label| label != "true");
@@ -182,6 +183,11 @@ fn egress(scrape: &mut Scrape, workers: &[&WorkerCells]) -> bool {
 fn rate_limits(scrape: &mut Scrape, workers: &[&WorkerCells]) -> bool {
     let counters = workers.iter().map(|worker| (&worker.rate_limits, &*worker.overflow_rate_limits));
     counted(scrape, &families::RATE_LIMITS, &["limit", "outcome"], counters)
+}
+
+fn externals(scrape: &mut Scrape, workers: &[&WorkerCells]) -> bool {
+    let counters = workers.iter().map(|worker| (&worker.externals, &*worker.overflow_externals));
+    counted(scrape, &families::EXTERNAL_CHECKS, &ExternalLabels::NAMES, counters)
 }
 
 fn limits(scrape: &mut Scrape, workers: &[&WorkerCells]) -> bool {
@@ -314,6 +320,13 @@ fn bounded(scrape: &mut Scrape, metrics: &Metrics, workers: &[&WorkerCells]) {
         let count = total(&|worker| worker.sessions[*result as usize].get());
         scrape.value(&families::SESSIONS, &[("result", result.as_str())], count as f64);
     }
+    for (of, mode) in ["enforced", "dry_run"].into_iter().enumerate() {
+        for result in TokenResult::ALL {
+            let index = of * TokenResult::ALL.len() + *result as usize;
+            let count = total(&|worker| worker.tokens[index].get());
+            scrape.nonzero(&families::TOKENS, &[("result", result.as_str()), ("mode", mode)], count);
+        }
+    }
     scrape.value(&families::POOL_REUSED, &[], total(&|worker| worker.pool_reused.get()) as f64);
     scrape.value(&families::ACCEPT_ERRORS, &[], total(&|worker| worker.accept_errors.get()) as f64);
     scrape.value(&families::HANDED_OVER, &[], total(&|worker| worker.handed_over.get()) as f64);
@@ -326,11 +339,12 @@ fn bounded(scrape: &mut Scrape, metrics: &Metrics, workers: &[&WorkerCells]) {
             scrape.histogram(family, &[], &sum, &SIZES);
         }
     }
-    let histograms: [(&'static Family, ReadHistogram); 4] = [
+    let histograms: [(&'static Family, ReadHistogram); 5] = [
         (&families::DETECT_DURATION, |worker| &worker.detect_duration),
         (&families::DISCOVERY_DURATION, |worker| &worker.discovery_duration),
         (&families::POOL_DIAL_DURATION, |worker| &worker.dial_duration),
         (&families::WORKER_LAG, |worker| &worker.lag),
+        (&families::EXTERNAL_CHECK_DURATION, |worker| &worker.external_check_duration),
     ];
     for (family, read) in histograms {
         let sum = Sum::of(workers.iter().map(|worker| read(worker)));

@@ -9,8 +9,8 @@ use super::cells::{ByDirection, ConnectionCells, Counter, Histogram, OverflowReq
 use super::exemplars::Exemplar;
 use super::labels::{
     ConnectionLabels, DetectProtocol, DetectResult, Direction, DiscoveryResult, EarlyOpen, EgressLabels,
-    FaultKind, LimitOutcome, MirrorResult, ReplayCause, RequestLabels, RetryCause, RetryOutcome,
-    SessionResult, Unretried, VerdictLabels,
+    ExternalLabels, FaultKind, LimitOutcome, MirrorResult, ReplayCause, RequestLabels, RetryCause,
+    RetryOutcome, SessionResult, TokenResult, Unretried, VerdictLabels,
 };
 use super::pools::PoolCells;
 use super::table::Table;
@@ -36,6 +36,7 @@ pub(super) struct WorkerCells {
     pub(super) egress: Table<Counter>,
     pub(super) pools: Table<PoolCells>,
     pub(super) rate_limits: Table<Counter>,
+    pub(super) externals: Table<Counter>,
     pub(super) limits: Table<Counter>,
 
     pub(super) overflow_requests: ByDirection<Arc<RequestCells>>,
@@ -45,11 +46,13 @@ pub(super) struct WorkerCells {
     pub(super) overflow_egress: Arc<Counter>,
     pub(super) overflow_pools: Arc<PoolCells>,
     pub(super) overflow_rate_limits: Arc<Counter>,
+    pub(super) overflow_externals: Arc<Counter>,
     pub(super) overflow_limits: Arc<Counter>,
 
     /// By direction, of requests and of responses.
     pub(super) sizes: ByDirection<[Histogram; 2]>,
     pub(super) lag: Histogram,
+    pub(super) external_check_duration: Histogram,
     pub(super) requests_started: ByDirection<Counter>,
     pub(super) requests_ended: ByDirection<Counter>,
     /// The last one: success.
@@ -71,6 +74,8 @@ pub(super) struct WorkerCells {
     pub(super) injected: Vec<Counter>,
     pub(super) mirrors: Vec<Counter>,
     pub(super) sessions: Vec<Counter>,
+    /// What was done, then what was only told.
+    pub(super) tokens: Vec<Counter>,
     pub(super) accept_errors: Counter,
     pub(super) handed_over: Counter,
 }
@@ -109,6 +114,7 @@ impl WorkerMetrics {
             egress: Table::default(),
             pools: Table::default(),
             rate_limits: Table::default(),
+            externals: Table::default(),
             limits: Table::default(),
             overflow_requests: ByDirection::new(|side| {
                 Arc::new(RequestCells::new_overflow(overflow.get(side).clone()))
@@ -119,9 +125,11 @@ impl WorkerMetrics {
             overflow_egress: Arc::default(),
             overflow_pools: Arc::default(),
             overflow_rate_limits: Arc::default(),
+            overflow_externals: Arc::default(),
             overflow_limits: Arc::default(),
             sizes: ByDirection::new(|_| [sizes(), sizes()]),
             lag: histogram(),
+            external_check_duration: histogram(),
             requests_started: ByDirection::default(),
             requests_ended: ByDirection::default(),
             handshakes: ByDirection::new(|_| counters(Reason::COUNT + 1)),
@@ -141,6 +149,7 @@ impl WorkerMetrics {
             injected: counters(FaultKind::ALL.len()),
             mirrors: counters(MirrorResult::ALL.len()),
             sessions: counters(SessionResult::ALL.len()),
+            tokens: counters(2 * TokenResult::ALL.len()),
             accept_errors: Counter::default(),
             handed_over: Counter::default(),
         }))
@@ -207,6 +216,17 @@ impl WorkerMetrics {
         let outcome = if allowed { "allowed" } else { "refused" };
         let cells = self.0.rate_limits.get([name, outcome], self.admit(Group::RateLimits));
         cells.unwrap_or_else(|| self.0.overflow_rate_limits.clone()).inc();
+    }
+
+    /// Counts a request that an ExternalAuthorization is about.
+    pub fn external_check(&self, labels: &ExternalLabels<'_>) {
+        let cells = self.0.externals.get(labels.values(), self.admit(Group::Externals));
+        cells.unwrap_or_else(|| self.0.overflow_externals.clone()).inc();
+    }
+
+    /// How long an authorizer was waited for.
+    pub fn external_checked(&self, duration: Duration) {
+        self.0.external_check_duration.observe(duration);
     }
 
     /// Counts a request or a connection that met a limit of a service's port.
@@ -317,6 +337,12 @@ impl WorkerMetrics {
     /// A request of a rule with sessions was answered.
     pub fn session(&self, result: SessionResult) {
         self.0.sessions[result as usize].inc();
+    }
+
+    /// A request's token was looked at; `dry_run`: what it came to was only told.
+    pub fn token(&self, result: TokenResult, dry_run: bool) {
+        let of = if dry_run { TokenResult::ALL.len() } else { 0 };
+        self.0.tokens[of + result as usize].inc();
     }
 
     /// A copy of a request is over, or was not made.

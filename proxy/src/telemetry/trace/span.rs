@@ -245,6 +245,8 @@ fn ours(all: &mut Attributes, record: &Record<'_>) {
     all.word("tulle.tls", record.tls.as_str());
     all.word("tulle.verdict", verdict(record));
     all.text("tulle.rule", record.rule);
+    all.text("tulle.would_deny", record.would_deny);
+    all.text("tulle.token.issuer", record.issuer);
     all.text("tulle.session", record.session);
     all.text("tulle.detected", record.detected);
     all.word("tulle.reason", record.reason.map_or("", Reason::code));
@@ -263,6 +265,9 @@ fn verdict(record: &Record<'_>) -> &'static str {
             | Reason::MtlsRequired
             | Reason::IdentityRequired
             | Reason::PolicyUnavailable
+            | Reason::DeniedExternally
+            | Reason::AuthorizerUnavailable
+            | Reason::BodyTooLarge
             | Reason::RateLimited,
             // Said by this proxy, and not by that of the other workload.
         ) if record.by.ends_with(record.direction.as_str()) => "deny",

@@ -19,6 +19,8 @@ pub(crate) struct Purpose {
     pub(crate) speaks: Speaks,
     /// How many routes are looked at in vain before the one that fits.
     pub(crate) routes: usize,
+    /// How many rules of a policy there are, of which the last lets a request in.
+    pub(crate) rules: usize,
 }
 
 /// What peers are started with.

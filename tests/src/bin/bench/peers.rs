@@ -104,6 +104,11 @@ impl Peer {
             (Self::Bare | Self::BareH2 | Self::Linkerd2Proxy | Self::Ztunnel, _) if purpose.routes > 0 => {
                 Some("has no routes")
             }
+            _ if purpose.rules > 0
+                && !matches!(self, Self::None | Self::Tulle | Self::Again | Self::Silent | Self::Traced) =>
+            {
+                Some("is given no rules")
+            }
             _ => None,
         }
     }

@@ -21,6 +21,9 @@ pub(crate) enum Scenario {
     /// HTTP/1.1, 32 connections, a hundred routes looked at in vain.
     #[value(name = "routes-100")]
     Routes,
+    /// HTTP/1.1, 32 connections, fifty rules of an AuthorizationPolicy of which the last lets in.
+    #[value(name = "rules-50")]
+    Rules,
     /// HTTP/2 end to end, 4 connections of 32 streams.
     #[value(name = "http2")]
     Http2,
@@ -98,7 +101,9 @@ impl Scenario {
             Self::Tcp | Self::TcpNew | Self::TcpBody | Self::IdleTcp => Speaks::Tcp,
             _ => Speaks::Http1,
         };
-        Purpose { speaks, routes: if self == Self::Routes { 100 } else { 0 } }
+        let (routes, rules) =
+            (if self == Self::Routes { 100 } else { 0 }, if self == Self::Rules { 50 } else { 0 });
+        Purpose { speaks, routes, rules }
     }
 
     pub(crate) fn kind(self) -> Kind {
@@ -106,7 +111,7 @@ impl Scenario {
         let load = |traffic, connections, rate| Kind::Load(plan(traffic, connections), rate);
         match self {
             Self::Http1One => load(Traffic::Http1, 1, 500),
-            Self::Http1 | Self::Routes => load(Traffic::Http1, 32, 1000),
+            Self::Http1 | Self::Routes | Self::Rules => load(Traffic::Http1, 32, 1000),
             Self::Http1Many => load(Traffic::Http1, 256, 1000),
             Self::Http1New => load(Traffic::Http1New, 32, 500),
             Self::Http2 => load(Traffic::Http2 { streams: 32 }, 4, 1000),

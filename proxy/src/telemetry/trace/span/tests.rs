@@ -201,6 +201,9 @@ fn what_policy_or_a_limit_of_this_proxy_refuses_is_denied() {
         Reason::IdentityRequired,
         Reason::PolicyUnavailable,
         Reason::RateLimited,
+        Reason::DeniedExternally,
+        Reason::AuthorizerUnavailable,
+        Reason::BodyTooLarge,
     ] {
         assert_eq!(verdict(Some(reason), own, "a/limit").as_deref(), Some("deny"), "{reason:?}");
         assert_eq!(

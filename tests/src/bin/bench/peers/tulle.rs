@@ -20,6 +20,9 @@ pub(crate) async fn start(purpose: Purpose, site: &Site, wrapped: impl Fn(Progra
     for (at, rules) in (0..purpose.routes).collect::<Vec<_>>().chunks(10).enumerate() {
         world.yaml(&format!("route-{at}.yaml"), &route(at, rules));
     }
+    if purpose.rules > 0 {
+        world.yaml("policy.yaml", &policy(purpose.rules));
+    }
     let inbound = world.workload("orders").serves("orders", site.backend(purpose.speaks));
     let mut inbound = inbound.setting("--workers", "1").program(&wrapped).start_unready().await;
     let first = ready(&mut inbound).await;
@@ -61,6 +64,21 @@ async fn is_ready(metrics: SocketAddr) -> bool {
     let mut wire = Wire::connect(metrics).await;
     wire.send("GET /ready HTTP/1.1\r\nhost: ready\r\nconnection: close\r\n\r\n").await;
     wire.try_head().await.is_some_and(|head| head.status() == 200)
+}
+
+/// A policy of so many rules, of which the last lets in whoever the others do not describe.
+fn policy(rules: usize) -> String {
+    use std::fmt::Write as _;
+    let mut text = "apiVersion: policy.tulle.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: bench, namespace: default}\nspec:\n  \
+         targetRefs: [{group: \"\", kind: Service, name: orders}]\n  action: ALLOW\n  rules:\n"
+        .to_owned();
+    for number in 1..rules {
+        let _ = writeln!(
+            text,
+            "  - {{name: team-{number}, from: [{{namespaces: [team-{number}]}}], to: [{{methods: [GET], paths: [\"/api/v{number}/*\"]}}]}}"
+        );
+    }
+    text + "  - {name: web, from: [{serviceAccounts: [default/web]}]}\n"
 }
 
 /// A route of rules that the benchmark's requests do not match; the first also has the rule that they do.

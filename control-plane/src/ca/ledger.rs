@@ -1,0 +1,280 @@
+//! Join tokens that were made, and those that are revoked.
+//!
+//! A token proves itself; that it is in the book only lets people see what they have handed out. That it is revoked holds for the token, for what it has granted, and for
+//! every certificate that goes back to it ([`Lineage`]): it is not renewed any more. Kept in the [`Store`] as JSON by the tokens' IDs, written by `tulle token` beside the running
+//! control plane, and read by every replica. What is revoked is forgotten once neither the token nor a certificate of it could be valid any more.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tulle_certs::Lineage;
+use tulle_certs::token::{Claims, LEEWAY};
+use zeroize::Zeroizing;
+
+use super::CaError;
+use super::store::{Store, TOKENS};
+
+/// What is not revoked stays in the book for so long after it has expired, for people.
+const SHOWN: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// One token. Times in seconds since the epoch.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// The SPIFFE ID that it gives; empty: it was revoked by its ID alone.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub identity: String,
+    /// Services that it may register for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<String>,
+    /// When it was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created: Option<u64>,
+    /// When nobody can join with it any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<u64>,
+    /// When it was revoked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked: Option<u64>,
+}
+
+/// Tokens by their IDs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Ledger(BTreeMap<String, Entry>);
+
+// === impl Ledger ===
+
+impl Ledger {
+    /// Of what is kept, if anything is.
+    ///
+    /// # Errors
+    /// When it is damaged: who was revoked must not be let in because nobody knows it any more.
+    pub fn read(text: Option<&str>, place: &str) -> Result<Self, CaError> {
+        let Some(text) = text.filter(|text| !text.trim().is_empty()) else { return Ok(Self::default()) };
+        serde_json::from_str(text).map_err(|error| CaError::Store {
+            place: place.to_owned(),
+            why: format!(
+                "the book of join tokens is damaged ({error}); mend it, or remove it, if no token that is revoked can still be valid"
+            ),
+        })
+    }
+
+    /// As it is kept.
+    pub fn to_text(&self) -> String {
+        serde_json::to_string_pretty(self).unwrap_or_default()
+    }
+
+    /// All, by ID.
+    pub fn entries(&self) -> impl Iterator<Item = (&str, &Entry)> {
+        self.0.iter().map(|(jti, entry)| (jti.as_str(), entry))
+    }
+
+    /// With a token that was made now.
+    #[must_use]
+    pub fn with_made(mut self, claims: &Claims, now: SystemTime) -> Self {
+        let entry = self.0.entry(claims.jti.clone()).or_default();
+        entry.tell(claims);
+        entry.created = Some(seconds(now));
+        self
+    }
+
+    /// With a token revoked: one that is in the book, or of which the `claims` are known, or of which nothing is but its ID. It stays revoked since when it was
+    /// first.
+    #[must_use]
+    pub fn with_revoked(mut self, jti: &str, claims: Option<&Claims>, now: SystemTime) -> Self {
+        let entry = self.0.entry(jti.to_owned()).or_default();
+        if let Some(claims) = claims {
+            entry.tell(claims);
+        }
+        entry.revoked.get_or_insert_with(|| seconds(now));
+        self
+    }
+
+    /// Without what does not matter any more, where no certificate lives for longer than `lifetime`.
+    #[must_use]
+    pub fn without_past(mut self, lifetime: Duration, now: SystemTime) -> Self {
+        let now = seconds(now);
+        let after = |time: u64, span: Duration| time.saturating_add((span + LEEWAY).as_secs()) < now;
+        self.0.retain(|_, entry| match (entry.expires, entry.revoked) {
+            (Some(expires), Some(revoked)) => !(after(expires, Duration::ZERO) && after(revoked, lifetime)),
+            (Some(expires), None) => !after(expires, SHOWN),
+            // Nobody knows when it ends.
+            (None, _) => true,
+        });
+        self
+    }
+
+    fn revoked(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().filter(|(_, entry)| entry.revoked.is_some()).map(|(jti, _)| jti.as_str())
+    }
+}
+
+// === impl Entry ===
+
+impl Entry {
+    fn tell(&mut self, claims: &Claims) {
+        self.identity = claims.sub.to_string();
+        self.services.clone_from(&claims.services);
+        self.expires = Some(seconds(claims.exp));
+    }
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// What is revoked, as an authority asks it. The last good book holds.
+pub(super) struct Revoked {
+    store: Arc<dyn Store>,
+    /// How long certificates live at most.
+    lifetime: Duration,
+    now: Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    text: String,
+    /// What was told since, and cannot be read.
+    damaged: String,
+    tokens: BTreeSet<String>,
+    lineages: BTreeSet<Lineage>,
+}
+
+// === impl Revoked ===
+
+impl Revoked {
+    /// With what is kept.
+    ///
+    /// # Errors
+    /// When it is damaged.
+    pub(super) fn open(
+        store: Arc<dyn Store>,
+        text: Option<&str>,
+        lifetime: Duration,
+    ) -> Result<Self, CaError> {
+        let ledger = Ledger::read(text, &store.place(TOKENS))?;
+        let now = Mutex::new(Known::of(text.unwrap_or_default(), &ledger));
+        Ok(Self { store, lifetime, now })
+    }
+
+    /// Takes in what somebody has written.
+    pub(super) fn take_in(&self, text: &str) {
+        let mut now = self.now.lock();
+        if now.text == text || now.damaged == text {
+            return;
+        }
+        match Ledger::read(Some(text), &self.store.place(TOKENS)) {
+            Ok(ledger) => {
+                let known = Known::of(text, &ledger);
+                for jti in known.tokens.difference(&now.tokens) {
+                    tracing::info!(jti, "a join token is revoked");
+                }
+                *now = known;
+            }
+            Err(error) => {
+                tracing::error!(%error, "what was known to be revoked stays so, and nothing new is taken");
+                text.clone_into(&mut now.damaged);
+            }
+        }
+    }
+
+    /// Looks whether somebody has written, where nobody tells.
+    pub(super) async fn look(&self) -> Result<(), CaError> {
+        if let Some(text) = self.store.look(TOKENS).await? {
+            self.take_in(&text);
+        }
+        Ok(())
+    }
+
+    /// Forgets what does not matter any more.
+    pub(super) async fn forget(&self, now: SystemTime) -> Result<(), CaError> {
+        let past = |text: Option<&str>| {
+            let ledger = Ledger::read(text, "").ok()?;
+            let left = ledger.clone().without_past(self.lifetime, now);
+            (left != ledger).then(|| left.to_text())
+        };
+        let text = self.now.lock().text.clone();
+        if past(Some(&text)).is_none() {
+            return Ok(());
+        }
+        self.store.change(TOKENS, &past).await
+    }
+
+    /// As it is kept; `None` if nothing is.
+    pub(super) fn text(&self) -> Option<Zeroizing<String>> {
+        let now = self.now.lock();
+        (!now.text.is_empty()).then(|| Zeroizing::new(now.text.clone()))
+    }
+
+    pub(super) fn is_token(&self, jti: &str) -> bool {
+        self.now.lock().tokens.contains(jti)
+    }
+
+    pub(super) fn is_lineage(&self, lineage: Lineage) -> bool {
+        self.now.lock().lineages.contains(&lineage)
+    }
+}
+
+// === impl Known ===
+
+impl Known {
+    fn of(text: &str, ledger: &Ledger) -> Self {
+        let tokens: BTreeSet<String> = ledger.revoked().map(str::to_owned).collect();
+        let lineages = tokens.iter().map(|jti| Lineage::of_token(jti)).collect();
+        Self { text: text.to_owned(), damaged: String::new(), tokens, lineages }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tulle_certs::{SpiffeId, TrustDomain};
+
+    use super::*;
+
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+
+    fn at(days: u32) -> SystemTime {
+        SystemTime::UNIX_EPOCH + DAY * (20_000 + days)
+    }
+
+    fn claims(jti: &str, exp: SystemTime) -> Claims {
+        let sub = SpiffeId::new(&TrustDomain::default(), "shop", "web").unwrap();
+        Claims { sub, services: vec!["web".into()], exp, jti: jti.into() }
+    }
+
+    #[test]
+    fn a_book_is_read_as_it_was_written_and_a_damaged_one_is_not_taken_for_an_empty_one() {
+        let book = Ledger::default().with_made(&claims("a", at(1)), at(0)).with_revoked("b", None, at(0));
+        assert_eq!(Ledger::read(Some(&book.to_text()), "x").unwrap(), book);
+        assert_eq!(Ledger::read(Some("\n"), "x").unwrap(), Ledger::default());
+        assert_eq!(book.revoked().collect::<Vec<_>>(), ["b"]);
+        for damaged in ["{", "[]", "{\"a\": 1}"] {
+            let error = Ledger::read(Some(damaged), "tokens.json").unwrap_err().to_string();
+            assert!(error.starts_with("tokens.json: ") && error.contains("damaged"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_revoked_is_forgotten_once_neither_token_nor_certificate_can_be_valid() {
+        let book = Ledger::default()
+            .with_revoked("short", Some(&claims("short", at(1))), at(0))
+            .with_revoked("long", Some(&claims("long", at(100))), at(0))
+            .with_revoked("late", Some(&claims("late", at(1))), at(50))
+            .with_revoked("unknown", None, at(0))
+            .with_made(&claims("made", at(1)), at(0));
+        let left = |now| {
+            let left = book.clone().without_past(DAY * 7, now);
+            left.entries().map(|(jti, _)| jti.to_owned()).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(left(at(7)), "late long made short unknown");
+        assert_eq!(left(at(8)), "late long made unknown", "seven days after it was revoked");
+        assert_eq!(left(at(40)), "late long unknown");
+        assert_eq!(left(at(58)), "long unknown");
+        assert_eq!(left(at(101)), "unknown");
+        // Revoked once more, it is so since the first time.
+        assert_eq!(book.clone().with_revoked("short", None, at(5)), book);
+    }
+}

@@ -1,0 +1,136 @@
+//! Join tokens that are revoked while certificates go back to them.
+
+use super::*;
+use crate::ca::ledger::Ledger;
+
+/// Joins by a token, and says what the control plane knows of who shows the certificate.
+fn join(ca: &Ca, token: &str) -> Result<Caller, Status> {
+    let (mut ask, key) = request(0);
+    bearer(&mut ask, token);
+    shown(ca, &ask, key)
+}
+
+fn renew(ca: &Ca, caller: &Caller) -> Result<Caller, Status> {
+    let (mut ask, key) = request(0);
+    ask.extensions_mut().insert(caller.clone());
+    shown(ca, &ask, key)
+}
+
+fn shown(ca: &Ca, ask: &Request<IstioCertificateRequest>, key: PrivateKey) -> Result<Caller, Status> {
+    let answer = certificate(ca, ask, now())?;
+    let (chain, _) = split_chain(&answer.cert_chain, &domain()).unwrap();
+    let creds = Creds::new(chain, key, ca.bundle(), now()).unwrap();
+    Ok(Caller::of(Some(creds.chain())).unwrap().unwrap())
+}
+
+fn on_runtime<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
+}
+
+fn revoke(dir: &Path, token: &str) {
+    let claims = tulle_certs::token::claims_of(token).unwrap();
+    let change = |ledger: Ledger| Some(ledger.with_revoked(&claims.jti, Some(&claims), now()));
+    on_runtime(change_ledger_of(dir, change)).unwrap();
+}
+
+#[test]
+fn a_revoked_token_and_what_goes_back_to_it_get_no_certificate() {
+    let dir = tempfile::tempdir().unwrap();
+    let seen: Arc<Mutex<Vec<Outcome>>> = Arc::default();
+    let observed = seen.clone();
+    let observer = Box::new(move |outcome| observed.lock().push(outcome));
+    let ca = Ca::open_with(dir.path(), &domain(), now(), Options { observer, ..Options::default() }).unwrap();
+    let mint = |services: &[&str]| {
+        let services: Vec<String> = services.iter().map(|one| (*one).to_owned()).collect();
+        ca.tokens().mint(&id("web"), &services, HOUR, now()).unwrap()
+    };
+    let (stolen, good) = (mint(&["web", "api"]), mint(&["web"]));
+    let (first, other) = (join(&ca, &stolen).unwrap(), join(&ca, &good).unwrap());
+    assert!(first.lineage.is_some() && first.lineage != other.lineage);
+    let renewed = renew(&ca, &first).unwrap();
+    assert_eq!(renewed.lineage, first.lineage, "it is handed on");
+    assert_eq!(ca.may_register(&id("web"), "api"), Ok(()));
+
+    revoke(dir.path(), &stolen);
+    seen.lock().clear();
+    for refused in [join(&ca, &stolen), renew(&ca, &first), renew(&ca, &renewed)] {
+        let status = refused.unwrap_err();
+        assert_eq!(status.code(), Code::Unauthenticated, "{status}");
+        assert!(status.message().contains("revoked") && status.message().contains("another"), "{status}");
+        assert!(!status.message().contains(&stolen), "{status}");
+    }
+    assert_eq!(*seen.lock(), [Outcome::Revoked; 3]);
+    // What another token has granted too stays; those who joined with that one notice nothing.
+    assert!(ca.may_register(&id("web"), "api").is_err());
+    assert_eq!(ca.may_register(&id("web"), "web"), Ok(()));
+    assert!(renew(&ca, &other).is_ok() && join(&ca, &good).is_ok());
+    // With a good token, whoever was shut out is in again.
+    let (mut ask, key) = request(0);
+    ask.extensions_mut().insert(first);
+    bearer(&mut ask, &good);
+    assert_eq!(shown(&ca, &ask, key).unwrap().lineage, other.lineage);
+
+    // After a restart too.
+    drop(ca);
+    let ca = open(dir.path());
+    assert!(join(&ca, &stolen).is_err() && renew(&ca, &renewed).is_err() && renew(&ca, &other).is_ok());
+    revoke(dir.path(), &good);
+    assert!(renew(&ca, &other).is_err());
+    assert!(!ca.has_joined(&id("web")), "by no token that still counts");
+}
+
+#[test]
+fn what_another_replica_is_told_counts_here() {
+    let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let ca = open(dir.path());
+    let token = ca.tokens().mint(&id("web"), &[], HOUR, now()).unwrap();
+    let caller = join(&ca, &token).unwrap();
+    revoke(elsewhere.path(), &token);
+    let text = fs::read_to_string(elsewhere.path().join("tokens.json")).unwrap();
+    let written = |text: &str| Kept::from([(store::TOKENS, zeroize::Zeroizing::new(text.to_owned()))]);
+    ca.take_in(written(&text), &[store::TOKENS], now()).unwrap();
+    assert!(join(&ca, &token).is_err() && renew(&ca, &caller).is_err());
+    assert_eq!(
+        ca.kept().get(store::TOKENS).map(|kept| kept.as_str()),
+        Some(text.as_str()),
+        "to write it again"
+    );
+    // What is damaged takes nothing back.
+    ca.take_in(written("{"), &[store::TOKENS], now()).unwrap();
+    assert!(join(&ca, &token).is_err());
+}
+
+#[test]
+fn a_damaged_book_keeps_an_authority_from_starting_and_a_running_one_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = open(dir.path());
+    let token = ca.tokens().mint(&id("web"), &[], HOUR, now()).unwrap();
+    let caller = join(&ca, &token).unwrap();
+    revoke(dir.path(), &token);
+    assert!(renew(&ca, &caller).is_err());
+    fs::write(dir.path().join("tokens.json"), "{").unwrap();
+    assert!(renew(&ca, &caller).is_err(), "what was known holds");
+    let error = Ca::open(dir.path(), &domain(), now()).unwrap_err().to_string();
+    assert!(error.contains("tokens.json") && error.contains("damaged"), "{error}");
+    let error = on_runtime(change_ledger_of(dir.path(), Some)).unwrap_err().to_string();
+    assert!(error.contains("tokens.json"), "{error}");
+    assert_eq!(fs::read_to_string(dir.path().join("tokens.json")).unwrap(), "{", "it is not written over");
+}
+
+#[test]
+fn those_who_write_the_book_at_once_lose_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path();
+    on_runtime(async {
+        let writes = (0..20).map(|number| async move {
+            let jti = format!("t{number}");
+            let change = |ledger: Ledger| Some(ledger.with_revoked(&jti, None, now()));
+            change_ledger_of(path, change).await.unwrap();
+        });
+        futures_util::future::join_all(writes).await;
+    });
+    let ledger = on_runtime(change_ledger_of(dir.path(), |_| None)).unwrap();
+    assert_eq!(ledger.entries().count(), 20);
+    let mode = fs::metadata(dir.path().join("tokens.json")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
