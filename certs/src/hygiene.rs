@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use rustls::server::{ProducesTickets as _, StoresServerSessions as _};
 use rustls::version::TLS12;
 use rustls::{AlertDescription, ClientConfig, ClientConnection, NamedGroup, ServerConfig, ServerConnection};
 use zeroize::ZeroizeOnDrop;
