@@ -369,7 +369,7 @@ pub(super) async fn own(
     application: Option<SocketAddr>,
     client: SocketAddr,
     request: Option<&mut Request<Body>>,
-) -> Result<Option<Own>, Fault> {
+) -> Result<Option<Box<Own>>, Fault> {
     let Some(application) = application else { return Ok(None) };
     // Awaited only; what is in force once it is registered judges.
     drop(worker.proxy.store.inbound().await);
@@ -403,7 +403,7 @@ pub(super) async fn own(
         }
     };
     let application = worker.loose_endpoint(application, &Peer::Plaintext);
-    Ok(Some(Own { application, guard: Arc::new(guard), passed, claims }))
+    Ok(Some(Box::new(Own { application, guard: Arc::new(guard), passed, claims })))
 }
 
 /// What `sent` comes to, unless a change of policy ends it first.

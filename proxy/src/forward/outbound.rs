@@ -160,7 +160,7 @@ async fn undeclared(
         // What has a name is judged by it, and not let out as what was silent.
         Some(to) => (egress::times(worker, to, times), |detection| *detection == Detection::Opaque),
     };
-    type Context = (Box<InFlight>, Option<Own>, Option<Box<Out>>);
+    type Context = (Box<InFlight>, Option<Box<Own>>, Option<Box<Out>>);
     let (opened, guarded) = tokio::sync::oneshot::channel();
     let open = async {
         let target = going.whole(worker).await?;
@@ -539,7 +539,7 @@ pub(super) fn choose<'a>(route: &ObjectName, backends: &'a [Backend]) -> Result<
 pub(super) struct Connected {
     /// At its endpoint; a box, so that the task of an idle connection is small.
     in_flight: Box<InFlight>,
-    own: Option<Own>,
+    own: Option<Box<Own>>,
     out: Option<Box<Out>>,
     server: Io,
 }
@@ -589,7 +589,7 @@ async fn open(
     worker: &Arc<Worker>,
     client: SocketAddr,
     endpoint: &Arc<Endpoint>,
-) -> Result<(Box<InFlight>, Option<Own>, Io), Failed> {
+) -> Result<(Box<InFlight>, Option<Box<Own>>, Io), Failed> {
     let application = worker.proxy.own_application(endpoint);
     let own = match application {
         // Apart: most go elsewhere.
