@@ -105,24 +105,27 @@ async fn serve_one(
             Box::pin(Arc::new(connection).serve(io)).await;
         }
         None => {
-            // What was opened to find out was not judged as what it is now known to be.
-            let judged = match &server {
-                Some(Err(_)) => None,
-                Some(Ok(_)) | None => Some(judge_bytes(worker, &guard)),
-            };
-            let (passed, server) = match (judged, server) {
-                (Some(Err(fault)), _) => (None, Err(fault)),
-                (judged, server) => {
-                    let passed = judged.and_then(Result::ok);
-                    let server = match server {
-                        Some(server) => server,
-                        None => open(worker, &way, &guard).await,
-                    };
-                    (passed, server)
-                }
-            };
+            let (passed, server) = Box::pin(opened(worker, &way, &guard, server)).await;
             relay(worker, io, &way, &guard, (detected, passed.as_ref()), server).await;
         }
+    }
+}
+
+/// The stream to the application for opaque bytes, opened now unless it was, and what has let them in.
+async fn opened(
+    worker: &Worker,
+    way: &Way,
+    guard: &policy::Guard,
+    server: Option<Result<Io, Fault>>,
+) -> (Option<Passed>, Result<Io, Fault>) {
+    if let Some(Err(fault)) = server {
+        return (None, Err(fault));
+    }
+    // What was opened to find out was not judged as what it is now known to be.
+    match (judge_bytes(worker, guard), server) {
+        (Err(fault), _) => (None, Err(fault)),
+        (Ok(passed), Some(server)) => (Some(passed), server),
+        (Ok(passed), None) => (Some(passed), open(worker, way, guard).await),
     }
 }
 
