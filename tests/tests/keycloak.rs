@@ -37,6 +37,8 @@ impl Keycloak {
         let own = folder.path("keycloak");
         let copied = Command::new("cp").arg("-r").arg(&unpacked).arg(&own).status().unwrap();
         assert!(copied.success(), "{} cannot be copied", unpacked.display());
+        let temporary = own.join("data/tmp");
+        std::fs::create_dir_all(&temporary).unwrap();
         let realm = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/keycloak/shop.json");
         std::fs::create_dir_all(own.join("data/import")).unwrap();
         std::fs::copy(realm, own.join("data/import/shop.json")).unwrap();
@@ -47,6 +49,8 @@ impl Keycloak {
             .arg("--http-port=0")
             .arg("--db=dev-mem")
             .arg("--import-realm")
+            // It would leave both in /tmp.
+            .env("JAVA_OPTS_APPEND", format!("-Djava.io.tmpdir={} -XX:-UsePerfData", temporary.display()))
             .env("KC_BOOTSTRAP_ADMIN_USERNAME", "admin")
             .env("KC_BOOTSTRAP_ADMIN_PASSWORD", "admin");
         let mut process = Process::start(program, folder);
