@@ -45,9 +45,10 @@ pub(crate) struct Costs {
     keep: Option<PathBuf>,
 }
 
-const SCENARIOS: [Scenario; 7] = [
+const SCENARIOS: [Scenario; 8] = [
     Scenario::Http1One,
     Scenario::Http1,
+    Scenario::Rules,
     Scenario::Http1New,
     Scenario::Http2,
     Scenario::Grpc,
@@ -117,7 +118,11 @@ impl Counting {
         match record {
             None if shown => Ok(()),
             Some(record) => record.allows(&now, tools),
-            None => Record::read().unwrap_or_default().with(&now, tools).write(),
+            None => {
+                let record = Record::read().unwrap_or_default().with(&now, tools);
+                record.keeps_budgets(&now)?;
+                record.write()
+            }
         }
     }
 

@@ -43,6 +43,8 @@ pub(crate) struct Pair {
     pub(crate) ready: Option<Duration>,
     /// Where its logs are, if not in the site's folder.
     pub(crate) folder: Option<Folder>,
+    /// Where there are rules: who counts what they say, and the one that must let requests in.
+    pub(crate) judged: Option<(SocketAddr, &'static str)>,
     /// Whatever must live as long.
     _held: Box<dyn std::any::Any>,
 }
@@ -115,7 +117,7 @@ pub(crate) fn free_address() -> SocketAddr {
 
 impl Pair {
     pub(crate) fn new(front: SocketAddr, proxies: Option<Proxies>, held: impl std::any::Any) -> Self {
-        Self { front, proxies, ready: None, folder: None, _held: Box::new(held) }
+        Self { front, proxies, ready: None, folder: None, judged: None, _held: Box::new(held) }
     }
 
     /// Two processes, the outbound one first.
@@ -124,10 +126,11 @@ impl Pair {
         Self::new(front, Some(proxies), processes)
     }
 
-    /// Waits until something passes through both.
+    /// Waits until something passes through both, let in by the rule that is meant to, where there are rules.
     pub(crate) async fn forwards(&self, speaks: Speaks) -> Result<(), String> {
         let begun = Instant::now();
         loop {
+            let before = self.let_in().await;
             let tried = match speaks {
                 Speaks::Http1 => http1::idle(self.front, 1).await.map(drop),
                 Speaks::Http2 => http2::one(self.front).await,
@@ -136,14 +139,31 @@ impl Pair {
                     echo.map_err(std::io::Error::other).and_then(|echo| echo.map(drop))
                 }
             };
+            let after = self.let_in().await;
+            let (by_rule, by_others) = (after.0 - before.0, after.1 - before.1);
             match tried {
-                Ok(()) => return Ok(()),
+                Ok(()) if self.judged.is_none() || (by_rule > 0.5 && by_others < 0.5) => return Ok(()),
+                Ok(()) if begun.elapsed() > PATIENCE => {
+                    let rule = self.judged.map(|(_, rule)| rule).unwrap_or_default();
+                    return Err(format!(
+                        "a request was let in by {rule} {by_rule} times, by other rules {by_others} times"
+                    ));
+                }
                 Err(error) if begun.elapsed() > PATIENCE => {
                     return Err(format!("it does not forward: {error}"));
                 }
-                Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+                _ => tokio::time::sleep(Duration::from_millis(5)).await,
             }
         }
+    }
+
+    /// How many requests were let in so far by the rule that is meant to, and by others.
+    async fn let_in(&self) -> (f64, f64) {
+        let Some((metrics, rule)) = self.judged else { return (0.0, 0.0) };
+        let metrics = tulle_tests::scrape(metrics).await;
+        let count = |labels: &[(&str, &str)]| metrics.sum("tulle_policy_verdicts_total", labels);
+        let by_rule = count(&[("verdict", "allow"), ("rule", rule)]);
+        (by_rule, count(&[("verdict", "allow")]) - by_rule)
     }
 
     /// Empties the logs, which grow by gigabytes otherwise.

@@ -21,7 +21,7 @@ pub(crate) enum Scenario {
     /// HTTP/1.1, 32 connections, a hundred routes looked at in vain.
     #[value(name = "routes-100")]
     Routes,
-    /// HTTP/1.1, 32 connections, fifty rules of an AuthorizationPolicy of which the last lets in.
+    /// HTTP/1.1, 32 connections, fifty rules of an AuthorizationPolicy, each looked at to its end, of which the last lets in.
     #[value(name = "rules-50")]
     Rules,
     /// HTTP/2 end to end, 4 connections of 32 streams.

@@ -45,6 +45,9 @@ struct Recorded {
 const WAITS: &[&str] = &["epoll_wait", "futex", "sched_yield"];
 /// System calls a request that are no growth: lines of the log are gathered by time, streams of HTTP/2 by chance.
 const SLACK: f64 = 0.15;
+/// A scenario, how many times the instructions of another it may cost, both sides together, and that other. Fifty rules on a port: the budget is 1.25 times the
+/// CPU of the better bare pair; without rules it is 0.86 of that, of which more than half is instructions, so that these could grow by four fifths.
+const BUDGETS: [(&str, f64, &str); 1] = [("rules-50", 1.5, "http1-32")];
 const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/costs.json");
 
 // === impl Figures ===
@@ -129,8 +132,32 @@ impl Record {
         Ok(())
     }
 
+    /// `Err` names each scenario of `table` that costs more than its budget beside another, which is of `table` if it is there, else on record.
+    pub(crate) fn keeps_budgets(&self, table: &Table) -> Result<(), String> {
+        let counted = |scenario: &str| {
+            table.get(scenario).map(|sides| sides.values().map(|side| side.instructions).sum::<f64>())
+        };
+        let recorded = |scenario: &str| {
+            self.figures.get(scenario).map(|sides| sides.values().map(|side| side.instructions).sum::<f64>())
+        };
+        for (scenario, times, beside) in BUDGETS {
+            let Some(now) = counted(scenario) else { continue };
+            let Some(other) = counted(beside).or_else(|| recorded(beside)) else { continue };
+            if now > other * times {
+                return Err(format!(
+                    "{scenario} costs {} instructions a request, {beside} {}: {:.2} times as much, where {times} is the budget (docs/performance.md)",
+                    number(now),
+                    number(other),
+                    now / other
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// `Err` names each figure that grew by more than is allowed, and says what to do about it. Tells of those that fell.
     pub(crate) fn allows(&self, table: &Table, tools: &str) -> Result<(), String> {
+        self.keeps_budgets(table)?;
         let (mut grown, mut fallen) = (String::new(), String::new());
         for (scenario, sides) in table {
             for (side, now) in sides {

@@ -30,9 +30,10 @@ pub(crate) async fn start(purpose: Purpose, site: &Site, wrapped: impl Fn(Progra
     let mut outbound = outbound.start_unready().await;
     let second = ready(&mut outbound).await;
     let proxies = Proxies { outbound: outbound.process().pid(), inbound: inbound.process().pid() };
-    let (front, folder) = (outbound.outbound("orders"), world.folder().clone());
+    let (front, folder, judged) = (outbound.outbound("orders"), world.folder().clone(), inbound.public());
     let mut pair = Pair::new(front, Some(proxies), (outbound, inbound, world));
     pair.folder = Some(folder);
+    pair.judged = (purpose.rules > 0).then_some((judged, LAST));
     pair.ready = Some(first.max(second));
     pair
 }
@@ -66,17 +67,28 @@ async fn is_ready(metrics: SocketAddr) -> bool {
     wire.try_head().await.is_some_and(|head| head.status() == 200)
 }
 
-/// A policy of so many rules, of which the last lets in whoever the others do not describe.
+/// The rule that lets the benchmark's requests in, as metrics name it.
+const LAST: &str = "default/bench/web";
+
+/// A policy of so many rules, all of which are asked about each request of the benchmark's, in their order: no client's identity leaves one out.
+/// The last lets in. All others hold but for what is looked at last, of three kinds in turns: paths as they are and by their beginning, a path's
+/// last segment after any, and a header.
 fn policy(rules: usize) -> String {
     use std::fmt::Write as _;
     let mut text = "apiVersion: policy.tulle.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: bench, namespace: default}\nspec:\n  \
          targetRefs: [{group: \"\", kind: Service, name: orders}]\n  action: ALLOW\n  rules:\n"
         .to_owned();
     for number in 1..rules {
-        let _ = writeln!(
-            text,
-            "  - {{name: team-{number}, from: [{{namespaces: [team-{number}]}}], to: [{{methods: [GET], paths: [\"/api/v{number}/*\"]}}]}}"
-        );
+        let says = match number % 3 {
+            0 => format!(
+                r#"to: [{{methods: [GET], paths: ["/api/v1/orders/team-{number}", "/api/v1/orders/team-{number}/*"]}}]"#
+            ),
+            1 => format!(r#"to: [{{methods: [GET], paths: ["/api/v1/{{*}}/team-{number}"]}}]"#),
+            _ => format!(
+                r#"to: [{{methods: [GET], paths: ["/api/v1/orders/*"]}}], when: [{{header: accept, values: ["application/team-{number}"]}}]"#
+            ),
+        };
+        let _ = writeln!(text, "  - {{name: team-{number}, from: [{{namespaces: [default]}}], {says}}}");
     }
     text + "  - {name: web, from: [{serviceAccounts: [default/web]}]}\n"
 }
