@@ -37,8 +37,8 @@ impl Keycloak {
         let own = folder.path("keycloak");
         let copied = Command::new("cp").arg("-r").arg(&unpacked).arg(&own).status().unwrap();
         assert!(copied.success(), "{} cannot be copied", unpacked.display());
-        let temporary = own.join("data/tmp");
-        std::fs::create_dir_all(&temporary).unwrap();
+        let temporary = folder.path("java");
+        std::fs::create_dir(&temporary).unwrap();
         let realm = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/keycloak/shop.json");
         std::fs::create_dir_all(own.join("data/import")).unwrap();
         std::fs::copy(realm, own.join("data/import/shop.json")).unwrap();
