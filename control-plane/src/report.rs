@@ -16,12 +16,13 @@ use tonic::{Request, Response, Status, Streaming};
 use tulle_api::v1::proxy_server::Proxy;
 use tulle_api::v1::{self, ReportRequest, ReportResponse, report_request, report_response};
 use tulle_certs::SpiffeId;
+use tulle_certs::token::TokenError;
 use zeroize::Zeroizing;
 
 use crate::ads::session::Refusal as NodeRefusal;
 use crate::ads::{Caller, Nodes};
 use crate::asking::{Place, Question, Reporters};
-use crate::ca;
+use crate::ca::{self, GrantError};
 use crate::ending::Ending;
 use crate::index::{Registration, RegistrationId};
 use crate::load::{self, Loads};
@@ -126,6 +127,27 @@ impl Reports {
     pub fn checking(self, nodes: Nodes) -> Self {
         Self { nodes, ..self }
     }
+
+    /// Takes a join token that is shown beside a certificate. One that has expired grants nothing more, but takes nothing away: a stream that is opened anew shows
+    /// the token of long ago, and what that has granted is kept. Whether it is enough is asked when somebody registers.
+    async fn grant(&self, trust: &Trust, id: &SpiffeId, token: &str) -> Result<(), Status> {
+        match trust.grant_to(id, token, SystemTime::now()).await {
+            Ok(()) => Ok(()),
+            Err(GrantError::Token(error @ TokenError::Expired(_))) => {
+                tracing::debug!(caller = %id, %error, "what a join token has granted before holds");
+                Ok(())
+            }
+            Err(error @ GrantError::Kept(_)) => {
+                tracing::error!(caller = %id, %error, "a join token cannot be taken");
+                Err(Status::unavailable(error.to_string()))
+            }
+            Err(error) => {
+                self.metrics.refused.with_label_values(&["registration_not_granted"]).inc();
+                tracing::warn!(caller = %id, %error, "a join token grants nothing");
+                Err(Status::permission_denied(error.to_string()))
+            }
+        }
+    }
 }
 
 #[tonic::async_trait]
@@ -144,12 +166,8 @@ impl Proxy for Reports {
             let value = value.to_str().unwrap_or_default();
             Zeroizing::new(value.split_once(' ').map_or("", |(_, token)| token).to_owned())
         });
-        if let (Some(trust), Some(token)) = (&self.trust, token)
-            && let Err(error) = trust.grant_to(&caller.id, &token, SystemTime::now()).await
-        {
-            self.metrics.refused.with_label_values(&["registration_not_granted"]).inc();
-            tracing::warn!(caller = %caller.id, %error, "a join token grants nothing");
-            return Err(Status::permission_denied(error.to_string()));
+        if let (Some(trust), Some(token)) = (&self.trust, token) {
+            self.grant(trust, &caller.id, &token).await?;
         }
         let (responses, outgoing) = mpsc::channel(4);
         let stream = ReportStream {

@@ -229,25 +229,33 @@ async fn who_opens_many_connections_and_says_nothing_keeps_nobody_from_asking_wh
     world.control_plane.stop().await;
 }
 
+/// Registers `default/web` for a service, beside its certificate by a join token or by none; what it is told first.
+async fn register(
+    channel: &Channel,
+    service: &str,
+    token: Option<&str>,
+) -> Result<Option<v1::ReportResponse>, tonic::Status> {
+    let ports = vec![RegisteredPort { service_port: 80, port: 8080 }];
+    let services = vec![RegisteredService { name: service.to_owned(), ports }];
+    let registration = Registration { address: "127.0.0.1".into(), services, locality: None, ready: true };
+    let first = ReportRequest {
+        node: Some(Node { id: "default/web".into(), ..Node::default() }),
+        report: Some(report_request::Report::Registration(registration)),
+    };
+    let (requests, outgoing) = mpsc::channel(1);
+    requests.send(first).await.unwrap();
+    let mut call = Request::new(ReceiverStream::new(outgoing));
+    if let Some(token) = token {
+        call.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+    }
+    ProxyClient::new(channel.clone()).report(call).await?.into_inner().message().await
+}
+
 #[tokio::test]
 async fn a_registration_that_no_token_grants_is_refused_with_the_remedy() {
     let world = World::start().await;
     let channel = world.channel().await;
-    let register = async |service: &str| {
-        let ports = vec![RegisteredPort { service_port: 80, port: 8080 }];
-        let services = vec![RegisteredService { name: service.to_owned(), ports }];
-        let registration =
-            Registration { address: "127.0.0.1".into(), services, locality: None, ready: true };
-        let first = ReportRequest {
-            node: Some(Node { id: "default/web".into(), ..Node::default() }),
-            report: Some(report_request::Report::Registration(registration)),
-        };
-        let (requests, outgoing) = mpsc::channel(1);
-        requests.send(first).await.unwrap();
-        let mut client = ProxyClient::new(channel.clone());
-        let mut responses = client.report(ReceiverStream::new(outgoing)).await.unwrap().into_inner();
-        responses.message().await
-    };
+    let register = async |service: &str| register(&channel, service, None).await;
     let refused = register("web").await.unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied);
     let remedy = "tulle token create --workload-identity default/web --service web";
@@ -267,6 +275,23 @@ async fn a_registration_that_no_token_grants_is_refused_with_the_remedy() {
     IstioCertificateServiceClient::new(channel.clone()).create_certificate(join).await.unwrap();
     assert!(register("web").await.unwrap().is_some());
     assert_eq!(register("orders").await.unwrap_err().code(), Code::PermissionDenied);
+    world.control_plane.stop().await;
+}
+
+#[tokio::test]
+async fn a_join_token_that_has_expired_takes_away_nothing_that_was_granted() {
+    let world = World::start().await;
+    let channel = world.channel().await;
+    let tokens = world.control_plane.ca().unwrap().tokens();
+    let minted = |at| tokens.mint(&web(), &["web".into()], Duration::from_secs(60), at).unwrap();
+    let (past, good) = (minted(SystemTime::now() - HOUR), minted(SystemTime::now()));
+    let refused = register(&channel, "web", Some(&past)).await.unwrap_err();
+    assert!(refused.message().contains("tulle token create"), "it grants nothing itself: {refused}");
+    assert!(register(&channel, "web", Some(&good)).await.unwrap().is_some());
+    // A stream that is opened a day later shows the same file.
+    assert!(register(&channel, "web", Some(&past)).await.unwrap().is_some());
+    let refused = register(&channel, "web", Some("a.b.c")).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
     world.control_plane.stop().await;
 }
 
