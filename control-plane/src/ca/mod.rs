@@ -4,7 +4,7 @@
 //! Decides who may have which certificate: the bearer of a join token the identity that the token names, a pod that of its
 //! service account, by the word of the API server ([`Reviewer`]), and
 //! the holder of a still valid certificate the same identity again; in a cluster, where certificates are of pods that end, only if it had joined
-//! with a join token, and a pod shows its token each time. Never issues for an identity that a request
+//! with a join token and the certificate goes back to one, and a pod shows its token each time. Never issues for an identity that a request
 //! merely asks for, and never for the control plane's own. Called by the server, which opens it once per
 //! [`Store`] (after locking the folder, where it is one) and mounts [`Ca::service`] on the TLS port.
 

@@ -189,8 +189,10 @@ impl CertificateService {
                     caller.id
                 )));
             }
-            // A certificate that renewed itself would outlive the pod it was taken out of. What is no pod has joined with a token, and has nothing else to show.
-            if self.ca.0.reviewer.is_some() && !self.ca.has_joined(&caller.id) {
+            // A certificate that renewed itself would outlive the pod it was taken out of. What is no pod has joined with a token, and has nothing else to show; a pod of
+            // the same identity has not.
+            let by_token = caller.lineage.is_some() && self.ca.has_joined(&caller.id);
+            if self.ca.0.reviewer.is_some() && !by_token {
                 return Err(unauthenticated(format!(
                     "the certificate of {} is renewed with the token of its pod, and none was shown; the proxy reads it at TULLE_PROXY_IDENTITY_TOKEN_FILE",
                     caller.id

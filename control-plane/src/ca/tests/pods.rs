@@ -97,10 +97,18 @@ fn a_pods_certificate_is_not_renewed_without_its_token() {
     // What has joined with a join token is no pod: it goes on by its certificate, also after a restart, and where the token grants nothing.
     let (mut ask, _) = request(0);
     bearer(&mut ask, &ca.tokens().mint(&id("vm"), &[], HOUR, now()).unwrap());
-    certificate(&ca, &ask, now()).unwrap();
+    let answer = certificate(&ca, &ask, now()).unwrap();
+    let (chain, _) = split_chain(&answer.cert_chain, &domain()).unwrap();
+    let joined = Caller::of(Some(chain.as_slice())).unwrap().unwrap();
     drop(ca);
     let ca = reviewed(dir.path(), Ok(bearer_of("shop", "web")));
     let (mut ask, _) = request(0);
-    ask.extensions_mut().insert(caller("vm"));
+    ask.extensions_mut().insert(joined);
     certificate(&ca, &ask, now()).unwrap();
+
+    // A pod of that very identity has not joined by it.
+    let (mut ask, _) = request(0);
+    ask.extensions_mut().insert(caller("vm"));
+    let status = certificate(&ca, &ask, now()).unwrap_err();
+    assert_eq!(status.code(), Code::Unauthenticated, "{status}");
 }
