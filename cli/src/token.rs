@@ -57,8 +57,8 @@ Examples:
   tulle token list --state-dir state
   tulle token list -o json
 
-Tokens that `tulle token create` made, for 30 days after they have expired, and
-those that are revoked, for as long as it matters.
+Tokens that `tulle token create` made, for 30 days after they have expired. Those
+that are revoked stay; of these only the ID is left by then.
 
 Exit status: 0 listed; 1 the book cannot be read, standard error says why; 2 wrong arguments";
 

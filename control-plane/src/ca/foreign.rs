@@ -17,7 +17,6 @@ use tulle_api::ca::istio_certificate_service_server::{
     IstioCertificateService, IstioCertificateServiceServer,
 };
 use tulle_api::ca::{IstioCertificateRequest, IstioCertificateResponse};
-use tulle_certs::issue::DEFAULT_LIFETIME;
 use tulle_certs::token::JoinTokens;
 use tulle_certs::{Creds, SpiffeId, TrustBundle, TrustDomain, validity};
 use tulle_identity::{Follower, Given, SourceError};
@@ -77,7 +76,7 @@ impl Foreign {
         let tokens = store::tokens(&kept, &place)?;
         let session_key = SessionKey::derive(tokens.key().to_pem().as_bytes());
         let kept = |name: &str| kept.get(name).map(|text| text.as_str());
-        let revoked = Revoked::open(Arc::new(folder.clone()), kept(TOKENS), DEFAULT_LIFETIME)?;
+        let revoked = Revoked::open(Arc::new(folder.clone()), kept(TOKENS))?;
         let grants = Grants::open(Arc::new(folder.clone()), kept(GRANTS));
 
         let state = Arc::new(State { creds: ArcSwapOption::empty(), bundle: watch::Sender::new(None) });

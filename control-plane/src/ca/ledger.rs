@@ -2,7 +2,8 @@
 //!
 //! A token proves itself; that it is in the book only lets people see what they have handed out. That it is revoked holds for the token, for what it has granted, and for
 //! every certificate that goes back to it ([`Lineage`]): it is not renewed any more. Kept in the [`Store`] as JSON by the tokens' IDs, written by `tulle token` beside the running
-//! control plane, and read by every replica. What is revoked is forgotten once neither the token nor a certificate of it could be valid any more.
+//! control plane, and read by every replica. What is revoked stays so: what the token has granted is kept for as long as the identity is, and how long certificates live may
+//! have been set anew since.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use zeroize::Zeroizing;
 use super::CaError;
 use super::store::{Store, TOKENS};
 
-/// What is not revoked stays in the book for so long after it has expired, for people.
+/// A token stays in the book for so long after it has expired, for people; of one that is revoked its ID stays.
 const SHOWN: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// One token. Times in seconds since the epoch.
@@ -93,17 +94,17 @@ impl Ledger {
         self
     }
 
-    /// Without what does not matter any more, where no certificate lives for longer than `lifetime`.
+    /// Without what does not matter any more. Who was revoked must never be taken for somebody who was not: of that the ID stays.
     #[must_use]
-    pub fn without_past(mut self, lifetime: Duration, now: SystemTime) -> Self {
+    pub fn without_past(mut self, now: SystemTime) -> Self {
         let now = seconds(now);
-        let after = |time: u64, span: Duration| time.saturating_add((span + LEEWAY).as_secs()) < now;
-        self.0.retain(|_, entry| match (entry.expires, entry.revoked) {
-            (Some(expires), Some(revoked)) => !(after(expires, Duration::ZERO) && after(revoked, lifetime)),
-            (Some(expires), None) => !after(expires, SHOWN),
-            // Nobody knows when it ends.
-            (None, _) => true,
-        });
+        let is_past = |entry: &Entry| {
+            entry.expires.is_some_and(|expires| expires.saturating_add((SHOWN + LEEWAY).as_secs()) < now)
+        };
+        self.0.retain(|_, entry| entry.revoked.is_some() || !is_past(entry));
+        for entry in self.0.values_mut().filter(|entry| is_past(entry)) {
+            *entry = Entry { revoked: entry.revoked, ..Entry::default() };
+        }
         self
     }
 
@@ -129,8 +130,6 @@ fn seconds(time: SystemTime) -> u64 {
 /// What is revoked, as an authority asks it. The last good book holds.
 pub(super) struct Revoked {
     store: Arc<dyn Store>,
-    /// How long certificates live at most.
-    lifetime: Duration,
     now: Mutex<Known>,
 }
 
@@ -150,14 +149,10 @@ impl Revoked {
     ///
     /// # Errors
     /// When it is damaged.
-    pub(super) fn open(
-        store: Arc<dyn Store>,
-        text: Option<&str>,
-        lifetime: Duration,
-    ) -> Result<Self, CaError> {
+    pub(super) fn open(store: Arc<dyn Store>, text: Option<&str>) -> Result<Self, CaError> {
         let ledger = Ledger::read(text, &store.place(TOKENS))?;
         let now = Mutex::new(Known::of(text.unwrap_or_default(), &ledger));
-        Ok(Self { store, lifetime, now })
+        Ok(Self { store, now })
     }
 
     /// Takes in what somebody has written.
@@ -193,7 +188,7 @@ impl Revoked {
     pub(super) async fn forget(&self, now: SystemTime) -> Result<(), CaError> {
         let past = |text: Option<&str>| {
             let ledger = Ledger::read(text, "").ok()?;
-            let left = ledger.clone().without_past(self.lifetime, now);
+            let left = ledger.clone().without_past(now);
             (left != ledger).then(|| left.to_text())
         };
         let text = self.now.lock().text.clone();
@@ -258,22 +253,25 @@ mod tests {
     }
 
     #[test]
-    fn what_is_revoked_is_forgotten_once_neither_token_nor_certificate_can_be_valid() {
+    fn what_is_revoked_is_never_forgotten_and_of_the_past_only_its_id_is_left() {
         let book = Ledger::default()
             .with_revoked("short", Some(&claims("short", at(1))), at(0))
-            .with_revoked("long", Some(&claims("long", at(100))), at(0))
             .with_revoked("late", Some(&claims("late", at(1))), at(50))
             .with_revoked("unknown", None, at(0))
             .with_made(&claims("made", at(1)), at(0));
         let left = |now| {
-            let left = book.clone().without_past(DAY * 7, now);
-            left.entries().map(|(jti, _)| jti.to_owned()).collect::<Vec<_>>().join(" ")
+            let left = book.clone().without_past(now);
+            let name = |(jti, entry): (&str, &Entry)| match entry.identity.is_empty() {
+                true => format!("({jti})"),
+                false => jti.to_owned(),
+            };
+            left.entries().map(name).collect::<Vec<_>>().join(" ")
         };
-        assert_eq!(left(at(7)), "late long made short unknown");
-        assert_eq!(left(at(8)), "late long made unknown", "seven days after it was revoked");
-        assert_eq!(left(at(40)), "late long unknown");
-        assert_eq!(left(at(58)), "long unknown");
-        assert_eq!(left(at(101)), "unknown");
+        assert_eq!(left(at(31)), "late made short (unknown)");
+        assert_eq!(left(at(32)), "(late) (short) (unknown)", "thirty days after they have expired");
+        let much_later = book.clone().without_past(at(4000));
+        assert_eq!(much_later.revoked().collect::<Vec<_>>(), ["late", "short", "unknown"]);
+        assert_eq!(much_later.clone().without_past(at(5000)), much_later);
         // Revoked once more, it is so since the first time.
         assert_eq!(book.clone().with_revoked("short", None, at(5)), book);
     }

@@ -232,7 +232,7 @@ impl Ca {
         let grants = Grants::open(Arc::clone(&store), kept.get(store::GRANTS).map(|text| text.as_str()));
         let reports = Arc::new(rotation::reports(&kept));
         let tokens = kept.get(store::TOKENS).map(|text| text.as_str());
-        let revoked = Revoked::open(Arc::clone(&store), tokens, options.lifetime)?;
+        let revoked = Revoked::open(Arc::clone(&store), tokens)?;
         let issuing = Issuing::read(kept, &*store, domain, now)?;
         let creds = own_creds(&issuing, options.lifetime, now)?;
         let due = now + renewal::next(now, creds.not_after(), now, 0, 0.0);

@@ -80,6 +80,26 @@ fn a_revoked_token_and_what_goes_back_to_it_get_no_certificate() {
 }
 
 #[test]
+fn what_was_revoked_long_ago_does_not_come_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = open(dir.path());
+    let mint = |services: &[String]| ca.tokens().mint(&id("web"), services, HOUR, now()).unwrap();
+    let (stolen, good) = (mint(&["api".to_owned()]), mint(&[]));
+    let (first, _) = (join(&ca, &stolen).unwrap(), join(&ca, &good).unwrap());
+    revoke(dir.path(), &stolen);
+    // The control plane looks over its book, in a year.
+    on_runtime(ca.look_at_tokens());
+    on_runtime(ca.0.revoked.forget(now() + 365 * 24 * HOUR)).unwrap();
+    let kept = fs::read_to_string(dir.path().join("tokens.json")).unwrap();
+    assert!(!kept.contains("sa/web"), "only its ID is left: {kept}");
+    for ca in [ca.clone(), open(dir.path())] {
+        on_runtime(ca.look_at_tokens());
+        assert!(ca.may_register(&id("web"), "api").is_err(), "no other token grants it");
+        assert!(renew(&ca, &first).is_err(), "however long certificates may have lived");
+    }
+}
+
+#[test]
 fn what_another_replica_is_told_counts_here() {
     let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let ca = open(dir.path());
