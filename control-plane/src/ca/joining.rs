@@ -82,12 +82,17 @@ impl Ca {
 /// Changes the book of join tokens of a state folder, beside a control plane that may be running; it takes the change up within seconds. `None` leaves it as it is. Says what the book was before.
 ///
 /// # Errors
-/// When it cannot be read or written, or is damaged.
+/// When it cannot be read or written, or is damaged; when the folder is no control plane's, where a book would be nobody's.
 pub async fn change_ledger_of(
     state_dir: &Path,
     change: impl Fn(Ledger) -> Option<Ledger> + Send + Sync,
 ) -> Result<Ledger, CaError> {
-    change_ledger_in(&store::folder::Folder::new(state_dir), change).await
+    let key = state_dir.join(store::TOKEN_KEY);
+    match key.try_exists() {
+        Ok(true) => change_ledger_in(&store::folder::Folder::new(state_dir), change).await,
+        Ok(false) => Err(CaError::Absent { place: key.display().to_string() }),
+        Err(why) => Err(CaError::Io { path: key, why }),
+    }
 }
 
 /// The same of a store, all of whose replicas take it up at once.

@@ -103,6 +103,7 @@ fn what_was_revoked_long_ago_does_not_come_back() {
 fn what_another_replica_is_told_counts_here() {
     let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let ca = open(dir.path());
+    open(elsewhere.path());
     let token = ca.tokens().mint(&id("web"), &[], HOUR, now()).unwrap();
     let caller = join(&ca, &token).unwrap();
     revoke(elsewhere.path(), &token);
@@ -141,6 +142,7 @@ fn a_damaged_book_keeps_an_authority_from_starting_and_a_running_one_as_it_was()
 fn those_who_write_the_book_at_once_lose_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path();
+    open(path);
     on_runtime(async {
         let writes = (0..20).map(|number| async move {
             let jti = format!("t{number}");
@@ -153,4 +155,15 @@ fn those_who_write_the_book_at_once_lose_nothing() {
     assert_eq!(ledger.entries().count(), 20);
     let mode = fs::metadata(dir.path().join("tokens.json")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
+}
+
+#[test]
+fn nothing_is_said_to_be_revoked_in_a_folder_that_is_no_control_planes() {
+    let dir = tempfile::tempdir().unwrap();
+    for folder in [dir.path().to_owned(), dir.path().join("nowhere")] {
+        let change = |ledger: Ledger| Some(ledger.with_revoked("a", None, now()));
+        let error = on_runtime(change_ledger_of(&folder, change)).unwrap_err().to_string();
+        assert!(error.contains("token-key.pem") && error.contains("state folder"), "{error}");
+        assert!(!folder.join("tokens.json").exists());
+    }
 }
