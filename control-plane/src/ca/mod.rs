@@ -46,7 +46,7 @@ pub use joining::{GrantError, change_ledger_in, change_ledger_of, stored_signer}
 pub use review::{Bearer, ReviewError, Reviewer};
 pub use service::{Caller, CertificateService, Client, Outcome, Proof};
 pub(crate) use store::{BESIDE_ISSUER, CA_CERTIFICATES, CA_KEY, ROOTS, ROTATION, complete_tokens};
-pub use store::{Change, Kept, NAMES, Store, complete};
+pub use store::{Change, Condition, Kept, NAMES, Store, complete};
 
 /// Why the authority cannot start. Each message names the file and the remedy.
 #[derive(Debug, thiserror::Error)]

@@ -28,7 +28,7 @@ use zeroize::Zeroizing;
 use self::roots::Roots;
 use super::secret::Secret;
 use super::{WatchFailures, asked, backoff};
-use crate::ca::{CA_CERTIFICATES, CA_KEY, Ca, CaError, Change, Kept, ROOTS, Store};
+use crate::ca::{CA_CERTIFICATES, CA_KEY, Ca, CaError, Change, Condition, Kept, ROOTS, Store};
 
 const CERTIFICATE: &str = "tls.crt";
 const KEY: &str = "tls.key";
@@ -328,6 +328,15 @@ impl Store for Issuer {
 
     async fn change(&self, name: &'static str, change: &Change<'_>) -> Result<(), CaError> {
         self.beside.change(name, change).await
+    }
+
+    async fn replace(
+        &self,
+        texts: &[(&'static str, Zeroizing<String>)],
+        name: &'static str,
+        fits: &Condition<'_>,
+    ) -> Result<bool, CaError> {
+        self.beside.replace(texts, name, fits).await
     }
 
     fn rotates(&self) -> Result<(), String> {

@@ -23,8 +23,8 @@ use super::lease::Holder;
 use super::{ApiError, WatchFailures, asked, backoff, maker, put_secret};
 use crate::ca::rotation::{self, Anew, RepairError, Repaired};
 use crate::ca::{
-    BESIDE_ISSUER, CA_CERTIFICATES, CA_KEY, Ca, CaError, Change, Kept, NAMES, ROOTS, Store, complete,
-    complete_tokens,
+    BESIDE_ISSUER, CA_CERTIFICATES, CA_KEY, Ca, CaError, Change, Condition, Kept, NAMES, ROOTS, Store,
+    complete, complete_tokens,
 };
 
 /// What the Secret is called.
@@ -297,6 +297,28 @@ impl Store for Secret {
             kept.insert(name, Zeroizing::new(text));
             match self.put(Some(found), &kept).await {
                 Ok(()) => return Ok(()),
+                Err(error) if error.is_conflict() => {}
+                Err(error) => return Err(self.failed(&error)),
+            }
+        }
+        Err(self.busy(name))
+    }
+
+    async fn replace(
+        &self,
+        texts: &[(&'static str, Zeroizing<String>)],
+        name: &'static str,
+        fits: &Condition<'_>,
+    ) -> Result<bool, CaError> {
+        for _ in 0..TRIES {
+            let found = asked(self.secrets.get(SECRET)).await.map_err(|error| self.failed(&error))?;
+            let mut kept = self.read(&found)?;
+            if !fits(kept.get(name).map(|text| text.as_str())) {
+                return Ok(false);
+            }
+            kept.extend(texts.iter().cloned());
+            match self.put(Some(found), &kept).await {
+                Ok(()) => return Ok(true),
                 Err(error) if error.is_conflict() => {}
                 Err(error) => return Err(self.failed(&error)),
             }

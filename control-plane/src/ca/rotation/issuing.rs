@@ -14,6 +14,7 @@ use std::time::SystemTime;
 use rustls::pki_types::CertificateDer;
 use tulle_certs::issue::{Authority, AuthorityError, roots_in, stored_roots};
 use tulle_certs::{Pin, TrustDomain, pem};
+use zeroize::Zeroizing;
 
 use super::machine::Root;
 use super::record::{Change, Record, State, seconds};
@@ -178,10 +179,10 @@ pub(in crate::ca) fn replacement(
     change: &Change,
     place: Place<'_>,
     now: SystemTime,
-) -> Result<[(&'static str, String); 2], CaError> {
+) -> Result<[(&'static str, Zeroizing<String>); 2], CaError> {
     let stored = roots_in(store::text(kept, CA_CERTIFICATES, place)?);
     let stored = stored.map_err(|why| store::in_authority(place, why.into()))?;
     let further: String = lasting(&stored, change, now).iter().map(pem::encode_certificate).collect();
-    let certificates = format!("{}{further}", change.next.certificate);
-    Ok([(CA_KEY, change.next.key.to_string()), (CA_CERTIFICATES, certificates)])
+    let certificates = Zeroizing::new(format!("{}{further}", change.next.certificate));
+    Ok([(CA_KEY, change.next.key.clone()), (CA_CERTIFICATES, certificates)])
 }

@@ -319,11 +319,12 @@ impl Keeper {
                 Ok(())
             }
             Step::Replace => {
-                let Some(change) = record.change() else { return Ok(()) };
-                self.ca.replace(change, now).await?;
-                if self.ca.keep_record(record, &record.completed(now), now).await? {
+                if self.ca.replace(record, now).await?
+                    && self.ca.keep_record(record, &record.completed(now), now).await?
+                {
                     self.metrics.rotation_steps.with_label_values(&["completed"]).inc();
-                    tracing::info!(root = change.next.pin, "the rotation of the root is complete");
+                    let root = record.change().map(|change| change.next.pin.as_str());
+                    tracing::info!(root, "the rotation of the root is complete");
                 }
                 Ok(())
             }

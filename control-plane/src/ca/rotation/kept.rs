@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 use super::agreement::{Report, Reports};
 use super::issuing;
 use super::machine::Root;
-use super::record::{Change, Next, Record, State, Wanted};
+use super::record::{Next, Record, State, Wanted};
 use crate::ca::store::{self, CA_CERTIFICATES, CA_KEY, Kept, REPORTS, ROTATION};
 use crate::ca::{Ca, CaError, Issuing};
 
@@ -183,18 +183,19 @@ impl Ca {
         Ok(((issuing.pin.to_string(), pem::encode_certificate(old.root())), next))
     }
 
-    /// Puts the new root in the place of the old one, once that is retired.
-    pub(super) async fn replace(&self, change: &Change, now: SystemTime) -> Result<(), CaError> {
+    /// Puts the new root of `record` in the place of the old one, once that is retired. False: somebody has kept another record meanwhile, and with it
+    /// perhaps another root, which is not written over.
+    pub(super) async fn replace(&self, record: &Record, now: SystemTime) -> Result<bool, CaError> {
+        let Some(change) = record.change() else { return Ok(false) };
         let kept = self.0.issuing.load().kept.clone();
         let place = |name: &str| self.place(name);
         let replacement = issuing::replacement(&kept, change, &place, now)?;
-        for &(name, ref text) in &replacement {
-            let text = Zeroizing::new(text.clone());
-            let change = |found: Option<&str>| (found != Some(text.as_str())).then(|| text.to_string());
-            self.0.store.change(name, &change).await?;
+        let fits = |text: Option<&str>| Record::read(text).is_ok_and(|found| found == *record);
+        if !self.0.store.replace(&replacement, ROTATION, &fits).await? {
+            return Ok(false);
         }
-        let written = replacement.map(|(name, text)| (name, Zeroizing::new(text)));
-        self.take_in(Kept::from(written), &[CA_KEY, CA_CERTIFICATES], now)
+        self.take_in(Kept::from(replacement), &[CA_KEY, CA_CERTIFICATES], now)?;
+        Ok(true)
     }
 
     /// Keeps what `name` says of itself, where the others see it; of those, what `stays` says is kept too.

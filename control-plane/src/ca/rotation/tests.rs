@@ -114,7 +114,7 @@ async fn whenever_it_is_killed_the_authority_is_the_one_that_it_was() {
             }
             "replaced" => {
                 let record = ca.record();
-                ca.replace(record.change().unwrap(), now()).await.unwrap();
+                assert!(ca.replace(&record, now()).await.unwrap());
             }
             "completed" => keep(&ca, |record| record.completed(now())).await,
             _ => {}
@@ -147,7 +147,7 @@ async fn further_roots_stay_and_the_old_one_goes() {
     keep(&ca, in_state(State::Retired)).await;
     assert_eq!(ca.bundle().pins(), [new, further]);
     let record = ca.record();
-    ca.replace(record.change().unwrap(), now()).await.unwrap();
+    assert!(ca.replace(&record, now()).await.unwrap());
     keep(&ca, |record| record.completed(now())).await;
     assert_eq!(open(dir.path()).bundle().pins(), [new, further]);
 }
@@ -230,6 +230,33 @@ async fn of_two_replicas_one_takes_a_step_and_the_other_follows() {
     without.remove(ROTATION);
     let restored = a.restored(&without, &NAMES).unwrap();
     assert_eq!(restored.get(ROTATION), kept.get(ROTATION));
+}
+
+#[tokio::test]
+async fn a_root_that_somebody_has_put_there_is_not_written_over_by_a_step_from_before() {
+    let server = ApiServer::start();
+    let (ca, secret) = replica(&server).await;
+    begin(&ca).await;
+    keep(&ca, in_state(State::Retired)).await;
+    // It was to take the old one's place, when somebody repairs what is kept.
+    let record = ca.record();
+    let repaired = secret.repair(None, true, now()).await.unwrap();
+    let kept = secret.open(&domain(), now()).await.unwrap();
+    assert!(!ca.replace(&record, now()).await.unwrap());
+    assert!(!ca.keep_record(&record, &record.completed(now()), now()).await.unwrap());
+    assert_eq!(secret.open(&domain(), now()).await.unwrap(), kept);
+    ca.take_in(kept, &NAMES, now()).unwrap();
+    assert_eq!((ca.pin(), ca.bundle().pins()), (repaired.pin, vec![repaired.pin]));
+
+    let dir = tempfile::tempdir().unwrap();
+    let ca = open(dir.path());
+    begin(&ca).await;
+    keep(&ca, in_state(State::Retired)).await;
+    let other = Record { lifetime: 1, ..Record::clone(&ca.record()) };
+    let kept_key = || std::fs::read_to_string(dir.path().join(CA_KEY)).unwrap();
+    let before = kept_key();
+    assert!(!ca.replace(&other, now()).await.unwrap());
+    assert_eq!(kept_key(), before);
 }
 
 #[tokio::test]

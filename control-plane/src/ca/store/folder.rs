@@ -13,7 +13,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use zeroize::Zeroizing;
 
-use super::{CA_CERTIFICATES, Change, GRANTS, Kept, NAMES, Store, TOKENS};
+use super::{CA_CERTIFICATES, Change, Condition, GRANTS, Kept, NAMES, Store, TOKENS};
 use crate::ca::CaError;
 
 /// How often who waits for the book of join tokens tries again.
@@ -86,11 +86,30 @@ impl Store for Folder {
         };
         let reading = path.clone();
         // The disk must not keep anybody else waiting.
-        let before = on_disk(&path, move || read_lossy(&reading)).await?;
-        let Some(text) = change(before.as_deref()) else { return Ok(()) };
+        let before = on_disk(&path, move || read_lossy(&reading)).await?.map(Zeroizing::new);
+        let before = before.as_ref().map(|text| text.as_str());
+        let Some(text) = change(before) else { return Ok(()) };
         let writing = path.clone();
         let text = Zeroizing::new(text);
         on_disk(&path, move || write(&writing, text.as_bytes(), mode(name))).await
+    }
+
+    async fn replace(
+        &self,
+        texts: &[(&'static str, Zeroizing<String>)],
+        name: &'static str,
+        fits: &Condition<'_>,
+    ) -> Result<bool, CaError> {
+        // Who has locked the folder is the only one who writes these.
+        let found = self.look(name).await?.map(Zeroizing::new);
+        if !fits(found.as_ref().map(|text| text.as_str())) {
+            return Ok(false);
+        }
+        for &(name, ref text) in texts {
+            let change = |found: Option<&str>| (found != Some(text.as_str())).then(|| text.to_string());
+            self.change(name, &change).await?;
+        }
+        Ok(true)
     }
 
     fn is_guarded(&self) -> bool {
@@ -141,7 +160,11 @@ fn read(path: &Path) -> Result<Option<String>, CaError> {
 /// What is no text is damaged, and told when it is taken apart.
 fn read_lossy(path: &Path) -> Result<Option<String>, CaError> {
     match fs::read(path) {
-        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+        // Without a copy: it may be a key.
+        Ok(bytes) => Ok(Some(match String::from_utf8(bytes) {
+            Ok(text) => text,
+            Err(error) => String::from_utf8_lossy(error.as_bytes()).into_owned(),
+        })),
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
         Err(e) => Err(io(path)(e)),
     }

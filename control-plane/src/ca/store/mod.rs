@@ -48,6 +48,9 @@ pub type Kept = BTreeMap<&'static str, Zeroizing<String>>;
 /// What a change makes of what is kept: `None` leaves it as it is.
 pub type Change<'c> = dyn Fn(Option<&str>) -> Option<String> + Send + Sync + 'c;
 
+/// Whether what is kept is still what somebody goes by.
+pub type Condition<'c> = dyn Fn(Option<&str>) -> bool + Send + Sync + 'c;
+
 /// Where it is kept. It is read whole when the authority is opened; from then on only what may change is written.
 #[tonic::async_trait]
 pub trait Store: Send + Sync {
@@ -57,6 +60,15 @@ pub trait Store: Send + Sync {
     /// Puts what `change` makes of it in the place of what is kept by `name`, whole or not at all. What somebody else has written
     /// meanwhile is not lost: `change` may be asked again.
     async fn change(&self, name: &'static str, change: &Change<'_>) -> Result<(), CaError>;
+
+    /// Puts these texts in the place of what is kept by their names, in this order, if what is kept by `name` fits; where several may write, all at once or not at all. False: it does
+    /// not fit, and nothing was written.
+    async fn replace(
+        &self,
+        texts: &[(&'static str, Zeroizing<String>)],
+        name: &'static str,
+        fits: &Condition<'_>,
+    ) -> Result<bool, CaError>;
 
     /// Whether the root is ours to rotate; if not, why, and what to do instead.
     fn rotates(&self) -> Result<(), String> {
