@@ -163,7 +163,6 @@ impl Keeper {
     /// One look at everything; how long until the next.
     async fn turn(&mut self, record: &Record, now: SystemTime, tick: Instant) -> Duration {
         self.warn(now);
-        let leads = self.replicas.as_ref().is_none_or(|replicas| replicas.leads());
         let counts = matches!(record.state, State::Published(_) | State::Switched(_));
         let own = self.own();
         if counts {
@@ -173,6 +172,8 @@ impl Keeper {
         }
         let waits_for = if counts { self.waits_for(record, &own, tick).await } else { Vec::new() };
         let waits = !waits_for.is_empty();
+        // Last: the API server may have taken long to answer, and the lease may be another's by now.
+        let leads = self.replicas.as_ref().is_none_or(|replicas| replicas.leads());
         self.metrics.show_rotation(record.state.word(), &waits_for);
         {
             let mut progress = self.progress.0.lock();

@@ -117,6 +117,8 @@ async fn nothing_is_switched_while_the_new_root_is_not_even_published() {
 struct Two {
     running: Vec<String>,
     leads: watch::Sender<bool>,
+    /// The lease is lost while it is asked who runs.
+    loses: bool,
 }
 
 #[tonic::async_trait]
@@ -134,6 +136,9 @@ impl Replicas for Two {
     }
 
     async fn running(&self) -> Result<Vec<String>, String> {
+        if self.loses {
+            self.leads.send_replace(false);
+        }
         Ok(self.running.clone())
     }
 }
@@ -141,8 +146,8 @@ impl Replicas for Two {
 #[tokio::test]
 async fn a_replica_that_runs_and_says_nothing_is_waited_for_and_only_one_that_leads_takes_steps() {
     let mut stage = Stage::new();
-    let two = Two { running: vec!["a".to_owned(), "b".to_owned()], leads: watch::Sender::new(false) };
-    let two = Arc::new(two);
+    let running = vec!["a".to_owned(), "b".to_owned()];
+    let two = Arc::new(Two { running, leads: watch::Sender::new(false), loses: false });
     let beside: Arc<dyn Replicas> = two.clone();
     stage.keeper.replicas = Some(beside);
     stage.ca.want(Wanted::Rotation, stage.now).await.unwrap();
@@ -166,4 +171,19 @@ async fn a_replica_that_runs_and_says_nothing_is_waited_for_and_only_one_that_le
     let kept: Reports = serde_json::from_str(&kept).unwrap();
     assert_eq!(kept.keys().collect::<Vec<_>>(), ["a"]);
     assert!(!kept["a"].bundle.is_empty());
+}
+
+#[tokio::test]
+async fn a_replica_that_loses_the_lease_while_it_looks_takes_no_step() {
+    let mut stage = Stage::new();
+    let two = Arc::new(Two { running: vec!["a".to_owned()], leads: watch::Sender::new(true), loses: true });
+    let beside: Arc<dyn Replicas> = two.clone();
+    stage.keeper.replicas = Some(beside);
+    stage.ca.want(Wanted::Rotation, stage.now).await.unwrap();
+    for _ in 0..50 {
+        two.leads.send_replace(true);
+        stage.second().await;
+        stage.publish().await;
+    }
+    assert_eq!(stage.ca.record().state.word(), "published");
 }
