@@ -49,7 +49,9 @@ pub(crate) enum Role {
 
 /// What the library does not look at: URIs that are no text, and whether the leaf's own key proves anything.
 fn check_leaf(leaf: &CertificateDer<'_>) -> Result<(), Refused> {
-    match x509::uri_count(leaf) {
+    // What the library can read and we cannot is not believed unseen.
+    let unread = |why| Refused::new(Refusal::Malformed, format!("the certificate cannot be read: {why}"));
+    match x509::uri_count(leaf).map_err(unread)? {
         0 | 1 => {}
         count => {
             return Err(Refused::new(

@@ -76,17 +76,18 @@ pub fn validity(certificate: &CertificateDer<'_>) -> Result<(SystemTime, SystemT
     Ok((parsed.not_before(), parsed.not_after()))
 }
 
-/// How many URIs a certificate carries, readable or not: who reads only those that are text would take several for one.
-pub(crate) fn uri_count(certificate: &CertificateDer<'_>) -> usize {
-    let Ok(parsed) = parse(certificate) else { return 0 };
-    let Ok(Some(names)) = parsed.0.subject_alternative_name() else { return 0 };
+/// How many URIs a certificate carries, readable or not: who reads only those that are text would take several for one. The error is a phrase.
+pub(crate) fn uri_count(certificate: &CertificateDer<'_>) -> Result<usize, String> {
+    let parsed = parse(certificate)?;
+    let names = parsed.0.subject_alternative_name();
+    let Some(names) = names.map_err(|error| format!("its alternative names: {error}"))? else { return Ok(0) };
     let is_uri = |name: &&GeneralName<'_>| match name {
         GeneralName::URI(_) => true,
         // RFC 5280 §4.2.1.6: uniformResourceIdentifier [6], in bytes that are no text.
         GeneralName::Invalid(tag, _) => tag.0 == 6,
         _ => false,
     };
-    names.value.general_names.iter().filter(is_uri).count()
+    Ok(names.value.general_names.iter().filter(is_uri).count())
 }
 
 /// What makes a certificate's key too weak to prove anybody by, in words; `None`: nothing, or it cannot be read.

@@ -127,6 +127,18 @@ const P256: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
 const P192: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x01];
 
 #[test]
+fn a_leaf_that_only_the_library_can_read_is_refused() {
+    for der in [&[][..], &[0x30, 0x00], b"no certificate"] {
+        let refused = check_leaf(&CertificateDer::from(der.to_vec())).unwrap_err();
+        assert_eq!(refused.refusal, Refusal::Malformed, "{refused}");
+    }
+    let own = Forger::new().forge(|_| {}).remove(0);
+    assert!(check_leaf(&own).is_ok());
+    let behind = CertificateDer::from([&own[..], &[0]].concat());
+    assert_eq!(check_leaf(&behind).unwrap_err().refusal, Refusal::Malformed);
+}
+
+#[test]
 fn every_bad_certificate_is_refused_for_its_reason() {
     let forger = Forger::new();
     assert_eq!(forger.verify(&forger.forge(|_| {})).unwrap().as_str(), WEB, "the forger can do it right");
