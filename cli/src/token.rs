@@ -18,6 +18,7 @@ use tulle_control_plane::ca;
 use tulle_control_plane::ca::ledger::Ledger;
 use tulle_control_plane::cluster::Secret;
 use tulle_control_plane::object::{NamespacedName, is_label};
+use tulle_control_plane::tap::printable;
 
 use crate::output::Format;
 use crate::{duration, output};
@@ -199,7 +200,7 @@ fn revoke(arguments: &RevokeArgs) -> Result<()> {
     let found = before.entries().find(|(known, _)| *known == jti).map(|(_, entry)| entry);
     let whose = match (&claims, found) {
         (Some(claims), _) => format!(" of {}", claims.sub),
-        (None, Some(entry)) if !entry.identity.is_empty() => format!(" of {}", entry.identity),
+        (None, Some(entry)) if !entry.identity.is_empty() => format!(" of {}", printable(&entry.identity)),
         (None, Some(_)) => String::new(),
         (None, None) => {
             ", of which nothing else is known: it stays in the book until somebody takes it out".to_owned()
@@ -220,9 +221,7 @@ fn named(token: &str) -> Result<(String, Option<Claims>)> {
     };
     let text = text.trim();
     if !text.contains('.') {
-        let is_id =
-            !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'));
-        if !is_id || path.is_file() {
+        if !is_id(text) || path.is_file() {
             bail!(
                 "`{token}` is neither the file of a join token, nor one, nor the ID of one (`tulle token list`)"
             );
@@ -233,7 +232,18 @@ fn named(token: &str) -> Result<(String, Option<Claims>)> {
     let claims = claims_of(first.unwrap_or_default()).with_context(
         || "what was given is no join token; give its file, the token, or its ID (`tulle token list`)",
     )?;
+    // Nobody has verified what it says, and it is kept and shown.
+    if !is_id(&claims.jti) || !claims.services.iter().all(|name| is_label(name)) {
+        bail!(
+            "what was given is no join token that `tulle token create` has made; give its ID (`tulle token list`)"
+        );
+    }
     Ok((claims.jti.clone(), Some(claims)))
+}
+
+/// Whether a text may be the ID of a token.
+fn is_id(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime> {
@@ -284,7 +294,9 @@ fn table(ledger: &Ledger, now: SystemTime) -> String {
             (None, _) => "valid".to_owned(),
         };
         let or = |text: String| if text.is_empty() { "-".to_owned() } else { text };
-        rows.push([jti.to_owned(), or(entry.identity.clone()), or(entry.services.join(",")), expires, state]);
+        // Who may write there may write anything.
+        let [jti, identity, services] = [jti, &entry.identity, &entry.services.join(",")].map(printable);
+        rows.push([jti, or(identity), or(services), expires, state]);
     }
     let widths: Vec<usize> =
         (0..5).map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)).collect();
@@ -386,6 +398,8 @@ fn write_text(text: &str, path: &Path) -> Result<()> {
 mod tests {
     use std::time::UNIX_EPOCH;
 
+    use base64::Engine as _;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
     use tulle_certs::token::JoinTokens;
 
     use super::*;
@@ -409,6 +423,11 @@ mod tests {
         let (by_token, claims) = named(&minted).unwrap();
         assert_eq!((&by_token, claims.unwrap().jti), (&by_file, by_file.clone()));
         assert_eq!(named(&by_file).unwrap(), (by_file, None));
+        // Of somebody's own making, with what a terminal would obey in it.
+        let forged = r#"{"sub": "spiffe://cluster.local/ns/shop/sa/web", "exp": 1, "jti": "a\u001b[2J"}"#;
+        let forged = format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(forged));
+        let error = format!("{:#}", named(&forged).unwrap_err());
+        assert!(error.contains("token create") && !error.contains('\u{1b}'), "{error}");
         fs::write(&file, "nothing").unwrap();
         for bad in ["", "a b", "a.b.c", "../x", file.to_str().unwrap()] {
             let error = format!("{:#}", named(bad).unwrap_err());
@@ -431,6 +450,9 @@ c - - unknown revoked 1 min ago";
         let shown = table(&ledger, at(1000));
         let squeezed = shown.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
         assert_eq!(squeezed.collect::<Vec<_>>().join("\n"), expected);
+        let foreign = r#"{"d\u001b[2J": {"identity": "\u001b]0;x\u0007", "revoked": 1}}"#;
+        let foreign = Ledger::read(Some(foreign), "").unwrap();
+        assert!(!table(&foreign, at(1000)).contains('\u{1b}'));
         let column = shown.find("IDENTITY").unwrap();
         assert!(shown.lines().skip(1).all(|line| line.as_bytes()[column - 1] == b' '), "{shown}");
     }
