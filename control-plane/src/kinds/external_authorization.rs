@@ -53,7 +53,7 @@ pub struct ExternalAuthorizationSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(min = 1, max = 256)))]
     pub headers: Vec<String>,
-    /// It is told the request's body, too; nothing of it by default. Never of upgrades, CONNECT and gRPC.
+    /// It is told the request's body, too; nothing of it by default. Never of CONNECT, nor of gRPC over HTTP/2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub body: Option<ToldBody>,
     /// Told with each question (`context_extensions`).

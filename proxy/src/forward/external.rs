@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Version, header};
 use http_body::Body as _;
 
 pub(super) use self::answer::Changes;
@@ -105,11 +105,12 @@ pub(super) async fn ask(
     mut record: Option<&mut Record>,
     request: &mut Request<Body>,
 ) -> Result<Vec<Arc<Changes>>, Fault> {
+    // An application that takes its host from `Host`, as many do, would serve another than its authorizer is told of.
+    headers::check_only_host(request)?;
     let is_upgrade = asker.framing == Framing::Http1 && headers::is_upgrade(request.headers());
-    let is_tunnel = is_upgrade || *request.method() == Method::CONNECT;
     // First, so that a client's `Connection` cannot name, and so take away, what was told or is set.
     headers::strip_hop(request.headers_mut(), is_upgrade);
-    let body = body(&about, is_tunnel, request).await?;
+    let body = body(&about, request).await?;
     let mut changes = Vec::new();
     for external in &about {
         let spec = external.spec();
@@ -152,14 +153,9 @@ pub(super) async fn ask(
 }
 
 /// As much of the body as any of them is told; the client is told to send it.
-async fn body(
-    about: &About,
-    is_tunnel: bool,
-    request: &mut Request<Body>,
-) -> Result<Option<Beginning>, Fault> {
+async fn body(about: &About, request: &mut Request<Body>) -> Result<Option<Beginning>, Fault> {
     let most = about.iter().map(|external| external.spec().body_bytes).max().unwrap_or_default();
-    // A stream of gRPC may begin with its answer, and go on for days.
-    if most == 0 || is_tunnel || headers::is_grpc(request.headers()) {
+    if most == 0 || is_stream(request) {
         return Ok(None);
     }
     if !request.body().is_end_stream() && request.headers().contains_key(header::EXPECT) {
@@ -175,6 +171,14 @@ async fn body(
     let beginning = request.body_mut().read_ahead(most).await;
     let beginning = beginning.map_err(|error| Fault::unsent(Reason::MalformedRequest, error.to_string()))?;
     Ok(Some(beginning))
+}
+
+/// Whether what follows its head is no body that could be waited for: a tunnel's bytes, or a stream of gRPC, which may begin with its answer, and go
+/// on for days. A request that asks for another protocol is none, since an application that does not know that reads its body; nor is gRPC's
+/// content type over HTTP/1: a client could keep its body from the authorizer by either.
+fn is_stream(request: &Request<Body>) -> bool {
+    let is_grpc = request.version() == Version::HTTP_2 && headers::is_grpc(request.headers());
+    is_grpc || *request.method() == Method::CONNECT
 }
 
 /// What came of asking one.

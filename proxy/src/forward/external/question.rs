@@ -20,7 +20,8 @@ use crate::forward::headers;
 use crate::policy::{External, Open, TlsKind};
 use crate::wire::{Beginning, Body};
 
-/// Says beside a body whether that is only its beginning, as Envoy does.
+/// Says beside a body whether that is only its beginning, as Envoy does; and where nothing could be told of one that is asked for, that there may be
+/// more. What a client sends under this name is never told then.
 const PARTIAL: &str = "x-envoy-auth-partial-body";
 /// What its client calls the request.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -142,6 +143,8 @@ fn http(external: &External, request: &Request<Body>, body: Option<Beginning>) -
             }
             Err(_) => told.raw_body = data,
         }
+    } else if external.spec().body_bytes > 0 {
+        told.headers.insert(PARTIAL.to_owned(), true.to_string());
     }
     told
 }

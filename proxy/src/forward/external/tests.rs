@@ -286,14 +286,46 @@ async fn a_body_that_is_too_long_is_refused_or_told_in_part_and_passes_whole() {
     let mut binary = request("/");
     *binary.body_mut() = Body::full(Bytes::from_static(b"\xff\xfe"));
     scene.ask(&mut binary).await.unwrap();
-    let mut grpc = request("/");
-    grpc.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
-    scene.ask(&mut grpc).await.unwrap();
     let told = scene.authorizer.asked.lock();
     let http = |at: usize| told[at].attributes.clone().unwrap().request.unwrap().http.unwrap();
     assert_eq!((&*http(0).body, &*http(0).headers["x-envoy-auth-partial-body"]), ("{\"id", "true"));
     assert_eq!((&*http(1).body, http(1).raw_body), ("", Bytes::from_static(b"\xff\xfe")));
+}
+
+#[tokio::test]
+async fn no_client_keeps_its_body_from_an_authorizer_by_what_it_says_of_it() {
+    let scene = Scene::new(lets_in, |spec| ExternalSpec { body_bytes: 100, ..spec }).await;
+    let mut upgrade = request("/");
+    upgrade.headers_mut().insert("connection", "upgrade".parse().unwrap());
+    upgrade.headers_mut().insert("upgrade", "nothing".parse().unwrap());
+    scene.ask(&mut upgrade).await.unwrap();
+    assert_eq!(upgrade.headers()["upgrade"], "nothing", "it asks for it all the same");
+    let mut http1 = request("/");
+    http1.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+    scene.ask(&mut http1).await.unwrap();
+    let mut grpc = request("/");
+    *grpc.version_mut() = Version::HTTP_2;
+    grpc.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+    grpc.headers_mut().insert("x-envoy-auth-partial-body", "false".parse().unwrap());
+    scene.ask(&mut grpc).await.unwrap();
+    let told = scene.authorizer.asked.lock();
+    let http = |at: usize| told[at].attributes.clone().unwrap().request.unwrap().http.unwrap();
+    for at in [0, 1] {
+        let http = http(at);
+        let partial = &*http.headers["x-envoy-auth-partial-body"];
+        assert_eq!((&*http.body, partial), ("{\"id\":1}", "false"), "{at}");
+    }
     assert!(http(2).body.is_empty() && http(2).raw_body.is_empty());
+    assert_eq!(http(2).headers["x-envoy-auth-partial-body"], "true", "and it is not the client's word");
+}
+
+#[tokio::test]
+async fn an_authorizer_is_told_of_the_only_host_that_a_request_names() {
+    let scene = Scene::new(lets_in, |spec| spec).await;
+    let fault = scene.ask(&mut request("http://public/")).await.unwrap_err();
+    assert_eq!((fault.reason, scene.asked()), (Reason::MalformedRequest, 0));
+    scene.ask(&mut request("http://orders:8080/")).await.unwrap();
+    assert_eq!(scene.asked(), 1);
 }
 
 #[tokio::test]
