@@ -326,6 +326,8 @@ impl Connection {
     /// One request to the application: its whole life.
     async fn request(self: Arc<Self>, mut request: Request<Body>) -> Response<Tracked> {
         let mut record = self.record(&mut request);
+        // First, so that a client's `Connection` cannot name, and so take away, what the application is told here, or what policy has seen.
+        headers::strip_requests_hop(request.headers_mut(), self.framing == Framing::Http1);
         headers::take_claims(request.headers_mut(), self.proven.as_ref());
         match self.forward(&mut record, &mut request).await {
             Ok(answer) => record.answer(answer),

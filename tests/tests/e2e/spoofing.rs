@@ -163,6 +163,9 @@ async fn an_application_is_told_who_its_client_has_proven_to_be_and_nothing_else
     }
     assert_eq!(hashes[0], hashes[1]);
     assert_ne!(hashes[0], hashes[2]);
+    let mut direct = identity::connect(orders.inbound(), Some(&billing), &[HTTP1]).await.unwrap();
+    let told_off = told(&mut direct, "connection: x-forwarded-client-cert\r\n").await;
+    assert_eq!(told_off, hashes[..1], "no client takes away what is said of it");
 
     // What a workload asks of itself comes from nobody else.
     orders.reaches("orders").await;
