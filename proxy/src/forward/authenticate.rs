@@ -1,6 +1,6 @@
 //! Whose token a request carries, before policy judges it.
 //!
-//! In this order: what clients send under the names of claims' headers is removed; the token is found, verified, and taken out of the request
+//! In this order: what clients send under the names of claims' headers is removed, in trailers too; the token is found, verified, and taken out of the request
 //! unless its policy forwards it; its claims are told to the application. What policies in dry run would have done is told, and not done: they
 //! change nothing. What a token is and what it must say is [`token`](crate::token)'s. Called by `inbound`, and by `outbound` and `mirror` for what goes to their
 //! own workload.
@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use http::Request;
+use http::{HeaderName, Request};
 use smallvec::SmallVec;
 use tulle_certs::jwks::KeySet;
 use tulle_certs::jwt::{ReadError, SignatureError, Token};
@@ -115,9 +115,10 @@ async fn authenticate(
     let in_force = Pool::of(about.iter().copied().filter(|one| !one.dry_run));
     let found = in_force.find(request.headers());
     // Also of requests that no policy is about: the application knows of the port's policies, and not of their routes.
-    for name in all.at(port).filter(|one| !one.dry_run).flat_map(|one| &one.headers) {
-        headers::strip_named(request.headers_mut(), name);
-    }
+    let claimed = all.at(port).filter(|one| !one.dry_run).flat_map(|one| &one.headers);
+    let claimed: Vec<HeaderName> = claimed.cloned().collect();
+    claimed.iter().for_each(|name| headers::strip_named(request.headers_mut(), name));
+    headers::strip_named_trailers(request.body_mut(), claimed);
     let known = if about.iter().any(|one| one.dry_run) {
         let dry = Pool::of(about.iter().copied());
         let found = dry.find(request.headers());

@@ -3,11 +3,13 @@
 use std::fmt::Write as _;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri, Version, header};
+use http_body::Body as _;
 use tulle_certs::SpiffeId;
 
 use super::fault::Fault;
 use crate::state::Peer;
 use crate::telemetry::Reason;
+use crate::wire::Body;
 
 pub(super) const ERROR: HeaderName = HeaderName::from_static("x-tulle-error");
 pub(super) const ERROR_BY: HeaderName = HeaderName::from_static("x-tulle-error-by");
@@ -52,6 +54,20 @@ pub(super) fn client_cert(own: &SpiffeId, client: &SpiffeId, certificate: &[u8])
 pub(super) fn strip_named(fields: &mut HeaderMap, called: &HeaderName) {
     while let Some(name) = fields.keys().find(|name| means(name, called)).cloned() {
         fields.remove(name);
+    }
+}
+
+/// The same, but for the one that is spelled so.
+pub(super) fn strip_likenesses(fields: &mut HeaderMap, called: &HeaderName) {
+    while let Some(name) = fields.keys().find(|name| *name != called && means(name, called)).cloned() {
+        fields.remove(name);
+    }
+}
+
+/// As [`strip_named`], of trailers that are still to come, for each of these names: some servers add them to the fields.
+pub(super) fn strip_named_trailers(body: &mut Body, called: Vec<HeaderName>) {
+    if !called.is_empty() && !body.is_end_stream() {
+        body.trimmed_by(move |trailers| called.iter().for_each(|called| strip_named(trailers, called)));
     }
 }
 

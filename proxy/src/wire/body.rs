@@ -16,6 +16,7 @@ use super::h1;
 use super::http2::Incoming;
 use super::kept::{Reader, Spare};
 use super::tee::{self, Copied, Copy};
+use super::trimmed::Trimmed;
 
 /// A message's body: streamed, with its trailers, as its receiver asks for it.
 #[derive(Debug, Default)]
@@ -41,6 +42,7 @@ pub(super) enum Kind {
     Copied(Box<Copied>),
     Copy(Box<Copy>),
     Ahead(Box<Ahead>),
+    Trimmed(Box<Trimmed>),
 }
 
 /// What has passed of a body so far, readable while it passes.
@@ -92,6 +94,12 @@ impl Body {
     pub fn trimmed(mut self, trim: fn(&mut HeaderMap)) -> Self {
         self.trim = Some(trim);
         self
+    }
+
+    /// Passes trailers on as `trim` leaves them, too.
+    pub fn trimmed_by(&mut self, trim: impl Fn(&mut HeaderMap) + Send + 'static) {
+        let body = std::mem::take(self);
+        *self = Self::of(Kind::Trimmed(Box::new(Trimmed::new(body, trim))));
     }
 
     /// Calls `then` once the whole body has passed.
@@ -186,6 +194,7 @@ impl Body {
             Kind::Copied(copied) => ready!(copied.poll_frame(cx)),
             Kind::Copy(copy) => ready!(copy.poll_frame(cx)),
             Kind::Ahead(ahead) => ready!(ahead.poll_frame(cx)),
+            Kind::Trimmed(trimmed) => ready!(trimmed.poll_frame(cx)),
         })
     }
 
@@ -242,6 +251,7 @@ impl http_body::Body for Body {
             Kind::Copied(copied) => copied.is_end_stream(),
             Kind::Copy(copy) => copy.is_end_stream(),
             Kind::Ahead(ahead) => ahead.is_end_stream(),
+            Kind::Trimmed(trimmed) => trimmed.is_end_stream(),
         }
     }
 
@@ -255,6 +265,7 @@ impl http_body::Body for Body {
             Kind::Copied(copied) => copied.size_hint(),
             Kind::Copy(copy) => copy.size_hint(),
             Kind::Ahead(ahead) => ahead.size_hint(),
+            Kind::Trimmed(trimmed) => trimmed.size_hint(),
         }
     }
 }

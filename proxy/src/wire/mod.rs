@@ -9,6 +9,7 @@ pub mod h1;
 pub mod http2;
 mod kept;
 mod tee;
+mod trimmed;
 mod upgrade;
 
 pub use ahead::Beginning;

@@ -13,8 +13,10 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_rustls::TlsAcceptor;
+use tulle_certs::alpn::HTTP1;
 use tulle_certs::serving::ServingAuthority;
 use tulle_tests::app::{App, full};
+use tulle_tests::identity::{self, Identity};
 use tulle_tests::tokens::{TokenKey, in_seconds, set};
 use tulle_tests::{Head, Wire, Workload, World, eventually};
 
@@ -100,10 +102,14 @@ struct Shop {
 impl Shop {
     /// `web` → `orders`, which echoes what it is asked; under this policy, once that is in force.
     async fn under(policy: &str) -> Self {
+        Self::serving(echoing().await, policy).await
+    }
+
+    /// The same with another application as `orders`.
+    async fn serving(app: App, policy: &str) -> Self {
         let world = World::strict().await;
         world.service("orders", "http");
         world.yaml("tokens.yaml", policy);
-        let app = echoing().await;
         let orders = world.workload("orders").serves("orders", app.address()).start().await;
         orders.counts("tulle_registered", &[], 1.0).await;
         let web = world.workload("web").calls("orders").start().await;
@@ -219,6 +225,39 @@ async fn a_token_may_be_left_out_and_may_go_on_where_the_policy_says_so() {
     let (_, told) = ask(&shop.web, &bearer(&token)).await;
     assert!(!told.contains("x-user"), "{told}");
     shop.orders.counts("tulle_tokens_total", &[("result", "absent")], 2.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_client_claims_in_trailers_is_not_believed_nor_does_it_take_a_claim_away() {
+    let key = TokenKey::new("a");
+    let app = App::wire(async move |mut wire: Wire| {
+        while let Some(mut head) = wire.try_head().await {
+            if head.has("transfer-encoding", "chunked") {
+                head.fields.extend(wire.chunks().await.1);
+            }
+            let seen: String = head.fields.iter().map(|(name, value)| format!("{name}: {value}\n")).collect();
+            wire.send(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{seen}", seen.len())).await;
+        }
+    })
+    .await;
+    let told = "claimsToHeaders: [{header: x-user, claim: sub}]";
+    let shop = Shop::serving(app, &policy(&inline(&[&key], told), "required: false")).await;
+    answers(&shop.web, "authorization: Bearer nonsense\r\n", 401, Some("token_invalid")).await;
+    // Past the client's own proxy, which makes `Connection` anew.
+    let web = Identity::issue(&shop.world.authority(), "web");
+    let mut wire = identity::connect(shop.orders.inbound(), Some(&web), &[HTTP1]).await.unwrap();
+    let token = bearer(&key.sign(&good()));
+    for (token, told) in [("", ""), (&*token, "x-user: zebulon\n")] {
+        wire.send(format!(
+            "POST / HTTP/1.1\r\nhost: orders\r\n{token}connection: x-user\r\ntransfer-encoding: chunked\r\n\r\n\
+             1\r\na\r\n0\r\nx-user: eve\r\nX_User: eve\r\nx-sum: 1\r\n\r\n"
+        ))
+        .await;
+        let (head, body) = wire.response().await;
+        let seen = String::from_utf8_lossy(&body).to_lowercase();
+        assert_eq!(head.status(), 200, "{head:?} {seen}");
+        assert!(seen.contains(told) && seen.contains("x-sum: 1\n") && !seen.contains("eve"), "{seen}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

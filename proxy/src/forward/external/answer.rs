@@ -184,15 +184,20 @@ impl Changes {
         Ok(Self { request, remove, query, query_remove: ok.query_parameters_to_remove, response })
     }
 
-    /// Changes the request. What is to be removed is, whatever was set.
+    /// Changes the request. What is to be removed is, whatever was set. What the client says under these names in trailers, or
+    /// in a spelling that some server takes for one of them, is removed.
     ///
     /// # Errors
     /// Where its target cannot be what the answer makes of it, for people.
     pub(super) fn change(&self, request: &mut Request<Body>) -> Result<(), String> {
-        apply(&self.request, request.headers_mut());
-        for name in &self.remove {
-            request.headers_mut().remove(name);
+        let called = self.request.iter().map(|change| &change.name).chain(&self.remove).cloned().collect();
+        headers::strip_named_trailers(request.body_mut(), called);
+        let fields = request.headers_mut();
+        for Change { name, .. } in self.request.iter().filter(|change| change.how == How::Overwrite) {
+            headers::strip_likenesses(fields, name);
         }
+        apply(&self.request, fields);
+        self.remove.iter().for_each(|name| headers::strip_named(fields, name));
         if self.query.is_empty() && self.query_remove.is_empty() {
             return Ok(());
         }

@@ -1,3 +1,4 @@
+use http_body_util::BodyExt as _;
 use tulle_api::ext_authz::{HeaderValue as Told, HttpStatus, Status};
 
 use super::*;
@@ -111,6 +112,26 @@ fn headers_are_changed_as_is_said_and_put_in_the_place_of_the_clients_where_noth
     let mut request = request("/", &[("x-role", "admin"), ("x-role", "root")]);
     twice.change(&mut request).unwrap();
     assert_eq!(values(request.headers(), "x-role"), ["a", "b"]);
+}
+
+#[tokio::test]
+async fn a_client_keeps_nothing_under_names_that_servers_take_for_the_same_nor_in_trailers() {
+    let changes = allowed(OkHttpResponse {
+        headers: vec![set("x-user-id", "ann")],
+        headers_to_remove: vec!["x-secret-id".to_owned()],
+        ..OkHttpResponse::default()
+    });
+    let claimed = [("x_user_id", "eve"), ("x-user_id", "eve"), ("x_secret-id", "eve"), ("x_other_id", "eve")];
+    let mut request = request("/", &claimed);
+    let trailers = request.headers().clone();
+    *request.body_mut() = Body::trailers(trailers);
+    changes.change(&mut request).unwrap();
+    let mut left: Vec<_> = request.headers().keys().map(HeaderName::as_str).collect();
+    left.sort_unstable();
+    assert_eq!(left, ["x-user-id", "x_other_id"]);
+    let passed = request.into_body().collect().await.unwrap();
+    let left: Vec<_> = passed.trailers().unwrap().keys().map(HeaderName::as_str).collect();
+    assert_eq!(left, ["x_other_id"]);
 }
 
 #[test]
