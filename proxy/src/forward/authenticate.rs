@@ -19,6 +19,7 @@ use super::fault::{Challenge, Fault};
 use super::filters;
 use super::headers;
 use crate::policy::{self, Claims, Inbound};
+use crate::state::Protocol;
 use crate::telemetry::Reason;
 use crate::telemetry::metrics::TokenResult;
 use crate::token::{Authentication, Found, Issuer, Pool, Refusal};
@@ -75,24 +76,30 @@ pub(super) async fn at(
 }
 
 /// Refuses a connection whose bytes nobody looks into, where a policy wants each request to have a token: what is taken for something else here may be
-/// a request to the application.
+/// a request to the application. So it is where an application is told of claims, unless the port is declared not to be HTTP's: it would believe what
+/// the client says under their names.
 ///
 /// # Errors
 /// It goes to a port of which such a policy speaks.
 pub(super) fn opaque(worker: &Worker, guard: &policy::Guard) -> Result<(), Fault> {
     let port = guard.open().port;
     let Some(inbound) = speaks(worker, port) else { return Ok(()) };
-    let wanting =
-        inbound.authentications().and_then(|all| all.at(port).find(|one| one.required && !one.dry_run));
-    match wanting {
-        None => Ok(()),
-        Some(one) => {
-            worker.metrics.token(TokenResult::Missing, false);
-            let detail =
-                format!("{}: port {port} takes requests of HTTP only, which can have a token", one.name);
-            Err(Fault::unsent(Reason::TokenRequired, detail))
-        }
-    }
+    let Some(all) = inbound.authentications() else { return Ok(()) };
+    let in_force = || all.at(port).filter(|one| !one.dry_run);
+    let protocol = worker.proxy.settings.protocol(inbound.port(port).protocol, port);
+    let is_declared = matches!(protocol, Protocol::Tcp | Protocol::Tls);
+    let detail = match in_force().find(|one| one.required) {
+        Some(one) => format!("{}: port {port} takes requests of HTTP only, which can have a token", one.name),
+        None => match in_force().find(|one| !is_declared && !one.headers.is_empty()) {
+            Some(one) => format!(
+                "{}: what came to port {port}, whose application is told of claims, is not HTTP, and the port is not declared to be opaque",
+                one.name
+            ),
+            None => return Ok(()),
+        },
+    };
+    worker.metrics.token(TokenResult::Missing, false);
+    Err(Fault::unsent(Reason::TokenRequired, detail))
 }
 
 /// A refusal by policy of a request whose token was taken: nothing that it says allows the request (RFC 6750 §3.1).

@@ -194,14 +194,19 @@ async fn r17_a_token_is_taken_told_on_and_taken_out_and_all_others_are_refused()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_http_gets_past_no_policy_that_wants_tokens() {
-    let key = TokenKey::new("a");
-    let shop = Shop::under(&policy(&inline(&[&key], ""), "")).await;
-    answers(&shop.web, "", 401, Some("token_required")).await;
-    let mut wire = shop.web.connect("orders").await;
-    let _ = wire.try_send("no HTTP at all\n").await;
-    assert_eq!(wire.to_end_or_reset().await, b"");
-    shop.orders.logs(&[("reason", json!("token_required")), ("protocol", json!("TCP"))]).await;
+async fn what_is_not_http_gets_past_no_policy_that_wants_tokens_or_tells_claims() {
+    let (key, told) = (TokenKey::new("a"), "claimsToHeaders: [{header: x-user, claim: sub}]");
+    for (issuer, spec) in [("", ""), (told, "required: false")] {
+        let shop = Shop::under(&policy(&inline(&[&key], issuer), spec)).await;
+        answers(&shop.web, "authorization: Bearer nonsense\r\n", 401, Some("token_invalid")).await;
+        // The second is a request to servers that leave out more than one empty line.
+        for said in ["no HTTP at all\n", "\r\n\r\nGET / HTTP/1.1\r\nhost: orders\r\nx-user: eve\r\n\r\n"] {
+            let mut wire = shop.web.connect("orders").await;
+            let _ = wire.try_send(said).await;
+            assert_eq!(wire.to_end_or_reset().await, b"", "{spec}: {said}");
+        }
+        shop.orders.logs(&[("reason", json!("token_required")), ("protocol", json!("TCP"))]).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
