@@ -296,6 +296,11 @@ fn judge_again(
     if guard.is_revoked() {
         return None;
     }
+    refused(worker, guard, inbound, under_way)
+}
+
+/// Why a policy refuses what another has let in.
+fn refused(worker: &Worker, guard: &policy::Guard, inbound: &Inbound, under_way: &UnderWay) -> Option<Fault> {
     let requested = under_way.kept.requested();
     match guard.judge_request(inbound, &requested).verdict {
         Verdict::Allow { .. } | Verdict::Audit { .. } => None,
@@ -321,7 +326,22 @@ pub(super) async fn unless_changed<T>(
     }
 }
 
-/// What a request that asks for a tunnel is registered as, since what passes there is judged no more.
+/// Judges once more what has waited since it was let in, for an authorizer or for its client's body, by the policy of this moment: it is not sent yet,
+/// and has no time to end.
+fn still(worker: &Worker, guard: &policy::Guard, under_way: &UnderWay) -> Result<(), Fault> {
+    let snapshot = worker.proxy.store.load();
+    let refused = match snapshot.inbound.as_deref() {
+        Some(inbound) if inbound.generation() == under_way.generation => None,
+        Some(inbound) => refused(worker, guard, inbound, under_way),
+        None => Some(changed(denied(worker, (Denial::NoPolicy, None), guard.open(), None))),
+    };
+    refused.map_or(Ok(()), Err)
+}
+
+/// What a request that asks for a tunnel is registered as, since what passes there is judged no more; called when a request is about to be sent.
+///
+/// # Errors
+/// Where policy has changed since the request was let in, and no longer allows it.
 pub(super) fn tunnel(
     worker: &Worker,
     guard: &policy::Guard,
@@ -329,15 +349,14 @@ pub(super) fn tunnel(
     request: &Request<Body>,
 ) -> Result<Option<Arc<policy::Guard>>, Fault> {
     let Some(under_way) = under_way else { return Ok(None) };
-    if *request.method() != Method::CONNECT && !headers::is_upgrade(request.headers()) {
-        return Ok(None);
-    }
-    let (open, kept) = (guard.open().clone(), under_way.kept.clone());
-    let tunnel = Arc::new(worker.proxy.connections.register_request(open, kept));
-    match judge_again(worker, guard, under_way, &mut { under_way.generation }) {
-        Some(fault) => Err(fault),
-        None => Ok(Some(tunnel)),
-    }
+    let is_tunnel = *request.method() == Method::CONNECT || headers::is_upgrade(request.headers());
+    // Registered first, so that no change slips between.
+    let tunnel = is_tunnel.then(|| {
+        let (open, kept) = (guard.open().clone(), under_way.kept.clone());
+        Arc::new(worker.proxy.connections.register_request(open, kept))
+    });
+    still(worker, guard, under_way)?;
+    Ok(tunnel)
 }
 
 /// Resolves when a change of policy no longer allows what `guard` stands for; never without one.

@@ -297,6 +297,30 @@ async fn a_body_is_told_as_far_as_it_may_be_and_reaches_the_application_whole() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_waits_while_policy_changes_is_judged_by_the_new_one_before_it_is_sent() {
+    let scene = Scene::start(ORDERS, "  body: {maxBytes: 8}\n", "http").await;
+    scene.comes_to("GET /late", "orders").await;
+    let allowed = [("verdict", "allow")];
+    let before = scene.orders.metrics().await.sum("tulle_policy_verdicts_total", &allowed);
+    let mut wire = scene.web.connect("orders").await;
+    wire.send("POST /late HTTP/1.1\r\nhost: orders\r\ncontent-length: 5\r\n\r\nlate").await;
+    eventually("it is let in, and waited for", async || {
+        let now = scene.orders.metrics().await.sum("tulle_policy_verdicts_total", &allowed);
+        if now > before { Ok(()) } else { Err(now.to_string()) }
+    })
+    .await;
+    scene.world.yaml(
+        "denial.yaml",
+        "apiVersion: policy.tulle.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: late}\nspec:\n  targetRefs: [{kind: Service, \
+         name: orders}]\n  action: DENY\n  rules: [{to: [{paths: [/late]}]}]\n",
+    );
+    scene.comes_to("GET /late", "403 policy_denied").await;
+    wire.send("r").await;
+    let (head, body) = wire.response().await;
+    assert_eq!((head.status(), head.reason()), (403, Some("policy_denied")), "{head:?} {body:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_answer_holds_for_the_same_question_and_its_time() {
     let rest = "  cache: {for: 1h, headers: [authorization]}\n";
     let scene = Scene::start(ORDERS, rest, "http").await;
