@@ -110,6 +110,8 @@ impl Context<'_> {
             all => all.iter().filter_map(|one| operation(spoken, one, only)).collect(),
         };
         let describes = !to.is_empty() || (rule.to.is_empty() && only.is_none());
+        // Of one that excepts nothing but ports that are not served here, nothing is left: it describes everything. Proxies refuse it.
+        let to = if to.contains(&v1::AccessOperation::default()) { Vec::new() } else { to };
         let wire = describes.then(|| v1::AccessRule {
             name: rule.name.clone(),
             from: rule.from.iter().map(|source| self.source(source)).collect(),

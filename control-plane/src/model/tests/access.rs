@@ -134,6 +134,10 @@ fn ports_are_the_services_or_the_workloads_own() {
     let workload = to("targetRefs: [{group: policy.tulle.dev, kind: Workload, name: o}], ");
     let ports: Vec<&[u32]> = workload.policies[0].rules[0].to.iter().map(|one| &one.ports[..]).collect();
     assert_eq!((ports, workload.policies[0].ports.len()), (vec![&[80, 8080][..], &[82][..]], 0));
+    // What excepts a port that is not served excepts nothing.
+    let rule = "{to: [{notPorts: [82]}, {methods: [GET]}]}";
+    let told = of(&policy("default", "p", &format!("{AT_ORDERS}, action: DENY, rules: [{rule}]")));
+    assert_eq!(told.policies[0].rules[0].to, []);
     // What no port of the workload is describes nothing, rather than everything.
     let spec = format!("{AT_ORDERS}, rules: [{{{WEB}, to: [{{ports: [82]}}]}}]");
     let (model, told) = served(&policy("default", "p", &spec));

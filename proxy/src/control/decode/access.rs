@@ -1,6 +1,7 @@
 //! `AccessPolicy`: who may connect, and what may be asked.
 //!
-//! Nothing is left out: what an older proxy does not know may be what narrows a rule that allows, or widens one that denies.
+//! Nothing is left out: what an older proxy does not know may be what narrows a rule that allows, or widens one that denies. Fields that are not
+//! known are not seen; but a source or an operation of which nothing else is left describes everything, which no control plane says so.
 
 use http::Method;
 use tulle_api::v1;
@@ -73,6 +74,9 @@ fn rule(message: v1::AccessRule, policy: &str, at: &str) -> Result<AccessRule> {
 }
 
 fn source(message: v1::AccessSource, at: &str) -> Result<Source> {
+    if message == v1::AccessSource::default() {
+        return Err(fault(at, "says nothing of clients that is known"));
+    }
     let texts = |messages, field: &str| each(messages, &format!("{at}.{field}"), text);
     Ok(Source {
         any_identity: message.any_identity,
@@ -90,6 +94,9 @@ fn source(message: v1::AccessSource, at: &str) -> Result<Source> {
 }
 
 fn operation(message: v1::AccessOperation, at: &str) -> Result<Operation> {
+    if message == v1::AccessOperation::default() {
+        return Err(fault(at, "says nothing of requests that is known"));
+    }
     let at = |field: &str| format!("{at}.{field}");
     Ok(Operation {
         ports: each(message.ports, &at("ports"), port)?,
@@ -293,6 +300,8 @@ mod tests {
             ("routes[0].hostnames[0]", |it| it.routes[0].hostnames[0] = "a..b".to_owned()),
             ("routes[0].matches[0].path", |it| it.routes[0].matches[0].path = None),
             ("rules[0].name", |it| it.rules[0].name.clear()),
+            ("rules[0].from[0]", |it| it.rules[0].from[0] = v1::AccessSource::default()),
+            ("rules[0].to[0]", |it| it.rules[0].to[0] = v1::AccessOperation::default()),
             ("rules[0].from[0].identities[1]", |it| it.rules[0].from[0].identities[1].r#match = None),
             ("rules[0].from[0].networks[0]", |it| it.rules[0].from[0].networks[0] = "10/8".to_owned()),
             ("rules[0].to[0].ports[0]", |it| it.rules[0].to[0].ports[0] = 0),
