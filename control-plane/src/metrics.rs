@@ -285,14 +285,14 @@ impl Metrics {
             lists: f.counters(
                 "tulle_control_plane_lists_total",
                 "kind",
-                "How often all objects of a kind were asked for: once at the start, and where what had changed since could not be followed",
+                "How often all objects of a kind were asked for: once at the start, where what had changed since could not be followed, and once after an outage of the API server",
             )?,
             watch_errors: f.register(
                 "counter",
                 IntCounterVec::new(
                     Opts::new(
                         "tulle_control_plane_watch_errors_total",
-                        "What kept a kind from being read: `gone` (it is listed again), `forbidden`, `unauthorized`, `not_found`, `other_version` (the definition is of none that is read), `too_many_requests`, `refused`, `unreachable`, `late`, `short` (closed as soon as it was open), `garbage`",
+                        "What kept a kind from being read: `gone` (it is listed again), `forbidden`, `unauthorized`, `not_found`, `other_version` (the definition is of none that is read), `too_many_requests`, `refused`, `unreachable`, `late`, `short` (closed as soon as it was open), `rewound` (put back to an older state: it is listed again), `garbage`",
                     ),
                     &["kind", "reason"],
                 ),

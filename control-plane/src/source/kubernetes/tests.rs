@@ -256,6 +256,98 @@ async fn what_went_while_it_could_not_be_followed_is_gone_at_the_next_list() {
 }
 
 #[tokio::test]
+async fn an_api_server_that_was_put_back_to_a_backup_is_read_anew() {
+    let server = shop(&[]);
+    let reading = Reading::start(&server).await;
+    let backup = server.backup();
+    server.apply(SERVICES, service("shop", "ghost"));
+    for n in 0..20 {
+        server.apply(SERVICES, service("shop", &format!("later{n}")));
+    }
+    eventually("the ghost", || reading.service("shop/ghost")).await;
+    reading.caught_up("before").await;
+    server.restore(backup);
+    server.apply(SERVICES, service("shop", "new"));
+    eventually("what is new, and of a lower version", || reading.service("shop/new")).await;
+    eventually("the ghost gone", || !reading.service("shop/ghost")).await;
+    assert_eq!((reading.lists("Service"), reading.errors("Service", "rewound")), (2, 1));
+    assert!(reading.service("shop/orders"));
+    reading.caught_up("after").await;
+}
+
+#[tokio::test]
+async fn an_api_server_that_was_emptied_is_read_anew_kind_by_kind() {
+    let server = shop(&[ROUTES]);
+    server.apply(ROUTES, route("a"));
+    let reading = Reading::start(&server).await;
+    eventually("routes are watched", || server.watches(ROUTES) == 1).await;
+    reading.caught_up("before").await;
+    server.is_away(true);
+    eventually("it is noticed", || reading.errors("Pod", "unreachable") > 2).await;
+    assert_eq!(reading.endpoints("shop/orders"), expected(&["10.0.0.1"]), "what was read is served on");
+    server.restore(Server::with(&[ROUTES]).backup());
+    server.is_away(false);
+    eventually("everything gone", || {
+        let objects = reading.publisher.objects();
+        objects.values().sum::<usize>() == 0
+    })
+    .await;
+    server.apply(SERVICES, service("shop", "orders"));
+    eventually("what is made from then on", || reading.service("shop/orders")).await;
+    reading.caught_up("after").await;
+}
+
+#[tokio::test]
+async fn a_watch_that_goes_back_in_time_is_not_believed() {
+    let server = shop(&[]);
+    let reading = Reading::start(&server).await;
+    reading.caught_up("before").await;
+    for (told, text) in [
+        ("a bookmark", r#"{"type":"BOOKMARK","object":{"metadata":{"resourceVersion":"1"}}}"#),
+        (
+            "an object",
+            r#"{"type":"DELETED","object":{"metadata":{"namespace":"shop","name":"orders","resourceVersion":"1"}}}"#,
+        ),
+    ] {
+        let (lists, rewound) = (reading.lists("Service"), reading.errors("Service", "rewound"));
+        eventually("it is watched", || server.watches(SERVICES) == 1).await;
+        server.say(SERVICES, text);
+        eventually(told, || reading.errors("Service", "rewound") == rewound + 1).await;
+        eventually("it is listed again", || reading.lists("Service") > lists).await;
+        assert!(reading.service("shop/orders"));
+    }
+}
+
+#[tokio::test]
+async fn after_an_outage_all_is_listed_once_more_when_the_watch_has_lasted() {
+    let server = shop(&[]);
+    let reading = Reading::start(&server).await;
+    let backup = server.backup();
+    server.apply(SERVICES, service("shop", "ghost"));
+    reading.caught_up("before").await;
+    server.is_away(true);
+    eventually("it is noticed", || reading.errors("Service", "unreachable") > 2).await;
+    server.restore(backup);
+    // It has overtaken what was read before anybody looks.
+    for n in 0..20 {
+        server.apply(PODS, pod("shop", &format!("p{n}"), "10.0.0.9"));
+    }
+    server.is_away(false);
+    eventually("it is watched", || server.watches(SERVICES) == 1).await;
+    reading.caught_up("between").await;
+    assert_eq!(reading.lists("Service"), 1, "not at once: all kinds would be");
+    assert!(reading.service("shop/ghost"));
+    server.cut(SERVICES);
+    eventually("the ghost gone", || !reading.service("shop/ghost")).await;
+    for mark in ["again", "more"] {
+        eventually("it is watched", || server.watches(SERVICES) == 1).await;
+        reading.caught_up(mark).await;
+        server.cut(SERVICES);
+    }
+    assert_eq!(reading.lists("Service"), 2, "once");
+}
+
+#[tokio::test]
 async fn garbage_is_never_taken_for_news() {
     let server = shop(&[]);
     server.fail(Asked::List, SERVICES, Fault::Says("<html>a proxy's page</html>"));
@@ -447,7 +539,8 @@ async fn metrics_say_what_is_watched_and_since_when_nothing_was_heard() {
     let connected = |kind: &str| reading.metrics.watch_connected.with_label_values(&[kind]).get();
     eventually("routes are watched", || connected("HTTPRoute") == 1).await;
     assert_eq!(connected("Pod"), 1);
-    server.say(PODS, r#"{"type":"BOOKMARK","object":{"metadata":{"resourceVersion":"77"}}}"#);
+    let bookmark = json!({"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": server.version().to_string()}}});
+    server.say(PODS, &bookmark.to_string());
     let last = || reading.metrics.watch_events.with_label_values(&["Pod"]).get();
     eventually("the bookmark", || last() > 0).await;
     // It is resumed from there.

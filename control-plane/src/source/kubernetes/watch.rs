@@ -3,7 +3,12 @@
 //! Decides what is asked next, given what came of the question before ([`Step::after`]), and what an object's coming and going means
 //! ([`Held`]). What could not be followed is listed again, and what is missing then is gone; whatever fails is asked again after a wait
 //! that grows ([`Patience`]), and meanwhile what was last read is served on. `wire` asks and reads.
+//!
+//! Whose store was emptied, or is a backup, has lower versions than what was read: a watch from there on is open and silent, for it tells only what is later.
+//! So before a watch is resumed, one cheap question tells the version that there is now, and a lower one has all listed again. A store that has
+//! overtaken what was read by then cannot be told so; after an outage all is therefore listed once more when the next watch ends in its time.
 
+use std::cmp::Ordering;
 use std::collections::hash_map::RandomState;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, Hasher};
@@ -69,6 +74,10 @@ pub(super) struct Watcher {
     logged: Option<&'static str>,
     /// So many times in a row it was forbidden.
     denied: u32,
+    /// The next watch goes on from an earlier one, and not from a list.
+    resumes: bool,
+    /// There was an outage since the last list.
+    doubtful: bool,
 }
 
 /// How long to wait after failures in a row.
@@ -103,7 +112,9 @@ impl Step {
             // Its definition may have gone, or the version may be served no more.
             (Self::List { .. } | Self::Watch { .. }, Failure::NotFound(_)) if !always => Self::Locate,
             // Whoever asks the same again gets the same again.
-            (Self::Watch { path, .. }, Failure::Gone(_) | Failure::Garbage(_)) => Self::List { path },
+            (Self::Watch { path, .. }, Failure::Gone(_) | Failure::Garbage(_) | Failure::Rewound { .. }) => {
+                Self::List { path }
+            }
             // An API server that was put back to an older state knows no such version yet, and may never.
             (Self::Watch { path, .. }, Failure::Refused { .. }) if failures >= REFUSALS => {
                 Self::List { path }
@@ -211,7 +222,20 @@ impl Watcher {
         pace: Pace,
     ) -> Self {
         let (patience, held) = (Patience::new(pace), Held::default());
-        Self { client, resource, tell, metrics, pace, patience, held, read: false, logged: None, denied: 0 }
+        Self {
+            client,
+            resource,
+            tell,
+            metrics,
+            pace,
+            patience,
+            held,
+            read: false,
+            logged: None,
+            denied: 0,
+            resumes: false,
+            doubtful: false,
+        }
     }
 
     /// Reads until it is dropped.
@@ -232,6 +256,7 @@ impl Watcher {
                 Ok(next) => next,
                 Err(failure) => {
                     self.failed(&failure).await;
+                    self.doubtful |= failure.is_outage();
                     tokio::time::sleep(self.patience.wait(&failure, chance())).await;
                     step.after(&failure, self.patience.failures, self.resource.always)
                 }
@@ -308,12 +333,23 @@ impl Watcher {
                 self.prune(&seen).await;
                 self.reads_again().await;
                 self.has_read().await;
+                (self.resumes, self.doubtful) = (false, false);
                 return Ok(Step::Watch { path: path.to_owned(), version: page.metadata.resource_version });
             }
         }
     }
 
     async fn watch<T: Item>(&mut self, path: &str, version: &mut String) -> Result<Step, Failure> {
+        let list = Step::List { path: path.to_owned() };
+        if self.resumes {
+            let now = wire::version(&self.client, path).await?;
+            match wire::order(&now, version) {
+                Some(Ordering::Less) => return Err(Failure::Rewound { read: version.clone(), now }),
+                Some(_) => {}
+                None => return Ok(list),
+            }
+        }
+        self.resumes = true;
         let lifetime = self.pace.lifetime.mul_f64(0.75 + chance() / 4.0);
         let began = Instant::now();
         let events = wire::watch(&self.client, path, &self.resource, version, lifetime).await;
@@ -332,7 +368,9 @@ impl Watcher {
             match next {
                 Ok(Ok(Some(event))) => {
                     heard = true;
-                    self.happened(event, version).await;
+                    if let Err(failure) = self.happened(event, version).await {
+                        break Err(failure);
+                    }
                 }
                 // A dead connection says nothing either; to ask again costs little.
                 Ok(Ok(None)) | Err(_) => break Ok(()),
@@ -344,22 +382,29 @@ impl Watcher {
         if !heard && !lasts(began) {
             return Err(Failure::Short);
         }
+        if self.doubtful {
+            return Ok(list);
+        }
         Ok(Step::Watch { path: path.to_owned(), version: version.clone() })
     }
 
-    async fn happened<T: Item>(&mut self, event: Event<T>, version: &mut String) {
+    async fn happened<T: Item>(&mut self, event: Event<T>, version: &mut String) -> Result<(), Failure> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
         self.metrics.watch_events.with_label_values(&[self.kind()]).set(seconds);
         let (item, is_there) = match event {
             Event::Bookmark(reached) => {
+                goes_on(version, &reached)?;
                 *version = reached;
-                return;
+                return Ok(());
             }
             Event::Applied(item) => (item, true),
             Event::Deleted(item) => (item, false),
         };
         let reached = item.version().map(str::to_owned);
+        if let Some(reached) = &reached {
+            goes_on(version, reached)?;
+        }
         let (mut changes, mut findings) = (Vec::new(), Vec::new());
         match item.decode(self.resource.kind) {
             Ok(decoded) if is_there => self.held.apply(decoded, &mut changes, &mut findings),
@@ -373,6 +418,7 @@ impl Watcher {
         if let Some(reached) = reached {
             *version = reached;
         }
+        Ok(())
     }
 
     /// An API server has no such object; whoever sent it is something else.
@@ -444,6 +490,14 @@ impl Watcher {
     async fn tell(&self, told: Told) {
         // Nobody listens: everything ends.
         let _ended = self.tell.send(told).await;
+    }
+}
+
+/// A watch tells what is later than what it has told.
+fn goes_on(read: &str, now: &str) -> Result<(), Failure> {
+    match wire::order(now, read) {
+        Some(Ordering::Less) => Err(Failure::Rewound { read: read.to_owned(), now: now.to_owned() }),
+        _ => Ok(()),
     }
 }
 
@@ -530,7 +584,8 @@ mod tests {
     fn what_could_not_be_followed_is_listed_and_what_was_only_cut_is_resumed() {
         let watch = || Step::Watch { path: "/p".to_owned(), version: "7".to_owned() };
         let list = || Step::List { path: "/p".to_owned() };
-        for failure in [Failure::Gone(String::new()), Failure::Garbage(String::new())] {
+        let rewound = Failure::Rewound { read: "7".to_owned(), now: "3".to_owned() };
+        for failure in [Failure::Gone(String::new()), Failure::Garbage(String::new()), rewound] {
             assert_eq!(watch().after(&failure, 9, false), list());
         }
         let busy = Failure::TooMany { message: String::new(), wait: None };

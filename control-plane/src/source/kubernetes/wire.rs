@@ -2,6 +2,7 @@
 //!
 //! Decides how an answer is read, never what is done about it. Everything that comes is bounded: in time, and in size.
 
+use std::cmp::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -107,6 +108,9 @@ pub(super) enum Failure {
     Late(Duration),
     #[error("the API server closed the watch as soon as it was open")]
     Short,
+    /// Its store was emptied, or is a backup: what was read may never have been, and what is there now would never be told.
+    #[error("the API server was put back to an older state: it is at version {now}, and was at {read}")]
+    Rewound { read: String, now: String },
     #[error("what the API server says cannot be understood: {0}")]
     Garbage(String),
 }
@@ -204,7 +208,17 @@ impl Failure {
             Self::Unreachable(_) => "unreachable",
             Self::Late(_) => "late",
             Self::Short => "short",
+            Self::Rewound { .. } => "rewound",
             Self::Garbage(_) => "garbage",
+        }
+    }
+
+    /// Whether there may be another state behind the API server when it answers again.
+    pub(super) fn is_outage(&self) -> bool {
+        match self {
+            Self::Unreachable(_) | Self::Late(_) => true,
+            Self::Refused { code, .. } => *code >= 500,
+            _ => false,
         }
     }
 
@@ -331,6 +345,24 @@ pub(super) async fn list<T: Item>(
     Ok(page)
 }
 
+/// The version of all that is at `path` now, as the store itself has it, not what the API server remembers of it.
+pub(super) async fn version(client: &Client, path: &str) -> Result<String, Failure> {
+    // With no version, the answer is as of now; of the objects none is wanted.
+    let params = ListParams::default().limit(1);
+    let request = Query::new(path).list(&params).map_err(unasked)?;
+    let Versioned { metadata } = parse(&whole(send(client, request).await?, LARGEST_EVENT).await?)?;
+    Ok(metadata.resource_version)
+}
+
+/// Which of two versions of one kind is the later: they are decimal numbers of any length (KEP-5504). `None` where one is something else, of which
+/// nothing can be said but whether it is the same.
+pub(super) fn order(one: &str, other: &str) -> Option<Ordering> {
+    let is_number = |text: &str| {
+        !text.is_empty() && !text.starts_with('0') && text.bytes().all(|byte| byte.is_ascii_digit())
+    };
+    (is_number(one) && is_number(other)).then(|| one.len().cmp(&other.len()).then_with(|| one.cmp(other)))
+}
+
 /// Opens a watch of what changes at `path` after `version`.
 pub(super) async fn watch(
     client: &Client,
@@ -407,5 +439,25 @@ fn read<T: Item>(line: &[u8]) -> Result<Event<T>, Failure> {
             Err(Failure::of_status(code, message, wait))
         }
         _ => Err(Failure::Garbage(format!("an event of the type `{}`", name.escape_debug()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_as_numbers_of_any_length_and_nothing_else_is() {
+        for (one, other, expected) in [
+            ("9", "10", Some(Ordering::Less)),
+            ("10", "10", Some(Ordering::Equal)),
+            ("340282366920938463463374607431768211457", "99", Some(Ordering::Greater)),
+            ("a", "10", None),
+            ("10", "", None),
+            ("010", "10", None),
+            ("-1", "10", None),
+        ] {
+            assert_eq!(order(one, other), expected, "{one} {other}");
+        }
     }
 }

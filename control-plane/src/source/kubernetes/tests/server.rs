@@ -34,7 +34,8 @@ struct State {
     history: Vec<(u64, String, &'static str, Value)>,
     /// Versions before this one are forgotten.
     oldest: u64,
-    watches: BTreeMap<String, Vec<mpsc::UnboundedSender<Bytes>>>,
+    /// Each with the version after which it is told.
+    watches: BTreeMap<String, Vec<(u64, mpsc::UnboundedSender<Bytes>)>>,
     /// What is answered next in place of what would be, by what is asked.
     faults: BTreeMap<(Asked, String), VecDeque<Fault>>,
     /// Nobody answers.
@@ -42,11 +43,16 @@ struct State {
     log: Vec<(Asked, String)>,
 }
 
+/// What a server had at some time.
+pub(super) struct Backup(State);
+
 /// What is asked of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Asked {
     What,
     List,
+    /// Of which version all is.
+    Version,
     /// A further page.
     More,
     Watch,
@@ -126,7 +132,7 @@ impl Server {
             .watches
             .entry(definition.to_owned())
             .or_default()
-            .retain(|watch| watch.send(line.clone()).is_ok());
+            .retain(|(_, watch)| watch.send(line.clone()).is_ok());
     }
 
     /// Ends every watch of a definition, in order.
@@ -140,6 +146,32 @@ impl Server {
         state.version += 1;
         state.oldest = state.version;
         state.history.clear();
+    }
+
+    /// The version of what was written last.
+    pub(super) fn version(&self) -> u64 {
+        self.0.lock().version
+    }
+
+    /// What it has now.
+    pub(super) fn backup(&self) -> Backup {
+        let state = self.0.lock();
+        Backup(State {
+            version: state.version,
+            groups: state.groups.clone(),
+            history: state.history.clone(),
+            oldest: state.oldest,
+            ..State::default()
+        })
+    }
+
+    /// Has what it had then, and nothing else.
+    pub(super) fn restore(&self, Backup(then): Backup) {
+        let mut state = self.0.lock();
+        state.watches.clear();
+        // An empty list is of a version too.
+        (state.version, state.oldest) = (then.version.max(1), then.oldest);
+        (state.groups, state.history) = (then.groups, then.history);
     }
 
     /// Goes away, or comes back.
@@ -166,7 +198,7 @@ impl Server {
     pub(super) fn watches(&self, definition: &str) -> usize {
         let mut state = self.0.lock();
         let watches = state.watches.entry(definition.to_owned()).or_default();
-        watches.retain(|watch| !watch.is_closed());
+        watches.retain(|(_, watch)| !watch.is_closed());
         watches.len()
     }
 
@@ -188,6 +220,8 @@ impl Server {
             Asked::Watch
         } else if query.contains_key("continue") {
             Asked::More
+        } else if query.get("limit") == Some(&"1") {
+            Asked::Version
         } else if query.contains_key("limit") {
             Asked::List
         } else {
@@ -208,7 +242,7 @@ impl Server {
                 }
                 None => state.group(&definition),
             },
-            Asked::List | Asked::More => state.list(&definition, query.get("continue")),
+            Asked::List | Asked::More | Asked::Version => state.list(&definition, query.get("continue")),
             Asked::Watch => {
                 assert_eq!(query.get("allowWatchBookmarks"), Some(&"true"));
                 state.watch(&definition, query["resourceVersion"].parse().unwrap())
@@ -245,11 +279,13 @@ impl State {
 
     fn tell(&mut self, definition: &str, what: &'static str, object: Value) {
         let line = event(what, &object);
-        self.history.push((self.version, definition.to_owned(), what, object));
+        let version = self.version;
+        self.history.push((version, definition.to_owned(), what, object));
+        // Of what is not later than where it began, a watch hears nothing, as with a real one.
         self.watches
             .entry(definition.to_owned())
             .or_default()
-            .retain(|watch| watch.send(line.clone()).is_ok());
+            .retain(|(from, watch)| version <= *from || watch.send(line.clone()).is_ok());
     }
 
     fn list(&mut self, definition: &str, token: Option<&&str>) -> Answer {
@@ -282,7 +318,7 @@ impl State {
             for (_, _, what, object) in since {
                 tell.send(event(what, object)).unwrap();
             }
-            self.watches.entry(definition.to_owned()).or_default().push(tell);
+            self.watches.entry(definition.to_owned()).or_default().push((from, tell));
         }
         let frames = UnboundedReceiverStream::new(told).map(|line| Ok(Frame::data(line)));
         Response::new(BodyExt::boxed(StreamBody::new(frames)))
