@@ -14,14 +14,14 @@ use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Patch, PatchParams};
 use kube::core::PartialObjectMeta;
-use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::runtime::watcher;
 use kube::{Api, Client};
 use tokio::sync::watch;
 use tulle_certs::TrustBundle;
 
 use super::lease::Holder;
 use super::seen::Seen;
-use super::{ApiError, MANAGER, WatchFailures, asked, backoff, labels};
+use super::{ApiError, MANAGER, WatchFailures, asked, backoff, follow, labels};
 use crate::object::INJECT;
 
 /// What the ConfigMap is called.
@@ -92,8 +92,7 @@ impl Bundles {
         );
         let injected = watcher::Config::default().labels(&format!("{INJECT}=enabled"));
         let named = watcher::Config::default().fields(&format!("metadata.name={BUNDLE}"));
-        let (namespaces, copies) =
-            (watcher(namespaces, injected).default_backoff(), watcher(copies, named).default_backoff());
+        let (namespaces, copies) = (follow(namespaces, injected), follow(copies, named));
         pin_mut!(namespaces, copies);
         let mut known = Known::default();
         let mut failures = 0;

@@ -17,7 +17,6 @@ use std::time::{Duration, SystemTime};
 use futures_util::{StreamExt as _, pin_mut};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1 as core;
-use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client};
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -27,7 +26,7 @@ use zeroize::Zeroizing;
 
 use self::roots::Roots;
 use super::secret::Secret;
-use super::{WatchFailures, asked, backoff};
+use super::{WatchFailures, asked, backoff, follow_object};
 use crate::ca::{CA_CERTIFICATES, CA_KEY, Ca, CaError, Change, Condition, Kept, ROOTS, Store};
 
 const CERTIFICATE: &str = "tls.crt";
@@ -230,7 +229,7 @@ impl Issuer {
 
     /// Tells `ca` what cert-manager writes. Runs until it is dropped.
     pub async fn watch(self, ca: Ca) {
-        let seen = watcher::watch_object(self.secrets.clone(), &self.name).default_backoff();
+        let seen = follow_object(self.secrets.clone(), &self.name);
         pin_mut!(seen);
         let mut refused = WatchFailures::of(format!("the {}", self.place_of("")));
         let mut good: Option<Material> = None;

@@ -8,12 +8,14 @@
 //! - `status`: what has become of routes and policies, in their `status`;
 //! - `slices`: what is registered here, where the other replicas see it (`EndpointSlice`), and what they have registered;
 //! - `others`: the other replicas, as a rotation of the root sees them;
+//! - `follow`: watches of what is written here, which list anew after each failure;
 //! - `replica`: all of these together, as `app` starts them.
 //!
 //! What is decided is decided without I/O and told by the modules' own documentation; here is what they share. A running mesh
 //! never depends on any of it: with the API server away, proxies keep what they have, and who asks for a certificate is told to ask again.
 
 mod bundle;
+mod follow;
 mod issuer;
 mod lease;
 mod others;
@@ -39,6 +41,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 pub use self::bundle::{BUNDLE, Bundles};
+pub(crate) use self::follow::{follow, follow_object};
 pub use self::issuer::Issuer;
 pub use self::lease::{Holder, LEASE, campaign};
 pub use self::others::Others;

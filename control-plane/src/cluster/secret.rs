@@ -13,14 +13,13 @@ use std::time::SystemTime;
 use futures_util::{StreamExt as _, pin_mut};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1 as core;
-use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client};
 use tulle_certs::TrustDomain;
 use zeroize::Zeroizing;
 
 use super::bundle::{BUNDLE, KEY};
 use super::lease::Holder;
-use super::{ApiError, WatchFailures, asked, backoff, maker, put_secret};
+use super::{ApiError, WatchFailures, asked, backoff, follow_object, maker, put_secret};
 use crate::ca::rotation::{self, Anew, RepairError, Repaired};
 use crate::ca::{
     BESIDE_ISSUER, CA_CERTIFICATES, CA_KEY, Ca, CaError, Change, Condition, Kept, NAMES, ROOTS, Store,
@@ -182,7 +181,7 @@ impl Secret {
 
     /// Tells `ca` what others write. Runs until it is dropped.
     pub async fn watch(self, ca: Ca, mut holder: Holder) {
-        let seen = watcher::watch_object(self.secrets.clone(), SECRET).default_backoff();
+        let seen = follow_object(self.secrets.clone(), SECRET);
         pin_mut!(seen);
         let mut failures = WatchFailures::of("the Secret tulle-identity");
         // What is there in its place: nothing, or too little.

@@ -43,6 +43,8 @@ pub(crate) struct ApiServer {
 struct State {
     objects: BTreeMap<String, Value>,
     version: u64,
+    /// Goes up when everything is taken away.
+    life: u64,
     log: Vec<Event>,
     requests: Vec<(Method, String)>,
     /// Kinds and their plurals, by group and version.
@@ -144,6 +146,15 @@ impl ApiServer {
         self.events.send_replace(state.log.len());
     }
 
+    /// Has nothing any more, as if its etcd had been emptied: versions begin anew, and watches end.
+    pub(crate) fn empty(&self) {
+        let mut state = self.state.lock();
+        state.objects.clear();
+        state.log.clear();
+        (state.version, state.life) = (1, state.life + 1);
+        self.events.send_replace(0);
+    }
+
     async fn answer(self: Arc<Self>, request: Request<Body>) -> Answer {
         let (head, body) = request.into_parts();
         let path = head.uri.path().to_owned();
@@ -221,9 +232,13 @@ impl ApiServer {
     fn watch(self: &Arc<Self>, wanted: Wanted, query: &str) -> Answer {
         let since = query.split('&').find_map(|part| part.strip_prefix("resourceVersion="));
         let since: u64 = since.and_then(|since| since.parse().ok()).unwrap_or_default();
-        let log = &self.state.lock().log;
-        let next = log.iter().position(|event| event.version > since).unwrap_or(log.len());
-        let follow = Follow { server: Arc::clone(self), next, wanted, events: self.events.subscribe() };
+        let (next, life) = {
+            let state = self.state.lock();
+            let next = state.log.iter().position(|event| event.version > since);
+            (next.unwrap_or(state.log.len()), state.life)
+        };
+        let (server, events) = (Arc::clone(self), self.events.subscribe());
+        let follow = Follow { server, next, since, life, wanted, events };
         Response::new(StreamBody::new(stream::unfold(follow, Follow::next_line)).boxed_unsync())
     }
 }
@@ -232,6 +247,9 @@ impl ApiServer {
 struct Follow {
     server: Arc<ApiServer>,
     next: usize,
+    /// Only what is later is told.
+    since: u64,
+    life: u64,
     wanted: Wanted,
     events: watch::Receiver<usize>,
 }
@@ -239,12 +257,21 @@ struct Follow {
 impl Follow {
     async fn next_line(mut self) -> Option<(Result<Frame<Bytes>, Infallible>, Self)> {
         loop {
-            let event = self.server.state.lock().log.get(self.next).cloned();
+            let event = {
+                let state = self.server.state.lock();
+                if state.life != self.life {
+                    return None;
+                }
+                state.log.get(self.next).cloned()
+            };
             let Some(event) = event else {
                 self.events.changed().await.ok()?;
                 continue;
             };
             self.next += 1;
+            if event.version <= self.since {
+                continue;
+            }
             if let Some(line) = self.wanted.told(&event) {
                 return Some((Ok(Frame::data(line)), self));
             }

@@ -14,7 +14,7 @@ use k8s_openapi::api::core::v1::{Namespace as KubeNamespace, Secret};
 use kube::api::{Patch, PatchParams};
 use kube::core::PartialObjectMeta;
 use kube::runtime::reflector::{self, ObjectRef};
-use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt as _};
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -26,7 +26,7 @@ use self::tell::Teller;
 use super::keys::{self, Store, Stored};
 use super::webhook::{self, Namespaces, Webhook};
 use super::{Namespace, Settings};
-use crate::cluster::{ApiError, WatchFailures, asked, maker, put_secret};
+use crate::cluster::{ApiError, WatchFailures, asked, follow, maker, put_secret};
 use crate::metrics::Metrics;
 use crate::model::Publisher;
 
@@ -183,7 +183,7 @@ impl Known {
         let (store, writer) = reflector::store();
         let (is_listed, listed) = watch::channel(false);
         let namespaces: Api<PartialObjectMeta<KubeNamespace>> = Api::all(client);
-        let events = watcher(namespaces, watcher::Config::default()).default_backoff();
+        let events = follow(namespaces, watcher::Config::default());
         let told = reflector::reflector(writer, events);
         let task = async move {
             let (mut told, mut failures) = (std::pin::pin!(told), WatchFailures::of("namespaces"));

@@ -202,6 +202,27 @@ async fn a_secret_that_is_deleted_is_written_again_by_the_holder_of_the_lease() 
 }
 
 #[tokio::test]
+async fn a_secret_that_is_gone_with_the_api_servers_store_is_written_again() {
+    let server = ApiServer::start();
+    let ca = ca(&server).await;
+    let (_sender, holder) = held(true);
+    let watching = tokio::spawn(secret(&server).watch(ca.clone(), holder));
+    soon("the watch is open", || server.asked(&Method::GET, "secrets") >= 3).await;
+    let before = server.object(PATH).unwrap();
+    let asked = server.asked(&Method::GET, "secrets");
+    server.fail(|_, _| Some(Failure::Status(503)));
+    server.empty();
+    soon("it is asked for in vain", || server.asked(&Method::GET, "secrets") > asked).await;
+    server.mend();
+    soon("it is back", || server.object(PATH).is_some()).await;
+    let after = server.object(PATH).unwrap();
+    for key in ["ca.pem", "ca-key.pem", "token-key.pem"] {
+        assert_eq!(after["data"][key], before["data"][key], "{key}");
+    }
+    watching.abort();
+}
+
+#[tokio::test]
 async fn a_secret_that_is_emptied_is_filled_again() {
     let server = ApiServer::start();
     let ca = ca(&server).await;

@@ -17,8 +17,7 @@ use futures_util::{StreamExt as _, pin_mut, stream};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions};
-use kube::runtime::watcher::Event;
-use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client};
 use parking_lot::Mutex;
 use prometheus::IntCounterVec;
@@ -29,7 +28,7 @@ use self::book::{Book, Done, Slice, Step};
 pub use self::text::NOT_OURS;
 use self::text::OURS;
 use super::lease::Holder;
-use super::{ApiError, MANAGER, WatchFailures, asked};
+use super::{ApiError, MANAGER, WatchFailures, asked, follow};
 use crate::ending::Ending;
 use crate::model::Publisher;
 use crate::object::NamespacedName;
@@ -112,7 +111,7 @@ impl Slices {
     async fn listen(&self) {
         let slices: Api<EndpointSlice> = Api::all(self.client.clone());
         let ours = watcher::Config::default().labels(OURS);
-        let events = watcher(slices, ours).default_backoff();
+        let events = follow(slices, ours);
         pin_mut!(events);
         let (mut listed, mut failures) = (None, WatchFailures::of("EndpointSlices of ours"));
         while let Some(event) = events.next().await {

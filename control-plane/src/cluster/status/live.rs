@@ -113,7 +113,10 @@ pub(super) async fn follow(client: Client, kind: Kind, tell: mpsc::Sender<Told>)
         while let Some(event) = events.next().await {
             match event {
                 Ok(event) => {
-                    failures = 0;
+                    // That a list begins says nothing of how it ends.
+                    if !matches!(event, Event::Init) {
+                        failures = 0;
+                    }
                     if tell.send(Told { kind, resource: resource.clone(), event }).await.is_err() {
                         return;
                     }
@@ -122,10 +125,8 @@ pub(super) async fn follow(client: Client, kind: Kind, tell: mpsc::Sender<Told>)
                     failures += 1;
                     tracing::debug!(%kind, %error, "cannot watch a kind; trying again");
                     tokio::time::sleep(backoff(failures)).await;
-                    // Its definition may have been removed, or have another version now.
-                    if failures > 3 {
-                        break;
-                    }
+                    // Its definition may have been removed, or have another version now; and another store than before may be behind the API server.
+                    break;
                 }
             }
         }
