@@ -48,6 +48,8 @@ pub struct Metrics {
     pub certificates: IntCounterVec,
     /// Whether this replica holds the lease.
     pub lease_held: IntGauge,
+    /// Writes of the authority's keys where they were missing or destroyed, by outcome.
+    pub identity_writes: IntCounterVec,
     /// Writes of the status of routes and policies, by outcome.
     pub status_writes: IntCounterVec,
     /// Writes of registrations to the API server, by outcome.
@@ -244,6 +246,11 @@ impl Metrics {
             lease_held: f.gauge(
                 "tulle_control_plane_lease_held",
                 "Whether this is the replica that writes to the API server: 1 or 0. Always 0 without one",
+            )?,
+            identity_writes: f.counters(
+                "tulle_control_plane_identity_writes_total",
+                "outcome",
+                "Writes of the authority's keys into the Secret `tulle-identity` again, by the holder of the lease, where they were missing or destroyed: `written`, `conflict` (somebody else had written it), `failed` (tried again)",
             )?,
             status_writes: f.counters(
                 "tulle_control_plane_status_writes_total",

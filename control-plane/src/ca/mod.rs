@@ -12,6 +12,7 @@ mod foreign;
 mod grants;
 mod joining;
 pub mod ledger;
+mod remains;
 mod review;
 pub mod rotation;
 mod service;
@@ -43,6 +44,7 @@ use crate::model::SessionKey;
 pub use foreign::{Foreign, NoCertificates};
 pub use grants::NotGranted;
 pub use joining::{GrantError, change_ledger_in, change_ledger_of, stored_signer};
+pub(crate) use remains::unusable;
 pub use review::{Bearer, ReviewError, Reviewer};
 pub use service::{Caller, CertificateService, Client, Outcome, Proof};
 pub(crate) use store::{BESIDE_ISSUER, CA_CERTIFICATES, CA_KEY, ROOTS, ROTATION, complete_tokens};
@@ -317,29 +319,6 @@ impl Ca {
     /// Whether half an authority is there at least.
     pub(crate) fn is_begun(kept: &Kept) -> bool {
         [CA_KEY, CA_CERTIFICATES].into_iter().any(|name| kept.contains_key(name))
-    }
-
-    /// What is to be written where somebody has taken something away of what is kept by these `names`: `kept` with what is missing of it. `None` if
-    /// nothing is, or if half of an authority is there that is not in use. Beside a whole one, ours or somebody's new root, the key of join tokens and
-    /// the grants stay: they are of no root. So does a rotation that is under way: without its record its keys would be lost.
-    pub fn restored(&self, kept: &Kept, names: &[&'static str]) -> Option<Kept> {
-        let authority = [CA_KEY, CA_CERTIFICATES];
-        let rotation = (!self.record().is_idle()).then_some(ROTATION);
-        let needed = authority.into_iter().chain([store::TOKEN_KEY]).chain(rotation);
-        let needed = needed.filter(|name| names.contains(name));
-        let mut all = self.kept();
-        all.retain(|name, _| names.contains(name));
-        let is_ours = |name: &str| kept.get(name).is_none_or(|text| all.get(name) == Some(text));
-        if needed.clone().all(|name| kept.contains_key(name)) {
-            return None;
-        }
-        let mut authority = authority.into_iter().filter(|name| names.contains(name));
-        let is_whole = authority.all(|name| kept.contains_key(name));
-        if !is_whole && !needed.into_iter().all(is_ours) {
-            return None;
-        }
-        all.extend(kept.clone());
-        Some(all)
     }
 
     /// The gRPC service to mount on the TLS port, which puts a [`Caller`] into the extensions of requests that

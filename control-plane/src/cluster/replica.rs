@@ -97,6 +97,7 @@ impl Replica {
             None => Secret::new(client.clone(), &namespace),
             Some(issuer) => issuer.beside().clone(),
         };
+        let secret = secret.counting(metrics.identity_writes.clone());
         tasks.spawn(secret.watch(ca.clone(), holder.clone()));
         if let Some(issuer) = issuer {
             tasks.spawn(issuer.watch(ca.clone()));

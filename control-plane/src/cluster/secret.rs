@@ -2,8 +2,8 @@
 //!
 //! It is made exactly once: of several control planes that start together one makes it, and the others read what that one has made. What is
 //! written later is written to the version that was read, or read again. [`Secret::watch`] tells every replica what another has written; who deletes the Secret
-//! while the mesh runs, or empties it, takes nothing away from it: the holder of the lease writes it again, since with the root every identity would be lost. For the
-//! same reason no new root is made while the ConfigMap `tulle-trust-bundle` beside it says that there is one.
+//! while the mesh runs, empties it or destroys a part of it, takes nothing away from it: the holder of the lease writes it again, since with the root every identity would be lost,
+//! but for what may be somebody's own ([`Ca::restored`]). For the same reason no new root is made while the ConfigMap `tulle-trust-bundle` beside it says that there is one.
 //!
 //! Where cert-manager makes the issuing certificate (`issuer`), it holds the rest: the key of join tokens, what they have granted, and the roots there have been.
 
@@ -14,16 +14,17 @@ use futures_util::{StreamExt as _, pin_mut};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1 as core;
 use kube::{Api, Client};
+use prometheus::IntCounterVec;
 use tulle_certs::TrustDomain;
 use zeroize::Zeroizing;
 
 use super::bundle::{BUNDLE, KEY};
 use super::lease::Holder;
 use super::{ApiError, WatchFailures, asked, backoff, follow_object, maker, put_secret};
-use crate::ca::rotation::{self, Anew, RepairError, Repaired};
+use crate::ca::rotation::{self, Anew, Need, RepairError, Repaired};
 use crate::ca::{
     BESIDE_ISSUER, CA_CERTIFICATES, CA_KEY, Ca, CaError, Change, Condition, Kept, NAMES, ROOTS, Store,
-    complete, complete_tokens,
+    complete, complete_tokens, unusable,
 };
 
 /// What the Secret is called.
@@ -34,6 +35,9 @@ const TRIES: u32 = 20;
 const LOST: &str = "what was kept there is lost, and was made anew: join tokens of before are not taken any more, nor are workloads outside the cluster known that have joined by them, \
                     unless its grants.json is still there, and former roots are trusted no more, unless its roots.json is; restore the Secret from its backup, or give those workloads \
                     new tokens (`tulle token create`)";
+/// What helps where a replica that runs does not mend it.
+const MENDS: &str = "a replica of the control plane that runs has all of it in memory, and the one that holds the lease writes it again within seconds; where none runs, restore the Secret \
+                     from its backup";
 /// For so long the API server is waited for, at the start.
 const PATIENCE: u32 = 6;
 
@@ -48,6 +52,8 @@ pub struct Secret {
     names: &'static [&'static str],
     /// As whom it makes the Secret: of several who do at once one has made it, and the others conflict with that one's fields.
     maker: String,
+    /// Told when it was written again, by outcome.
+    again: Option<IntCounterVec>,
 }
 
 // === impl Secret ===
@@ -57,7 +63,12 @@ impl Secret {
     pub fn new(client: Client, namespace: &str) -> Self {
         let (secrets, bundles) =
             (Api::namespaced(client.clone(), namespace), Api::namespaced(client, namespace));
-        Self { secrets, bundles, namespace: namespace.to_owned(), names: &NAMES, maker: maker() }
+        Self { secrets, bundles, namespace: namespace.to_owned(), names: &NAMES, maker: maker(), again: None }
+    }
+
+    /// Counts by outcome how often it was written again.
+    pub(super) fn counting(self, again: IntCounterVec) -> Self {
+        Self { again: Some(again), ..self }
     }
 
     /// Without the authority's key and certificates, which are in the Secret of an issuer.
@@ -113,15 +124,16 @@ impl Secret {
             Ok(found) => found,
             Err(error) => return Ok(Err(error)),
         };
-        let mut kept = found.as_ref().map(|found| self.read(found)).transpose()?.unwrap_or_default();
+        let place = |name: &str| self.place(name);
+        let left = found.as_ref().map(|found| self.left(found)).unwrap_or_default();
         // A replica that runs may be about to write it again.
-        if self.holds_the_root()
-            && !Ca::is_begun(&kept)
-            && let Err(error) = self.is_new().await
+        let why = self.holds_the_root().then(|| unusable(&left, &place, domain, now)).flatten();
+        if let Some(why) = why
+            && let Err(error) = self.is_new(&why, Ca::is_begun(&left)).await
         {
             return Ok(Err(error));
         }
-        let place = |name: &str| self.place(name);
+        let mut kept = found.as_ref().map(|found| self.read(found)).transpose()?.unwrap_or_default();
         let made = match self.holds_the_root() {
             true => complete(&mut kept, &place, domain, now)?,
             false => complete_tokens(&mut kept, &place)?,
@@ -130,7 +142,7 @@ impl Secret {
             return Ok(Ok(kept));
         }
         // Beside an issuer there is a root all the same; once it was told, there was a key too.
-        let lost = !self.holds_the_root() && matches!(self.is_new().await, Err(ApiError::Lost(_)));
+        let lost = !self.holds_the_root() && matches!(self.is_new("", false).await, Err(ApiError::Lost(_)));
         let written = self.put(found, &kept).await;
         if written.is_ok() && lost {
             tracing::warn!(secret = %self.place(""), ?made, "{LOST}");
@@ -140,16 +152,17 @@ impl Secret {
         Ok(written.map(|()| kept))
     }
 
-    /// Whether no root was ever told to proxies.
-    async fn is_new(&self) -> Result<(), ApiError> {
+    /// Whether no root was ever told to proxies; what to do if one was is said after `why`. `is_begun`: a part of an authority is there.
+    async fn is_new(&self, why: &str, is_begun: bool) -> Result<(), ApiError> {
         let told = asked(self.bundles.get_opt(BUNDLE)).await?;
         let roots = told.and_then(|told| told.data?.remove(KEY)).filter(|roots| !roots.trim().is_empty());
         if roots.is_none() {
             return Ok(());
         }
+        let anew = if is_begun { "`tulle identity repair --force`" } else { "delete that ConfigMap" };
         Err(ApiError::Lost(format!(
-            "there is no root in it, and the ConfigMap {}/{BUNDLE} holds the one that proxies trust; restore the Secret from its backup, or delete that \
-             ConfigMap to begin with a new root (every pod of the mesh must then be started anew)",
+            "{why}, and the ConfigMap {}/{BUNDLE} holds the root that proxies trust: {MENDS}. Without a backup, begin with a new root, by which every pod of the mesh must be \
+             started anew: {anew}",
             self.namespace
         )))
     }
@@ -179,6 +192,16 @@ impl Secret {
         Ok(kept)
     }
 
+    /// What can be read of it, and of what cannot as much as shows that it cannot.
+    fn left(&self, secret: &core::Secret) -> Kept {
+        let data = secret.data.iter().flatten().filter(|(_, text)| !text.0.is_empty());
+        let left = data.filter_map(|(name, ByteString(bytes))| {
+            let name = self.names.iter().find(|known| **known == name.as_str())?;
+            Some((*name, Zeroizing::new(String::from_utf8_lossy(bytes).into_owned())))
+        });
+        left.collect()
+    }
+
     /// Tells `ca` what others write. Runs until it is dropped.
     pub async fn watch(self, ca: Ca, mut holder: Holder) {
         let seen = follow_object(self.secrets.clone(), SECRET);
@@ -191,19 +214,7 @@ impl Secret {
                 next = seen.next() => match next {
                     Some(Ok(Some(secret))) => {
                         failures.worked();
-                        let read = self.read(&secret);
-                        lost = None;
-                        if read.as_ref().is_ok_and(|kept| ca.restored(kept, self.names).is_some()) {
-                            tracing::error!(
-                                secret = %self.place(""),
-                                "the Secret lacks keys of the mesh's authority; what is in use stays until the holder of the lease has added them"
-                            );
-                            lost = Some(Some(secret));
-                        } else if let Err(error) =
-                            read.and_then(|kept| ca.take_in(kept, self.names, SystemTime::now()))
-                        {
-                            tracing::error!(%error, "what was written into the Secret cannot be used; what is in use stays");
-                        }
+                        lost = self.take_in(&ca, &secret).then_some(Some(secret));
                     }
                     Some(Ok(None)) => {
                         failures.worked();
@@ -218,29 +229,59 @@ impl Secret {
                 },
                 () = holder.held(), if lost.is_some() => {
                     // Should the lease be lost meanwhile, the next one finds it made.
-                    match self.write_again(&ca, lost.clone().flatten()).await {
-                        Ok(()) => lost = None,
-                        Err(error) if error.is_conflict() => lost = None,
-                        Err(error) => {
-                            tracing::error!(%error, "cannot write the Secret {SECRET} again; trying again");
-                            tokio::time::sleep(backoff(3)).await;
-                        }
+                    if self.write_again(&ca, lost.clone().flatten()).await {
+                        lost = None;
+                    } else {
+                        tokio::time::sleep(backoff(3)).await;
                     }
                 },
             }
         }
     }
 
-    async fn write_again(&self, ca: &Ca, found: Option<core::Secret>) -> Result<(), ApiError> {
+    /// Says whether something of what is in use lacks there, which is to be written again.
+    fn take_in(&self, ca: &Ca, secret: &core::Secret) -> bool {
+        if ca.restored(&self.left(secret), self.names).is_some() {
+            tracing::error!(
+                secret = %self.place(""),
+                "keys of the mesh's authority are missing in the Secret, or destroyed; what is in use stays, and the holder of the lease writes them again"
+            );
+            return true;
+        }
+        let taken = self.read(secret).and_then(|kept| ca.take_in(kept, self.names, SystemTime::now()));
+        if let Err(error) = taken {
+            tracing::error!(
+                %error,
+                "what was written into the Secret cannot be used; what is in use stays, and is written again by the holder of the lease once {CA_KEY} and {CA_CERTIFICATES} are deleted there"
+            );
+        }
+        false
+    }
+
+    /// Says whether there is nothing more to do.
+    async fn write_again(&self, ca: &Ca, found: Option<core::Secret>) -> bool {
         let kept = match &found {
             None => Some(ca.kept()),
-            Some(found) => self.read(found).ok().and_then(|kept| ca.restored(&kept, self.names)),
+            Some(found) => ca.restored(&self.left(found), self.names),
         };
-        match kept {
-            Some(kept) => self.put(found, &kept).await,
-            // What is in use has changed meanwhile.
-            None => Ok(()),
+        // What is in use has changed meanwhile.
+        let Some(kept) = kept else { return true };
+        let outcome = match self.put(found, &kept).await {
+            Ok(()) => {
+                tracing::warn!(secret = %self.place(""), "wrote the keys of the mesh's authority again, which were missing or destroyed");
+                "written"
+            }
+            // Somebody else has written it: what that is will be told, and is not written over.
+            Err(error) if error.is_conflict() => "conflict",
+            Err(error) => {
+                tracing::error!(%error, "cannot write the Secret {SECRET} again; trying again");
+                "failed"
+            }
+        };
+        if let Some(again) = &self.again {
+            again.with_label_values(&[outcome]).inc();
         }
+        outcome != "failed"
     }
 
     /// A new root in the place of one that has ended, for every replica at once: what is written is taken up by those that run. `domain`: of the new root, where the old
@@ -257,9 +298,13 @@ impl Secret {
         let place = |name: &str| self.place(name);
         for _ in 0..TRIES {
             let found = asked(self.secrets.get_opt(SECRET)).await.map_err(|error| self.failed(&error))?;
-            let mut kept = found.as_ref().map(|found| self.read(found)).transpose()?.unwrap_or_default();
+            let mut kept = found.as_ref().map(|found| self.left(found)).unwrap_or_default();
             let domain = domain.cloned().or_else(|| rotation::domain_of(&kept)).unwrap_or_default();
-            rotation::admit(rotation::need(&kept, &place, &domain, now), self.place(""), insists)?;
+            let need = match rotation::need(&kept, &place, &domain, now) {
+                Need::Unusable(why) => Need::Unusable(format!("{why}; {MENDS}")),
+                need => need,
+            };
+            rotation::admit(need, self.place(""), insists)?;
             let Anew { done, steps } = rotation::made_anew(&kept, &place, &domain, now)?;
             // At once: of what comes twice, the last.
             kept.extend(steps);

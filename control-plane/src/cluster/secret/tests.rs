@@ -10,6 +10,7 @@ use super::*;
 use crate::ca::ledger::Ledger;
 use crate::ca::{Options, change_ledger_in};
 use crate::cluster::testing::{ApiServer, Failure};
+use crate::metrics::Metrics;
 
 const PATH: &str = "/api/v1/namespaces/tulle-system/secrets/tulle-identity";
 
@@ -245,6 +246,58 @@ async fn a_secret_that_is_emptied_is_filled_again() {
     watching.abort();
 }
 
+#[tokio::test]
+async fn what_is_destroyed_of_a_secret_is_written_again_and_who_starts_meanwhile_waits_for_it() {
+    let server = ApiServer::start();
+    let running = ca(&server).await;
+    let (sender, holder) = held(false);
+    let writes = Metrics::new().unwrap().identity_writes;
+    let watching = tokio::spawn(secret(&server).counting(writes.clone()).watch(running.clone(), holder));
+    let mut told = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": BUNDLE}});
+    told["data"] = json!({"ca.crt": "-----BEGIN CERTIFICATE-----"});
+    server.put("/api/v1/namespaces/tulle-system/configmaps/tulle-trust-bundle", told);
+    let good = server.object(PATH).unwrap();
+    // The second is not even text.
+    for (key, text) in [("ca-key.pem", None), ("ca.pem", Some("/w==")), ("token-key.pem", Some("eA=="))] {
+        let mut broken = good.clone();
+        match text {
+            Some(text) => broken["data"][key] = json!(text),
+            None => drop(broken["data"].as_object_mut().unwrap().remove(key)),
+        }
+        server.put(PATH, broken);
+        let starting = tokio::spawn({
+            let secret = secret(&server);
+            async move { secret.open(&domain(), SystemTime::now()).await }
+        });
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        sender.send_replace(true);
+        assert_eq!(starting.await.unwrap().unwrap(), running.kept(), "{key}");
+        assert_eq!(server.object(PATH).unwrap()["data"], good["data"], "{key}");
+        sender.send_replace(false);
+    }
+    assert_eq!(writes.with_label_values(&["written"]).get(), 3);
+    watching.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_destroyed_and_nobody_mends_is_named_with_the_remedy() {
+    let server = ApiServer::start();
+    ca(&server).await;
+    let mut told = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": BUNDLE}});
+    told["data"] = json!({"ca.crt": "-----BEGIN CERTIFICATE-----"});
+    server.put("/api/v1/namespaces/tulle-system/configmaps/tulle-trust-bundle", told);
+    let mut broken = server.object(PATH).unwrap();
+    broken["data"]["ca-key.pem"] = json!("eA==");
+    server.put(PATH, broken);
+    let error = secret(&server).open(&domain(), SystemTime::now()).await.unwrap_err().to_string();
+    for said in ["key ca-key.pem", BUNDLE, "restore the Secret from its backup", "repair --force"] {
+        assert!(error.contains(said), "{said}: {error}");
+    }
+    let error = secret(&server).repair(None, false, SystemTime::now()).await.unwrap_err().to_string();
+    assert!(error.contains("key ca-key.pem") && error.contains("writes it again"), "{error}");
+    assert!(secret(&server).repair(None, true, SystemTime::now()).await.is_ok());
+}
+
 #[tokio::test(start_paused = true)]
 async fn no_new_root_is_made_while_the_config_map_says_that_there_is_one() {
     let server = ApiServer::start();
@@ -271,7 +324,7 @@ async fn no_new_root_is_made_while_the_config_map_says_that_there_is_one() {
 async fn beside_an_issuer_what_is_lost_is_told_from_what_never_was() {
     let server = ApiServer::start();
     let beside = secret(&server).beside_issuer();
-    let lost = async || matches!(beside.is_new().await, Err(ApiError::Lost(_)));
+    let lost = async || matches!(beside.is_new("", false).await, Err(ApiError::Lost(_)));
     assert!(!lost().await, "a first start");
     beside.open(&domain(), SystemTime::now()).await.unwrap();
     let first = server.object(PATH).unwrap();
