@@ -153,15 +153,26 @@ pub fn install_log(config: &Config) -> anyhow::Result<()> {
     tracing::subscriber::set_global_default(log).context("cannot install the log")
 }
 
-/// Without what kube's watches say of themselves: ours say it once, with what to do. Who asks for details, or names kube's, hears it.
+/// Without what kube's client and its watches say of themselves: ours say it once, with what to do. Who asks for details, or names kube's, hears it.
 fn quieted(said: &Targets) -> Targets {
-    const WATCHES: &str = "kube_runtime";
+    /// Of kube's, what is heard at most: of its client neither each request that failed nor each answer that is no status, but that a file of roots cannot be read again.
+    const HEARD: [(&str, LevelFilter); 4] = [
+        ("kube_runtime", LevelFilter::ERROR),
+        ("kube_client", LevelFilter::ERROR),
+        ("kube_client::client::builder", LevelFilter::OFF),
+        ("kube_client::client::tls", LevelFilter::WARN),
+    ];
     let all = said.default_level().unwrap_or(LevelFilter::OFF);
-    let named = said.iter().any(|(target, _)| target.starts_with(WATCHES));
-    match named || all > LevelFilter::INFO {
-        true => said.clone(),
-        false => said.clone().with_target(WATCHES, all.min(LevelFilter::ERROR)),
+    if all > LevelFilter::INFO {
+        return said.clone();
     }
+    HEARD.into_iter().fold(said.clone(), |quieter, (target, most)| {
+        let of_crate = target.split("::").next().unwrap_or(target);
+        match said.iter().any(|(named, _)| named.starts_with(of_crate)) {
+            true => quieter,
+            false => quieter.with_target(target, all.min(most)),
+        }
+    })
 }
 
 // === impl ControlPlane ===
@@ -568,6 +579,28 @@ mod tests {
     use tracing::Level;
 
     use super::*;
+
+    #[test]
+    fn what_kubes_client_says_of_each_request_is_heard_by_who_asks_for_it() {
+        const BUILDER: &str = "kube_client::client::builder";
+        for (directives, target, level, heard) in [
+            // Each connection that is refused, and each answer that is no status.
+            ("info", BUILDER, Level::ERROR, false),
+            ("info", "kube_client::client", Level::WARN, false),
+            ("warn", BUILDER, Level::ERROR, false),
+            ("info,tulle_control_plane=debug", BUILDER, Level::ERROR, false),
+            ("info", "kube_client::client::tls", Level::WARN, true),
+            ("error", "kube_client::client::tls", Level::WARN, false),
+            ("info,kube_client=warn", BUILDER, Level::ERROR, true),
+            ("info,kube_client::client=info", "kube_client::client", Level::WARN, true),
+            ("info,kube_runtime=warn", BUILDER, Level::ERROR, false),
+            ("debug", BUILDER, Level::ERROR, true),
+            ("info", "tulle_control_plane::source::kubernetes::watch", Level::WARN, true),
+        ] {
+            let filter = quieted(&tulle_api::log_filter(directives).unwrap());
+            assert_eq!(filter.would_enable(target, &level), heard, "{directives} {target} {level}");
+        }
+    }
 
     #[test]
     fn what_kubes_watches_say_of_themselves_is_heard_by_who_asks_for_it() {

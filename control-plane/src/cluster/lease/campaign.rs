@@ -11,8 +11,8 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::{Candidate, DURATION, LEASE, Record, Step};
-use crate::cluster::{ApiError, asked, labels, parameters};
+use super::{Candidate, DURATION, LEASE, LONGEST, Record, Step};
+use crate::cluster::{ApiError, SAY_AGAIN, asked, labels, parameters};
 use crate::ending::Ending;
 
 /// How long giving the lease back may take, when the control plane ends.
@@ -69,9 +69,10 @@ pub async fn campaign(
 ) {
     let mut shell = Shell {
         leases: Api::namespaced(client, &namespace),
+        namespace,
         candidate: Candidate::new(name, now()),
         held,
-        failing: false,
+        failing: None,
     };
     tokio::select! {
         () = shell.run() => {}
@@ -88,10 +89,11 @@ fn now() -> Instant {
 
 struct Shell {
     leases: Api<Lease>,
+    namespace: String,
     candidate: Candidate,
     held: watch::Sender<bool>,
-    /// So that an outage is logged once.
-    failing: bool,
+    /// When it was last told that the lease cannot be asked for, while it cannot: once a minute.
+    failing: Option<Instant>,
 }
 
 impl Shell {
@@ -111,6 +113,7 @@ impl Shell {
                         Ok(lease) => {
                             self.mended();
                             self.candidate.read(now(), lease.as_ref().map(record));
+                            self.warn();
                         }
                         Err(error) => self.failed(&error),
                     }
@@ -163,14 +166,30 @@ impl Shell {
     }
 
     fn failed(&mut self, error: &ApiError) {
-        if !std::mem::replace(&mut self.failing, true) {
+        let now = now();
+        if self.failing.is_none_or(|told| told + SAY_AGAIN <= now) {
+            self.failing = Some(now);
             tracing::warn!(%error, lease = LEASE, "cannot ask for the lease; trying again");
         }
-        self.candidate.failed(now());
+        self.candidate.failed(now);
+    }
+
+    /// Tells of a lease that lasts for longer than anybody of ours asks for.
+    fn warn(&mut self) {
+        let Some(Record { holder, duration, .. }) = self.candidate.excessive(now()) else { return };
+        tracing::warn!(
+            lease = LEASE,
+            holder,
+            ?duration,
+            "the lease is another's, and says that it lasts for longer than a control plane of this mesh asks for; it is taken over once it has not changed for {LONGEST:?}. Does its holder \
+             renew it, and is no control plane of this mesh, end it, and then delete the Lease (`kubectl -n {} delete lease {LEASE}`): until then no status, no ConfigMap with roots \
+             and no key of the authority is written",
+            self.namespace
+        );
     }
 
     fn mended(&mut self) {
-        if std::mem::take(&mut self.failing) {
+        if self.failing.take().is_some() {
             tracing::info!(lease = LEASE, "the lease can be asked for again");
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! [`Candidate`] decides, without I/O and by the clock that is passed in: when to ask, when to write, and whether the lease is held. As in
 //! client-go, the times that others have written are never compared with a clock of ours: another's lease has ended once it has been
-//! *seen unchanged* for as long as it says that it lasts, and one's own is held only until [`HOLDS`] after the request that renewed it was
+//! *seen unchanged* for as long as it says that it lasts, within bounds, and one's own is held only until [`HOLDS`] after the request that renewed it was
 //! sent. So clocks may differ by hours, as long as they run equally fast. [`campaign`] carries it out and tells [`Holder`]s.
 //!
 //! Losing the lease is no failure: all replicas serve, and one that is not the holder only does not write.
@@ -11,12 +11,17 @@ mod campaign;
 
 use std::time::{Duration, Instant};
 
+use super::SAY_AGAIN;
+
 pub use self::campaign::{Holder, campaign};
 
 /// What the Lease is called.
 pub const LEASE: &str = "tulle-control-plane";
 /// After so long without a change others may take it …
 const DURATION: Duration = Duration::from_secs(15);
+/// … or after as long as its holder asks for, which is never believed for longer than this: none of ours asks for more, and with a holder that is gone, or
+/// never was, nobody would write.
+const LONGEST: Duration = Duration::from_secs(60);
 /// … and after so long its holder no longer believes in it.
 const HOLDS: Duration = Duration::from_secs(10);
 /// How often the holder renews it.
@@ -77,6 +82,17 @@ pub(super) struct Candidate {
     next: Instant,
     /// What was seen may be out of date.
     stale: bool,
+    /// When it was last told that another asks for too long, since it does.
+    told: Option<Instant>,
+}
+
+// === impl Record ===
+
+impl Record {
+    /// For how long it counts after it was seen to change. Not for less than its holder believes in it, if that is one of ours.
+    fn lasts(&self) -> Duration {
+        self.duration.clamp(DURATION, LONGEST)
+    }
 }
 
 // === impl Candidate ===
@@ -84,7 +100,7 @@ pub(super) struct Candidate {
 impl Candidate {
     /// By a name that no other replica has, and that is not used again.
     pub(super) fn new(name: impl Into<String>, now: Instant) -> Self {
-        Self { name: name.into(), seen: None, absent: false, until: None, next: now, stale: true }
+        Self { name: name.into(), seen: None, absent: false, until: None, next: now, stale: true, told: None }
     }
 
     /// Its name.
@@ -110,7 +126,7 @@ impl Candidate {
         }
         let Some((record, since)) = &self.seen else { return Step::Read };
         let ours = record.holder == self.name;
-        if ours || record.holder.is_empty() || *since + record.duration <= now {
+        if ours || record.holder.is_empty() || *since + record.lasts() <= now {
             return Step::Write {
                 version: record.version.clone(),
                 transitions: if ours { record.transitions } else { record.transitions.saturating_add(1) },
@@ -138,6 +154,21 @@ impl Candidate {
         if !same {
             self.seen = Some((record, now));
         }
+    }
+
+    /// What another has written, if that says that it lasts for longer than is believed, and it is time to tell: at once, and then each minute.
+    pub(super) fn excessive(&mut self, now: Instant) -> Option<&Record> {
+        let (record, _) = self.seen.as_ref()?;
+        let is_ours = record.holder.is_empty() || record.holder == self.name;
+        if is_ours || record.duration <= LONGEST {
+            self.told = None;
+            return None;
+        }
+        if self.told.is_some_and(|told| now < told + SAY_AGAIN) {
+            return None;
+        }
+        self.told = Some(now);
+        Some(record)
     }
 
     /// It was written as ours, by a request that was sent at `sent`.

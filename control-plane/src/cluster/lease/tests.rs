@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
 use http::Method;
+use serde_json::json;
 use tokio::sync::watch;
 
 use super::*;
@@ -68,6 +69,44 @@ fn anothers_lease_ends_when_it_has_not_changed_for_as_long_as_it_lasts_whatever_
         waiting.read(now, Some(record("a", times[1], "9")));
         assert!(matches!(waiting.step(now), Step::Write { renewal: false, .. }), "the holder is gone");
     }
+}
+
+#[test]
+fn anothers_lease_counts_neither_for_years_nor_for_no_time_whatever_it_says() {
+    for (seconds, lasts) in [
+        (u64::from(i32::MAX.unsigned_abs()), LONGEST),
+        (20, Duration::from_secs(20)),
+        (1, DURATION),
+        (0, DURATION),
+    ] {
+        let start = Instant::now();
+        let mut waiting = Candidate::new("b", start);
+        let claimed = Record { duration: Duration::from_secs(seconds), ..record("a", "2099", "1") };
+        waiting.read(start, Some(claimed.clone()));
+        let before = start + lasts - Duration::from_secs(1);
+        assert!(matches!(waiting.step(before), Step::Wait(_)), "{seconds} s");
+        waiting.read(before, Some(claimed));
+        let step = waiting.step(start + lasts + LOOK);
+        assert!(matches!(step, Step::Write { renewal: false, .. }), "{seconds} s: {step:?}");
+    }
+}
+
+#[test]
+fn that_another_asks_for_years_is_told_each_minute_for_as_long_as_it_does() {
+    let start = Instant::now();
+    let mut waiting = Candidate::new("b", start);
+    let years =
+        |renewed: &str| Record { duration: Duration::from_secs(1 << 30), ..record("a", renewed, renewed) };
+    let mut told = 0;
+    for second in 0..150 {
+        waiting.read(at(start, second), Some(years(&second.to_string())));
+        told += usize::from(waiting.excessive(at(start, second)).is_some());
+    }
+    assert_eq!(told, 3, "at once, after one minute and after two");
+    waiting.read(at(start, 150), Some(record("a", "x", "x")));
+    assert_eq!(waiting.excessive(at(start, 150)), None);
+    waiting.read(at(start, 151), Some(years("y")));
+    assert_eq!(waiting.excessive(at(start, 151)).map(|record| record.holder.as_str()), Some("a"));
 }
 
 #[test]
@@ -153,6 +192,25 @@ async fn one_of_two_holds_it_and_the_other_takes_over_at_once_when_it_ends_in_or
     let begun = tokio::time::Instant::now();
     second.holds(true).await;
     assert!(begun.elapsed() <= LOOK + RETRY, "{:?}: it was given back", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_of_nobody_that_claims_years_is_taken_over() {
+    let path = "/apis/coordination.k8s.io/v1/namespaces/tulle-system/leases/tulle-control-plane";
+    let server = ApiServer::start();
+    let spec = json!({
+        "holderIdentity": "nobody", "leaseDurationSeconds": i32::MAX, "leaseTransitions": 1,
+        "renewTime": "2099-01-01T00:00:00.000000Z",
+    });
+    let lease = json!({
+        "apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": LEASE}, "spec": spec,
+    });
+    server.put(path, lease);
+    let begun = tokio::time::Instant::now();
+    let mut first = Replica::start(&server, "a");
+    first.holds(true).await;
+    let waited = begun.elapsed();
+    assert!(waited >= LONGEST && waited <= LONGEST + LOOK + RETRY, "{waited:?}");
 }
 
 #[tokio::test(start_paused = true)]
