@@ -1,13 +1,15 @@
 //! Manifests as people keep them: pods and what makes pods, in texts of YAML or JSON with many documents.
 //!
-//! What is changed in a document is changed in its text, so that comments, order and style of the rest stay; the text is read again, and only used
-//! if it says exactly what it should. Where it does not (JSON, flow style, anchors), the document is written anew, and that is told.
+//! What is changed in a document is changed in its text, so that comments, order and style of the rest stay. All changes are made at once, by where
+//! things stood: a document is read once, and its new text once, however much changes. That is only used if it says exactly what it should. Where
+//! it does not (flow style, anchors), the document is written anew, and that is told.
+
+mod edit;
 
 use serde_json::Value;
 
-use super::patch::patch;
 use super::{list, text};
-use crate::finding::{Positions, push_index, push_key};
+use crate::finding::Positions;
 use crate::source::yaml::{self, Chunk};
 
 /// A part of a text between two `---`.
@@ -18,6 +20,8 @@ pub struct Document {
     text: String,
     /// What it says; `None`: nothing but comments.
     pub value: Option<Value>,
+    /// Of what it says.
+    positions: Positions,
 }
 
 /// A text that cannot be read.
@@ -63,8 +67,9 @@ pub fn documents(text: &str) -> Result<Vec<Document>, Unreadable> {
                 column: broken.mark.column,
                 message: broken.message,
             })?;
-            let value = parsed.map(|document| document.value);
-            Ok(Document { first_line: chunk.first_line, text: chunk.text.to_owned(), value })
+            let (value, positions) =
+                parsed.map(|document| (Some(document.value), document.positions)).unwrap_or_default();
+            Ok(Document { first_line: chunk.first_line, text: chunk.text.to_owned(), value, positions })
         })
         .collect()
 }
@@ -83,11 +88,12 @@ impl Document {
         if value == wanted {
             return (self.text.clone(), true);
         }
-        if let Some(edited) = edit(&self.text, value, wanted) {
-            return (edited, true);
-        }
         if self.text.trim_start().starts_with(['{', '[']) {
             return (format!("{wanted:#}\n"), true);
+        }
+        let edited = edit::edited(&self.text, self.first_line, &self.positions, value, wanted);
+        if let Some(edited) = edited.filter(|edited| read(edited).as_ref() == Some(wanted)) {
+            return (edited, true);
         }
         let marker =
             self.text.lines().find(|line| line.starts_with("---")).map(|_| "---\n").unwrap_or_default();
@@ -95,216 +101,9 @@ impl Document {
     }
 }
 
-/// `text`, which says `from`, changed so that it says `to`.
-fn edit(text: &str, from: &Value, to: &Value) -> Option<String> {
-    let (mut text, mut value) = (text.to_owned(), from.clone());
-    for operation in patch(from, to) {
-        text = Layout::of(&text, &value)?.apply(&operation)?;
-        value = read(&text)?.0;
-    }
-    (value == *to).then_some(text)
-}
-
-fn read(text: &str) -> Option<(Value, Positions)> {
-    let document = yaml::parse(Chunk { first_line: 1, text }).ok()??;
-    Some((document.value, document.positions))
-}
-
-/// Where everything stands in a text.
-struct Layout<'a> {
-    lines: Vec<&'a str>,
-    /// In the order of the text.
-    nodes: Vec<Node>,
-}
-
-struct Node {
-    pointer: String,
-    /// From 0: of the key, or of a list's item.
-    line: usize,
-    /// From 0, in characters.
-    column: usize,
-}
-
-// === impl Layout ===
-
-impl<'a> Layout<'a> {
-    fn of(text: &'a str, value: &Value) -> Option<Self> {
-        let (read, positions) = read(text)?;
-        if read != *value {
-            return None;
-        }
-        let mut nodes = Vec::new();
-        walk(value, String::new(), &mut String::new(), &positions, &mut nodes)?;
-        nodes.sort_by_key(|node: &Node| (node.line, node.column));
-        Some(Self { lines: text.split('\n').collect(), nodes })
-    }
-
-    /// The text after one operation of a patch.
-    fn apply(&self, operation: &Value) -> Option<String> {
-        let path = operation.get("path")?.as_str()?;
-        let value = operation.get("value");
-        let (parent, key) = path.rsplit_once('/')?;
-        let key = key.replace("~1", "/").replace("~0", "~");
-        let (at, until, new) = match operation.get("op")?.as_str()? {
-            "remove" => {
-                let (from, until) = self.extent(path)?;
-                // What stands behind a dash takes that along.
-                if self.dash(from, self.node(path)?.column).is_some() != self.is_item(path) {
-                    return None;
-                }
-                (from, until, Vec::new())
-            }
-            "replace" => {
-                let (from, until) = self.extent(path)?;
-                (from, until, self.written(path, &key, value?)?)
-            }
-            "add" => {
-                let at = self.place(parent, &key)?;
-                (at.0, at.0, if at.2 { text::item(value?, at.1) } else { text::entry(&key, value?, at.1) })
-            }
-            _ => return None,
-        };
-        let mut lines: Vec<String> = self.lines[..at].iter().map(|line| (*line).to_owned()).collect();
-        lines.extend(new);
-        lines.extend(self.lines[until..].iter().map(|line| (*line).to_owned()));
-        Some(lines.join("\n"))
-    }
-
-    fn node(&self, pointer: &str) -> Option<&Node> {
-        self.nodes.iter().find(|node| node.pointer == pointer)
-    }
-
-    fn children(&self, parent: &str) -> impl Iterator<Item = &Node> {
-        self.nodes.iter().filter(move |node| {
-            node.pointer.rsplit_once('/').is_some_and(|(above, _)| above == parent)
-                && !node.pointer.is_empty()
-        })
-    }
-
-    /// Whether the node is in a list.
-    fn is_item(&self, pointer: &str) -> bool {
-        let key = pointer.rsplit_once('/').map(|(_, key)| key).unwrap_or_default();
-        let node = self.node(pointer);
-        key.parse::<usize>().is_ok() && node.is_some_and(|node| self.dash(node.line, node.column).is_some())
-    }
-
-    /// The column of the dash before a list's item, if nothing else is there.
-    fn dash(&self, line: usize, column: usize) -> Option<usize> {
-        let before: String = self.lines.get(line)?.chars().take(column).collect();
-        let dash = before.trim_end();
-        (dash.trim_start() == "-").then(|| dash.chars().count() - 1)
-    }
-
-    /// The lines of a node: from which, and the one after it. Comments and blank lines before what follows belong to that.
-    fn extent(&self, pointer: &str) -> Option<(usize, usize)> {
-        let node = self.node(pointer)?;
-        let within = format!("{pointer}/");
-        let is_after = |other: &&Node| {
-            (other.line, other.column) > (node.line, node.column)
-                && !other.pointer.starts_with(&within)
-                && other.pointer != pointer
-        };
-        let next = self.nodes.iter().find(is_after).map(|other| other.line);
-        if next == Some(node.line) {
-            return None;
-        }
-        let mut until = next.unwrap_or(self.lines.len());
-        let is_end = |line: &str| {
-            line.trim().is_empty() || line.trim_start().starts_with('#') || line.starts_with("...")
-        };
-        while until > node.line + 1 && is_end(self.lines[until - 1]) {
-            until -= 1;
-        }
-        Some((node.line, until))
-    }
-
-    /// Where a new entry goes: before which line, at which column, whether in a list.
-    fn place(&self, parent: &str, key: &str) -> Option<(usize, usize, bool)> {
-        let mut children: Vec<&Node> = self.children(parent).collect();
-        children.sort_by_key(|node| (node.line, node.column));
-        let (first, last) = (children.first()?, children.last()?);
-        if self.is_item(&first.pointer) {
-            let column = self.dash(first.line, first.column)?;
-            let at = match children.get(key.parse::<usize>().ok()?) {
-                Some(node) => node.line,
-                None => self.extent(&last.pointer)?.1,
-            };
-            return Some((at, column, true));
-        }
-        // Containers that start first are read first.
-        let behind = children.iter().find(|node| {
-            key == "initContainers"
-                && node.pointer.ends_with("/containers")
-                && self.dash(node.line, node.column).is_none()
-        });
-        let is_plain = |node: &Node| {
-            let before: String = self.lines[node.line].chars().take(node.column).collect();
-            before.trim().is_empty() || self.dash(node.line, node.column).is_some()
-        };
-        if !children.iter().all(|node| is_plain(node) && node.column == first.column) {
-            return None;
-        }
-        let at = match behind {
-            Some(node) => node.line,
-            None => self.extent(&last.pointer)?.1,
-        };
-        Some((at, first.column, false))
-    }
-
-    /// A node with another value, at its place.
-    fn written(&self, pointer: &str, key: &str, value: &Value) -> Option<Vec<String>> {
-        let node = self.node(pointer)?;
-        let before: String = self.lines[node.line].chars().take(node.column).collect();
-        if self.is_item(pointer) {
-            return Some(text::item(value, self.dash(node.line, node.column)?));
-        }
-        let mut lines = text::entry(key, value, node.column);
-        match before.trim() {
-            "" => {}
-            "-" => {
-                let first = lines.first_mut()?;
-                first.replace_range(..node.column, &before);
-            }
-            _ => return None,
-        }
-        Some(lines)
-    }
-}
-
-/// Every node with its place.
-fn walk(
-    value: &Value,
-    pointer: String,
-    path: &mut String,
-    positions: &Positions,
-    out: &mut Vec<Node>,
-) -> Option<()> {
-    if !pointer.is_empty() {
-        let mark = positions.find(path)?;
-        let (line, column) = (mark.line.checked_sub(1)?, mark.column.checked_sub(1)?);
-        let place = (usize::try_from(line).ok()?, usize::try_from(column).ok()?);
-        out.push(Node { pointer: pointer.clone(), line: place.0, column: place.1 });
-    }
-    let length = path.len();
-    match value {
-        Value::Object(object) => {
-            for (key, value) in object {
-                push_key(path, key);
-                let pointer = format!("{pointer}/{}", key.replace('~', "~0").replace('/', "~1"));
-                walk(value, pointer, path, positions, out)?;
-                path.truncate(length);
-            }
-        }
-        Value::Array(items) => {
-            for (index, value) in items.iter().enumerate() {
-                push_index(path, index);
-                walk(value, format!("{pointer}/{index}"), path, positions, out)?;
-                path.truncate(length);
-            }
-        }
-        _ => {}
-    }
-    Some(())
+/// What a text says; `None` where it cannot be read, or says nothing.
+fn read(text: &str) -> Option<Value> {
+    Some(yaml::parse(Chunk { first_line: 1, text }).ok()??.value)
 }
 
 #[cfg(test)]
@@ -348,7 +147,7 @@ spec:
         let mut wanted = document.value.clone().unwrap();
         change(&mut wanted);
         let (text, kept) = document.saying(&wanted);
-        assert_eq!(read(&text).unwrap().0, wanted, "{text}");
+        assert_eq!(read(&text).unwrap(), wanted, "{text}");
         (text, kept)
     }
 
@@ -432,6 +231,77 @@ spec:
                 pod["spec"]["volumes"] = json!([{"name": "v"}]);
             });
         }
+    }
+
+    #[test]
+    fn lines_may_end_in_whatever_yaml_ends_lines_with() {
+        for end in ["\r", "\r\n"] {
+            let written = WRITTEN.replace('\n', end);
+            let (text, kept) = edited(&written, |pod| {
+                pod["spec"]["volumes"] = json!([{"name": "v"}]);
+                pod["spec"]["containers"].as_array_mut().unwrap().remove(1);
+            });
+            assert!(kept && text.contains(&format!("# the web{end}")), "{text:?}");
+            assert!(text.ends_with(&format!("  volumes:{end}  - name: v{end}")), "{text:?}");
+        }
+        // Of all kinds, and one within a comment or a text.
+        for text in [
+            "kind: Pod\rspec:\n  containers:\r\n  - name: a\r",
+            "kind: Pod # a\r# b\nspec:\n  containers:\n  - name: a\n    x: |\n      y\r      z\n",
+            "\r\r\rkind: Pod\nspec:\n  containers:\n  - name: 'a\r\r    b'\n",
+            "kind: Pod\nspec:\n  containers:\n  - name: a\n    x: \"b\r     c\"\r",
+        ] {
+            edited(text, |pod| pod["spec"]["volumes"] = json!([{"name": "v"}]));
+            edited(text, |pod| pod["spec"]["containers"] = json!([]));
+        }
+    }
+
+    #[test]
+    fn a_text_without_an_end_of_its_last_line_gets_one_before_what_is_new() {
+        let (text, kept) = edited("kind: Pod\nspec:\n  containers:\n  - name: a", |pod| {
+            pod["spec"]["volumes"] = json!([{"name": "v"}]);
+        });
+        assert!(kept);
+        assert_eq!(text, "kind: Pod\nspec:\n  containers:\n  - name: a\n  volumes:\n  - name: v\n");
+    }
+
+    #[test]
+    fn what_goes_to_one_line_goes_there_from_the_inside_out() {
+        let (text, kept) = edited("a:\n- name: x\n  y:\n    z: 1\nb: 1\n", |value| {
+            value["a"][0]["y"]["q"] = json!(1);
+            value["a"][0]["y"]["r"] = json!(1);
+            value["a"][0]["z"] = json!(1);
+            value["a"].as_array_mut().unwrap().extend([json!({"name": "n"}), json!({"name": "m"})]);
+            value["a"].as_array_mut().unwrap().insert(0, json!({"name": "f"}));
+        });
+        assert!(kept, "{text}");
+        let expected = "a:\n- name: f\n- name: x\n  y:\n    z: 1\n    q: 1\n    r: 1\n  z: 1\n- name: n\n- name: m\nb: 1\n";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn the_objects_of_a_list_stay_where_nothing_changes() {
+        let text = "kind: List\nitems:\n# one\n- kind: Pod   # a pod\n  spec:\n    containers:\n    - name: a\n# two\n- kind: Service\n";
+        let (changed, kept) = edited(text, |list| {
+            list["items"][0]["spec"]["volumes"] = json!([{"name": "v"}]);
+        });
+        assert!(kept);
+        assert_eq!(changed, text.replace("- name: a\n", "- name: a\n    volumes:\n    - name: v\n"));
+    }
+
+    /// Once for each change, as it once was, would have no end at this size.
+    #[test]
+    fn however_much_changes_the_text_is_read_once() {
+        let probe = "    livenessProbe:\n      tcpSocket:\n        port: 1\n";
+        let containers: String = (0..3000).map(|n| format!("  - name: c{n} # of {n}\n{probe}")).collect();
+        let text = format!("kind: Pod\nspec:\n  containers:\n{containers}");
+        let (changed, kept) = edited(&text, |pod| {
+            for container in pod["spec"]["containers"].as_array_mut().unwrap() {
+                container["livenessProbe"] = json!({"httpGet": {"port": 2}});
+            }
+        });
+        assert!(kept);
+        assert_eq!(changed, text.replace("tcpSocket:\n        port: 1", "httpGet:\n        port: 2"));
     }
 
     #[test]

@@ -2,6 +2,8 @@
 //!
 //! Lists of things with names (containers, volumes) are compared by name, so that a patch says what was added and not the whole list again.
 
+use std::collections::HashMap;
+
 use serde_json::{Map, Value, json};
 
 /// The operations, in the order in which they are to be applied; none if the values are equal.
@@ -40,28 +42,48 @@ fn objects(at: &str, from: &Map<String, Value>, to: &Map<String, Value>, out: &m
 
 /// False: the items have no names by which they could be told apart, or another order.
 fn lists(at: &str, from: &[Value], to: &[Value], out: &mut Vec<Value>) -> bool {
-    let (Some(before), Some(after)) = (names(from), names(to)) else { return false };
-    let kept: Vec<&str> = before.iter().copied().filter(|name| after.contains(name)).collect();
-    if !after.iter().filter(|name| before.contains(name)).eq(&kept) {
-        return false;
-    }
-    for (index, _) in before.iter().enumerate().rev().filter(|(_, name)| !after.contains(name)) {
+    let Some(known) = aligned(from, to) else { return false };
+    for index in gone(from, &known).into_iter().rev() {
         out.push(json!({"op": "remove", "path": format!("{at}/{index}")}));
     }
-    for (index, (name, item)) in after.iter().zip(to).enumerate() {
-        match before.iter().zip(from).find(|(known, _)| *known == name) {
-            Some((_, old)) => differ(&format!("{at}/{index}"), old, item, out),
+    for (index, (known, item)) in known.iter().zip(to).enumerate() {
+        match known.and_then(|known| from.get(known)) {
+            Some(old) => differ(&format!("{at}/{index}"), old, item, out),
             None => out.push(json!({"op": "add", "path": format!("{at}/{index}"), "value": item})),
         }
     }
     true
 }
 
-/// The names of all items, if each has one of its own.
-fn names(items: &[Value]) -> Option<Vec<&str>> {
-    let names: Vec<&str> = items.iter().map(super::name_of).collect::<Option<_>>()?;
-    let is_once = |(index, name): (usize, &&str)| !names[..index].contains(name);
-    names.iter().enumerate().all(is_once).then_some(names)
+/// For each item of `to` its place in `from`, found by its name; `None`: not every item has a name of its own, or they have another order.
+pub(super) fn aligned(from: &[Value], to: &[Value]) -> Option<Vec<Option<usize>>> {
+    let before = names(from)?;
+    names(to)?;
+    let place = |item: &Value| before.get(super::name_of(item)?).copied();
+    let known: Vec<Option<usize>> = to.iter().map(place).collect();
+    known.iter().flatten().is_sorted().then_some(known)
+}
+
+/// The places in `from` that nothing of `to` has ([`aligned`]), in their order.
+pub(super) fn gone(from: &[Value], known: &[Option<usize>]) -> Vec<usize> {
+    let mut is_kept = vec![false; from.len()];
+    for index in known.iter().flatten() {
+        if let Some(kept) = is_kept.get_mut(*index) {
+            *kept = true;
+        }
+    }
+    is_kept.iter().enumerate().filter(|(_, kept)| !**kept).map(|(index, _)| index).collect()
+}
+
+/// The names of all items with their places, if each has one of its own.
+fn names(items: &[Value]) -> Option<HashMap<&str, usize>> {
+    let mut names = HashMap::with_capacity(items.len());
+    for (index, item) in items.iter().enumerate() {
+        if names.insert(super::name_of(item)?, index).is_some() {
+            return None;
+        }
+    }
+    Some(names)
 }
 
 #[cfg(test)]
@@ -84,6 +106,7 @@ mod tests {
             ),
             (json!({"l": [named("a", 1), named("b", 1)]}), json!({"l": [named("b", 1), named("a", 1)]}), 1),
             (json!({"l": [named("a", 1)]}), json!({"l": []}), 1),
+            (json!({"l": [named("a", 1), named("a", 2)]}), json!({"l": [named("a", 1)]}), 1),
         ] {
             let operations = patch(&from, &to);
             assert_eq!(operations.len(), count, "{operations:?}");
@@ -92,5 +115,13 @@ mod tests {
             json_patch::patch(&mut patched, &typed).unwrap();
             assert_eq!(patched, to);
         }
+    }
+
+    #[test]
+    fn a_long_list_is_looked_through_once() {
+        let named = |from: usize| (from..40_000).map(|n| json!({"name": n.to_string()})).collect::<Vec<_>>();
+        let (from, to) = (json!({"l": named(0)}), json!({"l": named(1)}));
+        assert_eq!(patch(&from, &to), [json!({"op": "remove", "path": "/l/0"})]);
+        assert_eq!(patch(&to, &from).len(), 1);
     }
 }

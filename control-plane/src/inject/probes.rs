@@ -62,6 +62,8 @@ pub(super) fn lead_to_proxy(pod: &mut Value, effective: &Effective, warnings: &m
             }
         }
     }
+    probes.allowed.sort_by_cached_key(Value::to_string);
+    probes.allowed.dedup();
     probes
 }
 
@@ -140,8 +142,6 @@ fn of_container(
         let was = Value::Object([(what.to_owned(), said)].into_iter().collect());
         probes.rewritten.push(Rewritten { container: name.clone(), field: path.to_owned(), was });
     }
-    probes.allowed.sort_by_key(Value::to_string);
-    probes.allowed.dedup();
 }
 
 /// A number, or the name of one of the container's ports; a number may be written as text.

@@ -1,5 +1,7 @@
 //! The way back: what an injection has added is taken away, and its probes are as they were.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value};
 
 use super::{INIT, PROXY, Rewritten, STATUS, Status, VOLUME, name_of, probes, status};
@@ -11,9 +13,7 @@ pub fn uninject(pod: &Value) -> Option<Value> {
     let spec = pod.get_mut("spec").and_then(Value::as_object_mut)?;
     without(spec, "initContainers", &[INIT, PROXY]);
     without(spec, "volumes", &[VOLUME]);
-    for rewritten in &status.rewritten {
-        restore(spec, rewritten);
-    }
+    restore(spec, &status.rewritten);
     forget(&mut pod);
     Some(pod)
 }
@@ -49,28 +49,30 @@ fn without(spec: &mut Map<String, Value>, key: &str, names: &[&str]) {
     }
 }
 
-/// A probe that still leads to the proxy is as it was again.
-fn restore(spec: &mut Map<String, Value>, rewritten: &Rewritten) {
+/// Probes that still lead to the proxy are as they were again.
+fn restore(spec: &mut Map<String, Value>, rewritten: &[Rewritten]) {
+    let mut of_containers: BTreeMap<&str, Vec<&Rewritten>> = BTreeMap::new();
+    for rewritten in rewritten {
+        of_containers.entry(&rewritten.container).or_default().push(rewritten);
+    }
     for key in ["containers", "initContainers"] {
         let Some(containers) = spec.get_mut(key).and_then(Value::as_array_mut) else { continue };
         for container in containers {
-            if name_of(container) != Some(&rewritten.container) {
-                continue;
+            let of_it = name_of(container).and_then(|name| of_containers.get(name));
+            for rewritten in of_it.into_iter().flatten() {
+                restore_one(container, rewritten);
             }
-            let Some(handler) = probes::field(container, &rewritten.field) else { continue };
-            let path = handler.get("httpGet").and_then(|get| get.get("path")).and_then(Value::as_str);
-            if !path.is_some_and(|path| path.starts_with("/probe/")) {
-                continue;
-            }
-            handler.remove("httpGet");
-            handler.extend(
-                rewritten
-                    .was
-                    .as_object()
-                    .into_iter()
-                    .flatten()
-                    .map(|(key, value)| (key.clone(), value.clone())),
-            );
         }
     }
+}
+
+fn restore_one(container: &mut Value, rewritten: &Rewritten) {
+    let Some(handler) = probes::field(container, &rewritten.field) else { return };
+    let path = handler.get("httpGet").and_then(|get| get.get("path")).and_then(Value::as_str);
+    if !path.is_some_and(|path| path.starts_with("/probe/")) {
+        return;
+    }
+    handler.remove("httpGet");
+    let was = rewritten.was.as_object().into_iter().flatten();
+    handler.extend(was.map(|(key, value)| (key.clone(), value.clone())));
 }

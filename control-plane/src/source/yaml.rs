@@ -49,7 +49,7 @@ pub(crate) fn split(text: &str) -> Vec<Chunk<'_>> {
     let mut at = 0;
     // Directives belong to the document that follows them.
     let mut only_directives = true;
-    for (line_number, line) in (1_u32..).zip(text.split_inclusive('\n')) {
+    for (line_number, line) in (1_u32..).zip(split_lines(text)) {
         let is_marker = |marker: &str| {
             line.strip_prefix(marker)
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace))
@@ -94,6 +94,22 @@ pub(crate) fn parse(chunk: Chunk<'_>) -> Result<Option<Document>, Broken> {
     }
     let positions = builder.positions;
     Ok(builder.root.filter(|value| !value.is_null()).map(|value| Document { value, positions }))
+}
+
+/// The lines of a text, each with its end: LF, CR LF or a bare CR (YAML 1.2.2 §5.4).
+pub(crate) fn split_lines(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        let end = match rest.find(['\n', '\r']) {
+            Some(at) if rest[at..].starts_with("\r\n") => at + 2,
+            Some(at) => at + 1,
+            None if rest.is_empty() => return None,
+            None => rest.len(),
+        };
+        let (line, tail) = rest.split_at(end);
+        rest = tail;
+        Some(line)
+    })
 }
 
 /// How many lines `text` has; a bare CR ends one too (YAML 1.2.2 §5.4).

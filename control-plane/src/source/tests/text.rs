@@ -30,6 +30,7 @@ fn documents_are_split_where_yaml_splits_them() {
         ("a: |\n  ---\n  text\n---x: 1\n", &[1]),
         ("a: 1\n...\n---\nb: 2\n", &[1, 3]),
         ("a: 1\r\n---\r\nb: 2\r\n", &[1, 2]),
+        ("a: 1\r---\rb: 2\r...\r\r", &[1, 2, 5]),
         ("", &[1]),
     ];
     for (text, first_lines) in cases {
