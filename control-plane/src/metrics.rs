@@ -309,7 +309,7 @@ impl Metrics {
                 IntCounterVec::new(
                     Opts::new(
                         "tulle_injections_total",
-                        "New pods that the API server asked the injector about: `injected`, `left` as they were or `refused`, with the reason (injection.md); `failed`: the failure policy decided; `malformed`: what was no question",
+                        "New pods that the API server asked the injector about: `injected`, `left` as they were or `refused`, with the reason (injection.md); `failed`, `busy` (too many at once), `too_large`: the failure policy decided; `malformed`: what was no question",
                     ),
                     &["outcome", "reason"],
                 ),

@@ -3,6 +3,8 @@
 //! The answer lets a Pod through whatever is wrong with it, and tells that as warnings, unless the Pod itself asks for a proxy that it cannot have. What is no
 //! review gets an error, as does a Pod of a namespace that is not known: what it says of injection nobody knows, and the webhook's failure policy decides. Fields that a newer API server adds are passed over.
 
+mod kept;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
@@ -43,6 +45,13 @@ pub enum Malformed {
     /// Not JSON.
     #[error("the body is not JSON: {0}")]
     Json(String),
+    /// It would take too much memory.
+    #[error(
+        "the pod has more than {} values that matter to the injector; give it fewer containers, ports, probes, labels or annotations, or leave it to \
+         `tulle inject`",
+        kept::MOST
+    )]
+    TooLarge,
     /// Another version.
     #[error("the body is a `{0}`, not an AdmissionReview of admission.k8s.io/v1")]
     Kind(String),
@@ -85,12 +94,15 @@ pub fn namespace_of(body: &[u8]) -> Option<String> {
     serde_json::from_slice::<Review>(body).ok().map(|review| review.request.namespace)
 }
 
-/// Reads a body.
+/// Reads a body: what of it matters here, without the rest.
 ///
 /// # Errors
-/// When it is no review.
+/// When it is no review, or one of too many values.
 pub fn read(body: &[u8]) -> Result<Value, Malformed> {
-    let review: Value = serde_json::from_slice(body).map_err(|error| Malformed::Json(error.to_string()))?;
+    let review = kept::read(body, kept::MOST).map_err(|unread| match unread {
+        kept::Unread::TooMany => Malformed::TooLarge,
+        kept::Unread::Json(error) => Malformed::Json(error.to_string()),
+    })?;
     let text = |key: &str| review.get(key).and_then(Value::as_str).unwrap_or_default();
     let (version, kind) = (text("apiVersion"), text("kind"));
     if (version, kind) != ("admission.k8s.io/v1", "AdmissionReview") {
@@ -168,7 +180,7 @@ pub fn review(
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{namespace, pod};
+    use super::super::tests::{many, namespace, pod};
     use super::*;
 
     fn asked(object: &Value) -> Value {
@@ -270,5 +282,41 @@ mod tests {
         let mut update = asked(&pod());
         update["request"]["operation"] = json!("UPDATE");
         assert_eq!(review(&update, None, &Settings::default()).unwrap().outcome, Outcome::Left);
+    }
+
+    #[test]
+    fn what_is_passed_over_is_looked_at_by_nobody() {
+        for (name, namespace, settings, pod) in many() {
+            let kept = read(&serde_json::to_vec(&asked(&pod)).unwrap()).unwrap();
+            let kept = &kept["request"]["object"];
+            let told = |pod: &Value| match inject(pod, &namespace, &settings) {
+                Decision::Inject { pod: with_proxy, warnings } => (patch(pod, &with_proxy), warnings, None),
+                Decision::Leave { reason, message, warnings } => {
+                    (Vec::new(), warnings, Some((reason, message)))
+                }
+                Decision::Refuse { reason, message } => (Vec::new(), Vec::new(), Some((reason, message))),
+            };
+            assert_eq!(told(kept), told(&pod), "{name}");
+        }
+    }
+
+    #[test]
+    fn of_a_large_review_little_is_kept() {
+        let mut large = pod();
+        let much: Vec<Value> = (0..100_000).map(|n| json!({"name": "X", "value": [n]})).collect();
+        large["spec"]["containers"][0]["env"] = json!(much);
+        large["metadata"]["managedFields"] = json!(much);
+        large["status"] = json!(much);
+        let mut review = asked(&large);
+        review["request"]["oldObject"] = large.clone();
+        let read = |review: &Value| read(&serde_json::to_vec(review).unwrap());
+        let kept = read(&review).unwrap();
+        assert_eq!(kept, read(&asked(&pod())).unwrap());
+        assert!(kept.pointer("/request/dryRun").is_none());
+        // What counts is not how long a text is.
+        review["request"]["object"]["metadata"]["annotations"] = json!({"a": "x".repeat(1 << 20)});
+        assert!(read(&review).is_ok());
+        review["request"]["object"]["metadata"]["annotations"] = json!(much);
+        assert_eq!(read(&review), Err(Malformed::TooLarge));
     }
 }

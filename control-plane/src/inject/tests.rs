@@ -153,7 +153,7 @@ fn what_becomes_of_pods_is_what_is_written() {
 }
 
 /// The pods of `golden/`, and many made of parts of them by chance.
-fn many() -> Vec<(String, Namespace, Settings, Value)> {
+pub(super) fn many() -> Vec<(String, Namespace, Settings, Value)> {
     let cases = cases();
     let mut many: Vec<_> = cases
         .iter()

@@ -2,7 +2,8 @@
 //!
 //! Anybody who reaches the port may ask; what is answered says nothing but what is known of namespaces' labels, and costs a bounded time and memory. A
 //! connection is one of so many, and for one more the oldest is closed, first of those that have never had a Pod answered. All bodies together are one of so many
-//! bytes, half of which are for the others; only what a review is about is read before its turn, since JSON taken apart is many times larger. The API server keeps connections open, so that a new certificate
+//! bytes, half of which are for the others; only what a review is about is read before its turn, since JSON taken apart is many times larger: so many have their
+//! turn at a time, and the others wait for a while, and are refused then. The API server keeps connections open, so that a new certificate
 //! is for new ones.
 
 use std::convert::Infallible;
@@ -21,7 +22,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio_rustls::TlsAcceptor;
 
-use super::review::{self, Outcome, Reviewed};
+use super::review::{self, Malformed, Outcome, Reviewed};
 use super::{Namespace, Reason, Settings};
 use crate::metrics::Metrics;
 use crate::youngest::{Proof, Youngest};
@@ -36,6 +37,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const MAX_BODY: usize = 3 << 20;
 /// Of all bodies together: so much for connections that have had a Pod answered, and so much for all others.
 const BODIES: usize = 16 << 20;
+/// Reviews that are taken apart at a time. Each is done within milliseconds, and takes at most some 60 MB.
+const REVIEWS: usize = 2;
+/// How long a review waits for its turn: the API server, which waits 5 s unless it is told otherwise, is answered before it gives up.
+const TURN: Duration = Duration::from_secs(3);
 /// Requests of a connection at a time.
 const STREAMS: u32 = 8;
 /// What may wait of a body, and of a connection, before it is read.
@@ -58,6 +63,8 @@ pub struct Webhook<N> {
     /// The bytes of bodies that may still come, from known connections and from others.
     known: Semaphore,
     others: Semaphore,
+    /// Of those that are taken apart.
+    turns: Semaphore,
 }
 
 /// Serves until it is dropped. `tls`: what with, once there is something; connections from before are closed.
@@ -137,7 +144,7 @@ impl<N: Namespaces> Webhook<N> {
     /// Of all of these.
     pub fn new(settings: Settings, namespaces: N, metrics: Metrics) -> Self {
         let [known, others] = [(); 2].map(|()| Semaphore::new(BODIES));
-        Self { settings, namespaces, metrics, known, others }
+        Self { settings, namespaces, metrics, known, others, turns: Semaphore::new(REVIEWS) }
     }
 
     async fn answer(&self, request: Request<Incoming>, proof: &Proof) -> Response<Full<Bytes>> {
@@ -151,7 +158,8 @@ impl<N: Namespaces> Webhook<N> {
                 match body.unwrap_or_else(|_| Err(late())) {
                     Ok((body, _its_part)) => self.review(&body, started, proof).await,
                     Err((status, why)) => {
-                        self.count("malformed", "", started);
+                        let is_large = status == StatusCode::PAYLOAD_TOO_LARGE;
+                        self.count(if is_large { "too_large" } else { "malformed" }, "", started);
                         text(status, format!("{why}\n"))
                     }
                 }
@@ -167,9 +175,19 @@ impl<N: Namespaces> Webhook<N> {
             Some(name) => self.namespaces.namespace(&name).await,
             None => None,
         };
-        // From here on nothing is waited for: no more reviews are taken apart at a time than there are threads.
+        let Ok(Ok(_turn)) = tokio::time::timeout(TURN, self.turns.acquire()).await else {
+            self.count("busy", "", started);
+            tracing::warn!("the webhook has too many reviews to answer; its failure policy decides");
+            return text(StatusCode::SERVICE_UNAVAILABLE, "there are too many reviews; ask again\n");
+        };
+        // From here on nothing is waited for.
         let review = match review::read(body) {
             Ok(review) => review,
+            Err(large @ Malformed::TooLarge) => {
+                self.count("too_large", "", started);
+                tracing::warn!(error = %large, "the webhook cannot answer; its failure policy decides");
+                return text(StatusCode::PAYLOAD_TOO_LARGE, format!("{large}\n"));
+            }
             Err(malformed) => {
                 self.count("malformed", "", started);
                 tracing::warn!(error = %malformed, "the webhook was asked what is no review");

@@ -143,7 +143,7 @@ async fn rubbish_is_told_so_and_harms_nobody() {
         let said = server.said(request.as_bytes()).await;
         assert!(said.starts_with(&format!("HTTP/1.1 {status}")), "{request}: {said}");
     }
-    assert!(server.metrics.injections.with_label_values(&["malformed", ""]).get() >= 8);
+    assert!(server.metrics.injections.with_label_values(&["malformed", ""]).get() >= 7);
     assert_eq!(server.post(&question(&pod())).await.0, 200);
     drop((slow, plain));
 }
@@ -190,6 +190,47 @@ async fn who_has_been_answered_is_kept_and_has_bytes_of_its_own() {
         });
     }
     assert_eq!(asked().await.unwrap(), 200);
+}
+
+#[tokio::test]
+async fn so_many_reviews_have_their_turn_and_the_others_wait() {
+    let metrics = Metrics::new().unwrap();
+    let webhook = Webhook::new(Settings::default(), One, metrics.clone());
+    let held = webhook.turns.acquire_many(u32::try_from(REVIEWS).unwrap()).await.unwrap();
+    let (body, proof) = (question(&pod()), Proof::default());
+    let mut waits = Box::pin(webhook.review(&body, Instant::now(), &proof));
+    assert!(by_now(&mut waits).await.is_none(), "it has no turn yet");
+    drop(held);
+    assert_eq!(waits.await.status(), 200);
+}
+
+/// What has come of it by now.
+async fn by_now<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
+    tokio::select! {
+        biased;
+        done = future => Some(done),
+        () = std::future::ready(()) => None,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_review_that_never_has_its_turn_is_refused_in_time() {
+    let metrics = Metrics::new().unwrap();
+    let webhook = Webhook::new(Settings::default(), One, metrics.clone());
+    let _held = webhook.turns.acquire_many(u32::try_from(REVIEWS).unwrap()).await.unwrap();
+    let answer = webhook.review(&question(&pod()), Instant::now(), &Proof::default()).await;
+    assert_eq!(answer.status(), 503);
+    assert_eq!(metrics.injections.with_label_values(&["busy", ""]).get(), 1);
+}
+
+#[tokio::test]
+async fn what_would_take_too_much_memory_is_refused() {
+    let server = server().await;
+    let mut large = pod();
+    large["metadata"]["labels"] = (0..50_000).map(|n| (n.to_string(), json!(""))).collect();
+    assert_eq!(server.post(&question(&large)).await.0, 413);
+    assert_eq!(server.post(&vec![b' '; MAX_BODY + 1]).await.0, 413);
+    assert_eq!(server.metrics.injections.with_label_values(&["too_large", ""]).get(), 2);
 }
 
 #[tokio::test]
