@@ -22,9 +22,9 @@ Examples:
   kubectl get deployment -o yaml | tulle inject | kubectl apply -f -
   tulle inject --injection-file injection.json a.yaml b.yaml > meshed.yaml
 
-Pods, and Deployments, StatefulSets, DaemonSets, ReplicaSets, Jobs, CronJobs and Lists, get a proxy as the webhook gives them one; everything else passes
-through as it is. What has a proxy already gets that of this version. Needed only where the webhook is not to do it: pods of a namespace with
-the label tulle.dev/inject=enabled have a proxy by themselves.
+Pods, and Deployments, StatefulSets, DaemonSets, ReplicaSets, ReplicationControllers, Jobs, CronJobs, PodTemplates and lists of them, get a proxy as the
+webhook gives them one; everything else passes through as it is. What has a proxy already gets that of this version. Needed only where the webhook is not
+to do it: pods of a namespace with the label tulle.dev/inject=enabled have a proxy by themselves.
 
 Exit status:
   0  done; what was left as it is stands on standard error
@@ -204,12 +204,18 @@ struct Object {
 impl Object {
     fn of(value: &Value, pod: &str, namespace: &str) -> Self {
         // The object that has the pods: of a list, its item.
-        let depth = if pod.starts_with("/items/") { 3 } else { 1 };
-        let at = pod.split('/').take(depth).collect::<Vec<_>>().join("/");
-        let object = value.pointer(&at).unwrap_or(value);
+        let (mut object, mut rest, mut kind) = (value, pod, "");
+        while let Some(index) = rest.strip_prefix("/items/").and_then(|at| at.split('/').next()) {
+            let Some(item) = object.pointer(&format!("/items/{index}")) else { break };
+            // An item need not say what the list does.
+            let of_list = object.get("kind").and_then(Value::as_str).unwrap_or_default();
+            kind = of_list.strip_suffix("List").unwrap_or_default();
+            object = item;
+            rest = &rest["/items/".len() + index.len()..];
+        }
         let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
         Self {
-            kind: text("/kind").unwrap_or_default(),
+            kind: text("/kind").unwrap_or_else(|| kind.to_owned()),
             namespace: text("/metadata/namespace").unwrap_or_else(|| namespace.to_owned()),
             name: text("/metadata/name").or_else(|| text("/metadata/generateName")).unwrap_or_default(),
         }

@@ -125,9 +125,10 @@ fn proxies_are_put_in_and_what_else_there_is_stays_as_it_was() {
 fn another_image_or_version_takes_the_place_of_the_old() {
     let first = out(&tulle(&["inject", "--proxy-image", "registry.example:5000/tulle:1"], SHOP));
     assert_eq!(first.matches("image: 'registry.example:5000/tulle:1'\n").count(), 4, "{first}");
-    let second = out(&tulle(&["inject", "--proxy-image", "registry.example:5000/tulle@sha256:00"], &first));
+    let digest = format!("registry.example:5000/tulle@sha256:{}", "00".repeat(32));
+    let second = out(&tulle(&["inject", "--proxy-image", &digest], &first));
     assert!(!second.contains("tulle:1"), "{second}");
-    assert_eq!(second.matches("image: 'registry.example:5000/tulle@sha256:00'\n").count(), 4, "{second}");
+    assert_eq!(second.matches(&format!("image: '{digest}'\n")).count(), 4, "{second}");
 }
 
 #[test]
@@ -166,4 +167,52 @@ fn what_cannot_be_is_told_and_fails() {
     assert!(!output.status.success() && said(&output).contains("/nonexistent/x.yaml"));
     let output = tulle(&["inject", "--proxy-image", "a b"], "");
     assert!(!output.status.success() && said(&output).contains("imageRepository"), "{}", said(&output));
+}
+
+#[test]
+fn lists_and_templates_have_their_pods_changed_and_what_is_of_another_group_stays() {
+    let text = "\
+apiVersion: v1
+kind: PodList
+items:
+- metadata:
+    name: a
+  spec:
+    containers:
+    - name: a
+---
+apiVersion: v1
+kind: PodTemplate
+metadata:
+  name: b
+template:
+  spec:
+    containers:
+    - name: b
+---
+apiVersion: example.dev/v1
+kind: Pod
+metadata:
+  name: c
+spec:
+  containers:
+  - name: c
+";
+    let output = tulle(&["inject"], text);
+    let said = said(&output);
+    assert!(
+        said.contains("Pod default/a: has a proxy") && said.contains("PodTemplate default/b: has a proxy"),
+        "{said}"
+    );
+    assert!(!said.contains("default/c"), "{said}");
+    assert_eq!(out(&output).matches("name: tulle-proxy\n").count(), 2, "{}", out(&output));
+    assert_eq!(out(&tulle(&["uninject"], &out(&output))), text);
+}
+
+#[test]
+fn a_word_without_quotes_is_told_and_not_passed_over() {
+    let text = "kind: Pod\nmetadata:\n  name: a\n  annotations:\n    tulle.dev/inject: false\nspec:\n  containers:\n  - name: a\n";
+    let output = tulle(&["inject"], text);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said(&output).contains("write tulle.dev/inject: disabled"), "{}", said(&output));
 }

@@ -11,8 +11,10 @@ use ipnet::IpNet;
 use serde_json::Value;
 use tulle_api::{AccessLogFormat, InvalidAccessLog, nearest, port_range};
 
+use super::image::{image, tag};
 use super::quantity::Quantity;
-use super::{CONFIG, INJECT, Namespace, Settings, Status};
+use super::shape::{short, shorter};
+use super::{CONFIG, INJECT, Namespace, Resources, STATUS, Settings, Status};
 use crate::object::DefaultInbound;
 
 /// Whether a proxy is asked for.
@@ -56,6 +58,11 @@ pub(super) const METRICS_PORT: u16 = 15020;
 const PORTS: &str = "`4222,6379-6380`";
 const CPU: &str = "a quantity, such as `100m` or `2`";
 const MEMORY: &str = "a quantity, such as `64Mi`";
+const MEMORY_LIMIT: &str = "a quantity of at least `20Mi`, such as `64Mi`";
+/// What a proxy takes that has nothing to do, and by default requests.
+const LEAST_MEMORY: &str = "20Mi";
+/// Of what is wrong with a value.
+const PROBLEM: usize = 240;
 
 macro_rules! keys {
     ($($name:literal, $form:expr, $meaning:literal, |$effective:ident, $value:ident| $set:expr;)*) => {
@@ -98,9 +105,9 @@ keys! {
     "proxy-memory-request", MEMORY,
         "The memory that the proxy's container requests.",
         |effective, value| { quantity(value)?; effective.settings.resources.memory_request = Some(value.to_owned()) };
-    "proxy-memory-limit", MEMORY,
+    "proxy-memory-limit", MEMORY_LIMIT,
         "The memory that the proxy's container may use.",
-        |effective, value| { quantity(value)?; effective.settings.resources.memory_limit = Some(value.to_owned()) };
+        |effective, value| { memory_limit(value)?; effective.settings.resources.memory_limit = Some(value.to_owned()) };
     "proxy-image", "an image with its tag or digest",
         "The proxy's image.",
         |effective, value| { image(value)?; effective.image = Some(value.to_owned()) };
@@ -143,7 +150,9 @@ impl Asked {
             && label != annotation
         {
             warnings.push(format!(
-                "the pod's label {INJECT} says `{label}`, and its annotation `{annotation}`: the label holds"
+                "the pod's label {INJECT} says `{}`, and its annotation `{}`: the label holds",
+                short(label),
+                short(annotation)
             ));
         }
         (Self::of(&labels, &annotations), warnings)
@@ -173,23 +182,54 @@ pub(super) fn misspelt(
         for (key, value) in pairs {
             if key == INJECT {
                 if !matches!(value.as_str(), "enabled" | "disabled") {
-                    let meant = match value.to_ascii_lowercase().as_str() {
-                        "disable" | "false" | "no" | "off" => "disabled",
-                        _ => "enabled",
-                    };
                     wrong.push(format!(
-                        "{whose} has the {what} {INJECT}: `{value}`, which says nothing; it takes `enabled` or `disabled` (did you mean \
-                         `{meant}`?)"
+                        "{whose} has the {what} {INJECT}: `{}`, which says nothing; it takes `enabled` or `disabled` (did you mean `{}`?)",
+                        short(value),
+                        meant(value)
                     ));
                 }
             } else if is_like_inject(key) {
                 wrong.push(format!(
-                    "{whose} has the {what} {key}, which says nothing; did you mean {INJECT}?"
+                    "{whose} has the {what} {}, which says nothing; did you mean {INJECT}?",
+                    short(key)
                 ));
             }
         }
     }
     wrong
+}
+
+/// The word that is probably meant.
+fn meant(value: &str) -> &'static str {
+    match value.trim().to_ascii_lowercase().as_str() {
+        "disabled" | "disable" | "false" | "no" | "off" | "never" | "0" => "disabled",
+        // Also one that is misspelt.
+        value => nearest(value, ["disabled", "enabled"]).unwrap_or("enabled"),
+    }
+}
+
+/// What of ours is no text, in a manifest that no API server has seen: it would be refused there.
+pub(super) fn no_text(metadata: &Value) -> Option<String> {
+    [("label", "labels"), ("annotation", "annotations")].into_iter().find_map(|(what, field)| {
+        let pairs = metadata.get(field).and_then(Value::as_object).into_iter().flatten();
+        let mut ours = pairs.filter(|(key, value)| {
+            !value.is_string() && (*key == INJECT || *key == STATUS || key.starts_with(CONFIG))
+        });
+        let (key, value) = ours.next()?;
+        let mend = match value {
+            Value::Bool(said) if key == INJECT => {
+                format!("write {INJECT}: {}", if *said { "enabled" } else { "disabled" })
+            }
+            Value::Bool(_) | Value::Number(_) => format!("write it in quotes: '{value}'"),
+            _ => "give it a text, or take it out".to_owned(),
+        };
+        let value = value.to_string();
+        Some(format!(
+            "the pod's {what} {} is {}, which is no text, and Kubernetes takes none such; {mend}",
+            short(key),
+            short(&value)
+        ))
+    })
 }
 
 fn is_like_inject(key: &str) -> bool {
@@ -253,6 +293,7 @@ impl Effective {
                 None => warnings.push(unknown("the pod", &key)),
             }
         }
+        within_limits(&mut effective.settings.resources, warnings);
         let Settings { skip_inbound_ports, opaque_ports, .. } = &effective.settings;
         let port = (effective.metrics_port != METRICS_PORT).then(|| effective.metrics_port.to_string());
         let of_pod =
@@ -281,6 +322,24 @@ impl Effective {
     }
 }
 
+/// A request above its limit would keep the Pod from being made: it is the limit then, which may be somebody else's word.
+fn within_limits(resources: &mut Resources, warnings: &mut Vec<String>) {
+    let Resources { cpu_request, cpu_limit, memory_request, memory_limit } = resources;
+    for (what, request, limit) in [("CPU", cpu_request, cpu_limit), ("memory", memory_request, memory_limit)]
+    {
+        let (Some(asked), Some(most)) = (request.as_deref(), limit.as_deref()) else { continue };
+        let both = Quantity::parse(asked).zip(Quantity::parse(most));
+        if both.is_some_and(|(asked, most)| asked.is_more_than(&most)) {
+            warnings.push(format!(
+                "the proxy would request more {what} (`{}`) than its limit (`{}`), which Kubernetes refuses: it requests as much as that",
+                short(asked),
+                short(most)
+            ));
+            request.clone_from(limit);
+        }
+    }
+}
+
 /// The proxy's default list.
 const OPAQUE: &str = tulle_api::OPAQUE_PORTS;
 
@@ -291,13 +350,13 @@ fn said(annotations: &BTreeMap<String, String>) -> impl Iterator<Item = (String,
 
 fn bad(key: &str, value: &str, problem: &str) -> String {
     let form = KEYS.iter().find(|known| known.name == key).map_or("", |known| known.form);
-    format!("{CONFIG}{key}: {problem} (got `{value}`; it takes {form})")
+    format!("{CONFIG}{key}: {} (got `{}`; it takes {form})", shorter(problem, PROBLEM), short(value))
 }
 
 fn unknown(whose: &str, key: &str) -> String {
     let known = KEYS.iter().map(|known| known.name).chain(ELSEWHERE);
     let meant = nearest(key, known).map(|near| format!("; did you mean {CONFIG}{near}?")).unwrap_or_default();
-    format!("{whose} has the annotation {CONFIG}{key}, which is not known{meant}")
+    format!("{whose} has the annotation {CONFIG}{}, which is not known{meant}", short(key))
 }
 
 /// Labels or annotations.
@@ -464,21 +523,13 @@ pub(super) fn seconds(value: &str) -> Result<f64, String> {
     if total > 86_400.0 { Err("it is more than a day".to_owned()) } else { Ok(total) }
 }
 
-/// As containers' images are named, as far as the mistakes of people go.
-pub(super) fn image(value: &str) -> Result<(), String> {
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-/:@".contains(&b);
-    let name = value.split(['@', ':']).next().unwrap_or_default();
-    match !name.is_empty() && value.len() <= 500 && value.bytes().all(allowed) {
-        true => Ok(()),
-        false => Err("it is no image's name".to_owned()),
-    }
-}
-
-fn tag(value: &str) -> Result<(), String> {
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-    match !value.is_empty() && value.len() <= 128 && value.bytes().all(allowed) {
-        true => Ok(()),
-        false => Err("it is no tag".to_owned()),
+/// As [`quantity`], of what a proxy can live with: less is a slip, such as `64m`, thousandths of a byte.
+pub(super) fn memory_limit(value: &str) -> Result<(), String> {
+    quantity(value)?;
+    let is_less = Quantity::parse(value).zip(Quantity::parse(LEAST_MEMORY));
+    match is_less.is_some_and(|(said, least)| least.is_more_than(&said)) {
+        true => Err(format!("it is less than {LEAST_MEMORY}, which a proxy needs")),
+        false => Ok(()),
     }
 }
 

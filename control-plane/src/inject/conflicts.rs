@@ -8,8 +8,13 @@ use std::ops::RangeInclusive;
 use serde_json::Value;
 
 use super::annotations::{Effective, seconds};
+use super::image::repository;
 use super::quantity::{Quantity, same};
-use super::{INIT, Namespace, PROXY, Reason, Settings, VOLUME, containers, list, name_of, said};
+use super::shape::short;
+use super::{
+    INIT, Namespace, PROXY, Reason, STATUS, Settings, VOLUME, annotation, containers, list, name_of, said,
+    stays,
+};
 
 /// Ports of proxies, which are never led to one.
 pub(super) const RESERVED: RangeInclusive<u16> = tulle_api::PROXY_PORTS;
@@ -24,13 +29,14 @@ const STRANGERS: [&str; 5] =
     ["istio-proxy", "linkerd-proxy", "kuma-sidecar", "consul-dataplane", "cilium-envoy"];
 /// The label by which a namespace says how safe its Pods must be.
 const POD_SECURITY: &str = "pod-security.kubernetes.io/enforce";
+/// Labels of nodes that say which system they run; the second is the older one.
+const OS: [&str; 2] = ["kubernetes.io/os", "beta.kubernetes.io/os"];
 /// How long a Pod may take to end unless it says.
 const GRACE: u32 = 30;
 
 /// Why nobody puts a proxy there.
 pub(super) fn excluded(pod: &Value, namespace: &Namespace, settings: &Settings) -> Option<(Reason, String)> {
     let flag = |pointer: &str| pod.pointer(pointer).and_then(Value::as_bool) == Some(true);
-    let text = |pointer: &str| pod.pointer(pointer).and_then(Value::as_str);
     let because = |reason| Some((reason, said(reason)));
     if namespace.name == settings.namespace {
         return because(Reason::ControlPlane);
@@ -44,9 +50,7 @@ pub(super) fn excluded(pod: &Value, namespace: &Namespace, settings: &Settings) 
     if pod.pointer("/metadata/annotations/kubernetes.io~1config.mirror").is_some() {
         return because(Reason::StaticPod);
     }
-    if text("/spec/os/name") == Some("windows")
-        || text("/spec/nodeSelector/kubernetes.io~1os") == Some("windows")
-    {
+    if is_for_windows(pod) {
         return because(Reason::Windows);
     }
     if flag("/spec/hostNetwork") {
@@ -57,6 +61,62 @@ pub(super) fn excluded(pod: &Value, namespace: &Namespace, settings: &Settings) 
     stranger.map(|name| {
         let why = format!("the container `{name}` is another mesh's proxy, and two in one pod do not work; take the pod out of that mesh");
         (Reason::OtherMesh, why)
+    })
+}
+
+/// Whether it runs on nodes of Windows alone, by any of the words for that.
+fn is_for_windows(pod: &Value) -> bool {
+    let is_windows = |value: Option<&Value>| value.and_then(Value::as_str) == Some("windows");
+    let is_of_host = |value: &Value| {
+        let of_host = value.pointer("/securityContext/windowsOptions/hostProcess");
+        of_host.and_then(Value::as_bool) == Some(true)
+    };
+    // Each of the terms is enough for a node.
+    let terms = list(
+        pod,
+        "/spec/affinity/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution/nodeSelectorTerms",
+    );
+    let asks = |term: &Value| {
+        list(term, "/matchExpressions").iter().any(|rule| {
+            let key = rule.get("key").and_then(Value::as_str);
+            let values = list(rule, "/values");
+            key.is_some_and(|key| OS.contains(&key))
+                && rule.get("operator").and_then(Value::as_str) == Some("In")
+                && !values.is_empty()
+                && values.iter().all(|value| is_windows(Some(value)))
+        })
+    };
+    let selector = pod.pointer("/spec/nodeSelector");
+    is_windows(pod.pointer("/spec/os/name"))
+        || OS.iter().any(|label| is_windows(selector.and_then(|selector| selector.get(*label))))
+        || (!terms.is_empty() && terms.iter().all(asks))
+        || pod.get("spec").is_some_and(is_of_host)
+        || containers(pod).any(is_of_host)
+}
+
+/// What is odd about the proxy that a Pod comes with: whoever makes a Pod may call anything so, which then speaks for no mesh.
+pub(super) fn foreign_proxy(pod: &Value, namespace: &Namespace, settings: &Settings) -> Option<String> {
+    let metadata = pod.get("metadata").unwrap_or(&Value::Null);
+    let effective = Effective::of(metadata, namespace, settings, &mut Vec::new());
+    let expected = effective.map_or_else(|_| settings.image(), |effective| effective.image());
+    let init = list(pod, "/spec/initContainers").iter();
+    let mut added = init.filter_map(|container| {
+        let name = name_of(container).filter(|name| [INIT, PROXY].contains(name))?;
+        Some((name, container))
+    });
+    added.find_map(|(name, container)| {
+        let image = container.get("image").and_then(Value::as_str).unwrap_or_default();
+        if repository(image) != repository(&expected) {
+            return Some(format!(
+                "the pod comes with a container `{name}` of the image `{}`, and the mesh's is `{}`: if that is none of ours, the pod is outside the mesh; \
+                 `tulle uninject` takes it out",
+                short(image),
+                short(&expected)
+            ));
+        }
+        (name == PROXY && !stays(container)).then(|| {
+            format!("the pod comes with a container `{name}` without `restartPolicy: Always`, which no pod waits for; `tulle uninject` takes it out")
+        })
     })
 }
 
@@ -81,7 +141,7 @@ pub(super) fn conflict(
         return Some((Reason::VolumeConflict, why));
     }
     for container in containers(pod) {
-        let name = name_of(container).unwrap_or_default();
+        let name = short(name_of(container).unwrap_or_default());
         let taken = ports(container).find(|port| {
             LISTENING.contains(port)
                 || *port == effective.metrics_port
@@ -120,8 +180,13 @@ pub(super) fn conflict(
 pub(super) fn warnings(pod: &Value, effective: &Effective) -> Vec<String> {
     let mut warnings = Vec::new();
     let flag = |pointer: &str| pod.pointer(pointer).and_then(Value::as_bool) == Some(true);
+    if pod.pointer(&annotation(STATUS)).is_some() {
+        warnings.push(format!(
+            "the pod comes with the annotation {STATUS}, and without the proxy of which that speaks: it is written anew"
+        ));
+    }
     for container in containers(pod) {
-        let name = name_of(container).unwrap_or_default();
+        let name = short(name_of(container).unwrap_or_default());
         for port in ports(container).filter(|port| RESERVED.contains(port)) {
             warnings.push(format!(
                 "the container `{name}` listens on port {port}: connections to 15000–15090 never come by the proxy, and are outside the mesh"
@@ -199,4 +264,66 @@ fn is_guaranteed(pod: &Value) -> bool {
         }
     }
     any
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::tests::{injected, namespace, pod};
+    use super::super::{Decision, inject};
+    use super::*;
+
+    #[test]
+    fn a_pod_for_windows_is_known_by_whatever_says_so() {
+        let terms = |terms: Value| json!({"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}});
+        let rule = |key: &str, operator: &str, values: Value| {
+            json!({"matchExpressions": [
+                {"key": "zone", "operator": "Exists"},
+                {"key": key, "operator": operator, "values": values},
+            ]})
+        };
+        let windows = rule("kubernetes.io/os", "In", json!(["windows"]));
+        let of_host = json!({"windowsOptions": {"hostProcess": true}});
+        for (spec, expected) in [
+            (json!({"os": {"name": "windows"}}), true),
+            (json!({"nodeSelector": {"kubernetes.io/os": "windows"}}), true),
+            (json!({"nodeSelector": {"beta.kubernetes.io/os": "windows"}}), true),
+            (json!({"nodeSelector": {"kubernetes.io/os": "linux"}}), false),
+            (terms(json!([windows])), true),
+            (terms(json!([windows, rule("beta.kubernetes.io/os", "In", json!(["windows"]))])), true),
+            (terms(json!([windows, rule("zone", "In", json!(["a"]))])), false),
+            (terms(json!([rule("kubernetes.io/os", "In", json!(["windows", "linux"]))])), false),
+            (terms(json!([rule("kubernetes.io/os", "NotIn", json!(["windows"]))])), false),
+            (terms(json!([])), false),
+            (json!({"securityContext": of_host}), true),
+            (json!({"initContainers": [{"name": "i", "securityContext": of_host}]}), true),
+            (json!({"securityContext": {"windowsOptions": {"hostProcess": false}}}), false),
+        ] {
+            assert_eq!(is_for_windows(&json!({ "spec": spec })), expected, "{spec}");
+        }
+    }
+
+    #[test]
+    fn a_proxy_of_another_image_or_a_status_without_one_is_told() {
+        let told = |pod: &Value| match inject(pod, &namespace(), &Settings::default()) {
+            Decision::Leave { warnings, .. } | Decision::Inject { warnings, .. } => warnings,
+            other => panic!("{other:?}"),
+        };
+        let ours = injected(&pod());
+        assert_eq!(told(&ours), Vec::<String>::new());
+        let mut older = ours.clone();
+        older["spec"]["initContainers"][1]["image"] = json!("tulle:0.0.1");
+        assert_eq!(told(&older), Vec::<String>::new());
+        let mut foreign = ours.clone();
+        foreign["spec"]["initContainers"][1]["image"] = json!("registry.example/mine:1");
+        let warnings = told(&foreign);
+        assert!(warnings.len() == 1 && warnings[0].contains("registry.example/mine:1"), "{warnings:?}");
+        let mut ending = ours;
+        ending["spec"]["initContainers"][1].as_object_mut().unwrap().remove("restartPolicy");
+        assert!(told(&ending)[0].contains("restartPolicy: Always"));
+        let mut forged = pod();
+        forged["metadata"]["annotations"] = json!({(STATUS): "{\"version\": \"9\"}"});
+        assert!(told(&forged)[0].contains("written anew"));
+    }
 }

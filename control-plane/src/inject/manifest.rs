@@ -12,6 +12,12 @@ use super::{list, text};
 use crate::finding::Positions;
 use crate::source::yaml::{self, Chunk};
 
+/// API groups, as `apiVersion` begins; the core has only a version.
+const CORE: &[&str] = &["v1"];
+/// The second from before there was the first.
+const APPS: &[&str] = &["apps", "extensions"];
+const BATCH: &[&str] = &["batch"];
+
 /// A part of a text between two `---`.
 #[derive(Debug)]
 pub struct Document {
@@ -36,21 +42,48 @@ pub struct Unreadable {
     pub message: String,
 }
 
-/// Where pods are in an object, as JSON pointers: the object itself, what it makes pods of, or those of a list.
+/// Where pods are in an object, as JSON pointers: the object itself, what it makes pods of, or those of a list. Of other API groups nothing is known, whatever a
+/// kind there is called.
 pub fn pods(object: &Value) -> Vec<String> {
-    match object.get("kind").and_then(Value::as_str).unwrap_or_default() {
-        "Pod" => vec![String::new()],
-        "Deployment" | "StatefulSet" | "DaemonSet" | "ReplicaSet" | "Job" | "ReplicationController" => {
-            vec!["/spec/template".to_owned()]
-        }
-        "CronJob" => vec!["/spec/jobTemplate/spec/template".to_owned()],
-        "List" | "PodList" | "DeploymentList" => {
-            let items = list(object, "/items").iter().enumerate();
-            items
-                .flat_map(|(index, item)| pods(item).into_iter().map(move |at| format!("/items/{index}{at}")))
-                .collect()
-        }
-        _ => Vec::new(),
+    let mut found = Vec::new();
+    find(object, None, String::new(), &mut found);
+    found
+}
+
+/// `kind`: what the items of the list are that it is in, where they do not say it themselves; its group is the list's.
+fn find(object: &Value, kind: Option<&str>, at: String, found: &mut Vec<String>) {
+    let text = |field: &str| object.get(field).and_then(Value::as_str);
+    let Some(kind) = text("kind").or(kind) else { return };
+    let (item, is_list) = match kind.strip_suffix("List") {
+        Some(item) => (item, true),
+        None => (kind, false),
+    };
+    let (groups, pod) = match item {
+        // A `List`, whose items say what they are.
+        "" if is_list => (CORE, ""),
+        "Pod" => (CORE, ""),
+        "PodTemplate" => (CORE, "/template"),
+        "ReplicationController" => (CORE, "/spec/template"),
+        "Deployment" | "StatefulSet" | "DaemonSet" | "ReplicaSet" => (APPS, "/spec/template"),
+        "Job" => (BATCH, "/spec/template"),
+        "CronJob" => (BATCH, "/spec/jobTemplate/spec/template"),
+        _ => return,
+    };
+    // As people write it: with the group, or of the core the version alone.
+    let is_of_it = text("apiVersion").is_none_or(|version| {
+        let group = version.split_once('/').map_or(version, |(group, _)| group);
+        groups.contains(&group)
+    });
+    if !is_of_it {
+        return;
+    }
+    if !is_list {
+        found.push(format!("{at}{pod}"));
+        return;
+    }
+    let item = Some(item).filter(|item| !item.is_empty());
+    for (index, value) in list(object, "/items").iter().enumerate() {
+        find(value, item, format!("{at}/items/{index}"), found);
     }
 }
 
@@ -313,6 +346,35 @@ spec:
         assert!(kind("Service").is_empty() && pods(&json!(1)).is_empty());
         let list = json!({"kind": "List", "items": [{"kind": "Service"}, {"kind": "Job"}, {"kind": "Pod"}]});
         assert_eq!(pods(&list), ["/items/1/spec/template", "/items/2"]);
+        assert_eq!(kind("PodTemplate"), ["/template"]);
+        // As an API server answers: its items do not say what they are.
+        let pods_alone =
+            json!({"kind": "PodList", "apiVersion": "v1", "items": [{"metadata": {}}, {"spec": {}}]});
+        assert_eq!(pods(&pods_alone), ["/items/0", "/items/1"]);
+        let templates = json!({"kind": "PodTemplateList", "apiVersion": "v1", "items": [{}]});
+        assert_eq!(pods(&templates), ["/items/0/template"]);
+        let jobs = json!({"kind": "CronJobList", "apiVersion": "batch/v1", "items": [{}]});
+        assert_eq!(pods(&jobs), ["/items/0/spec/jobTemplate/spec/template"]);
+        let nested = json!({"kind": "List", "apiVersion": "v1", "items": [list]});
+        assert_eq!(pods(&nested), ["/items/0/items/1/spec/template", "/items/0/items/2"]);
+    }
+
+    #[test]
+    fn what_is_called_the_same_in_another_api_group_is_something_else() {
+        let of = |version: &str, kind: &str| pods(&json!({"apiVersion": version, "kind": kind}));
+        for (version, kind) in [
+            ("example.dev/v1", "Pod"),
+            ("apps/v1", "Pod"),
+            ("v1", "Deployment"),
+            ("batch.volcano.sh/v1alpha1", "Job"),
+            ("apps.kruise.io/v1alpha1", "StatefulSet"),
+            ("example.dev/v1", "PodList"),
+        ] {
+            assert!(of(version, kind).is_empty(), "{version} {kind}");
+        }
+        for (version, kind) in [("v1", "Pod"), ("apps/v1", "Deployment"), ("batch/v1beta1", "CronJob")] {
+            assert_eq!(of(version, kind).len(), 1, "{version} {kind}");
+        }
     }
 
     #[test]

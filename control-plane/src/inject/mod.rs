@@ -9,6 +9,7 @@
 
 mod annotations;
 mod conflicts;
+mod image;
 pub mod keys;
 pub mod kubernetes;
 pub mod manifest;
@@ -17,6 +18,7 @@ mod probes;
 mod quantity;
 pub mod review;
 mod settings;
+mod shape;
 mod sidecar;
 mod text;
 mod undo;
@@ -143,6 +145,8 @@ reasons! {
     ProxyUid "proxy_uid" "A container runs as the proxy's user, whose connections are not intercepted."
     /// The cluster would refuse it.
     PodSecurity "pod_security" "The namespace enforces a level of Pod Security under which no container may write rules of interception."
+    /// Neither the API server nor the kernel would take it.
+    TooLarge "too_large" "With what is added, the pod's annotations or the proxy's variables would be larger than Kubernetes or Linux takes."
     /// A setting cannot be read.
     BadAnnotation "bad_annotation" "An annotation of the pod's cannot be read."
     /// No Pod.
@@ -194,7 +198,8 @@ pub fn status(pod: &Value) -> Option<Status> {
 /// What becomes of a Pod. Never fails, whatever the JSON is.
 pub fn inject(pod: &Value, namespace: &Namespace, settings: &Settings) -> Decision {
     if list(pod, "/spec/containers").is_empty() {
-        let message = "there are no containers: this is no pod".to_owned();
+        let message =
+            shape::malformed(pod).unwrap_or_else(|| "there are no containers: this is no pod".to_owned());
         return Decision::Leave { reason: Reason::Malformed, message, warnings: Vec::new() };
     }
     let metadata = pod.get("metadata").unwrap_or(&Value::Null);
@@ -206,6 +211,10 @@ pub fn inject(pod: &Value, namespace: &Namespace, settings: &Settings) -> Decisi
         message,
         warnings,
     };
+    // By the one who wrote it alone, before an API server has seen it.
+    if let Some(message) = annotations::no_text(metadata) {
+        return Decision::Refuse { reason: Reason::BadAnnotation, message };
+    }
     match (own, of_namespace) {
         (Asked::No, _) => return leave(Reason::DisabledByPod, said(Reason::DisabledByPod), warnings),
         (Asked::Nothing, Asked::No) => {
@@ -215,23 +224,32 @@ pub fn inject(pod: &Value, namespace: &Namespace, settings: &Settings) -> Decisi
         (Asked::Yes, _) | (Asked::Nothing, Asked::Yes) => {}
     }
     if is_injected(pod) {
+        warnings.extend(conflicts::foreign_proxy(pod, namespace, settings));
         return leave(Reason::AlreadyInjected, said(Reason::AlreadyInjected), warnings);
     }
     if let Some((reason, message)) = conflicts::excluded(pod, namespace, settings) {
         return leave(reason, message, warnings);
     }
+    let cannot = |reason: Reason, message: String, warnings: Vec<String>| match by_itself {
+        true => Decision::Refuse { reason, message },
+        false => leave(reason, message, warnings),
+    };
+    if let Some(message) = shape::malformed(pod) {
+        return cannot(Reason::Malformed, message, warnings);
+    }
     let effective = match Effective::of(metadata, namespace, settings, &mut warnings) {
         Ok(effective) => effective,
         Err(message) => return Decision::Refuse { reason: Reason::BadAnnotation, message },
     };
-    match conflicts::conflict(pod, namespace, &effective) {
-        Some((reason, message)) if by_itself => return Decision::Refuse { reason, message },
-        Some((reason, message)) => return leave(reason, message, warnings),
-        None => {}
+    if let Some((reason, message)) = conflicts::conflict(pod, namespace, &effective) {
+        return cannot(reason, message, warnings);
     }
     warnings.extend(conflicts::warnings(pod, &effective));
-    let pod = Box::new(with_proxy(pod.clone(), &effective, &mut warnings));
-    Decision::Inject { pod, warnings }
+    let with_proxy = Box::new(with_proxy(pod.clone(), &effective, &mut warnings));
+    match shape::too_large(pod, &with_proxy) {
+        Some(message) => cannot(Reason::TooLarge, message, warnings),
+        None => Decision::Inject { pod: with_proxy, warnings },
+    }
 }
 
 /// The Pod with everything that is added.

@@ -11,6 +11,7 @@
 use serde_json::{Map, Value, json};
 
 use super::annotations::Effective;
+use super::shape::short;
 use super::{Rewritten, list, name_of, stays};
 
 /// What has become of a Pod's probes.
@@ -98,11 +99,12 @@ fn of_container(
         if elsewhere || (is_hook && what != "httpGet") {
             continue;
         }
-        let Some(port) = port_of(&said, &ports) else {
-            warnings.push(format!(
-                "the {path} of the container `{name}` names a port that the container has not"
-            ));
-            continue;
+        let port = match port_of(&said, &ports) {
+            Ok(port) => port,
+            Err(problem) => {
+                warnings.push(format!("the {path} of the container `{}` {problem}", short(&name)));
+                continue;
+            }
         };
         if !effective.is_led(port) {
             continue;
@@ -126,8 +128,9 @@ fn of_container(
             _ => {
                 if effective.is_opaque(port) {
                     warnings.push(format!(
-                        "the {path} of the container `{name}` is gRPC at port {port}, which is opaque: under strict mutual TLS it is refused; \
-                         take the port out of config.tulle.dev/opaque-ports"
+                        "the {path} of the container `{}` is gRPC at port {port}, which is opaque: under strict mutual TLS it is refused; \
+                         take the port out of config.tulle.dev/opaque-ports",
+                        short(&name)
                     ));
                 }
                 probes.allowed.push(json!({ "port": port, "grpc": true }));
@@ -144,17 +147,26 @@ fn of_container(
     }
 }
 
-/// A number, or the name of one of the container's ports; a number may be written as text.
-fn port_of(said: &Value, ports: &[(String, u64)]) -> Option<u16> {
-    let port = said.get("port")?;
-    let number = match port.as_str() {
-        Some(name) => {
+/// A number, or the name of one of the container's ports; a number may be written as text. Or what is wrong with it.
+fn port_of(said: &Value, ports: &[(String, u64)]) -> Result<u16, String> {
+    let number = match said.get("port") {
+        None | Some(Value::Null) => return Err("has no port".to_owned()),
+        Some(Value::String(name)) => {
             let named = ports.iter().find(|(known, _)| known == name).map(|(_, number)| *number);
-            named.or_else(|| name.parse().ok())?
+            let known = ports.iter().map(|(known, _)| format!("`{known}`")).collect::<Vec<_>>().join(", ");
+            let has = if known.is_empty() { "no port with a name".to_owned() } else { known };
+            named.or_else(|| name.parse().ok()).ok_or_else(|| {
+                format!("names the port `{}`, and the container declares {}", short(name), short(&has))
+            })?
         }
-        None => port.as_u64()?,
+        Some(port) => port.as_u64().ok_or_else(|| out_of_range(&port.to_string()))?,
     };
-    u16::try_from(number).ok().filter(|port| *port > 0)
+    let port = u16::try_from(number).ok().filter(|port| *port > 0);
+    port.ok_or_else(|| out_of_range(&number.to_string()))
+}
+
+fn out_of_range(port: &str) -> String {
+    format!("has the port `{}`, which is none of 1 to 65535", short(port))
 }
 
 /// The path and headers of a probe that the proxy makes.
@@ -224,7 +236,16 @@ mod tests {
             (json!(70000), None),
             (json!(null), None),
         ] {
-            assert_eq!(port_of(&json!({ "port": port }), &ports), number, "{port}");
+            assert_eq!(port_of(&json!({ "port": port }), &ports).ok(), number, "{port}");
+        }
+        for (said, problem) in [
+            (json!({}), "has no port"),
+            (json!({"port": 70000}), "has the port `70000`, which is none of 1 to 65535"),
+            (json!({"port": "70000"}), "has the port `70000`, which is none of 1 to 65535"),
+            (json!({"port": -1}), "has the port `-1`, which is none of 1 to 65535"),
+            (json!({"port": "https"}), "names the port `https`, and the container declares `http`"),
+        ] {
+            assert_eq!(port_of(&said, &ports), Err(problem.to_owned()));
         }
     }
 }

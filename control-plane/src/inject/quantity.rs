@@ -73,6 +73,19 @@ impl Quantity {
         self.mantissa > 0
     }
 
+    pub(super) fn is_more_than(&self, other: &Self) -> bool {
+        let low = self.exponent.min(other.exponent);
+        // One of the two is not changed by this; what is beyond all numbers is the larger.
+        let raised = |one: &Self| {
+            let power = 10_u128.checked_pow((one.exponent - low).unsigned_abs())?;
+            one.mantissa.checked_mul(power)
+        };
+        match (raised(self), raised(other)) {
+            (Some(one), Some(other)) => one > other,
+            (one, _) => one.is_none(),
+        }
+    }
+
     fn normal(mut mantissa: u128, mut exponent: i32) -> Self {
         while exponent < FINEST {
             // Once for each: rounded up a few times is rounded up once.
@@ -151,6 +164,24 @@ mod tests {
         ] {
             assert_ne!(Quantity::parse(one), Quantity::parse(other), "{one} {other}");
         }
+    }
+
+    #[test]
+    fn amounts_are_compared() {
+        let more = |one: &str, other: &str| {
+            Quantity::parse(one).unwrap().is_more_than(&Quantity::parse(other).unwrap())
+        };
+        for (large, small) in [
+            ("1", "999m"),
+            ("1Mi", "1M"),
+            ("20Mi", "64m"),
+            ("1", "0"),
+            ("1e30", "1n"),
+            ("999999999999999999Ei", "1n"),
+        ] {
+            assert!(more(large, small) && !more(small, large), "{large} {small}");
+        }
+        assert!(!more("1", "1000m") && !more("0", "0m"));
     }
 
     #[test]

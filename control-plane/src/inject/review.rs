@@ -266,6 +266,7 @@ mod tests {
             other(&|review| review["request"]["operation"] = json!("UPDATE")),
             other(&|review| review["request"]["subResource"] = json!("ephemeralcontainers")),
             other(&|review| review["request"]["kind"]["kind"] = json!("Deployment")),
+            other(&|review| review["request"]["kind"]["group"] = json!("example.dev")),
             other(&|review| review["request"]["object"] = json!(null)),
             other(&|review| review["request"]["object"] = json!({"metadata": 1, "spec": []})),
             other(&|review| {
@@ -276,6 +277,7 @@ mod tests {
         .enumerate()
         {
             assert_eq!(reviewed.answer["response"]["allowed"], true, "{index}");
+            assert_eq!(reviewed.answer["response"].get("patch"), None, "{index}");
         }
         let unknown = review(&asked(&pod()), None, &Settings::default());
         assert_eq!(unknown, Err(UnknownNamespace("shop".to_owned())), "the failure policy decides");

@@ -133,7 +133,7 @@ impl Settings {
             ("resources.cpuRequest", &self.resources.cpu_request, said::cpu),
             ("resources.cpuLimit", &self.resources.cpu_limit, said::cpu),
             ("resources.memoryRequest", &self.resources.memory_request, said::quantity),
-            ("resources.memoryLimit", &self.resources.memory_limit, said::quantity),
+            ("resources.memoryLimit", &self.resources.memory_limit, said::memory_limit),
         ];
         let given =
             optional.into_iter().filter_map(|(name, value, check)| Some((name, value.as_deref()?, check)));
@@ -146,7 +146,9 @@ impl Settings {
         for (name, value, check) in given.chain(needed) {
             check(value).map_err(|problem| format!("{name}: {problem} (got `{value}`)"))?;
         }
-        said::image(&self.image()).map_err(|problem| format!("imageRepository: {problem}"))?;
+        super::image::image(&self.image()).map_err(|problem| {
+            format!("imageRepository, imageTag, imageDigest: {problem} (got `{}`)", self.image())
+        })?;
         if self.startup_seconds == 0 || i32::try_from(self.startup_seconds).is_err() {
             return Err(format!(
                 "startupSeconds: {} is not a number of seconds that the kubelet can wait; it takes at least 1",
@@ -246,6 +248,9 @@ mod tests {
             (r#"{"resources": {"cpuLimit": "much"}}"#, "resources.cpuLimit"),
             (r#"{"skipInboundPorts": "http"}"#, "skipInboundPorts"),
             (r#"{"imageRepository": "a b"}"#, "imageRepository"),
+            (r#"{"imageTag": "-1"}"#, "imageTag"),
+            (r#"{"imageDigest": "sha256:00"}"#, "imageDigest"),
+            (r#"{"resources": {"memoryLimit": "64m"}}"#, "resources.memoryLimit"),
             (r#"{"uid": 0}"#, "uid"),
             (r#"{"startupSeconds": 0}"#, "startupSeconds"),
             (r#"{"resources": {"cpuRequest": "1k"}}"#, "resources.cpuRequest"),
