@@ -15,6 +15,7 @@ mod identity;
 mod inject;
 mod install;
 mod internal;
+mod interrupt;
 mod output;
 mod process;
 mod run;

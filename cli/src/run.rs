@@ -35,6 +35,7 @@ pub(crate) use self::enter::{EnterArgs, run as enter};
 use self::enter::{NOT_EXECUTABLE, NOT_FOUND};
 pub(crate) use self::namespace::{NamespaceArgs, run as hold_namespace};
 pub(crate) use self::room::Room;
+pub(crate) use self::signals::{ENDING, is_ignored};
 use self::signals::{Came, Signals};
 use crate::folder::Folder;
 use crate::http::Origin;

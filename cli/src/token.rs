@@ -10,8 +10,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context as _, Result, bail};
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use anyhow::{Context as _, Result, anyhow, bail};
 use tulle_certs::token::{Claims, TokenFile, claims_of};
 use tulle_certs::{Pin, SpiffeId, TrustDomain, pem};
 use tulle_control_plane::ca;
@@ -21,7 +20,7 @@ use tulle_control_plane::object::{NamespacedName, is_label};
 use tulle_control_plane::tap::printable;
 
 use crate::output::Format;
-use crate::{duration, output};
+use crate::{check, duration, output};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -263,18 +262,9 @@ impl Kept {
     }
 
     async fn client(&self) -> Result<kube::Client> {
-        let options = KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };
-        let config = match (&self.kubeconfig, &self.context) {
-            (Some(file), _) => {
-                let read = Kubeconfig::read_from(file).context("--kubeconfig")?;
-                kube::Config::from_custom_kubeconfig(read, &options).await.context("--kubeconfig")?
-            }
-            (None, Some(_)) => kube::Config::from_kubeconfig(&options).await.context("--context")?,
-            (None, None) => kube::Config::infer()
-                .await
-                .context("no --state-dir is given, and there is no cluster to ask either")?,
-        };
-        kube::Client::try_from(config).context("what the kubeconfig says cannot be used")
+        let client = check::client(self.context.as_deref(), self.kubeconfig.as_deref()).await;
+        let (client, _) = client.map_err(|why| anyhow!("no --state-dir is given, and {why}"))?;
+        Ok(client)
     }
 }
 

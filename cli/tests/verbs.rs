@@ -160,6 +160,7 @@ fn check_of_a_cluster_that_does_not_answer_says_where_it_should_be() {
         "{}",
         stdout(&output)
     );
+    assert!(stdout(&output).contains("there is no context `b`; there are: a"), "{}", stdout(&output));
     assert!(stdout(&output).ends_with("1 error, 0 warnings\n"), "{}", stdout(&output));
 }
 

@@ -27,7 +27,7 @@ pub(super) struct Came {
 }
 
 /// Those that end what does not expect them.
-const ENDING: [Signal; 4] = [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM];
+pub(crate) const ENDING: [Signal; 4] = [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM];
 /// Stops what does not expect it. Whether we stop is the program's to say: see [`stop_with`].
 const STOPPING: Signal = Signal::TSTP;
 const OTHERS: [Signal; 5] = [Signal::USR1, Signal::USR2, Signal::WINCH, STOPPING, Signal::CONT];
@@ -112,7 +112,7 @@ fn is_in_front() -> bool {
 }
 
 /// By `/proc/<pid>/status`.
-fn is_ignored(status: &str, signal: Signal) -> bool {
+pub(crate) fn is_ignored(status: &str, signal: Signal) -> bool {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();
     mask >> (signal.as_raw() - 1) & 1 == 1

@@ -4,12 +4,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use http::{Method, Request, header};
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Client, Config};
+use kube::Client;
 use serde_json::Value;
-use tulle_control_plane::source::kubernetes::configuration;
+use tulle_control_plane::source::kubernetes::{self, configuration};
 
 use super::super::seen::{Part, Unread};
+use crate::interrupt::interruptible;
 
 /// An API server, as somebody.
 pub(crate) struct Api {
@@ -39,23 +39,15 @@ pub(crate) async fn connect(context: Option<&str>, file: Option<&Path>) -> Resul
 /// # Errors
 /// As [`connect`].
 pub(crate) async fn client(context: Option<&str>, file: Option<&Path>) -> Result<(Client, String), String> {
-    let config = match file {
-        Some(file) => match Kubeconfig::read_from(file) {
-            Ok(read) => {
-                let context = context.map(str::to_owned);
-                let options = KubeConfigOptions { context, ..KubeConfigOptions::default() };
-                Config::from_custom_kubeconfig(read, &options).await.map_err(|error| error.to_string())
-            }
-            Err(error) => Err(format!("--kubeconfig: {error}")),
-        },
-        None => configuration(context).await.map_err(|error| error.to_string()),
-    };
+    let config = configuration(context, file).await;
     let mut config = config.map_err(|why| format!("there is no cluster to look at: {why}"))?;
     config.connect_timeout = Some(CONNECT);
     config.default_retry = false;
     let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
-    let client = Client::try_from(config)
-        .map_err(|error| format!("what the kubeconfig says of {server} cannot be used: {error}"))?;
+    // A plugin that the kubeconfig names is not left behind.
+    let client = interruptible(kubernetes::client(config)).await.map_err(|error| error.to_string())?;
+    let client =
+        client.map_err(|error| format!("what the kubeconfig says of {server} cannot be used: {error}"))?;
     Ok((client, server))
 }
 

@@ -8,10 +8,17 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use kube::Config;
 use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
+
+use crate::tap::printable;
+
+/// What is shown of a name: a message is no place for all of a long one.
+const SHOWN: usize = 80;
+/// Contexts that are named.
+const NAMED: usize = 10;
 
 /// Nothing says where an API server is in a way that can be used.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +34,34 @@ pub enum FindError {
         /// What is wrong with it.
         error: Box<KubeconfigError>,
     },
+    /// A kubeconfig that says nothing.
+    #[error(
+        "{place}: no context is in it, and so no cluster: name another kubeconfig, or let your provider's command write this one"
+    )]
+    Empty {
+        /// The file, or all of them.
+        place: String,
+    },
+    /// A context that is not there.
+    #[error("{place}: there is no context `{context}`; there are: {known}")]
+    Context {
+        /// The file, or all of them.
+        place: String,
+        /// What was asked for, or what is said to be current.
+        context: String,
+        /// Those that are there.
+        known: String,
+    },
+    /// No context is asked for, and none is current.
+    #[error(
+        "{place}: no context is current: name one, or make one so by `kubectl config use-context`; there are: {known}"
+    )]
+    NotCurrent {
+        /// The file, or all of them.
+        place: String,
+        /// Those that are there.
+        known: String,
+    },
     /// No kubeconfig that can be used, and no service account either.
     #[error("{kubeconfig}; and there is no service account of a pod: {service_account}")]
     Nowhere {
@@ -37,12 +72,16 @@ pub enum FindError {
     },
 }
 
-/// How to reach the API server of this context of the kubeconfig; without one, of its current context, or else of the cluster whose pod this runs in.
+/// How to reach the API server of this context of the kubeconfig; without one, of its current context, or else of the cluster whose pod this runs in. `file`: this
+/// kubeconfig, and nothing else.
 ///
 /// # Errors
 /// There is nothing to go by, or what there is cannot be used.
-pub async fn configuration(context: Option<&str>) -> Result<Config, FindError> {
+pub async fn configuration(context: Option<&str>, file: Option<&Path>) -> Result<Config, FindError> {
     let options = KubeConfigOptions { context: context.map(str::to_owned), ..KubeConfigOptions::default() };
+    if let Some(file) = file {
+        return of_kubeconfig(&[file.to_owned()], &options).await;
+    }
     let files = files(env::var_os("KUBECONFIG"), env::var_os("HOME"));
     let mut config = match of_kubeconfig(&files, &options).await {
         Ok(config) => config,
@@ -79,7 +118,38 @@ async fn of_kubeconfig(files: &[PathBuf], options: &KubeConfigOptions) -> Result
         });
     }
     let merged = merged.ok_or(FindError::Unnamed)?;
+    has_context(&merged, options, &all.join(", "))?;
     Config::from_custom_kubeconfig(merged, options).await.map_err(wrong(all.join(", ")))
+}
+
+/// Whether the context that is asked for is there: who is told that it is not has to know what there is.
+fn has_context(merged: &Kubeconfig, options: &KubeConfigOptions, place: &str) -> Result<(), FindError> {
+    let place = place.to_owned();
+    if merged.contexts.is_empty() {
+        return Err(FindError::Empty { place });
+    }
+    let known = || {
+        let mut known: Vec<String> =
+            merged.contexts.iter().take(NAMED).map(|context| shown(&context.name)).collect();
+        if let Some(more) = merged.contexts.len().checked_sub(NAMED).filter(|more| *more > 0) {
+            known.push(format!("{more} more"));
+        }
+        known.join(", ")
+    };
+    let asked = options.context.as_ref().or(merged.current_context.as_ref().filter(|name| !name.is_empty()));
+    match asked {
+        Some(name) if merged.contexts.iter().any(|context| context.name == *name) => Ok(()),
+        Some(name) => Err(FindError::Context { place, context: shown(name), known: known() }),
+        None => Err(FindError::NotCurrent { place, known: known() }),
+    }
+}
+
+/// A name as a message shows it: its beginning, if it is long, and nothing that would steer a terminal.
+pub(super) fn shown(name: &str) -> String {
+    match name.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}…", printable(&name[..end])),
+        None => printable(name),
+    }
 }
 
 #[cfg(test)]
@@ -150,15 +220,41 @@ mod tests {
         let missing = folder.path().join("missing");
         let broken = folder.path().join("broken");
         fs::write(&broken, "clusters: [").unwrap();
+        let empty = folder.path().join("empty");
+        fs::write(&empty, "").unwrap();
         for (files, options, place) in [
             (vec![good.clone(), missing.clone()], KubeConfigOptions::default(), &missing),
             (vec![good.clone(), broken.clone()], KubeConfigOptions::default(), &broken),
             (vec![good.clone()], of("none"), &good),
+            (vec![empty.clone()], KubeConfigOptions::default(), &empty),
         ] {
             let error = of_kubeconfig(&files, &options).await.unwrap_err();
             assert!(error.to_string().starts_with(&format!("{}: ", place.display())), "{error}");
         }
         let error = of_kubeconfig(&[], &KubeConfigOptions::default()).await.unwrap_err().to_string();
         assert!(error.contains("KUBECONFIG") && error.contains("HOME"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn of_a_context_that_is_not_there_is_said_which_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let one = kubeconfig(folder.path(), "one");
+        let said = async |file: &PathBuf, options: KubeConfigOptions| {
+            of_kubeconfig(&[file.clone()], &options).await.unwrap_err().to_string()
+        };
+        let place = one.display();
+        assert_eq!(
+            said(&one, of("two")).await,
+            format!("{place}: there is no context `two`; there are: one")
+        );
+        // A name that is no name is not told in full.
+        let long = said(&one, of(&"x\u{1b}".repeat(5000))).await;
+        assert!(long.len() < 1000 && !long.contains('\u{1b}') && long.ends_with("there are: one"), "{long}");
+        // None is current.
+        let text = fs::read_to_string(&one).unwrap().replace("\"current-context\":\"one\",", "");
+        let many = folder.path().join("many");
+        fs::write(&many, text).unwrap();
+        let error = said(&many, KubeConfigOptions::default()).await;
+        assert!(error.contains("no context is current") && error.ends_with("there are: one"), "{error}");
     }
 }

@@ -8,6 +8,7 @@
 //! Nothing is published before each kind has been read once, or is known to be absent: half of a cluster is not what is there.
 
 mod find;
+mod plugin;
 mod resource;
 mod watch;
 mod wire;
@@ -21,6 +22,7 @@ use tokio::sync::{mpsc, watch as latest};
 use tokio::task::JoinSet;
 
 pub use self::find::{FindError, configuration};
+pub use self::plugin::{ClientError, PluginError, client};
 use self::resource::Resource;
 use self::watch::{Told, Watcher};
 use crate::finding::Finding;
@@ -41,10 +43,8 @@ pub enum ConnectError {
     )]
     NotFound(#[source] Box<FindError>),
     /// What is said of it cannot be used.
-    #[error(
-        "cannot use what is said of the Kubernetes API server: {0} (look at the certificates and tokens of KUBECONFIG)"
-    )]
-    Unusable(#[source] Box<kube::Error>),
+    #[error("cannot use what is said of the Kubernetes API server: {0}")]
+    Unusable(#[source] Box<ClientError>),
 }
 
 /// How patient the watches are. All of them are stretched by chance, so that nothing is asked of an API server all at once.
@@ -87,11 +87,11 @@ struct Gathered {
 /// # Errors
 /// There is none to be found, or what is said of it cannot be used.
 pub async fn connect() -> Result<Client, ConnectError> {
-    let found = configuration(None).await;
+    let found = configuration(None, None).await;
     let mut config = found.map_err(|error| ConnectError::NotFound(Box::new(error)))?;
     // Each kind's own patience says when is asked again.
     config.default_retry = false;
-    Client::try_from(config).map_err(|error| ConnectError::Unusable(Box::new(error)))
+    client(config).await.map_err(|error| ConnectError::Unusable(Box::new(error)))
 }
 
 /// The definitions of the kinds that not every cluster has, by their names, each with the versions of it that are read, the best first.
