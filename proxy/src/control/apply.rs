@@ -23,7 +23,7 @@ use crate::endpoint::{EndpointSet, How};
 use crate::io;
 use crate::policy::{self, Action, EgressSpec};
 use crate::route;
-use crate::state::{AddressInfo, KnownAddress, ObjectName, ServiceState, Snapshot, Store, Want};
+use crate::state::{AddressInfo, KnownAddress, ObjectName, ServiceInfo, ServiceState, Snapshot, Store, Want};
 
 /// Writes the state of one proxy.
 pub struct Applier {
@@ -312,15 +312,17 @@ impl Applier {
             Decoded::Address(info) => self.learned.push((info.ip, Some(Arc::new(info)))),
             Decoded::Service(info) => {
                 if let Some(service) = self.service(&info.name) {
+                    // Endpoints and routes may be told before it, and then requests are sent as soon as it is there: by its balancer.
+                    self.rebalance_for(&service, Some(&info));
                     service.set_info(Some(Arc::new(info)));
-                    self.rebalance(&service);
                 }
             }
             Decoded::Endpoints(info) => {
                 if let Some(service) = self.service(&info.name) {
                     let old = service.endpoints();
-                    let balanced =
-                        self.balanced(&service, |how| EndpointSet::applied(old.as_deref(), &info, how));
+                    let told = service.info();
+                    let balanced = self
+                        .balanced(told.as_deref(), |how| EndpointSet::applied(old.as_deref(), &info, how));
                     service.set_endpoints(balanced);
                 }
             }
@@ -427,15 +429,23 @@ impl Applier {
 
     /// The service is treated otherwise, or this proxy's own zone has become known.
     fn rebalance(&self, service: &ServiceState) {
+        self.rebalance_for(service, service.info().as_deref());
+    }
+
+    fn rebalance_for(&self, service: &ServiceState, info: Option<&ServiceInfo>) {
         if let Some(endpoints) = service.endpoints() {
-            service.set_endpoints(self.balanced(service, |how| endpoints.balanced(how)));
+            service.set_endpoints(self.balanced(info, |how| endpoints.balanced(how)));
         }
     }
 
-    fn balanced(&self, service: &ServiceState, balance: impl FnOnce(&How<'_>) -> EndpointSet) -> EndpointSet {
-        let (info, workload) = (service.info(), self.store.load().workload.clone());
+    fn balanced(
+        &self,
+        info: Option<&ServiceInfo>,
+        balance: impl FnOnce(&How<'_>) -> EndpointSet,
+    ) -> EndpointSet {
+        let workload = self.store.load().workload.clone();
         balance(&How {
-            service: info.as_deref(),
+            service: info,
             zone: workload.as_ref().and_then(|workload| workload.zone.as_deref()).or(self.zone.as_deref()),
             now: self.store.nanos(),
             random: rand::random(),

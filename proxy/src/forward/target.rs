@@ -52,10 +52,17 @@ impl Going {
         }
     }
 
-    /// What the next request goes to.
+    /// What the next request goes to. One to a service that has just come waits for its routes, as the first use of a service does.
     pub(super) async fn target(&self, worker: &Worker) -> Result<Target, Fault> {
         match &self.found {
-            Ok(target) => return Ok(target.clone()),
+            Ok(target) => {
+                if let Target::Service(known, _) | Target::Session(known, ..) = target
+                    && known.awaits_routes()
+                {
+                    service(worker, &known.name).await?;
+                }
+                return Ok(target.clone());
+            }
             Err(fault) => {
                 if let Some(fault) = fault.lock().take() {
                     return Err(fault);
@@ -330,9 +337,33 @@ fn draw<'a>(
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests;
     use super::*;
     use crate::endpoint::EndpointSet;
     use crate::state::{EndpointInfo, EndpointsInfo};
+
+    #[tokio::test(start_paused = true)]
+    async fn an_open_connection_waits_for_the_routes_of_a_service_that_has_come_as_a_new_one_does() {
+        let worker = tests::lone_worker("web");
+        let state = tests::knows(&worker, "orders", &[([10, 0, 0, 1], 1).into()]);
+        let routes = state.routes();
+        let destination = Destination::Service { service: state.name.clone(), port: 80 };
+        let (open, _) = Going::find(&worker, destination).await;
+        state.set_routes(None);
+        let told = async {
+            tokio::task::yield_now().await;
+            state.set_routes(routes.clone());
+            worker.proxy.store.announce();
+        };
+        let (target, ()) = tokio::join!(open.target(&worker), told);
+        let asked = Asked { client: ([10, 0, 0, 9], 1).into(), request: None };
+        assert_eq!(target.unwrap().pick(&worker, &[], &asked).unwrap().address.port(), 1);
+        // Not for ever, and not for a service that is gone.
+        state.set_routes(None);
+        assert_eq!(open.target(&worker).await.unwrap_err().reason, Reason::DiscoveryUnavailable);
+        state.set_info(None);
+        assert!(open.target(&worker).await.is_ok());
+    }
 
     #[test]
     fn what_was_reached_and_failed_comes_before_what_is_not_ready() {

@@ -74,6 +74,11 @@ impl ServiceState {
         matches!(**self.routes.load(), Answer::Here(_))
     }
 
+    /// Whether it is there and its routes are on their way, which takes no more than a moment: what goes to it waits for them.
+    pub fn awaits_routes(&self) -> bool {
+        matches!(**self.info.load(), Answer::Here(_)) && !self.has_routes()
+    }
+
     /// The service itself; `None` when there is none (yet).
     pub fn info(&self) -> Option<Arc<ServiceInfo>> {
         here(&self.info)
@@ -190,6 +195,8 @@ impl ServiceState {
     pub(crate) fn set_routes(&self, routes: Option<Arc<route::Table>>) {
         self.routes.store(Arc::new(routes.map_or(Answer::Absent, Answer::Here)));
         self.set_rates();
+        // Without them there were no endpoints.
+        self.gates().iter().for_each(|(_, gate)| gate.changed());
     }
 
     pub(crate) fn set_endpoints(&self, endpoints: EndpointSet) {

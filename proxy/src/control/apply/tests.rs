@@ -295,6 +295,50 @@ fn a_service_that_comes_to_be_is_served_once_its_routes_have_come_too() {
     }
 }
 
+/// As requests are, on another thread: as soon as it can be used, it is used as the Service says.
+#[test]
+fn a_service_that_is_told_after_its_endpoints_is_used_with_its_balancer_at_once() {
+    let orders = ObjectName::new("shop", "orders");
+    let name = || Some(v1::ObjectName { namespace: "shop".to_owned(), name: "orders".to_owned() });
+    let balancer = v1::LoadBalancer { algorithm: v1::Algorithm::RoundRobin.into(), ..Default::default() };
+    let traffic = v1::Traffic { load_balancer: Some(balancer), ..v1::Traffic::default() };
+    let port = v1::ServicePort { port: 80, traffic: Some(traffic), ..v1::ServicePort::default() };
+    let service = v1::Service { name: name(), addresses: Vec::new(), ports: vec![port] }.encode_to_vec();
+    let peer = v1::Peer { peer: Some(v1::peer::Peer::Plaintext(v1::Plaintext {})) };
+    let address = |last: u8| v1::Endpoint {
+        address: format!("10.0.0.{last}"),
+        ports: vec![v1::EndpointPort { service_port: 80, port: 8080, peer: Some(peer.clone()) }],
+        ready: true,
+        ..v1::Endpoint::default()
+    };
+    let endpoints =
+        v1::Endpoints { name: name(), endpoints: (1..=200).map(address).collect() }.encode_to_vec();
+    let routes = v1::Routes { service: name(), ..v1::Routes::default() }.encode_to_vec();
+    for _ in 0..20 {
+        let mut bench = Bench::new(&[]);
+        bench.want(&Want::Service(orders.clone()));
+        bench.told::<v1::Endpoints>(&[("shop/orders", endpoints.clone())], &[]);
+        bench.told::<v1::Routes>(&[("shop/shop/orders", routes.clone())], &[]);
+        let state = Arc::clone(&bench.store.load().services[&orders]);
+        let waits = Arc::new(std::sync::Barrier::new(2));
+        let user = std::thread::spawn({
+            let waits = Arc::clone(&waits);
+            move || {
+                waits.wait();
+                loop {
+                    if let Some(endpoints) = state.serving(80) {
+                        return endpoints.port(80).unwrap().plan.is_some();
+                    }
+                }
+            }
+        });
+        waits.wait();
+        let applied = bench.told::<v1::Service>(&[("shop/orders", service.clone())], &[]);
+        assert!(applied.rejected.is_empty(), "{:?}", applied.rejected);
+        assert!(user.join().unwrap());
+    }
+}
+
 #[test]
 fn r07_what_is_not_in_use_as_it_was_told_is_asked_for_again() {
     let mut bench = Bench::new(&[]);
