@@ -25,7 +25,7 @@ use crate::policy::{self, Claims, Denial, Inbound, Judged, Kept, Open, Requested
 use crate::state::Peer;
 use crate::telemetry::Reason;
 use crate::telemetry::metrics::{VerdictKind, VerdictLabels};
-use crate::wire::Body;
+use crate::wire::{Body, Processed};
 
 /// How long requests under way have to end after a change of policy no longer allows them or their connection.
 const REVOKED: Duration = Duration::from_secs(1);
@@ -165,17 +165,15 @@ fn tell(
     let count = |verdict, rule: &str, reason| {
         worker.metrics.verdicts(&VerdictLabels { verdict, rule, reason }).inc();
     };
-    let log = |rule: &str, told: &str| {
-        let Open { port, peer, client, .. } = open;
-        let peer = peer.as_ref().map(tracing::field::display);
-        tracing::info!(%client, port, peer, rule, "{told}");
-    };
     let rule = match verdict {
         Verdict::Audit { rule } => {
-            count(VerdictKind::Audit, &rule, None);
-            // That everybody is let in by default is told of a connection once, though each request is judged.
-            if !policy::is_default(&rule) || guard.is_first_audit() {
-                log(&rule, "audited what is let in");
+            // Of bytes, a change of policy may have had it told already.
+            if request.is_some() || guard.audits(&rule) {
+                count(VerdictKind::Audit, &rule, None);
+                // That everybody is let in by default is told of a connection once, though each request is judged.
+                if !policy::is_default(&rule) || guard.is_first_audit() {
+                    log(open, &rule, AUDITED);
+                }
             }
             rule
         }
@@ -193,11 +191,29 @@ fn tell(
     };
     if let Some(rule) = &would_deny {
         count(VerdictKind::WouldDeny, rule, None);
-        log(rule, "a policy in dry run would have refused what is let in");
+        log(open, rule, "a policy in dry run would have refused what is let in");
     }
     Ok(Passed { rule, would_deny })
 }
 
+const AUDITED: &str = "audited what is let in";
+
+fn log(open: &Open, rule: &str, told: &str) {
+    let Open { port, peer, client, .. } = open;
+    let peer = peer.as_ref().map(tracing::field::display);
+    tracing::info!(%client, port, peer, rule, "{told}");
+}
+
+/// Tells of open connections that carry no HTTP and that a change of policy has had audited, as of those that come. The worker calls it once a second.
+pub(super) fn tell_of_audited(worker: &Worker) {
+    for (open, rule) in worker.proxy.connections.newly_audited() {
+        let labels = VerdictLabels { verdict: VerdictKind::Audit, rule: &rule, reason: None };
+        worker.metrics.verdicts(&labels).inc();
+        log(&open, &rule, AUDITED);
+    }
+}
+
+/// Whoever has proven no identity is told that it is denied, and no more: which policies there are is nobody's business outside the mesh.
 fn denied(
     worker: &Worker,
     (denial, rule): (Denial, Option<&str>),
@@ -207,6 +223,20 @@ fn denied(
     if let Some(outside) = &open.outside {
         return egress::denied(denial, rule, outside.address, outside.name.as_str().unwrap_or(""));
     }
+    let fault = refused(worker, (denial, rule), open, asked);
+    match open.peer.is_none() && fault.reason == Reason::PolicyDenied {
+        true => fault.in_confidence(),
+        false => fault,
+    }
+}
+
+/// Why what comes in is refused, in full.
+fn refused(
+    worker: &Worker,
+    (denial, rule): (Denial, Option<&str>),
+    open: &Open,
+    asked: Option<(&Method, &str)>,
+) -> Fault {
     let port = format!("port {} of {}", open.port, worker.proxy.workload().unwrap_or("this workload"));
     let what = asked.map(|(method, path)| format!(" to {method} {path}")).unwrap_or_default();
     let whom = || open.peer.as_ref().map_or("clients without identity", |peer| peer.as_str());
@@ -262,8 +292,9 @@ pub(super) fn revocation(worker: &Worker, guard: &policy::Guard) -> Fault {
 }
 
 /// The same for what a change of policy ends.
-fn changed(Fault { reason, detail, .. }: Fault) -> Fault {
-    Fault::maybe(reason, format!("policy has changed: {detail}"))
+fn changed(fault: Fault) -> Fault {
+    let detail = format!("policy has changed: {}", fault.detail).into();
+    Fault { processed: Processed::Maybe, detail, ..fault }
 }
 
 /// Resolves when a change of policy no longer allows a request that is under way on a connection that stays, and it has had time to end; with what

@@ -11,6 +11,7 @@ use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 use tulle_certs::Creds;
 
+use super::admit;
 use super::external;
 use super::fault::Speaker;
 use super::mirror;
@@ -279,8 +280,9 @@ impl Worker {
         Arc::clone(endpoint)
     }
 
-    /// Closes pooled connections that have idled too long; the worker calls it once a second.
+    /// Closes pooled connections that have idled too long, and tells of what is audited from now on; the worker calls it once a second.
     pub fn sweep(&self) {
+        admit::tell_of_audited(self);
         let limit = self.proxy.settings.idle_timeout;
         for service in self.proxy.store.load().services.values() {
             if let Some(endpoints) = service.endpoints() {

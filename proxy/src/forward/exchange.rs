@@ -229,7 +229,7 @@ async fn send_http1(
                 _ => Reason::UpstreamReset,
             };
             let detail = format!("{}: {}", endpoint.address, Chain(&error.failure));
-            let fault = Fault { reason, processed, detail: detail.into(), answer: None, challenge: None };
+            let fault = Fault::new(reason, processed, detail);
             let body = error.body.or_else(|| spare.and_then(Spare::body));
             let whole = body.map(|body| *request.body_mut() = body).is_some();
             Err(Failed { fault, again, whole })
@@ -310,7 +310,7 @@ async fn send_http2(
         Processed::Maybe if error.stale => Some(Cause::Stale),
         Processed::Maybe => Some(Cause::Broken),
     };
-    let fault = Fault { reason, processed, detail: detail.into(), answer: None, challenge: None };
+    let fault = Fault::new(reason, processed, detail);
     Err(Failed { fault, again, whole })
 }
 

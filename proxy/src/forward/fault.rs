@@ -21,6 +21,8 @@ pub(super) struct Fault {
     pub processed: Processed,
     /// What exactly went wrong, for people.
     pub detail: Box<str>,
+    /// The detail is for our own log alone: the client is told the reason.
+    pub is_confidential: bool,
     /// What is answered in place of what the reason says.
     pub answer: Option<InPlace>,
     /// What is asked of the client, or said of its token.
@@ -66,12 +68,23 @@ pub(super) struct Speaker(HeaderValue);
 impl Fault {
     /// A fault before anything was sent.
     pub(super) fn unsent(reason: Reason, detail: impl Into<Box<str>>) -> Self {
-        Self { reason, processed: Processed::No, detail: detail.into(), answer: None, challenge: None }
+        Self::new(reason, Processed::No, detail)
     }
 
     /// A fault after which nobody can say whether the request was acted on.
     pub(super) fn maybe(reason: Reason, detail: impl Into<Box<str>>) -> Self {
-        Self { reason, processed: Processed::Maybe, detail: detail.into(), answer: None, challenge: None }
+        Self::new(reason, Processed::Maybe, detail)
+    }
+
+    /// A fault of which that is known.
+    pub(super) fn new(reason: Reason, processed: Processed, detail: impl Into<Box<str>>) -> Self {
+        let detail = detail.into();
+        Self { reason, processed, detail, is_confidential: false, answer: None, challenge: None }
+    }
+
+    /// The same, of which its client hears no more than the reason.
+    pub(super) fn in_confidence(self) -> Self {
+        Self { is_confidential: true, ..self }
     }
 
     /// The same, with what its client is to hear of tokens.
@@ -104,6 +117,7 @@ impl Fault {
         let said = reply.map(|reply| reply.body.as_str()).filter(|body| !body.is_empty());
         let text = match said {
             Some(body) => body.to_owned(),
+            None if self.is_confidential => self.reason.message().to_owned(),
             None => format!("{}: {}", self.reason.message(), self.detail),
         };
         let mut response = if grpc {
@@ -298,6 +312,21 @@ mod tests {
         assert_eq!(response.headers()["x-tulle-error"], "connect_failed");
         assert_eq!(response.headers()["x-tulle-error-by"], "shop/web/outbound");
         assert!(!response.headers().contains_key("x-tulle-processed"));
+    }
+
+    #[test]
+    fn what_is_told_in_confidence_is_in_no_answer() {
+        let speaker = Speaker::new(Some("shop/web"), Direction::Inbound);
+        let fault = Fault::unsent(Reason::PolicyDenied, "the rule shop/secret/plans").in_confidence();
+        let response = fault.response(&speaker, true, true);
+        assert!(!format!("{response:?}").contains("secret"), "{response:?}");
+        let response = fault.response(&speaker, false, false);
+        assert_eq!(
+            (response.status().as_u16(), &response.headers()["x-tulle-error"]),
+            (403, &"policy_denied".parse().unwrap())
+        );
+        let told = http_body::Body::size_hint(response.body()).exact();
+        assert_eq!(told, Some(Reason::PolicyDenied.message().len() as u64 + 1));
     }
 
     #[test]

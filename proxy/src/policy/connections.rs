@@ -61,6 +61,8 @@ struct Shared {
     shards: [Mutex<Shard>; SHARDS],
     /// Told of each change of the policy for what comes in; several, so that who waits for it seldom meets others.
     changed: [Notify; SHARDS],
+    /// What a change has had audited, with the rule, and nobody has been told of yet.
+    audited: Mutex<Vec<(Open, Arc<str>)>>,
 }
 
 type Shard = HashMap<u64, Arc<Registered>, RandomState>;
@@ -74,6 +76,8 @@ struct Registered {
     is_relayed: AtomicBool,
     /// It was told of as audited.
     is_audited: AtomicBool,
+    /// Of one that carries no HTTP: the rule by which it is audited, which was told of.
+    audited: Mutex<Option<Arc<str>>>,
     revoked: CancellationToken,
     /// Why it was revoked; set before the token fires.
     verdict: OnceLock<Verdict>,
@@ -112,6 +116,7 @@ impl Connections {
             request,
             is_relayed: AtomicBool::new(false),
             is_audited: AtomicBool::new(false),
+            audited: Mutex::default(),
             revoked: CancellationToken::new(),
             verdict: OnceLock::new(),
         });
@@ -120,9 +125,21 @@ impl Connections {
     }
 
     /// Judges every registered connection by `policy`, which is already published, and revokes those that it no
-    /// longer allows. Returns how many. Whoever waits for a [change](Self::changed) is told then.
+    /// longer allows. Returns how many. Whoever waits for a [change](Self::changed) is told then. Those that carry no HTTP, and are audited from now on,
+    /// are [remembered](Self::newly_audited): nothing else would judge them again.
     pub fn rejudge(&self, policy: &Inbound) -> usize {
-        let of = |it: &Registered| it.open.outside.is_none().then(|| it.evaluate(policy));
+        let of = |it: &Registered| {
+            let verdict = it.open.outside.is_none().then(|| it.evaluate(policy))?;
+            let rule = match &verdict {
+                Verdict::Audit { rule } => Some(rule),
+                Verdict::Allow { .. } | Verdict::Deny { .. } => None,
+            };
+            if it.is_relayed.load(Ordering::Relaxed) && it.audits(rule) && !it.revoked.is_cancelled() {
+                let told = rule.map(|rule| (it.open.clone(), Arc::clone(rule)));
+                self.shared.audited.lock().extend(told);
+            }
+            Some(verdict)
+        };
         let revoked = self.rejudge_with(of);
         self.shared.changed.iter().for_each(Notify::notify_waiters);
         revoked
@@ -132,6 +149,11 @@ impl Connections {
     /// places of their own.
     pub fn changed(&self, worker: usize) -> &Notify {
         &self.shared.changed[worker % SHARDS]
+    }
+
+    /// What a change of policy has had audited since this was last asked, with the rule.
+    pub fn newly_audited(&self) -> Vec<(Open, Arc<str>)> {
+        std::mem::take(&mut *self.shared.audited.lock())
     }
 
     /// As [`Connections::rejudge`], for what goes out of the mesh.
@@ -234,6 +256,14 @@ impl Registered {
         }
     }
 
+    /// Whether it is to be told of, being audited by this rule, if by any, and not by the same before.
+    fn audits(&self, rule: Option<&Arc<str>>) -> bool {
+        let mut audited = self.audited.lock();
+        let is_new = rule.is_some() && audited.as_ref() != rule;
+        *audited = rule.cloned();
+        is_new
+    }
+
     /// Whether this was the first to revoke it.
     fn revoke(&self, verdict: Verdict) -> bool {
         let first = self.verdict.set(verdict).is_ok();
@@ -286,6 +316,11 @@ impl Guard {
     /// Whether this is asked for the first time: what is audited is told of once.
     pub fn is_first_audit(&self) -> bool {
         !self.registered.is_audited.swap(true, Ordering::Relaxed)
+    }
+
+    /// Whether what carries no HTTP is to be told of as audited by this rule: nobody has done so, nor [will](Connections::newly_audited).
+    pub fn audits(&self, rule: &Arc<str>) -> bool {
+        self.registered.audits(Some(rule))
     }
 
     /// Resolves when a change of policy no longer allows the connection.

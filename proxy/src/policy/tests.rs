@@ -243,6 +243,29 @@ fn a_connection_is_told_of_as_audited_once() {
     assert!(web.is_first_audit() && !web.is_first_audit() && !web.is_first_audit());
 }
 
+#[test]
+fn what_carries_no_http_is_told_of_when_a_change_has_it_audited() {
+    let connections = Connections::new();
+    let audited = |audited| {
+        let spec = inbound(Mode::Strict, &[], vec![]).spec().clone();
+        let unspoken = Unspoken { networks: Vec::new(), audited };
+        Inbound::new(InboundSpec { unspoken, ..spec }, std::time::Instant::now())
+    };
+    let (before, after) = (audited(false), audited(true));
+    // What carries requests is told of with the next of them.
+    let _requests = connections.register(open("admin"));
+    let bytes = connections.register(open("web"));
+    bytes.relays();
+    connections.rejudge(&before);
+    assert!(connections.newly_audited().is_empty());
+    connections.rejudge(&after);
+    assert_eq!(connections.newly_audited(), [(open("web"), Arc::<str>::from("default"))]);
+    // Neither by the next change, nor by whoever has judged it meanwhile.
+    connections.rejudge(&after);
+    assert!(connections.newly_audited().is_empty());
+    assert!(!bytes.audits(&Arc::from("default")) && bytes.audits(&Arc::from("shop/p/other")));
+}
+
 #[tokio::test]
 async fn whoever_waits_on_a_revoked_connection_wakes() {
     let connections = Connections::new();

@@ -2,7 +2,7 @@
 
 use std::time::{Instant, SystemTime};
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tulle_certs::issue::Authority;
 use tulle_certs::{Alpn, TrustDomain};
@@ -183,8 +183,16 @@ async fn r16_what_goes_over_a_limit_is_answered_here_and_the_connection_serves_o
     }
 }
 
+/// All that comes back for a request that asks for the connection's end.
+async fn answer(mut client: impl AsyncRead + AsyncWrite + Unpin) -> String {
+    client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    let _ = client.read_to_end(&mut answer).await;
+    String::from_utf8(answer).unwrap()
+}
+
 #[tokio::test]
-async fn who_is_refused_is_told_which_networks_are_meant_or_which_rule_lets_nobody_in() {
+async fn of_the_networks_that_are_meant_and_the_rule_that_lets_nobody_in_only_the_mesh_is_told() {
     let scene = Scene::new(Protocol::Http).await;
     let spec = scene.orders.proxy.store.load().inbound.as_ref().unwrap().spec().clone();
     let unspoken = Unspoken { networks: vec!["192.0.2.0/24".parse().unwrap()], audited: false };
@@ -201,13 +209,15 @@ async fn who_is_refused_is_told_which_networks_are_meant_or_which_rule_lets_nobo
     ] {
         let inbound = Inbound::new(spec, Instant::now());
         scene.orders.proxy.store.update(|snapshot| snapshot.inbound = Some(Arc::new(inbound)));
-        let mut client = scene.connect().await;
-        client.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
-        let mut answer = String::new();
-        client.read_to_string(&mut answer).await.unwrap();
-        assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
-        assert!(answer.contains("\r\nx-tulle-error: policy_denied\r\n"), "{answer}");
-        assert!(parts.iter().all(|part| answer.contains(part)), "{answer}");
+        let told = answer(scene.meshed().await).await;
+        assert!(parts.iter().all(|part| told.contains(part)), "{told}");
+        let stranger = answer(scene.connect().await).await;
+        for answer in [&told, &stranger] {
+            assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+            assert!(answer.contains("\r\nx-tulle-error: policy_denied\r\n"), "{answer}");
+        }
+        let (_, body) = stranger.split_once("\r\n\r\n").unwrap();
+        assert_eq!(body, "policy does not allow this client, or what it asks\n");
     }
 }
 
@@ -229,4 +239,39 @@ async fn a_proxy_that_leaves_amid_its_handshake_is_not_refused() {
     let metrics = scene.orders.proxy.telemetry.metrics.render();
     let refused = metrics.lines().filter(|line| line.contains("tls_malformed") && !line.ends_with(" 0"));
     assert_eq!(refused.collect::<Vec<_>>(), Vec::<&str>::new());
+}
+
+#[tokio::test]
+async fn bytes_that_were_let_in_are_told_of_once_when_a_change_of_policy_has_them_audited() {
+    let scene = Scene::new(Protocol::Tcp).await;
+    let proxy = &scene.orders.proxy;
+    let spec = proxy.store.load().inbound.as_ref().unwrap().spec().clone();
+    let mut client = scene.connect().await;
+    let (mut application, _) = scene.application.accept().await.unwrap();
+    application.write_all(b"220 hi").await.unwrap();
+    // Once it is here, it was judged.
+    client.read_exact(&mut [0; 6]).await.unwrap();
+    let told = || {
+        scene.orders.sweep();
+        let metrics = proxy.telemetry.metrics.render();
+        let audited =
+            |line: &&str| line.starts_with("tulle_policy_verdicts_total{verdict=\"audit\",rule=\"default\"");
+        let line = metrics.lines().find(audited);
+        line.map(|line| line.rsplit_once(' ').unwrap().1.to_owned())
+    };
+    assert_eq!(told(), None);
+    let change = |audited| {
+        let unspoken = Unspoken { networks: Vec::new(), audited };
+        let inbound = Arc::new(Inbound::new(InboundSpec { unspoken, ..spec.clone() }, Instant::now()));
+        proxy.store.update(|snapshot| snapshot.inbound = Some(Arc::clone(&inbound)));
+        assert_eq!(proxy.connections.rejudge(&inbound), 0);
+    };
+    // Twice: another change that leaves it so is nothing new.
+    for _ in 0..2 {
+        change(true);
+        assert_eq!(told().as_deref(), Some("1"));
+    }
+    change(false);
+    change(true);
+    assert_eq!(told().as_deref(), Some("2"), "it ended meanwhile");
 }
