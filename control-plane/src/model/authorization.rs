@@ -3,6 +3,9 @@
 //! `policies` say all of it. `rules` are for proxies that do not know those, and say it as far as exact identities and ports can: never looser.
 //! Where they can say all of it, there are no `policies`, and every proxy goes by the same rules.
 //!
+//! Proxies that do not know `policies` know neither tokens nor authorizers. Where one of these must agree, `rules` close the port, so that such a proxy lets
+//! nobody in; there are `policies` then whatever the others say, if only one that does nothing, so that newer proxies do not go by `rules`.
+//!
 //! # What a rule speaks of
 //!
 //! A policy speaks of the ports of its target, and of those alone that its rules' `toPorts` name, where each rule has some. Beyond
@@ -19,6 +22,9 @@ use crate::object::{Authorization, Identity, Kind, NamespacedName, PolicyRule, S
 /// Who lets nobody in where a Pod says `deny`; no policy is called so, as an object's name has no colon.
 const DENIED_BY_DEFAULT: &str = "annotation:default-inbound-policy";
 
+/// What does nothing, but that a proxy which knows it does not look at `rules`.
+const NOTHING: &str = "control-plane:rules-are-for-older-proxies";
+
 /// What a workload's proxy is told.
 pub(super) struct Told {
     /// Empty where `rules` say all of it.
@@ -27,7 +33,7 @@ pub(super) struct Told {
 }
 
 /// Ports of a workload; none: every port.
-type Ports = Option<BTreeSet<u16>>;
+pub(super) type Ports = Option<BTreeSet<u16>>;
 
 /// One rule, where its policy speaks of a workload.
 struct Judged<'p> {
@@ -50,16 +56,19 @@ struct Older {
 // === impl Context ===
 
 impl Context<'_> {
-    /// What AuthorizationPolicies say of a workload that serves these, and whether nobody is let in where none of them speaks.
+    /// What AuthorizationPolicies say of a workload that serves these, and whether nobody is let in where none of them speaks. `beyond`: what else must
+    /// agree that older proxies cannot ask, by name, and at which ports.
     pub(super) fn authorization(
         &self,
         workload: &NamespacedName,
         serving: &[Serving],
         denies_by_default: bool,
+        beyond: BTreeMap<String, Ports>,
     ) -> Told {
         let mut policies: Vec<v1::AccessPolicy> = Vec::new();
-        let mut older = Older::default();
-        let mut is_plain = true;
+        let is_beyond = !beyond.is_empty();
+        let mut older = Older { closed: beyond, ..Older::default() };
+        let mut is_plain = !is_beyond;
         for one in spoken(self.index, workload, serving, Kind::AuthorizationPolicy) {
             let Some(says) = one.policy.authorization() else { continue };
             let judged: Vec<Judged<'_>> =
@@ -79,15 +88,18 @@ impl Context<'_> {
         if is_plain {
             policies.clear();
         }
+        let alone = |name: &str, action: v1::AccessAction| v1::AccessPolicy {
+            name: format!("{}/{name}", workload.namespace),
+            action: action.into(),
+            ..v1::AccessPolicy::default()
+        };
         if denies_by_default {
-            if !policies.is_empty() {
-                policies.push(v1::AccessPolicy {
-                    name: format!("{}/{DENIED_BY_DEFAULT}", workload.namespace),
-                    action: v1::AccessAction::Allow.into(),
-                    ..v1::AccessPolicy::default()
-                });
+            if is_beyond || !policies.is_empty() {
+                policies.push(alone(DENIED_BY_DEFAULT, v1::AccessAction::Allow));
             }
             rules.push(nobody(&workload.namespace, &format!("{DENIED_BY_DEFAULT}/deny")));
+        } else if is_beyond && policies.is_empty() {
+            policies.push(alone(NOTHING, v1::AccessAction::Audit));
         }
         Told { policies, rules }
     }
@@ -253,7 +265,7 @@ fn plain_identities(rule: &PolicyRule) -> Option<Vec<&Identity>> {
 }
 
 /// Adds ports to others.
-fn unite(ports: &mut Ports, more: &Ports) {
+pub(super) fn unite(ports: &mut Ports, more: &Ports) {
     match (ports.as_mut(), more) {
         (Some(ports), Some(more)) => ports.extend(more),
         _ => *ports = None,

@@ -1,12 +1,12 @@
 //! How a workload's proxy treats what comes in, put together from all that is said of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tulle_api::{ResourceType, v1};
 
 use super::Encoded;
-use super::authorization::Told;
+use super::authorization::{Ports, Told, unite};
 use super::build::{Context, NO_POD, Serving, encode, nobody, object_name, serving_of};
 use crate::object::{DefaultInbound, NamespacedName, PRIVATE_NETWORKS, Telemetry};
 
@@ -48,8 +48,10 @@ impl Context<'_> {
         let pod = self.index.pod(name);
         let default = pod.and_then(|pod| pod.default_inbound);
         let modes = self.modes(name, serving);
+        let (authentications, external) = (self.authentications(name, serving), self.external(name, serving));
         let told = if self.is_there(name) {
-            self.authorization(name, serving, default == Some(DefaultInbound::Deny))
+            let beyond = beyond_older_proxies(&authentications, &external);
+            self.authorization(name, serving, default == Some(DefaultInbound::Deny), beyond)
         } else {
             Told { policies: Vec::new(), rules: vec![nobody(&name.namespace, NO_POD)] }
         };
@@ -84,8 +86,8 @@ impl Context<'_> {
             ports: ports.collect(),
             rules: told.rules,
             policies: told.policies,
-            authentications: self.authentications(name, serving),
-            external: self.external(name, serving),
+            authentications,
+            external,
             default_networks: default.map(|default| self.default_networks(default)).unwrap_or_default(),
             default_audited: default == Some(DefaultInbound::Audit),
             ..v1::InboundPolicy::default()
@@ -111,4 +113,25 @@ impl Context<'_> {
             false => of_mesh.iter().map(ToString::to_string).collect(),
         }
     }
+}
+
+/// What must agree to a request and is not known to proxies that know no `policies`: by name, and at which ports. A policy of tokens that requires none is
+/// among them: such a proxy would pass on a token that is not valid, and headers of claims that the client made up.
+fn beyond_older_proxies(
+    authentications: &[v1::Authentication],
+    external: &[v1::ExternalAuthorization],
+) -> BTreeMap<String, Ports> {
+    let authentications = authentications.iter().filter(|one| !one.dry_run);
+    let external = external.iter().filter(|one| !one.dry_run);
+    let all = authentications
+        .map(|one| (format!("{}/request-authentication", one.name), &one.ports))
+        // Rules cannot say all ports but some: those of authorizers are closed with the others.
+        .chain(external.map(|one| (format!("{}/external-authorization", one.name), &one.ports)));
+    let mut beyond: BTreeMap<String, Ports> = BTreeMap::new();
+    for (name, ports) in all {
+        let known = beyond.entry(name).or_insert_with(|| Some(BTreeSet::new()));
+        let numbers = ports.iter().filter_map(|port| u16::try_from(*port).ok());
+        unite(known, &(!ports.is_empty()).then(|| numbers.collect()));
+    }
+    beyond
 }

@@ -78,3 +78,32 @@ fn a_service_of_keys_that_is_not_there_is_told() {
         }
     }
 }
+
+/// What older proxies go by, and what newer ones do: names, ports and how many identities or rules.
+fn judged(policy: &v1::InboundPolicy) -> (Vec<(&str, &[u32], usize)>, Vec<(&str, &[u32], usize)>) {
+    let rules = policy.rules.iter().map(|one| (&*one.name, &one.ports[..], one.identities.len()));
+    let policies = policy.policies.iter().map(|one| (&*one.name, &one.ports[..], one.rules.len()));
+    (rules.collect(), policies.collect())
+}
+
+#[test]
+fn a_proxy_that_knows_no_tokens_lets_nobody_in_where_they_are_looked_at() {
+    let http = "targetRefs: [{kind: Service, name: orders, sectionName: http}]";
+    let nothing = ("default/control-plane:rules-are-for-older-proxies", &[][..], 0);
+    let (told, _) = served(&policy("default", "p", http));
+    let closed = ("default/p/request-authentication", &[8080][..], 0);
+    assert_eq!(judged(&told), (vec![closed], vec![nothing]));
+    assert_eq!(told.policies[0].action(), v1::AccessAction::Audit, "newer proxies let in as before");
+    // Where no token is needed one that is not valid is refused all the same.
+    let (told, _) = served(&policy("default", "p", "required: false"));
+    assert_eq!(judged(&told), (vec![("default/p/request-authentication", &[][..], 0)], vec![nothing]));
+    // Whoever is allowed by rules is so at other ports only, and the policy is told in whole.
+    let allow = "---\napiVersion: policy.tulle.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: a, namespace: default}\n\
+                 spec: {targetRefs: [{kind: Service, name: orders}], rules: [{from: [{identities: [default/web]}]}]}\n";
+    let (told, _) = served(&format!("{}{allow}", policy("default", "p", http)));
+    let allowed = ("default/a/0", &[8081][..], 1);
+    assert_eq!(judged(&told), (vec![allowed, closed], vec![("default/a", &[8080, 8081][..], 1)]));
+    // What only tells closes nothing.
+    let (told, _) = served(&policy("default", "p", "mode: DryRun"));
+    assert_eq!(judged(&told), (vec![], vec![]));
+}

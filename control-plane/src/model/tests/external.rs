@@ -158,6 +158,24 @@ fn one_that_cannot_be_read_refuses_what_it_would_have_asked_about() {
 }
 
 #[test]
+fn a_proxy_that_cannot_ask_anybody_lets_nobody_in_where_somebody_is_asked() {
+    let of = |spec: &str, workload: &str| {
+        let (index, _) = served(&policy("default", "ask", spec));
+        let model = Model::build(&index, Settings::default());
+        let told = get::<v1::InboundPolicy>(&model, &format!("default/{workload}")).unwrap();
+        let rules = told.rules.into_iter().map(|one| (one.name, one.ports, one.identities.len()));
+        (rules.collect::<Vec<_>>(), told.policies.len())
+    };
+    let closed = |ports: &[u32]| vec![("default/ask/external-authorization".to_owned(), ports.to_vec(), 0)];
+    for rest in ["", ", failureMode: Allow"] {
+        assert_eq!(of(&format!("{AT_ORDERS}, {ASKS}{rest}"), "o"), (closed(&[8080, 8081]), 1), "{rest}");
+    }
+    assert_eq!(of(&format!("{AT_ORDERS}, {ASKS}, mode: DryRun"), "o"), (vec![], 0));
+    // The authorizer's own port too: rules cannot leave one out.
+    assert_eq!(of(ASKS, "opa"), (closed(&[]), 1));
+}
+
+#[test]
 fn what_comes_and_goes_reaches_every_workload_that_it_is_about() {
     let (mut index, _) = served("");
     let mut model = Model::build(&index, Settings::default());

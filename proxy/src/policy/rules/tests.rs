@@ -112,6 +112,23 @@ fn ask(policy: &Inbound, account: &str, asked: &str) -> String {
     said(&Ask::new(asked).of(policy, account).verdict)
 }
 
+/// As a control plane says it where what it tells older proxies is not for us.
+#[test]
+fn an_audit_without_rules_stands_in_the_place_of_what_is_for_older_proxies_and_does_nothing() {
+    let spec = |policies| {
+        let closed = super::super::Allow { name: "shop/p/tokens".into(), ports: vec![], identities: vec![] };
+        InboundSpec { rules: vec![closed], ..inbound(policies).spec().clone() }
+    };
+    let judge = |policies| {
+        let policy = Inbound::new(spec(policies), Instant::now());
+        let client = Ipv4Addr::LOCALHOST.into();
+        policy.evaluate(&Connection { port: 80, peer: None, tls: TlsKind::None, client })
+    };
+    assert!(!judge(Vec::new()).is_allowed());
+    let nothing = policy(AccessAction::Audit, Vec::new());
+    assert_eq!(judge(vec![nothing]), Verdict::Allow { rule: "default".into() });
+}
+
 #[test]
 fn what_is_denied_is_not_allowed_by_another_and_what_nobody_speaks_of_is() {
     let both = inbound(vec![
