@@ -3,6 +3,8 @@
 //! A compact JWT, ES256 and nothing else (RFC 7515, RFC 8725 §3.1): `sub` the SPIFFE ID, `services` the names
 //! that it may register under, `exp`, `jti`, `aud` = `tulle`. The control plane mints and verifies with a key of
 //! its own that certifies nothing. Tokens are secrets: no `Debug` and no error shows one.
+//!
+//! One that is good for one time has another audience, so that a control plane which does not count how often a token is shown takes none of them.
 
 use std::fmt;
 use std::path::Path;
@@ -23,6 +25,8 @@ use crate::{pem, x509};
 
 /// `aud` of every join token.
 pub const AUDIENCE: &str = "tulle";
+/// `aud` of a join token that is good for one time.
+pub const AUDIENCE_ONCE: &str = "tulle-once";
 /// Clocks may differ by so much.
 pub const LEEWAY: Duration = Duration::from_secs(60);
 /// Longer tokens are refused unread.
@@ -90,6 +94,8 @@ pub struct Claims {
     pub exp: SystemTime,
     /// Its own ID, for revoking it.
     pub jti: String,
+    /// It is good for one time; whoever takes it must count.
+    pub once: bool,
 }
 
 /// The claims as JSON.
@@ -135,7 +141,7 @@ impl JoinTokens {
             return Err(TokenError::Curve);
         }
         let mut validation = Validation::new(Algorithm::ES256);
-        validation.set_audience(&[AUDIENCE]);
+        validation.set_audience(&[AUDIENCE, AUDIENCE_ONCE]);
         validation.set_required_spec_claims(&["exp", "aud", "sub"]);
         // Times are compared below, with the time that is passed in.
         validation.validate_exp = false;
@@ -158,6 +164,28 @@ impl JoinTokens {
         lifetime: Duration,
         now: SystemTime,
     ) -> Result<String, TokenError> {
+        self.sign(sub, services, AUDIENCE, lifetime, now)
+    }
+
+    /// The same, good for one time.
+    pub fn mint_once(
+        &self,
+        sub: &SpiffeId,
+        services: &[String],
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<String, TokenError> {
+        self.sign(sub, services, AUDIENCE_ONCE, lifetime, now)
+    }
+
+    fn sign(
+        &self,
+        sub: &SpiffeId,
+        services: &[String],
+        audience: &str,
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<String, TokenError> {
         let mut jti = [0_u8; 16];
         aws_lc_rs::rand::fill(&mut jti).map_err(|_| TokenError::Signing)?;
         let claims = Wire {
@@ -167,7 +195,7 @@ impl JoinTokens {
             nbf: None,
             // Of letters and digits: people type it.
             jti: jti.iter().map(|byte| format!("{byte:02x}")).collect(),
-            aud: AUDIENCE.into(),
+            aud: audience.into(),
         };
         jsonwebtoken::encode(&Header::new(Algorithm::ES256), &claims, &self.encoding)
             .map_err(|_| TokenError::Signing)
@@ -198,7 +226,12 @@ impl JoinTokens {
 impl Wire {
     fn read(self) -> Result<Claims, TokenError> {
         let sub = SpiffeId::parse(&self.sub)?;
-        Ok(Claims { sub, services: self.services, exp: time(self.exp), jti: self.jti })
+        // Of several audiences the strictest counts.
+        let once = match &self.aud {
+            serde_json::Value::Array(all) => all.iter().any(|one| one == AUDIENCE_ONCE),
+            one => one == AUDIENCE_ONCE,
+        };
+        Ok(Claims { sub, services: self.services, exp: time(self.exp), jti: self.jti, once })
     }
 }
 

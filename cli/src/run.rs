@@ -381,6 +381,7 @@ fn here(arguments: &RunArgs, control_plane: &ControlPlane, folder: &Path) -> Res
         identity: &identity,
         services: &arguments.services,
         lifetime: TOKEN_LIFETIME,
+        once: false,
     })?;
     let path = folder.join("token");
     token::write(&token, &path)?;

@@ -28,6 +28,7 @@ Examples:
       --service orders --out orders.token
   tulle token create --state-dir state --workload-identity shop/payments-v2 \\
       --service payments --service payments-v2 --lifetime 1h
+  tulle token create --state-dir state --workload-identity shop/orders --once
 
 The file is for the proxy's --identity-token-file. Its first line is the token,
 a secret until it expires; its second line pins the control plane's root.
@@ -124,6 +125,9 @@ pub(crate) struct CreateArgs {
     /// How long a workload may join with it.
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = duration::parse)]
     lifetime: Duration,
+    /// The first who joins with it is the last. What has joined renews its certificate without it; started anew, it needs another token.
+    #[arg(long)]
+    once: bool,
     /// The mesh's trust domain. By default the one that the control plane's root was made for.
     #[arg(long, value_name = "NAME")]
     trust_domain: Option<String>,
@@ -142,6 +146,8 @@ pub(crate) struct Request<'a> {
     pub(crate) identity: &'a str,
     pub(crate) services: &'a [String],
     pub(crate) lifetime: Duration,
+    /// It is good for one time.
+    pub(crate) once: bool,
 }
 
 /// The `token` verb.
@@ -163,6 +169,7 @@ fn make(arguments: &CreateArgs) -> Result<()> {
         identity: &arguments.workload_identity,
         services: &arguments.services,
         lifetime: arguments.lifetime,
+        once: arguments.once,
     })?;
     let claims = claims_of(&token)?;
     let noting = ca::change_ledger_of(&arguments.state_dir, |ledger| {
@@ -278,10 +285,12 @@ fn table(ledger: &Ledger, now: SystemTime) -> String {
             Some(expires) => format!("{} ago", long(now - expires)),
             None => "unknown".to_owned(),
         };
-        let state = match (entry.revoked, entry.expires) {
-            (Some(revoked), _) => format!("revoked {} ago", long(now.saturating_sub(revoked))),
-            (None, Some(expires)) if expires <= now => "expired".to_owned(),
-            (None, _) => "valid".to_owned(),
+        let state = match (entry.revoked, entry.used, entry.expires) {
+            (Some(revoked), ..) => format!("revoked {} ago", long(now.saturating_sub(revoked))),
+            (None, Some(used), _) => format!("used {} ago", long(now.saturating_sub(used))),
+            (None, None, Some(expires)) if expires <= now => "expired".to_owned(),
+            (None, None, _) if entry.once => "valid once".to_owned(),
+            (None, None, _) => "valid".to_owned(),
         };
         let or = |text: String| if text.is_empty() { "-".to_owned() } else { text };
         // Who may write there may write anything.
@@ -355,7 +364,11 @@ fn mint(request: &Request<'_>) -> Result<(String, Option<Pin>)> {
         (None, None) => TrustDomain::default(),
     };
     let id = SpiffeId::new(&domain, &account.namespace, &account.name).context("--workload-identity")?;
-    let token = tokens.mint(&id, request.services, request.lifetime, SystemTime::now())?;
+    let (services, lifetime, now) = (request.services, request.lifetime, SystemTime::now());
+    let token = match request.once {
+        true => tokens.mint_once(&id, services, lifetime, now)?,
+        false => tokens.mint(&id, services, lifetime, now)?,
+    };
     Ok((token, pin))
 }
 
@@ -397,7 +410,7 @@ mod tests {
     fn claims(jti: &str, expires: u64) -> Claims {
         let sub = SpiffeId::new(&TrustDomain::default(), "shop", "web").unwrap();
         let exp = UNIX_EPOCH + Duration::from_secs(expires);
-        Claims { sub, services: vec!["web".into(), "api".into()], exp, jti: jti.into() }
+        Claims { sub, services: vec!["web".into(), "api".into()], exp, jti: jti.into(), once: false }
     }
 
     #[test]
@@ -431,12 +444,17 @@ mod tests {
         let ledger = Ledger::default()
             .with_made(&claims("a", 100_000), at(0))
             .with_made(&claims("b", 900), at(0))
-            .with_revoked("c", None, at(940));
+            .with_revoked("c", None, at(940))
+            .with_made(&Claims { once: true, ..claims("d", 100_000) }, at(0))
+            .with_used(&Claims { once: true, ..claims("e", 100_000) }, at(700))
+            .unwrap();
         let expected = "\
 ID IDENTITY SERVICES EXPIRES STATE
 a spiffe://cluster.local/ns/shop/sa/web web,api in 27 h valid
 b spiffe://cluster.local/ns/shop/sa/web web,api 1 min ago expired
-c - - unknown revoked 1 min ago";
+c - - unknown revoked 1 min ago
+d spiffe://cluster.local/ns/shop/sa/web web,api in 27 h valid once
+e spiffe://cluster.local/ns/shop/sa/web web,api in 27 h used 5 min ago";
         let shown = table(&ledger, at(1000));
         let squeezed = shown.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
         assert_eq!(squeezed.collect::<Vec<_>>().join("\n"), expected);

@@ -241,7 +241,7 @@ impl Metrics {
             certificates: f.counters(
                 "tulle_control_plane_certificate_requests_total",
                 "outcome",
-                "Requests for certificates: `issued_by_token`, `issued_by_service_account`, `issued_by_certificate`, `unauthenticated`, `denied`, `revoked`, `bad_request`, `failed`",
+                "Requests for certificates: `issued_by_token`, `issued_by_service_account`, `issued_by_certificate`, `unauthenticated`, `denied`, `revoked`, `replayed`, `bad_request`, `failed`",
             )?,
             lease_held: f.gauge(
                 "tulle_control_plane_lease_held",

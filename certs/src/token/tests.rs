@@ -189,3 +189,15 @@ fn debug_and_errors_show_no_secret() {
         assert!(!shown.contains(line));
     }
 }
+
+#[test]
+fn a_token_that_is_good_for_one_time_says_so_and_no_other_does() {
+    let tokens = tokens();
+    let once = tokens.mint_once(&web(), &[], HOUR, now()).unwrap();
+    assert!(tokens.verify(&once, now()).unwrap().once && claims_of(&once).unwrap().once);
+    let often = tokens.mint(&web(), &[], HOUR, now()).unwrap();
+    assert!(!tokens.verify(&often, now()).unwrap().once && !claims_of(&often).unwrap().once);
+    // Whoever adds an audience makes it no more of a token.
+    let both = changed("aud", serde_json::json!(["tulle", "tulle-once"]));
+    assert!(tokens.verify(&signed(&tokens, ES256, &both), now()).unwrap().once);
+}

@@ -300,6 +300,7 @@ fn start_proxy(
         identity: &format!("{NAMESPACE}/{name}"),
         services: &strings(services),
         lifetime: Duration::from_secs(3600),
+        once: false,
     })?;
     token::write(&token, &token_file)?;
     let registered: String = services.iter().map(|name| format!("/{name}:{PORT}")).collect();

@@ -108,10 +108,12 @@ impl Grants {
 
     /// Adds what a token grants. It is kept before it counts; those who join at once are written together.
     pub(super) async fn add(&self, claims: &Claims) -> Result<(), CaError> {
-        let expires = claims.exp.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let services = claims.services.iter().cloned().collect();
-        let tokens = BTreeMap::from([(claims.jti.clone(), ByToken { services, expires })]);
-        self.add_grant(&claims.sub, Grant { tokens, ..Grant::default() }).await
+        self.add_grant(&claims.sub, Grant::by(claims)).await
+    }
+
+    /// Whether what this very token grants is kept.
+    pub(super) fn has(&self, claims: &Claims) -> bool {
+        self.state.holds(&claims.sub, &Grant::by(claims))
     }
 
     /// Adds services that no token is known of.
@@ -162,6 +164,14 @@ impl Grants {
 // === impl Grant ===
 
 impl Grant {
+    /// What a token grants.
+    fn by(claims: &Claims) -> Self {
+        let expires = claims.exp.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let services = claims.services.iter().cloned().collect();
+        let tokens = BTreeMap::from([(claims.jti.clone(), ByToken { services, expires })]);
+        Self { tokens, ..Self::default() }
+    }
+
     fn names(&self, service: &str, is_revoked: impl Fn(&str) -> bool) -> bool {
         let by_token = |(jti, by): (&String, &ByToken)| by.services.contains(service) && !is_revoked(jti);
         self.services.contains(service) || self.tokens.iter().any(by_token)

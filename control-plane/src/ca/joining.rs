@@ -44,6 +44,16 @@ impl Ca {
         self.0.grants.add_services(id, services).await
     }
 
+    /// Whether this join token is good for one time and was used, as far as is known here.
+    pub(super) fn is_used(&self, jti: &str) -> bool {
+        self.0.revoked.is_used(jti)
+    }
+
+    /// Uses a join token that is good for one time; says whether it still was.
+    pub(super) async fn spend(&self, token: &Claims, now: SystemTime) -> Result<bool, CaError> {
+        self.0.revoked.spend(token, now).await
+    }
+
     /// Whether this join token was revoked.
     pub fn is_revoked(&self, jti: &str) -> bool {
         self.0.revoked.is_token(jti)
@@ -137,6 +147,9 @@ pub enum GrantError {
     /// It was revoked.
     #[error("the join token {0} is revoked; make another with `tulle token create`")]
     Revoked(String),
+    /// It is good for one time, and was used for something else.
+    #[error("{0}")]
+    Used(String),
     /// It is another's.
     #[error("the join token is for {of}, the certificate for {id}")]
     Other {
@@ -150,7 +163,16 @@ pub enum GrantError {
     Kept(#[from] CaError),
 }
 
-/// Remembers what a join token grants to `id`, which has proved to be that.
+/// What whoever shows a token a second time is told that is good for one time.
+pub(super) fn used(Claims { jti, sub, .. }: &Claims) -> String {
+    format!(
+        "the join token {jti} of {sub} is good for one time, and was used; make another with `tulle token create --once`. If it was used by none of yours, `tulle token revoke {jti}` \
+         shuts out who did"
+    )
+}
+
+/// Remembers what a join token grants to `id`, which has proved to be that. A token that is good for one time may be shown again by whom it has granted just that: it proves nothing here, and a proxy
+/// shows it on each of its streams.
 pub(super) async fn grant_to(
     id: &SpiffeId,
     token: &str,
@@ -164,6 +186,9 @@ pub(super) async fn grant_to(
     }
     if claims.sub != *id {
         return Err(GrantError::Other { of: claims.sub, id: id.clone() });
+    }
+    if claims.once && !grants.has(&claims) && !revoked.spend(&claims, now).await? {
+        return Err(GrantError::Used(used(&claims)));
     }
     Ok(grants.add(&claims).await?)
 }

@@ -1,9 +1,11 @@
-//! Join tokens that were made, and those that are revoked.
+//! Join tokens that were made, those that are revoked, and those that are good for one time and were used.
 //!
 //! A token proves itself; that it is in the book only lets people see what they have handed out. That it is revoked holds for the token, for what it has granted, and for
 //! every certificate that goes back to it ([`Lineage`]): it is not renewed any more. Kept in the [`Store`] as JSON by the tokens' IDs, written by `tulle token` beside the running
 //! control plane, and read by every replica. What is revoked stays so: what the token has granted is kept for as long as the identity is, and how long certificates live may
 //! have been set anew since.
+//!
+//! That a token was used is written before its bearer gets a certificate, and whoever writes it second is refused: of several replicas that are shown a token at once one takes it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -39,6 +41,16 @@ pub struct Entry {
     /// When it was revoked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked: Option<u64>,
+    /// It is good for one time.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub once: bool,
+    /// When that one was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used: Option<u64>,
+}
+
+fn is_false(once: &bool) -> bool {
+    !*once
 }
 
 /// Tokens by their IDs.
@@ -94,6 +106,18 @@ impl Ledger {
         self
     }
 
+    /// With a token that is good for one time used now; `None`: it was before.
+    #[must_use]
+    pub fn with_used(mut self, claims: &Claims, now: SystemTime) -> Option<Self> {
+        let entry = self.0.entry(claims.jti.clone()).or_default();
+        entry.tell(claims);
+        if entry.used.is_some() {
+            return None;
+        }
+        entry.used = Some(seconds(now));
+        Some(self)
+    }
+
     /// Without what does not matter any more. Who was revoked must never be taken for somebody who was not: of that the ID stays.
     #[must_use]
     pub fn without_past(mut self, now: SystemTime) -> Self {
@@ -111,6 +135,10 @@ impl Ledger {
     fn revoked(&self) -> impl Iterator<Item = &str> {
         self.0.iter().filter(|(_, entry)| entry.revoked.is_some()).map(|(jti, _)| jti.as_str())
     }
+
+    fn used(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().filter(|(_, entry)| entry.used.is_some()).map(|(jti, _)| jti.as_str())
+    }
 }
 
 // === impl Entry ===
@@ -120,6 +148,7 @@ impl Entry {
         self.identity = claims.sub.to_string();
         self.services.clone_from(&claims.services);
         self.expires = Some(seconds(claims.exp));
+        self.once = claims.once;
     }
 }
 
@@ -127,7 +156,7 @@ fn seconds(time: SystemTime) -> u64 {
     time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// What is revoked, as an authority asks it. The last good book holds.
+/// What is revoked or used, as an authority asks it. The last good book holds.
 pub(super) struct Revoked {
     store: Arc<dyn Store>,
     now: Mutex<Known>,
@@ -140,6 +169,7 @@ struct Known {
     damaged: String,
     tokens: BTreeSet<String>,
     lineages: BTreeSet<Lineage>,
+    used: BTreeSet<String>,
 }
 
 // === impl Revoked ===
@@ -208,6 +238,35 @@ impl Revoked {
         self.now.lock().tokens.contains(jti)
     }
 
+    /// Whether a token that is good for one time was used, as far as is known here. [`spend`](Self::spend) decides.
+    pub(super) fn is_used(&self, jti: &str) -> bool {
+        self.now.lock().used.contains(jti)
+    }
+
+    /// Uses a token that is good for one time; says whether it still was. It is written when this returns, for all replicas.
+    ///
+    /// # Errors
+    /// When the book cannot be read or written; then nobody may be let in by the token.
+    pub(super) async fn spend(&self, claims: &Claims, now: SystemTime) -> Result<bool, CaError> {
+        let place = self.store.place(TOKENS);
+        let is_first = Mutex::new(Ok(false));
+        let change = |text: Option<&str>| {
+            let (first, text) = match Ledger::read(text, &place) {
+                Err(damaged) => (Err(damaged), None),
+                Ok(ledger) => match ledger.with_used(claims, now) {
+                    Some(ledger) => (Ok(true), Some(ledger.to_text())),
+                    None => (Ok(false), None),
+                },
+            };
+            *is_first.lock() = first;
+            text
+        };
+        self.store.change(TOKENS, &change).await?;
+        let is_first = is_first.into_inner()?;
+        self.now.lock().used.insert(claims.jti.clone());
+        Ok(is_first)
+    }
+
     pub(super) fn is_lineage(&self, lineage: Lineage) -> bool {
         self.now.lock().lineages.contains(&lineage)
     }
@@ -219,7 +278,8 @@ impl Known {
     fn of(text: &str, ledger: &Ledger) -> Self {
         let tokens: BTreeSet<String> = ledger.revoked().map(str::to_owned).collect();
         let lineages = tokens.iter().map(|jti| Lineage::of_token(jti)).collect();
-        Self { text: text.to_owned(), damaged: String::new(), tokens, lineages }
+        let used = ledger.used().map(str::to_owned).collect();
+        Self { text: text.to_owned(), damaged: String::new(), tokens, lineages, used }
     }
 }
 
@@ -237,7 +297,7 @@ mod tests {
 
     fn claims(jti: &str, exp: SystemTime) -> Claims {
         let sub = SpiffeId::new(&TrustDomain::default(), "shop", "web").unwrap();
-        Claims { sub, services: vec!["web".into()], exp, jti: jti.into() }
+        Claims { sub, services: vec!["web".into()], exp, jti: jti.into(), once: false }
     }
 
     #[test]
@@ -274,5 +334,21 @@ mod tests {
         assert_eq!(much_later.clone().without_past(at(5000)), much_later);
         // Revoked once more, it is so since the first time.
         assert_eq!(book.clone().with_revoked("short", None, at(5)), book);
+    }
+
+    #[test]
+    fn what_is_good_for_one_time_is_used_once_and_known_to_be_for_as_long_as_it_could_be_shown() {
+        let once = Claims { once: true, ..claims("a", at(10)) };
+        let book = Ledger::default().with_made(&once, at(0));
+        assert_eq!(book.used().count(), 0);
+        let used = book.with_used(&once, at(1)).unwrap();
+        assert_eq!(used.used().collect::<Vec<_>>(), ["a"]);
+        assert_eq!(Ledger::read(Some(&used.to_text()), "x").unwrap(), used);
+        assert_eq!(used.clone().with_used(&once, at(2)), None);
+        assert_eq!(used.clone().without_past(DAY, at(10)), used);
+        // Also one that is in no book, and one that is revoked besides.
+        assert!(Ledger::default().with_used(&once, at(1)).is_some_and(|book| book.used().count() == 1));
+        let revoked = used.with_revoked("a", None, at(2)).without_past(DAY, at(10));
+        assert_eq!((revoked.used().count(), revoked.revoked().count()), (1, 1));
     }
 }

@@ -16,6 +16,7 @@ use tulle_certs::issue::IssueError;
 use tulle_certs::token::Claims;
 use tulle_certs::{Lineage, Refusal, SpiffeId, peer_id, validity};
 
+use super::joining::used;
 use super::{Bearer, Ca, ReviewError};
 use crate::cluster::is_of_kubernetes;
 
@@ -71,6 +72,10 @@ fn revoked(why: String) -> (Status, Outcome) {
     (Status::unauthenticated(why), Outcome::Revoked)
 }
 
+fn replayed(token: &Claims) -> (Status, Outcome) {
+    (Status::unauthenticated(used(token)), Outcome::Replayed)
+}
+
 /// How a request for a certificate ended; the words are metric labels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Outcome {
@@ -82,6 +87,8 @@ pub enum Outcome {
     Denied,
     /// A join token that was revoked, or a certificate that goes back to one.
     Revoked,
+    /// A join token that is good for one time, and was used.
+    Replayed,
     /// The signing request is bad.
     BadRequest,
     /// The authority could not issue.
@@ -98,6 +105,7 @@ impl Outcome {
             Self::Unauthenticated => "unauthenticated",
             Self::Denied => "denied",
             Self::Revoked => "revoked",
+            Self::Replayed => "replayed",
             Self::BadRequest => "bad_request",
             Self::Failed => "failed",
         }
@@ -158,6 +166,9 @@ impl CertificateService {
                 (Status::unavailable(error.to_string()), Outcome::Failed)
             }
         })?;
+        if let Some(token) = token.as_ref().filter(|token| token.once) {
+            self.spend(token, now).await?;
+        }
         // Before the certificate is used: whoever has it registers at once.
         if let Some(token) = &token {
             self.ca.grant_by(token).await.map_err(|error| {
@@ -167,6 +178,18 @@ impl CertificateService {
         }
         tracing::info!(%id, ?proof, "issued a certificate");
         Ok((IstioCertificateResponse { cert_chain: issued.to_pem() }, Outcome::Issued(proof)))
+    }
+
+    /// Uses a token that is good for one time. Only now: what cannot be signed must not cost it.
+    async fn spend(&self, token: &Claims, now: SystemTime) -> Result<(), (Status, Outcome)> {
+        match self.ca.spend(token, now).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(replayed(token)),
+            Err(error) => {
+                tracing::error!(%error, "cannot keep that a join token is used, so nobody joins by it");
+                Err((Status::unavailable(error.to_string()), Outcome::Failed))
+            }
+        }
     }
 
     /// Who is asking, and how that is known.
@@ -223,6 +246,9 @@ impl CertificateService {
             if self.ca.is_revoked(&claims.jti) {
                 let (jti, id) = (&claims.jti, &claims.sub);
                 return Err(revoked(format!("the join token {jti} of {id} is revoked; join by another")));
+            }
+            if claims.once && self.ca.is_used(&claims.jti) {
+                return Err(replayed(&claims));
             }
             let lineage = Some(Lineage::of_token(&claims.jti));
             Proven { id: claims.sub.clone(), proof: Proof::Token, token: Some(claims), lineage }

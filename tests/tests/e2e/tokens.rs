@@ -79,3 +79,26 @@ async fn a_revoked_token_ends_the_workload_that_lives_by_it_and_no_other() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_is_good_for_one_time_lets_in_one_workload_which_stays() {
+    let world = World::start_with(Mode::Strict, |program| program.flag("--leaf-lifetime", "12s")).await;
+    let path = world.state_folder().join("once.token");
+    let file = path.to_str().unwrap();
+    token(&world, &["create", "--workload-identity", "shop/once", "--once", "--out", file]);
+    assert!(
+        token(&world, &["list"]).lines().any(|line| line.contains("sa/once") && line.ends_with("valid once"))
+    );
+    let first = world.workload("once").setting("--identity-token-file", file).start().await;
+    assert!(token(&world, &["list"]).lines().any(|line| line.contains("sa/once") && line.contains("used")));
+    let second = world.workload("second").setting("--identity-token-file", file).start_unready().await;
+    eventually("it does not join", async || {
+        let said = second.diagnostics();
+        if said.contains("good for one time, and was used") { Ok(()) } else { Err(said) }
+    })
+    .await;
+    let refused = [("outcome", "replayed")];
+    let count = world.metrics().await.sum("tulle_control_plane_certificate_requests_total", &refused);
+    assert!(count >= 1.0, "{count}");
+    first.counts("tulle_identity_renewals_total", &[("result", "ok")], 2.0).await;
+}

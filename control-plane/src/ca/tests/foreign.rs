@@ -106,6 +106,16 @@ async fn a_join_token_grants_services_to_who_has_proved_its_identity_and_nothing
     change_ledger_of(&state, change).await.unwrap();
     assert!(matches!(foreign.grant_to(&id("web"), &good, now()).await, Err(GrantError::Revoked(_))));
     assert!(foreign.may_register(&id("web"), "web").is_err(), "what it has granted counts no more");
+    // One that is good for one time may be shown on each stream, by whom it is for, and used for nothing else.
+    let once = tokens.mint_once(&id("web"), &["once".to_owned()], HOUR, now()).unwrap();
+    for _ in 0..2 {
+        foreign.grant_to(&id("web"), &once, now()).await.unwrap();
+    }
+    assert_eq!(foreign.may_register(&id("web"), "once"), Ok(()));
+    let spent = tokens.mint_once(&id("web"), &["twice".to_owned()], HOUR, now()).unwrap();
+    let claims = tulle_certs::token::claims_of(&spent).unwrap();
+    change_ledger_of(&state, |ledger: Ledger| ledger.with_used(&claims, now())).await.unwrap();
+    assert!(matches!(foreign.grant_to(&id("web"), &spent, now()).await, Err(GrantError::Used(_))));
     // An authority of ours is none of these.
     let ours = tempfile::tempdir().unwrap();
     open(ours.path());

@@ -167,3 +167,56 @@ fn nothing_is_said_to_be_revoked_in_a_folder_that_is_no_control_planes() {
         assert!(!folder.join("tokens.json").exists());
     }
 }
+
+#[test]
+fn a_token_that_is_good_for_one_time_gives_one_certificate_which_renews_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let seen: Arc<Mutex<Vec<Outcome>>> = Arc::default();
+    let observed = seen.clone();
+    let observer = Box::new(move |outcome| observed.lock().push(outcome));
+    let ca = Ca::open_with(dir.path(), &domain(), now(), Options { observer, ..Options::default() }).unwrap();
+    let token = ca.tokens().mint_once(&id("web"), &["web".into()], HOUR, now()).unwrap();
+    // What cannot be signed does not cost it.
+    let mut bad = Request::new(IstioCertificateRequest { csr: "rubbish".into(), ..Default::default() });
+    bearer(&mut bad, &token);
+    assert_eq!(certificate(&ca, &bad, now()).unwrap_err().code(), Code::InvalidArgument);
+    let caller = join(&ca, &token).unwrap();
+    assert_eq!(ca.may_register(&id("web"), "web"), Ok(()));
+    seen.lock().clear();
+    let status = join(&ca, &token).unwrap_err();
+    assert_eq!((status.code(), &seen.lock()[..]), (Code::Unauthenticated, &[Outcome::Replayed][..]));
+    let jti = tulle_certs::token::claims_of(&token).unwrap().jti;
+    assert!(status.message().contains("one time") && status.message().contains(&jti), "{status}");
+    assert!(!status.message().contains(&token), "{status}");
+    // Neither has it ended: what it gave renews itself, also after a restart, and ends when it is revoked.
+    let renewed = renew(&ca, &caller).unwrap();
+    drop(ca);
+    let ca = open(dir.path());
+    assert!(join(&ca, &token).is_err());
+    let renewed = renew(&ca, &renewed).unwrap();
+    revoke(dir.path(), &token);
+    assert!(renew(&ca, &renewed).is_err());
+}
+
+#[test]
+fn of_those_who_show_a_token_at_once_that_is_good_for_one_time_one_is_let_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let replicas = [open(dir.path()), open(dir.path()), open(dir.path())];
+    let token = replicas[0].tokens().mint_once(&id("web"), &[], HOUR, now()).unwrap();
+    let let_in = std::thread::scope(|scope| {
+        let asking: Vec<_> = replicas
+            .iter()
+            .flat_map(|ca| [ca, ca, ca])
+            .map(|ca| {
+                let token = &token;
+                scope.spawn(move || {
+                    let (mut ask, _) = request(0);
+                    bearer(&mut ask, token);
+                    on_runtime(CertificateService::new(ca.clone()).answer(&ask, now())).is_ok()
+                })
+            })
+            .collect();
+        asking.into_iter().map(|one| one.join().unwrap()).filter(|is_in| *is_in).count()
+    });
+    assert_eq!(let_in, 1);
+}
