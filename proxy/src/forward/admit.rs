@@ -100,10 +100,14 @@ pub(super) fn judge_request(
             record.rule = Some(rule);
             return Ok(());
         }
-        record.rule = rule.clone();
+        (record.rule, record.would_deny) = (rule.clone(), None);
     }
     let Passed { rule, would_deny } = tell(worker, guard, judged, Some(request))?;
-    (record.rule, record.would_deny) = (Some(rule), would_deny);
+    record.rule = Some(rule);
+    // A policy of tokens in dry run may have said so before.
+    if would_deny.is_some() {
+        record.would_deny = would_deny;
+    }
     let generation = inbound.map_or(0, Inbound::generation);
     record.under_way = Some(UnderWay { kept: kept(request, grpc, claims), generation });
     Ok(())
@@ -433,7 +437,8 @@ pub(super) async fn own(
     };
     let (guard, passed, claims) = match request {
         Some(request) => {
-            let claims = authenticate::at(worker, request, open.port).await?;
+            let mut named = authenticate::Named::default();
+            let claims = authenticate::at(worker, request, open.port, &mut named).await?;
             let request = &*request;
             let grpc = headers::is_grpc(request.headers());
             let guard = connections.register_request(open, kept(request, grpc, claims.as_ref()));
@@ -442,7 +447,8 @@ pub(super) async fn own(
                 judged(snapshot.inbound.as_deref(), &guard, request, (grpc, claims.as_ref()))?
             };
             let passed = tell(worker, &guard, judged, Some(request));
-            let passed = passed.map_err(|fault| authenticate::judged(fault, claims.as_deref()))?;
+            let mut passed = passed.map_err(|fault| authenticate::judged(fault, claims.as_deref()))?;
+            passed.would_deny = passed.would_deny.or(named.would_deny);
             (guard, passed, claims)
         }
         None => {

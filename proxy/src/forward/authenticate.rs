@@ -33,6 +33,15 @@ struct Taken<'a> {
     result: TokenResult,
 }
 
+/// What is told of a request beside what becomes of it: policies by their names.
+#[derive(Debug, Default)]
+pub(super) struct Named {
+    /// Those that are about it, where it is refused.
+    pub rule: Option<Arc<str>>,
+    /// Those in dry run that would have refused it, where it is not.
+    pub would_deny: Option<Arc<str>>,
+}
+
 /// Who is refused, why, and whose token it is as far as that is known.
 type Refused = (Refusal, Option<Arc<Issuer>>);
 
@@ -53,11 +62,12 @@ pub(super) async fn request(
     worker: &Worker,
     request: &mut Request<Body>,
     guard: &policy::Guard,
+    named: &mut Named,
 ) -> Result<Option<Arc<Claims>>, Fault> {
     let open = guard.open();
     let Some(inbound) = speaks(worker, open.port) else { return Ok(None) };
     let excused = admit::is_probe(worker, open, request);
-    Box::pin(authenticate(worker, request, (open.port, excused), &inbound)).await
+    Box::pin(authenticate(worker, request, (open.port, excused), &inbound, named)).await
 }
 
 /// The same of a request to a port of the proxy's own workload.
@@ -68,9 +78,10 @@ pub(super) async fn at(
     worker: &Worker,
     request: &mut Request<Body>,
     port: u16,
+    named: &mut Named,
 ) -> Result<Option<Arc<Claims>>, Fault> {
     match speaks(worker, port) {
-        Some(inbound) => Box::pin(authenticate(worker, request, (port, false), &inbound)).await,
+        Some(inbound) => Box::pin(authenticate(worker, request, (port, false), &inbound, named)).await,
         None => Ok(None),
     }
 }
@@ -116,6 +127,7 @@ async fn authenticate(
     request: &mut Request<Body>,
     (port, excused): (u16, bool),
     inbound: &Inbound,
+    named: &mut Named,
 ) -> Result<Option<Arc<Claims>>, Fault> {
     let Some(all) = inbound.authentications() else { return Ok(None) };
     let about: SmallVec<[&Authentication; 4]> = all.about(port, &filters::asked(request)).collect();
@@ -129,7 +141,7 @@ async fn authenticate(
     let known = if about.iter().any(|one| one.dry_run) {
         let dry = Pool::of(about.iter().copied());
         let found = dry.find(request.headers());
-        would_have(worker, &dry, found, &about).await
+        would_have(worker, &dry, found, &about, named).await
     } else {
         None
     };
@@ -139,7 +151,8 @@ async fn authenticate(
     match take(worker, &in_force, found).await {
         Ok(Some(taken)) => {
             let told = taken.issuer.told(&taken.claims);
-            let told = told.map_err(|refusal| refused(worker, &about, refusal, Some(&*taken.issuer)))?;
+            let told =
+                told.map_err(|refusal| refused(worker, &about, refusal, Some(&*taken.issuer), named))?;
             worker.metrics.token(taken.result, false);
             if !taken.issuer.spec.forward {
                 taken.found.remove(request.headers_mut());
@@ -154,7 +167,7 @@ async fn authenticate(
             Ok(None)
         }
         Err((Refusal::Missing, _)) if excused => Ok(None),
-        Err((refusal, issuer)) => Err(refused(worker, &about, refusal, issuer.as_deref())),
+        Err((refusal, issuer)) => Err(refused(worker, &about, refusal, issuer.as_deref(), named)),
     }
 }
 
@@ -164,6 +177,7 @@ async fn would_have<'a>(
     pool: &Pool<'a>,
     found: Result<Option<Found<'a>>, Refusal>,
     about: &[&Authentication],
+    named: &mut Named,
 ) -> Option<Arc<Claims>> {
     let (refusal, issuer) = match take(worker, pool, found).await {
         Ok(Some(taken)) => {
@@ -177,7 +191,8 @@ async fn would_have<'a>(
         Err(refused) => refused,
     };
     worker.metrics.token(refusal.result(), true);
-    let policies = names(about.iter().copied());
+    let policies = names(about.iter().copied().filter(|one| one.dry_run));
+    named.would_deny = Some(policies.as_str().into());
     let issuer = issuer.as_ref().map(|issuer| &*issuer.spec.issuer);
     tracing::info!(policies, issuer, %refusal, "in dry run: a request would have been refused for its token");
     None
@@ -249,9 +264,16 @@ async fn signed(issuer: &Issuer, token: &Token<'_>, now: f64) -> Result<(Arc<Key
 }
 
 /// The end of a request, by the policies in force of those that are `about` it. Its token is told of in nothing.
-fn refused(worker: &Worker, about: &[&Authentication], refusal: Refusal, issuer: Option<&Issuer>) -> Fault {
+fn refused(
+    worker: &Worker,
+    about: &[&Authentication],
+    refusal: Refusal,
+    issuer: Option<&Issuer>,
+    named: &mut Named,
+) -> Fault {
     worker.metrics.token(refusal.result(), false);
     let policies = names(about.iter().copied().filter(|one| !one.dry_run));
+    *named = Named { rule: Some(policies.as_str().into()), would_deny: None };
     let detail = match issuer {
         Some(issuer) => format!("{policies}: {refusal} (issuer {})", issuer.spec.issuer),
         None => format!("{policies}: {refusal}"),

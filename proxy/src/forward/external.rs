@@ -125,7 +125,8 @@ pub(super) async fn ask(
                 if let Some(record) = record.as_deref_mut() {
                     record.waits(asker.worker.proxy.now());
                 }
-                let asked = decide(asker, external, &question, request.headers()).await;
+                let fields = request.headers();
+                let asked = decide(asker, external, &question, fields, record.as_deref_mut()).await;
                 if let Some(record) = record.as_deref_mut() {
                     record.waited(asker.worker.proxy.now());
                 }
@@ -190,7 +191,13 @@ struct Asked {
 }
 
 /// What it said to the same question, or says now.
-async fn decide(asker: Asker<'_>, external: &External, question: &Question, headers: &HeaderMap) -> Asked {
+async fn decide(
+    asker: Asker<'_>,
+    external: &External,
+    question: &Question,
+    fields: &HeaderMap,
+    record: Option<&mut Record>,
+) -> Asked {
     let (worker, spec) = (asker.worker, external.spec());
     if let Some(key) = &question.key
         && let Some(decision) = worker.external.get(key, question.generation, Instant::now())
@@ -200,9 +207,19 @@ async fn decide(asker: Asker<'_>, external: &External, question: &Question, head
     if let Some(why) = &spec.invalid {
         return unanswered(worker, external, CheckResult::Failed, why);
     }
+    let mut fields = call::trace(fields);
+    let tells = || {
+        vec![
+            KeyValue::new("server.address", format!("{}.{}", spec.service.name, spec.service.namespace)),
+            KeyValue::new("server.port", i64::from(spec.service_port)),
+            KeyValue::new("tulle.policy", spec.name.to_string()),
+            KeyValue::new("tulle.enforced", !spec.dry_run),
+        ]
+    };
+    let span = record.and_then(|record| record.calls(call::METHOD, tells, &mut fields));
     let asked = Instant::now();
     let answered = {
-        let called = Box::pin(call::check(asker, spec, &question.message, headers));
+        let called = Box::pin(call::check(asker, spec, &question.message, &fields));
         match tokio::time::timeout(spec.timeout, called).await {
             Ok(answered) => {
                 answered.and_then(|answer| Decision::read(answer, external).map_err(Trouble::Other))
@@ -218,13 +235,20 @@ async fn decide(asker: Asker<'_>, external: &External, question: &Question, head
             if let (Some(key), Some(until)) = (question.key, until) {
                 worker.external.put(key, question.generation, until, Arc::clone(&decision));
             }
-            decided(external, &decision, false)
+            let decided = decided(external, &decision, false);
+            if let Some(span) = span {
+                span.ended(decided.result.as_str(), None);
+            }
+            decided
         }
         Err(trouble) => {
             let (result, why) = match trouble {
                 Trouble::Late => (CheckResult::TimedOut, format!("no answer within {:?}", spec.timeout)),
                 Trouble::Other(why) => (CheckResult::Failed, why),
             };
+            if let Some(span) = span {
+                span.ended(result.as_str(), Some(&why));
+            }
             unanswered(worker, external, result, &why)
         }
     }
@@ -262,13 +286,13 @@ fn unavailable(external: &External, why: &str) -> Fault {
 }
 
 /// Counts it, notes it in the request's span, and says in the log what a dry run would have come to.
-fn tell(asker: Asker<'_>, external: &External, asked: &Asked, record: Option<&mut Record>) {
+fn tell(asker: Asker<'_>, external: &External, asked: &Asked, mut record: Option<&mut Record>) {
     let Asked { result, cached, outcome } = asked;
     let (result, cached, spec) = (*result, *cached, external.spec());
     let enforced = !spec.dry_run;
     let labels = ExternalLabels { policy: &spec.name, result, cached, enforced };
     asker.worker.metrics.external_check(&labels);
-    if let Some(record) = record {
+    if let Some(record) = record.as_deref_mut() {
         record.happened("tulle.external_check", || {
             vec![
                 KeyValue::new("tulle.policy", spec.name.to_string()),
@@ -281,6 +305,9 @@ fn tell(asker: Asker<'_>, external: &External, asked: &Asked, record: Option<&mu
     if spec.dry_run
         && let Err(Fault { reason, detail, .. }) = outcome
     {
+        if let Some(record) = record {
+            record.would_deny.get_or_insert_with(|| Arc::clone(&spec.name));
+        }
         let (client, policy, reason) = (asker.client, &*spec.name, reason.code());
         tracing::info!(%client, policy, reason, detail = &**detail, "a dry run would have refused a request");
     }

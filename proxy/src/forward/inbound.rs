@@ -337,7 +337,10 @@ impl Connection {
 
     async fn forward(&self, record: &mut Record, request: &mut Request<Body>) -> Result<Answer, Fault> {
         headers::check_host(request)?;
-        let claims = authenticate::request(&self.worker, request, &self.guard).await?;
+        let mut named = authenticate::Named::default();
+        let claims = authenticate::request(&self.worker, request, &self.guard, &mut named).await;
+        (record.rule, record.would_deny) = (named.rule, named.would_deny);
+        let claims = claims?;
         record.claims.clone_from(&claims);
         let judged = admit::judge_request(&self.worker, &self.guard, record, request, claims.as_ref());
         judged.map_err(|fault| authenticate::judged(fault, claims.as_deref()))?;

@@ -204,6 +204,16 @@ impl Record {
         }
     }
 
+    /// A call of gRPC is made for it, of which its trace tells where that is recorded, and `fields` whoever is called.
+    pub(super) fn calls(
+        &self,
+        method: &'static str,
+        attributes: impl FnOnce() -> Vec<KeyValue>,
+        fields: &mut HeaderMap,
+    ) -> Option<trace::Child> {
+        self.tracing.as_ref()?.child(method, attributes, fields)
+    }
+
     /// It is sent again, after this came of the last try, to that endpoint if one was chosen.
     pub(super) fn sent_again(&mut self, tried: Result<&Answer, &Failed>, endpoint: Option<&Endpoint>) {
         let Some(tracing) = &mut self.tracing else { return };

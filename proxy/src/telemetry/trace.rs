@@ -17,4 +17,4 @@ pub use self::context::{Context, Digits, Forms, Propagation, Values, name_once};
 pub use self::export::{Collector, Connect, Exporter, Limits, Protocol, Spans};
 pub use self::sampler::{Sampler, Sampling};
 pub(crate) use self::span::grpc_name;
-pub use self::tracer::{How, Tracer, Traces, Tracing, heard};
+pub use self::tracer::{Child, How, Tracer, Traces, Tracing, heard};

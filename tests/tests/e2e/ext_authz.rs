@@ -368,6 +368,7 @@ async fn a_dry_run_tells_what_it_would_have_refused_and_changes_nothing() {
         let labels = [("result", result), ("enforced", "false")];
         scene.orders.counts("tulle_external_checks_total", &labels, 1.0).await;
     }
+    scene.orders.logs(&[("would_deny", json!("default/ask")), ("status", json!(200))]).await;
     for reason in ["denied_externally", "authorizer_unavailable"] {
         eventually(reason, async || {
             let said = scene.orders.diagnostics();

@@ -188,7 +188,8 @@ async fn r17_a_token_is_taken_told_on_and_taken_out_and_all_others_are_refused()
     let (head, _) = ask(&shop.web, &two).await;
     assert_eq!((head.status(), head.reason()), (401, Some("token_invalid")));
     shop.orders.counts("tulle_tokens_total", &[("result", "several")], 1.0).await;
-    let record = shop.orders.logs(&[("reason", json!("token_invalid")), ("status", json!(401))]).await;
+    let of = [("reason", json!("token_invalid")), ("status", json!(401)), ("rule", json!("default/tokens"))];
+    let record = shop.orders.logs(&of).await;
     let said = shop.orders.diagnostics() + &shop.orders.access_lines().join("\n");
     assert!(!said.contains(&token) && !said.contains("zebulon"), "a token or a claim was logged: {record}");
 }
@@ -281,6 +282,7 @@ async fn a_dry_run_tells_and_changes_nothing() {
     .await;
     assert_eq!(ask(&shop.web, "").await.0.status(), 200);
     shop.orders.counts("tulle_tokens_total", &dry("missing"), 1.0).await;
+    shop.orders.logs(&[("would_deny", json!("default/tokens")), ("status", json!(200))]).await;
     assert!(shop.orders.diagnostics().contains("would have been refused for its token"));
 }
 

@@ -85,7 +85,7 @@ async fn a_token_that_is_good_for_one_time_lets_in_one_workload_which_stays() {
     let world = World::start_with(Mode::Strict, |program| program.flag("--leaf-lifetime", "12s")).await;
     let path = world.state_folder().join("once.token");
     let file = path.to_str().unwrap();
-    token(&world, &["create", "--workload-identity", "shop/once", "--once", "--out", file]);
+    token(&world, &["create", "--workload-identity", "default/once", "--once", "--out", file]);
     assert!(
         token(&world, &["list"]).lines().any(|line| line.contains("sa/once") && line.ends_with("valid once"))
     );

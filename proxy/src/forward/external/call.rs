@@ -30,6 +30,8 @@ use crate::policy::ExternalSpec;
 use crate::wire::{Body, Framing};
 
 const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
+/// The same as spans have it.
+pub(super) const METHOD: &str = "envoy.service.auth.v3.Authorization/Check";
 const USER_AGENT: HeaderValue = HeaderValue::from_static("tulle-ext-authz");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 /// Of an answer, no more is read.
@@ -49,7 +51,18 @@ const TRACE: [&str; 9] = [
     "baggage",
 ];
 
-/// Asks, and reads what is answered. `fields`: of the request that it is about.
+/// What a request says of its trace.
+pub(super) fn trace(fields: &HeaderMap) -> HeaderMap {
+    let mut own = HeaderMap::new();
+    for name in TRACE.map(HeaderName::from_static) {
+        for value in fields.get_all(&name) {
+            own.append(name.clone(), value.clone());
+        }
+    }
+    own
+}
+
+/// Asks, and reads what is answered. `fields`: what the authorizer is told of the trace.
 pub(super) async fn check(
     asker: Asker<'_>,
     spec: &ExternalSpec,
@@ -153,11 +166,7 @@ fn question(
     if let Ok(timeout) = HeaderValue::from_str(timeout) {
         headers.insert(GRPC_TIMEOUT, timeout);
     }
-    for name in TRACE.map(HeaderName::from_static) {
-        for value in fields.get_all(&name) {
-            headers.append(name.clone(), value.clone());
-        }
-    }
+    headers.extend(fields.clone());
     Ok(request)
 }
 

@@ -265,6 +265,9 @@ fn verdict(record: &Record<'_>) -> &'static str {
             | Reason::MtlsRequired
             | Reason::IdentityRequired
             | Reason::PolicyUnavailable
+            | Reason::TokenRequired
+            | Reason::TokenInvalid
+            | Reason::JwksUnavailable
             | Reason::DeniedExternally
             | Reason::AuthorizerUnavailable
             | Reason::BodyTooLarge

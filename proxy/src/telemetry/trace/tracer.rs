@@ -5,6 +5,8 @@
 //! what that is to be the child of, and [`Tracing::end`] hands the span over. A request that is not recorded costs no allocation
 //! but that of its header. Without a collector there is no [`Tracer`]: then nothing is read, and no header is touched.
 
+mod child;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Instant, SystemTime};
@@ -14,6 +16,8 @@ use http::HeaderMap;
 use opentelemetry::trace::{Event, SpanId, TraceId, TraceState};
 use opentelemetry::{InstrumentationScope, KeyValue};
 use rand::RngExt as _;
+
+pub use self::child::Child;
 
 use super::context::{self, Context, Forms, Heard, Propagation, Told, Values};
 use super::export::Spans;
@@ -218,6 +222,22 @@ impl Tracing {
         }
     }
 
+    /// A call of gRPC that is made for it, where it is recorded: a span of its own below this one, which `fields` say to whoever is called.
+    pub fn child(
+        &self,
+        method: &'static str,
+        attributes: impl FnOnce() -> Vec<KeyValue>,
+        fields: &mut HeaderMap,
+    ) -> Option<Child> {
+        let Self { tracer, heard, context: own, recorded } = self;
+        let recorded = recorded.as_ref()?;
+        let context = begun(Some(*own));
+        let Heard { debug, short, random, .. } = *heard;
+        let told = Told { context, parent: Some(own.span), sampled: true, debug, short, random };
+        told.write(tracer.propagation.forms(heard.came), fields);
+        Some(Child::new(tracer, (context, own.span), recorded.state.clone(), method, attributes()))
+    }
+
     /// It is over, as `record` tells.
     pub fn end(&mut self, record: &Record<'_>) {
         let Some(recorded) = self.recorded.take() else { return };
@@ -307,6 +327,48 @@ mod tests {
         assert_eq!(taken[0].span_context.span_id(), own.span);
         assert_eq!(taken[0].span_context.trace_state().header(), "vendor=1");
         assert_eq!(taken[0].events.len(), 1);
+    }
+
+    #[test]
+    fn a_call_that_is_made_for_a_recorded_request_is_a_span_below_its_own() {
+        let (recorded, spans) = tracer("parentbased_always_on");
+        let mut fields = fields(&[("traceparent", &format!("00-{TRACE}-{SPAN}-01")), ("tracestate", "a=1")]);
+        let tracing = begin(recorded, &fields);
+        let own = tracing.span().unwrap();
+        let asks = || vec![KeyValue::new("tulle.policy", "shop/opa")];
+        let child = tracing.child("a.B/C", asks, &mut fields).unwrap();
+        assert!(spans.take().is_empty(), "it is under way");
+        child.ended("allowed", None);
+        let late = tracing.child("a.B/C", asks, &mut fields).unwrap();
+        late.ended("timed_out", Some("no answer"));
+        drop(tracing.child("a.B/C", asks, &mut fields));
+        let taken = spans.take();
+        let [first, late, given_up] = &taken[..] else { panic!("three spans") };
+        for span in [first, late, given_up] {
+            assert_eq!((span.parent_span_id, span.parent_span_is_remote), (own.span, false));
+            assert_eq!((span.span_context.trace_id(), &*span.name), (own.trace, "a.B/C"));
+            assert!(span.end_time >= span.start_time && span.span_context.trace_state().header() == "a=1");
+        }
+        let told = format!("00-{TRACE}-{}-01", given_up.span_context.span_id());
+        assert_eq!(fields["traceparent"], told, "whoever is called is told of the call's own span");
+        let statuses = [first, late, given_up].map(|span| span.status.clone());
+        assert_eq!(statuses[0], opentelemetry::trace::Status::Unset);
+        assert_eq!(statuses[1], opentelemetry::trace::Status::error("no answer"));
+        assert!(
+            matches!(&statuses[2], opentelemetry::trace::Status::Error { description } if description.contains("given up"))
+        );
+        let has = |key: &str, value: &str| {
+            late.attributes.iter().any(|one| one.key.as_str() == key && one.value.as_str() == value)
+        };
+        assert!(
+            has("tulle.policy", "shop/opa") && has("rpc.method", "a.B/C") && has("error.type", "timed_out")
+        );
+        // Of what is not recorded nothing is made, and nothing said.
+        let (silent, spans) = tracer("always_off");
+        let mut fields = HeaderMap::new();
+        let tracing = begin(silent, &fields);
+        assert!(tracing.child("a.B/C", || unreachable!("nobody will see it"), &mut fields).is_none());
+        assert!(fields.is_empty() && spans.take().is_empty());
     }
 
     #[test]

@@ -202,6 +202,9 @@ fn what_policy_or_a_limit_of_this_proxy_refuses_is_denied() {
         Reason::PolicyUnavailable,
         Reason::RateLimited,
         Reason::DeniedExternally,
+        Reason::TokenRequired,
+        Reason::TokenInvalid,
+        Reason::JwksUnavailable,
         Reason::AuthorizerUnavailable,
         Reason::BodyTooLarge,
     ] {
