@@ -2,8 +2,9 @@
 //!
 //! One stream, on which whatever changes is told as it does; where it breaks, another is opened, ever more slowly while that fails, and what was good
 //! serves on (SPIFFE Workload API §5.1). Of several SVIDs one is taken: the one that is asked for, else the first (§5.3). Bundles of
-//! other trust domains are not used: the mesh is one.
+//! other trust domains are not used, and that is told: the mesh is one.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -133,11 +134,12 @@ impl WorkloadApi {
     pub(crate) async fn follow(&self, follower: &mut dyn Follower) -> Infallible {
         let mut current = None;
         let mut failures = 0_u32;
+        let mut foreign = BTreeSet::new();
         if self.address.is_of_another_host() {
             tracing::warn!(address = %self.address, "the Workload API is not on this host: keys come over the network without encryption");
         }
         loop {
-            let error = self.stream(follower, &mut current, &mut failures).await;
+            let error = self.stream(follower, &mut current, &mut failures, &mut foreign).await;
             failures = failures.saturating_add(1);
             follower.failed(&error, failures);
             // Without an identity nothing works: then at most 4 s between tries.
@@ -152,6 +154,7 @@ impl WorkloadApi {
         follower: &mut dyn Follower,
         current: &mut Option<Arc<Creds>>,
         failures: &mut u32,
+        foreign: &mut BTreeSet<String>,
     ) -> SourceError {
         let mut request = Request::new(X509svidRequest {});
         request.metadata_mut().insert(SECURITY_HEADER, MetadataValue::from_static("true"));
@@ -168,6 +171,7 @@ impl WorkloadApi {
         };
         loop {
             let Some(response) = next else { return self.error("it has ended the stream") };
+            self.pass_over(&response, foreign);
             match self.read(&response, current.as_deref(), SystemTime::now()) {
                 Ok(read) => {
                     *failures = 0;
@@ -191,6 +195,26 @@ impl WorkloadApi {
                 }
             };
         }
+    }
+
+    /// Tells of bundles of other trust domains, once for as long as these are the same: nobody must believe that their workloads are let in. Says whether
+    /// it did.
+    fn pass_over(&self, response: &X509svidResponse, known: &mut BTreeSet<String>) -> bool {
+        let domains: BTreeSet<String> = response.federated_bundles.keys().cloned().collect();
+        if domains == *known {
+            return false;
+        }
+        let is_told = !domains.is_empty();
+        if is_told {
+            tracing::warn!(
+                ?domains,
+                address = %self.address,
+                "the Workload API tells bundles of other trust domains, which are not used: a mesh is one trust domain, and workloads of others are refused \
+                 (tls_other_trust_domain), whatever policies name"
+            );
+        }
+        *known = domains;
+        is_told
     }
 
     /// What a response says, checked; `None`: nothing that `current` does not hold already.
@@ -220,13 +244,6 @@ impl WorkloadApi {
             return Ok(None);
         }
         let key = PrivateKey::from_der(&svid.x509_svid_key).map_err(|why| bad("the key", &why))?;
-        if !response.federated_bundles.is_empty() {
-            let domains: Vec<&String> = response.federated_bundles.keys().collect();
-            tracing::info!(
-                ?domains,
-                "bundles of other trust domains are not used: peers of those are refused"
-            );
-        }
         let place = || format!("the Workload API at {}", self.address);
         let creds = Parts { chain, key, bundle }.creds(now);
         let creds = creds.map_err(|why| SourceError::Unusable { place: place(), why })?;

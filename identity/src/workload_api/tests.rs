@@ -197,6 +197,25 @@ fn what_cannot_be_an_identity_of_ours_is_told() {
 }
 
 #[test]
+fn bundles_of_other_trust_domains_are_told_once_and_not_used() {
+    let (authority, api) = (authority(), api(Path::new("/agent.sock")));
+    let own = creds(&authority, "web", HOUR);
+    let federated = |domains: &[&str]| X509svidResponse {
+        federated_bundles: domains.iter().map(|one| ((*one).to_owned(), vec![1, 2, 3].into())).collect(),
+        ..response(vec![svid(&own, "")])
+    };
+    let mut known = BTreeSet::new();
+    let both = ["spiffe://a.example", "spiffe://b.example"];
+    for (domains, told) in [(&both[..0], false), (&both[..], true), (&both[..], false), (&both[..1], true)] {
+        assert_eq!(api.pass_over(&federated(domains), &mut known), told, "{domains:?}");
+    }
+    assert!(!api.pass_over(&federated(&[]), &mut known) && known.is_empty());
+    // Be they what they may.
+    let read = api.read(&federated(&both), None, SystemTime::now()).unwrap().unwrap();
+    assert_eq!(read.bundle(), own.bundle());
+}
+
+#[test]
 fn addresses() {
     for (text, shown) in [
         ("unix:///run/spire/agent.sock", "unix:///run/spire/agent.sock"),
