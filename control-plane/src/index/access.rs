@@ -131,10 +131,10 @@ impl Index {
         }
     }
 
-    /// Whether anything is attached to the very place of a target by an older policy of the same kind, and what.
+    /// Whether anything is attached to the very place of a target by an older policy of the same kind, and what. One in dry run takes no place of one in force.
     pub fn before<'a>(&'a self, policy: &Access, target: &AccessTarget) -> Option<&'a Access> {
         let same = |other: &&Access| {
-            other.kind == policy.kind && other.targets.iter().any(|one| one.place() == target.place())
+            other.rivals(policy) && other.targets.iter().any(|one| one.place() == target.place())
         };
         let first = self.access_of(&target.object).filter(same).min_by_key(|other| other.precedence());
         first.filter(|first| first.name != policy.name)

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Mtls;
 use super::attached::rule;
+use super::authorization::PolicyMode;
 use super::status::PolicyStatus;
 use super::target::{AccessTargetRef, once};
 
@@ -35,4 +36,7 @@ pub struct PeerAuthenticationSpec {
     /// `strict`: mutual TLS or nothing. `permissive`: mutual TLS between workloads of the mesh, and plaintext from others. `off`: plaintext, also
     /// between workloads of the mesh.
     pub mtls: Mtls,
+    /// `DryRun`: whom `strict` would have refused is told, and not refused; the other modes would refuse nobody. `Enforce` by default.
+    #[serde(default)]
+    pub mode: PolicyMode,
 }

@@ -57,18 +57,18 @@ struct Older {
 
 impl Context<'_> {
     /// What AuthorizationPolicies say of a workload that serves these, and whether nobody is let in where none of them speaks. `beyond`: what else must
-    /// agree that older proxies cannot ask, by name, and at which ports.
+    /// agree that older proxies cannot ask, by name, and at which ports; `dry`: what else is to be told, and not done.
     pub(super) fn authorization(
         &self,
         workload: &NamespacedName,
         serving: &[Serving],
         denies_by_default: bool,
-        beyond: BTreeMap<String, Ports>,
+        (beyond, dry): (BTreeMap<String, Ports>, Vec<v1::AccessPolicy>),
     ) -> Told {
         let mut policies: Vec<v1::AccessPolicy> = Vec::new();
         let is_beyond = !beyond.is_empty();
         let mut older = Older { closed: beyond, ..Older::default() };
-        let mut is_plain = !is_beyond;
+        let mut is_plain = !is_beyond && dry.is_empty();
         for one in spoken(self.index, workload, serving, Kind::AuthorizationPolicy) {
             let Some(says) = one.policy.authorization() else { continue };
             let judged: Vec<Judged<'_>> =
@@ -88,6 +88,7 @@ impl Context<'_> {
         if is_plain {
             policies.clear();
         }
+        policies.extend(dry);
         let alone = |name: &str, action: v1::AccessAction| v1::AccessPolicy {
             name: format!("{}/{name}", workload.namespace),
             action: action.into(),

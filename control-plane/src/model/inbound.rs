@@ -51,7 +51,8 @@ impl Context<'_> {
         let (authentications, external) = (self.authentications(name, serving), self.external(name, serving));
         let told = if self.is_there(name) {
             let beyond = beyond_older_proxies(&authentications, &external);
-            self.authorization(name, serving, default == Some(DefaultInbound::Deny), beyond)
+            let dry = self.modes_in_dry_run(name, serving, &modes);
+            self.authorization(name, serving, default == Some(DefaultInbound::Deny), (beyond, dry))
         } else {
             Told { policies: Vec::new(), rules: vec![nobody(&name.namespace, NO_POD)] }
         };

@@ -12,7 +12,7 @@ use super::route::created;
 use super::target::{AccessTarget, Attachable, read_targets};
 use super::{Kind, NamespacedName, ObjectKey};
 use crate::finding::Notes;
-use crate::kinds::{self, AccessTargetRef, Mtls};
+use crate::kinds::{self, AccessTargetRef, Mtls, PolicyMode};
 
 /// A policy about what comes in at workloads, read.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,6 +38,8 @@ pub enum AccessSays {
     Authorization(Box<Authorization>),
     /// A PeerAuthentication: whether clients must prove who they are.
     Mtls(v1::MtlsMode),
+    /// One in dry run: whether they would have to.
+    MtlsDryRun(v1::MtlsMode),
     /// An ExternalAuthorization: who else is asked.
     External(Box<External>),
     /// A RequestAuthentication: whose tokens are taken.
@@ -57,7 +59,11 @@ impl Access {
 
     pub(super) fn read_peers(object: &kinds::PeerAuthentication, notes: &mut Notes) -> Self {
         let refs = &object.spec.target_refs;
-        let says = |_: &NamespacedName, _: &mut Notes| AccessSays::Mtls(mode(object.spec.mtls));
+        let mode = mode(object.spec.mtls);
+        let says = |_: &NamespacedName, _: &mut Notes| match object.spec.mode {
+            PolicyMode::Enforce => AccessSays::Mtls(mode),
+            PolicyMode::DryRun => AccessSays::MtlsDryRun(mode),
+        };
         Self::read(Kind::PeerAuthentication, &object.metadata, refs, Attachable::NoRoutes, says, notes)
     }
 
@@ -141,15 +147,23 @@ impl Access {
     pub fn authorization(&self) -> Option<&Authorization> {
         match &self.says {
             AccessSays::Authorization(says) => Some(says),
-            AccessSays::Mtls(_) | AccessSays::Tokens(_) | AccessSays::External(_) => None,
+            _ => None,
         }
     }
 
-    /// What it says, of a PeerAuthentication.
+    /// What it says, of a PeerAuthentication that is in force.
     pub fn mtls(&self) -> Option<v1::MtlsMode> {
         match self.says {
             AccessSays::Mtls(mode) => Some(mode),
-            AccessSays::Authorization(_) | AccessSays::Tokens(_) | AccessSays::External(_) => None,
+            _ => None,
+        }
+    }
+
+    /// What it says, of a PeerAuthentication in dry run.
+    pub fn mtls_in_dry_run(&self) -> Option<v1::MtlsMode> {
+        match self.says {
+            AccessSays::MtlsDryRun(mode) => Some(mode),
+            _ => None,
         }
     }
 
@@ -157,7 +171,7 @@ impl Access {
     pub fn external(&self) -> Option<&External> {
         match &self.says {
             AccessSays::External(says) => Some(says),
-            AccessSays::Authorization(_) | AccessSays::Mtls(_) | AccessSays::Tokens(_) => None,
+            _ => None,
         }
     }
 
@@ -165,8 +179,13 @@ impl Access {
     pub fn authentication(&self) -> Option<&Authentication> {
         match &self.says {
             AccessSays::Tokens(says) => Some(says),
-            AccessSays::Authorization(_) | AccessSays::Mtls(_) | AccessSays::External(_) => None,
+            _ => None,
         }
+    }
+
+    /// Whether one of the two holds where both are attached: both are of one kind, and neither or each is in dry run.
+    pub(crate) fn rivals(&self, other: &Self) -> bool {
+        self.kind == other.kind && std::mem::discriminant(&self.says) == std::mem::discriminant(&other.says)
     }
 }
 

@@ -478,6 +478,7 @@ fn unreadable(key: &ObjectKey, value: &Value) -> Option<AccessSays> {
             let closed = Authorization::closed(text("action", "ALLOW"), text("mode", "Enforce"))?;
             Some(AccessSays::Authorization(Box::new(closed)))
         }
+        Kind::PeerAuthentication if text("mode", "Enforce") == Some("DryRun") => None,
         Kind::PeerAuthentication => Some(AccessSays::Mtls(v1::MtlsMode::Strict)),
         Kind::ExternalAuthorization => {
             let closed = External::closed(&key.name, text("mode", "Enforce"), text("failureMode", "Deny"))?;
@@ -523,7 +524,9 @@ fn meanwhile(
                     "everything is denied at its targets"
                 }
                 AccessSays::Authorization(_) => "nobody is allowed to reach its targets",
-                AccessSays::Mtls(_) => "its targets take mutual TLS alone, as by `strict`",
+                AccessSays::Mtls(_) | AccessSays::MtlsDryRun(_) => {
+                    "its targets take mutual TLS alone, as by `strict`"
+                }
                 AccessSays::Tokens(_) => "nobody's token is taken at its targets, and each request needs one",
                 AccessSays::External(_) => {
                     "every request to its targets is refused with 503 `authorizer_unavailable`"
@@ -542,6 +545,9 @@ fn meanwhile(
         }
         (Kind::AuthorizationPolicy, _) => {
             Some(("it protects nothing", "its targetRefs name nothing of its namespace"))
+        }
+        (Kind::PeerAuthentication, _) if unreadable(key, value).is_none() => {
+            Some(("it tells of nothing, and it would have refused nothing", ""))
         }
         (Kind::PeerAuthentication, _) => {
             Some(("it changes nothing", "its targetRefs name nothing of its namespace"))

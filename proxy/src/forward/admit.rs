@@ -92,7 +92,11 @@ pub(super) fn judge_request(
     let snapshot = worker.proxy.store.load();
     let inbound = snapshot.inbound.as_deref();
     let grpc = record.grpc;
-    let judged = judged(inbound, guard, request, (grpc, claims))?;
+    let mut judged = judged(inbound, guard, request, (grpc, claims))?;
+    // Nor would it be refused were all in force.
+    if judged.would_deny.is_some() && is_probe(worker, guard.open(), request) {
+        judged.would_deny = None;
+    }
     if let Verdict::Deny { rule, reason } = &judged.verdict {
         if *reason != Denial::NoPolicy && is_probe(worker, guard.open(), request) {
             let excused = Judged { verdict: Verdict::Allow { rule: PROBE.clone() }, would_deny: None };

@@ -74,6 +74,74 @@ fn the_most_specific_mode_holds() {
     }
 }
 
+fn dry(name: &str, targets: &str, mtls: &str) -> String {
+    mode(name, "", targets, mtls).replace("spec: {", "spec: {mode: DryRun, ")
+}
+
+/// Policies in dry run that deny whoever proves no identity: names, ports, and ports left out.
+fn told_of(text: &str) -> Vec<(String, Vec<u32>, Vec<u32>)> {
+    let model = Model::build(&world(text), Settings::default());
+    assert_eq!(
+        modes(&model),
+        modes(&Model::build(&world(&without_dry(text)), Settings::default())),
+        "{text}"
+    );
+    let policy: v1::InboundPolicy = get(&model, "default/o").unwrap();
+    let policies = policy.policies.into_iter().filter(|one| one.dry_run).map(|one| {
+        let [rule] = &one.rules[..] else { panic!("{one:?}") };
+        let prefix = v1::text_match::Match::Prefix(String::new());
+        let everybody = vec![v1::TextMatch { r#match: Some(prefix) }];
+        assert_eq!((one.action(), rule.name.as_str()), (v1::AccessAction::Deny, "strict"));
+        assert_eq!((rule.from.len(), &rule.from[0].not_identities), (1, &everybody));
+        let left_out = rule.to.first().map(|to| to.not_ports.clone()).unwrap_or_default();
+        (one.name.clone(), one.ports.clone(), left_out)
+    });
+    policies.collect()
+}
+
+fn without_dry(text: &str) -> String {
+    let documents = text.split("---\n").filter(|one| !one.is_empty() && !one.contains("DryRun"));
+    documents.map(|one| format!("---\n{one}")).collect()
+}
+
+#[test]
+fn a_mode_in_dry_run_changes_none_and_tells_whom_strict_would_refuse() {
+    let of = |name: &str, ports: &[u32], left_out: &[u32]| {
+        (format!("default/{name}"), ports.to_vec(), left_out.to_vec())
+    };
+    let namespace = dry("n", "", "strict");
+    let at_http = mode("p", "", AT_HTTP, "permissive");
+    let strict_at_http = mode("p", "", AT_HTTP, "strict");
+    let permissive = mode("w", "", "", "permissive");
+    for (text, expected) in [
+        (namespace.clone(), vec![of("n", &[], &[])]),
+        (dry("s", AT_ORDERS, "strict"), vec![of("s", &[8080, 8081], &[])]),
+        // What holds is as specific, or less: it would be in that one's place.
+        (format!("{permissive}{namespace}"), vec![of("n", &[], &[])]),
+        (format!("{permissive}{}", dry("s", AT_HTTP, "strict")), vec![of("s", &[8080], &[])]),
+        // It is more specific, or strict by itself.
+        (format!("{at_http}{namespace}"), vec![of("n", &[], &[8080])]),
+        (format!("{strict_at_http}{namespace}"), vec![of("n", &[], &[8080])]),
+        (format!("{at_http}{}", dry("s", AT_ORDERS, "strict")), vec![of("s", &[8081], &[])]),
+        (format!("{}{namespace}", mode("w", "", "", "strict")), vec![]),
+        // It refuses nobody.
+        (dry("n", "", "off"), vec![]),
+        (dry("n", "", "permissive"), vec![]),
+        (format!("{namespace}{}", dry("p", AT_HTTP, "permissive")), vec![of("n", &[], &[8080])]),
+    ] {
+        assert_eq!(told_of(&text), expected, "{text}");
+    }
+}
+
+#[test]
+fn one_in_dry_run_takes_no_place_of_one_that_is_in_force_on_the_same_target() {
+    let old = mode("a", "2026-01-01T00:00:00Z", AT_ORDERS, "off").replace("spec: {", "spec: {mode: DryRun, ");
+    let index = world(&format!("{old}{}", mode("b", "2026-02-01T00:00:00Z", AT_ORDERS, "strict")));
+    assert_eq!(modes(&Model::build(&index, Settings::default())), [PERMISSIVE, STRICT, STRICT]);
+    assert_eq!(findings(&index, &Settings::default()), []);
+    assert!(access_statuses(&index).iter().all(|one| one.ancestors[0].conditions[0].reason == "Accepted"));
+}
+
 const MESH_OFF: &str =
     "---\napiVersion: policy.tulle.dev/v1alpha1\nkind: Mesh\nmetadata: {name: mesh}\nspec: {mtls: 'off'}\n";
 

@@ -196,6 +196,11 @@ fn a_peer_authentication_that_never_could_be_read_is_strict() {
     assert_eq!(modes(&world), [(everywhere.clone(), v1::MtlsMode::Strict)]);
     world.write("conf/a.yaml", policy);
     assert_eq!(modes(&world), [(everywhere, v1::MtlsMode::Off)]);
+    // One that would have refused nobody holds nothing closed.
+    let dry = policy.replace("mtls: 'off'", "mtls: 'of'\n  mode: DryRun");
+    let (world, found) = World::new(&[("conf/a.yaml", &dry)]);
+    assert!(found.iter().any(|one| one.message.ends_with("it would have refused nothing")), "{found:#?}");
+    assert_eq!(modes(&world), []);
 }
 
 #[test]
