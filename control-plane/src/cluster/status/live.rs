@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use futures_util::{StreamExt as _, pin_mut};
 use kube::api::{ApiResource, DynamicObject};
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client};
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::said::Form;
-use crate::cluster::{ApiError, asked, backoff};
+use crate::cluster::{ApiError, asked, backoff, follow as watched};
 use crate::object::{Kind, NamespacedName, ObjectKey};
 use crate::source::versions;
 
@@ -108,7 +108,7 @@ pub(super) async fn follow(client: Client, kind: Kind, tell: mpsc::Sender<Told>)
             }
         };
         let objects: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
-        let events = watcher(objects, watcher::Config::default());
+        let events = watched(objects, watcher::Config::default());
         pin_mut!(events);
         while let Some(event) = events.next().await {
             match event {
@@ -124,9 +124,11 @@ pub(super) async fn follow(client: Client, kind: Kind, tell: mpsc::Sender<Told>)
                 Err(error) => {
                     failures += 1;
                     tracing::debug!(%kind, %error, "cannot watch a kind; trying again");
-                    tokio::time::sleep(backoff(failures)).await;
-                    // Its definition may have been removed, or have another version now; and another store than before may be behind the API server.
-                    break;
+                    // Its definition may have been removed, or have another version now.
+                    if failures > 3 {
+                        tokio::time::sleep(backoff(failures)).await;
+                        break;
+                    }
                 }
             }
         }
