@@ -230,6 +230,29 @@ impl ApiServer {
         self.ready().await;
     }
 
+    /// Takes a backup of all that there is, for which both end and start again.
+    pub async fn back_up(&mut self) {
+        self.exchange(copy).await;
+    }
+
+    /// Puts that in the place of all that there is, versions included, for which both end and start again.
+    pub async fn restore(&mut self) {
+        self.exchange(|data, backup| {
+            fs::remove_dir_all(data).expect("what there was goes");
+            copy(backup, data);
+        })
+        .await;
+    }
+
+    async fn exchange(&mut self, change: impl FnOnce(&Path, &Path)) {
+        self.server.kill().await;
+        self.etcd.stop().await;
+        let own = self.folder.path("etcd");
+        change(&own.join("data"), &own.join("backup"));
+        self.etcd = Process::start(self.etcd.program().clone(), &self.folder);
+        self.start_again().await;
+    }
+
     /// Both processes' last lines.
     pub fn tail(&self) -> String {
         self.server.tail() + &self.etcd.tail()
@@ -247,6 +270,21 @@ fn start_etcd(folder: &Folder) -> Process {
         own.display()
     );
     Process::start(Program::new("etcd", "sh").flag("-ec", line), folder)
+}
+
+/// A folder with all that is in it.
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a folder");
+    // Else etcd refuses it.
+    fs::set_permissions(to, fs::metadata(from).expect("a folder").permissions()).expect("a mode");
+    for entry in fs::read_dir(from).expect("a folder") {
+        let entry = entry.expect("an entry");
+        let (from, to) = (entry.path(), to.join(entry.file_name()));
+        match from.is_dir() {
+            true => copy(&from, &to),
+            false => drop(fs::copy(&from, &to).expect("a file")),
+        }
+    }
 }
 
 /// A port that nobody else will be given: the server shares it by `SO_REUSEPORT`.
