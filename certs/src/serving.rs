@@ -15,10 +15,14 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::CertificateDer;
 
 use crate::bundle::Pin;
-use crate::issue::{BACKDATE, IssueError, serial};
+use crate::issue::{IssueError, serial};
 use crate::key::{KeyError, PrivateKey};
 use crate::pem::{self, PemError};
 use crate::{tls, x509};
+
+/// Valid from so long before it is made. The one who calls is the API server, whose clock may be hours behind: while it takes the certificate for one of times to come, no pod is
+/// injected. There is nothing in that time that anybody could be deceived about, since the key did not exist.
+const BEFORE: Duration = Duration::from_secs(24 * 3600);
 
 /// Why there is no such authority or certificate.
 #[derive(Debug, thiserror::Error)]
@@ -74,7 +78,7 @@ impl ServingAuthority {
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.serial_number = Some(serial()?);
-        params.not_before = (now - BACKDATE).into();
+        params.not_before = (now - BEFORE).into();
         params.not_after = (now + lifetime).into();
         let signed = params.self_signed(&key).map_err(|error| IssueError::Signing(error.to_string()))?;
         Self::new(key, signed.der().clone())
@@ -124,7 +128,7 @@ impl ServingAuthority {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
         params.serial_number = Some(serial()?);
-        params.not_before = (now - BACKDATE).into();
+        params.not_before = (now - BEFORE).into();
         params.not_after = (now + lifetime).min(ends).into();
         let leaf = params.signed_by(&key, &self.issuer).map_err(signing)?.der().clone();
         Ok(Serving { chain: vec![leaf], key })

@@ -333,6 +333,20 @@ mod tests {
     }
 
     #[test]
+    fn what_a_replica_makes_whose_clock_is_hours_off_is_valid_by_the_api_servers_clock() {
+        let now = SystemTime::now();
+        for (what, made) in [("ahead", now + DAY / 2), ("ahead", now + DAY / 24), ("behind", now - DAY / 2)] {
+            let (mut stored, mut published) = (None, String::new());
+            settle(&mut stored, &mut published, made);
+            let read = Read::of(stored.as_ref().unwrap(), made).unwrap();
+            let lives = [read.authority_life, read.serving.validity().unwrap()];
+            assert!(lives.iter().all(|(from, until)| *from < now && now < *until), "{what}: {lives:?}");
+            // And a replica whose clock is right has nothing to change.
+            assert_eq!(settle(&mut stored, &mut published, now), 0, "{what}");
+        }
+    }
+
+    #[test]
     fn what_is_broken_missing_or_long_expired_is_made_anew() {
         let now = SystemTime::now();
         let (mut stored, mut published) = (None, String::new());
