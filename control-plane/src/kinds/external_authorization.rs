@@ -115,7 +115,7 @@ pub struct AnswerCache {
     #[serde(rename = "for")]
     #[schemars(extend("x-kubernetes-validations" = [not_zero()]))]
     pub holds: Duration,
-    /// Headers that must be the same, too: all by which the authorizer decides, such as `authorization`.
+    /// Headers that must be the same, too: all by which the authorizer decides; `authorization` and `cookie` by default.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(length(min = 1, max = 256)))]
     pub headers: Vec<String>,

@@ -78,8 +78,8 @@ impl External {
         if wire.cache.is_some() && wire.cache_headers.is_empty() {
             notes.warn(
                 "spec.cache.headers",
-                "an answer holds for all requests of a client to the same path, whatever their headers say",
-                "name the headers by which the authorizer decides, such as `authorization` and `cookie`, if it does",
+                "an answer holds for all requests of a client to the same path, whatever headers but `authorization` and `cookie` say",
+                "name all the headers by which the authorizer decides",
             );
         }
         Self { wire, service: Some(service), port }

@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::{HeaderMap, Method, Request, Response, StatusCode, Version, header};
+use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, Version, header};
 use http_body::Body as _;
 
 pub(super) use self::answer::Changes;
@@ -111,7 +111,7 @@ pub(super) async fn ask(
     // First, so that a client's `Connection` cannot name, and so take away, what was told or is set.
     headers::strip_hop(request.headers_mut(), is_upgrade);
     let body = body(&about, request).await?;
-    let mut changes = Vec::new();
+    let (mut changes, mut made) = (Vec::new(), claimed(asker));
     for external in &about {
         let spec = external.spec();
         let asked = match question::told_of(external, &body) {
@@ -121,7 +121,8 @@ pub(super) async fn ask(
                 Asked { result: CheckResult::TooLarge, cached: false, outcome: Err(fault) }
             }
             Ok(told) => {
-                let question = Question::new(asker, external, externals.generation(), request, told);
+                let question =
+                    Question::new(asker, external, externals.generation(), request, (told, &made[..]));
                 if let Some(record) = record.as_deref_mut() {
                     record.waits(asker.worker.proxy.now());
                 }
@@ -139,6 +140,7 @@ pub(super) async fn ask(
             Ok(decided) => {
                 if let Some(decided) = decided {
                     decided.change(request).map_err(|why| unavailable(external, &why))?;
+                    made.extend(decided.sets().cloned());
                     changes.push(decided);
                 }
             }
@@ -151,6 +153,14 @@ pub(super) async fn ask(
         }
     }
     Ok(changes)
+}
+
+/// The headers that claims go to. The token that they are of may be gone by now, and is told to nobody; they are.
+fn claimed(asker: Asker<'_>) -> Vec<HeaderName> {
+    let snapshot = asker.worker.proxy.store.load();
+    let all = snapshot.inbound.as_ref().and_then(|inbound| inbound.authentications());
+    let at_port = all.into_iter().flat_map(|all| all.at(asker.guard.open().port));
+    at_port.flat_map(|one| &one.headers).cloned().collect()
 }
 
 /// As much of the body as any of them is told; the client is told to send it.

@@ -46,7 +46,7 @@ pub struct ExternalSpec {
     pub context: Vec<(String, String)>,
     /// How long an answer holds for the same question; `None`: for this one alone.
     pub cache: Option<Duration>,
-    /// What, besides client, method, host, path and what is told of the body, makes a question the same.
+    /// What, besides client, method, host, path and what is told of the body, makes a question the same; empty: `authorization` and `cookie`.
     pub cache_headers: Vec<HeaderName>,
     /// What it says is told, and not done.
     pub dry_run: bool,

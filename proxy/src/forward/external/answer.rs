@@ -184,13 +184,18 @@ impl Changes {
         Ok(Self { request, remove, query, query_remove: ok.query_parameters_to_remove, response })
     }
 
+    /// The headers that it may set on the request.
+    pub(super) fn sets(&self) -> impl Iterator<Item = &HeaderName> {
+        self.request.iter().map(|change| &change.name)
+    }
+
     /// Changes the request. What is to be removed is, whatever was set. What the client says under these names in trailers, or
     /// in a spelling that some server takes for one of them, is removed.
     ///
     /// # Errors
     /// Where its target cannot be what the answer makes of it, for people.
     pub(super) fn change(&self, request: &mut Request<Body>) -> Result<(), String> {
-        let called = self.request.iter().map(|change| &change.name).chain(&self.remove).cloned().collect();
+        let called = self.sets().chain(&self.remove).cloned().collect();
         headers::strip_named_trailers(request.body_mut(), called);
         let fields = request.headers_mut();
         for Change { name, .. } in self.request.iter().filter(|change| change.how == How::Overwrite) {

@@ -59,16 +59,16 @@ pub(super) fn told_of(external: &External, body: &Option<Beginning>) -> Result<O
 // === impl Question ===
 
 impl Question {
-    /// About a request, of whose body this is told; under the policies of this generation.
+    /// About a request, of whose body this is told, and of whose headers these are `made` here; under the policies of this generation.
     pub(super) fn new(
         asker: Asker<'_>,
         external: &External,
         generation: u64,
         request: &Request<Body>,
-        body: Option<Beginning>,
+        (body, made): (Option<Beginning>, &[HeaderName]),
     ) -> Self {
         let (spec, open) = (external.spec(), asker.guard.open());
-        let key = spec.cache.map(|_| key(external, open, request, body.as_ref()));
+        let key = spec.cache.map(|_| key(external, open, request, (body.as_ref(), made)));
         let proxy = &asker.worker.proxy;
         let own = proxy.creds.load().as_ref().map(|creds| creds.id().as_str().to_owned());
         let source = Peer {
@@ -166,8 +166,17 @@ fn told_headers(external: &External, fields: &HeaderMap) -> HashMap<String, Stri
     told
 }
 
-/// All that makes a question the same, each part with its length before it, so that none runs into the next.
-fn key(external: &External, open: &Open, request: &Request<Body>, body: Option<&Beginning>) -> Key {
+/// By which questions differ where the policy does not say by which headers they do.
+const WHO: [HeaderName; 2] = [header::AUTHORIZATION, header::COOKIE];
+
+/// All that makes a question the same, each part with its length before it, so that none runs into the next. By what is `made` here they always
+/// differ: a policy may name `authorization`, which is gone once its token has been verified, and only its claims are told.
+fn key(
+    external: &External,
+    open: &Open,
+    request: &Request<Body>,
+    (body, made): (Option<&Beginning>, &[HeaderName]),
+) -> Key {
     let spec = external.spec();
     let mut digest = Context::new(&SHA256);
     let mut part = |bytes: &[u8]| {
@@ -184,8 +193,11 @@ fn key(external: &External, open: &Open, request: &Request<Body>, body: Option<&
     part(request.method().as_str().as_bytes());
     part(headers::authority(request).as_bytes());
     part(path(request).as_bytes());
-    for name in &spec.cache_headers {
+    let who = WHO;
+    let named = if spec.cache_headers.is_empty() { &who[..] } else { &spec.cache_headers[..] };
+    for name in named.iter().chain(made) {
         let values = request.headers().get_all(name);
+        part(name.as_str().as_bytes());
         part(&(values.iter().count() as u64).to_be_bytes());
         values.iter().for_each(|value| part(value.as_bytes()));
     }

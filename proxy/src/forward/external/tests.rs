@@ -15,11 +15,13 @@ use tulle_api::ext_authz::{
     CheckRequest, CheckResponse, DeniedHttpResponse, HeaderValue as Told, HeaderValueOption, HttpStatus,
     OkHttpResponse, Status,
 };
+use tulle_certs::jwks::KeySet;
 
 use super::*;
 use crate::forward::tests::{knows, lone_worker};
 use crate::policy::{ExternalSpec, Inbound, InboundSpec, Open, PortPolicy, TlsKind, external_example};
 use crate::state::{Mode, ObjectName};
+use crate::token::{AuthenticationSpec, ClaimHeader, IssuerSpec, KeysSpec, Place};
 
 type Says = fn(&CheckRequest) -> Option<CheckResponse>;
 
@@ -272,6 +274,55 @@ async fn the_same_question_is_asked_once_for_as_long_as_its_answer_holds() {
     *other.body_mut() = Body::full(Bytes::from_static(b"{\"id\":2}"));
     scene.ask(&mut other).await.unwrap();
     assert_eq!(scene.asked(), 5);
+}
+
+#[tokio::test]
+async fn nobody_is_answered_with_what_was_said_of_another() {
+    let cached = |spec: ExternalSpec| ExternalSpec { cache: Some(Duration::from_secs(60)), ..spec };
+    let scene = Scene::new(lets_in, cached).await;
+    let claims_to_headers =
+        vec![ClaimHeader { header: HeaderName::from_static("x-user"), claim: vec!["sub".into()] }];
+    let keys =
+        r#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE"}]}"#;
+    let issuer = IssuerSpec {
+        issuer: "https://issuer".into(),
+        audiences: Vec::new(),
+        keys: KeysSpec::Inline(Arc::new(KeySet::read(keys.as_bytes()).unwrap())),
+        from: vec![Place::bearer()],
+        claims_to_headers,
+        forward: false,
+        leeway: Duration::ZERO,
+    };
+    let tokens = AuthenticationSpec {
+        name: "default/tokens".into(),
+        ports: Vec::new(),
+        routes: Vec::new(),
+        issuers: vec![issuer],
+        required: false,
+        dry_run: false,
+    };
+    let store = &scene.worker.proxy.store;
+    let spec = store.load().inbound.as_ref().unwrap().spec().clone();
+    let spec = InboundSpec { authentications: vec![tokens], ..spec };
+    store.update(|snapshot| snapshot.inbound = Some(Arc::new(Inbound::new(spec, Instant::now()))));
+    // By whatever a client shows who it is, and by what its token has said, which is gone.
+    for (times, (name, value)) in [
+        ("x-user", "ann"),
+        ("x-user", "bob"),
+        ("authorization", "Basic YTpi"),
+        ("cookie", "session=1"),
+        ("cookie", "session=2"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for _ in 0..2 {
+            let mut request = request("/");
+            request.headers_mut().insert(name, value.parse().unwrap());
+            scene.ask(&mut request).await.unwrap();
+            assert_eq!(scene.asked(), times + 1, "{name}: {value}");
+        }
+    }
 }
 
 #[tokio::test]
