@@ -7,6 +7,7 @@ use http_body::Body as _;
 use tulle_certs::SpiffeId;
 
 use super::fault::Fault;
+use crate::policy::is_taken_for;
 use crate::state::Peer;
 use crate::telemetry::Reason;
 use crate::wire::Body;
@@ -52,14 +53,14 @@ pub(super) fn client_cert(own: &SpiffeId, client: &SpiffeId, certificate: &[u8])
 
 /// Removes every field that some server takes for the one that is called so.
 pub(super) fn strip_named(fields: &mut HeaderMap, called: &HeaderName) {
-    while let Some(name) = fields.keys().find(|name| means(name, called)).cloned() {
+    while let Some(name) = fields.keys().find(|name| is_taken_for(name, called)).cloned() {
         fields.remove(name);
     }
 }
 
 /// The same, but for the one that is spelled so.
 pub(super) fn strip_likenesses(fields: &mut HeaderMap, called: &HeaderName) {
-    while let Some(name) = fields.keys().find(|name| *name != called && means(name, called)).cloned() {
+    while let Some(name) = fields.keys().find(|name| *name != called && is_taken_for(name, called)).cloned() {
         fields.remove(name);
     }
 }
@@ -76,11 +77,7 @@ fn is_ours(name: &HeaderName) -> bool {
 }
 
 fn is_client_cert(name: &HeaderName) -> bool {
-    means(name, &CLIENT_CERT)
-}
-
-fn means(name: &HeaderName, called: &HeaderName) -> bool {
-    name.as_str().len() == called.as_str().len() && begins(name, called.as_str())
+    is_taken_for(name, &CLIENT_CERT)
 }
 
 /// To servers too that take `_` for `-`, as CGI has them (RFC 3875 §4.1.18).

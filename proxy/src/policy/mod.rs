@@ -36,7 +36,7 @@ pub use inbound::{
 pub use path::{InvalidTemplate, PathText, Template, Unclear};
 pub use rules::{Requested, Scope};
 pub use shown::{Question, in_force};
-pub use text::Text;
+pub use text::{Text, is_taken_for};
 
 #[cfg(test)]
 mod tests;

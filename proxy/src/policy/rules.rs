@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName, header};
 use serde_json::Value;
 use tulle_certs::{SpiffeId, TrustDomain};
 
@@ -21,7 +21,7 @@ use super::access::{
 use super::claims::Claims;
 use super::host::{self, Host};
 use super::path::{self, Readings, Unclear};
-use super::text::Text;
+use super::text::{Text, is_taken_for};
 use crate::route::{
     Asked, Match, PathMatch, RequestMatch, Route, RouteKind, RouteRule, Routes, Rule as RoutedRule, Table,
 };
@@ -211,8 +211,9 @@ impl Port {
     fn look(&mut self, policy: &Compiled<'_>) {
         let said = policy.said;
         let operations = || said.rules.iter().flat_map(|rule| &rule.to);
-        let at_hosts = said.routes.iter().any(|scope| !scope.hostnames.is_empty())
-            || operations().any(Operation::looks_at_hosts);
+        let at_hosts = said.routes.iter().any(looks_at_host)
+            || operations().any(Operation::looks_at_hosts)
+            || said.rules.iter().flat_map(|rule| &rule.when).any(|one| is_host(&one.of));
         let at_paths = said.routes.iter().flat_map(|scope| &scope.matches).any(looks_at_path)
             || operations().any(Operation::looks_at_paths);
         self.all.add(Looks { at_hosts, at_paths });
@@ -263,6 +264,15 @@ impl Looks {
         self.at_hosts |= other.at_hosts;
         self.at_paths |= other.at_paths;
     }
+}
+
+fn looks_at_host(scope: &RouteScope) -> bool {
+    let conditions = scope.matches.iter().filter_map(|one| one.when.as_ref());
+    !scope.hostnames.is_empty() || conditions.flat_map(|one| &one.headers).any(|one| one.name == header::HOST)
+}
+
+fn is_host(of: &Subject) -> bool {
+    matches!(of, Subject::Header(name) if *name == header::HOST)
 }
 
 fn looks_at_path(one: &RequestMatch) -> bool {
@@ -578,7 +588,10 @@ fn holds(condition: &Condition, facts: &Facts<'_>, denies: bool) -> bool {
                 asked.with_header(name, |value| value.is_some_and(fits))
                     || (!for_sure && lines(asked.headers, name).any(fits))
             };
-            let is_there = || asked.with_header(name, |value| value.is_some());
+            let is_there = || {
+                asked.with_header(name, |value| value.is_some())
+                    || (denies && lines(asked.headers, name).next().is_some())
+            };
             match (values.is_empty(), not_values.is_empty()) {
                 (true, true) => is_there(),
                 (_, _) => {
@@ -600,8 +613,9 @@ fn holds(condition: &Condition, facts: &Facts<'_>, denies: bool) -> bool {
     }
 }
 
-fn lines<'a>(headers: &'a HeaderMap, name: &http::HeaderName) -> impl Iterator<Item = &'a [u8]> {
-    headers.get_all(name).into_iter().map(http::HeaderValue::as_bytes)
+/// Of a header, and of those that some application takes for it.
+fn lines<'a>(headers: &'a HeaderMap, called: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
+    headers.iter().filter(move |(name, _)| is_taken_for(name, called)).map(|(_, value)| value.as_bytes())
 }
 
 /// Whether a claim, or an element of it where it is a list, is as some of `texts` says. Scopes are words (RFC 8693, section 4.2).

@@ -1,4 +1,6 @@
-//! How texts are compared: whole, by their beginning or by their end, case and all.
+//! How texts are compared: whole, by their beginning or by their end, case and all; and names of headers, as servers take them.
+
+use http::HeaderName;
 
 /// What a text must be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +62,14 @@ impl std::fmt::Display for Text {
             Self::Suffix(text) => write!(f, "*{text}"),
         }
     }
+}
+
+/// Whether some server takes a header of this name for the one that is called so: in the manner of CGI, `_` is `-` (RFC 3875 §4.1.18).
+pub fn is_taken_for(name: &HeaderName, called: &HeaderName) -> bool {
+    let (name, called) = (name.as_str().as_bytes(), called.as_str().as_bytes());
+    let is_dash = |byte: u8| matches!(byte, b'-' | b'_');
+    let same = |(byte, wanted): (&u8, &u8)| byte == wanted || (is_dash(*byte) && is_dash(*wanted));
+    name.len() == called.len() && name.iter().zip(called).all(same)
 }
 
 #[cfg(test)]

@@ -88,6 +88,14 @@ fn read_condition(at: &str, written: &PolicyCondition, notes: &mut Notes) -> Opt
             if !check_name(format!("{at}.header"), header, notes) {
                 return None;
             }
+            if header.eq_ignore_ascii_case("host") {
+                notes.refuse(
+                    format!("{at}.header"),
+                    "as a header, another case, a port or a dot at its end makes it another host",
+                    "write it in `to`, as `hosts`",
+                );
+                return None;
+            }
             Of::Header(header.to_ascii_lowercase())
         }
         (None, Some(claim), None) => {

@@ -126,6 +126,7 @@ fn what_nobody_can_mean_is_refused_where_it_stands() {
         ("{to: [{}]}", "to[0]"),
         ("{to: [{ports: [0]}]}", "to[0].ports[0]"),
         ("{to: [{hosts: ['a:80']}]}", "to[0].hosts[0]"),
+        ("{when: [{header: Host, values: [a]}]}", "when[0].header"),
         ("{to: [{hosts: ['a/b']}]}", "to[0].hosts[0]"),
         ("{to: [{methods: [get]}]}", "to[0].methods[0]"),
         ("{to: [{methods: ['G*']}]}", "to[0].methods[0]"),

@@ -315,6 +315,10 @@ fn headers_are_one_value_for_what_allows_and_each_line_for_what_denies() {
         (is_not(), "GET / x-role:user x-role:admin", false, true),
         (is_there(), "GET / x-role:user", true, true),
         (is_there(), "GET /", false, false),
+        // Servers in the manner of CGI take it for the same.
+        (is(), "GET / x_role:admin", false, true),
+        (is_not(), "GET / x_role:admin", false, true),
+        (is_there(), "GET / x_role:user", false, true),
     ] {
         let by = |action, headless| {
             let rule = AccessRule { when: vec![condition.clone()], ..rule("r", None, None) };
@@ -328,6 +332,20 @@ fn headers_are_one_value_for_what_allows_and_each_line_for_what_denies() {
             (&*by(AccessAction::Allow, true), &*by(AccessAction::Deny, true)),
             ("allow r", "allow default")
         );
+    }
+}
+
+#[test]
+fn who_asks_for_the_header_host_looks_at_hosts() {
+    for (name, expected) in [("host", true), ("x-host", false)] {
+        let when = vec![Condition {
+            of: Subject::Header(name.parse().unwrap()),
+            values: vec![],
+            not_values: vec![],
+        }];
+        let rule = AccessRule { when, ..rule("r", None, None) };
+        let policy = inbound(vec![policy(AccessAction::Deny, vec![rule])]);
+        assert_eq!(policy.looks_at_hosts(80), expected, "{name}");
     }
 }
 
