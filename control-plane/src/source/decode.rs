@@ -62,6 +62,7 @@ pub(super) struct Decoded {
 
 /// What is said of a field that no type names.
 const UNKNOWN_FIELD: &str = "this field is not known and is ignored";
+const UNKNOWN_HINT: &str = "look for a slip of the pen, or for a field of a newer version";
 
 /// Reads an object of an API server.
 ///
@@ -403,16 +404,16 @@ fn read(kind: Kind, key: &ObjectKey, mut value: Value) -> (Content, Notes) {
         Kind::ReferenceGrant => {
             typed(value, &mut notes).and_then(|v| Object::reference_grant(&v, &mut notes))
         }
-        Kind::AuthorizationPolicy => typed::<AuthorizationPolicy>(value, &mut notes)
+        Kind::AuthorizationPolicy => strictly::<AuthorizationPolicy>(value, &mut notes)
             .and_then(|v| Object::authorization_policy(&v, &mut notes)),
-        Kind::PeerAuthentication => typed::<PeerAuthentication>(value, &mut notes)
+        Kind::PeerAuthentication => strictly::<PeerAuthentication>(value, &mut notes)
             .and_then(|v| Object::peer_authentication(&v, &mut notes)),
-        Kind::ExternalAuthorization => typed::<ExternalAuthorization>(value, &mut notes)
+        Kind::ExternalAuthorization => strictly::<ExternalAuthorization>(value, &mut notes)
             .and_then(|v| Object::external_authorization(&v, &mut notes)),
-        Kind::RequestAuthentication => typed::<RequestAuthentication>(value, &mut notes)
+        Kind::RequestAuthentication => strictly::<RequestAuthentication>(value, &mut notes)
             .and_then(|v| Object::request_authentication(&v, &mut notes)),
         Kind::EgressPolicy => {
-            typed::<EgressPolicy>(value, &mut notes).and_then(|v| Object::egress_policy(&v, &mut notes))
+            strictly::<EgressPolicy>(value, &mut notes).and_then(|v| Object::egress_policy(&v, &mut notes))
         }
         Kind::TrafficPolicy => {
             typed::<TrafficPolicy>(value, &mut notes).and_then(|v| Object::traffic_policy(&v, &mut notes))
@@ -574,9 +575,25 @@ const ENVELOPE: [&str; 2] = ["apiVersion", "kind"];
 
 /// Reads a value as a type: what does not fit is refused, what is not known is told.
 fn typed<T: DeserializeOwned>(value: Value, notes: &mut Notes) -> Option<T> {
+    with_unknown(value, notes, |field, notes| notes.warn(field, UNKNOWN_FIELD, UNKNOWN_HINT))
+}
+
+/// As [`typed`], of what decides who is let in or out: what is not known may be what narrows a rule that allows, and is refused with all the rest.
+fn strictly<T: DeserializeOwned>(value: Value, notes: &mut Notes) -> Option<T> {
+    with_unknown(value, notes, |field, notes| match field.starts_with("metadata.") {
+        true => notes.warn(field, UNKNOWN_FIELD, UNKNOWN_HINT),
+        false => notes.refuse(field, "this field is not known, and may be what narrows a rule", UNKNOWN_HINT),
+    })
+}
+
+fn with_unknown<T: DeserializeOwned>(
+    value: Value,
+    notes: &mut Notes,
+    tell: impl Fn(String, &mut Notes),
+) -> Option<T> {
     let (read, unknown) = strict::read(value);
     for field in unknown.into_iter().filter(|field| !ENVELOPE.contains(&field.as_str())) {
-        notes.warn(field, UNKNOWN_FIELD, "look for a slip of the pen, or for a field of a newer version");
+        tell(field, notes);
     }
     read.map_err(|wrong| notes.refuse(wrong.field.unwrap_or_default(), wrong.message, wrong.hint)).ok()
 }

@@ -182,6 +182,29 @@ fn a_policy_that_never_could_be_read_allows_nobody() {
 }
 
 #[test]
+fn what_is_not_known_of_a_policy_that_lets_in_may_be_what_narrows_it() {
+    let policy = "apiVersion: policy.tulle.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: p}\nspec:\n  rules: [{from: [{identities: [default/client]}], too: [{paths: [/a]}]}]\n";
+    let (mut world, found) = World::new(&[("conf/a.yaml", policy)]);
+    let refused = |found: &[Finding]| -> Vec<String> {
+        let errors = found.iter().filter(|one| one.severity == Severity::Error);
+        errors.filter_map(|one| one.field.clone()).filter(|field| !field.is_empty()).collect()
+    };
+    let is_read = |world: &World| {
+        let policies = world.index.access_policies().filter_map(|stored| stored.object.authorization());
+        policies.map(|says| !says.is_unreadable).collect::<Vec<_>>()
+    };
+    assert_eq!((refused(&found), is_read(&world)), (vec!["spec.rules[0].too".to_owned()], vec![false]));
+    let found = world.write("conf/a.yaml", &policy.replace("too", "to"));
+    assert_eq!((refused(&found), is_read(&world)), (vec![], vec![true]));
+    // Beside the spec it is what somebody has meant to be in it.
+    let found = world.write("conf/a.yaml", &format!("{policy}action: DENY\n").replace("too", "to"));
+    assert_eq!(refused(&found), ["action"]);
+    // What others write into the metadata says nothing of the policy.
+    let labelled = policy.replace("too", "to").replace("{name: p}", "{name: p, mark: 1}");
+    assert_eq!(refused(&world.write("conf/a.yaml", &labelled)), [""; 0]);
+}
+
+#[test]
 fn a_peer_authentication_that_never_could_be_read_is_strict() {
     let policy = "apiVersion: policy.tulle.dev/v1alpha1\nkind: PeerAuthentication\nmetadata: {name: p}\nspec:\n  mtls: 'off'\n";
     let modes = |world: &World| -> Vec<(String, v1::MtlsMode)> {
