@@ -312,8 +312,12 @@ impl Inbound {
             return Judged::denied(Denial::PolicyDenied, Some(Arc::clone(rule)));
         }
         let is_spoken_of = port.allow.speaker(&facts).is_some();
-        // Some request may be one that only a policy of its route speaks of.
-        let is_asked = is_spoken_of || matches!(what, What::Some);
+        // Some request may be one that only a policy of its route speaks of, and so may one whose headers are no longer known.
+        let is_asked = match what {
+            What::Some => true,
+            What::Bytes => is_spoken_of,
+            What::Request(requested) => is_spoken_of || requested.headless,
+        };
         let found = if is_asked { port.allow.find(&facts, false) } else { None };
         let verdict = match found {
             Some(rule) => Verdict::Allow { rule: Arc::clone(rule) },

@@ -23,7 +23,8 @@ use super::host::{self, Host};
 use super::path::{self, Readings, Unclear};
 use super::text::{Text, is_taken_for};
 use crate::route::{
-    Asked, Match, PathMatch, RequestMatch, Route, RouteKind, RouteRule, Routes, Rule as RoutedRule, Table,
+    Asked, Conditions, Match, PathMatch, RequestMatch, Route, RouteKind, RouteRule, Routes,
+    Rule as RoutedRule, Table,
 };
 use crate::state::ObjectName;
 
@@ -119,7 +120,11 @@ struct Rule {
 
 /// The requests that a policy speaks of, which is attached to routes.
 #[derive(Debug)]
-pub struct Scope(Table);
+pub struct Scope {
+    all: Table,
+    /// By all that is asked but headers, where any are.
+    headless: Option<Box<Table>>,
+}
 
 /// The rules by whom they describe.
 #[derive(Debug, Default)]
@@ -367,27 +372,13 @@ impl Policy {
 
 impl Scope {
     pub fn new(scopes: &[RouteScope]) -> Self {
-        let name = ObjectName::new("", "");
-        let rule = RoutedRule {
-            name: "".into(),
-            route: name.clone(),
-            label: "".into(),
-            kind: RouteKind::Http,
-            invalid: None,
-            filters: None,
-            backends: Box::default(),
-            requests: None,
-            session: None,
-        };
-        let rule = Arc::new(rule);
-        let routes = scopes.iter().map(|scope| Route {
-            name: name.clone(),
-            ports: Vec::new(),
-            hostnames: scope.hostnames.clone(),
-            rules: vec![RouteRule { matches: scope.matches.clone(), rule: Arc::clone(&rule) }],
+        let asks_headers =
+            |one: &RequestMatch| one.when.as_ref().is_some_and(|when| !when.headers.is_empty());
+        let headless = scopes.iter().flat_map(|scope| &scope.matches).any(asks_headers).then(|| {
+            let headless: Vec<_> = scopes.iter().map(without_headers).collect();
+            Box::new(table(&headless))
         });
-        let routes = routes.collect();
-        Self(Table::new(Routes { client_namespace: "".into(), service: name, routes, streams: Vec::new() }))
+        Self { all: table(scopes), headless }
     }
 
     /// Whether a request may be one of these, by any way to read its path; where nobody can tell, it may.
@@ -399,9 +390,12 @@ impl Scope {
         }
     }
 
-    /// Whether a request is one of these: by each way to read its path, if it must be for sure, else by any.
+    /// Whether a request is one of these: by each way to read its path, if it must be for sure, else by any. Where its headers are no longer known, what is
+    /// asked of them allows, and denies nothing.
     fn has(&self, requested: &Requested<'_>, readings: Option<&Readings<'_>>, for_sure: bool) -> bool {
-        let found = |asked: &Asked<'_>| match self.0.find(0, asked) {
+        let headless = self.headless.as_deref().filter(|_| requested.headless && for_sure);
+        let table = headless.unwrap_or(&self.all);
+        let found = |asked: &Asked<'_>| match table.find(0, asked) {
             Match::Rule(_) => true,
             Match::NoRoutes | Match::NotFound => false,
             // What is too long to be compared may be one.
@@ -415,6 +409,40 @@ impl Scope {
             (_, None) => found(&asked),
         }
     }
+}
+
+/// What routes find is a rule of them; which one is all the same here.
+fn table(scopes: &[RouteScope]) -> Table {
+    let name = ObjectName::new("", "");
+    let rule = RoutedRule {
+        name: "".into(),
+        route: name.clone(),
+        label: "".into(),
+        kind: RouteKind::Http,
+        invalid: None,
+        filters: None,
+        backends: Box::default(),
+        requests: None,
+        session: None,
+    };
+    let rule = Arc::new(rule);
+    let routes = scopes.iter().map(|scope| Route {
+        name: name.clone(),
+        ports: Vec::new(),
+        hostnames: scope.hostnames.clone(),
+        rules: vec![RouteRule { matches: scope.matches.clone(), rule: Arc::clone(&rule) }],
+    });
+    let routes = routes.collect();
+    Table::new(Routes { client_namespace: "".into(), service: name, routes, streams: Vec::new() })
+}
+
+fn without_headers(scope: &RouteScope) -> RouteScope {
+    let mut scope = scope.clone();
+    for one in &mut scope.matches {
+        let when = one.when.take().map(|when| Conditions { headers: Vec::new(), ..Conditions::clone(&when) });
+        one.when = when.filter(|when| !when.is_empty()).map(Arc::new);
+    }
+    scope
 }
 
 // === impl Index ===

@@ -9,6 +9,7 @@ use super::super::{
     Judged, Operation, PathText, RouteScope, Source, Subject, TlsKind, Unclear, Unspoken, Verdict,
 };
 use super::*;
+use crate::route::{HeaderMatch, ValueMatch};
 use crate::state::Mode;
 use crate::testing::allocations;
 
@@ -333,6 +334,30 @@ fn headers_are_one_value_for_what_allows_and_each_line_for_what_denies() {
             ("allow r", "allow default")
         );
     }
+}
+
+#[test]
+fn what_a_route_asks_of_headers_that_are_no_longer_known_ends_nothing() {
+    let x_beta = HeaderMatch { name: "x-beta".parse().unwrap(), value: ValueMatch::Exact((*b"1").into()) };
+    let when = Conditions { headers: vec![x_beta], ..Conditions::default() };
+    let matches = vec![RequestMatch { path: PathMatch::Prefix("/a".into()), when: Some(Arc::new(when)) }];
+    let routes = vec![RouteScope { hostnames: vec![], matches }];
+    let scoped = |action| AccessPolicy {
+        routes: routes.clone(),
+        ..policy(action, vec![rule("r", Some(from(&["web"])), None)])
+    };
+    let others = policy(AccessAction::Allow, vec![rule("o", Some(from(&["batch"])), None)]);
+    let by = |policies, asked, headless, account| {
+        said(&Ask { headless, ..Ask::new(asked) }.of(&inbound(policies), account).verdict)
+    };
+    let both = || vec![scoped(AccessAction::Allow), others.clone()];
+    assert_eq!(by(both(), "GET /a x-beta:1", false, "web"), "allow r");
+    assert_eq!(by(both(), "GET /a", false, "web"), "policy_denied -");
+    assert_eq!(by(both(), "GET /a", true, "web"), "allow r", "it had the header, as far as is known");
+    assert_eq!(by(both(), "GET /b", true, "web"), "policy_denied -");
+    let alone = || vec![scoped(AccessAction::Allow)];
+    assert_eq!(by(alone(), "GET /a", true, "batch"), "allow default", "or had not");
+    assert_eq!(by(vec![scoped(AccessAction::Deny)], "GET /a", true, "web"), "allow default");
 }
 
 #[test]
