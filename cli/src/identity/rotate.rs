@@ -218,7 +218,9 @@ fn waited(waited: &Waited) -> String {
         Lacks::Proxies => {
             format!("  waiting for proxies{at}: {}", named(&waited.proxies, waited.more))
         }
-        Lacks::Silent => format!("  waiting for {replica}: it has said nothing for half a minute"),
+        Lacks::Silent => format!(
+            "  waiting for {replica}: it has said nothing for half a minute (is its node gone for good, delete the pod)"
+        ),
         Lacks::OldBundle => format!("  waiting for {replica}: it does not tell the new root yet"),
         Lacks::OldIssuer => format!("  waiting for {replica}: it does not issue under the new root yet"),
         Lacks::Unknown => "  waiting: the API server does not say which replicas there are".to_owned(),
@@ -321,7 +323,7 @@ mod tests {
             [
                 "published: proxies are told sha256:bb beside sha256:aa",
                 "  waiting for proxies: shop/web, shop/orders and 4 more",
-                "  waiting for pod-2: it has said nothing for half a minute",
+                "  waiting for pod-2: it has said nothing for half a minute (is its node gone for good, delete the pod)",
             ]
         );
     }

@@ -66,15 +66,18 @@ impl Pages {
             tracing::warn!(%client, why, "refused what somebody asked of the root");
             return text(StatusCode::UNAUTHORIZED, format!("{why}\n"));
         }
-        match ca.want(wanted, now).await {
-            Ok(()) => {
+        let asked = ca.clone();
+        // To its end, also if the caller goes away meanwhile.
+        match tokio::spawn(async move { asked.want(wanted, now).await }).await {
+            Ok(Ok(())) => {
                 tracing::info!(%client, ?wanted, "somebody asks something of the root");
                 let mut response = self.identity();
                 *response.status_mut() = StatusCode::ACCEPTED;
                 response
             }
-            Err(why @ NotNow::Ca(_)) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{why}\n")),
-            Err(why) => text(StatusCode::CONFLICT, format!("{why}\n")),
+            Ok(Err(why @ NotNow::Ca(_))) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{why}\n")),
+            Ok(Err(why)) => text(StatusCode::CONFLICT, format!("{why}\n")),
+            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
         }
     }
 }

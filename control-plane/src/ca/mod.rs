@@ -155,6 +155,8 @@ struct Inner {
     renewal: Mutex<Renewal>,
     /// Held by who takes in what has changed.
     taking: Mutex<()>,
+    /// Held by who changes how far a rotation is, until that is taken in: a folder tells two of one process from one another no more than it tells them anything.
+    stepping: tokio::sync::Mutex<()>,
     observer: Observer,
 }
 
@@ -254,6 +256,7 @@ impl Ca {
             creds: ArcSwap::from_pointee(creds),
             renewal: Mutex::new(Renewal { failures: 0, due }),
             taking: Mutex::default(),
+            stepping: tokio::sync::Mutex::default(),
             observer: options.observer,
         })))
     }

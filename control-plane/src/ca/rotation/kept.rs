@@ -150,6 +150,7 @@ impl Ca {
         change: &(dyn Fn(&Record) -> Option<Record> + Send + Sync),
         now: SystemTime,
     ) -> Result<(), CaError> {
+        let _turn = self.0.stepping.lock().await;
         let result = Mutex::new(Ok(None));
         let of_text = |text: Option<&str>| {
             let next = Record::read(text).map(|found| change(&found).map(|next| next.to_text()));
@@ -159,7 +160,12 @@ impl Ca {
         self.0.store.change(ROTATION, &of_text).await?;
         let written =
             result.into_inner().map_err(|why| CaError::Store { place: self.place(ROTATION), why })?;
-        let Some(written) = written else { return Ok(()) };
+        let Some(written) = written else {
+            // Somebody who was not there any more when it was written has not taken it in, and in a folder nobody else tells.
+            let found = self.0.store.look(ROTATION).await?.map(Zeroizing::new);
+            let found = Kept::from_iter(found.map(|text| (ROTATION, text)));
+            return if found.is_empty() { Ok(()) } else { self.take_in(found, &[ROTATION], now) };
+        };
         // Who has written it may be the only one who hears of it.
         self.take_in(Kept::from([(ROTATION, Zeroizing::new(written))]), &[ROTATION], now)
     }
@@ -187,6 +193,7 @@ impl Ca {
     /// perhaps another root, which is not written over.
     pub(super) async fn replace(&self, record: &Record, now: SystemTime) -> Result<bool, CaError> {
         let Some(change) = record.change() else { return Ok(false) };
+        let _turn = self.0.stepping.lock().await;
         let kept = self.0.issuing.load().kept.clone();
         let place = |name: &str| self.place(name);
         let replacement = issuing::replacement(&kept, change, &place, now)?;

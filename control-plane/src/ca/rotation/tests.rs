@@ -168,6 +168,37 @@ async fn what_cannot_be_asked_for_now_is_refused_and_what_can_is_kept() {
 }
 
 #[tokio::test]
+async fn what_is_asked_for_while_a_step_is_taken_is_lost_by_neither() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = open(dir.path());
+    for lifetime in 1..30 {
+        keep(&ca, Record::abandoned).await;
+        let record = ca.record();
+        let next = Record { lifetime, ..Record::clone(&record) };
+        let (kept, wanted) =
+            tokio::join!(ca.keep_record(&record, &next, now()), ca.want(Wanted::Rotation, now()));
+        wanted.unwrap();
+        let text = std::fs::read_to_string(dir.path().join(ROTATION)).unwrap();
+        assert_eq!(Record::read(Some(&text)).unwrap(), *ca.record(), "what is kept is what is gone by");
+        assert_eq!(ca.record().wanted, Some(Wanted::Rotation));
+        assert_eq!(kept.unwrap(), ca.record().lifetime == lifetime);
+    }
+}
+
+#[tokio::test]
+async fn what_somebody_asked_who_went_away_meanwhile_is_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = open(dir.path());
+    keep(&ca, |record| Record { lifetime: 60, ..record.clone() }).await;
+    let record = ca.record();
+    let asked = Record { wanted: Some(Wanted::Rotation), ..Record::clone(&record) };
+    // Written, and not taken in.
+    std::fs::write(dir.path().join(ROTATION), asked.to_text()).unwrap();
+    assert!(!ca.keep_record(&record, &record.abandoned(), now()).await.unwrap());
+    assert_eq!(*ca.record(), asked, "the next step begins there");
+}
+
+#[tokio::test]
 async fn a_record_of_another_root_says_nothing_and_a_damaged_one_stops_the_start() {
     let dir = tempfile::tempdir().unwrap();
     let ca = open(dir.path());
