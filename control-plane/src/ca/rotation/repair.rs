@@ -26,8 +26,10 @@ pub enum Need {
     Absent,
     /// It can be used.
     None,
-    /// Its root, which is the control plane's own, has ended (or has not begun).
+    /// Its root, which is the control plane's own, has ended.
     Ended(String),
+    /// It has not begun: a clock is wrong, this one as a rule.
+    Early(String),
     /// It is an intermediate that has ended, or stands under a root that has: whoever made it can make another.
     Given(String),
     /// It cannot be used for another reason.
@@ -85,7 +87,12 @@ pub(crate) fn need(
     }
     match issuing::in_effect(kept, place, domain, now) {
         Ok(_) => Need::None,
-        Err(error @ CaError::Expired { .. }) if is_root(kept) => Need::Ended(error.to_string()),
+        Err(error @ CaError::Expired { .. }) if is_root(kept) => match is_early(kept, now) {
+            true => Need::Early(format!(
+                "{error}. This one has not expired but is yet to begin: mend the clock, and it is good again"
+            )),
+            false => Need::Ended(error.to_string()),
+        },
         Err(error @ CaError::Expired { .. }) => Need::Given(format!(
             "{error}; it is an intermediate, or stands under another's root: put a renewed one there, with its key and those above it"
         )),
@@ -99,6 +106,13 @@ fn is_root(kept: &Kept) -> bool {
     let issuer = PrivateKey::from_pem(key).map(|key| Pin::of_spki(&key.public_key()));
     let root = stored_root(key, certificates).map(|(pin, _)| pin);
     issuer.ok().zip(root.ok()).is_some_and(|(issuer, root)| issuer == root)
+}
+
+/// Whether the root is yet to begin.
+fn is_early(kept: &Kept, now: SystemTime) -> bool {
+    let (Some(key), Some(certificates)) = (kept.get(CA_KEY), kept.get(CA_CERTIFICATES)) else { return false };
+    let root = stored_roots(key, certificates).ok().and_then(|roots| roots.into_iter().next());
+    root.and_then(|root| tulle_certs::validity(&root).ok()).is_some_and(|(from, _)| from > now)
 }
 
 /// A new root in the place of what is kept.
@@ -160,7 +174,7 @@ pub(crate) fn admit(need: Need, place: String, insists: bool) -> Result<(), Repa
         Need::Ended(_) => Ok(()),
         _ if insists => Ok(()),
         Need::None => Err(RepairError::Unneeded(place)),
-        Need::Given(why) | Need::Unusable(why) => Err(RepairError::Insist(why)),
+        Need::Given(why) | Need::Early(why) | Need::Unusable(why) => Err(RepairError::Insist(why)),
     }
 }
 
@@ -211,8 +225,13 @@ mod tests {
 
     /// A state folder whose root ended a day ago.
     fn ended() -> (tempfile::TempDir, Pin) {
+        made_at(now() - 2 * DAY)
+    }
+
+    /// A state folder with a root that was made then, for a day.
+    fn made_at(then: SystemTime) -> (tempfile::TempDir, Pin) {
         let dir = tempfile::tempdir().unwrap();
-        let authority = Authority::generate(&domain(), DAY, now() - 2 * DAY).unwrap();
+        let authority = Authority::generate(&domain(), DAY, then).unwrap();
         let kept = Kept::from([
             (CA_CERTIFICATES, Zeroizing::new(authority.to_pem())),
             (CA_KEY, authority.key().to_pem()),
@@ -234,6 +253,16 @@ mod tests {
         assert!(ca.record().is_idle());
         let error = repair_folder(dir.path(), None, false, now()).unwrap_err();
         assert!(matches!(error, RepairError::Unneeded(_)), "{error}");
+    }
+
+    #[test]
+    fn a_clock_that_is_behind_costs_nobody_a_root() {
+        let (dir, pin) = made_at(now() + 400 * DAY);
+        let error = repair_folder(dir.path(), None, false, now()).unwrap_err();
+        assert!(matches!(error, RepairError::Insist(_)), "{error}");
+        assert!(error.to_string().contains("mend the clock, and it is good again"), "{error}");
+        assert_eq!(Ca::open(dir.path(), &domain(), now() + 400 * DAY).unwrap().pin(), pin);
+        assert_ne!(repair_folder(dir.path(), None, true, now()).unwrap().pin, pin);
     }
 
     #[test]
