@@ -50,7 +50,8 @@ pub(crate) enum Role {
 /// What the library does not look at: URIs that are no text, and whether the leaf's own key proves anything.
 fn check_leaf(leaf: &CertificateDer<'_>) -> Result<(), Refused> {
     // What the library can read and we cannot is not believed unseen.
-    let unread = |why| Refused::new(Refusal::Malformed, format!("the certificate cannot be read: {why}"));
+    let unread =
+        |why: String| Refused::new(Refusal::Malformed, format!("the certificate cannot be read: {why}"));
     match x509::uri_count(leaf).map_err(unread)? {
         0 | 1 => {}
         count => {

@@ -128,7 +128,7 @@ const P192: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x01];
 
 #[test]
 fn a_leaf_that_only_the_library_can_read_is_refused() {
-    for der in [&[][..], &[0x30, 0x00], b"no certificate"] {
+    for der in [&b""[..], &[0x30, 0x00], b"no certificate"] {
         let refused = check_leaf(&CertificateDer::from(der.to_vec())).unwrap_err();
         assert_eq!(refused.refusal, Refusal::Malformed, "{refused}");
     }
