@@ -260,9 +260,10 @@ pub(super) fn due_at(root: &Root, before: Duration) -> Option<SystemTime> {
 /// When everything that was issued under the old root has run out.
 fn drained(record: &Record, seen: &Seen, now: SystemTime) -> SystemTime {
     let lifetime = seen.longest.max(seen.lifetime).max(Duration::from_secs(record.lifetime));
-    let last = (now + lifetime).max(time(record.outlive));
     // Nothing outlives its issuer.
-    last.min(seen.root.validity.1).max(now) + slack(lifetime)
+    let end = seen.root.validity.1;
+    let last = now.checked_add(lifetime).map_or(end, |last| last.max(time(record.outlive)));
+    last.min(end).max(now) + slack(lifetime)
 }
 
 /// How long leaves live and have lived, if that is news.

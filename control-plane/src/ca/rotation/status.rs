@@ -133,7 +133,7 @@ impl Status {
         let outlive = time(record.outlive).duration_since(now).unwrap_or_default();
         let plan = Plan {
             settle_seconds: settle(lifetime).as_secs(),
-            drain_seconds: (longest.max(outlive) + slack(longest)).as_secs(),
+            drain_seconds: longest.max(outlive).saturating_add(slack(longest)).as_secs(),
             proxies: proxies.iter().take(NAMED).cloned().collect(),
             more: proxies.len().saturating_sub(NAMED),
         };

@@ -324,6 +324,13 @@ fn the_longest_life_of_any_leaf_is_waited_out() {
     stage.until("draining", 30);
     let took = stage.until("retired", 2 * HOUR);
     assert!(took >= 600, "{took}");
+    // What a damaged report says is no reason to fall over.
+    let mut stage = Stage::new();
+    stage.seen.longest = Duration::from_secs(u64::MAX);
+    stage.want(Wanted::Rotation);
+    stage.until("draining", 30);
+    let State::Draining { until, .. } = stage.record().state else { panic!("{}", stage.phase()) };
+    assert_eq!(until, seconds(stage.seen.root.validity.1) + 600);
     // None outlives the root.
     let mut stage = Stage::new();
     stage.seen.longest = Duration::from_secs(HOUR);
