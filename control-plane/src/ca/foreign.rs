@@ -39,7 +39,7 @@ struct Inner {
     state: Arc<State>,
     session_key: SessionKey,
     tokens: JoinTokens,
-    revoked: Revoked,
+    revoked: Arc<Revoked>,
     grants: Grants,
     following: AbortHandle,
 }
@@ -76,8 +76,8 @@ impl Foreign {
         let tokens = store::tokens(&kept, &place)?;
         let session_key = SessionKey::derive(tokens.key().to_pem().as_bytes());
         let kept = |name: &str| kept.get(name).map(|text| text.as_str());
-        let revoked = Revoked::open(Arc::new(folder.clone()), kept(TOKENS))?;
-        let grants = Grants::open(Arc::new(folder.clone()), kept(GRANTS));
+        let revoked = Arc::new(Revoked::open(Arc::new(folder.clone()), kept(TOKENS))?);
+        let grants = Grants::open(Arc::new(folder.clone()), kept(GRANTS), Arc::clone(&revoked));
 
         let state = Arc::new(State { creds: ArcSwapOption::empty(), bundle: watch::Sender::new(None) });
         let (described, mut told) = (given.to_string(), state.bundle.subscribe());

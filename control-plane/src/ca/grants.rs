@@ -16,9 +16,10 @@ use tulle_certs::token::Claims;
 use zeroize::Zeroizing;
 
 use super::CaError;
+use super::ledger::Revoked;
 use super::store::{GRANTS, Store};
 
-/// So many tokens of one identity are told apart; of those beyond, what they granted stays.
+/// So many tokens of one identity are told apart; of those beyond, what they granted stays, unless they are revoked by then.
 const TOKENS_EACH: usize = 64;
 
 /// By SPIFFE ID.
@@ -66,6 +67,7 @@ pub(super) struct Grants {
 
 struct State {
     store: Arc<dyn Store>,
+    revoked: Arc<Revoked>,
     kept: Mutex<Granted>,
     /// To be written.
     staged: Mutex<Vec<(SpiffeId, Grant)>>,
@@ -88,16 +90,16 @@ pub struct NotGranted {
 
 impl Grants {
     /// With what is kept, if anything is.
-    pub(super) fn open(store: Arc<dyn Store>, text: Option<&str>) -> Self {
+    pub(super) fn open(store: Arc<dyn Store>, text: Option<&str>, revoked: Arc<Revoked>) -> Self {
         let kept = text.map(|text| read(text, &*store)).unwrap_or_default();
-        let state = State { store, kept: Mutex::new(kept), staged: Mutex::default() };
+        let state = State { store, revoked, kept: Mutex::new(kept), staged: Mutex::default() };
         Self { state: Arc::new(state), turn: Arc::default() }
     }
 
     /// Another control plane has written: what it has granted counts here too.
     pub(super) fn take_in(&self, text: &str) {
         let theirs = read(text, &*self.state.store);
-        add_up(&mut self.state.kept.lock(), theirs);
+        add_up(&mut self.state.kept.lock(), theirs, &self.state.revoked);
     }
 
     /// As it is kept; `None` if nothing is granted.
@@ -189,7 +191,7 @@ impl Grant {
         self.services.is_superset(&other.services) && other.tokens.iter().all(held)
     }
 
-    fn add(&mut self, more: Self) {
+    fn add(&mut self, more: Self, is_revoked: impl Fn(&str) -> bool) {
         self.services.extend(more.services);
         for (jti, by) in more.tokens {
             let own = self.tokens.entry(jti).or_default();
@@ -201,7 +203,10 @@ impl Grant {
             else {
                 return;
             };
-            self.services.extend(self.tokens.remove(&first).unwrap_or_default().services);
+            let granted = self.tokens.remove(&first).unwrap_or_default().services;
+            if !is_revoked(&first) {
+                self.services.extend(granted);
+            }
         }
     }
 }
@@ -235,19 +240,19 @@ impl State {
         let mut next = self.kept.lock().clone();
         let staged = std::mem::take(&mut *self.staged.lock());
         for (id, grant) in staged.into_iter().chain([(id, grant)]) {
-            next.entry(id.to_string()).or_default().add(grant);
+            next.entry(id.to_string()).or_default().add(grant, |jti| self.revoked.is_token(jti));
         }
         let merged = Mutex::new(Granted::new());
         let change = |before: Option<&str>| {
             let mut all = before.map(|text| read(text, &*self.store)).unwrap_or_default();
-            add_up(&mut all, next.clone());
+            add_up(&mut all, next.clone(), &self.revoked);
             // Names in lists are always JSON.
             let text = serde_json::to_string_pretty(&all).ok();
             *merged.lock() = all;
             text
         };
         self.store.change(GRANTS, &change).await?;
-        add_up(&mut self.kept.lock(), merged.into_inner());
+        add_up(&mut self.kept.lock(), merged.into_inner(), &self.revoked);
         Ok(())
     }
 
@@ -256,9 +261,9 @@ impl State {
     }
 }
 
-fn add_up(into: &mut Granted, more: Granted) {
+fn add_up(into: &mut Granted, more: Granted, revoked: &Revoked) {
     for (id, grant) in more {
-        into.entry(id).or_default().add(grant);
+        into.entry(id).or_default().add(grant, |jti| revoked.is_token(jti));
     }
 }
 
@@ -294,10 +299,8 @@ mod tests {
     fn what_a_revoked_token_alone_has_granted_counts_no_more() {
         let mut grant = Grant::default();
         for (jti, services) in [("a", &["x", "y"][..]), ("b", &["y"][..])] {
-            grant.add(Grant {
-                tokens: BTreeMap::from([(jti.to_owned(), by(services, 1))]),
-                ..Grant::default()
-            });
+            let tokens = BTreeMap::from([(jti.to_owned(), by(services, 1))]);
+            grant.add(Grant { tokens, ..Grant::default() }, |_| false);
         }
         let names = |service, revoked: &[&str]| grant.names(service, |jti| revoked.contains(&jti));
         assert!(names("x", &[]) && names("y", &[]) && !names("z", &[]));
@@ -311,10 +314,11 @@ mod tests {
         for number in 0..TOKENS_EACH as u64 + 2 {
             let tokens =
                 BTreeMap::from([(format!("t{number}"), by(&[&format!("s{number}")], 1000 - number))]);
-            grant.add(Grant { tokens, ..Grant::default() });
+            // The first to go is revoked.
+            grant.add(Grant { tokens, ..Grant::default() }, |jti| jti == format!("t{TOKENS_EACH}"));
         }
         assert_eq!(grant.tokens.len(), TOKENS_EACH);
-        assert_eq!(grant.services.len(), 2);
+        assert_eq!(grant.services, BTreeSet::from([format!("s{}", TOKENS_EACH + 1)]), "what is revoked goes");
         assert!(grant.names(&format!("s{}", TOKENS_EACH + 1), |_| true), "its services stay");
     }
 }

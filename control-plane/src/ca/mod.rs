@@ -148,7 +148,7 @@ struct Inner {
     reports: Mutex<Arc<Reports>>,
     session_key: SessionKey,
     grants: Grants,
-    revoked: Revoked,
+    revoked: Arc<Revoked>,
     reviewer: Option<Arc<dyn Reviewer>>,
     lifetime: Duration,
     creds: ArcSwap<Creds>,
@@ -233,10 +233,11 @@ impl Ca {
         now: SystemTime,
         options: Options,
     ) -> Result<Self, CaError> {
-        let grants = Grants::open(Arc::clone(&store), kept.get(store::GRANTS).map(|text| text.as_str()));
         let reports = Arc::new(rotation::reports(&kept));
         let tokens = kept.get(store::TOKENS).map(|text| text.as_str());
-        let revoked = Revoked::open(Arc::clone(&store), tokens)?;
+        let revoked = Arc::new(Revoked::open(Arc::clone(&store), tokens)?);
+        let grants = kept.get(store::GRANTS).map(|text| text.as_str());
+        let grants = Grants::open(Arc::clone(&store), grants, Arc::clone(&revoked));
         let issuing = Issuing::read(kept, &*store, domain, now)?;
         let creds = own_creds(&issuing, options.lifetime, now)?;
         let due = now + renewal::next(now, creds.not_after(), now, 0, 0.0);
