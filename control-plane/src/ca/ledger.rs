@@ -345,10 +345,10 @@ mod tests {
         assert_eq!(used.used().collect::<Vec<_>>(), ["a"]);
         assert_eq!(Ledger::read(Some(&used.to_text()), "x").unwrap(), used);
         assert_eq!(used.clone().with_used(&once, at(2)), None);
-        assert_eq!(used.clone().without_past(DAY, at(10)), used);
+        assert_eq!(used.clone().without_past(at(10)), used);
         // Also one that is in no book, and one that is revoked besides.
         assert!(Ledger::default().with_used(&once, at(1)).is_some_and(|book| book.used().count() == 1));
-        let revoked = used.with_revoked("a", None, at(2)).without_past(DAY, at(10));
+        let revoked = used.with_revoked("a", None, at(2)).without_past(at(10));
         assert_eq!((revoked.used().count(), revoked.revoked().count()), (1, 1));
     }
 }

@@ -280,7 +280,7 @@ impl Effective {
             }
         }
         let own = texts(metadata, "annotations");
-        let added = super::annotation(super::STATUS);
+        let added = super::annotation(STATUS);
         let added = metadata.pointer(added.trim_start_matches("/metadata")).and_then(Value::as_str);
         let added = added.and_then(|text| serde_json::from_str::<Status>(text).ok()).unwrap_or_default();
         for (key, value) in said(&own) {

@@ -335,11 +335,16 @@ fn judge_again(
     if guard.is_revoked() {
         return None;
     }
-    refused(worker, guard, inbound, under_way)
+    why_no_more(worker, guard, inbound, under_way)
 }
 
 /// Why a policy refuses what another has let in.
-fn refused(worker: &Worker, guard: &policy::Guard, inbound: &Inbound, under_way: &UnderWay) -> Option<Fault> {
+fn why_no_more(
+    worker: &Worker,
+    guard: &policy::Guard,
+    inbound: &Inbound,
+    under_way: &UnderWay,
+) -> Option<Fault> {
     let requested = under_way.kept.requested();
     match guard.judge_request(inbound, &requested).verdict {
         Verdict::Allow { .. } | Verdict::Audit { .. } => None,
@@ -371,7 +376,7 @@ fn still(worker: &Worker, guard: &policy::Guard, under_way: &UnderWay) -> Result
     let snapshot = worker.proxy.store.load();
     let refused = match snapshot.inbound.as_deref() {
         Some(inbound) if inbound.generation() == under_way.generation => None,
-        Some(inbound) => refused(worker, guard, inbound, under_way),
+        Some(inbound) => why_no_more(worker, guard, inbound, under_way),
         None => Some(changed(denied(worker, (Denial::NoPolicy, None), guard.open(), None))),
     };
     refused.map_or(Ok(()), Err)

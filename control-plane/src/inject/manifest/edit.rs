@@ -21,7 +21,7 @@ struct Node {
     /// Of all that is in it, the last.
     last: Place,
     /// In the order of the value's own entries or items.
-    inner: Vec<Node>,
+    inner: Vec<Self>,
 }
 
 /// What a value is to what it is in.

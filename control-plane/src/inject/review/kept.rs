@@ -17,9 +17,9 @@ pub(super) const MOST: usize = 1 << 15;
 enum Keep {
     All,
     /// Of these fields so much, and the others not at all.
-    Fields(&'static [(&'static str, Keep)]),
+    Fields(&'static [(&'static str, Self)]),
     /// Every item, and so much of it.
-    Items(&'static Keep),
+    Items(&'static Self),
 }
 
 const REVIEW: Keep = Keep::Fields(&[

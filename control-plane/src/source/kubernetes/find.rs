@@ -136,7 +136,8 @@ fn has_context(merged: &Kubeconfig, options: &KubeConfigOptions, place: &str) ->
         }
         known.join(", ")
     };
-    let asked = options.context.as_ref().or(merged.current_context.as_ref().filter(|name| !name.is_empty()));
+    let asked =
+        options.context.as_ref().or_else(|| merged.current_context.as_ref().filter(|name| !name.is_empty()));
     match asked {
         Some(name) if merged.contexts.iter().any(|context| context.name == *name) => Ok(()),
         Some(name) => Err(FindError::Context { place, context: shown(name), known: known() }),

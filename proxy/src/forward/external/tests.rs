@@ -249,7 +249,7 @@ async fn without_an_answer_the_failure_mode_decides() {
 async fn the_same_question_is_asked_once_for_as_long_as_its_answer_holds() {
     let cached = |spec: ExternalSpec| ExternalSpec {
         cache: Some(Duration::from_secs(60)),
-        cache_headers: vec![http::HeaderName::from_static("x-role")],
+        cache_headers: vec![HeaderName::from_static("x-role")],
         ..spec
     };
     let scene = Scene::new(lets_in, cached).await;
