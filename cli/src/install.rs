@@ -291,13 +291,21 @@ impl<'a> Helm<'a> {
         }
     }
 
-    /// What it writes.
+    /// What it writes, which is something.
     fn tell(&self, arguments: &[OsString]) -> Result<String> {
         let output = self.output(arguments)?;
+        let verb = arguments.first().map(|verb| verb.to_string_lossy()).unwrap_or_default();
         if !output.status.success() {
-            let verb = arguments.first().map(|verb| verb.to_string_lossy()).unwrap_or_default();
             let said = String::from_utf8_lossy(&output.stderr);
-            bail!("helm {verb}: {}{}", said.trim(), remedy(&said));
+            let why = if said.trim().is_empty() { output.status.to_string() } else { said.trim().to_owned() };
+            bail!("helm {verb}: {why}{}", remedy(&said));
+        }
+        if output.stdout.trim_ascii().is_empty() {
+            let program = self.cluster.helm.display();
+            bail!(
+                "`{program} {verb}` ended well and wrote nothing, so that there is nothing to go by: see that it is Helm, and no script that keeps \
+                 back what it says; --helm names another"
+            );
         }
         String::from_utf8(output.stdout).context("what Helm wrote is not UTF-8")
     }

@@ -4,6 +4,7 @@
 //! `tulle-proxy`) or a running proxy. Exit status: 0 done, 1 failed or found something wrong, 2 wrong arguments.
 
 mod authz;
+mod brief;
 mod check;
 mod demo;
 mod diagnostics;
@@ -32,6 +33,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
+
+use self::brief::brief;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -114,14 +117,29 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
-    let verb = Tulle::parse().verb;
+    let verb = match Tulle::try_parse() {
+        Ok(arguments) => arguments.verb,
+        Err(refused) => return refuse(&refused),
+    };
     match run(verb) {
         Ok(status) => status,
         Err(error) => {
-            eprintln!("tulle: {}", tulle_control_plane::app::describe(&error));
+            let told = tulle_control_plane::app::describe(&error);
+            eprintln!("tulle: {}", brief(&told, std::env::args_os()));
             ExitCode::FAILURE
         }
     }
+}
+
+/// As clap does, but for long arguments. What was asked for is told as it is: help, the version.
+fn refuse(refused: &clap::Error) -> ExitCode {
+    let said = refused.render().to_string();
+    let told = brief(&said, std::env::args_os());
+    if !refused.use_stderr() || told == said {
+        refused.exit();
+    }
+    eprint!("{told}");
+    ExitCode::from(u8::try_from(refused.exit_code()).unwrap_or(2))
 }
 
 fn run(verb: Verb) -> Result<ExitCode> {

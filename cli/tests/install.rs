@@ -166,6 +166,17 @@ fn helm_that_is_missing_or_old_is_told_with_the_remedy() {
         error.contains("there is no program `no-such-helm`") && error.contains("--write-chart"),
         "{error}"
     );
+    // One that says nothing: of its version, or of what it would do.
+    let silent = Helm::new("v3.14.0", None, "");
+    fs::write(silent.path("after"), "").unwrap();
+    let (status, _, error) = said(&silent.tulle(&["install", "--dry-run"]));
+    assert_eq!(status, Some(1));
+    assert!(error.contains("helm install` ended well and wrote nothing"), "{error}");
+    let (status, _, error) = said(&tulle(&["install", "--helm", "true"]));
+    assert_eq!(status, Some(1));
+    assert!(error.contains("`true version` ended well and wrote nothing"), "{error}");
+    let (status, _, error) = said(&tulle(&["install", "--helm", "false"]));
+    assert_eq!((status, error.as_str()), (Some(1), "tulle: helm version: exit status: 1\n"));
     let (status, _, error) = said(&Helm::new("v3.9.4", None, "").tulle(&["install"]));
     assert_eq!(status, Some(1));
     assert!(error.contains("is Helm 3.9; 3.14 or newer is needed"), "{error}");

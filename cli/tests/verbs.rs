@@ -165,6 +165,20 @@ fn check_of_a_cluster_that_does_not_answer_says_where_it_should_be() {
 }
 
 #[test]
+fn what_is_wrong_with_a_long_argument_is_told_without_all_of_it() {
+    let long = "x".repeat(20_000);
+    let long = long.as_str();
+    for (arguments, expected) in
+        [(&["demo", "--for", long][..], 2), (&["check", long], 2), (&["check", "--config-dir", long], 1)]
+    {
+        let output = tulle(arguments);
+        assert_eq!(status(&output), expected, "{}", arguments[0]);
+        let said = stderr(&output) + &stdout(&output);
+        assert!(said.contains("xxx") && said.contains('…') && said.len() < 3_000, "{}", said.len());
+    }
+}
+
+#[test]
 fn check_without_a_kubeconfig_says_what_to_set() {
     for more in [&[][..], &["--context", "a"]] {
         let output = Command::new(env!("CARGO_BIN_EXE_tulle"))

@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::fmt;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -103,15 +104,15 @@ impl Address {
     /// Connects when it is first used.
     fn channel(&self) -> Channel {
         // Who answers is known by the address; the name in the URI goes into a header that nobody looks at.
-        let endpoint = Endpoint::from_static("http://localhost").connect_timeout(PATIENCE);
+        let endpoint = Endpoint::from_static("http://localhost");
         match self.clone() {
             Self::Unix(path) => endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
                 let path = path.clone();
-                async move { UnixStream::connect(path).await.map(TokioIo::new) }
+                async move { in_time(UnixStream::connect(path)).await.map(TokioIo::new) }
             })),
             Self::Tcp(address) => {
                 endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| async move {
-                    TcpStream::connect(address).await.map(TokioIo::new)
+                    in_time(TcpStream::connect(address)).await.map(TokioIo::new)
                 }))
             }
         }
@@ -121,6 +122,12 @@ impl Address {
     fn is_of_another_host(&self) -> bool {
         matches!(self, Self::Tcp(address) if !is_loopback(address.ip()))
     }
+}
+
+/// A limit of ours, since tonic's own does not say how long it is.
+async fn in_time<T>(connecting: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    let late = |_| io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {PATIENCE:?}"));
+    tokio::time::timeout(PATIENCE, connecting).await.map_err(late)?
 }
 
 fn is_loopback(ip: IpAddr) -> bool {

@@ -12,6 +12,7 @@ use tulle_control_plane::model::{Condition, PolicyStatus, RouteStatus};
 use tulle_control_plane::source::{self, FolderError};
 
 use super::count;
+use crate::brief::brief;
 use crate::output::{self, Format};
 
 #[derive(Debug, Serialize)]
@@ -50,7 +51,7 @@ pub(super) fn run(folder: &Path, format: Format) -> Result<ExitCode> {
 
 fn unreadable(error: &FolderError) -> Finding {
     Finding {
-        file: Some(error.path.display().to_string()),
+        file: Some(brief(&error.path.display().to_string(), std::env::args_os())),
         line: None,
         column: None,
         severity: Severity::Error,

@@ -20,6 +20,7 @@ use self::api::{Api, connect, segment};
 use super::judge::{control_plane, mesh};
 use super::rights::{CONTROL_PLANE, ESCALATE, INSTALL, Right};
 use super::seen::{Lease, Part, Seen, Stage, Trial, Unread, name, namespace, said, text};
+use crate::brief::brief;
 use crate::demo::scrape::{self, Line};
 
 /// What is to be looked at.
@@ -48,7 +49,7 @@ pub(super) async fn read(asked: &Asked) -> Seen {
             let server = api.server().to_owned();
             (Ok(api), server)
         }
-        Err(why) => (Err(Unread::Failed(why)), String::new()),
+        Err(why) => (Err(Unread::Failed(brief(&why, std::env::args_os()))), String::new()),
     };
     let mut seen = Seen::new(asked.stage, now, server, asked.namespace.clone());
     let api = match api {

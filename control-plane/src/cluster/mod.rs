@@ -50,6 +50,7 @@ pub use self::review::{Reviews, is_of_kubernetes};
 pub use self::secret::{SECRET, Secret};
 pub use self::slices::{NOT_OURS, Slices};
 pub use self::status::{CONTROLLER, Statuses};
+use crate::source::kubernetes::{CONNECT, innermost};
 
 /// Who writes, as the API server remembers it of each field.
 pub(crate) const MANAGER: &str = "tulle-control-plane";
@@ -113,18 +114,9 @@ impl From<kube::Error> for ApiError {
         match error {
             kube::Error::Api(status) if status.is_forbidden() => Self::Forbidden(status.message),
             kube::Error::Api(status) => Self::Refused(status),
-            other => Self::Unreachable(innermost(&other)),
+            other => Self::Unreachable(innermost(&other, CONNECT)),
         }
     }
-}
-
-/// What is at the end of an error's sources: there it says what happened.
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut last = error;
-    while let Some(source) = last.source() {
-        last = source;
-    }
-    last.to_string()
 }
 
 /// One request, which ends in time.

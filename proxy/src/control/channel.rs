@@ -55,6 +55,11 @@ pub enum DialError {
     /// It is someone else, or it refuses us.
     #[error("TLS with {0} failed: {why}", why = refusal::describe_io(.1))]
     Tls(String, #[source] io::Error),
+    /// It is silent.
+    #[error(
+        "{0} is not connected within {CONNECT_TIMEOUT:?}: nothing answers there, or the way to it drops what is sent"
+    )]
+    Late(String),
     /// There is no certificate to show yet.
     #[error("there is no identity yet")]
     NoIdentity,
@@ -95,7 +100,6 @@ where
     let host = if address.host.contains(':') { format!("[{}]", address.host) } else { address.host.clone() };
     // The scheme is http because the connector does TLS itself.
     let endpoint = Endpoint::from_shared(format!("http://{host}:{}", address.port))?
-        .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .keep_alive_while_idle(true);
@@ -104,9 +108,16 @@ where
         let (way, tls, name) = (way.clone(), tls.clone(), name.clone());
         async move {
             let config = tls().ok_or(DialError::NoIdentity)?;
-            dial(&way, called, name, config).await.map(TokioIo::new)
+            let dialled = tokio::time::timeout(CONNECT_TIMEOUT, dial(&way, called, name, config)).await;
+            // Ours, since tonic's own limit says neither who nor how long.
+            let late = |_| DialError::Late(at(&way.address, called));
+            dialled.map_err(late)?.map(TokioIo::new)
         }
     })))
+}
+
+fn at(address: &HostPort, called: &str) -> String {
+    format!("{called} at {}:{}", address.host, address.port)
 }
 
 /// Dials every address of the name in turn, then does TLS.
@@ -117,7 +128,7 @@ async fn dial(
     config: Arc<ClientConfig>,
 ) -> Result<TlsStream<TcpStream>, DialError> {
     let Way { address, mark } = way;
-    let called = format!("{called} at {}:{}", address.host, address.port);
+    let called = at(address, called);
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     let resolved = resolve(&address.host, *mark).await;
     for ip in resolved.map_err(|why| DialError::Resolve(called.clone(), why))? {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::{Method, Request, header};
 use kube::Client;
 use serde_json::Value;
-use tulle_control_plane::source::kubernetes::{self, configuration};
+use tulle_control_plane::source::kubernetes::{self, configuration, innermost};
 
 use super::super::seen::{Part, Unread};
 use crate::interrupt::interruptible;
@@ -158,7 +158,7 @@ impl Api {
             Ok(Err(kube::Error::Api(status))) => {
                 Err(Refused::Said { code: status.code, message: status.message })
             }
-            Ok(Err(error)) => Err(Refused::Nothing(innermost(&error))),
+            Ok(Err(error)) => Err(Refused::Nothing(innermost(&error, CONNECT))),
             Err(_) => Err(Refused::Nothing(format!("no answer within {:?}", self.patience))),
         }
     }
@@ -189,13 +189,4 @@ enum Refused {
     Said { code: u16, message: String },
     /// None.
     Nothing(String),
-}
-
-/// What is at the end of an error's sources: there it says what happened.
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut last = error;
-    while let Some(source) = last.source() {
-        last = source;
-    }
-    last.to_string()
 }

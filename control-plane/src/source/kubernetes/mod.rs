@@ -14,12 +14,15 @@ mod watch;
 mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use kube::Client;
 use tokio::sync::{mpsc, watch as latest};
 use tokio::task::JoinSet;
+use tokio::time::error::Elapsed;
 
 pub use self::find::{FindError, configuration};
 pub use self::plugin::{ClientError, PluginError, client};
@@ -31,6 +34,8 @@ use crate::metrics::Metrics;
 use crate::model::Publisher;
 use crate::object::{Kind, ObjectKey, PodForm};
 
+/// What a connection to the API server may take.
+pub(crate) const CONNECT: Duration = Duration::from_secs(30);
 /// What watchers may have said before it is taken in; then they wait.
 const QUEUE: usize = 256;
 
@@ -89,9 +94,28 @@ struct Gathered {
 pub async fn connect() -> Result<Client, ConnectError> {
     let found = configuration(None, None).await;
     let mut config = found.map_err(|error| ConnectError::NotFound(Box::new(error)))?;
+    config.connect_timeout = Some(CONNECT);
     // Each kind's own patience says when is asked again.
     config.default_retry = false;
     client(config).await.map_err(|error| ConnectError::Unusable(Box::new(error)))
+}
+
+/// What is at the end of the sources of a client's error: there it says what happened. `connect`: what a connection may take.
+pub fn innermost(error: &(dyn Error + 'static), connect: Duration) -> String {
+    let mut last = error;
+    while let Some(source) = last.source() {
+        last = source;
+    }
+    words(last, connect)
+}
+
+/// What an error says itself; of a connection that took too long, how long that is, which the library leaves out.
+fn words(error: &(dyn Error + 'static), connect: Duration) -> String {
+    let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    match inner.is_some_and(|inner| inner.is::<Elapsed>()) {
+        true => format!("no connection within {connect:?}"),
+        false => error.to_string(),
+    }
 }
 
 /// The definitions of the kinds that not every cluster has, by their names, each with the versions of it that are read, the best first.

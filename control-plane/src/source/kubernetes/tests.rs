@@ -549,3 +549,12 @@ async fn metrics_say_what_is_watched_and_since_when_nothing_was_heard() {
     server.is_away(true);
     eventually("it is noticed", || connected("Pod") == 0).await;
 }
+
+#[tokio::test]
+async fn of_a_connection_that_takes_too_long_it_is_said_how_long() {
+    let elapsed = tokio::time::timeout(Duration::ZERO, std::future::pending::<()>()).await.unwrap_err();
+    let late = kube::Error::Service(Box::new(io::Error::new(io::ErrorKind::TimedOut, elapsed)));
+    assert_eq!(innermost(&late, Duration::from_secs(5)), "no connection within 5s");
+    let refused = kube::Error::Service(Box::new(io::Error::other("refused")));
+    assert_eq!(innermost(&refused, Duration::from_secs(5)), "refused");
+}

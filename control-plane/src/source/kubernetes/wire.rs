@@ -18,6 +18,7 @@ use serde_json::Value;
 
 use super::super::decode::{Decoded, decode_object, decode_pod};
 use super::resource::{Resource, version_path};
+use super::{CONNECT, words};
 use crate::finding::Note;
 use crate::object::{Kind, PodForm};
 
@@ -237,7 +238,7 @@ impl Failure {
         let mut text = error.to_string();
         let mut cause = std::error::Error::source(error);
         while let Some(error) = cause {
-            let said = error.to_string();
+            let said = words(error, CONNECT);
             if !text.contains(&said) {
                 text = format!("{text}: {said}");
             }
