@@ -258,9 +258,14 @@ impl Credentials {
     /// From an `ExecCredential`, in JSON or, as some plugins write it and client-go takes it, in YAML.
     fn read(text: &[u8]) -> Result<Self, String> {
         let text = std::str::from_utf8(text).map_err(|_| "writes what is not UTF-8".to_owned())?;
-        let document = yaml::parse(Chunk { first_line: 1, text });
-        let document = document.map_err(|_| "writes what is not JSON".to_owned())?;
-        let status = document.and_then(|mut document| document.value.get_mut("status").map(Value::take));
+        let document: Option<Value> = match serde_json::from_str(text) {
+            Ok(value) => Some(value),
+            Err(_) => {
+                let document = yaml::parse(Chunk { first_line: 1, text });
+                document.map_err(|_| "writes what is not JSON".to_owned())?.map(|document| document.value)
+            }
+        };
+        let status = document.and_then(|mut value| value.get_mut("status").map(Value::take));
         let status = status.ok_or_else(|| "writes no ExecCredential with a `status`".to_owned())?;
         let credentials: Self = serde_json::from_value(status)
             .map_err(|error| format!("writes a `status` that cannot be read: {error}"))?;
