@@ -19,6 +19,7 @@ fn limits(keys: &[Key]) -> Option<RateLimits> {
         rate,
         overrides: Vec::new(),
         ports: Vec::new(),
+        dry_run: false,
     });
     RateLimits::new(&limits.collect::<Vec<_>>(), None, Instant::now())
 }

@@ -5,6 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::attached::{Duration, HeaderMatch, Present, SectionTargetRef, not_zero, rule};
+use super::authorization::PolicyMode;
 use super::status::PolicyStatus;
 
 /// How often requests may be sent. Each proxy counts by itself.
@@ -71,6 +72,9 @@ pub struct RateLimit {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub overrides: Vec<RateOverride>,
+    /// `DryRun`: what the limit would have refused is told, and not refused. `Enforce` by default.
+    #[serde(default)]
+    pub mode: PolicyMode,
 }
 
 /// What has a count of its own: exactly one of these.

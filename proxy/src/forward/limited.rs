@@ -31,8 +31,10 @@ pub(super) fn inbound(
     };
     let open = guard.open();
     let asking = Asking { asked: filters::asked(request), identity: open.peer.as_ref(), port: open.port };
-    let told = |name: &Arc<str>, allowed| worker.metrics.rate_limit(name, allowed);
-    limits.take(&asking, Instant::now(), told).map_err(|refused| refuse(record, refused))
+    let now = Instant::now();
+    limits.take(&asking, now, tells(worker)).map_err(|refused| refuse(record, refused))?;
+    would_refuse(record, limits.would_refuse(|_| true, &asking, now, tells_of_dry_run(worker)));
+    Ok(())
 }
 
 /// Counts a request of this workload to a service by what is said of it there, once, however often it is sent.
@@ -51,9 +53,31 @@ pub(super) fn outbound(
     let creds = worker.proxy.creds.load();
     let identity = creds.as_ref().map(|creds| creds.id());
     let asking = Asking { asked: filters::asked(request), identity, port: *port };
-    let told = |name: &Arc<str>, allowed| worker.metrics.rate_limit(name, allowed);
     let among = |name: &str| said.rate_limits().any(|limit| &*limit.name == name);
-    limits.take_of(among, &asking, Instant::now(), told).map_err(|refused| refuse(record, refused))
+    let now = Instant::now();
+    let taken = limits.take_of(among, &asking, now, tells(worker));
+    taken.map_err(|refused| refuse(record, refused))?;
+    would_refuse(record, limits.would_refuse(among, &asking, now, tells_of_dry_run(worker)));
+    Ok(())
+}
+
+fn tells(worker: &Worker) -> impl FnMut(&Arc<str>, bool) {
+    move |name: &Arc<str>, allowed: bool| {
+        worker.metrics.rate_limit(name, if allowed { "allowed" } else { "refused" });
+    }
+}
+
+fn tells_of_dry_run(worker: &Worker) -> impl FnMut(&Arc<str>, bool) {
+    move |name: &Arc<str>, allowed: bool| {
+        worker.metrics.rate_limit(name, if allowed { "allowed" } else { "would_refuse" });
+    }
+}
+
+/// A limit in dry run has no room for a request that goes on; the first that would refuse it is told.
+fn would_refuse(record: &mut Record, limit: Option<Arc<str>>) {
+    if record.would_deny.is_none() {
+        record.would_deny = limit;
+    }
 }
 
 fn refuse(record: &mut Record, refused: Refused) -> Fault {

@@ -426,7 +426,9 @@ impl Connection {
         let mut changes = Vec::new();
         if let Some(own) = &own {
             record.rule = Some(Arc::clone(&own.passed.rule));
-            record.would_deny.clone_from(&own.passed.would_deny);
+            if own.passed.would_deny.is_some() {
+                record.would_deny.clone_from(&own.passed.would_deny);
+            }
             record.claims.clone_from(&own.claims);
             let refused = |fault| Failed { fault, again: None, whole: false };
             limited::inbound(&self.worker, record, request, &own.guard).map_err(refused)?;

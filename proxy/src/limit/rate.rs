@@ -30,6 +30,8 @@ pub struct RateLimit {
     pub overrides: Vec<(Vec<Box<str>>, Rate)>,
     /// Inbound: those that clients dial; empty: every port.
     pub ports: Vec<u16>,
+    /// It refuses nothing: what it would have refused is told.
+    pub dry_run: bool,
 }
 
 /// What has a count of its own.
@@ -66,6 +68,7 @@ pub struct Refused {
 #[derive(Debug)]
 pub struct RateLimits {
     limits: Box<[Limit]>,
+    has_dry_runs: bool,
     /// From which on nanoseconds are counted.
     since: Instant,
 }
@@ -119,7 +122,8 @@ impl RateLimits {
             let known = old.and_then(|old| old.limits.iter().find(|known| known.said.name == said.name));
             Limit::new(said.clone(), known, nanos(since, now))
         };
-        Some(Self { limits: said.iter().map(limit).collect(), since })
+        let has_dry_runs = said.iter().any(|said| said.dry_run);
+        Some(Self { limits: said.iter().map(limit).collect(), has_dry_runs, since })
     }
 
     /// Counts a request in all limits that speak of it; `told` hears of each of these by name, whether it had room: of all that had
@@ -147,8 +151,33 @@ impl RateLimits {
         now: Instant,
         mut told: impl FnMut(&Arc<str>, bool),
     ) -> Result<(), Refused> {
+        self.take_mode(false, among, asking, now, &mut told)
+    }
+
+    /// The same of limits in dry run, of a request that all others have let through; the name of one that has no room for it.
+    pub fn would_refuse(
+        &self,
+        among: impl Fn(&str) -> bool,
+        asking: &Asking<'_>,
+        now: Instant,
+        mut told: impl FnMut(&Arc<str>, bool),
+    ) -> Option<Arc<str>> {
+        if !self.has_dry_runs {
+            return None;
+        }
+        self.take_mode(true, among, asking, now, &mut told).err().map(|refused| refused.name)
+    }
+
+    fn take_mode(
+        &self,
+        dry_run: bool,
+        among: impl Fn(&str) -> bool,
+        asking: &Asking<'_>,
+        now: Instant,
+        told: &mut impl FnMut(&Arc<str>, bool),
+    ) -> Result<(), Refused> {
         let now = nanos(self.since, now);
-        let of = self.limits.iter().filter(|limit| among(&limit.said.name));
+        let of = self.limits.iter().filter(|limit| limit.said.dry_run == dry_run && among(&limit.said.name));
         let slots: SmallVec<[Slot<'_>; 4]> = of.filter_map(|limit| limit.slot(asking, now)).collect();
         // Looked at before any is changed, so that only who meets another at the same moment takes what is given back.
         if slots.len() > 1 {

@@ -21,6 +21,7 @@ fn limit(name: &str, key: Key, requests: u32, per: Duration, burst: u32) -> Rate
         rate: Rate { requests, per, burst },
         overrides: Vec::new(),
         ports: Vec::new(),
+        dry_run: false,
     }
 }
 
@@ -220,4 +221,31 @@ fn each_limit_is_told_of_by_name() {
     };
     assert_eq!(tell(), [("n/p/all".into(), true), ("n/p/user".into(), true)]);
     assert_eq!(tell(), [("n/p/user".into(), false)]);
+}
+
+#[test]
+fn a_limit_in_dry_run_refuses_nothing_and_tells_what_it_would() {
+    let start = Instant::now();
+    let tried = RateLimit { dry_run: true, ..limit("n/p/tried", Key::All, 1, HOUR, 2) };
+    let limits =
+        RateLimits::new(&[limit("n/p/all", Key::All, 4, HOUR, 4), tried.clone()], None, start).unwrap();
+    let headers = HeaderMap::new();
+    let asked = Asked { method: &Method::GET, authority: "web", path: "/", query: "", headers: &headers };
+    let asking = Asking { asked, identity: None, port: 80 };
+    let would = || {
+        let mut told = Vec::new();
+        let tell = |name: &Arc<str>, allowed| told.push((name.to_string(), allowed));
+        let name = limits.would_refuse(|_| true, &asking, start, tell);
+        (name.as_deref().map(str::to_owned), told)
+    };
+    let tried_so = |allowed| vec![("n/p/tried".to_owned(), allowed)];
+    for (index, refused) in [false, false, true, true].into_iter().enumerate() {
+        assert!(limits.take(&asking, start, |name, _| assert_eq!(&**name, "n/p/all")).is_ok(), "{index}");
+        assert_eq!(would(), (refused.then(|| "n/p/tried".to_owned()), tried_so(!refused)), "{index}");
+    }
+    assert!(limits.take(&asking, start, |_, _| {}).is_err(), "the other holds");
+    // In force, it goes on where it was.
+    let in_force = RateLimit { dry_run: false, ..tried };
+    let limits = RateLimits::new(&[in_force], Some(&limits), start).unwrap();
+    assert!(limits.take(&asking, start, |_, _| {}).is_err());
 }

@@ -57,8 +57,11 @@ const UNSAID: [&str; 6] = [
 ];
 
 /// Fields that came after this wire was first recorded: a version without them neither says nor reads them. Whoever adds a field adds it here.
-const LATER: [&str; 2] =
-    ["tulle.v1.InboundPolicy.default_audited", "tulle.v1.InboundPolicy.default_networks"];
+const LATER: [&str; 3] = [
+    "tulle.v1.InboundPolicy.default_audited",
+    "tulle.v1.InboundPolicy.default_networks",
+    "tulle.v1.RateLimit.dry_run",
+];
 
 /// What becomes of a message with something in it that is not known yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -342,6 +342,7 @@ fn rate_limits_are_counted_behind_the_service_unless_they_are_the_clients() {
             rate: rate(10, 60_000, 10),
             overrides: vec![v1::RateOverride { values: vec!["big".to_owned()], rate: rate(100, 1000, 5) }],
             ports: ports.to_vec(),
+            dry_run: None,
         };
         let identities = v1::RateLimit {
             name: "default/p/1".to_owned(),
@@ -353,6 +354,7 @@ fn rate_limits_are_counted_behind_the_service_unless_they_are_the_clients() {
                 rate: rate(4, 1000, 4),
             }],
             ports: ports.to_vec(),
+            dry_run: None,
         };
         (tenants, identities)
     };

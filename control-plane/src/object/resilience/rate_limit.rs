@@ -1,6 +1,7 @@
 //! RateLimitPolicy: how often requests may be sent.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use tulle_api::v1;
 
@@ -10,7 +11,7 @@ use super::{
     check_patterns, on_the_wire, read_headers, time_from, within,
 };
 use crate::finding::Notes;
-use crate::kinds::{self, Direction};
+use crate::kinds::{self, Direction, PolicyMode};
 use crate::object::policy::{IDENTITY_HINT, read_name};
 
 /// How many overrides a limit may have, and values each of them.
@@ -37,7 +38,11 @@ impl Limit {
     /// As a proxy of this trust domain is told.
     pub fn on_the_wire(&self, trust_domain: &str) -> v1::RateLimit {
         let mut limit = self.limit.clone();
-        for (one, identities) in limit.overrides.iter_mut().zip(&self.identities) {
+        let overrides = match &mut limit.dry_run {
+            Some(dry_run) => &mut dry_run.overrides,
+            None => &mut limit.overrides,
+        };
+        for (one, identities) in overrides.iter_mut().zip(&self.identities) {
             one.values = identities.iter().map(|identity| identity.spiffe_id(trust_domain)).collect();
         }
         limit
@@ -119,15 +124,20 @@ fn read_limit(
             rate: Some(read_rate(&format!("{at}.rate"), &one.rate, notes)),
         });
     }
-    let limit = v1::RateLimit {
-        name,
-        headers: read_headers(&format!("{at}.headers"), &written.headers, notes),
-        key,
-        rate: Some(read_rate(&format!("{at}.rate"), &written.rate, notes)),
-        overrides,
-        ports: Vec::new(),
+    let headers = read_headers(&format!("{at}.headers"), &written.headers, notes);
+    let rate = Some(read_rate(&format!("{at}.rate"), &written.rate, notes));
+    let (rate, overrides, dry_run) = match written.mode {
+        PolicyMode::Enforce => (rate, overrides, None),
+        PolicyMode::DryRun => (Some(everything()), Vec::new(), Some(v1::DryRunRate { rate, overrides })),
     };
+    let limit = v1::RateLimit { name, headers, key, rate, overrides, ports: Vec::new(), dry_run };
     Limit { limit, identities }
+}
+
+/// A rate that no proxy reaches.
+fn everything() -> v1::Rate {
+    let burst = i32::MAX.unsigned_abs();
+    v1::Rate { requests: 1_000_000_000, per: on_the_wire(Some(Duration::from_secs(1))), burst }
 }
 
 fn read_key(at: &str, by: &kinds::CountBy, notes: &mut Notes) -> Option<v1::rate_limit::Key> {

@@ -30,6 +30,11 @@ fn rate_limit(message: v1::RateLimit, patterns: &mut Patterns, at: &str) -> Resu
     if message.name.is_empty() {
         return Err(fault(format!("{at}.name"), "is missing"));
     }
+    let (said, overrides, dry_run) = match message.dry_run {
+        Some(dry_run) => (dry_run.rate, dry_run.overrides, true),
+        None => (message.rate, message.overrides, false),
+    };
+    let of = if dry_run { format!("{at}.dry_run") } else { at.to_owned() };
     Ok(RateLimit {
         name: message.name.into(),
         headers: each(message.headers, &format!("{at}.headers"), |header, at| {
@@ -41,12 +46,13 @@ fn rate_limit(message: v1::RateLimit, patterns: &mut Patterns, at: &str) -> Resu
             Some(Said::Identity(_)) => Key::Identity,
             Some(Said::Header(name)) => Key::Header(header_name(&name, &format!("{at}.header"))?),
         },
-        rate: rate(message.rate, &format!("{at}.rate"))?,
-        overrides: each(message.overrides, &format!("{at}.overrides"), |one, at| {
+        rate: rate(said, &format!("{of}.rate"))?,
+        overrides: each(overrides, &format!("{of}.overrides"), |one, at| {
             let values = one.values.into_iter().map(String::into_boxed_str).collect();
             Ok((values, rate(one.rate, &format!("{at}.rate"))?))
         })?,
         ports: each(message.ports, &format!("{at}.ports"), port)?,
+        dry_run,
     })
 }
 
@@ -84,6 +90,7 @@ mod tests {
             rate: rate(10),
             overrides: vec![v1::RateOverride { values, rate: rate(20) }],
             ports: vec![80],
+            dry_run: None,
         }
     }
 
@@ -95,6 +102,20 @@ mod tests {
         assert_eq!(limit.key, Key::Header("x-user".parse().unwrap()));
         assert_eq!(limit.overrides, [(vec!["a".into()], Rate { requests: 20, ..rate })]);
         assert_eq!(limit.headers.len(), 1);
+    }
+
+    #[test]
+    fn a_limit_in_dry_run_has_the_rate_that_it_would_have() {
+        let mut message = message();
+        let rate = message.rate.take().unwrap();
+        let would_be = Some(v1::Rate { requests: 7, ..rate });
+        let overrides = message.overrides.drain(..).collect();
+        message.dry_run = Some(v1::DryRunRate { rate: would_be, overrides });
+        let read = |message| rate_limits(vec![message], &mut Patterns::default(), "rate_limits");
+        let limit = read(message.clone()).unwrap().remove(0);
+        assert!(limit.dry_run && limit.rate.requests == 7 && limit.overrides.len() == 1, "{limit:?}");
+        message.dry_run = Some(v1::DryRunRate::default());
+        assert_eq!(read(message).unwrap_err().field, "rate_limits[0].dry_run.rate");
     }
 
     #[test]

@@ -139,6 +139,7 @@ async fn r16_what_goes_over_a_limit_is_answered_here_and_the_connection_serves_o
         rate,
         overrides: Vec::new(),
         ports: vec![80],
+        dry_run: false,
     };
     let scene = Scene::limited(Protocol::Http, vec![limit]).await;
     let mut client = scene.connect().await;

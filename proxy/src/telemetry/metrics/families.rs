@@ -103,7 +103,7 @@ families! {
     MIRRORS = Counter "tulle_mirrors_total" ["result"]
         "Copies of requests that RequestMirror asks for; result is answered, failed, timed_out, or dropped where too many were under way.";
     RATE_LIMITS = Counter "tulle_rate_limit_requests_total" ["limit", "outcome", "overflow"]
-        "Requests that rate limits speak of, by the limit's name; outcome is allowed, by all of them, or refused, by this one.";
+        "Requests that rate limits speak of, by the limit's name; outcome is allowed, by all of them, or refused, by this one; of a limit in dry run, would_refuse in its place.";
     EXTERNAL_CHECKS = Counter "tulle_external_checks_total" ["policy", "result", "cached", "enforced", "overflow"]
         "Requests that an ExternalAuthorization is about, by what came of asking: allowed, denied, failed (no answer, or none that can be read), timed_out, or too_large (its body, so that nobody was asked); cached is true where the answer to the same question was at hand, enforced is false in a dry run.";
     EXTERNAL_CHECK_DURATION = Histogram "tulle_external_check_duration_seconds" []

@@ -211,9 +211,8 @@ impl WorkerMetrics {
         cells.unwrap_or_else(|| self.0.overflow_pools.clone())
     }
 
-    /// Counts a request that the rate limit of that name speaks of, whether it was allowed.
-    pub fn rate_limit(&self, name: &str, allowed: bool) {
-        let outcome = if allowed { "allowed" } else { "refused" };
+    /// Counts a request that the rate limit of that name speaks of, by what came of it: `allowed`, `refused` or, in dry run, `would_refuse`.
+    pub fn rate_limit(&self, name: &str, outcome: &'static str) {
         let cells = self.0.rate_limits.get([name, outcome], self.admit(Group::RateLimits));
         cells.unwrap_or_else(|| self.0.overflow_rate_limits.clone()).inc();
     }
