@@ -375,14 +375,16 @@ fn here(arguments: &RunArgs, control_plane: &ControlPlane, folder: &Path) -> Res
         Some(identity) => identity.clone(),
         None => format!("default/{}", name_of(arguments)),
     };
-    let token = token::create(&token::Request {
-        state_dir: control_plane.state(),
-        trust_domain: None,
-        identity: &identity,
-        services: &arguments.services,
-        lifetime: TOKEN_LIFETIME,
-        once: false,
-    })?;
+    let token = token::create(
+        control_plane.state(),
+        &token::Request {
+            trust_domain: None,
+            identity: &identity,
+            services: &arguments.services,
+            lifetime: TOKEN_LIFETIME,
+            once: false,
+        },
+    )?;
     let path = folder.join("token");
     token::write(&token, &path)?;
     let workload = NamespacedName::parse(&identity).context("--workload-identity")?;

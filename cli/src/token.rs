@@ -1,7 +1,7 @@
 //! `tulle token create | list | revoke`: what a workload outside Kubernetes joins the mesh with.
 //!
-//! Signs with the control plane's own key, read from its state folder: who may read that key may let workloads in. What was made, and what is
-//! revoked, is kept in a book beside the key, which a running control plane reads; in a cluster it is in the Secret that all replicas share. The demo
+//! Signs with the control plane's own key, read from its state folder, or in a cluster from the Secret that all replicas share: who may read that key may let
+//! workloads in. What was made, and what is revoked, is kept in a book beside the key, which a running control plane reads. The demo
 //! mints its workloads' tokens here too, and these are in no book.
 
 use std::fs;
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use tulle_certs::token::{Claims, TokenFile, claims_of};
+use tulle_certs::token::{Claims, JoinTokens, TokenFile, claims_of};
 use tulle_certs::{Pin, SpiffeId, TrustDomain, pem};
 use tulle_control_plane::ca;
 use tulle_control_plane::ca::ledger::Ledger;
@@ -29,13 +29,15 @@ Examples:
   tulle token create --state-dir state --workload-identity shop/payments-v2 \\
       --service payments --service payments-v2 --lifetime 1h
   tulle token create --state-dir state --workload-identity shop/orders --once
+  tulle token create --workload-identity shop/orders --service orders    in a cluster
 
 The file is for the proxy's --identity-token-file. Its first line is the token,
 a secret until it expires; its second line pins the control plane's root.
 
 Exit status:
   0  the token was written
-  1  the state folder, the identity or the file cannot be used; standard error says why
+  1  the state folder or Secret, the identity or the file cannot be used; standard
+     error says why
   2  wrong arguments";
 
 const REVOKE_EXAMPLES: &str = "\
@@ -113,9 +115,8 @@ pub(crate) struct RevokeArgs {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct CreateArgs {
-    /// The control plane's state folder, with its keys.
-    #[arg(long, value_name = "DIR")]
-    state_dir: PathBuf,
+    #[command(flatten)]
+    kept: Kept,
     /// Who the workload becomes: its namespace and service account.
     #[arg(long, value_name = "NAMESPACE/SERVICE-ACCOUNT")]
     workload_identity: String,
@@ -139,7 +140,6 @@ pub(crate) struct CreateArgs {
 /// Whom to let in.
 #[derive(Debug)]
 pub(crate) struct Request<'a> {
-    pub(crate) state_dir: &'a Path,
     /// None: the one of the root.
     pub(crate) trust_domain: Option<&'a str>,
     /// `<namespace>/<service account>`.
@@ -163,21 +163,20 @@ pub(crate) fn run(command: &TokenCommand) -> Result<()> {
 }
 
 fn make(arguments: &CreateArgs) -> Result<()> {
-    let (token, pin) = mint(&Request {
-        state_dir: &arguments.state_dir,
+    let kept = &arguments.kept;
+    let request = Request {
         trust_domain: arguments.trust_domain.as_deref(),
         identity: &arguments.workload_identity,
         services: &arguments.services,
         lifetime: arguments.lifetime,
         once: arguments.once,
-    })?;
+    };
+    let (token, pin) = mint(&request, || kept.signer())?;
     let claims = claims_of(&token)?;
-    let noting = ca::change_ledger_of(&arguments.state_dir, |ledger| {
-        Some(ledger.with_made(&claims, SystemTime::now()))
-    });
+    let noting = kept.change(|ledger| Some(ledger.with_made(&claims, SystemTime::now())));
     // The token is good all the same, and can be revoked by its file.
     if let Err(error) = runtime()?.block_on(noting) {
-        eprintln!("warning: `tulle token list` will not know this token: {error}");
+        eprintln!("warning: `tulle token list` will not know this token: {error:#}");
     }
     // Where nothing is issued there is no root to pin: the token is shown beside a certificate from elsewhere.
     let text = match pin {
@@ -268,6 +267,18 @@ impl Kept {
         Ok(ca::change_ledger_in(&Secret::new(client, &self.namespace), change).await?)
     }
 
+    /// What tokens are made with.
+    fn signer(&self) -> Result<Signer> {
+        if let Some(state_dir) = &self.state_dir {
+            return Signer::of(state_dir);
+        }
+        runtime()?.block_on(async {
+            let secret = Secret::new(self.client().await?, &self.namespace);
+            let stored = secret.stored_tokens().await.context("no join token can be signed")?;
+            Ok(Signer { tokens: stored.tokens, pin: Some(stored.pin), made_for: stored.trust_domain })
+        })
+    }
+
     async fn client(&self) -> Result<kube::Client> {
         let client = check::client(self.context.as_deref(), self.kubeconfig.as_deref()).await;
         let (client, _) = client.map_err(|why| anyhow!("no --state-dir is given, and {why}"))?;
@@ -320,15 +331,42 @@ fn long(seconds: u64) -> String {
 ///
 /// # Errors
 /// No key there, or one that others may read; a name that is none; a trust domain that is not the root's.
-pub(crate) fn create(request: &Request<'_>) -> Result<TokenFile> {
-    let (token, pin) = mint(request)?;
-    let no_root =
-        || format!("{} is of a control plane that issues no certificates", request.state_dir.display());
+pub(crate) fn create(state_dir: &Path, request: &Request<'_>) -> Result<TokenFile> {
+    let (token, pin) = mint(request, || Signer::of(state_dir))?;
+    let no_root = || format!("{} is of a control plane that issues no certificates", state_dir.display());
     Ok(TokenFile::new(token, pin.with_context(no_root)?))
 }
 
+/// What signs tokens.
+struct Signer {
+    tokens: JoinTokens,
+    /// Of the root that their bearers will know the control plane by, if that issues certificates.
+    pin: Option<Pin>,
+    /// The trust domain that the root was made for, if it says.
+    made_for: Option<TrustDomain>,
+}
+
+// === impl Signer ===
+
+impl Signer {
+    /// What a state folder holds.
+    fn of(state_dir: &Path) -> Result<Self> {
+        let unusable = || {
+            format!(
+                "no join token can be signed with {} (is it the control plane's state folder?)",
+                state_dir.display()
+            )
+        };
+        if let Some(tokens) = ca::stored_signer(state_dir).with_context(unusable)? {
+            return Ok(Self { tokens, pin: None, made_for: None });
+        }
+        let stored = ca::stored_tokens(state_dir).with_context(unusable)?;
+        Ok(Self { tokens: stored.tokens, pin: Some(stored.pin), made_for: stored.trust_domain })
+    }
+}
+
 /// A token, and the pin of the root that its bearer will know the control plane by, if that issues certificates.
-fn mint(request: &Request<'_>) -> Result<(String, Option<Pin>)> {
+fn mint(request: &Request<'_>, signer: impl FnOnce() -> Result<Signer>) -> Result<(String, Option<Pin>)> {
     let account = NamespacedName::parse(request.identity).with_context(|| {
         format!(
             "--workload-identity `{}`: expected <namespace>/<service account>, such as shop/orders, in lower-case letters, digits and `-`",
@@ -341,19 +379,7 @@ fn mint(request: &Request<'_>) -> Result<(String, Option<Pin>)> {
         );
     }
     let asked = request.trust_domain.map(TrustDomain::new).transpose().context("--trust-domain")?;
-    let unusable = || {
-        format!(
-            "no join token can be signed with {} (is it the control plane's state folder?)",
-            request.state_dir.display()
-        )
-    };
-    let (tokens, pin, made_for) = match ca::stored_signer(request.state_dir).with_context(unusable)? {
-        Some(tokens) => (tokens, None, None),
-        None => {
-            let stored = ca::stored_tokens(request.state_dir).with_context(unusable)?;
-            (stored.tokens, Some(stored.pin), stored.trust_domain)
-        }
-    };
+    let Signer { tokens, pin, made_for } = signer()?;
     let domain = match (asked, made_for) {
         (Some(asked), Some(made_for)) if asked != made_for => {
             bail!(
@@ -403,7 +429,6 @@ mod tests {
 
     use base64::Engine as _;
     use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-    use tulle_certs::token::JoinTokens;
 
     use super::*;
 

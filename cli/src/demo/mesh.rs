@@ -294,14 +294,16 @@ fn start_proxy(
     let Workload { name, services, upstream, .. } = workload;
     let application = room.map_or(bound, |_| IN_ROOM);
     let token_file = folders.token(name);
-    let token = token::create(&token::Request {
-        state_dir: &folders.state,
-        trust_domain: None,
-        identity: &format!("{NAMESPACE}/{name}"),
-        services: &strings(services),
-        lifetime: Duration::from_secs(3600),
-        once: false,
-    })?;
+    let token = token::create(
+        &folders.state,
+        &token::Request {
+            trust_domain: None,
+            identity: &format!("{NAMESPACE}/{name}"),
+            services: &strings(services),
+            lifetime: Duration::from_secs(3600),
+            once: false,
+        },
+    )?;
     token::write(&token, &token_file)?;
     let registered: String = services.iter().map(|name| format!("/{name}:{PORT}")).collect();
     let mut arguments = strings(&[

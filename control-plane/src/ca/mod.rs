@@ -490,6 +490,31 @@ pub fn stored_tokens(state_dir: &Path) -> Result<StoredTokens, CaError> {
     store::stored_tokens(&folder.read()?, &|name| folder.path_of(name))
 }
 
+/// The same of what a store holds with an authority of our own.
+pub(crate) fn stored_tokens_of(kept: &Kept, place: &dyn Fn(&str) -> String) -> Result<StoredTokens, CaError> {
+    store::stored_tokens(kept, place)
+}
+
+/// The same where somebody else makes the issuing certificate, under one of these roots (PEM, kept at `place_of_roots`).
+pub(crate) fn stored_tokens_under(
+    kept: &Kept,
+    place: &dyn Fn(&str) -> String,
+    (roots, place_of_roots): (&str, String),
+) -> Result<StoredTokens, CaError> {
+    let tokens = store::tokens(kept, place)?;
+    let wrong = |why: String| CaError::Store { place: place_of_roots.clone(), why };
+    let read = tulle_certs::pem::certificates(roots).map_err(|error| wrong(error.to_string()))?;
+    let [root] = &read[..] else {
+        let count = read.len();
+        return Err(wrong(format!(
+            "it holds {count} roots, and a token pins one; make it once one has taken the other's place"
+        )));
+    };
+    let pin = Pin::of(root).map_err(wrong)?;
+    let trust_domain = TrustBundle::trust_domain_in(roots).map_err(|error| wrong(error.to_string()))?;
+    Ok(StoredTokens { tokens, pin, trust_domain })
+}
+
 /// A key and certificate for the control plane itself, the root in the chain so that pins can be checked, and behind it what leads there from the pins
 /// of former roots.
 fn own_creds(issuing: &Issuing, lifetime: Duration, now: SystemTime) -> Result<Creds, CaError> {

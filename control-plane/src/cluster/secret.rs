@@ -24,7 +24,7 @@ use super::{ApiError, WatchFailures, asked, backoff, follow_object, maker, put_s
 use crate::ca::rotation::{self, Anew, Need, RepairError, Repaired};
 use crate::ca::{
     BESIDE_ISSUER, CA_CERTIFICATES, CA_KEY, Ca, CaError, Change, Condition, Kept, NAMES, ROOTS, Store,
-    complete, complete_tokens, unusable,
+    StoredTokens, complete, complete_tokens, stored_tokens_of, stored_tokens_under, unusable,
 };
 
 /// What the Secret is called.
@@ -315,6 +315,24 @@ impl Secret {
             }
         }
         Err(self.busy("").into())
+    }
+
+    /// What join tokens are made with, for `tulle token create` beside running control planes. Nothing is made that is not there.
+    ///
+    /// # Errors
+    /// When the API server cannot be asked, or what is there cannot be used.
+    pub async fn stored_tokens(&self) -> Result<StoredTokens, CaError> {
+        let found = asked(self.secrets.get(SECRET)).await.map_err(|error| self.failed(&error))?;
+        let kept = self.read(&found)?;
+        let place = |name: &str| self.place(name);
+        if Ca::is_begun(&kept) {
+            return stored_tokens_of(&kept, &place);
+        }
+        // Somebody else makes the issuing certificate; proxies are told what it is under.
+        let told = asked(self.bundles.get(BUNDLE)).await.map_err(|error| self.failed(&error))?;
+        let roots = told.data.and_then(|mut data| data.remove(KEY)).unwrap_or_default();
+        let at = format!("ConfigMap {}/{BUNDLE}, key {KEY}", self.namespace);
+        stored_tokens_under(&kept, &place, (roots.as_str(), at))
     }
 
     fn busy(&self, name: &str) -> CaError {
