@@ -206,18 +206,7 @@ fn policies(shown: &Value) -> String {
         lines.push(format!("  port {port}: mutual TLS {}", text(mode)));
     }
     for policy in list(&shown["policies"]) {
-        let mut line = format!("{} {}", text(&policy["action"]), text(&policy["name"]));
-        if policy["dryRun"] == true {
-            line.push_str(" (dry run)");
-        }
-        let ports: Vec<_> = list(&policy["ports"]).iter().map(Value::to_string).collect();
-        if !ports.is_empty() {
-            let _ = write!(line, ", port {}", ports.join(", "));
-        }
-        if !list(&policy["routes"]).is_empty() {
-            line.push_str(", for requests of its routes");
-        }
-        lines.push(line);
+        lines.push(headed(text(&policy["action"]), policy));
         let rules = list(&policy["rules"]);
         if rules.is_empty() {
             lines.push("  no rule: it describes nothing".to_owned());
@@ -228,6 +217,22 @@ fn policies(shown: &Value) -> String {
                 lines.extend(list(&rule[part]).iter().map(|one| format!("    {part} {}", fields(one))));
             }
         }
+    }
+    for policy in list(&shown["tokens"]) {
+        lines.push(headed("TOKENS", policy));
+        let issuers: Vec<_> = list(&policy["issuers"]).iter().map(text).collect();
+        let whose = if issuers.is_empty() { "nobody".to_owned() } else { issuers.join(", ") };
+        let required = if policy["required"] == true { "needed" } else { "not needed" };
+        lines.push(format!("  of {whose}; a token is {required}"));
+    }
+    for policy in list(&shown["authorizers"]) {
+        lines.push(headed("AUTHORIZER", policy));
+        let otherwise = if policy["failureAllows"] == true { "allowed" } else { "denied" };
+        let asked = match policy["invalid"].as_str() {
+            Some(why) => format!("nobody can be asked ({why})"),
+            None => format!("{} is asked", text(&policy["service"])),
+        };
+        lines.push(format!("  {asked}; without an answer it is {otherwise}"));
     }
     let networks: Vec<_> = list(&shown["default"]["networks"]).iter().map(text).collect();
     let whom = if networks.is_empty() { "everybody".to_owned() } else { networks.join(", ") };
@@ -241,6 +246,24 @@ fn policies(shown: &Value) -> String {
         lines.push(format!("by no rule{unnamed}"));
     }
     lines.join("\n")
+}
+
+/// What a policy is, and of what it speaks.
+fn headed(kind: &str, policy: &Value) -> String {
+    let mut line = format!("{kind} {}", text(&policy["name"]));
+    if policy["dryRun"] == true {
+        line.push_str(" (dry run)");
+    }
+    for (ports, word) in [("ports", "port"), ("notPorts", "not port")] {
+        let ports: Vec<_> = list(&policy[ports]).iter().map(Value::to_string).collect();
+        if !ports.is_empty() {
+            let _ = write!(line, ", {word} {}", ports.join(", "));
+        }
+    }
+    if !list(&policy["routes"]).is_empty() {
+        line.push_str(", for requests of its routes");
+    }
+    line
 }
 
 fn list(value: &Value) -> &[Value] {
@@ -291,6 +314,13 @@ mod tests {
                 },
                 { "name": "shop/t", "action": "DENY", "dryRun": true, "ports": [], "routes": [{}], "rules": [] },
             ],
+            "tokens": [{
+                "name": "shop/k", "dryRun": true, "ports": [80], "routes": [], "required": false, "issuers": ["https://a"],
+            }],
+            "authorizers": [
+                { "name": "shop/o", "ports": [], "notPorts": [9191], "service": "shop/opa:9191", "invalid": null },
+                { "name": "shop/x", "ports": [], "service": "/:0", "failureAllows": true, "invalid": "no Service" },
+            ],
             "default": { "networks": [], "audited": true },
             "verdicts": [
                 { "verdict": "allow", "rule": "shop/p/cart", "reason": "", "count": 3 },
@@ -307,6 +337,12 @@ ALLOW shop/p, port 80, 81
     when claim: realm.role; values: a
 DENY shop/t (dry run), for requests of its routes
   no rule: it describes nothing
+TOKENS shop/k (dry run), port 80
+  of https://a; a token is not needed
+AUTHORIZER shop/o, not port 9191
+  shop/opa:9191 is asked; without an answer it is denied
+AUTHORIZER shop/x
+  nobody can be asked (no Service); without an answer it is allowed
 where no policy that allows speaks: everybody, audited
 by no rule: deny 2 (policy_denied)";
         assert_eq!(policies(&shown), expected);

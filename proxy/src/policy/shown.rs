@@ -8,12 +8,14 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use serde_json::{Map, Value, json};
 use tulle_certs::{SpiffeId, TrustDomain};
 
-use super::access::{AccessPolicy, AccessRule, Condition, Operation, Source, Subject};
+use super::access::{AccessPolicy, AccessRule, Condition, Operation, RouteScope, Source, Subject};
 use super::claims::Claims;
+use super::external::ExternalSpec;
 use super::inbound::{Connection, Denial, Inbound, Judged, TlsKind, Verdict};
 use super::rules::Requested;
 use crate::route::Asked;
 use crate::state::Mode;
+use crate::token::AuthenticationSpec;
 
 /// Whether something would be let in, and by which rule.
 #[derive(Debug)]
@@ -54,6 +56,8 @@ pub fn in_force(policy: &Inbound) -> Value {
         "mtls": mode(spec.mode),
         "portsMtls": ports.collect::<Map<_, _>>(),
         "policies": policies.iter().map(shown).collect::<Vec<_>>(),
+        "tokens": spec.authentications.iter().map(tokens).collect::<Vec<_>>(),
+        "authorizers": spec.external.iter().map(authorizer).collect::<Vec<_>>(),
         "default": {
             "networks": texts(&spec.unspoken.networks),
             "audited": spec.unspoken.audited,
@@ -69,17 +73,47 @@ const fn mode(mode: Mode) -> &'static str {
     }
 }
 
-fn shown(policy: &AccessPolicy) -> Value {
-    let routes = policy.routes.iter().map(|scope| {
+/// Whose tokens requests may carry.
+fn tokens(policy: &AuthenticationSpec) -> Value {
+    json!({
+        "name": &*policy.name,
+        "dryRun": policy.dry_run,
+        "ports": policy.ports,
+        "routes": routes(&policy.routes),
+        "required": policy.required,
+        "issuers": policy.issuers.iter().map(|issuer| &*issuer.issuer).collect::<Vec<_>>(),
+    })
+}
+
+/// Who else is asked.
+fn authorizer(policy: &ExternalSpec) -> Value {
+    json!({
+        "name": &*policy.name,
+        "dryRun": policy.dry_run,
+        "ports": policy.ports,
+        "notPorts": policy.not_ports,
+        "routes": routes(&policy.routes),
+        "service": format!("{}:{}", policy.service, policy.service_port),
+        "failureAllows": policy.failure_allows,
+        "invalid": policy.invalid.as_deref(),
+    })
+}
+
+fn routes(scopes: &[RouteScope]) -> Vec<Value> {
+    let routes = scopes.iter().map(|scope| {
         let matches = scope.matches.iter().map(|one| format!("{one:?}"));
         json!({ "hostnames": texts(&scope.hostnames), "matches": matches.collect::<Vec<_>>() })
     });
+    routes.collect()
+}
+
+fn shown(policy: &AccessPolicy) -> Value {
     json!({
         "name": &*policy.name,
         "action": policy.action.as_str(),
         "dryRun": policy.dry_run,
         "ports": policy.ports,
-        "routes": routes.collect::<Vec<_>>(),
+        "routes": routes(&policy.routes),
         "rules": policy.rules.iter().map(rule).collect::<Vec<_>>(),
     })
 }
@@ -339,6 +373,29 @@ mod tests {
         });
         assert_eq!(*rule, expected);
         assert_eq!(shown["policies"][1]["dryRun"], json!(true));
+        assert_eq!((&shown["tokens"], &shown["authorizers"]), (&json!([]), &json!([])));
+    }
+
+    #[test]
+    fn whose_tokens_are_taken_and_who_else_is_asked_is_shown() {
+        let policy = AuthenticationSpec {
+            name: "shop/t".into(),
+            ports: vec![80],
+            routes: Vec::new(),
+            issuers: Vec::new(),
+            required: true,
+            dry_run: false,
+        };
+        let expected = json!({
+            "name": "shop/t", "dryRun": false, "ports": [80], "routes": [], "required": true, "issuers": [],
+        });
+        assert_eq!(tokens(&policy), expected);
+        let policy = ExternalSpec { dry_run: true, ..crate::policy::external_example("shop/o") };
+        let expected = json!({
+            "name": "shop/o", "dryRun": true, "ports": [], "notPorts": [], "routes": [], "service": "shop/opa:9191",
+            "failureAllows": false, "invalid": null,
+        });
+        assert_eq!(authorizer(&policy), expected);
     }
 
     #[test]
