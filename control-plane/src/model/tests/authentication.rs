@@ -79,8 +79,11 @@ fn a_service_of_keys_that_is_not_there_is_told() {
     }
 }
 
+/// A name, its ports, and of how many identities or rules.
+type Judge<'a> = (&'a str, &'a [u32], usize);
+
 /// What older proxies go by, and what newer ones do: names, ports and how many identities or rules.
-fn judged(policy: &v1::InboundPolicy) -> (Vec<(&str, &[u32], usize)>, Vec<(&str, &[u32], usize)>) {
+fn judged(policy: &v1::InboundPolicy) -> (Vec<Judge<'_>>, Vec<Judge<'_>>) {
     let rules = policy.rules.iter().map(|one| (&*one.name, &one.ports[..], one.identities.len()));
     let policies = policy.policies.iter().map(|one| (&*one.name, &one.ports[..], one.rules.len()));
     (rules.collect(), policies.collect())

@@ -241,7 +241,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let one = kubeconfig(folder.path(), "one");
         let said = async |file: &PathBuf, options: KubeConfigOptions| {
-            of_kubeconfig(&[file.clone()], &options).await.unwrap_err().to_string()
+            of_kubeconfig(std::slice::from_ref(file), &options).await.unwrap_err().to_string()
         };
         let place = one.display();
         assert_eq!(
