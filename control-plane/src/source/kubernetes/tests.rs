@@ -287,11 +287,11 @@ async fn an_api_server_that_was_emptied_is_read_anew_kind_by_kind() {
     assert_eq!(reading.endpoints("shop/orders"), expected(&["10.0.0.1"]), "what was read is served on");
     server.restore(Server::with(&[ROUTES]).backup());
     server.is_away(false);
-    eventually("everything gone", || {
-        let objects = reading.publisher.objects();
-        objects.values().sum::<usize>() == 0
-    })
-    .await;
+    let routes = || reading.publisher.objects()[&(Kind::HttpRoute, "ok")];
+    eventually("the Services gone", || !reading.service("shop/orders") && !reading.service("marks/before"))
+        .await;
+    eventually("the Pod gone", || !reading.has(ResourceType::Workload, "shop/orders-0")).await;
+    eventually("the route gone", || routes() == 0).await;
     server.apply(SERVICES, service("shop", "orders"));
     eventually("what is made from then on", || reading.service("shop/orders")).await;
     reading.caught_up("after").await;
