@@ -1,7 +1,6 @@
 //! What is begun and must not outlive this command: put down before a signal ends the command itself.
 
 use std::fs;
-use std::future::Future;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
