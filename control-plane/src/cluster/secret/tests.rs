@@ -342,18 +342,18 @@ async fn beside_an_issuer_what_is_lost_is_told_from_what_never_was() {
 #[tokio::test]
 async fn tokens_are_made_with_what_is_kept_and_pin_the_root_that_proxies_trust() {
     let server = ApiServer::start();
-    let secret = secret(&server);
-    assert!(secret.stored_tokens().await.is_err(), "nothing is made");
+    let kept = secret(&server);
+    assert!(kept.stored_tokens().await.is_err(), "nothing is made");
     assert!(server.object(PATH).is_none());
     let ca = ca(&server).await;
-    let stored = secret.stored_tokens().await.unwrap();
+    let stored = kept.stored_tokens().await.unwrap();
     let token = stored.tokens.mint(&id("web"), &[], Duration::from_secs(60), SystemTime::now()).unwrap();
     assert!(ca.tokens().verify(&token, SystemTime::now()).is_ok());
     assert_eq!((stored.pin, stored.trust_domain), (ca.pin(), Some(domain())));
 
     // Beside an issuer, whose root proxies are told.
     let beside = ApiServer::start();
-    self::secret(&beside).beside_issuer().open(&domain(), SystemTime::now()).await.unwrap();
+    secret(&beside).beside_issuer().open(&domain(), SystemTime::now()).await.unwrap();
     let tell = |roots: String| {
         let mut told = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": BUNDLE}});
         told["data"] = json!({ KEY: roots });
@@ -361,9 +361,9 @@ async fn tokens_are_made_with_what_is_kept_and_pin_the_root_that_proxies_trust()
     };
     let root = ca.bundle().to_pem();
     tell(root.clone());
-    assert_eq!(self::secret(&beside).stored_tokens().await.unwrap().pin, ca.pin());
+    assert_eq!(secret(&beside).stored_tokens().await.unwrap().pin, ca.pin());
     let other = Ca::open(tempfile::tempdir().unwrap().path(), &domain(), SystemTime::now()).unwrap();
     tell(root + &other.bundle().to_pem());
-    let error = self::secret(&beside).stored_tokens().await.unwrap_err().to_string();
+    let error = secret(&beside).stored_tokens().await.unwrap_err().to_string();
     assert!(error.contains("2 roots") && error.contains("tulle-trust-bundle"), "{error}");
 }
