@@ -281,7 +281,7 @@ spec:
         for text in [
             "kind: Pod\rspec:\n  containers:\r\n  - name: a\r",
             "kind: Pod # a\r# b\nspec:\n  containers:\n  - name: a\n    x: |\n      y\r      z\n",
-            "\r\r\rkind: Pod\nspec:\n  containers:\n  - name: 'a\r\r    b'\n",
+            "\r\r\rkind: Pod\nspec:\n  containers:\n  - name: 'a\r\r      b'\n",
             "kind: Pod\nspec:\n  containers:\n  - name: a\n    x: \"b\r     c\"\r",
         ] {
             edited(text, |pod| pod["spec"]["volumes"] = json!([{"name": "v"}]));
@@ -304,11 +304,11 @@ spec:
             value["a"][0]["y"]["q"] = json!(1);
             value["a"][0]["y"]["r"] = json!(1);
             value["a"][0]["z"] = json!(1);
-            value["a"].as_array_mut().unwrap().extend([json!({"name": "n"}), json!({"name": "m"})]);
+            value["a"].as_array_mut().unwrap().extend([json!({"name": "k"}), json!({"name": "m"})]);
             value["a"].as_array_mut().unwrap().insert(0, json!({"name": "f"}));
         });
         assert!(kept, "{text}");
-        let expected = "a:\n- name: f\n- name: x\n  y:\n    z: 1\n    q: 1\n    r: 1\n  z: 1\n- name: n\n- name: m\nb: 1\n";
+        let expected = "a:\n- name: f\n- name: x\n  y:\n    z: 1\n    q: 1\n    r: 1\n  z: 1\n- name: k\n- name: m\nb: 1\n";
         assert_eq!(text, expected);
     }
 
