@@ -90,7 +90,8 @@ fn pods() -> [Pod; 2] {
 }
 
 fn registration() -> v1::Registration {
-    let ports = vec![v1::RegisteredPort { service_port: 80, port: 8080 }];
+    let ports =
+        [(80, 8080), (82, 8082)].map(|(service_port, port)| v1::RegisteredPort { service_port, port }).into();
     v1::Registration {
         address: "10.2.0.1".to_owned(),
         services: vec![v1::RegisteredService { name: "orders".to_owned(), ports }],

@@ -45,21 +45,25 @@ const REPORT_REQUEST: &str = "tulle.v1.ReportRequest";
 const REPORT_RESPONSE: &str = "tulle.v1.ReportResponse";
 
 /// Fields that neither end of this version says.
-const UNSAID: [&str; 6] = [
+const UNSAID: [&str; 7] = [
     "envoy.service.discovery.v3.Node.metadata",
     "envoy.service.discovery.v3.Resource.aliases",
     "envoy.service.discovery.v3.DeltaDiscoveryResponse.system_version_info",
     "istio.v1.auth.IstioCertificateRequest.metadata",
     // A Service's routes hold for every host (GEP-1426).
     "tulle.v1.HttpRoute.hostnames",
+    "tulle.v1.RouteScope.hostnames",
     // Everything was answered when it was asked.
     "tulle.v1.TypeView.in_flight",
 ];
 
 /// Fields that came after this wire was first recorded: a version without them neither says nor reads them. Whoever adds a field adds it here.
-const LATER: [&str; 3] = [
+const LATER: [&str; 6] = [
+    "tulle.v1.InboundPolicy.authentications",
     "tulle.v1.InboundPolicy.default_audited",
     "tulle.v1.InboundPolicy.default_networks",
+    "tulle.v1.InboundPolicy.external",
+    "tulle.v1.InboundPolicy.policies",
     "tulle.v1.RateLimit.dry_run",
 ];
 
