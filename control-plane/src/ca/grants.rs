@@ -118,6 +118,25 @@ impl Grants {
         self.state.holds(&claims.sub, &Grant::by(claims))
     }
 
+    /// Whether nothing that this token grants is new. What other replicas have granted is looked for, of which nobody may have told yet.
+    ///
+    /// # Errors
+    /// When what is kept cannot be read.
+    pub(super) async fn covers(&self, claims: &Claims) -> Result<bool, CaError> {
+        let found: Mutex<Option<String>> = Mutex::default();
+        // It changes nothing: what tells of changes by itself is read by no other means.
+        let look = |text: Option<&str>| {
+            *found.lock() = text.map(str::to_owned);
+            None::<String>
+        };
+        self.state.store.change(GRANTS, &look).await?;
+        if let Some(text) = found.into_inner() {
+            self.take_in(&text);
+        }
+        let kept = self.state.kept.lock();
+        Ok(kept.get(claims.sub.as_str()).is_some_and(|known| known.covers(&Grant::by(claims))))
+    }
+
     /// Adds services that no token is known of.
     #[cfg(test)]
     pub(super) async fn add_services(&self, id: &SpiffeId, services: &[String]) -> Result<(), CaError> {
@@ -189,6 +208,13 @@ impl Grant {
             self.tokens.get(jti).is_some_and(|own| own.services.is_superset(&by.services))
         };
         self.services.is_superset(&other.services) && other.tokens.iter().all(held)
+    }
+
+    /// Whether it holds another, or all that its tokens grant where these may have had no room any more.
+    fn covers(&self, other: &Self) -> bool {
+        let is_full = self.tokens.len() >= TOKENS_EACH;
+        let is_left = |by: &ByToken| is_full && self.services.is_superset(&by.services);
+        self.holds(other) || other.tokens.values().all(is_left)
     }
 
     fn add(&mut self, more: Self, is_revoked: impl Fn(&str) -> bool) {
@@ -320,5 +346,14 @@ mod tests {
         assert_eq!(grant.tokens.len(), TOKENS_EACH);
         assert_eq!(grant.services, BTreeSet::from([format!("s{}", TOKENS_EACH + 1)]), "what is revoked goes");
         assert!(grant.names(&format!("s{}", TOKENS_EACH + 1), |_| true), "its services stay");
+        let covers = |number: usize, service: usize| {
+            let tokens = BTreeMap::from([(format!("t{number}"), by(&[&format!("s{service}")], 1))]);
+            grant.covers(&Grant { tokens, ..Grant::default() })
+        };
+        assert!(
+            covers(0, 0) && covers(TOKENS_EACH + 1, TOKENS_EACH + 1),
+            "one that is not told apart any more, too"
+        );
+        assert!(!covers(0, 1) && !covers(TOKENS_EACH, TOKENS_EACH));
     }
 }

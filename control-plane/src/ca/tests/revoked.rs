@@ -199,6 +199,17 @@ fn a_token_that_is_good_for_one_time_gives_one_certificate_which_renews_itself()
 }
 
 #[test]
+fn who_has_joined_at_one_replica_by_a_token_for_one_time_is_known_to_another_that_nobody_has_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ca, other) = (open(dir.path()), open(dir.path()));
+    let token = ca.tokens().mint_once(&id("web"), &["web".into()], HOUR, now()).unwrap();
+    join(&ca, &token).unwrap();
+    assert!(other.may_register(&id("web"), "web").is_err());
+    on_runtime(other.grant_to(&id("web"), &token, now())).unwrap();
+    assert_eq!(other.may_register(&id("web"), "web"), Ok(()));
+}
+
+#[test]
 fn of_those_who_show_a_token_at_once_that_is_good_for_one_time_one_is_let_in() {
     let dir = tempfile::tempdir().unwrap();
     let replicas = [open(dir.path()), open(dir.path()), open(dir.path())];
