@@ -14,8 +14,8 @@ use crate::run::{ENDING, is_ignored};
 /// How often is looked whether a signal has come.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Does this work; a signal that ends the command drops it first, and with it what it has begun. Afterwards signals do again what they always do. What the command was started to
-/// ignore (nohup(1)) stays ignored.
+/// Does this work; a signal that ends the command drops it first, and with it what it has begun. Afterwards signals do again what they always do, whatever
+/// else is done by this: a command does so once. What it was started to ignore (nohup(1)) stays ignored.
 ///
 /// # Errors
 /// Signals cannot be handled.

@@ -95,6 +95,12 @@ pub(crate) struct Kept {
     kubeconfig: Option<PathBuf>,
 }
 
+/// Where that is, as it is asked.
+enum Place<'a> {
+    Folder(&'a Path),
+    Cluster(Box<Secret>),
+}
+
 #[derive(Debug, clap::Args)]
 pub(crate) struct ListArgs {
     #[command(flatten)]
@@ -163,7 +169,8 @@ pub(crate) fn run(command: &TokenCommand) -> Result<()> {
 }
 
 fn make(arguments: &CreateArgs) -> Result<()> {
-    let kept = &arguments.kept;
+    let runtime = runtime()?;
+    let place = runtime.block_on(arguments.kept.place())?;
     let request = Request {
         trust_domain: arguments.trust_domain.as_deref(),
         identity: &arguments.workload_identity,
@@ -171,11 +178,11 @@ fn make(arguments: &CreateArgs) -> Result<()> {
         lifetime: arguments.lifetime,
         once: arguments.once,
     };
-    let (token, pin) = mint(&request, || kept.signer())?;
+    let (token, pin) = mint(&request, || runtime.block_on(place.signer()))?;
     let claims = claims_of(&token)?;
-    let noting = kept.change(|ledger| Some(ledger.with_made(&claims, SystemTime::now())));
+    let noting = place.change(|ledger| Some(ledger.with_made(&claims, SystemTime::now())));
     // The token is good all the same, and can be revoked by its file.
-    if let Err(error) = runtime()?.block_on(noting) {
+    if let Err(error) = runtime.block_on(noting) {
         eprintln!("warning: `tulle token list` will not know this token: {error:#}");
     }
     // Where nothing is issued there is no root to pin: the token is shown beside a certificate from elsewhere.
@@ -190,7 +197,7 @@ fn make(arguments: &CreateArgs) -> Result<()> {
 }
 
 fn list(arguments: &ListArgs) -> Result<()> {
-    let ledger = runtime()?.block_on(arguments.kept.change(|_| None))?;
+    let ledger = runtime()?.block_on(async { arguments.kept.place().await?.change(|_| None).await })?;
     match arguments.output {
         Format::Json => output::print_json(&ledger),
         Format::Table => output::print(&table(&ledger, SystemTime::now())),
@@ -201,7 +208,7 @@ fn revoke(arguments: &RevokeArgs) -> Result<()> {
     let (jti, claims) = named(&arguments.token)?;
     let now = SystemTime::now();
     let change = |ledger: Ledger| Some(ledger.with_revoked(&jti, claims.as_ref(), now));
-    let before = runtime()?.block_on(arguments.kept.change(change))?;
+    let before = runtime()?.block_on(async { arguments.kept.place().await?.change(change).await })?;
     let found = before.entries().find(|(known, _)| *known == jti).map(|(_, entry)| entry);
     let whose = match (&claims, found) {
         (Some(claims), _) => format!(" of {}", claims.sub),
@@ -258,31 +265,37 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 // === impl Kept ===
 
 impl Kept {
+    /// Where it is. Asked once: a credential plugin of the kubeconfig may ask who sits at the terminal.
+    async fn place(&self) -> Result<Place<'_>> {
+        if let Some(state_dir) = &self.state_dir {
+            return Ok(Place::Folder(state_dir));
+        }
+        let client = check::client(self.context.as_deref(), self.kubeconfig.as_deref()).await;
+        let (client, _) = client.map_err(|why| anyhow!("no --state-dir is given, and {why}"))?;
+        Ok(Place::Cluster(Box::new(Secret::new(client, &self.namespace))))
+    }
+}
+
+// === impl Place ===
+
+impl Place<'_> {
     /// Changes the book, and says what it was.
     async fn change(&self, change: impl Fn(Ledger) -> Option<Ledger> + Send + Sync) -> Result<Ledger> {
-        if let Some(state_dir) = &self.state_dir {
-            return Ok(ca::change_ledger_of(state_dir, change).await?);
-        }
-        let client = self.client().await?;
-        Ok(ca::change_ledger_in(&Secret::new(client, &self.namespace), change).await?)
-    }
-
-    /// What tokens are made with.
-    fn signer(&self) -> Result<Signer> {
-        if let Some(state_dir) = &self.state_dir {
-            return Signer::of(state_dir);
-        }
-        runtime()?.block_on(async {
-            let secret = Secret::new(self.client().await?, &self.namespace);
-            let stored = secret.stored_tokens().await.context("no join token can be signed")?;
-            Ok(Signer { tokens: stored.tokens, pin: Some(stored.pin), made_for: stored.trust_domain })
+        Ok(match self {
+            Self::Folder(state_dir) => ca::change_ledger_of(state_dir, change).await?,
+            Self::Cluster(secret) => ca::change_ledger_in(&**secret, change).await?,
         })
     }
 
-    async fn client(&self) -> Result<kube::Client> {
-        let client = check::client(self.context.as_deref(), self.kubeconfig.as_deref()).await;
-        let (client, _) = client.map_err(|why| anyhow!("no --state-dir is given, and {why}"))?;
-        Ok(client)
+    /// What tokens are made with.
+    async fn signer(&self) -> Result<Signer> {
+        match self {
+            Self::Folder(state_dir) => Signer::of(state_dir),
+            Self::Cluster(secret) => {
+                let stored = secret.stored_tokens().await.context("no join token can be signed")?;
+                Ok(Signer { tokens: stored.tokens, pin: Some(stored.pin), made_for: stored.trust_domain })
+            }
+        }
     }
 }
 
