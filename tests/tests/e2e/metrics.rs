@@ -131,6 +131,12 @@ const QUIET: &[&str] = &[
     "tulle_limit_reached_total",
     "tulle_limit_used",
     "tulle_limit_waiting",
+    // Where tokens are looked at, or authorizers asked: in the tests of jwt and ext_authz.
+    "tulle_tokens_total",
+    "tulle_jwks_fetches_total",
+    "tulle_jwks_last_fetch_timestamp_seconds",
+    "tulle_external_checks_total",
+    "tulle_external_check_duration_seconds",
     // Where a rule keeps sessions: in those of routing cases.
     "tulle_sessions_total",
     // Only for a while: in the tests of pools.

@@ -1,6 +1,7 @@
 //! Join tokens over their life: made, listed, revoked, while a workload lives by one.
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::Value;
 use tulle_tests::app::App;
@@ -25,7 +26,8 @@ async fn a_revoked_token_ends_the_workload_that_lives_by_it_and_no_other() {
     let app = App::saying("hello").await;
     let orders = world.workload("orders").serves("orders", app.address()).start().await;
     let web = world.workload("web").calls("orders").start().await;
-    let thief = world.workload("thief").calls("orders").start().await;
+    let thief = world.workload("thief").calls("orders");
+    let thief = thief.setting("--idle-timeout", "1s").start().await;
     orders.counts("tulle_registered", &[], 1.0).await;
     web.reaches("orders").await;
     thief.reaches("orders").await;
@@ -55,7 +57,9 @@ async fn a_revoked_token_ends_the_workload_that_lives_by_it_and_no_other() {
         if said.contains("revoked since") || said.contains("is revoked") { Ok(()) } else { Err(said) }
     })
     .await;
+    // Connections that are open stay so for as long as they are used.
     eventually("the thief's certificate has run out", async || {
+        tokio::time::sleep(Duration::from_secs(3)).await;
         let mut wire = thief.connect("orders").await;
         wire.send("GET / HTTP/1.1\r\nhost: orders\r\nconnection: close\r\n\r\n").await;
         let (head, _) = wire.response().await;
