@@ -198,7 +198,8 @@ impl Changes {
         let called = self.sets().chain(&self.remove).cloned().collect();
         headers::strip_named_trailers(request.body_mut(), called);
         let fields = request.headers_mut();
-        for Change { name, .. } in self.request.iter().filter(|change| change.how == How::Overwrite) {
+        let replaces = |change: &&Change| matches!(change.how, How::Overwrite | How::IfPresent);
+        for Change { name, .. } in self.request.iter().filter(replaces) {
             headers::strip_likenesses(fields, name);
         }
         apply(&self.request, fields);

@@ -105,6 +105,14 @@ fn headers_are_changed_as_is_said_and_put_in_the_place_of_the_clients_where_noth
             assert_eq!(values(request.headers(), "x-user"), expected, "{append:?} {action} {fields:?}");
         }
     }
+    let present = allowed(OkHttpResponse {
+        headers: vec![option("x-user-id", "new", None, present)],
+        ..OkHttpResponse::default()
+    });
+    let mut asked = request("/", &[("x-user-id", "old"), ("x_user_id", "old")]);
+    present.change(&mut asked).unwrap();
+    assert_eq!(values(asked.headers(), "x-user-id"), ["new"]);
+    assert!(!asked.headers().contains_key("x_user_id"), "some servers take it for the one that is replaced");
     let twice = allowed(OkHttpResponse {
         headers: vec![set("x-role", "a"), set("X-Role", "b")],
         ..OkHttpResponse::default()
