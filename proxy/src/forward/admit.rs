@@ -379,7 +379,7 @@ fn still(worker: &Worker, guard: &policy::Guard, under_way: &UnderWay) -> Result
         Some(inbound) => why_no_more(worker, guard, inbound, under_way),
         None => Some(changed(denied(worker, (Denial::NoPolicy, None), guard.open(), None))),
     };
-    refused.map_or(Ok(()), Err)
+    refused.map_or(Ok(()), |fault| Err(Fault { processed: Processed::No, ..fault }))
 }
 
 /// What a request that asks for a tunnel is registered as, since what passes there is judged no more; called when a request is about to be sent.
