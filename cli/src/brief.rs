@@ -17,19 +17,20 @@ pub(crate) fn brief(message: &str, arguments: impl Iterator<Item = OsString>) ->
         // Of `--flag=value`, too.
         let value = argument.split_once('=').map(|(_, value)| value);
         for long in [Some(&*argument), value].into_iter().flatten().filter(|text| text.len() > LONG) {
-            message = message.replace(long, &beginning(long));
+            message = message.replace(long, &beginning(long, SHOWN));
         }
     }
     let words = message.split_inclusive(char::is_whitespace);
     let cut = |word: &str| match word.len() > LONG_WORD {
-        true => beginning(word.trim_end()) + &word[word.trim_end().len()..],
+        true => beginning(word.trim_end(), SHOWN) + &word[word.trim_end().len()..],
         false => word.to_owned(),
     };
     words.map(cut).collect()
 }
 
-fn beginning(text: &str) -> String {
-    match text.char_indices().nth(SHOWN) {
+/// At most so many characters of a text.
+pub(crate) fn beginning(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.to_owned(),
     }

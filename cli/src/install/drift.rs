@@ -9,6 +9,8 @@ use serde_json::Value;
 use tulle_control_plane::inject::same_amount;
 use tulle_control_plane::tap::printable;
 
+use crate::brief::beginning;
+
 /// What is shown of a value, in characters.
 const SHOWN: usize = 60;
 
@@ -47,10 +49,7 @@ pub(super) fn shown(value: &Value) -> String {
         Value::String(text) => printable(text),
         other => other.to_string(),
     };
-    match text.char_indices().nth(SHOWN) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text,
-    }
+    beginning(&text, SHOWN)
 }
 
 fn compare(at: &str, said: &Value, live: &Value, found: &mut Vec<Differs>) {
