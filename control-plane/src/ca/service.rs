@@ -166,9 +166,6 @@ impl CertificateService {
                 (Status::unavailable(error.to_string()), Outcome::Failed)
             }
         })?;
-        if let Some(token) = token.as_ref().filter(|token| token.once) {
-            self.spend(token, now).await?;
-        }
         // Before the certificate is used: whoever has it registers at once.
         if let Some(token) = &token {
             self.ca.grant_by(token).await.map_err(|error| {
@@ -176,11 +173,14 @@ impl CertificateService {
                 (Status::unavailable(error.to_string()), Outcome::Failed)
             })?;
         }
+        if let Some(token) = token.as_ref().filter(|token| token.once) {
+            self.spend(token, now).await?;
+        }
         tracing::info!(%id, ?proof, "issued a certificate");
         Ok((IstioCertificateResponse { cert_chain: issued.to_pem() }, Outcome::Issued(proof)))
     }
 
-    /// Uses a token that is good for one time. Only now: what cannot be signed must not cost it.
+    /// Uses a token that is good for one time. At last: what cannot be signed, or kept, must not cost it.
     async fn spend(&self, token: &Claims, now: SystemTime) -> Result<(), (Status, Outcome)> {
         match self.ca.spend(token, now).await {
             Ok(true) => Ok(()),
