@@ -98,10 +98,10 @@ async fn a_cluster_is_looked_at_before_and_after_the_chart_is_there() {
     let objects = install(&server, &json!({})).await;
     let said = Said::by(&administrator, &["--pre"]);
     said.must("not-installed", "warning", "tulle upgrade");
-    said.must("tulle-definitions", "ok", "7 from before");
+    said.must("tulle-definitions", "ok", "10 from before");
     let said = Said::by(&administrator, &[]);
     assert_eq!(said.status, Some(1));
-    said.must("tulle-definitions", "ok", "all 7");
+    said.must("tulle-definitions", "ok", "all 10");
     said.must("rbac-control-plane", "ok", "may do all");
     // Nobody runs the pods of the Deployment.
     said.must("control-plane-ready", "error", "0 of ");

@@ -142,7 +142,8 @@ fn rights_that_are_taken_away_are_told_and_disturb_nothing() {
         // An open watch is not judged anew: only the next one is forbidden.
         mesh.between().say(Says::TheTruth);
         for (kind, resource) in [("Pod", "pods"), ("HTTPRoute", "httproutes")] {
-            let said = format!("cannot watch resource \"{resource}\"");
+            // Before a watch is opened anew it is asked which version is current, by a list of one.
+            let said = format!("cannot list resource \"{resource}\"");
             logs(&mesh, &["does not allow it", &said, "served on"]).await;
             counts(&mesh, "the forbidden watch is counted", |metrics| {
                 let labels = [("kind", kind), ("reason", "forbidden")];
