@@ -30,6 +30,15 @@ fn open(dir: &Path) -> Ca {
     Ca::open(dir, &domain(), now()).unwrap()
 }
 
+/// The same, and what becomes of each request for a certificate.
+fn observed(dir: &Path) -> (Ca, Arc<Mutex<Vec<Outcome>>>) {
+    let seen: Arc<Mutex<Vec<Outcome>>> = Arc::default();
+    let told = seen.clone();
+    let observer = Box::new(move |outcome| told.lock().push(outcome));
+    let ca = Ca::open_with(dir, &domain(), now(), Options { observer, ..Options::default() }).unwrap();
+    (ca, seen)
+}
+
 fn certificate(
     ca: &Ca,
     request: &Request<IstioCertificateRequest>,
@@ -140,11 +149,7 @@ fn many_who_join_at_once_are_all_granted_what_their_tokens_say() {
 #[test]
 fn every_refusal_has_its_status_and_is_observed() {
     let dir = tempfile::tempdir().unwrap();
-    let seen: Arc<Mutex<Vec<Outcome>>> = Arc::default();
-    let observed = seen.clone();
-    let options =
-        Options { observer: Box::new(move |outcome| observed.lock().push(outcome)), ..Options::default() };
-    let ca = Ca::open_with(dir.path(), &domain(), now(), options).unwrap();
+    let (ca, seen) = observed(dir.path());
     let mint = |id: &SpiffeId| ca.tokens().mint(id, &[], HOUR, now()).unwrap();
     let other_ca = tempfile::tempdir().unwrap();
     let foreign = open(other_ca.path()).tokens().mint(&id("web"), &[], HOUR, now()).unwrap();

@@ -36,10 +36,7 @@ fn revoke(dir: &Path, token: &str) {
 #[test]
 fn a_revoked_token_and_what_goes_back_to_it_get_no_certificate() {
     let dir = tempfile::tempdir().unwrap();
-    let seen: Arc<Mutex<Vec<Outcome>>> = Arc::default();
-    let observed = seen.clone();
-    let observer = Box::new(move |outcome| observed.lock().push(outcome));
-    let ca = Ca::open_with(dir.path(), &domain(), now(), Options { observer, ..Options::default() }).unwrap();
+    let (ca, seen) = observed(dir.path());
     let mint = |services: &[&str]| {
         let services: Vec<String> = services.iter().map(|one| (*one).to_owned()).collect();
         ca.tokens().mint(&id("web"), &services, HOUR, now()).unwrap()
@@ -171,10 +168,7 @@ fn nothing_is_said_to_be_revoked_in_a_folder_that_is_no_control_planes() {
 #[test]
 fn a_token_that_is_good_for_one_time_gives_one_certificate_which_renews_itself() {
     let dir = tempfile::tempdir().unwrap();
-    let seen: Arc<Mutex<Vec<Outcome>>> = Arc::default();
-    let observed = seen.clone();
-    let observer = Box::new(move |outcome| observed.lock().push(outcome));
-    let ca = Ca::open_with(dir.path(), &domain(), now(), Options { observer, ..Options::default() }).unwrap();
+    let (ca, seen) = observed(dir.path());
     let token = ca.tokens().mint_once(&id("web"), &["web".into()], HOUR, now()).unwrap();
     // What cannot be signed does not cost it.
     let mut bad = Request::new(IstioCertificateRequest { csr: "rubbish".into(), ..Default::default() });
